@@ -1,0 +1,133 @@
+//! What goes in.
+
+use std::sync::Arc;
+
+use crate::types::*;
+
+/// One input of [`Cluster::step`](crate::Cluster::step).
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A client asked for something. Exactly one [`Effect::Reply`](crate::Effect::Reply) follows.
+    Request {
+        /// Returned with the reply.
+        id: u64,
+        /// What was asked.
+        command: Command,
+    },
+    /// An agent reported the whole state of its node.
+    Report(NodeReport),
+    /// An agent said that nothing has changed since its report `same_as`.
+    Heartbeat {
+        /// Node that it is about.
+        node: NodeId,
+        /// As in [`NodeReport`].
+        boot: u64,
+        /// As in [`NodeReport`].
+        seq: u64,
+        /// The `seq` of the last whole report of this boot.
+        same_as: u64,
+    },
+    /// A deadline was reached; nothing else happened.
+    Tick,
+}
+
+/// What a client can ask for.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Queue a new job, or one for every index of its array.
+    Submit(Arc<JobSpec>),
+    /// End a job, whatever it is doing.
+    Cancel {
+        /// The job.
+        job: JobId,
+        /// With all other elements of its array.
+        whole_array: bool,
+    },
+    /// Change whether a node takes work.
+    SetNode {
+        /// Name of the node.
+        node: Name,
+        /// Wanted state.
+        availability: Availability,
+    },
+    /// Make a queue, or change it.
+    SetQueue(Queue),
+}
+
+/// Whether a node takes work. Set by administrators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Availability {
+    /// Takes work.
+    Open,
+    /// Takes no new work; what runs there runs on.
+    Cordoned,
+    /// Takes no new work; what runs there is stopped with its grace and placed elsewhere.
+    Draining,
+}
+
+/// A team's share of the pool.
+///
+/// Quantities are in thousandths of a device; a rank without devices counts its processor time instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// Identity.
+    pub name: Name,
+    /// Share of what is contended, relative to other queues; at least 1.
+    pub weight: u32,
+    /// A queue that holds less goes before those that hold more than theirs.
+    pub guaranteed_milli: u64,
+    /// The queue never holds more. `None`: no limit.
+    pub limit_milli: Option<u64>,
+}
+
+/// The whole state of a node at one moment: devices, and every worker process.
+///
+/// Reports are levels, not edges: losing, repeating or delaying one does no harm, because the next one says
+/// everything again.
+#[derive(Clone, Debug)]
+pub struct NodeReport {
+    /// Node that the report is about.
+    pub node: Name,
+    /// Grows with every start of the agent.
+    pub boot: u64,
+    /// Grows with every report or heartbeat of one boot.
+    pub seq: u64,
+    /// What the node offers.
+    pub inventory: Arc<Inventory>,
+    /// Revision of the assignment that the agent is carrying out.
+    pub revision: u64,
+    /// Every worker process that the agent knows of.
+    pub workers: Vec<WorkerReport>,
+}
+
+/// State of one worker process, from its agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerReport {
+    /// Which worker.
+    pub id: WorkerId,
+    /// What it is doing.
+    pub state: WorkerState,
+}
+
+/// What a worker process is doing, from its agent. Only ever grows, in the order of the variants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WorkerState {
+    /// Launched, not yet ready.
+    Starting,
+    /// Doing its work.
+    Running,
+    /// Ended.
+    Exited(Exit),
+}
+
+impl WorkerState {
+    /// The later of two pieces of news about one worker; the first exit stands.
+    pub fn max(self, other: WorkerState) -> WorkerState {
+        use WorkerState::*;
+        match (self, other) {
+            (exited @ Exited(_), _) | (_, exited @ Exited(_)) => exited,
+            (Running, _) | (_, Running) => Running,
+            (Starting, Starting) => Starting,
+        }
+    }
+}

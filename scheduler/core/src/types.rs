@@ -1,0 +1,457 @@
+//! The nouns of the domain: identities, quantities, specifications.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::{fmt, ops::Add, str::FromStr, time::Duration};
+
+/// A point on the pool's timeline, in milliseconds since the Unix epoch. Never decreases.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Time(pub u64);
+
+/// A short text that many records share: the name of a node, a queue, a user.
+pub type Name = Arc<str>;
+
+/// Identity of a job. Assigned by the scheduler, in order of submission, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct JobId(pub u64);
+
+/// Identity of a node within the pool. Assigned by the scheduler when the node's name is first seen, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodeId(pub u32);
+
+/// Identity of one worker process.
+///
+/// It carries the job's `attempt`, so that a report about a worker of an earlier attempt can never be
+/// mistaken for one about the current attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WorkerId {
+    /// Job that the worker belongs to.
+    pub job: JobId,
+    /// Placement of the job that the worker belongs to, counted from 1.
+    pub attempt: u32,
+    /// Rank of the worker within the job, `0..spec.ranks()`.
+    pub rank: u32,
+}
+
+/// Maker of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum Vendor {
+    Cpu,
+    Nvidia,
+    Amd,
+    Ascend,
+    Cambricon,
+    Hygon,
+    MooreThreads,
+    Iluvatar,
+    Enflame,
+    MetaX,
+    Kunlunxin,
+    Biren,
+    Intel,
+    Gaudi,
+    THead,
+}
+
+/// What makes devices interchangeable for placement.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DeviceClass {
+    /// Maker.
+    pub vendor: Vendor,
+    /// Model in lower case, words joined by hyphens, the most general first: `h100-80gb-hbm3`.
+    pub model: Name,
+    /// Memory of one device, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// One device of a node. Its index is its position in [`Inventory::devices`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// What it is.
+    pub class: Arc<DeviceClass>,
+    /// The vendor's unique name of this very piece, or one made from its place in the machine.
+    pub uuid: Name,
+    /// Why it must not be used; `None` for a healthy one.
+    pub fault: Option<Name>,
+}
+
+/// What a node offers, as its agent last reported it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// Devices, at most 65,535.
+    pub devices: Vec<Device>,
+    /// Processor time, in thousandths of a core.
+    pub cpus_milli: u32,
+    /// Main memory, in bytes.
+    pub memory_bytes: u64,
+    /// Host name or IP address under which the node's workers reach each other.
+    pub address: Name,
+    /// Ports that workers of this node may listen on.
+    pub ports: Ports,
+    /// Labels of the node: rack, zone, whatever its administrator wrote.
+    pub labels: BTreeMap<Name, Name>,
+}
+
+/// A range of TCP ports, `first..=last`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Ports {
+    pub first: u16,
+    pub last: u16,
+}
+
+/// What a user asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobSpec {
+    /// What people call it.
+    pub name: Name,
+    /// Who submitted it.
+    pub user: Name,
+    /// Queue that the job is charged to.
+    pub queue: Name,
+    /// Chosen by the client: submitting the same key again returns the job that it made. Empty for none.
+    pub client_key: Name,
+    /// Larger goes first within a queue.
+    pub priority: i32,
+    /// Groups of equal ranks, all placed together or not at all. Ranks are numbered through, role by role.
+    pub roles: Vec<Role>,
+    /// Jobs that must have succeeded before this one may start.
+    pub after: Vec<JobId>,
+    /// If given, one job is made for every index.
+    pub array: Option<ArrayRange>,
+    /// The job ends when it has run for so long, in milliseconds.
+    pub time_limit_ms: Option<u64>,
+    /// Failures of its own after which it is placed again. Loss of a node is no failure of the job.
+    pub retries: u32,
+    /// From the request to stop until the worker is killed, in milliseconds.
+    pub grace_ms: u64,
+    /// Environment of every worker.
+    pub env: Vec<(Name, Name)>,
+    /// Working directory of every worker, on its node; `None`: its run directory.
+    pub working_dir: Option<Name>,
+    /// Where the job keeps its checkpoints, on storage that all its nodes see; `None`: the agent's default.
+    pub checkpoint_dir: Option<Name>,
+}
+
+/// Indices of an array job: `first, first + step, … <= last`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct ArrayRange {
+    pub first: u32,
+    pub last: u32,
+    pub step: u32,
+}
+
+/// A group of equal ranks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Role {
+    /// `trainer`, `server`, `rollout`, …; `worker` where the user named none.
+    pub name: Name,
+    /// Number of workers.
+    pub ranks: u32,
+    /// What each of them needs.
+    pub request: Request,
+    /// What each of them runs.
+    pub program: Program,
+}
+
+/// Resources of one rank; all on one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Request {
+    /// Alternatives in order of preference, the same one for all ranks of the role. Empty: no devices.
+    pub devices: Vec<DeviceRequest>,
+    /// Processor time, in thousandths of a core. A CPU device brings at least the core that it is.
+    pub cpus_milli: u32,
+    /// Main memory, in bytes.
+    pub memory_bytes: u64,
+    /// Labels that the node must have.
+    pub labels: Vec<(Name, Name)>,
+}
+
+/// A number of equal devices on one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DeviceRequest {
+    /// How many; at least 1.
+    pub count: u16,
+    /// Required maker.
+    pub vendor: Option<Vendor>,
+    /// Required model, or its first words: `h100` accepts `h100-80gb-hbm3`.
+    pub model: Option<Name>,
+    /// Least memory of each device, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// What a worker runs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Program {
+    /// Any program; the first word is looked up in the node's `PATH`.
+    Command(Vec<Name>),
+    /// The bundled trainer.
+    Train(TrainOptions),
+    /// The bundled inference server.
+    Serve(ServeOptions),
+}
+
+/// Options of the bundled trainer. The worker knows what they mean and checks them again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainOptions {
+    /// Preset name, or a directory with a `config.json`.
+    pub model: Name,
+    /// File or directory of text, on storage that all nodes see.
+    pub data: Name,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Sequences a step, over all ranks.
+    pub batch: u32,
+    /// Tokens a sequence.
+    pub context: u32,
+    /// Peak learning rate.
+    pub learning_rate: f32,
+    /// Of initialisation and of the order of the data.
+    pub seed: u64,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+}
+
+/// Options of the bundled inference server.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServeOptions {
+    /// Directory of a model or of a training job's checkpoints.
+    pub model: Name,
+    /// Name that clients ask for; empty: that of the directory.
+    pub served_name: Name,
+    /// Requests that may wait before further ones are refused.
+    pub max_queue: u32,
+}
+
+/// One rank of a placed job, on its node and devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// Node that the worker runs on.
+    pub node: NodeId,
+    /// Device indices on that node, ascending.
+    pub devices: Vec<u16>,
+    /// Held processor time, in thousandths of a core.
+    pub cpus_milli: u32,
+    /// Held main memory, in bytes.
+    pub memory_bytes: u64,
+    /// The port that is this worker's to listen on. That of rank 0 is the gang's meeting point.
+    pub port: u16,
+    /// Progress of the worker process.
+    pub worker: RankState,
+}
+
+/// Progress of one rank, as the scheduler knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RankState {
+    /// Assigned; the agent has not yet reported it.
+    Assigned,
+    /// Its process was started, but is not ready.
+    Starting,
+    /// Doing its work.
+    Running,
+    /// Known not to run any more.
+    Gone,
+}
+
+/// What every worker on a node should be doing. Replaces all earlier assignments.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Assignment {
+    /// Grows by one with every change of the node's assignment.
+    pub revision: u64,
+    /// Complete list; a worker that is not in it must not run.
+    pub workers: Vec<WorkerOrder>,
+}
+
+/// One worker of an [`Assignment`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct WorkerOrder {
+    /// Which worker.
+    pub id: WorkerId,
+    /// Whether it should run or end.
+    pub goal: Goal,
+    /// From the request to stop until the worker is killed, in milliseconds.
+    pub grace_ms: u64,
+    /// How to start it. Left out once the agent has reported the worker.
+    pub launch: Option<Arc<Launch>>,
+}
+
+/// All that an agent needs to start a worker.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Launch {
+    /// The job's specification.
+    pub spec: Arc<JobSpec>,
+    /// Role of the rank, an index of `spec.roles`.
+    pub role: usize,
+    /// Number of ranks of the job.
+    pub world_size: u32,
+    /// Position among the job's ranks on this node, and how many they are.
+    pub local_rank: u32,
+    #[allow(missing_docs)]
+    pub local_world_size: u32,
+    /// Position of this node among the job's nodes, in the order of their lowest ranks.
+    pub node_rank: u32,
+    /// Address and port of rank 0.
+    pub master: (Name, u16),
+    /// Index within the array, if the job is an element of one.
+    pub array_index: Option<u32>,
+    /// Devices, processor time, memory and port of this rank.
+    pub allocation: Allocation,
+}
+
+/// What a worker should be doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// Run until it exits by itself.
+    Run,
+    /// Write a checkpoint, if it can, and exit.
+    Stop,
+}
+
+/// How a worker process ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It exited with this code.
+    Code(i32),
+    /// A signal ended it.
+    Signal(i32),
+    /// It could not be started, or its agent had to end it; says why.
+    Failed(Name),
+}
+
+/// Indices of an array, at most.
+pub const MAX_ARRAY: u64 = 100_000;
+
+impl JobSpec {
+    /// Number of ranks over all roles.
+    pub fn ranks(&self) -> u32 {
+        self.roles.iter().map(|role| role.ranks).sum()
+    }
+
+    /// The role of a rank, as an index of `roles`.
+    pub fn role_of(&self, rank: u32) -> usize {
+        let mut end = 0;
+        let role = self.roles.iter().position(|role| {
+            end += role.ranks;
+            rank < end
+        });
+        role.unwrap_or_else(|| panic!("rank {rank} of {}", self.ranks()))
+    }
+}
+
+impl ArrayRange {
+    /// Number of indices; 0 for an impossible range.
+    pub fn count(&self) -> u64 {
+        if self.step == 0 || self.last < self.first {
+            return 0;
+        }
+        u64::from((self.last - self.first) / self.step) + 1
+    }
+}
+
+impl DeviceRequest {
+    /// Whether devices of the class will do.
+    pub fn accepts(&self, class: &DeviceClass) -> bool {
+        self.vendor.is_none_or(|vendor| vendor == class.vendor)
+            && self.memory_bytes <= class.memory_bytes
+            && self.model.as_deref().is_none_or(|want| {
+                class.model.strip_prefix(want).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+            })
+    }
+}
+
+impl Vendor {
+    /// All vendors, with their names.
+    pub const ALL: [(Vendor, &'static str); 15] = [
+        (Vendor::Cpu, "cpu"),
+        (Vendor::Nvidia, "nvidia"),
+        (Vendor::Amd, "amd"),
+        (Vendor::Ascend, "ascend"),
+        (Vendor::Cambricon, "cambricon"),
+        (Vendor::Hygon, "hygon"),
+        (Vendor::MooreThreads, "moore-threads"),
+        (Vendor::Iluvatar, "iluvatar"),
+        (Vendor::Enflame, "enflame"),
+        (Vendor::MetaX, "metax"),
+        (Vendor::Kunlunxin, "kunlunxin"),
+        (Vendor::Biren, "biren"),
+        (Vendor::Intel, "intel"),
+        (Vendor::Gaudi, "gaudi"),
+        (Vendor::THead, "t-head"),
+    ];
+}
+
+/// A name that no vendor has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownVendor(pub String);
+
+impl FromStr for Vendor {
+    type Err = UnknownVendor;
+    fn from_str(text: &str) -> Result<Vendor, UnknownVendor> {
+        let known = Vendor::ALL.iter().find(|(_, name)| *name == text);
+        known.map(|(vendor, _)| *vendor).ok_or_else(|| UnknownVendor(text.into()))
+    }
+}
+
+impl FromStr for JobId {
+    type Err = String;
+    /// Reads `job-7`, or `7`.
+    fn from_str(text: &str) -> Result<JobId, String> {
+        let digits = text.strip_prefix("job-").unwrap_or(text);
+        match digits.parse() {
+            Ok(id) if 0 < id && digits.starts_with(|first: char| first.is_ascii_digit()) => Ok(JobId(id)),
+            _ => Err(format!("{text:?} names no job: expected job-N with N from 1")),
+        }
+    }
+}
+
+impl Add<Duration> for Time {
+    type Output = Time;
+    fn add(self, rhs: Duration) -> Time {
+        Time(self.0.saturating_add(rhs.as_millis() as u64))
+    }
+}
+impl Time {
+    /// Milliseconds since `earlier`; 0 if that is later.
+    pub fn since(self, earlier: Time) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl fmt::Display for UnknownVendor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = Vendor::ALL.iter().map(|(_, name)| *name).collect();
+        write!(f, "no vendor {:?}; known are {}", self.0, names.join(", "))
+    }
+}
+impl fmt::Display for Vendor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Vendor::ALL.iter().find(|(vendor, _)| vendor == self).map(|(_, name)| *name);
+        f.write_str(name.expect("every vendor is listed"))
+    }
+}
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:03}s", self.0 / 1000, self.0 % 1000)
+    }
+}
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "job-{}", self.0)
+    }
+}
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}/{}", self.job, self.attempt, self.rank)
+    }
+}
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Exit::Code(code) => write!(f, "exited with {code}"),
+            Exit::Signal(signal) => write!(f, "was ended by signal {signal}"),
+            Exit::Failed(why) => f.write_str(why),
+        }
+    }
+}
