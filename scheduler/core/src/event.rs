@@ -95,7 +95,7 @@ pub struct NodeReport {
     /// What the node offers.
     pub inventory: Arc<Inventory>,
     /// Revision of the assignment that the agent is carrying out.
-    pub revision: u64,
+    pub revision: Revision,
     /// Every worker process that the agent knows of.
     pub workers: Vec<WorkerReport>,
 }

@@ -5,8 +5,18 @@
 //! logs. The same code runs in the live server, in the trace-driven simulator and in the fault-injection
 //! tests.
 
+pub mod agent;
+pub mod cluster;
+pub mod effect;
 pub mod event;
+pub mod explain;
+pub mod jobs;
+mod lifecycle;
+pub mod nodes;
+pub mod plan;
 pub mod types;
 
+pub use cluster::{Cluster, Policy};
+pub use effect::{Answer, Effect, Note, Record, Refusal};
 pub use event::*;
 pub use types::*;

@@ -255,11 +255,20 @@ pub enum RankState {
     Gone,
 }
 
+/// Version of a node's assignment. Never stored: a new term starts above all revisions of earlier ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Revision {
+    /// Term of the scheduler that made it; grows with every start of a scheduler. An agent ignores lower ones.
+    pub term: u64,
+    /// Grows with every change of an assignment within the term.
+    pub count: u64,
+}
+
 /// What every worker on a node should be doing. Replaces all earlier assignments.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Assignment {
-    /// Grows by one with every change of the node's assignment.
-    pub revision: u64,
+    /// Its version.
+    pub revision: Revision,
     /// Complete list; a worker that is not in it must not run.
     pub workers: Vec<WorkerOrder>,
 }

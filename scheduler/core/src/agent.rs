@@ -1,0 +1,239 @@
+//! The agent's half of the protocol: carries out assignments, reports what is.
+//!
+//! Sans-IO like [`Cluster`](crate::Cluster); the live agent and the simulated one both run it. Times are of
+//! the node's own clock, which must run on while the machine sleeps; they are never compared with the
+//! scheduler's.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::event::*;
+use crate::types::*;
+
+/// State of one agent.
+#[derive(Clone, Debug)]
+pub struct NodeAgent {
+    node: Name,
+    inventory: Arc<Inventory>,
+    revision: Revision,
+    orders: Vec<WorkerOrder>,
+    workers: BTreeMap<WorkerId, WorkerState>,
+    boot: u64,
+    seq: u64,
+    /// Grows with every change of what a report would say.
+    version: u64,
+    /// Messages sent and not yet answered.
+    unanswered: VecDeque<Sent>,
+    /// The last whole report that the scheduler is known to have handled, and what version it told.
+    known: Option<(u64, u64)>,
+    lease: Duration,
+    lease_end: Time,
+}
+
+/// A message that was sent.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    seq: u64,
+    at: Time,
+    /// What version it told, if it was a whole report.
+    version: Option<u64>,
+}
+
+/// What an agent says to the scheduler.
+#[derive(Clone, Debug)]
+pub enum Message {
+    /// Everything.
+    Report(NodeReport),
+    /// Nothing has changed since the report `same_as`.
+    #[allow(missing_docs)]
+    Heartbeat { boot: u64, seq: u64, same_as: u64 },
+}
+
+/// What the agent's shell must do to processes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Start a process.
+    Launch(WorkerId, Arc<Launch>),
+    /// End a process: with a signal and this grace in milliseconds, or at once with 0.
+    Stop {
+        /// Which.
+        worker: WorkerId,
+        /// Time until it is killed, in milliseconds.
+        grace_ms: u64,
+    },
+    /// The scheduler has taken note of the worker's exit; nobody will ask for its state again.
+    Forget(WorkerId),
+}
+
+impl NodeAgent {
+    /// An agent that has just started.
+    ///
+    /// * `boot`: larger than that of any earlier start on this node.
+    /// * `workers`: those that an earlier start left running, or whose exit it may not have reported.
+    /// * `lease_end`: end of the lease under which they run.
+    pub fn new(
+        node: Name,
+        inventory: Arc<Inventory>,
+        boot: u64,
+        workers: BTreeMap<WorkerId, WorkerState>,
+        lease_end: Time,
+    ) -> NodeAgent {
+        NodeAgent {
+            node,
+            inventory,
+            revision: Revision::default(),
+            orders: Vec::new(),
+            workers,
+            boot,
+            seq: 0,
+            version: 0,
+            unanswered: VecDeque::new(),
+            known: None,
+            lease: Duration::ZERO,
+            lease_end,
+        }
+    }
+
+    /// A session with the scheduler began: it grants leases of this length and must be told everything.
+    pub fn on_session(&mut self, lease: Duration) {
+        self.lease = lease;
+        self.known = None;
+        self.unanswered.clear();
+    }
+
+    /// The next message to send: a whole report if anything has changed, else a heartbeat.
+    pub fn message(&mut self, now: Time) -> Message {
+        self.seq += 1;
+        let (boot, seq) = (self.boot, self.seq);
+        let known = self.known.filter(|(_, version)| *version == self.version);
+        let version = known.is_none().then_some(self.version);
+        self.unanswered.push_back(Sent { seq, at: now, version });
+        match known {
+            Some((same_as, _)) => Message::Heartbeat { boot, seq, same_as },
+            None => Message::Report(self.report()),
+        }
+    }
+
+    fn report(&self) -> NodeReport {
+        let worker = |(id, state): (&WorkerId, &WorkerState)| WorkerReport { id: *id, state: state.clone() };
+        NodeReport {
+            node: self.node.clone(),
+            boot: self.boot,
+            seq: self.seq,
+            inventory: self.inventory.clone(),
+            revision: self.revision,
+            workers: self.workers.iter().map(worker).collect(),
+        }
+    }
+
+    /// Whether the scheduler is not known to know what a report would say now.
+    pub fn has_news(&self) -> bool {
+        self.known.is_none_or(|(_, version)| version != self.version)
+    }
+
+    /// The scheduler handled the message `seq`. Renews the lease from when that message was *sent*.
+    pub fn on_renew(&mut self, seq: u64) {
+        while let Some(sent) = self.unanswered.front().copied()
+            && sent.seq <= seq
+        {
+            self.unanswered.pop_front();
+            self.lease_end = self.lease_end.max(sent.at + self.lease);
+            if let (true, Some(version)) = (sent.seq == seq, sent.version) {
+                self.known = Some((seq, version));
+            }
+        }
+    }
+
+    /// The scheduler does not know what heartbeats refer to.
+    pub fn on_ask_report(&mut self) {
+        self.known = None;
+    }
+
+    /// The scheduler's answer to the message `seq`, with the whole assignment.
+    ///
+    /// Without a lease an assignment is void: its workers may have been placed elsewhere by now.
+    pub fn on_assignment(&mut self, now: Time, seq: u64, assignment: Assignment) -> Vec<Action> {
+        self.on_renew(seq);
+        if self.lease_end <= now || assignment.revision < self.revision {
+            return Vec::new();
+        }
+        if self.revision < assignment.revision {
+            self.version += 1;
+        }
+        self.revision = assignment.revision;
+        self.orders = assignment.workers;
+        let mut actions = Vec::new();
+        for order in &self.orders {
+            match (self.workers.get(&order.id), order.goal, &order.launch) {
+                (None, Goal::Run, Some(launch)) => {
+                    self.workers.insert(order.id, WorkerState::Starting);
+                    actions.push(Action::Launch(order.id, launch.clone()));
+                }
+                (Some(WorkerState::Starting | WorkerState::Running), Goal::Stop, _) => {
+                    actions.push(Action::Stop { worker: order.id, grace_ms: order.grace_ms });
+                }
+                (Some(_), Goal::Run, _) | (None, ..) | (Some(WorkerState::Exited(_)), Goal::Stop, _) => (),
+            }
+        }
+        let orders = &self.orders;
+        let named = |id: &WorkerId| orders.binary_search_by_key(id, |order| order.id).is_ok();
+        self.workers.retain(|id, state| {
+            if named(id) {
+                return true;
+            }
+            let exited = matches!(state, WorkerState::Exited(_));
+            if exited {
+                actions.push(Action::Forget(*id));
+                self.version += 1;
+            } else {
+                actions.push(Action::Stop { worker: *id, grace_ms: 0 });
+            }
+            !exited
+        });
+        actions
+    }
+
+    /// A process changed state. News that is older than what is known changes nothing.
+    pub fn on_worker(&mut self, id: WorkerId, state: WorkerState) {
+        if let Some(known) = self.workers.get_mut(&id) {
+            let latest = known.clone().max(state);
+            if *known != latest {
+                *known = latest;
+                self.version += 1;
+            }
+        }
+    }
+
+    /// The node's devices, or what else it offers, are not what they were.
+    pub fn on_inventory(&mut self, inventory: Arc<Inventory>) {
+        if self.inventory != inventory {
+            self.inventory = inventory;
+            self.version += 1;
+        }
+    }
+
+    /// Ends every worker once the lease has run out: the scheduler may place them elsewhere from now on.
+    pub fn on_tick(&self, now: Time) -> Vec<Action> {
+        if now < self.lease_end {
+            return Vec::new();
+        }
+        self.alive().map(|worker| Action::Stop { worker, grace_ms: 0 }).collect()
+    }
+
+    /// Workers that run or are about to.
+    pub fn alive(&self) -> impl Iterator<Item = WorkerId> {
+        let alive = self.workers.iter().filter(|(_, state)| !matches!(state, WorkerState::Exited(_)));
+        alive.map(|(id, _)| *id)
+    }
+
+    /// All workers that it would report.
+    pub fn workers(&self) -> &BTreeMap<WorkerId, WorkerState> {
+        &self.workers
+    }
+
+    /// End of the lease.
+    pub fn lease_end(&self) -> Time {
+        self.lease_end
+    }
+}

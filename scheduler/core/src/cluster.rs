@@ -1,0 +1,395 @@
+//! The pool's state, and the one function that changes it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::effect::*;
+use crate::event::*;
+use crate::jobs::*;
+use crate::nodes::*;
+use crate::plan::{self, Order};
+use crate::types::*;
+
+/// Name of the queue that always exists.
+pub const DEFAULT_QUEUE: &str = "default";
+
+/// Rules of the pool. A value, not a plug-in: it is printed, compared and simulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Who goes first.
+    pub order: Order,
+    /// Silence after which a node is lost.
+    pub lease: Duration,
+    /// Pause before a job that failed is placed again. Doubles with every failure, up to 64 times.
+    pub backoff: Duration,
+}
+
+/// All that the scheduler knows.
+///
+/// Invariant: a step saves every record that it changed, so a cluster restored from the store equals this
+/// one, but for leases and revisions. See [`Cluster::check`].
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    pub(crate) policy: Policy,
+    pub(crate) jobs: Jobs,
+    pub(crate) nodes: Nodes,
+    pub(crate) queues: BTreeMap<Name, Queue>,
+    /// What each queue holds, in thousandths of a device. Derived from the jobs.
+    pub(crate) queue_held: BTreeMap<Name, u64>,
+    /// When it last stepped.
+    pub(crate) now: Time,
+    /// Of the last assignment that was changed.
+    revision: Revision,
+    /// When to plan next; `None` while nothing has changed that could let a job start.
+    round_at: Option<Time>,
+    // Collected during one step, empty between steps.
+    touched_jobs: BTreeSet<JobId>,
+    touched_nodes: BTreeSet<NodeId>,
+    touched_queues: BTreeSet<Name>,
+    reassigned: BTreeSet<NodeId>,
+    new_specs: Vec<JobId>,
+    notes: Vec<Note>,
+}
+
+impl Cluster {
+    /// A cluster as the store has it. Every live node gets a fresh lease.
+    ///
+    /// * `term`: larger than that of any earlier scheduler of this store.
+    /// * `records`: in any order.
+    pub fn restore(
+        policy: Policy,
+        term: u64,
+        records: impl IntoIterator<Item = Record>,
+        now: Time,
+    ) -> Cluster {
+        let mut cluster = Cluster {
+            policy,
+            jobs: Jobs::default(),
+            nodes: Nodes::default(),
+            queues: BTreeMap::new(),
+            queue_held: BTreeMap::new(),
+            now,
+            revision: Revision { term, count: 0 },
+            round_at: Some(now),
+            touched_jobs: BTreeSet::new(),
+            touched_nodes: BTreeSet::new(),
+            touched_queues: BTreeSet::new(),
+            reassigned: BTreeSet::new(),
+            new_specs: Vec::new(),
+            notes: Vec::new(),
+        };
+        let (mut jobs, mut nodes) = (BTreeMap::new(), BTreeMap::new());
+        for record in records {
+            match record {
+                Record::Job(job) => _ = jobs.insert(job.id, job),
+                Record::Node(node) => _ = nodes.insert(node.id, node),
+                Record::Queue(queue) => _ = cluster.queues.insert(queue.name.clone(), queue),
+                Record::Spec(..) => (),
+            }
+        }
+        let default = Queue::new(DEFAULT_QUEUE.into());
+        cluster.queues.entry(default.name.clone()).or_insert(default);
+        // A clock that was set back must not make time run backwards.
+        let latest =
+            jobs.values().flat_map(|job| [Some(job.submitted), job.placed, job.ended]).flatten().max();
+        cluster.now = now.max(latest.unwrap_or(now));
+        for (id, node) in nodes {
+            let up = node.up;
+            cluster.nodes.insert(node, cluster.revision);
+            if up {
+                let end = cluster.now + policy.lease;
+                cluster.nodes.set_lease(id, Lease { end, ..Lease::default() });
+            }
+        }
+        for (id, job) in jobs {
+            for (worker, rank) in workers(&job) {
+                cluster.nodes.hold(worker, rank);
+                if rank.worker == RankState::Gone {
+                    cluster.nodes.worker_gone(worker, rank.node);
+                }
+            }
+            cluster.charge(&job.spec.queue, job.charge_milli(), 0);
+            assert_eq!(id.0, cluster.jobs.len() + 1, "identities have no gaps");
+            cluster.jobs.insert(cluster.now, job);
+        }
+        cluster
+    }
+
+    /// Handles one event at `now`, and everything that is due by `now`. Appends what must be done to `effects`.
+    pub fn step(&mut self, now: Time, event: Event, effects: &mut Vec<Effect>) {
+        let now = self.now.max(now);
+        self.now = now;
+        let mut reporter = None;
+        match event {
+            Event::Request { id, command } => {
+                let result = self.on_command(now, command);
+                effects.push(Effect::Reply(id, result));
+            }
+            Event::Report(report) => reporter = self.on_report(now, report),
+            Event::Heartbeat { node, boot, seq, same_as } => {
+                match self.on_heartbeat(now, node, boot, seq, same_as) {
+                    Heartbeat::Renewed => reporter = Some(node),
+                    Heartbeat::Unknown => effects.push(Effect::AskReport(node)),
+                    Heartbeat::Late => (),
+                }
+            }
+            Event::Tick => (),
+        }
+        self.expire_leases(now);
+        self.ring_timers(now);
+        if self.round_at.is_some_and(|at| at <= now) {
+            self.round_at = None;
+            for (id, ranks) in plan::plan(self, now).starts {
+                self.place(now, id, ranks);
+            }
+        }
+        self.flush(reporter, effects);
+    }
+
+    /// When to call [`Cluster::step`] next if no event comes before. `None`: never.
+    pub fn deadline(&self) -> Option<Time> {
+        [self.nodes.next_expiry(), self.jobs.next_timer(), self.round_at].into_iter().flatten().min()
+    }
+
+    /// When it last stepped; time never goes back before it.
+    pub fn now(&self) -> Time {
+        self.now
+    }
+
+    /// The rules.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The jobs.
+    pub fn jobs(&self) -> &Jobs {
+        &self.jobs
+    }
+
+    /// The nodes.
+    pub fn nodes(&self) -> &Nodes {
+        &self.nodes
+    }
+
+    /// The queues, with what each holds, in thousandths of a device.
+    pub fn queues(&self) -> impl Iterator<Item = (&Queue, u64)> {
+        self.queues.values().map(|queue| (queue, self.queue_held(&queue.name)))
+    }
+
+    /// What a queue holds, in thousandths of a device.
+    pub fn queue_held(&self, queue: &str) -> u64 {
+        self.queue_held.get(queue).copied().unwrap_or(0)
+    }
+
+    /// Durable part of the state, but for specifications: for comparison with a restored one.
+    pub fn records(&self) -> Vec<Record> {
+        let jobs = self.jobs.iter().cloned().map(Record::Job);
+        let nodes = self.nodes.iter().cloned().map(Record::Node);
+        let queues = self.queues.values().cloned().map(Record::Queue);
+        jobs.chain(nodes).chain(queues).collect()
+    }
+
+    /// Checks what must hold between steps. `O(jobs + nodes)`.
+    ///
+    /// # Panics
+    /// When it does not hold.
+    pub fn check(&self) {
+        self.jobs.check(self.now);
+        let mut held: BTreeMap<NodeId, Held> = self.nodes.iter().map(|n| (n.id, Held::default())).collect();
+        let mut queue_held: BTreeMap<Name, u64> = BTreeMap::new();
+        for job in self.jobs.iter() {
+            let holds = matches!(job.phase, Phase::Active | Phase::Stopping(_));
+            assert!(holds || job.ranks.is_empty(), "{} holds resources while {:?}", job.id, job.phase);
+            if job.phase == Phase::Active {
+                assert_eq!(job.ranks.len(), job.spec.ranks() as usize, "{} is a partial gang", job.id);
+            }
+            if holds {
+                *queue_held.entry(job.spec.queue.clone()).or_default() += job.charge_milli();
+            }
+            for (worker, rank) in workers(job) {
+                let held = held.get_mut(&rank.node).expect("a node that exists");
+                for device in &rank.devices {
+                    assert!(held.devices.insert(*device), "{worker}: device {device} is used twice");
+                }
+                assert!(held.ports.insert(rank.port), "{worker}: port {} is used twice", rank.port);
+                held.cpus_milli += u64::from(rank.cpus_milli);
+                held.memory_bytes += rank.memory_bytes;
+                if rank.worker != RankState::Gone {
+                    held.workers.insert(worker);
+                }
+            }
+        }
+        for (id, held) in held {
+            assert_eq!(*self.nodes.held(id), held, "what is held on {}", self.nodes.get(id).name);
+        }
+        queue_held.retain(|_, held| 0 < *held);
+        assert_eq!(self.queue_held, queue_held, "what the queues hold");
+    }
+
+    // ---- For the files beside this one: the only ways to change a record, each of which marks it. ----
+
+    /// Changes a job: saves it at the end of the step.
+    pub(crate) fn change_job<R>(&mut self, id: JobId, change: impl FnOnce(&mut Job) -> R) -> R {
+        self.touched_jobs.insert(id);
+        self.jobs.update(self.now, id, change)
+    }
+
+    /// Changes the state of a rank's worker: saves its job at the end of the step.
+    pub(crate) fn set_rank_state(&mut self, worker: WorkerId, state: RankState) {
+        self.touched_jobs.insert(worker.job);
+        *self.jobs.rank_state_mut(worker) = state;
+    }
+
+    pub(crate) fn add_job(&mut self, job: Job, first_of_spec: bool) {
+        self.touched_jobs.insert(job.id);
+        if first_of_spec {
+            self.new_specs.push(job.id);
+        }
+        self.jobs.insert(self.now, job);
+    }
+
+    pub(crate) fn node_mut(&mut self, id: NodeId) -> &mut Node {
+        self.touched_nodes.insert(id);
+        self.nodes.get_mut(id)
+    }
+
+    pub(crate) fn add_node(&mut self, name: Name) -> NodeId {
+        let id = NodeId(self.nodes.len() as u32);
+        let inventory = Arc::default();
+        let availability = Availability::Open;
+        self.nodes.insert(Node { id, name, inventory, up: false, boot: 0, availability }, self.revision);
+        self.touched_nodes.insert(id);
+        id
+    }
+
+    pub(crate) fn set_queue(&mut self, queue: Queue) {
+        self.touched_queues.insert(queue.name.clone());
+        self.queues.insert(queue.name.clone(), queue);
+    }
+
+    /// Notes that the nodes of a job's ranks have something new to do.
+    pub(crate) fn reassign(&mut self, id: JobId) {
+        let job = self.jobs.get(id).expect("a job that exists");
+        self.reassigned.extend(job.ranks.iter().map(|rank| rank.node));
+    }
+
+    pub(crate) fn note(&mut self, note: Note) {
+        self.notes.push(note);
+    }
+
+    pub(crate) fn plan_at(&mut self, at: Time) {
+        self.round_at = Some(self.round_at.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    /// Adds to and takes from what a queue holds.
+    pub(crate) fn charge(&mut self, queue: &Name, add_milli: u64, take_milli: u64) {
+        let held = self.queue_held.entry(queue.clone()).or_default();
+        *held = *held + add_milli - take_milli;
+        if *held == 0 {
+            self.queue_held.remove(queue);
+        }
+    }
+
+    /// Ends the step: emits every change once, then the answers, then the notes.
+    fn flush(&mut self, reporter: Option<NodeId>, effects: &mut Vec<Effect>) {
+        for id in self.new_specs.drain(..) {
+            effects.push(Effect::Save(Record::Spec(id, self.jobs.get(id).expect("a new job").spec.clone())));
+        }
+        while let Some(id) = self.touched_jobs.pop_first() {
+            effects.push(Effect::Save(Record::Job(self.jobs.get(id).expect("a touched job").clone())));
+        }
+        while let Some(id) = self.touched_nodes.pop_first() {
+            effects.push(Effect::Save(Record::Node(self.nodes.get(id).clone())));
+        }
+        while let Some(name) = self.touched_queues.pop_first() {
+            effects.push(Effect::Save(Record::Queue(self.queues[&name].clone())));
+        }
+        while let Some(id) = self.reassigned.pop_first() {
+            self.revision.count += 1;
+            self.nodes.set_revision(id, self.revision);
+            if self.nodes.get(id).up {
+                effects.push(self.assign(id));
+            }
+        }
+        if let Some(id) = reporter {
+            let lease = self.nodes.lease(id).expect("a node that just reported is up");
+            if lease.reported == self.nodes.revision(id) {
+                effects.push(Effect::Renew { node: id, acked: lease.seq });
+            } else {
+                effects.push(self.assign(id));
+            }
+        }
+        effects.extend(self.notes.drain(..).map(Effect::Note));
+    }
+
+    fn assign(&self, id: NodeId) -> Effect {
+        let acked = self.nodes.lease(id).map_or(0, |lease| lease.seq);
+        Effect::Assign { node: id, acked, assignment: self.assignment(id) }
+    }
+
+    /// What every worker on the node should be doing.
+    pub fn assignment(&self, node: NodeId) -> Assignment {
+        let orders = self.nodes.held(node).workers.iter().map(|worker| {
+            let job = self.jobs.get(worker.job).expect("a worker's job");
+            let goal = if job.phase == Phase::Active { Goal::Run } else { Goal::Stop };
+            let state = job.ranks[worker.rank as usize].worker;
+            let launch = (state == RankState::Assigned).then(|| Arc::new(self.launch(job, worker.rank)));
+            WorkerOrder { id: *worker, goal, grace_ms: job.spec.grace_ms, launch }
+        });
+        Assignment { revision: self.nodes.revision(node), workers: orders.collect() }
+    }
+
+    fn launch(&self, job: &Job, rank: u32) -> Launch {
+        let allocation = &job.ranks[rank as usize];
+        let local = |rank: &&Allocation| rank.node == allocation.node;
+        let mut nodes: Vec<NodeId> = Vec::new();
+        for rank in &job.ranks {
+            if !nodes.contains(&rank.node) {
+                nodes.push(rank.node);
+            }
+        }
+        let master = &job.ranks[0];
+        Launch {
+            spec: job.spec.clone(),
+            role: job.spec.role_of(rank),
+            world_size: job.ranks.len() as u32,
+            local_rank: job.ranks[..rank as usize].iter().filter(local).count() as u32,
+            local_world_size: job.ranks.iter().filter(local).count() as u32,
+            node_rank: nodes.iter().position(|node| *node == allocation.node).expect("its node") as u32,
+            master: (self.nodes.get(master.node).inventory.address.clone(), master.port),
+            array_index: job.array.map(|array| array.index),
+            allocation: allocation.clone(),
+        }
+    }
+}
+
+/// The ranks of a job with the identities of their workers.
+pub(crate) fn workers(job: &Job) -> impl Iterator<Item = (WorkerId, &Allocation)> {
+    let id = |rank| WorkerId { job: job.id, attempt: job.attempt, rank };
+    job.ranks.iter().enumerate().map(move |(rank, allocation)| (id(rank as u32), allocation))
+}
+
+/// What came of a heartbeat.
+pub(crate) enum Heartbeat {
+    /// The lease runs on.
+    Renewed,
+    /// It refers to a report that is not known; a whole one is needed.
+    Unknown,
+    /// Late or repeated.
+    Late,
+}
+
+impl Policy {
+    /// Leases of 10 s, a first pause of 1 s.
+    pub fn new(order: Order) -> Policy {
+        Policy { order, lease: Duration::from_secs(10), backoff: Duration::from_secs(1) }
+    }
+}
+
+impl Queue {
+    /// A queue of weight 1 with no guarantee and no limit.
+    pub fn new(name: Name) -> Queue {
+        Queue { name, weight: 1, guaranteed_milli: 0, limit_milli: None }
+    }
+}

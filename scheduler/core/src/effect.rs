@@ -1,0 +1,226 @@
+//! What comes out.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::event::{Availability, Queue};
+use crate::jobs::{Job, Outcome, Why};
+use crate::nodes::Node;
+use crate::types::*;
+
+/// One output of [`Cluster::step`](crate::Cluster::step).
+///
+/// All `Save`s of a step are made durable, in one transaction, before any other effect of it is performed.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Write a record to the store, over the earlier one of the same identity.
+    Save(Record),
+    /// Send a node its whole assignment, as the answer to its message `acked`.
+    /// May be lost: the next message asks again.
+    Assign {
+        /// Addressee.
+        node: NodeId,
+        /// Last message of this boot that was handled; 0 for none.
+        acked: u64,
+        /// Everything that the node should be doing.
+        assignment: Assignment,
+    },
+    /// Tell a node that its message `acked` was handled, and that its assignment stands.
+    Renew {
+        /// Addressee.
+        node: NodeId,
+        /// As in `Assign`.
+        acked: u64,
+    },
+    /// Tell a node to send a whole report next.
+    AskReport(NodeId),
+    /// Answer a request.
+    Reply(u64, Result<Answer, Refusal>),
+    /// Tell people: logs, metrics, `aquifer watch`. Never read back by the core.
+    Note(Note),
+}
+
+/// A durable row.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Record {
+    /// What was asked for, by the first job that was made from it. Never changes.
+    Spec(JobId, Arc<JobSpec>),
+    /// A job, by its identity. Its `spec` is a record of its own, written before or with it.
+    Job(Job),
+    /// A node, by its identity. Its lease is not part of the record: it is granted anew on restore.
+    Node(Node),
+    /// A queue, by its name.
+    Queue(Queue),
+}
+
+/// What became of an accepted request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// These jobs exist now: `first`, and `count - 1` after it.
+    Submitted {
+        /// The job, or the first element of the array.
+        first: JobId,
+        /// Number of jobs.
+        count: u32,
+        /// Whether an earlier request with the same client key made them.
+        repeated: bool,
+    },
+    /// So many jobs were told to end.
+    Cancelled(u32),
+    /// It is so now.
+    Done,
+}
+
+/// Why a request was not accepted. The request changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The specification asks for nothing, or for more than can be counted.
+    Malformed(&'static str),
+    /// No such job.
+    UnknownJob(JobId),
+    /// The job has ended already.
+    JobDone(JobId, Outcome),
+    /// No such node.
+    UnknownNode(Name),
+    /// No such queue.
+    UnknownQueue(Name),
+    /// The client key belongs to another specification.
+    KeyTaken(Name, JobId),
+}
+
+/// Something that people want to know, with its reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Note {
+    /// A job was accepted.
+    Queued(JobId),
+    /// The jobs of an array were accepted.
+    ArrayQueued { first: JobId, count: u32 },
+    /// All ranks of a job were given their resources. `nodes` by rank.
+    Placed { job: JobId, attempt: u32, nodes: Vec<Name> },
+    /// All ranks of a job run.
+    Running(JobId),
+    /// A job was told to end, by a user or by its time limit.
+    Stopping { job: JobId, why: Outcome },
+    /// A job gives its resources back and will be placed again.
+    Requeued { job: JobId, why: Why },
+    /// A job ended.
+    Done(JobId, Outcome),
+    /// A node is part of the pool.
+    NodeUp(Name),
+    /// A node's agent started again, and kept so many workers.
+    AgentRestarted { node: Name, workers: u32 },
+    /// A node's lease ran out.
+    NodeLost(Name),
+    /// A node's devices or other resources are not what they were. `usable` of `devices` are healthy.
+    InventoryChanged { node: Name, usable: u32, devices: u32 },
+    /// An administrator changed whether a node takes work.
+    NodeSet { node: Name, availability: Availability },
+    /// An administrator made or changed a queue.
+    QueueSet(Name),
+}
+
+impl Note {
+    /// The job that the note is about.
+    pub fn job(&self) -> Option<JobId> {
+        match self {
+            Note::Queued(job)
+            | Note::Placed { job, .. }
+            | Note::Running(job)
+            | Note::Stopping { job, .. }
+            | Note::Requeued { job, .. }
+            | Note::Done(job, _)
+            | Note::ArrayQueued { first: job, .. } => Some(*job),
+            Note::NodeUp(_)
+            | Note::AgentRestarted { .. }
+            | Note::NodeLost(_)
+            | Note::InventoryChanged { .. }
+            | Note::NodeSet { .. }
+            | Note::QueueSet(_) => None,
+        }
+    }
+
+    /// The node that the note is about.
+    pub fn node(&self) -> Option<&Name> {
+        match self {
+            Note::NodeUp(node)
+            | Note::NodeLost(node)
+            | Note::AgentRestarted { node, .. }
+            | Note::InventoryChanged { node, .. }
+            | Note::NodeSet { node, .. } => Some(node),
+            _ => None,
+        }
+    }
+
+    /// One word for the kind of note, stable: for filters and metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Note::Queued(_) | Note::ArrayQueued { .. } => "queued",
+            Note::Placed { .. } => "placed",
+            Note::Running(_) => "running",
+            Note::Stopping { .. } => "stopping",
+            Note::Requeued { .. } => "requeued",
+            Note::Done(..) => "done",
+            Note::NodeUp(_) => "node-up",
+            Note::AgentRestarted { .. } => "agent-restarted",
+            Note::NodeLost(_) => "node-lost",
+            Note::InventoryChanged { .. } => "inventory-changed",
+            Note::NodeSet { .. } => "node-set",
+            Note::QueueSet(_) => "queue-set",
+        }
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Note::Queued(job) => write!(f, "{job} queued"),
+            Note::ArrayQueued { first, count } => {
+                write!(f, "{first} to {} queued", JobId(first.0 + u64::from(*count) - 1))
+            }
+            Note::Placed { job, attempt, nodes } => {
+                write!(f, "{job} placed attempt={attempt} on")?;
+                nodes.iter().try_for_each(|node| write!(f, " {node}"))
+            }
+            Note::Running(job) => write!(f, "{job} running"),
+            Note::Stopping { job, why } => write!(f, "{job} stopping: {why}"),
+            Note::Requeued { job, why } => write!(f, "{job} requeued: {why}"),
+            Note::Done(job, outcome) => write!(f, "{job} {outcome}"),
+            Note::NodeUp(node) => write!(f, "{node} up"),
+            Note::AgentRestarted { node, workers } => {
+                write!(f, "{node} agent restarted, keeps {workers} workers")
+            }
+            Note::NodeLost(node) => write!(f, "{node} lost"),
+            Note::InventoryChanged { node, usable, devices } => {
+                write!(f, "{node} has {usable} of {devices} devices usable")
+            }
+            Note::NodeSet { node, availability } => write!(f, "{node} {availability}"),
+            Note::QueueSet(queue) => write!(f, "queue {queue} set"),
+        }
+    }
+}
+
+impl fmt::Display for Availability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Availability::Open => "open",
+            Availability::Cordoned => "cordoned",
+            Availability::Draining => "draining",
+        })
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Malformed(why) => f.write_str(why),
+            Refusal::UnknownJob(job) => write!(f, "there is no {job}"),
+            Refusal::JobDone(job, outcome) => write!(f, "{job} has ended already: {outcome}"),
+            Refusal::UnknownNode(node) => write!(f, "there is no node {node:?}"),
+            Refusal::UnknownQueue(queue) => write!(f, "there is no queue {queue:?}"),
+            Refusal::KeyTaken(key, job) => {
+                write!(f, "client key {key:?} belongs to {job}, which asks for something else")
+            }
+        }
+    }
+}

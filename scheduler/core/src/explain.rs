@@ -1,0 +1,532 @@
+//! Why a job waits, in the terms of its user. Pure: asks the same functions that decide.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use crate::cluster::Cluster;
+use crate::event::Availability;
+use crate::jobs::*;
+use crate::nodes::Node;
+use crate::plan::{Free, Misfit, place};
+use crate::types::*;
+
+/// The whole answer to "why does it wait?".
+#[derive(Clone, Debug, PartialEq)]
+pub struct Explanation {
+    /// What stands in the way, first of all.
+    pub reason: Reason,
+    /// For every role, what nodes say to one rank of it, most frequent first.
+    pub roles: Vec<RoleVerdict>,
+    /// Jobs that hold what this one needs, the first to end first; at most [`MAX_BLOCKERS`].
+    pub blockers: Vec<Blocker>,
+    /// When it is expected to start.
+    pub start: Start,
+    /// The smallest change of the request that would let it start now.
+    pub change: Option<Change>,
+}
+
+/// Blockers in an explanation, at most.
+pub const MAX_BLOCKERS: usize = 10;
+
+/// What stands in the way of a job.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum Reason {
+    /// It does not wait: it holds resources, or has ended.
+    NotWaiting(Phase),
+    /// A job that it follows has not ended.
+    Follows(JobId),
+    /// It failed and pauses until then.
+    Pauses { until: Time, failures: u32 },
+    /// Its queue would hold more than its limit, in thousandths of a device.
+    QueueLimit { queue: Name, held: u64, wants: u64, limit: u64 },
+    /// No node of the pool could take a rank, even an empty one.
+    NoSuchNode { nodes: u32 },
+    /// Not all ranks fit at once.
+    RoomFor { ranks: u32, of: u32 },
+    /// It fits: the next round places it.
+    Next,
+}
+
+/// What the pool's nodes say to one rank of a role.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RoleVerdict {
+    /// Name of the role.
+    pub role: Name,
+    /// How many nodes give which answer. [`Verdict::Takes`] is among them.
+    pub nodes: Vec<(Verdict, u32)>,
+}
+
+/// What a node says to a rank. The first one that applies, in this order.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum Verdict {
+    /// It could take the rank now.
+    Takes,
+    /// Its agent is silent.
+    Lost,
+    /// An administrator keeps work away from it.
+    Closed(&'static str),
+    /// It lacks a label.
+    Label { key: Name, value: Name },
+    /// It has no device that would do.
+    NoDevice,
+    /// It has too few devices that would do, even when all are healthy and free.
+    FewDevices { has: u32, wants: u32 },
+    /// It would do, but devices have a fault.
+    Faults { healthy: u32, of: u32, wants: u32 },
+    /// It would do, but devices are held by jobs.
+    Busy { free: u32, of: u32, wants: u32 },
+    /// It has too few processors, even when idle. In thousandths of a core.
+    FewCpus { has: u64, wants: u64 },
+    /// Too much processor time is held by jobs.
+    CpusBusy { free: u64, of: u64, wants: u64 },
+    /// It has too little memory, even when idle. In bytes.
+    FewMemory { has: u64, wants: u64 },
+    /// Too much memory is held by jobs.
+    MemoryBusy { free: u64, of: u64, wants: u64 },
+}
+
+/// A job that holds what another one needs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Blocker {
+    /// Which.
+    pub job: JobId,
+    /// Devices that it holds, on nodes that would do.
+    pub devices: u32,
+    /// Thousandths of a core that it holds, on nodes that would do.
+    pub cpus_milli: u64,
+    /// When its time limit ends it, at the latest.
+    pub ends_by: Option<Time>,
+}
+
+/// When a job is expected to start.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Start {
+    /// It has started, or ended.
+    Past,
+    /// In the next round.
+    Now,
+    /// At that time, when `after` ends at its time limit, if no other job goes first.
+    #[allow(missing_docs)]
+    By { at: Time, after: JobId },
+    /// After its pause, if there is room then.
+    AfterPause(Time),
+    /// Not known; says why.
+    Unknown(String),
+    /// Not before the pool has other nodes, or the request changes.
+    Never,
+}
+
+/// A change of a request.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum Change {
+    CpusMilli { from: u32, to: u32 },
+    MemoryBytes { from: u64, to: u64 },
+    DeviceMemoryBytes { from: u64, to: u64 },
+    Devices { from: u16, to: u16 },
+    Ranks { from: u32, to: u32 },
+    Model { from: Name },
+    Vendor { from: Vendor },
+    Labels,
+}
+
+/// Explains a job of the cluster, or one that might be submitted to it.
+///
+/// `O(nodes log nodes * log jobs)` for a waiting job.
+pub fn explain(cluster: &Cluster, job: &Job) -> Explanation {
+    let reason = reason(cluster, job);
+    let waits = !matches!(reason, Reason::NotWaiting(_));
+    let roles = if waits { verdicts(cluster, job) } else { Vec::new() };
+    let lacks_room = matches!(reason, Reason::RoomFor { .. } | Reason::QueueLimit { .. });
+    let blockers = if lacks_room { blockers(cluster, job) } else { Vec::new() };
+    let start = start(cluster, job, &reason);
+    let unfit = matches!(reason, Reason::RoomFor { .. } | Reason::NoSuchNode { .. });
+    let change = if unfit { change(cluster, job) } else { None };
+    Explanation { reason, roles, blockers, start, change }
+}
+
+/// What stands in the way of a job: the first line of its explanation.
+pub fn reason(cluster: &Cluster, job: &Job) -> Reason {
+    match job.phase {
+        Phase::Pending(not_before) if cluster.now() < not_before => {
+            return Reason::Pauses { until: not_before, failures: job.failures };
+        }
+        Phase::Pending(_) => (),
+        Phase::Active | Phase::Stopping(_) | Phase::Done(_) => {
+            return Reason::NotWaiting(job.phase.clone());
+        }
+    }
+    let unmet = |id: &&JobId| cluster.jobs().dependency(**id) != Dependency::Met;
+    if let Some(dependency) = job.spec.after.iter().find(unmet) {
+        return Reason::Follows(*dependency);
+    }
+    match place(&Free::of(cluster), job) {
+        Ok(_) => Reason::Next,
+        Err(Misfit::QueueLimit { held, wants, limit }) => {
+            Reason::QueueLimit { queue: job.spec.queue.clone(), held, wants, limit }
+        }
+        Err(Misfit::RoomFor { ranks, of }) => {
+            let possible = |role: &Role| {
+                cluster.nodes().iter().any(|node| could_ever(&idle_verdict(node, &role.request)))
+            };
+            if job.spec.roles.iter().all(possible) {
+                Reason::RoomFor { ranks, of }
+            } else {
+                Reason::NoSuchNode { nodes: cluster.nodes().len() as u32 }
+            }
+        }
+    }
+}
+
+fn could_ever(verdict: &Verdict) -> bool {
+    use Verdict::*;
+    !matches!(verdict, Label { .. } | NoDevice | FewDevices { .. } | FewCpus { .. } | FewMemory { .. })
+}
+
+fn verdicts(cluster: &Cluster, job: &Job) -> Vec<RoleVerdict> {
+    let free = Free::of(cluster);
+    let verdicts = job.spec.roles.iter().map(|role| {
+        let mut counts: BTreeMap<Verdict, u32> = BTreeMap::new();
+        for node in cluster.nodes().iter() {
+            *counts.entry(verdict(&free, node, &role.request)).or_default() += 1;
+        }
+        let mut nodes: Vec<(Verdict, u32)> = counts.into_iter().collect();
+        nodes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        RoleVerdict { role: role.name.clone(), nodes }
+    });
+    verdicts.collect()
+}
+
+/// What the node says, whatever is held on it and whether or not it is up.
+fn idle_verdict(node: &Node, request: &Request) -> Verdict {
+    if let Some((key, value)) = request.labels.iter().find(|(k, v)| node.inventory.labels.get(k) != Some(v)) {
+        return Verdict::Label { key: key.clone(), value: value.clone() };
+    }
+    let mut most = None;
+    for want in &request.devices {
+        let of = |class: &DeviceClass| {
+            node.inventory.devices.iter().filter(|device| *device.class == *class).count() as u32
+        };
+        let classes = node.inventory.devices.iter().map(|device| &*device.class);
+        let has = classes.filter(|class| want.accepts(class)).map(of).max().unwrap_or(0);
+        let wants = u32::from(want.count);
+        if wants <= has {
+            most = None;
+            break;
+        }
+        most = most.max(Some((has, wants)));
+    }
+    match most {
+        Some((0, _)) => return Verdict::NoDevice,
+        Some((has, wants)) => return Verdict::FewDevices { has, wants },
+        None => (),
+    }
+    let (has, wants) = (u64::from(node.inventory.cpus_milli), u64::from(request.cpus_milli));
+    if has < wants {
+        return Verdict::FewCpus { has, wants };
+    }
+    let (has, wants) = (node.inventory.memory_bytes, request.memory_bytes);
+    if has < wants {
+        return Verdict::FewMemory { has, wants };
+    }
+    Verdict::Takes
+}
+
+fn verdict(free: &Free, node: &Node, request: &Request) -> Verdict {
+    match (node.up, node.availability) {
+        (false, _) => return Verdict::Lost,
+        (true, Availability::Cordoned) => return Verdict::Closed("cordoned"),
+        (true, Availability::Draining) => return Verdict::Closed("draining"),
+        (true, Availability::Open) => (),
+    }
+    match idle_verdict(node, request) {
+        Verdict::Takes => (),
+        never => return never,
+    }
+    let left = free.on(node);
+    let mut short = None;
+    for want in &request.devices {
+        let class_of = |index: u16| &*node.inventory.devices[index as usize].class;
+        let best = |indices: &mut dyn Iterator<Item = u16>| -> u32 {
+            let mut counts: BTreeMap<&DeviceClass, u32> = BTreeMap::new();
+            for index in indices.filter(|index| want.accepts(class_of(*index))) {
+                *counts.entry(class_of(index)).or_default() += 1;
+            }
+            counts.into_values().max().unwrap_or(0)
+        };
+        let all = 0..node.inventory.devices.len() as u16;
+        let of = best(&mut all.clone());
+        let fault = |index: &u16| node.inventory.devices[*index as usize].fault.is_some();
+        let healthy = best(&mut all.filter(|index| !fault(index)));
+        let free = best(&mut left.devices.iter().copied());
+        let wants = u32::from(want.count);
+        if wants <= free {
+            short = None;
+            break;
+        }
+        if short.is_none() && wants <= of {
+            short = Some(match healthy < wants {
+                true => Verdict::Faults { healthy, of, wants },
+                false => Verdict::Busy { free, of, wants },
+            });
+        }
+    }
+    if let Some(short) = short {
+        return short;
+    }
+    let core = |device: &DeviceRequest| {
+        let cpu = |held: &Device| held.class.vendor == Vendor::Cpu && device.accepts(&held.class);
+        node.inventory.devices.iter().any(cpu).then_some(1000 * u64::from(device.count))
+    };
+    let cores = request.devices.iter().find_map(core).unwrap_or(0);
+    let (of, wants) = (u64::from(node.inventory.cpus_milli), u64::from(request.cpus_milli).max(cores));
+    if left.cpus_milli < wants {
+        return Verdict::CpusBusy { free: left.cpus_milli, of, wants };
+    }
+    let (of, wants) = (node.inventory.memory_bytes, request.memory_bytes);
+    if left.memory_bytes < wants {
+        return Verdict::MemoryBusy { free: left.memory_bytes, of, wants };
+    }
+    Verdict::Takes
+}
+
+fn blockers(cluster: &Cluster, job: &Job) -> Vec<Blocker> {
+    let suits = |node: NodeId| {
+        let node = cluster.nodes().get(node);
+        job.spec.roles.iter().any(|role| idle_verdict(node, &role.request) == Verdict::Takes)
+    };
+    let wants_devices = job.spec.roles.iter().any(|role| !role.request.devices.is_empty());
+    let mut blockers: Vec<Blocker> = Vec::new();
+    for holder in cluster.jobs().holding() {
+        let ranks = || holder.ranks.iter().filter(|rank| suits(rank.node));
+        let devices = ranks().map(|rank| rank.devices.len() as u32).sum();
+        let cpus_milli = ranks().map(|rank| u64::from(rank.cpus_milli)).sum();
+        let ends_by = holder.expected_end();
+        if 0 < devices || (!wants_devices && 0 < cpus_milli) {
+            blockers.push(Blocker { job: holder.id, devices, cpus_milli, ends_by });
+        }
+    }
+    blockers.sort_by_key(|blocker| (blocker.ends_by.is_none(), blocker.ends_by, blocker.job));
+    blockers.truncate(MAX_BLOCKERS);
+    blockers
+}
+
+/// Gives back, in the order of their ends, what jobs with a time limit hold, until the job fits.
+fn start(cluster: &Cluster, job: &Job, reason: &Reason) -> Start {
+    match reason {
+        Reason::NotWaiting(_) => return Start::Past,
+        Reason::Next => return Start::Now,
+        Reason::NoSuchNode { .. } => return Start::Never,
+        Reason::Pauses { until, .. } => return Start::AfterPause(*until),
+        Reason::Follows(dependency) => return Start::Unknown(format!("{dependency} has to succeed first")),
+        Reason::QueueLimit { .. } | Reason::RoomFor { .. } => (),
+    }
+    let mut ends: Vec<(Time, JobId)> =
+        cluster.jobs().holding().filter_map(|job| Some((job.expected_end()?, job.id))).collect();
+    ends.sort_unstable();
+    let fits_after = |count: usize| {
+        let ended: BTreeSet<JobId> = ends[..count].iter().map(|(_, id)| *id).collect();
+        place(&Free::without(cluster, ended), job).is_ok()
+    };
+    if !fits_after(ends.len()) {
+        return match cluster.jobs().holding().find(|job| job.expected_end().is_none()) {
+            Some(endless) => Start::Unknown(format!("{} has no time limit", endless.id)),
+            None => Start::Unknown("nodes that it needs are not in use, but lost, closed or faulty".into()),
+        };
+    }
+    // More room never hurts, so the least number of ends can be searched for.
+    let (mut too_few, mut enough) = (0, ends.len());
+    while 1 < enough - too_few {
+        let middle = (too_few + enough) / 2;
+        if fits_after(middle) { enough = middle } else { too_few = middle }
+    }
+    let (at, after) = ends[enough - 1];
+    Start::By { at, after }
+}
+
+/// Tries changes from the least painful on; of each the smallest that works.
+fn change(cluster: &Cluster, job: &Job) -> Option<Change> {
+    let free = Free::of(cluster);
+    let fits = |edit: &dyn Fn(&mut Role)| {
+        let mut spec = (*job.spec).clone();
+        spec.roles.iter_mut().for_each(edit);
+        place(&free, &Job { spec: spec.into(), ..job.clone() }).is_ok()
+    };
+    let each_device = |edit: &dyn Fn(&mut DeviceRequest), role: &mut Role| {
+        role.request.devices.iter_mut().for_each(edit);
+    };
+    // One role is what nearly all jobs have; with more, the figures named are those of the largest.
+    let role = job.spec.roles.iter().max_by_key(|role| role.ranks)?;
+    let request = &role.request;
+    let device = request.devices.first();
+
+    let cpus = largest(u64::from(request.cpus_milli / 1000), &|cpus| {
+        fits(&|role| role.request.cpus_milli = role.request.cpus_milli.min(1000 * cpus as u32))
+    });
+    if let Some(cpus) = cpus {
+        return Some(Change::CpusMilli { from: request.cpus_milli, to: 1000 * cpus as u32 });
+    }
+    let memory = largest(request.memory_bytes >> 30, &|gib| {
+        fits(&|role| role.request.memory_bytes = role.request.memory_bytes.min(gib << 30))
+    });
+    if let Some(gib) = memory {
+        return Some(Change::MemoryBytes { from: request.memory_bytes, to: gib << 30 });
+    }
+    if let Some(device) = device {
+        let memory = largest(device.memory_bytes >> 30, &|gib| {
+            fits(&|role| each_device(&|d| d.memory_bytes = d.memory_bytes.min(gib << 30), role))
+        });
+        if let Some(gib) = memory {
+            return Some(Change::DeviceMemoryBytes { from: device.memory_bytes, to: gib << 30 });
+        }
+        let fewer = largest(u64::from(device.count), &|count| {
+            0 < count && fits(&|role| each_device(&|d| d.count = d.count.min(count as u16), role))
+        });
+        if let Some(to) = fewer {
+            return Some(Change::Devices { from: device.count, to: to as u16 });
+        }
+    }
+    let fewer = largest(u64::from(role.ranks), &|ranks| {
+        0 < ranks && fits(&|role| role.ranks = role.ranks.min(ranks as u32))
+    });
+    if let Some(to) = fewer {
+        return Some(Change::Ranks { from: role.ranks, to: to as u32 });
+    }
+    if let Some(from) = device.and_then(|device| device.model.clone())
+        && fits(&|role| each_device(&|d| d.model = None, role))
+    {
+        return Some(Change::Model { from });
+    }
+    if let Some(from) = device.and_then(|device| device.vendor)
+        && fits(&|role| each_device(&|d| (d.model, d.vendor) = (None, None), role))
+    {
+        return Some(Change::Vendor { from });
+    }
+    let labelled = !request.labels.is_empty();
+    (labelled && fits(&|role| role.request.labels.clear())).then_some(Change::Labels)
+}
+
+/// The largest value below `from` that fits, if smaller values fit whenever larger ones do.
+fn largest(from: u64, fits: &dyn Fn(u64) -> bool) -> Option<u64> {
+    if from == 0 || !(fits(0) || fits(1)) {
+        return None;
+    }
+    let (mut fitting, mut unfit) = (u64::from(!fits(0)), from);
+    while 1 < unfit - fitting {
+        let middle = (fitting + unfit) / 2;
+        if fits(middle) { fitting = middle } else { unfit = middle }
+    }
+    (fitting < from).then_some(fitting)
+}
+
+/// Thousandths of a thing, for people: `2`, `0.5`.
+pub fn milli(value: u64) -> String {
+    let text = format!("{}.{:03}", value / 1000, value % 1000);
+    text.trim_end_matches('0').trim_end_matches('.').into()
+}
+
+/// Bytes, for people: `80 GiB`, `512 MiB`.
+pub fn bytes(value: u64) -> String {
+    for (unit, shift) in [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)] {
+        let tenths = u128::from(value) * 10 >> shift;
+        if 10 <= tenths {
+            let (whole, tenth) = (tenths / 10, tenths % 10);
+            return if tenth == 0 { format!("{whole} {unit}") } else { format!("{whole}.{tenth} {unit}") };
+        }
+    }
+    format!("{value} B")
+}
+
+/// Milliseconds, for people: `90 s`, `12 min`, `3.5 h`.
+pub fn duration(ms: u64) -> String {
+    match ms {
+        0..10_000 => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
+        10_000..120_000 => format!("{} s", ms / 1000),
+        120_000..7_200_000 => format!("{} min", ms / 60_000),
+        7_200_000..172_800_000 => format!("{}.{} h", ms / 3_600_000, ms % 3_600_000 / 360_000),
+        _ => format!("{} d", ms / 86_400_000),
+    }
+}
+
+/// One sentence, without the name of the job: "waits: …".
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::NotWaiting(Phase::Active) => f.write_str("does not wait: it holds its resources"),
+            Reason::NotWaiting(Phase::Done(outcome)) => write!(f, "has ended: {outcome}"),
+            Reason::NotWaiting(_) => f.write_str("is stopping"),
+            Reason::Follows(job) => write!(f, "waits for {job} to succeed"),
+            Reason::Pauses { failures, .. } => write!(f, "pauses after failure {failures}"),
+            Reason::QueueLimit { queue, held, wants, limit } => {
+                let (held, wants, limit) = (milli(*held), milli(*wants), milli(*limit));
+                write!(
+                    f,
+                    "waits: queue {queue} holds {held} of at most {limit} devices, it wants {wants} more"
+                )
+            }
+            Reason::NoSuchNode { nodes: 0 } => f.write_str("waits: the pool has no nodes"),
+            Reason::NoSuchNode { nodes } => {
+                write!(f, "waits: none of {nodes} nodes could take a rank, even an idle one")
+            }
+            Reason::RoomFor { ranks: 0, .. } => f.write_str("waits: no node can take a rank now"),
+            Reason::RoomFor { ranks, of } => write!(f, "waits: room for {ranks} of {of} ranks"),
+            Reason::Next => f.write_str("is placed in the next round"),
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Verdict::Takes => f.write_str("can take a rank now"),
+            Verdict::Lost => f.write_str("lost: its agent is silent"),
+            Verdict::Closed(how) => f.write_str(how),
+            Verdict::Label { key, value } => write!(f, "lacks the label {key}={value}"),
+            Verdict::NoDevice => f.write_str("has no such device"),
+            Verdict::FewDevices { has, wants } => write!(f, "has {has} such devices, {wants} are wanted"),
+            Verdict::Faults { healthy, of, wants } => {
+                write!(f, "{healthy} of {of} such devices are healthy, {wants} are wanted")
+            }
+            Verdict::Busy { free, of, wants } => {
+                write!(f, "{free} of {of} such devices are free, {wants} are wanted")
+            }
+            Verdict::FewCpus { has, wants } => {
+                write!(f, "has {} cores, {} are wanted", milli(*has), milli(*wants))
+            }
+            Verdict::CpusBusy { free, of, wants } => {
+                write!(f, "{} of {} cores are free, {} are wanted", milli(*free), milli(*of), milli(*wants))
+            }
+            Verdict::FewMemory { has, wants } => {
+                write!(f, "has {} of memory, {} is wanted", bytes(*has), bytes(*wants))
+            }
+            Verdict::MemoryBusy { free, of, wants } => {
+                let (free, of, wants) = (bytes(*free), bytes(*of), bytes(*wants));
+                write!(f, "{free} of {of} of memory is free, {wants} is wanted")
+            }
+        }
+    }
+}
+
+/// What the user would have to ask for: "… would start now".
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Change::CpusMilli { from, to } => {
+                write!(f, "{} cores a rank instead of {}", milli((*to).into()), milli((*from).into()))
+            }
+            Change::MemoryBytes { from, to } => {
+                write!(f, "{} of memory a rank instead of {}", bytes(*to), bytes(*from))
+            }
+            Change::DeviceMemoryBytes { from, to } => {
+                write!(f, "devices with {} of memory instead of {}", bytes(*to), bytes(*from))
+            }
+            Change::Devices { from, to } => write!(f, "{to} devices a rank instead of {from}"),
+            Change::Ranks { from, to } => write!(f, "{to} ranks instead of {from}"),
+            Change::Model { from } => write!(f, "another model than {from}"),
+            Change::Vendor { from } => write!(f, "another vendor than {from}"),
+            Change::Labels => f.write_str("no required labels"),
+        }
+    }
+}

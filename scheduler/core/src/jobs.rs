@@ -1,0 +1,433 @@
+//! Jobs, and the indexes over them.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use crate::types::*;
+
+/// A job and its placement.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    /// Identity.
+    pub id: JobId,
+    /// What the user asked for. Shared by the elements of an array.
+    pub spec: Arc<JobSpec>,
+    /// Place within its array, if it is an element of one.
+    pub array: Option<ArrayElement>,
+    /// When it was accepted.
+    pub submitted: Time,
+    /// Lifecycle phase.
+    pub phase: Phase,
+    /// Number of placements so far; 0 until the first.
+    pub attempt: u32,
+    /// Attempts that ended by a failure of the job's own.
+    pub failures: u32,
+    /// By rank. Empty unless the job holds resources.
+    pub ranks: Vec<Allocation>,
+    /// When the current or last attempt was placed.
+    pub placed: Option<Time>,
+    /// When it ended.
+    pub ended: Option<Time>,
+    /// Why the last attempt that failed ended.
+    pub last_failure: Option<Why>,
+    /// What it held over its attempts that are over.
+    pub usage: Usage,
+}
+
+/// Place within an array.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ArrayElement {
+    /// The array's first job; the array is known by it.
+    pub first: JobId,
+    /// Index of this element.
+    pub index: u32,
+}
+
+/// Resources times the time for which they were held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Devices times milliseconds.
+    pub device_ms: u64,
+    /// Thousandths of a core times milliseconds.
+    pub cpu_milli_ms: u64,
+    /// The part of `device_ms` that belongs to attempts which were placed again.
+    pub lost_device_ms: u64,
+}
+
+/// Phase of a job. `Pending -> Active -> Stopping -> (Pending | Done)`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Waits to be placed, not before this time.
+    Pending(Time),
+    /// Holds resources; every rank should run.
+    Active,
+    /// Holds resources until every rank is gone; then this happens.
+    Stopping(Then),
+    /// Ended.
+    Done(Outcome),
+}
+
+/// What happens once all ranks of a stopping job are gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// It is placed again, after a pause if it failed by itself.
+    Requeue,
+    /// It ends.
+    Finish(Outcome),
+}
+
+/// How a job ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every rank exited with 0.
+    Succeeded,
+    /// It failed more often than it may be retried.
+    Failed(Why),
+    /// A job that it had to follow did not succeed.
+    Unreachable(JobId),
+    /// A user ended it.
+    Cancelled,
+    /// It ran for its time limit.
+    TimedOut,
+}
+
+/// Why an attempt ended before its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Why {
+    /// A worker ended otherwise than with exit code 0.
+    WorkerFailed { rank: u32, node: Name, exit: Exit },
+    /// The node of a rank was lost, or lost the worker.
+    RankLost { rank: u32, node: Name },
+    /// An administrator drains the node of a rank.
+    Drained { rank: u32, node: Name },
+}
+
+/// What must be equal for two jobs to fit alike: ranks and request, role by role.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Shape(pub Vec<(u32, Request)>);
+
+/// Jobs that wait and could be placed as soon as there is room, by queue and shape, best first.
+type Ready = BTreeMap<Name, BTreeMap<Arc<Shape>, BTreeSet<(Reverse<i32>, JobId)>>>;
+
+/// All jobs, with indexes. The indexes are derived: [`Jobs::check`] recounts them.
+#[derive(Clone, Debug, Default)]
+pub struct Jobs {
+    table: BTreeMap<JobId, Job>,
+    /// Shapes of waiting jobs; an entry is shared by all jobs of that shape.
+    shapes: BTreeSet<Arc<Shape>>,
+    ready: Ready,
+    /// Jobs that hold resources.
+    holding: BTreeSet<JobId>,
+    /// Ends of pauses and of time limits.
+    timers: BTreeSet<(Time, JobId)>,
+    by_key: BTreeMap<Name, JobId>,
+    /// Jobs that wait for the key to end.
+    dependents: BTreeMap<JobId, BTreeSet<JobId>>,
+    arrays: BTreeMap<JobId, ArrayCount>,
+}
+
+/// How far an array is, by its first job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct ArrayCount {
+    left: u32,
+    /// The lowest element that ended otherwise than with success.
+    failed: Option<JobId>,
+}
+
+/// What a dependency says to the job that waits for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dependency {
+    /// Has not ended yet.
+    Waits,
+    /// Succeeded; a whole array, if it names the first element of one.
+    Met,
+    /// This job did not succeed.
+    Failed(JobId),
+}
+
+impl Job {
+    /// Devices that it holds now.
+    pub fn devices_held(&self) -> u64 {
+        self.ranks.iter().map(|rank| rank.devices.len() as u64).sum()
+    }
+
+    /// What it counts against its queue, in thousandths of a device. See [`charge_milli`].
+    pub fn charge_milli(&self) -> u64 {
+        let charge = |rank: &Allocation| charge_milli(rank.devices.len() as u64, rank.cpus_milli);
+        self.ranks.iter().map(charge).sum()
+    }
+
+    /// When its time limit ends it.
+    pub fn expected_end(&self) -> Option<Time> {
+        match (self.placed, self.spec.time_limit_ms) {
+            (Some(placed), Some(limit)) => Some(Time(placed.0.saturating_add(limit))),
+            _ => None,
+        }
+    }
+
+    /// Whether all ranks are reported running.
+    pub fn all_running(&self) -> bool {
+        self.ranks.iter().all(|rank| rank.worker == RankState::Running)
+    }
+
+    /// Its identity for placement.
+    pub fn shape(&self) -> Shape {
+        Shape(self.spec.roles.iter().map(|role| (role.ranks, role.request.clone())).collect())
+    }
+}
+
+/// What a rank counts against its queue: 1,000 a device, or its thousandths of a core if it has no device.
+pub fn charge_milli(devices: u64, cpus_milli: u32) -> u64 {
+    if 0 < devices { devices * 1000 } else { u64::from(cpus_milli) }
+}
+
+impl Jobs {
+    /// The job.
+    pub fn get(&self, id: JobId) -> Option<&Job> {
+        self.table.get(&id)
+    }
+
+    /// All jobs, oldest first.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Job> {
+        self.table.values()
+    }
+
+    /// Jobs from `first` on, oldest first.
+    pub fn range(&self, jobs: impl std::ops::RangeBounds<JobId>) -> impl DoubleEndedIterator<Item = &Job> {
+        self.table.range(jobs).map(|(_, job)| job)
+    }
+
+    /// Number of jobs ever accepted. Identities are `1..=len`.
+    pub fn len(&self) -> u64 {
+        self.table.len() as u64
+    }
+
+    /// Whether no job was ever accepted.
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// Jobs that hold resources, oldest first.
+    pub fn holding(&self) -> impl Iterator<Item = &Job> {
+        self.holding.iter().map(|id| &self.table[id])
+    }
+
+    /// Jobs that could be placed now.
+    pub fn ready(&self) -> &Ready {
+        &self.ready
+    }
+
+    /// The job that a client key made.
+    pub fn by_key(&self, key: &str) -> Option<JobId> {
+        self.by_key.get(key).copied()
+    }
+
+    /// Elements of the array that `id` belongs to; just `id` if it is no element of one.
+    pub fn array_of(&self, id: JobId) -> Vec<JobId> {
+        let Some(array) = self.table.get(&id).and_then(|job| job.array) else { return vec![id] };
+        let count = self.table[&id].spec.array.map_or(1, |range| range.count());
+        (array.first.0..array.first.0 + count).map(JobId).collect()
+    }
+
+    /// The next moment at which [`Jobs::pop_timer`] has something.
+    pub fn next_timer(&self) -> Option<Time> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Takes one job whose pause or time limit is over by `now`.
+    pub fn pop_timer(&mut self, now: Time) -> Option<JobId> {
+        let (at, id) = *self.timers.first()?;
+        if now < at {
+            return None;
+        }
+        self.timers.pop_first();
+        Some(id)
+    }
+
+    /// State of a dependency. `job` must exist.
+    pub fn dependency(&self, job: JobId) -> Dependency {
+        if let Some(array) = self.arrays.get(&job) {
+            return match (array.failed, array.left) {
+                (Some(failed), _) => Dependency::Failed(failed),
+                (None, 0) => Dependency::Met,
+                (None, _) => Dependency::Waits,
+            };
+        }
+        match self.table[&job].phase {
+            Phase::Done(Outcome::Succeeded) => Dependency::Met,
+            Phase::Done(_) => Dependency::Failed(job),
+            Phase::Pending(_) | Phase::Active | Phase::Stopping(_) => Dependency::Waits,
+        }
+    }
+
+    /// State of all of a job's dependencies together.
+    pub fn dependencies(&self, job: &Job) -> Dependency {
+        let mut all = Dependency::Met;
+        for dependency in &job.spec.after {
+            match self.dependency(*dependency) {
+                Dependency::Met => (),
+                Dependency::Waits => all = Dependency::Waits,
+                failed @ Dependency::Failed(_) => return failed,
+            }
+        }
+        all
+    }
+
+    /// Jobs to look at again now that `job` has ended.
+    pub fn dependents_of(&self, job: JobId) -> Vec<JobId> {
+        let named = [Some(job), self.table[&job].array.map(|array| array.first)];
+        let sets = named.iter().flatten().filter_map(|name| self.dependents.get(name));
+        sets.flatten().copied().collect()
+    }
+
+    /// Adds a job, or replaces it, and brings the indexes up to date.
+    pub(crate) fn insert(&mut self, now: Time, job: Job) {
+        if !job.spec.client_key.is_empty() && job.array.is_none_or(|array| array.first == job.id) {
+            self.by_key.insert(job.spec.client_key.clone(), job.id);
+        }
+        if let Some(array) = job.array {
+            self.arrays.entry(array.first).or_default().left += 1;
+        }
+        let id = job.id;
+        self.table.insert(id, job);
+        self.index(now, id);
+    }
+
+    /// Changes a job and brings the indexes up to date. `O(log jobs)`, and the change.
+    pub(crate) fn update<R>(&mut self, now: Time, id: JobId, change: impl FnOnce(&mut Job) -> R) -> R {
+        self.unindex(id);
+        let result = change(self.table.get_mut(&id).expect("a job that exists"));
+        self.index(now, id);
+        result
+    }
+
+    /// State of one rank's worker. No index depends on it.
+    pub(crate) fn rank_state_mut(&mut self, worker: WorkerId) -> &mut RankState {
+        let job = self.table.get_mut(&worker.job).expect("a job that exists");
+        assert_eq!(job.attempt, worker.attempt, "{worker} is of another attempt");
+        &mut job.ranks[worker.rank as usize].worker
+    }
+
+    /// Enters a job into the indexes that its phase belongs to.
+    fn index(&mut self, now: Time, id: JobId) {
+        let job = &self.table[&id];
+        match &job.phase {
+            Phase::Pending(not_before) => match self.dependencies(job) {
+                Dependency::Met if now < *not_before => _ = self.timers.insert((*not_before, id)),
+                Dependency::Met => {
+                    let shape = self.intern(self.table[&id].shape());
+                    let job = &self.table[&id];
+                    let shapes = self.ready.entry(job.spec.queue.clone()).or_default();
+                    shapes.entry(shape).or_default().insert((Reverse(job.spec.priority), id));
+                }
+                Dependency::Waits | Dependency::Failed(_) => {
+                    for dependency in &job.spec.after {
+                        self.dependents.entry(*dependency).or_default().insert(id);
+                    }
+                }
+            },
+            Phase::Active => {
+                self.holding.insert(id);
+                if let Some(end) = job.expected_end() {
+                    self.timers.insert((end, id));
+                }
+            }
+            Phase::Stopping(_) => _ = self.holding.insert(id),
+            Phase::Done(outcome) => {
+                let failed = *outcome != Outcome::Succeeded;
+                if let Some(array) = job.array.and_then(|array| self.arrays.get_mut(&array.first)) {
+                    array.left -= 1;
+                    if failed && array.failed.is_none_or(|earlier| id < earlier) {
+                        array.failed = Some(id);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Removes a job from every index. A job that is done stays done.
+    fn unindex(&mut self, id: JobId) {
+        let job = &self.table[&id];
+        assert!(!matches!(job.phase, Phase::Done(_)), "{id} is done and changes no more");
+        self.holding.remove(&id);
+        if let Phase::Pending(not_before) = job.phase {
+            self.timers.remove(&(not_before, id));
+        }
+        if let Some(end) = job.expected_end() {
+            self.timers.remove(&(end, id));
+        }
+        for dependency in &job.spec.after {
+            if let Some(set) = self.dependents.get_mut(dependency) {
+                set.remove(&id);
+                if set.is_empty() {
+                    self.dependents.remove(dependency);
+                }
+            }
+        }
+        if matches!(job.phase, Phase::Pending(_))
+            && let Some(shapes) = self.ready.get_mut(&job.spec.queue)
+        {
+            let shape = job.shape();
+            if let Some(jobs) = shapes.get_mut(&shape) {
+                jobs.remove(&(Reverse(job.spec.priority), id));
+                if jobs.is_empty() {
+                    shapes.remove(&shape);
+                }
+            }
+            if shapes.is_empty() {
+                self.ready.remove(&job.spec.queue);
+            }
+        }
+    }
+
+    fn intern(&mut self, shape: Shape) -> Arc<Shape> {
+        if let Some(known) = self.shapes.get(&shape) {
+            return known.clone();
+        }
+        let shape = Arc::new(shape);
+        self.shapes.insert(shape.clone());
+        shape
+    }
+
+    /// Recounts the indexes from the table. `O(jobs log jobs)`.
+    ///
+    /// # Panics
+    /// When an index is not what the table says.
+    pub fn check(&self, now: Time) {
+        let mut recount = Jobs::default();
+        for job in self.table.values() {
+            recount.insert(now, job.clone());
+        }
+        assert_eq!(self.ready, recount.ready, "the ready jobs");
+        assert_eq!(self.holding, recount.holding, "the jobs that hold resources");
+        assert_eq!(self.timers, recount.timers, "the timers");
+        assert_eq!(self.by_key, recount.by_key, "the client keys");
+        assert_eq!(self.dependents, recount.dependents, "the dependents");
+        assert_eq!(self.arrays, recount.arrays, "the arrays");
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Succeeded => f.write_str("succeeded"),
+            Outcome::Failed(why) => write!(f, "failed: {why}"),
+            Outcome::Unreachable(job) => write!(f, "failed: {job}, which it follows, did not succeed"),
+            Outcome::Cancelled => f.write_str("cancelled"),
+            Outcome::TimedOut => f.write_str("timed out"),
+        }
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::WorkerFailed { rank, node, exit } => write!(f, "rank {rank} on {node} {exit}"),
+            Why::RankLost { rank, node } => write!(f, "rank {rank} lost with {node}"),
+            Why::Drained { rank: _, node } => write!(f, "{node} is drained"),
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! What happens to jobs and nodes: the transitions.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cluster::{Cluster, Heartbeat, workers};
+use crate::effect::*;
+use crate::event::*;
+use crate::jobs::*;
+use crate::nodes::Lease;
+use crate::types::*;
+
+impl Cluster {
+    pub(crate) fn on_command(&mut self, now: Time, command: Command) -> Result<Answer, Refusal> {
+        match command {
+            Command::Submit(spec) => self.submit(now, spec),
+            Command::Cancel { job, whole_array } => self.cancel(now, job, whole_array),
+            Command::SetNode { node, availability } => self.set_node(now, node, availability),
+            Command::SetQueue(queue) => {
+                if queue.weight == 0 {
+                    return Err(Refusal::Malformed("a queue's weight is at least 1"));
+                }
+                self.note(Note::QueueSet(queue.name.clone()));
+                self.set_queue(queue);
+                self.plan_at(now);
+                Ok(Answer::Done)
+            }
+        }
+    }
+
+    /// Whether a specification would be accepted, and the job that its client key made already.
+    pub fn check_spec(&self, spec: &JobSpec) -> Result<Option<JobId>, Refusal> {
+        let empty = |role: &Role| role.ranks == 0 || role.request.devices.iter().any(|d| d.count == 0);
+        if spec.roles.is_empty() || spec.roles.iter().any(empty) {
+            return Err(Refusal::Malformed("a job has at least one rank, and a device request one device"));
+        }
+        if spec.array.is_some_and(|range| range.count() == 0 || MAX_ARRAY < range.count()) {
+            return Err(Refusal::Malformed("an array has 1 to 100,000 elements"));
+        }
+        if let Some(job) = self.jobs.by_key(&spec.client_key) {
+            let same = *self.jobs.get(job).expect("a key's job").spec == *spec;
+            let taken = Refusal::KeyTaken(spec.client_key.clone(), job);
+            return if same { Ok(Some(job)) } else { Err(taken) };
+        }
+        if !self.queues.contains_key(&spec.queue) {
+            return Err(Refusal::UnknownQueue(spec.queue.clone()));
+        }
+        match spec.after.iter().find(|job| self.jobs.get(**job).is_none()) {
+            Some(job) => Err(Refusal::UnknownJob(*job)),
+            None => Ok(None),
+        }
+    }
+
+    fn submit(&mut self, now: Time, spec: Arc<JobSpec>) -> Result<Answer, Refusal> {
+        let count = spec.array.map_or(1, |range| range.count()) as u32;
+        if let Some(first) = self.check_spec(&spec)? {
+            return Ok(Answer::Submitted { first, count, repeated: true });
+        }
+        let first = JobId(self.jobs.len() + 1);
+        for element in 0..count {
+            let index = |range: ArrayRange| range.first + element * range.step;
+            let array = spec.array.map(|range| ArrayElement { first, index: index(range) });
+            let id = JobId(first.0 + u64::from(element));
+            self.add_job(Job::new(id, spec.clone(), array, now), element == 0);
+        }
+        self.note(match spec.array {
+            Some(_) => Note::ArrayQueued { first, count },
+            None => Note::Queued(first),
+        });
+        if let Dependency::Failed(dependency) =
+            self.jobs.dependencies(self.jobs.get(first).expect("a new job"))
+        {
+            for id in self.jobs.array_of(first) {
+                self.finish(now, id, Outcome::Unreachable(dependency));
+            }
+        }
+        self.plan_at(now);
+        Ok(Answer::Submitted { first, count, repeated: false })
+    }
+
+    fn cancel(&mut self, now: Time, id: JobId, whole_array: bool) -> Result<Answer, Refusal> {
+        let job = self.jobs.get(id).ok_or(Refusal::UnknownJob(id))?;
+        if let (Phase::Done(outcome), false) = (&job.phase, whole_array) {
+            return Err(Refusal::JobDone(id, outcome.clone()));
+        }
+        let jobs = if whole_array { self.jobs.array_of(id) } else { vec![id] };
+        let mut cancelled = 0;
+        for id in jobs {
+            match self.jobs.get(id).expect("an element of the array").phase {
+                Phase::Done(_) => continue,
+                Phase::Pending(_) => self.finish(now, id, Outcome::Cancelled),
+                Phase::Active | Phase::Stopping(_) => self.stop(id, Outcome::Cancelled),
+            }
+            cancelled += 1;
+        }
+        Ok(Answer::Cancelled(cancelled))
+    }
+
+    fn set_node(&mut self, now: Time, name: Name, availability: Availability) -> Result<Answer, Refusal> {
+        let id = self.nodes.by_name(&name).ok_or_else(|| Refusal::UnknownNode(name.clone()))?;
+        if self.nodes.get(id).availability != availability {
+            self.node_mut(id).availability = availability;
+            self.note(Note::NodeSet { node: name.clone(), availability });
+            self.plan_at(now);
+        }
+        if availability == Availability::Draining {
+            for worker in self.workers_on(id) {
+                if self.jobs.get(worker.job).expect("a worker's job").phase == Phase::Active {
+                    self.requeue(worker.job, Why::Drained { rank: worker.rank, node: name.clone() });
+                }
+            }
+        }
+        Ok(Answer::Done)
+    }
+
+    pub(crate) fn on_heartbeat(
+        &mut self,
+        now: Time,
+        id: NodeId,
+        boot: u64,
+        seq: u64,
+        same_as: u64,
+    ) -> Heartbeat {
+        let Some(lease) = self.nodes.lease(id) else { return Heartbeat::Unknown };
+        if self.nodes.get(id).boot != boot || lease.full_seq != same_as {
+            return Heartbeat::Unknown;
+        }
+        if seq <= lease.seq {
+            return Heartbeat::Late;
+        }
+        self.nodes.set_lease(id, Lease { end: now + self.policy.lease, seq, ..lease });
+        Heartbeat::Renewed
+    }
+
+    /// Takes in a whole report. Returns the node if it must be answered.
+    pub(crate) fn on_report(&mut self, now: Time, report: NodeReport) -> Option<NodeId> {
+        let id = match self.nodes.by_name(&report.node) {
+            Some(id) => id,
+            None => self.add_node(report.node.clone()),
+        };
+        let known = self.nodes.get(id);
+        let handled = (known.boot, self.nodes.lease(id).map_or(0, |lease| lease.seq));
+        if (report.boot, report.seq) <= handled {
+            return None; // Late or repeated.
+        }
+        let rebooted = known.boot != report.boot;
+        let joined = !known.up;
+        let inventory_changed = known.inventory != report.inventory;
+        let caught_up = self.nodes.revision(id) == report.revision;
+
+        if rebooted || joined || inventory_changed {
+            let usable =
+                report.inventory.devices.iter().filter(|device| device.fault.is_none()).count() as u32;
+            let devices = report.inventory.devices.len() as u32;
+            let node = self.node_mut(id);
+            node.boot = report.boot;
+            node.up = true;
+            node.inventory = report.inventory;
+            self.plan_at(now);
+            let node = report.node.clone();
+            if joined {
+                self.note(Note::NodeUp(node));
+            } else if rebooted {
+                self.note(Note::AgentRestarted { node, workers: report.workers.len() as u32 });
+            } else {
+                self.note(Note::InventoryChanged { node, usable, devices });
+            }
+        }
+        let (end, seq) = (now + self.policy.lease, report.seq);
+        self.nodes.set_lease(id, Lease { end, seq, full_seq: seq, reported: report.revision });
+
+        let states: BTreeMap<WorkerId, WorkerState> =
+            report.workers.into_iter().map(|worker| (worker.id, worker.state)).collect();
+        for worker in self.workers_on(id) {
+            let known = self.rank_state(worker);
+            match states.get(&worker) {
+                Some(WorkerState::Starting) if known < RankState::Starting => {
+                    self.set_rank_state(worker, RankState::Starting);
+                }
+                Some(WorkerState::Running) if known < RankState::Running => self.on_running(worker),
+                Some(WorkerState::Exited(exit)) => self.on_exited(now, worker, exit.clone()),
+                // An agent that knows the assignment, or has just started, would list the worker if it ran.
+                None if caught_up || rebooted => self.on_rank_lost(now, worker),
+                Some(WorkerState::Starting | WorkerState::Running) | None => (),
+            }
+        }
+        Some(id)
+    }
+
+    pub(crate) fn expire_leases(&mut self, now: Time) {
+        for id in self.nodes.expired(now) {
+            self.node_mut(id).up = false;
+            let name = self.nodes.get(id).name.clone();
+            self.note(Note::NodeLost(name));
+            for worker in self.workers_on(id) {
+                self.on_rank_lost(now, worker);
+            }
+        }
+    }
+
+    pub(crate) fn ring_timers(&mut self, now: Time) {
+        while let Some(id) = self.jobs.pop_timer(now) {
+            let job = self.jobs.get(id).expect("a timer's job");
+            if job.phase == Phase::Active {
+                self.stop(id, Outcome::TimedOut);
+            } else {
+                self.change_job_index(id);
+                self.plan_at(now);
+            }
+        }
+    }
+
+    /// Places a job that a plan, made from this very state, starts.
+    pub(crate) fn place(&mut self, now: Time, id: JobId, ranks: Vec<Allocation>) {
+        self.change_job(id, |job| {
+            assert!(matches!(job.phase, Phase::Pending(_)), "{id} is placed twice");
+            job.phase = Phase::Active;
+            job.attempt += 1;
+            job.placed = Some(now);
+            job.ranks = ranks;
+        });
+        let job = self.jobs.get(id).expect("a placed job");
+        for (worker, rank) in workers(job) {
+            self.nodes.hold(worker, rank);
+        }
+        let (queue, charge) = (job.spec.queue.clone(), job.charge_milli());
+        let nodes = job.ranks.iter().map(|rank| self.nodes.get(rank.node).name.clone()).collect();
+        let note = Note::Placed { job: id, attempt: job.attempt, nodes };
+        self.charge(&queue, charge, 0);
+        self.reassign(id);
+        self.note(note);
+    }
+
+    fn on_running(&mut self, worker: WorkerId) {
+        self.set_rank_state(worker, RankState::Running);
+        let job = self.jobs.get(worker.job).expect("a worker's job");
+        if job.phase == Phase::Active && job.all_running() {
+            self.note(Note::Running(worker.job));
+        }
+    }
+
+    fn on_exited(&mut self, now: Time, worker: WorkerId, exit: Exit) {
+        let job = self.jobs.get(worker.job).expect("a worker's job");
+        if job.phase == Phase::Active && exit != Exit::Code(0) {
+            let node = self.node_of(worker);
+            self.fail(worker.job, Why::WorkerFailed { rank: worker.rank, node, exit });
+        }
+        self.on_gone(now, worker);
+    }
+
+    fn on_rank_lost(&mut self, now: Time, worker: WorkerId) {
+        if self.jobs.get(worker.job).expect("a worker's job").phase == Phase::Active {
+            let node = self.node_of(worker);
+            self.requeue(worker.job, Why::RankLost { rank: worker.rank, node });
+        }
+        self.on_gone(now, worker);
+    }
+
+    /// An attempt failed by itself: it is repeated as often as the job allows.
+    fn fail(&mut self, id: JobId, why: Why) {
+        let job = self.jobs.get(id).expect("a failed job");
+        let retries_left = job.failures < job.spec.retries;
+        self.change_job(id, |job| job.failures += 1);
+        if retries_left {
+            self.requeue(id, why);
+        } else {
+            self.change_job(id, |job| job.last_failure = Some(why.clone()));
+            self.stop(id, Outcome::Failed(why));
+        }
+    }
+
+    fn requeue(&mut self, id: JobId, why: Why) {
+        self.change_job(id, |job| {
+            job.phase = Phase::Stopping(Then::Requeue);
+            job.last_failure = Some(why.clone());
+        });
+        self.reassign(id);
+        self.note(Note::Requeued { job: id, why });
+    }
+
+    fn stop(&mut self, id: JobId, outcome: Outcome) {
+        let then = Then::Finish(outcome.clone());
+        if self.jobs.get(id).expect("a stopping job").phase == Phase::Stopping(then.clone()) {
+            return;
+        }
+        self.change_job(id, |job| job.phase = Phase::Stopping(then));
+        self.reassign(id);
+        self.note(Note::Stopping { job: id, why: outcome });
+    }
+
+    fn on_gone(&mut self, now: Time, worker: WorkerId) {
+        self.set_rank_state(worker, RankState::Gone);
+        self.reassign(worker.job);
+        let job = self.jobs.get(worker.job).expect("a worker's job");
+        self.nodes.worker_gone(worker, job.ranks[worker.rank as usize].node);
+        if job.ranks.iter().any(|rank| rank.worker != RankState::Gone) {
+            return;
+        }
+        match job.phase.clone() {
+            Phase::Active => self.finish(now, worker.job, Outcome::Succeeded),
+            Phase::Stopping(Then::Finish(outcome)) => self.finish(now, worker.job, outcome),
+            Phase::Stopping(Then::Requeue) => self.release(now, worker.job, None),
+            Phase::Pending(_) | Phase::Done(_) => panic!("{worker} ran for a job that holds nothing"),
+        }
+    }
+
+    /// Ends a job that has no worker left, and with it those that can no longer follow it.
+    fn finish(&mut self, now: Time, id: JobId, outcome: Outcome) {
+        let mut ending = vec![(id, outcome)];
+        while let Some((id, outcome)) = ending.pop() {
+            self.release(now, id, Some(outcome.clone()));
+            self.note(Note::Done(id, outcome));
+            for dependent in self.jobs.dependents_of(id) {
+                match self.jobs.dependencies(self.jobs.get(dependent).expect("a dependent job")) {
+                    Dependency::Met => self.change_job_index(dependent),
+                    Dependency::Failed(job) => ending.push((dependent, Outcome::Unreachable(job))),
+                    Dependency::Waits => (),
+                }
+            }
+            ending.sort_by_key(|(id, _)| std::cmp::Reverse(*id));
+            ending.dedup_by_key(|(id, _)| *id);
+        }
+    }
+
+    /// Gives back all that a job holds; it ends, or with `None` is placed again.
+    fn release(&mut self, now: Time, id: JobId, outcome: Option<Outcome>) {
+        let job = self.jobs.get(id).expect("a job that holds resources").clone();
+        for (worker, rank) in workers(&job) {
+            self.nodes.release(worker, rank);
+        }
+        self.charge(&job.spec.queue, 0, job.charge_milli());
+        let failed = matches!(job.last_failure, Some(Why::WorkerFailed { .. }));
+        let pause = if failed { self.pause(job.failures) } else { Duration::ZERO };
+        self.change_job(id, |job| {
+            job.add_usage(now, outcome.is_none());
+            job.ranks.clear();
+            match outcome {
+                None => job.phase = Phase::Pending(now + pause),
+                Some(outcome) => {
+                    job.phase = Phase::Done(outcome);
+                    job.ended = Some(now);
+                }
+            }
+        });
+        self.plan_at(now);
+    }
+
+    fn pause(&self, failures: u32) -> Duration {
+        self.policy.backoff * (1 << failures.saturating_sub(1).min(6))
+    }
+
+    /// Brings the indexes of a job up to date that time or another job has made ready.
+    fn change_job_index(&mut self, id: JobId) {
+        self.jobs.update(self.now, id, |_| ());
+    }
+
+    fn rank_state(&self, worker: WorkerId) -> RankState {
+        self.jobs.get(worker.job).expect("a worker's job").ranks[worker.rank as usize].worker
+    }
+
+    fn node_of(&self, worker: WorkerId) -> Name {
+        let job = self.jobs.get(worker.job).expect("a worker's job");
+        self.nodes.get(job.ranks[worker.rank as usize].node).name.clone()
+    }
+
+    /// Workers on the node that are not known gone. One may go while another is dealt with.
+    fn workers_on(&self, node: NodeId) -> Vec<WorkerId> {
+        self.nodes.held(node).workers.iter().copied().collect()
+    }
+}
+
+impl Job {
+    fn new(id: JobId, spec: Arc<JobSpec>, array: Option<ArrayElement>, now: Time) -> Job {
+        Job {
+            id,
+            spec,
+            array,
+            submitted: now,
+            phase: Phase::Pending(now),
+            attempt: 0,
+            failures: 0,
+            ranks: Vec::new(),
+            placed: None,
+            ended: None,
+            last_failure: None,
+            usage: Usage::default(),
+        }
+    }
+
+    fn add_usage(&mut self, now: Time, lost: bool) {
+        let Some(placed) = self.placed.filter(|_| !self.ranks.is_empty()) else { return };
+        let ms = now.since(placed);
+        let device_ms = self.devices_held() * ms;
+        self.usage.device_ms += device_ms;
+        let cpus: u64 = self.ranks.iter().map(|rank| u64::from(rank.cpus_milli)).sum();
+        self.usage.cpu_milli_ms += cpus * ms;
+        if lost {
+            self.usage.lost_device_ms += device_ms;
+        }
+    }
+}

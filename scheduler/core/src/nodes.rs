@@ -1,0 +1,194 @@
+//! Nodes, their leases, and what is held on them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::event::Availability;
+use crate::types::*;
+
+/// A machine with an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Identity within the pool.
+    pub id: NodeId,
+    /// The stable name that its agent registers under.
+    pub name: Name,
+    /// What it offers, as last reported.
+    pub inventory: Arc<Inventory>,
+    /// Whether its lease is running.
+    pub up: bool,
+    /// Start of the agent that reported last.
+    pub boot: u64,
+    /// Whether it takes work.
+    pub availability: Availability,
+}
+
+/// Right of a live node to run its workers. Soft state: renewed by its messages, granted anew on restore.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lease {
+    /// When it runs out.
+    pub end: Time,
+    /// Last message handled, of the node's current boot.
+    pub seq: u64,
+    /// Last whole report handled.
+    pub full_seq: u64,
+    /// The assignment that the agent last said it carries out.
+    pub reported: Revision,
+}
+
+/// What placed jobs hold on a node. Derived from the jobs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Devices, by index.
+    pub devices: BTreeSet<u16>,
+    /// Thousandths of a core.
+    pub cpus_milli: u64,
+    /// Main memory, in bytes.
+    pub memory_bytes: u64,
+    /// Ports.
+    pub ports: BTreeSet<u16>,
+    /// Workers that are not known gone.
+    pub workers: BTreeSet<WorkerId>,
+}
+
+/// All nodes.
+#[derive(Clone, Debug, Default)]
+pub struct Nodes {
+    entries: Vec<Entry>,
+    by_name: BTreeMap<Name, NodeId>,
+    /// No lease runs out before this; `None`: no node is up.
+    next_expiry: Option<Time>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    node: Node,
+    lease: Lease,
+    held: Held,
+    /// Version of its assignment.
+    revision: Revision,
+}
+
+impl Node {
+    /// Whether new work may be placed on it.
+    pub fn takes_work(&self) -> bool {
+        self.up && self.availability == Availability::Open
+    }
+}
+
+impl Held {
+    /// Adds (or removes) what a rank holds.
+    fn change(&mut self, worker: WorkerId, rank: &Allocation, add: bool) {
+        if add {
+            for device in &rank.devices {
+                assert!(self.devices.insert(*device), "{worker}: device {device} is held twice");
+            }
+            assert!(self.ports.insert(rank.port), "{worker}: port {} is held twice", rank.port);
+            self.cpus_milli += u64::from(rank.cpus_milli);
+            self.memory_bytes += rank.memory_bytes;
+            self.workers.insert(worker);
+        } else {
+            for device in &rank.devices {
+                self.devices.remove(device);
+            }
+            self.ports.remove(&rank.port);
+            self.cpus_milli -= u64::from(rank.cpus_milli);
+            self.memory_bytes -= rank.memory_bytes;
+            self.workers.remove(&worker);
+        }
+    }
+}
+
+impl Nodes {
+    /// All nodes, by identity.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Node> {
+        self.entries.iter().map(|entry| &entry.node)
+    }
+
+    /// Number of nodes ever seen.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether no node was ever seen.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The node. Panics if it does not exist.
+    pub fn get(&self, id: NodeId) -> &Node {
+        &self.entries[id.0 as usize].node
+    }
+
+    /// The node of that name.
+    pub fn by_name(&self, name: &str) -> Option<NodeId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// What is held on the node.
+    pub fn held(&self, id: NodeId) -> &Held {
+        &self.entries[id.0 as usize].held
+    }
+
+    /// Its lease, if it is up.
+    pub fn lease(&self, id: NodeId) -> Option<Lease> {
+        let entry = self.entries.get(id.0 as usize)?;
+        entry.node.up.then_some(entry.lease)
+    }
+
+    /// Version of its assignment.
+    pub fn revision(&self, id: NodeId) -> Revision {
+        self.entries[id.0 as usize].revision
+    }
+
+    /// A bound: no lease runs out earlier.
+    pub fn next_expiry(&self) -> Option<Time> {
+        self.next_expiry
+    }
+
+    /// Enters a node. Its identity must be the next one.
+    pub(crate) fn insert(&mut self, node: Node, revision: Revision) {
+        assert_eq!(node.id.0 as usize, self.entries.len(), "identities have no gaps");
+        self.by_name.insert(node.name.clone(), node.id);
+        self.entries.push(Entry { node, lease: Lease::default(), held: Held::default(), revision });
+    }
+
+    pub(crate) fn get_mut(&mut self, id: NodeId) -> &mut Node {
+        &mut self.entries[id.0 as usize].node
+    }
+
+    pub(crate) fn set_revision(&mut self, id: NodeId, revision: Revision) {
+        self.entries[id.0 as usize].revision = revision;
+    }
+
+    /// Grants or renews a lease.
+    pub(crate) fn set_lease(&mut self, id: NodeId, lease: Lease) {
+        self.entries[id.0 as usize].lease = lease;
+        self.next_expiry = Some(self.next_expiry.map_or(lease.end, |next| next.min(lease.end)));
+    }
+
+    /// Nodes that are up with a lease that has run out. `O(nodes)`, at most once a lease's length.
+    pub(crate) fn expired(&mut self, now: Time) -> Vec<NodeId> {
+        if self.next_expiry.is_none_or(|next| now < next) {
+            return Vec::new();
+        }
+        let up = self.entries.iter().filter(|entry| entry.node.up);
+        self.next_expiry = up.clone().map(|entry| entry.lease.end).filter(|end| now < *end).min();
+        up.filter(|entry| entry.lease.end <= now).map(|entry| entry.node.id).collect()
+    }
+
+    /// Enters what a rank holds.
+    pub(crate) fn hold(&mut self, worker: WorkerId, rank: &Allocation) {
+        self.entries[rank.node.0 as usize].held.change(worker, rank, true);
+    }
+
+    /// Gives back what a rank held.
+    pub(crate) fn release(&mut self, worker: WorkerId, rank: &Allocation) {
+        self.entries[rank.node.0 as usize].held.change(worker, rank, false);
+    }
+
+    /// The worker is known gone; its resources are held until all of its job are.
+    pub(crate) fn worker_gone(&mut self, worker: WorkerId, node: NodeId) {
+        self.entries[node.0 as usize].held.workers.remove(&worker);
+    }
+}
