@@ -1,1 +1,18 @@
-//! Placeholder.
+//! The wire and the store: generated code, and its translation to and from the core's types.
+//!
+//! Generated types stay in this crate and in the files that speak gRPC; everything else speaks the core's.
+
+pub mod border;
+pub mod store;
+pub mod wire;
+
+pub use aquifer_core as core;
+
+/// Generated from `aquifer/v1/*.proto`.
+#[allow(missing_docs, clippy::all)]
+pub mod v1 {
+    tonic::include_proto!("aquifer.v1");
+}
+
+/// The protocol's descriptors, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/aquifer.fds"));

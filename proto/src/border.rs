@@ -1,0 +1,462 @@
+//! The border: wire to core. Every field is checked here, so that nothing behind it has to.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use aquifer_core::*;
+
+use crate::v1;
+
+/// A field of a request that cannot be accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is {value}: {allowed}")]
+pub struct Invalid {
+    /// Path of the field: `roles[0].request.devices[1].count`.
+    pub field: String,
+    /// What was given, shortened.
+    pub value: String,
+    /// What is allowed.
+    pub allowed: String,
+}
+
+type Checked<T> = Result<T, Invalid>;
+
+/// Ranks of a job, at most.
+pub const MAX_RANKS: u64 = 100_000;
+/// Bytes of a program's arguments, at most.
+pub const MAX_ARGUMENTS: usize = 1 << 20;
+/// Bytes of a job's environment, at most.
+pub const MAX_ENV: usize = 1 << 20;
+
+const DAY_MS: u64 = 86_400_000;
+const YEAR_MS: u64 = 366 * DAY_MS;
+
+impl Invalid {
+    /// A complaint about a field.
+    pub fn new(field: impl Into<String>, value: impl ToString, allowed: impl Into<String>) -> Invalid {
+        let (value, mut short) = (value.to_string(), String::new());
+        for character in value.chars().take(64) {
+            short.extend(character.escape_debug());
+        }
+        if short.len() < value.len() {
+            short.push('…');
+        }
+        Invalid { field: field.into(), value: short, allowed: allowed.into() }
+    }
+}
+
+/// A status of `INVALID_ARGUMENT` with the field as `google.rpc.BadRequest`.
+impl From<Invalid> for tonic::Status {
+    fn from(invalid: Invalid) -> tonic::Status {
+        use tonic_types::{ErrorDetails, StatusExt};
+        let description = format!("is {}: {}", invalid.value, invalid.allowed);
+        let details = ErrorDetails::with_bad_request_violation(&invalid.field, description);
+        let text = invalid.to_string();
+        tonic::Status::with_error_details(tonic::Code::InvalidArgument, text, details)
+    }
+}
+
+/// Checks a job's specification.
+///
+/// # Errors
+/// Names the first field that cannot be accepted.
+pub fn job_spec(wire: &v1::JobSpec) -> Checked<JobSpec> {
+    let in_range = |field: &str, value: i64, low: i64, high: i64| match (low..=high).contains(&value) {
+        true => Ok(value),
+        false => Err(Invalid::new(field, value, format!("expected {low} to {high}"))),
+    };
+    in_range("roles", wire.roles.len() as i64, 1, 16)
+        .map_err(|_| Invalid::new("roles", wire.roles.len(), "expected 1 to 16 roles"))?;
+    let roles = wire.roles.iter().enumerate().map(|(at, wire)| role(&format!("roles[{at}]"), wire));
+    let roles = roles.collect::<Checked<Vec<Role>>>()?;
+    let ranks: u64 = roles.iter().map(|role| u64::from(role.ranks)).sum();
+    if MAX_RANKS < ranks {
+        return Err(Invalid::new("roles", format!("{ranks} ranks"), format!("at most {MAX_RANKS} in all")));
+    }
+    let default_name = match &roles[0].program {
+        Program::Command(arguments) => arguments[0].rsplit('/').next().unwrap_or("command").to_string(),
+        Program::Train(_) => "train".into(),
+        Program::Serve(_) => "serve".into(),
+    };
+    let name = text("name", &wire.name, 128)?;
+    let queue = if wire.queue.is_empty() { cluster::DEFAULT_QUEUE } else { &wire.queue };
+    let after = wire.after.iter().enumerate().map(|(at, id)| job_id(&format!("after[{at}]"), *id));
+    if 10_000 < wire.after.len() {
+        return Err(Invalid::new("after", wire.after.len(), "at most 10,000 jobs"));
+    }
+    let time_limit_ms = match wire.time_limit_ms {
+        Some(ms) => Some(in_range("time_limit_ms", clamp(ms), 1, YEAR_MS as i64)? as u64),
+        None => None,
+    };
+    Ok(JobSpec {
+        name: if name.is_empty() { text("name", &default_name, usize::MAX)? } else { name },
+        user: text("user", &wire.user, 128)?,
+        queue: self::name("queue", queue)?,
+        client_key: text("client_key", &wire.client_key, 128)?,
+        priority: in_range("priority", wire.priority.into(), -1000, 1000)? as i32,
+        roles,
+        after: after.collect::<Checked<Vec<JobId>>>()?,
+        array: wire.array.as_ref().map(array).transpose()?,
+        time_limit_ms,
+        retries: in_range("retries", wire.retries.into(), 0, 1000)? as u32,
+        grace_ms: in_range("grace_ms", clamp(wire.grace_ms.unwrap_or(30_000)), 0, DAY_MS as i64)? as u64,
+        env: pairs("env", &wire.env, MAX_ENV)?,
+        working_dir: wire.working_dir.as_ref().map(|dir| path("working_dir", dir)).transpose()?,
+        checkpoint_dir: wire.checkpoint_dir.as_ref().map(|dir| path("checkpoint_dir", dir)).transpose()?,
+    })
+}
+
+fn clamp(value: u64) -> i64 {
+    value.min(i64::MAX as u64) as i64
+}
+
+fn role(field: &str, wire: &v1::Role) -> Checked<Role> {
+    let name = if wire.name.is_empty() { "worker" } else { &wire.name };
+    let name = self::name(&format!("{field}.name"), name)?;
+    if wire.ranks == 0 || MAX_RANKS < u64::from(wire.ranks) {
+        return Err(Invalid::new(format!("{field}.ranks"), wire.ranks, format!("expected 1 to {MAX_RANKS}")));
+    }
+    let default = v1::Request::default();
+    let wire_request = wire.request.as_ref().unwrap_or(&default);
+    let request = request(&format!("{field}.request"), wire_request)?;
+    let program = match &wire.program {
+        Some(v1::role::Program::Command(command)) => {
+            Program::Command(arguments(&format!("{field}.command.arguments"), &command.arguments)?)
+        }
+        Some(v1::role::Program::Train(wire)) => Program::Train(train(&format!("{field}.train"), wire)?),
+        Some(v1::role::Program::Serve(wire)) => Program::Serve(serve(&format!("{field}.serve"), wire)?),
+        None => return Err(Invalid::new(field, "without a program", "expected command, train or serve")),
+    };
+    if let Program::Train(options) = &program
+        && options.batch < wire.ranks
+    {
+        let allowed = format!("expected at least the number of ranks, {}", wire.ranks);
+        return Err(Invalid::new(format!("{field}.train.batch"), options.batch, allowed));
+    }
+    Ok(Role { name, ranks: wire.ranks, request, program })
+}
+
+fn request(field: &str, wire: &v1::Request) -> Checked<Request> {
+    if 16 < wire.devices.len() {
+        return Err(Invalid::new(format!("{field}.devices"), wire.devices.len(), "at most 16 alternatives"));
+    }
+    let devices = wire.devices.iter().enumerate();
+    let devices = devices.map(|(at, wire)| device_request(&format!("{field}.devices[{at}]"), wire));
+    if 10_000_000 < wire.cpus_milli {
+        return Err(Invalid::new(format!("{field}.cpus_milli"), wire.cpus_milli, "at most 10,000,000"));
+    }
+    Ok(Request {
+        devices: devices.collect::<Checked<Vec<DeviceRequest>>>()?,
+        cpus_milli: wire.cpus_milli,
+        memory_bytes: memory(&format!("{field}.memory_bytes"), wire.memory_bytes)?,
+        labels: pairs(&format!("{field}.labels"), &wire.labels, 65_536)?,
+    })
+}
+
+fn device_request(field: &str, wire: &v1::DeviceRequest) -> Checked<DeviceRequest> {
+    let count = u16::try_from(wire.count).ok().filter(|count| (1..=4096).contains(count));
+    let model = text(&format!("{field}.model"), &wire.model.to_lowercase(), 128)?;
+    Ok(DeviceRequest {
+        count: count.ok_or_else(|| {
+            Invalid::new(format!("{field}.count"), wire.count, "expected 1 to 4,096 devices a rank")
+        })?,
+        vendor: match &wire.vendor[..] {
+            "" => None,
+            vendor => Some(self::vendor(&format!("{field}.vendor"), vendor)?),
+        },
+        model: (!model.is_empty()).then_some(model),
+        memory_bytes: memory(&format!("{field}.memory_bytes"), wire.memory_bytes)?,
+    })
+}
+
+fn vendor(field: &str, text: &str) -> Checked<Vendor> {
+    text.parse().map_err(|unknown: UnknownVendor| Invalid::new(field, text, unknown.to_string()))
+}
+
+fn memory(field: &str, bytes: u64) -> Checked<u64> {
+    match bytes <= 1 << 50 {
+        true => Ok(bytes),
+        false => Err(Invalid::new(field, bytes, "at most 1 PiB")),
+    }
+}
+
+fn arguments(field: &str, arguments: &[String]) -> Checked<Vec<Name>> {
+    let bytes: usize = arguments.iter().map(|argument| argument.len() + 1).sum();
+    if MAX_ARGUMENTS < bytes {
+        return Err(Invalid::new(field, format!("{bytes} bytes long"), format!("at most {MAX_ARGUMENTS}")));
+    }
+    if arguments.first().is_none_or(|program| program.is_empty()) {
+        return Err(Invalid::new(field, "empty", "expected a program and its arguments"));
+    }
+    if let Some(at) = arguments.iter().position(|argument| argument.contains('\0')) {
+        return Err(Invalid::new(format!("{field}[{at}]"), &arguments[at], "must not contain a zero byte"));
+    }
+    Ok(arguments.iter().map(|argument| argument.as_str().into()).collect())
+}
+
+fn train(field: &str, wire: &v1::Train) -> Checked<TrainOptions> {
+    let or = |value: u64, default: u64| if value == 0 { default } else { value };
+    let learning_rate = if wire.learning_rate == 0.0 { 3e-3 } else { wire.learning_rate };
+    if !(0.0 < learning_rate && learning_rate <= 1.0) {
+        let field = format!("{field}.learning_rate");
+        return Err(Invalid::new(field, wire.learning_rate, "expected more than 0 and at most 1"));
+    }
+    let limit = |name: &str, value: u64, most: u64| match value <= most {
+        true => Ok(value),
+        false => Err(Invalid::new(format!("{field}.{name}"), value, format!("at most {most}"))),
+    };
+    let model = if wire.model.is_empty() { "tiny" } else { &wire.model };
+    Ok(TrainOptions {
+        model: text(&format!("{field}.model"), model, 4096)?,
+        data: path(&format!("{field}.data"), &wire.data)?,
+        steps: limit("steps", or(wire.steps, 200), 1_000_000_000)?,
+        batch: limit("batch", or(wire.batch.into(), 8), 1_000_000)? as u32,
+        context: limit("context", or(wire.context.into(), 128), 1 << 20)? as u32,
+        learning_rate,
+        seed: wire.seed,
+        checkpoint_every: limit("checkpoint_every", or(wire.checkpoint_every, 50), 1_000_000_000)?,
+    })
+}
+
+fn serve(field: &str, wire: &v1::Serve) -> Checked<ServeOptions> {
+    let max_queue = if wire.max_queue == 0 { 64 } else { wire.max_queue };
+    if 100_000 < max_queue {
+        return Err(Invalid::new(format!("{field}.max_queue"), max_queue, "expected 1 to 100,000"));
+    }
+    let model = path(&format!("{field}.model"), &wire.model)?;
+    let served_name = text(&format!("{field}.served_name"), &wire.served_name, 128)?;
+    Ok(ServeOptions { model, served_name, max_queue })
+}
+
+fn array(wire: &v1::ArrayRange) -> Checked<ArrayRange> {
+    let range = ArrayRange { first: wire.first, last: wire.last, step: wire.step.max(1) };
+    match range.count() {
+        1..=MAX_ARRAY => Ok(range),
+        count => {
+            let value = format!("{}-{}:{} ({count} indices)", range.first, range.last, range.step);
+            Err(Invalid::new("array", value, format!("expected 1 to {MAX_ARRAY} indices")))
+        }
+    }
+}
+
+/// Checks the identity of a job.
+pub fn job_id(field: &str, id: u64) -> Checked<JobId> {
+    if id == 0 { Err(Invalid::new(field, id, "expected a job's number, from 1")) } else { Ok(JobId(id)) }
+}
+
+/// Checks a name that other things refer to: of a node, a queue, a role.
+pub fn name(field: &str, value: &str) -> Checked<Name> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
+    match (1..=253).contains(&value.len()) && value.chars().all(allowed) {
+        true => Ok(value.into()),
+        false => {
+            Err(Invalid::new(field, format!("{value:?}"), "expected 1 to 253 letters, digits, '.', '_', '-'"))
+        }
+    }
+}
+
+/// Checks a text for people.
+fn text(field: &str, value: &str, most: usize) -> Checked<Name> {
+    match value.chars().count() <= most && !value.chars().any(char::is_control) {
+        true => Ok(value.into()),
+        false => {
+            let allowed = format!("expected at most {most} characters and no control characters");
+            Err(Invalid::new(field, format!("{value:?}"), allowed))
+        }
+    }
+}
+
+/// Checks a path on a node.
+fn path(field: &str, value: &str) -> Checked<Name> {
+    match value.starts_with('/') && value.len() <= 4096 && !value.contains('\0') {
+        true => Ok(value.into()),
+        false => {
+            Err(Invalid::new(field, format!("{value:?}"), "expected an absolute path of at most 4,096 bytes"))
+        }
+    }
+}
+
+/// Checks a map of texts, and puts it in the order of its keys.
+fn pairs(
+    field: &str,
+    map: &std::collections::HashMap<String, String>,
+    most_bytes: usize,
+) -> Checked<Vec<(Name, Name)>> {
+    let bytes: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if 1000 < map.len() || most_bytes < bytes {
+        let value = format!("{} entries, {bytes} bytes", map.len());
+        return Err(Invalid::new(field, value, format!("at most 1,000 entries and {most_bytes} bytes")));
+    }
+    let map: BTreeMap<&String, &String> = map.iter().collect();
+    for (key, value) in &map {
+        if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+            let value = format!("{key:?}: {value:?}");
+            return Err(Invalid::new(field, value, "keys are not empty, without '='; no zero bytes"));
+        }
+    }
+    Ok(map.into_iter().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect())
+}
+
+/// Checks a queue.
+pub fn queue(wire: &v1::Queue) -> Checked<Queue> {
+    let weight = wire.weight.max(1);
+    if 1_000_000 < weight {
+        return Err(Invalid::new("queue.weight", weight, "expected 1 to 1,000,000"));
+    }
+    Ok(Queue {
+        name: name("queue.name", &wire.name)?,
+        weight,
+        guaranteed_milli: wire.guaranteed_milli,
+        limit_milli: wire.limit_milli,
+    })
+}
+
+/// Checks what a node offers.
+pub fn inventory(wire: &v1::Inventory) -> Checked<Inventory> {
+    if usize::from(u16::MAX) < wire.devices.len() {
+        return Err(Invalid::new("inventory.devices", wire.devices.len(), "at most 65,535"));
+    }
+    let mut classes: BTreeMap<(Vendor, Name, u64), Arc<DeviceClass>> = BTreeMap::new();
+    let devices = wire.devices.iter().enumerate().map(|(at, wire)| {
+        let vendor = vendor(&format!("inventory.devices[{at}].vendor"), &wire.vendor)?;
+        let model = text(&format!("inventory.devices[{at}].model"), &wire.model, 128)?;
+        let memory_bytes = wire.memory_bytes;
+        let class = classes.entry((vendor, model.clone(), memory_bytes));
+        let class = class.or_insert_with(|| Arc::new(DeviceClass { vendor, model, memory_bytes })).clone();
+        let fault = wire.fault.as_deref().map(Name::from);
+        Ok(Device { class, uuid: wire.uuid.as_str().into(), fault })
+    });
+    let devices = devices.collect::<Checked<Vec<Device>>>()?;
+    let port = |field, port: u32| {
+        u16::try_from(port).map_err(|_| Invalid::new(field, port, "expected a port, at most 65,535"))
+    };
+    Ok(Inventory {
+        devices,
+        cpus_milli: wire.cpus_milli,
+        memory_bytes: wire.memory_bytes,
+        address: text("inventory.address", &wire.address, 253)?,
+        ports: Ports {
+            first: port("inventory.first_port", wire.first_port)?,
+            last: port("inventory.last_port", wire.last_port)?,
+        },
+        labels: pairs("inventory.labels", &wire.labels, 65_536)?.into_iter().collect(),
+    })
+}
+
+/// Checks the identity of a worker.
+pub fn worker_id(field: &str, wire: Option<&v1::Worker>) -> Checked<WorkerId> {
+    let wire = wire.ok_or_else(|| Invalid::new(field, "absent", "expected a worker"))?;
+    Ok(WorkerId { job: job_id(field, wire.job)?, attempt: wire.attempt, rank: wire.rank })
+}
+
+/// Checks a node's report. `node` and `boot` are those of its session.
+pub fn report(node: Name, boot: u64, wire: &v1::NodeReport) -> Checked<NodeReport> {
+    let default = v1::Inventory::default();
+    let workers = wire.workers.iter().map(|wire| {
+        let id = worker_id("report.workers", wire.worker.as_ref())?;
+        let state = match &wire.state {
+            Some(v1::worker_report::State::Starting(_)) => WorkerState::Starting,
+            Some(v1::worker_report::State::Running(_)) => WorkerState::Running,
+            Some(v1::worker_report::State::Exited(wire)) => WorkerState::Exited(exit(wire)?),
+            None => return Err(Invalid::new("report.workers.state", "absent", "expected a state")),
+        };
+        Ok(WorkerReport { id, state })
+    });
+    Ok(NodeReport {
+        node,
+        boot,
+        seq: wire.seq,
+        inventory: Arc::new(inventory(wire.inventory.as_ref().unwrap_or(&default))?),
+        revision: Revision { term: wire.revision_term, count: wire.revision_count },
+        workers: workers.collect::<Checked<Vec<WorkerReport>>>()?,
+    })
+}
+
+/// Checks how a worker ended.
+pub fn exit(wire: &v1::Exit) -> Checked<Exit> {
+    match &wire.how {
+        Some(v1::exit::How::Code(code)) => Ok(Exit::Code(*code)),
+        Some(v1::exit::How::Signal(signal)) => Ok(Exit::Signal(*signal)),
+        Some(v1::exit::How::Failed(why)) => Ok(Exit::Failed(why.as_str().into())),
+        None => Err(Invalid::new("exit", "absent", "expected code, signal or failed")),
+    }
+}
+
+/// Checks an allocation.
+pub fn allocation(wire: &v1::Allocation) -> Checked<Allocation> {
+    let index = |index: &u32| {
+        u16::try_from(*index).map_err(|_| Invalid::new("allocation.devices", index, "at most 65,535"))
+    };
+    let worker = match wire.state() {
+        v1::RankState::Assigned => RankState::Assigned,
+        v1::RankState::Starting => RankState::Starting,
+        v1::RankState::Running => RankState::Running,
+        v1::RankState::Gone => RankState::Gone,
+        v1::RankState::Unspecified => {
+            return Err(Invalid::new("allocation.state", wire.state, "expected a state of a rank"));
+        }
+    };
+    let port = u16::try_from(wire.port);
+    Ok(Allocation {
+        node: NodeId(wire.node),
+        devices: wire.devices.iter().map(index).collect::<Checked<Vec<u16>>>()?,
+        cpus_milli: wire.cpus_milli,
+        memory_bytes: wire.memory_bytes,
+        port: port.map_err(|_| Invalid::new("allocation.port", wire.port, "at most 65,535"))?,
+        worker,
+    })
+}
+
+/// Checks a node's assignment: the message that it answers, and what should run.
+pub fn assignment(wire: &v1::Assignment) -> Checked<Assignment> {
+    let mut specs: Vec<(&v1::JobSpec, Arc<JobSpec>)> = Vec::new();
+    let workers = wire.workers.iter().map(|wire| {
+        let launch = match &wire.launch {
+            None => None,
+            Some(wire) => {
+                let given = wire.spec.as_ref();
+                let given = given.ok_or_else(|| Invalid::new("launch.spec", "absent", "expected a job"))?;
+                let known = specs.iter().find(|(known, _)| *known == given).map(|(_, spec)| spec.clone());
+                let spec = match known {
+                    Some(spec) => spec,
+                    None => {
+                        let spec = Arc::new(job_spec(given)?);
+                        specs.push((given, spec.clone()));
+                        spec
+                    }
+                };
+                Some(Arc::new(launch(wire, spec)?))
+            }
+        };
+        Ok(WorkerOrder {
+            id: worker_id("assignment.workers", wire.worker.as_ref())?,
+            goal: if wire.stop { Goal::Stop } else { Goal::Run },
+            grace_ms: wire.grace_ms,
+            launch,
+        })
+    });
+    let workers = workers.collect::<Checked<Vec<WorkerOrder>>>()?;
+    Ok(Assignment { revision: Revision { term: wire.revision_term, count: wire.revision_count }, workers })
+}
+
+fn launch(wire: &v1::Launch, spec: Arc<JobSpec>) -> Checked<Launch> {
+    let role = wire.role as usize;
+    if spec.roles.len() <= role {
+        return Err(Invalid::new("launch.role", role, format!("expected less than {}", spec.roles.len())));
+    }
+    let default = v1::Allocation::default();
+    let allocation = allocation(wire.allocation.as_ref().unwrap_or(&default))?;
+    let port = u16::try_from(wire.master_port);
+    let port = port.map_err(|_| Invalid::new("launch.master_port", wire.master_port, "at most 65,535"))?;
+    Ok(Launch {
+        spec,
+        role,
+        world_size: wire.world_size,
+        local_rank: wire.local_rank,
+        local_world_size: wire.local_world_size,
+        node_rank: wire.node_rank,
+        master: (wire.master_address.as_str().into(), port),
+        array_index: wire.array_index,
+        allocation,
+    })
+}

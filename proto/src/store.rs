@@ -1,0 +1,235 @@
+//! Durable records: core to bytes, and back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use aquifer_core::jobs::{ArrayElement, Job, Outcome, Phase, Then, Usage, Why};
+use aquifer_core::nodes::Node;
+use aquifer_core::*;
+use prost::Message;
+
+use crate::border::{self, Invalid};
+use crate::{v1, wire};
+
+/// Kind of a record: the store's tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum Kind {
+    Spec,
+    Job,
+    Node,
+    Queue,
+}
+
+/// A record as bytes, under its identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Its table.
+    pub kind: Kind,
+    /// Identity within the table: a number in big-endian order, or a name.
+    pub key: Vec<u8>,
+    /// The encoded record.
+    pub value: Vec<u8>,
+}
+
+/// A record that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{kind:?} record {key:02x?}: {why}")]
+pub struct Unreadable {
+    kind: Kind,
+    key: Vec<u8>,
+    why: String,
+}
+
+/// Encodes a record.
+pub fn encode(record: &Record) -> Row {
+    let (kind, key, value) = match record {
+        Record::Spec(id, spec) => {
+            (Kind::Spec, id.0.to_be_bytes().into(), wire::job_spec(spec).encode_to_vec())
+        }
+        Record::Job(job) => (Kind::Job, job.id.0.to_be_bytes().into(), encode_job(job).encode_to_vec()),
+        Record::Node(node) => (Kind::Node, node.id.0.to_be_bytes().into(), encode_node(node).encode_to_vec()),
+        Record::Queue(queue) => {
+            (Kind::Queue, queue.name.as_bytes().into(), wire::queue(queue).encode_to_vec())
+        }
+    };
+    Row { kind, key, value }
+}
+
+/// Decodes all records of a store, in any order.
+///
+/// # Errors
+/// Names the first record that cannot be read. Nothing is skipped.
+pub fn decode_all(rows: impl IntoIterator<Item = Row>) -> Result<Vec<Record>, Unreadable> {
+    let (specs, others): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(|row| row.kind == Kind::Spec);
+    let mut by_id: BTreeMap<u64, Arc<JobSpec>> = BTreeMap::new();
+    for row in &specs {
+        let spec = decode(row, |wire: v1::JobSpec| border::job_spec(&wire))?;
+        by_id.insert(number(row)?, Arc::new(spec));
+    }
+    let others = others.iter().map(|row| match row.kind {
+        Kind::Job => {
+            let id = number(row)?;
+            decode(row, |wire| decode_job(id, &wire, &by_id)).map(Record::Job)
+        }
+        Kind::Node => {
+            let id = NodeId(number(row)? as u32);
+            decode(row, |wire| decode_node(id, &wire)).map(Record::Node)
+        }
+        Kind::Queue => decode(row, |wire| border::queue(&wire)).map(Record::Queue),
+        Kind::Spec => unreachable!("specifications were set apart"),
+    });
+    others.collect()
+}
+
+fn decode<M: Message + Default, T>(
+    row: &Row,
+    read: impl FnOnce(M) -> Result<T, Invalid>,
+) -> Result<T, Unreadable> {
+    let unreadable = |why: String| Unreadable { kind: row.kind, key: row.key.clone(), why };
+    let wire = M::decode(&row.value[..]).map_err(|error| unreadable(error.to_string()))?;
+    read(wire).map_err(|invalid| unreadable(invalid.to_string()))
+}
+
+fn number(row: &Row) -> Result<u64, Unreadable> {
+    let unreadable = Unreadable { kind: row.kind, key: row.key.clone(), why: "key is no number".into() };
+    match row.key.len() {
+        4 => Ok(u32::from_be_bytes(row.key[..].try_into().expect("4 bytes")).into()),
+        8 => Ok(u64::from_be_bytes(row.key[..].try_into().expect("8 bytes"))),
+        _ => Err(unreadable),
+    }
+}
+
+fn encode_job(job: &Job) -> v1::StoredJob {
+    use v1::stored_job::Phase as Wire;
+    let phase = match &job.phase {
+        Phase::Pending(not_before) => Wire::PendingMs(not_before.0),
+        Phase::Active => Wire::Active(true),
+        Phase::Stopping(Then::Requeue) => Wire::Requeuing(true),
+        Phase::Stopping(Then::Finish(outcome)) => Wire::Finishing(encode_outcome(outcome)),
+        Phase::Done(outcome) => Wire::Done(encode_outcome(outcome)),
+    };
+    v1::StoredJob {
+        spec: job.array.map_or(job.id, |array| array.first).0,
+        array_index: job.array.map(|array| array.index),
+        submitted_ms: job.submitted.0,
+        phase: Some(phase),
+        attempt: job.attempt,
+        failures: job.failures,
+        ranks: job.ranks.iter().map(wire::allocation).collect(),
+        placed_ms: job.placed.map(|time| time.0),
+        ended_ms: job.ended.map(|time| time.0),
+        last_failure: job.last_failure.as_ref().map(encode_why),
+        device_ms: job.usage.device_ms,
+        cpu_milli_ms: job.usage.cpu_milli_ms,
+        lost_device_ms: job.usage.lost_device_ms,
+    }
+}
+
+fn encode_outcome(outcome: &Outcome) -> v1::StoredOutcome {
+    use v1::stored_outcome::Outcome as Wire;
+    let outcome = match outcome {
+        Outcome::Succeeded => Wire::Succeeded(true),
+        Outcome::Failed(why) => Wire::Failed(encode_why(why)),
+        Outcome::Unreachable(job) => Wire::Unreachable(job.0),
+        Outcome::Cancelled => Wire::Cancelled(true),
+        Outcome::TimedOut => Wire::TimedOut(true),
+    };
+    v1::StoredOutcome { outcome: Some(outcome) }
+}
+
+fn encode_why(why: &Why) -> v1::StoredWhy {
+    use v1::stored_why::Why as Wire;
+    let (rank, node, why) = match why {
+        Why::WorkerFailed { rank, node, exit } => (rank, node, Wire::Exit(wire::exit(exit))),
+        Why::RankLost { rank, node } => (rank, node, Wire::Lost(true)),
+        Why::Drained { rank, node } => (rank, node, Wire::Drained(true)),
+    };
+    v1::StoredWhy { rank: *rank, node: node.to_string(), why: Some(why) }
+}
+
+fn encode_node(node: &Node) -> v1::StoredNode {
+    v1::StoredNode {
+        name: node.name.to_string(),
+        inventory: Some(wire::inventory(&node.inventory)),
+        up: node.up,
+        boot: node.boot,
+        availability: wire::availability(node.availability).into(),
+    }
+}
+
+fn decode_job(id: u64, wire: &v1::StoredJob, specs: &BTreeMap<u64, Arc<JobSpec>>) -> Result<Job, Invalid> {
+    use v1::stored_job::Phase as Wire;
+    let spec = specs.get(&wire.spec).cloned();
+    let spec = spec.ok_or_else(|| Invalid::new("spec", wire.spec, "expected a stored specification"))?;
+    let phase = match &wire.phase {
+        Some(Wire::PendingMs(not_before)) => Phase::Pending(Time(*not_before)),
+        Some(Wire::Active(_)) => Phase::Active,
+        Some(Wire::Requeuing(_)) => Phase::Stopping(Then::Requeue),
+        Some(Wire::Finishing(outcome)) => Phase::Stopping(Then::Finish(decode_outcome(outcome)?)),
+        Some(Wire::Done(outcome)) => Phase::Done(decode_outcome(outcome)?),
+        None => return Err(Invalid::new("phase", "absent", "expected a phase")),
+    };
+    let element = |index| ArrayElement { first: JobId(wire.spec), index };
+    Ok(Job {
+        id: JobId(id),
+        spec,
+        array: wire.array_index.map(element),
+        submitted: Time(wire.submitted_ms),
+        phase,
+        attempt: wire.attempt,
+        failures: wire.failures,
+        ranks: wire.ranks.iter().map(border::allocation).collect::<Result<_, _>>()?,
+        placed: wire.placed_ms.map(Time),
+        ended: wire.ended_ms.map(Time),
+        last_failure: wire.last_failure.as_ref().map(decode_why).transpose()?,
+        usage: Usage {
+            device_ms: wire.device_ms,
+            cpu_milli_ms: wire.cpu_milli_ms,
+            lost_device_ms: wire.lost_device_ms,
+        },
+    })
+}
+
+fn decode_outcome(wire: &v1::StoredOutcome) -> Result<Outcome, Invalid> {
+    use v1::stored_outcome::Outcome as Wire;
+    Ok(match &wire.outcome {
+        Some(Wire::Succeeded(_)) => Outcome::Succeeded,
+        Some(Wire::Failed(why)) => Outcome::Failed(decode_why(why)?),
+        Some(Wire::Unreachable(job)) => Outcome::Unreachable(JobId(*job)),
+        Some(Wire::Cancelled(_)) => Outcome::Cancelled,
+        Some(Wire::TimedOut(_)) => Outcome::TimedOut,
+        None => return Err(Invalid::new("outcome", "absent", "expected an outcome")),
+    })
+}
+
+fn decode_why(wire: &v1::StoredWhy) -> Result<Why, Invalid> {
+    use v1::stored_why::Why as Wire;
+    let (rank, node) = (wire.rank, Name::from(wire.node.as_str()));
+    Ok(match &wire.why {
+        Some(Wire::Exit(exit)) => Why::WorkerFailed { rank, node, exit: border::exit(exit)? },
+        Some(Wire::Lost(_)) => Why::RankLost { rank, node },
+        Some(Wire::Drained(_)) => Why::Drained { rank, node },
+        None => return Err(Invalid::new("why", "absent", "expected a reason")),
+    })
+}
+
+fn decode_node(id: NodeId, wire: &v1::StoredNode) -> Result<Node, Invalid> {
+    let availability = match wire.availability() {
+        v1::Availability::Open => Availability::Open,
+        v1::Availability::Cordoned => Availability::Cordoned,
+        v1::Availability::Draining => Availability::Draining,
+        v1::Availability::Unspecified => {
+            return Err(Invalid::new("availability", wire.availability, "expected an availability"));
+        }
+    };
+    let default = v1::Inventory::default();
+    Ok(Node {
+        id,
+        name: border::name("name", &wire.name)?,
+        inventory: Arc::new(border::inventory(wire.inventory.as_ref().unwrap_or(&default))?),
+        up: wire.up,
+        boot: wire.boot,
+        availability,
+    })
+}

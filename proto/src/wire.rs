@@ -1,0 +1,203 @@
+//! Core to wire.
+
+use aquifer_core::*;
+
+use crate::v1;
+
+/// A job's specification.
+pub fn job_spec(spec: &JobSpec) -> v1::JobSpec {
+    v1::JobSpec {
+        name: spec.name.to_string(),
+        user: spec.user.to_string(),
+        queue: spec.queue.to_string(),
+        client_key: spec.client_key.to_string(),
+        priority: spec.priority,
+        roles: spec.roles.iter().map(role).collect(),
+        after: spec.after.iter().map(|job| job.0).collect(),
+        array: spec.array.map(|range| v1::ArrayRange {
+            first: range.first,
+            last: range.last,
+            step: range.step,
+        }),
+        time_limit_ms: spec.time_limit_ms,
+        retries: spec.retries,
+        grace_ms: Some(spec.grace_ms),
+        env: pairs(&spec.env),
+        working_dir: spec.working_dir.as_ref().map(ToString::to_string),
+        checkpoint_dir: spec.checkpoint_dir.as_ref().map(ToString::to_string),
+    }
+}
+
+fn pairs<'a>(pairs: impl IntoIterator<Item = &'a (Name, Name)>) -> std::collections::HashMap<String, String> {
+    pairs.into_iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+}
+
+fn role(role: &Role) -> v1::Role {
+    let program = match &role.program {
+        Program::Command(arguments) => v1::role::Program::Command(v1::Command {
+            arguments: arguments.iter().map(ToString::to_string).collect(),
+        }),
+        Program::Train(options) => v1::role::Program::Train(v1::Train {
+            model: options.model.to_string(),
+            data: options.data.to_string(),
+            steps: options.steps,
+            batch: options.batch,
+            context: options.context,
+            learning_rate: options.learning_rate,
+            seed: options.seed,
+            checkpoint_every: options.checkpoint_every,
+        }),
+        Program::Serve(options) => v1::role::Program::Serve(v1::Serve {
+            model: options.model.to_string(),
+            served_name: options.served_name.to_string(),
+            max_queue: options.max_queue,
+        }),
+    };
+    let request = v1::Request {
+        devices: role.request.devices.iter().map(device_request).collect(),
+        cpus_milli: role.request.cpus_milli,
+        memory_bytes: role.request.memory_bytes,
+        labels: pairs(&role.request.labels),
+    };
+    v1::Role {
+        name: role.name.to_string(),
+        ranks: role.ranks,
+        request: Some(request),
+        program: Some(program),
+    }
+}
+
+fn device_request(request: &DeviceRequest) -> v1::DeviceRequest {
+    v1::DeviceRequest {
+        count: request.count.into(),
+        vendor: request.vendor.map(|vendor| vendor.to_string()).unwrap_or_default(),
+        model: request.model.as_deref().unwrap_or_default().into(),
+        memory_bytes: request.memory_bytes,
+    }
+}
+
+/// What a node offers.
+pub fn inventory(inventory: &Inventory) -> v1::Inventory {
+    let device = |device: &Device| v1::Device {
+        vendor: device.class.vendor.to_string(),
+        model: device.class.model.to_string(),
+        memory_bytes: device.class.memory_bytes,
+        uuid: device.uuid.to_string(),
+        fault: device.fault.as_ref().map(ToString::to_string),
+    };
+    v1::Inventory {
+        devices: inventory.devices.iter().map(device).collect(),
+        cpus_milli: inventory.cpus_milli,
+        memory_bytes: inventory.memory_bytes,
+        address: inventory.address.to_string(),
+        first_port: inventory.ports.first.into(),
+        last_port: inventory.ports.last.into(),
+        labels: inventory.labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
+    }
+}
+
+/// The identity of a worker.
+pub fn worker(id: WorkerId) -> v1::Worker {
+    v1::Worker { job: id.job.0, attempt: id.attempt, rank: id.rank }
+}
+
+/// How a worker ended.
+pub fn exit(exit: &Exit) -> v1::Exit {
+    let how = match exit {
+        Exit::Code(code) => v1::exit::How::Code(*code),
+        Exit::Signal(signal) => v1::exit::How::Signal(*signal),
+        Exit::Failed(why) => v1::exit::How::Failed(why.to_string()),
+    };
+    v1::Exit { how: Some(how) }
+}
+
+/// State of a rank.
+pub fn rank_state(state: RankState) -> v1::RankState {
+    match state {
+        RankState::Assigned => v1::RankState::Assigned,
+        RankState::Starting => v1::RankState::Starting,
+        RankState::Running => v1::RankState::Running,
+        RankState::Gone => v1::RankState::Gone,
+    }
+}
+
+/// What one rank holds.
+pub fn allocation(allocation: &Allocation) -> v1::Allocation {
+    v1::Allocation {
+        node: allocation.node.0,
+        devices: allocation.devices.iter().map(|index| u32::from(*index)).collect(),
+        cpus_milli: allocation.cpus_milli,
+        memory_bytes: allocation.memory_bytes,
+        port: allocation.port.into(),
+        state: rank_state(allocation.worker).into(),
+    }
+}
+
+/// What every worker on a node should be doing, as the answer to its message `acked`.
+pub fn assignment(acked: u64, assignment: &Assignment) -> v1::Assignment {
+    let order = |order: &WorkerOrder| v1::WorkerOrder {
+        worker: Some(worker(order.id)),
+        stop: order.goal == Goal::Stop,
+        grace_ms: order.grace_ms,
+        launch: order.launch.as_deref().map(launch),
+    };
+    v1::Assignment {
+        acked,
+        revision_term: assignment.revision.term,
+        revision_count: assignment.revision.count,
+        workers: assignment.workers.iter().map(order).collect(),
+    }
+}
+
+fn launch(launch: &Launch) -> v1::Launch {
+    v1::Launch {
+        spec: Some(job_spec(&launch.spec)),
+        role: launch.role as u32,
+        world_size: launch.world_size,
+        local_rank: launch.local_rank,
+        local_world_size: launch.local_world_size,
+        node_rank: launch.node_rank,
+        master_address: launch.master.0.to_string(),
+        master_port: launch.master.1.into(),
+        array_index: launch.array_index,
+        allocation: Some(allocation(&launch.allocation)),
+    }
+}
+
+/// A node's report, without node and boot, which its session says.
+pub fn report(report: &NodeReport) -> v1::NodeReport {
+    let worker_report = |report: &WorkerReport| {
+        let state = match &report.state {
+            WorkerState::Starting => v1::worker_report::State::Starting(v1::Empty {}),
+            WorkerState::Running => v1::worker_report::State::Running(v1::Empty {}),
+            WorkerState::Exited(how) => v1::worker_report::State::Exited(exit(how)),
+        };
+        v1::WorkerReport { worker: Some(worker(report.id)), state: Some(state) }
+    };
+    v1::NodeReport {
+        seq: report.seq,
+        inventory: Some(inventory(&report.inventory)),
+        revision_term: report.revision.term,
+        revision_count: report.revision.count,
+        workers: report.workers.iter().map(worker_report).collect(),
+    }
+}
+
+/// Whether a node takes work.
+pub fn availability(availability: Availability) -> v1::Availability {
+    match availability {
+        Availability::Open => v1::Availability::Open,
+        Availability::Cordoned => v1::Availability::Cordoned,
+        Availability::Draining => v1::Availability::Draining,
+    }
+}
+
+/// A queue.
+pub fn queue(queue: &Queue) -> v1::Queue {
+    v1::Queue {
+        name: queue.name.to_string(),
+        weight: queue.weight,
+        guaranteed_milli: queue.guaranteed_milli,
+        limit_milli: queue.limit_milli,
+    }
+}
