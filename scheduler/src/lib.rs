@@ -1,1 +1,7 @@
-//! Placeholder.
+//! The scheduler process: runs the core, keeps its records, speaks gRPC.
+
+pub mod clock;
+pub mod grpc;
+pub mod notes;
+pub mod runtime;
+pub mod store;

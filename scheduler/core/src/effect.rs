@@ -11,6 +11,8 @@ use crate::types::*;
 /// One output of [`Cluster::step`](crate::Cluster::step).
 ///
 /// All `Save`s of a step are made durable, in one transaction, before any other effect of it is performed.
+// Boxing jobs would cost an allocation for every transition, to save moving some bytes.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     /// Write a record to the store, over the earlier one of the same identity.
@@ -41,6 +43,8 @@ pub enum Effect {
 }
 
 /// A durable row.
+// Boxing jobs would cost an allocation for every transition, to save moving some bytes.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     /// What was asked for, by the first job that was made from it. Never changes.

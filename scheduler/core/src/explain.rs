@@ -430,7 +430,7 @@ pub fn milli(value: u64) -> String {
 /// Bytes, for people: `80 GiB`, `512 MiB`.
 pub fn bytes(value: u64) -> String {
     for (unit, shift) in [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)] {
-        let tenths = u128::from(value) * 10 >> shift;
+        let tenths = (u128::from(value) * 10) >> shift;
         if 10 <= tenths {
             let (whole, tenth) = (tenths / 10, tenths % 10);
             return if tenth == 0 { format!("{whole} {unit}") } else { format!("{whole}.{tenth} {unit}") };

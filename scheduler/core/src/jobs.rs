@@ -26,8 +26,12 @@ pub struct Job {
     pub failures: u32,
     /// By rank. Empty unless the job holds resources.
     pub ranks: Vec<Allocation>,
+    /// Nodes of the current or last attempt, by rank: where its logs are.
+    pub last_nodes: Vec<NodeId>,
     /// When the current or last attempt was placed.
     pub placed: Option<Time>,
+    /// When its first attempt was placed.
+    pub first_placed: Option<Time>,
     /// When it ended.
     pub ended: Option<Time>,
     /// Why the last attempt that failed ended.

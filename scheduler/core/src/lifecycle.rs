@@ -218,6 +218,8 @@ impl Cluster {
             job.phase = Phase::Active;
             job.attempt += 1;
             job.placed = Some(now);
+            job.first_placed = job.first_placed.or(Some(now));
+            job.last_nodes = ranks.iter().map(|rank| rank.node).collect();
             job.ranks = ranks;
         });
         let job = self.jobs.get(id).expect("a placed job");
@@ -381,7 +383,9 @@ impl Job {
             attempt: 0,
             failures: 0,
             ranks: Vec::new(),
+            last_nodes: Vec::new(),
             placed: None,
+            first_placed: None,
             ended: None,
             last_failure: None,
             usage: Usage::default(),

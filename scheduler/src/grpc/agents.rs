@@ -1,0 +1,114 @@
+//! Sessions of agents.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use aquifer_core::Name;
+use aquifer_proto::{border, v1};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::runtime::{Input, Runtime, Session};
+
+/// Messages to one agent that may wait to be sent, at most.
+const OUTBOX: usize = 32;
+
+type Outbox = Pin<Box<dyn Stream<Item = Result<v1::SchedulerMessage, Status>> + Send>>;
+
+/// Carries reports up, assignments down.
+pub struct AgentsService {
+    runtime: Runtime,
+}
+
+impl AgentsService {
+    pub fn new(runtime: Runtime) -> AgentsService {
+        AgentsService { runtime }
+    }
+}
+
+#[tonic::async_trait]
+impl v1::agents_server::Agents for AgentsService {
+    type SessionStream = Outbox;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::AgentMessage>>,
+    ) -> Result<Response<Outbox>, Status> {
+        let mut inbox = request.into_inner();
+        let first = inbox.next().await.transpose()?.and_then(|message| message.message);
+        let Some(v1::agent_message::Message::Hello(hello)) = first else {
+            return Err(Status::invalid_argument("a session begins with hello"));
+        };
+        let node = border::name("hello.node", &hello.node)?;
+        if self.runtime.term < hello.term {
+            let (ours, theirs) = (self.runtime.term, hello.term);
+            return Err(Status::failed_precondition(format!(
+                "term {ours} is over: the pool is at term {theirs}"
+            )));
+        }
+        let (to_agent, outbox) = mpsc::channel(OUTBOX);
+        let known_boot = self.known_boot(node).await?;
+        let session = Arc::new(Session::new(&hello, to_agent));
+        let lease_ms = self.runtime.policy.lease.as_millis() as u64;
+        let welcome = v1::Welcome { term: self.runtime.term, lease_ms, known_boot };
+        session.tell(v1::scheduler_message::Message::Welcome(welcome));
+        if known_boot <= hello.boot {
+            let runtime = self.runtime.clone();
+            tokio::spawn(async move {
+                runtime.shared.add_session(session.clone());
+                let ended = carry(&runtime, &session, hello.boot, &mut inbox).await;
+                runtime.shared.remove_session(&session);
+                if let Err(status) = ended {
+                    tracing::debug!(node = %session.node, "session ended: {}", status.message());
+                    _ = session.to_agent.send(Err(status)).await;
+                }
+            });
+        }
+        Ok(Response::new(Box::pin(ReceiverStream::new(outbox))))
+    }
+}
+
+impl AgentsService {
+    async fn known_boot(&self, node: Name) -> Result<u64, Status> {
+        let query = move |cluster: &aquifer_core::Cluster| {
+            let id = cluster.nodes().by_name(&node);
+            id.map_or(0, |id| cluster.nodes().get(id).boot)
+        };
+        self.runtime.query(query).await.map_err(|ended| Status::unavailable(ended.to_string()))
+    }
+}
+
+async fn carry(
+    runtime: &Runtime,
+    session: &Arc<Session>,
+    boot: u64,
+    inbox: &mut Streaming<v1::AgentMessage>,
+) -> Result<(), Status> {
+    use v1::agent_message::Message;
+    let unavailable = |ended: crate::runtime::Ended| Status::unavailable(ended.to_string());
+    while let Some(message) = inbox.next().await {
+        match message?.message {
+            Some(Message::Report(report)) => {
+                let report = border::report(session.node.clone(), boot, &report)?;
+                runtime.send(Input::Report(session.clone(), report)).await.map_err(unavailable)?;
+            }
+            Some(Message::Heartbeat(v1::Heartbeat { seq, same_as })) => match session.id() {
+                Some(node) => {
+                    let input = Input::Heartbeat { node, boot, seq, same_as };
+                    runtime.send(input).await.map_err(unavailable)?;
+                }
+                None => session.tell(v1::scheduler_message::Message::AskReport(v1::Empty {})),
+            },
+            Some(Message::Progress(progress)) => {
+                let worker = border::worker_id("progress.worker", progress.worker.as_ref())?;
+                runtime.shared.set_progress(worker, progress);
+            }
+            Some(Message::Log(answer)) => session.on_log(answer),
+            Some(Message::Hello(_)) => return Err(Status::invalid_argument("a session has one hello")),
+            None => return Err(Status::invalid_argument("a message without content")),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! The services, and the server that carries them.
+
+mod agents;
+mod logs;
+mod pool;
+mod view;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use aquifer_core::Policy;
+use aquifer_proto::DESCRIPTORS;
+use aquifer_proto::v1::agents_server::AgentsServer;
+use aquifer_proto::v1::pool_server::PoolServer;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Server;
+use tonic::{Request, Status};
+
+use crate::runtime::Runtime;
+use crate::store::{Store, StoreError};
+
+/// Bytes of a client's message, at most.
+const MAX_CLIENT_MESSAGE: usize = 4 << 20;
+/// Bytes of an agent's message, at most: a report of 65,535 devices fits.
+const MAX_AGENT_MESSAGE: usize = 16 << 20;
+
+/// How to run the scheduler.
+pub struct ServerConfig {
+    /// Address to listen on.
+    pub listen: SocketAddr,
+    /// Secret that every client and agent must present. Needed to listen beyond loopback.
+    pub token: Option<String>,
+    /// Rules of the pool.
+    pub policy: Policy,
+}
+
+/// Why the scheduler ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Refused: it would have been open to everyone.
+    #[error("listening on {0} needs a token: anyone who reaches that address could run programs")]
+    Open(SocketAddr),
+    /// The address cannot be had.
+    #[error("cannot listen on {address}: {cause}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The server failed.
+    #[error("server: {0}")]
+    Server(#[from] tonic::transport::Error),
+    /// The protocol's own description could not be offered.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// Runs the scheduler until `shutdown`. Calls `ready` with its address once it listens.
+///
+/// # Errors
+/// When it cannot start, or its store fails: then nothing that was not durable was acknowledged.
+pub async fn serve(
+    config: ServerConfig,
+    store: Box<dyn Store>,
+    ready: impl FnOnce(SocketAddr, &Runtime),
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), ServerError> {
+    if !config.listen.ip().is_loopback() && config.token.is_none() {
+        return Err(ServerError::Open(config.listen));
+    }
+    let listen_error = |cause| ServerError::Listen { address: config.listen, cause };
+    let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
+    let address = listener.local_addr().map_err(listen_error)?;
+    let (runtime, failure) = Runtime::start(config.policy, store)?;
+
+    let guard = Guard { token: config.token.map(|token| format!("Bearer {token}")) };
+    let pool = PoolServer::new(pool::PoolService::new(runtime.clone()));
+    let pool = pool.max_decoding_message_size(MAX_CLIENT_MESSAGE);
+    let agents = AgentsServer::new(agents::AgentsService::new(runtime.clone()));
+    let agents = agents.max_decoding_message_size(MAX_AGENT_MESSAGE);
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<PoolServer<pool::PoolService>>().await;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let server = Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(Duration::from_secs(15)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .add_service(health_service)
+        .add_service(InterceptedService::new(reflection().build_v1()?, guard.clone()))
+        .add_service(InterceptedService::new(reflection().build_v1alpha()?, guard.clone()))
+        .add_service(InterceptedService::new(pool, guard.clone()))
+        .add_service(InterceptedService::new(agents, guard));
+    ready(address, &runtime);
+    drop(runtime);
+    tokio::select! {
+        served = server.serve_with_incoming(TcpListenerStream::new(listener)) => Ok(served?),
+        Ok(failure) = failure => Err(failure.into()),
+        () = shutdown => Ok(()),
+    }
+}
+
+/// Lets calls pass that present the token.
+#[derive(Clone)]
+struct Guard {
+    token: Option<String>,
+}
+
+impl tonic::service::Interceptor for Guard {
+    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+        let Some(token) = &self.token else { return Ok(request) };
+        let given = request.metadata().get("authorization").map(|value| value.as_bytes());
+        match given.is_some_and(|given| equal(given, token.as_bytes())) {
+            true => Ok(request),
+            false => Err(Status::unauthenticated("this pool needs a token: authorization: Bearer …")),
+        }
+    }
+}
+
+/// Compares in a time that does not tell how much was right.
+fn equal(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
+}

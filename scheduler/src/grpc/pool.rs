@@ -1,0 +1,327 @@
+//! What clients may ask for.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use aquifer_core::jobs::{Job, Outcome, Phase, Shape};
+use aquifer_core::*;
+use aquifer_proto::{border, v1, wire};
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::{logs, view};
+use crate::runtime::{Ended, Runtime};
+
+/// Jobs of one page, at most.
+const MAX_PAGE: u32 = 1000;
+
+type Reply<T> = Result<Response<T>, Status>;
+
+/// Answers clients.
+pub struct PoolService {
+    runtime: Runtime,
+}
+
+impl PoolService {
+    pub fn new(runtime: Runtime) -> PoolService {
+        PoolService { runtime }
+    }
+
+    async fn command(&self, command: Command) -> Result<Answer, Status> {
+        self.runtime.command(command).await.map_err(unavailable)?.map_err(refused)
+    }
+
+    async fn query<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Cluster) -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        self.runtime.query(query).await.map_err(unavailable)
+    }
+
+    async fn set_node(&self, name: &str, availability: Availability) -> Reply<v1::NodeResponse> {
+        let node = border::name("name", name)?;
+        self.command(Command::SetNode { node, availability }).await?;
+        Ok(Response::new(v1::NodeResponse {}))
+    }
+}
+
+fn unavailable(ended: Ended) -> Status {
+    Status::unavailable(ended.to_string())
+}
+
+fn refused(refusal: Refusal) -> Status {
+    let text = refusal.to_string();
+    match refusal {
+        Refusal::Malformed(_) => Status::invalid_argument(text),
+        Refusal::UnknownJob(_) | Refusal::UnknownNode(_) | Refusal::UnknownQueue(_) => {
+            Status::not_found(text)
+        }
+        Refusal::JobDone(..) => Status::failed_precondition(text),
+        Refusal::KeyTaken(..) => Status::already_exists(text),
+    }
+}
+
+fn spec_of(spec: Option<v1::JobSpec>) -> Result<Arc<JobSpec>, Status> {
+    let spec = spec.ok_or_else(|| border::Invalid::new("spec", "absent", "expected a job"))?;
+    Ok(Arc::new(border::job_spec(&spec)?))
+}
+
+#[tonic::async_trait]
+impl v1::pool_server::Pool for PoolService {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::Note, Status>> + Send>>;
+    type LogsStream = Pin<Box<dyn Stream<Item = Result<v1::LogChunk, Status>> + Send>>;
+
+    async fn submit(&self, request: Request<v1::SubmitRequest>) -> Reply<v1::SubmitResponse> {
+        let spec = spec_of(request.into_inner().spec)?;
+        match self.command(Command::Submit(spec)).await? {
+            Answer::Submitted { first, count, repeated } => {
+                Ok(Response::new(v1::SubmitResponse { job: first.0, count, repeated_request: repeated }))
+            }
+            other => Err(Status::internal(format!("unexpected answer {other:?}"))),
+        }
+    }
+
+    async fn get(&self, request: Request<v1::GetRequest>) -> Reply<v1::Job> {
+        let id = border::job_id("job", request.into_inner().job)?;
+        let shared = self.runtime.shared.clone();
+        let job = self.query(move |cluster| {
+            let job = cluster.jobs().get(id)?;
+            Some(view::job(cluster, &shared, job, Some(&explain::reason(cluster, job))))
+        });
+        job.await?.map(Response::new).ok_or_else(|| refused(Refusal::UnknownJob(id)))
+    }
+
+    async fn list(&self, request: Request<v1::ListRequest>) -> Reply<v1::ListResponse> {
+        let request = request.into_inner();
+        let page_size = match request.page_size {
+            0 => 100,
+            size @ 1..=MAX_PAGE => size,
+            size => return Err(border::Invalid::new("page_size", size, "at most 1,000").into()),
+        };
+        let before = match &request.page_token[..] {
+            "" => u64::MAX,
+            token => token.parse().map_err(|_| {
+                border::Invalid::new("page_token", token, "expected a token of an earlier answer")
+            })?,
+        };
+        let shared = self.runtime.shared.clone();
+        let page = self.query(move |cluster| list(cluster, &shared, &request, page_size as usize, before));
+        Ok(Response::new(page.await?))
+    }
+
+    async fn cancel(&self, request: Request<v1::CancelRequest>) -> Reply<v1::CancelResponse> {
+        let v1::CancelRequest { job, whole_array } = request.into_inner();
+        let job = border::job_id("job", job)?;
+        match self.command(Command::Cancel { job, whole_array }).await? {
+            Answer::Cancelled(cancelled) => Ok(Response::new(v1::CancelResponse { cancelled })),
+            other => Err(Status::internal(format!("unexpected answer {other:?}"))),
+        }
+    }
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Reply<Self::WatchStream> {
+        let request = request.into_inner();
+        let (sink, notes) = mpsc::channel(64);
+        let shared = self.runtime.shared.clone();
+        tokio::spawn(async move {
+            let mut latest = shared.notes.subscribe();
+            let mut seq = request.after_seq.unwrap_or(shared.notes.latest());
+            // A number of an earlier run of the scheduler: all that is known is new.
+            seq = if shared.notes.latest() < seq { 0 } else { seq };
+            loop {
+                for note in shared.notes.after(seq, 256) {
+                    seq = note.seq;
+                    let wanted = request.job.is_none_or(|job| note.note.job() == Some(JobId(job)))
+                        && (request.node.is_empty()
+                            || note.note.node().is_some_and(|n| **n == *request.node));
+                    if wanted && sink.send(Ok(view::note(&note))).await.is_err() {
+                        return;
+                    }
+                }
+                tokio::select! {
+                    () = sink.closed() => return,
+                    changed = latest.wait_for(|latest| seq < *latest) => {
+                        if changed.is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(notes))))
+    }
+
+    async fn logs(&self, request: Request<v1::LogsRequest>) -> Reply<Self::LogsStream> {
+        let request = request.into_inner();
+        border::job_id("job", request.job)?;
+        let (sink, chunks) = mpsc::channel(16);
+        tokio::spawn(logs::stream(self.runtime.clone(), request, sink));
+        Ok(Response::new(Box::pin(ReceiverStream::new(chunks))))
+    }
+
+    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Reply<v1::Explanation> {
+        let id = border::job_id("job", request.into_inner().job)?;
+        let explanation = self.query(move |cluster| {
+            let explanation = explain::explain(cluster, cluster.jobs().get(id)?);
+            Some(view::explanation(cluster.now(), Some(id), &explanation))
+        });
+        explanation.await?.map(Response::new).ok_or_else(|| refused(Refusal::UnknownJob(id)))
+    }
+
+    async fn plan(&self, request: Request<v1::PlanRequest>) -> Reply<v1::PlanResponse> {
+        let mut spec = (*spec_of(request.into_inner().spec)?).clone();
+        // Neither the key of an earlier submission nor the length of an array matters to the question.
+        (spec.client_key, spec.array) = ("".into(), None);
+        let shared = self.runtime.shared.clone();
+        let plan = self.query(move |cluster| {
+            let mut what_if = cluster.clone();
+            let mut effects = Vec::new();
+            let event = Event::Request { id: 0, command: Command::Submit(spec.into()) };
+            what_if.step(cluster.now(), event, &mut effects);
+            let answer = effects.into_iter().find_map(|effect| match effect {
+                Effect::Reply(_, result) => Some(result),
+                _ => None,
+            });
+            let Answer::Submitted { first, .. } = answer.expect("one reply a request")? else {
+                unreachable!("a submission is answered as one")
+            };
+            let job = what_if.jobs().get(first).expect("a new job");
+            let explanation = explain::explain(&what_if, job);
+            Ok(v1::PlanResponse {
+                starts_now: job.phase == Phase::Active,
+                ranks: view::ranks(&what_if, &shared, job),
+                explanation: Some(view::explanation(what_if.now(), None, &explanation)),
+            })
+        });
+        plan.await?.map(Response::new).map_err(refused)
+    }
+
+    async fn list_nodes(&self, request: Request<v1::ListNodesRequest>) -> Reply<v1::ListNodesResponse> {
+        let name = request.into_inner().name;
+        let shared = self.runtime.shared.clone();
+        let wanted = name.clone();
+        let nodes = self.query(move |cluster| {
+            let nodes = cluster.nodes().iter().filter(|node| wanted.is_empty() || *node.name == *wanted);
+            nodes.map(|node| view::node(cluster, &shared, node)).collect::<Vec<_>>()
+        });
+        let nodes = nodes.await?;
+        if nodes.is_empty() && !name.is_empty() {
+            return Err(refused(Refusal::UnknownNode(name.into())));
+        }
+        Ok(Response::new(v1::ListNodesResponse { nodes }))
+    }
+
+    async fn cordon(&self, request: Request<v1::NodeRequest>) -> Reply<v1::NodeResponse> {
+        self.set_node(&request.into_inner().name, Availability::Cordoned).await
+    }
+
+    async fn drain(&self, request: Request<v1::NodeRequest>) -> Reply<v1::NodeResponse> {
+        self.set_node(&request.into_inner().name, Availability::Draining).await
+    }
+
+    async fn uncordon(&self, request: Request<v1::NodeRequest>) -> Reply<v1::NodeResponse> {
+        self.set_node(&request.into_inner().name, Availability::Open).await
+    }
+
+    async fn set_queue(&self, request: Request<v1::SetQueueRequest>) -> Reply<v1::SetQueueResponse> {
+        let queue = request.into_inner().queue;
+        let queue = queue.ok_or_else(|| border::Invalid::new("queue", "absent", "expected a queue"))?;
+        self.command(Command::SetQueue(border::queue(&queue)?)).await?;
+        Ok(Response::new(v1::SetQueueResponse {}))
+    }
+
+    async fn list_queues(&self, _: Request<v1::ListQueuesRequest>) -> Reply<v1::ListQueuesResponse> {
+        let queues = self.query(|cluster| {
+            let mut counts: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+            for job in cluster.jobs().iter() {
+                let count = counts.entry(&job.spec.queue).or_default();
+                match job.phase {
+                    Phase::Pending(_) => count.0 += 1,
+                    Phase::Active | Phase::Stopping(_) => count.1 += 1,
+                    Phase::Done(_) => (),
+                }
+            }
+            let state = |(queue, held_milli): (&Queue, u64)| {
+                let (pending_jobs, running_jobs) = counts.get(&*queue.name).copied().unwrap_or_default();
+                v1::QueueState { queue: Some(wire::queue(queue)), held_milli, pending_jobs, running_jobs }
+            };
+            cluster.queues().map(state).collect()
+        });
+        Ok(Response::new(v1::ListQueuesResponse { queues: queues.await? }))
+    }
+
+    async fn usage(&self, request: Request<v1::UsageRequest>) -> Reply<v1::UsageResponse> {
+        let since = Time(request.into_inner().since_ms);
+        Ok(Response::new(self.query(move |cluster| usage(cluster, since)).await?))
+    }
+}
+
+fn list(
+    cluster: &Cluster,
+    shared: &crate::runtime::Shared,
+    request: &v1::ListRequest,
+    page_size: usize,
+    before: u64,
+) -> v1::ListResponse {
+    let wanted = |job: &&Job| {
+        (request.states.is_empty() || request.states.contains(&view::job_state(job).into()))
+            && (request.queue.is_empty() || *job.spec.queue == *request.queue)
+            && (request.user.is_empty() || *job.spec.user == *request.user)
+            && (request.name.is_empty() || job.spec.name.contains(&request.name))
+    };
+    let mut jobs = cluster.jobs().range(..JobId(before)).rev().filter(wanted).peekable();
+    let mut reasons: BTreeMap<(Name, Shape), explain::Reason> = BTreeMap::new();
+    let mut page = Vec::new();
+    for job in jobs.by_ref().take(page_size) {
+        // Jobs of one queue and shape that wait for room wait for the same reason.
+        let reason = match job.phase {
+            Phase::Pending(not_before) if not_before <= cluster.now() && job.spec.after.is_empty() => {
+                let key = (job.spec.queue.clone(), job.shape());
+                Some(reasons.entry(key).or_insert_with(|| explain::reason(cluster, job)).clone())
+            }
+            Phase::Pending(_) => Some(explain::reason(cluster, job)),
+            Phase::Active | Phase::Stopping(_) | Phase::Done(_) => None,
+        };
+        page.push(view::job(cluster, shared, job, reason.as_ref()));
+    }
+    let more = jobs.peek().is_some();
+    let next_page_token = page.last().filter(|_| more).map(|job| job.id.to_string()).unwrap_or_default();
+    let mut counts: BTreeMap<i32, u64> = BTreeMap::new();
+    for job in cluster.jobs().iter() {
+        *counts.entry(view::job_state(job).into()).or_default() += 1;
+    }
+    let counts = counts.into_iter().map(|(state, jobs)| v1::StateCount { state, jobs }).collect();
+    v1::ListResponse { jobs: page, next_page_token, counts }
+}
+
+fn usage(cluster: &Cluster, since: Time) -> v1::UsageResponse {
+    let mut rows: BTreeMap<(&str, &str), v1::UsageRow> = BTreeMap::new();
+    for job in cluster.jobs().iter().filter(|job| since <= job.submitted) {
+        let row = rows.entry((&job.spec.queue, &job.spec.user)).or_default();
+        let view = job.placed.filter(|_| !job.ranks.is_empty()).map_or(0, |at| cluster.now().since(at));
+        row.jobs += 1;
+        match &job.phase {
+            Phase::Done(Outcome::Succeeded) => row.succeeded += 1,
+            Phase::Done(Outcome::Failed(_) | Outcome::Unreachable(_) | Outcome::TimedOut) => row.failed += 1,
+            Phase::Done(Outcome::Cancelled) | Phase::Pending(_) | Phase::Active | Phase::Stopping(_) => (),
+        }
+        row.device_ms += job.usage.device_ms + job.devices_held() * view;
+        row.lost_device_ms += job.usage.lost_device_ms;
+        row.cpu_milli_ms += job.usage.cpu_milli_ms
+            + job.ranks.iter().map(|rank| u64::from(rank.cpus_milli)).sum::<u64>() * view;
+        row.waited_ms += job.first_placed.map_or(0, |placed| placed.since(job.submitted));
+    }
+    let rows = rows.into_iter().map(|((queue, user), row)| v1::UsageRow {
+        queue: queue.into(),
+        user: user.into(),
+        ..row
+    });
+    let up = || cluster.nodes().iter().filter(|node| node.up);
+    v1::UsageResponse {
+        rows: rows.collect(),
+        devices: up().map(|node| node.inventory.devices.len() as u64).sum(),
+        devices_held: up().map(|node| cluster.nodes().held(node.id).devices.len() as u64).sum(),
+    }
+}

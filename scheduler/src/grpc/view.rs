@@ -1,0 +1,207 @@
+//! The core's state as clients see it.
+
+use std::fmt::Write;
+
+use aquifer_core::explain::{Explanation, Reason, Start, duration};
+use aquifer_core::jobs::{Job, Outcome, Phase};
+use aquifer_core::nodes::Node;
+use aquifer_core::*;
+use aquifer_proto::{v1, wire};
+
+use crate::notes::Numbered;
+use crate::runtime::Shared;
+
+/// State of a job in one word.
+pub fn job_state(job: &Job) -> v1::JobState {
+    match &job.phase {
+        Phase::Pending(_) => v1::JobState::Pending,
+        Phase::Active if job.all_running() => v1::JobState::Running,
+        Phase::Active => v1::JobState::Starting,
+        Phase::Stopping(_) => v1::JobState::Stopping,
+        Phase::Done(Outcome::Succeeded) => v1::JobState::Succeeded,
+        Phase::Done(Outcome::Failed(_) | Outcome::Unreachable(_)) => v1::JobState::Failed,
+        Phase::Done(Outcome::Cancelled) => v1::JobState::Cancelled,
+        Phase::Done(Outcome::TimedOut) => v1::JobState::TimedOut,
+    }
+}
+
+/// A job; `reason` says why it waits, if it does.
+pub fn job(cluster: &Cluster, shared: &Shared, job: &Job, reason: Option<&Reason>) -> v1::Job {
+    let held = job.placed.filter(|_| !job.ranks.is_empty()).map_or(0, |placed| cluster.now().since(placed));
+    let cpus: u64 = job.ranks.iter().map(|rank| u64::from(rank.cpus_milli)).sum();
+    v1::Job {
+        id: job.id.0,
+        spec: Some(wire::job_spec(&job.spec)),
+        state: job_state(job).into(),
+        reason: match (&job.phase, reason) {
+            (Phase::Pending(_), Some(reason)) => reason.to_string(),
+            (Phase::Stopping(jobs::Then::Finish(outcome)) | Phase::Done(outcome), _) => outcome.to_string(),
+            (Phase::Stopping(jobs::Then::Requeue), _) => job
+                .last_failure
+                .as_ref()
+                .map(|why| format!("will be placed again: {why}"))
+                .unwrap_or_default(),
+            (Phase::Pending(_) | Phase::Active, _) => String::new(),
+        },
+        attempt: job.attempt,
+        failures: job.failures,
+        ranks: ranks(cluster, shared, job),
+        submitted_ms: job.submitted.0,
+        placed_ms: job.placed.map(|time| time.0),
+        ended_ms: job.ended.map(|time| time.0),
+        last_failure: job.last_failure.as_ref().map(ToString::to_string).unwrap_or_default(),
+        array_first: job.array.map(|array| array.first.0),
+        array_index: job.array.map(|array| array.index),
+        device_ms: job.usage.device_ms + job.devices_held() * held,
+        cpu_milli_ms: job.usage.cpu_milli_ms + cpus * held,
+        lost_device_ms: job.usage.lost_device_ms,
+        checkpoint_dir: job.spec.checkpoint_dir.as_deref().unwrap_or_default().into(),
+    }
+}
+
+/// The ranks of a job: what they hold, or where they last ran.
+pub fn ranks(cluster: &Cluster, shared: &Shared, job: &Job) -> Vec<v1::Rank> {
+    let view = |(at, node): (usize, &NodeId)| {
+        let node = cluster.nodes().get(*node);
+        let held = job.ranks.get(at);
+        let model = held.and_then(|rank| node.inventory.devices.get(usize::from(*rank.devices.first()?)));
+        v1::Rank {
+            rank: at as u32,
+            role: job.spec.roles[job.spec.role_of(at as u32)].name.to_string(),
+            node: node.name.to_string(),
+            devices: held.iter().flat_map(|rank| &rank.devices).map(|index| u32::from(*index)).collect(),
+            model: model.map(|device| device.class.model.to_string()).unwrap_or_default(),
+            state: wire::rank_state(held.map_or(RankState::Gone, |rank| rank.worker)).into(),
+            address: node.inventory.address.to_string(),
+            port: held.map_or(0, |rank| rank.port).into(),
+            progress: shared.progress(job, at as u32),
+        }
+    };
+    job.last_nodes.iter().enumerate().map(view).collect()
+}
+
+/// A node.
+pub fn node(cluster: &Cluster, shared: &Shared, node: &Node) -> v1::Node {
+    let held = cluster.nodes().held(node.id);
+    let session = shared.session(&node.name);
+    let lease = cluster.nodes().lease(node.id);
+    v1::Node {
+        name: node.name.to_string(),
+        up: node.up,
+        availability: wire::availability(node.availability).into(),
+        inventory: Some(wire::inventory(&node.inventory)),
+        devices_held: held.devices.iter().map(|index| u32::from(*index)).collect(),
+        cpus_milli_held: held.cpus_milli,
+        memory_bytes_held: held.memory_bytes,
+        workers: held.workers.iter().map(|worker| wire::worker(*worker)).collect(),
+        lease_left_ms: lease.map_or(0, |lease| lease.end.since(cluster.now())),
+        version: session.as_ref().map(|session| session.version.clone()).unwrap_or_default(),
+        findings: session.map(|session| session.findings.clone()).unwrap_or_default(),
+    }
+}
+
+/// A note.
+pub fn note(note: &Numbered) -> v1::Note {
+    v1::Note {
+        seq: note.seq,
+        time_ms: note.at.0,
+        kind: note.note.kind().into(),
+        job: note.note.job().map(|job| job.0),
+        node: note.note.node().map(ToString::to_string).unwrap_or_default(),
+        text: note.note.to_string(),
+    }
+}
+
+/// An explanation, as data and as text.
+pub fn explanation(now: Time, job: Option<JobId>, explanation: &Explanation) -> v1::Explanation {
+    let (start, start_ms) = match &explanation.start {
+        Start::Past => ("past", None),
+        Start::Now => ("now", None),
+        Start::By { at, .. } => ("by", Some(at.0)),
+        Start::AfterPause(at) => ("after-pause", Some(at.0)),
+        Start::Unknown(_) => ("unknown", None),
+        Start::Never => ("never", None),
+    };
+    let reason = match explanation.reason {
+        Reason::NotWaiting(_) => "not-waiting",
+        Reason::Follows(_) => "follows",
+        Reason::Pauses { .. } => "pauses",
+        Reason::QueueLimit { .. } => "queue-limit",
+        Reason::NoSuchNode { .. } => "no-such-node",
+        Reason::RoomFor { .. } => "room-for",
+        Reason::Next => "next",
+    };
+    let verdict = |(verdict, nodes): &(explain::Verdict, u32)| v1::Verdict {
+        text: verdict.to_string(),
+        nodes: *nodes,
+        takes: *verdict == explain::Verdict::Takes,
+    };
+    let role = |role: &explain::RoleVerdict| v1::RoleVerdict {
+        role: role.role.to_string(),
+        nodes: role.nodes.iter().map(verdict).collect(),
+    };
+    let blocker = |blocker: &explain::Blocker| v1::Blocker {
+        job: blocker.job.0,
+        devices: blocker.devices,
+        cpus_milli: blocker.cpus_milli,
+        ends_by_ms: blocker.ends_by.map(|time| time.0),
+    };
+    v1::Explanation {
+        sentence: explanation.reason.to_string(),
+        reason: reason.into(),
+        roles: explanation.roles.iter().map(role).collect(),
+        blockers: explanation.blockers.iter().map(blocker).collect(),
+        start: start.into(),
+        start_ms,
+        start_text: start_text(now, &explanation.start),
+        change: explanation.change.as_ref().map(ToString::to_string).unwrap_or_default(),
+        text: text(now, job, explanation),
+    }
+}
+
+fn start_text(now: Time, start: &Start) -> String {
+    match start {
+        Start::Past => String::new(),
+        Start::Now => "starts at once".into(),
+        Start::By { at, after } => {
+            let wait = duration(at.since(now));
+            format!(
+                "expected to start in {wait} at the latest, when {after} reaches its time limit, if no other job goes first"
+            )
+        }
+        Start::AfterPause(at) => format!("may start in {}, if there is room then", duration(at.since(now))),
+        Start::Unknown(why) => format!("no time can be given: {why}"),
+        Start::Never => "does not start before the pool has other nodes, or the request changes".into(),
+    }
+}
+
+fn text(now: Time, job: Option<JobId>, explanation: &Explanation) -> String {
+    let job = job.map_or("it".into(), |job| job.to_string());
+    let mut text = format!("{job} {}.\n", explanation.reason);
+    for role in &explanation.roles {
+        if explanation.roles.len() == 1 {
+            text += "\n  nodes  what they say to a rank\n";
+        } else {
+            _ = write!(text, "\n  nodes  what they say to a rank of role {}\n", role.role);
+        }
+        for (verdict, count) in &role.nodes {
+            _ = writeln!(text, "  {count:>5}  {verdict}");
+        }
+    }
+    if !explanation.blockers.is_empty() {
+        text += "\n  in use by  devices  cores   ends within\n";
+        for blocker in &explanation.blockers {
+            let ends = blocker.ends_by.map_or("no time limit".into(), |at| duration(at.since(now)));
+            let (job, cores) = (blocker.job.to_string(), explain::milli(blocker.cpus_milli));
+            _ = writeln!(text, "  {job:<9}  {:>7}  {cores:>5}   {ends}", blocker.devices);
+        }
+    }
+    let start = start_text(now, &explanation.start);
+    if !start.is_empty() {
+        _ = write!(text, "\nIt {start}.\n");
+    }
+    if let Some(change) = &explanation.change {
+        _ = writeln!(text, "It would start now with {change}.");
+    }
+    text
+}

@@ -1,0 +1,367 @@
+//! The loop around the core: events in, commit, then act. Any doubt about a commit ends it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use aquifer_core::jobs::Phase;
+use aquifer_core::*;
+use aquifer_proto::store::Row;
+use aquifer_proto::{store as rows, v1, wire};
+use tokio::sync::{mpsc, oneshot};
+use tonic::Status;
+
+use crate::clock::Clock;
+use crate::notes::Notes;
+use crate::store::{Store, StoreError};
+
+/// Inputs that one commit takes in, at most.
+const BATCH: usize = 1024;
+
+/// Progress entries that are kept, at most.
+const PROGRESS_KEPT: usize = 65_536;
+
+type Query = Box<dyn FnOnce(&Cluster) + Send>;
+type Reply = oneshot::Sender<Result<Answer, Refusal>>;
+
+/// Something for the loop to do.
+pub enum Input {
+    /// A client's request, and where the answer goes.
+    Command(Command, Reply),
+    /// An agent's report, and the session that brought it.
+    Report(Arc<Session>, NodeReport),
+    /// An agent's heartbeat.
+    #[allow(missing_docs)]
+    Heartbeat { node: NodeId, boot: u64, seq: u64, same_as: u64 },
+    /// Read what is committed.
+    Query(Query),
+}
+
+/// A connected agent.
+pub struct Session {
+    /// The node's name.
+    pub node: Name,
+    /// Version of the agent.
+    pub version: String,
+    /// What the agent found missing or broken.
+    pub findings: Vec<String>,
+    /// To the agent. Full: the message is lost, and the agent's next one asks again.
+    pub to_agent: mpsc::Sender<Result<v1::SchedulerMessage, Status>>,
+    /// The node's identity, once a report was handled; before, `u32::MAX`.
+    id: AtomicU32,
+    questions: Mutex<BTreeMap<u64, oneshot::Sender<v1::LogAnswer>>>,
+    next_question: AtomicU64,
+}
+
+/// What the loop shares with the services.
+#[derive(Default)]
+pub struct Shared {
+    /// What happened.
+    pub notes: Notes,
+    /// Sessions by the name of their node.
+    sessions: Mutex<BTreeMap<Name, Arc<Session>>>,
+    /// What workers last told of themselves. Soft state: never stored.
+    progress: Mutex<BTreeMap<(JobId, u32), v1::Progress>>,
+}
+
+/// Handle of the loop.
+#[derive(Clone)]
+pub struct Runtime {
+    inputs: mpsc::Sender<Input>,
+    /// What the loop shares.
+    pub shared: Arc<Shared>,
+    /// Term of this scheduler.
+    pub term: u64,
+    /// Rules of the pool.
+    pub policy: Policy,
+}
+
+/// The loop has ended: its process is about to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the scheduler is shutting down")]
+pub struct Ended;
+
+impl Runtime {
+    /// Restores the pool from the store, and starts the loop in a thread of its own.
+    ///
+    /// The receiver gets the reason when the loop ends by itself.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn start(
+        policy: Policy,
+        mut store: Box<dyn Store>,
+    ) -> Result<(Runtime, oneshot::Receiver<StoreError>), StoreError> {
+        let clock = Clock::start();
+        let opened = store.open_term()?;
+        let cluster = Cluster::restore(policy, opened.term, opened.records, clock.now());
+        tracing::info!(
+            term = opened.term,
+            jobs = cluster.jobs().len(),
+            nodes = cluster.nodes().len(),
+            "restored"
+        );
+        let (inputs, receiver) = mpsc::channel(4096);
+        let shared = Arc::new(Shared::default());
+        let runtime = Runtime { inputs, shared: shared.clone(), term: opened.term, policy };
+        let (failed, failure) = oneshot::channel();
+        let timer = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .map_err(|error| StoreError::Failed { path: "timer".into(), cause: error.to_string() })?;
+        let decider = Decider { cluster, store, clock, shared, bound: BTreeMap::new() };
+        let body = move || {
+            if let Err(error) = timer.block_on(decider.run(receiver)) {
+                tracing::error!("{error}");
+                _ = failed.send(error);
+            }
+        };
+        std::thread::Builder::new()
+            .name("decider".into())
+            .spawn(body)
+            .map_err(|error| StoreError::Failed { path: "thread".into(), cause: error.to_string() })?;
+        Ok((runtime, failure))
+    }
+
+    /// Hands an input to the loop.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub async fn send(&self, input: Input) -> Result<(), Ended> {
+        self.inputs.send(input).await.map_err(|_| Ended)
+    }
+
+    /// Carries out a request. Durable when it returns.
+    ///
+    /// # Errors
+    /// When the loop has ended: whether the request was carried out is unknown.
+    pub async fn command(&self, command: Command) -> Result<Result<Answer, Refusal>, Ended> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Input::Command(command, reply)).await?;
+        answer.await.map_err(|_| Ended)
+    }
+
+    /// Reads what is committed.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub async fn query<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Cluster) -> T + Send + 'static,
+    ) -> Result<T, Ended> {
+        let (reply, answer) = oneshot::channel();
+        let query = Box::new(move |cluster: &Cluster| _ = reply.send(query(cluster)));
+        self.send(Input::Query(query)).await?;
+        answer.await.map_err(|_| Ended)
+    }
+}
+
+/// The loop's own state.
+struct Decider {
+    cluster: Cluster,
+    store: Box<dyn Store>,
+    clock: Clock,
+    shared: Arc<Shared>,
+    /// Sessions by node.
+    bound: BTreeMap<NodeId, Arc<Session>>,
+}
+
+impl Decider {
+    /// Runs until all handles are dropped, or a commit fails.
+    async fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> Result<(), StoreError> {
+        let (mut effects, mut saves) = (Vec::new(), Vec::new());
+        loop {
+            let Some(first) = self.next(&mut inputs).await else { return Ok(()) };
+            let (mut replies, mut queries) = (Vec::new(), Vec::new());
+            let mut next = first;
+            for _ in 0..BATCH {
+                self.take(next, &mut effects, &mut replies, &mut queries);
+                match inputs.try_recv() {
+                    Ok(input) => next = Some(input),
+                    Err(_) => break,
+                }
+            }
+            collect_saves(&mut effects, &mut saves);
+            self.store.commit(&saves)?;
+            saves.clear();
+            for effect in effects.drain(..) {
+                self.perform(effect, &mut replies);
+            }
+            for query in queries {
+                query(&self.cluster);
+            }
+        }
+    }
+
+    /// The next input, or `Some(None)` when the core's deadline comes first; `None` when there is nobody left.
+    async fn next(&self, inputs: &mut mpsc::Receiver<Input>) -> Option<Option<Input>> {
+        let Some(deadline) = self.cluster.deadline() else { return inputs.recv().await.map(Some) };
+        let wait = Duration::from_millis(deadline.since(self.clock.now()));
+        match tokio::time::timeout(wait, inputs.recv()).await {
+            Ok(input) => input.map(Some),
+            Err(_) => Some(None),
+        }
+    }
+
+    fn take(
+        &mut self,
+        input: Option<Input>,
+        effects: &mut Vec<Effect>,
+        replies: &mut Vec<Option<Reply>>,
+        queries: &mut Vec<Query>,
+    ) {
+        let event = match input {
+            None => Event::Tick,
+            Some(Input::Query(query)) => return queries.push(query),
+            Some(Input::Command(command, reply)) => {
+                replies.push(Some(reply));
+                Event::Request { id: replies.len() as u64 - 1, command }
+            }
+            Some(Input::Heartbeat { node, boot, seq, same_as }) => {
+                Event::Heartbeat { node, boot, seq, same_as }
+            }
+            Some(Input::Report(session, report)) => {
+                self.cluster.step(self.clock.now(), Event::Report(report), effects);
+                self.bind(session);
+                return;
+            }
+        };
+        self.cluster.step(self.clock.now(), event, effects);
+    }
+
+    /// From now on, what is for the node goes to this session.
+    fn bind(&mut self, session: Arc<Session>) {
+        let id = self.cluster.nodes().by_name(&session.node).expect("a node that reported");
+        if session.id.swap(id.0, Ordering::Relaxed) != id.0 {
+            self.bound.insert(id, session);
+        }
+    }
+
+    fn perform(&self, effect: Effect, replies: &mut [Option<Reply>]) {
+        use v1::scheduler_message::Message;
+        match effect {
+            Effect::Save(_) => unreachable!("records were set apart and are durable"),
+            Effect::Assign { node, acked, assignment } => {
+                self.tell(node, || Message::Assignment(wire::assignment(acked, &assignment)));
+            }
+            Effect::Renew { node, acked } => self.tell(node, || Message::Renew(v1::Renew { acked })),
+            Effect::AskReport(node) => self.tell(node, || Message::AskReport(v1::Empty {})),
+            Effect::Reply(id, result) => {
+                let reply = replies[id as usize].take().expect("one reply a request");
+                _ = reply.send(result); // The client may have left.
+            }
+            Effect::Note(note) => self.shared.notes.add(self.cluster.now(), note),
+        }
+    }
+
+    fn tell(&self, node: NodeId, message: impl FnOnce() -> v1::scheduler_message::Message) {
+        if let Some(session) = self.bound.get(&node) {
+            session.tell(message());
+        }
+    }
+}
+
+/// Moves the records out of the effects, encoded, the last of each identity only.
+fn collect_saves(effects: &mut Vec<Effect>, saves: &mut Vec<Row>) {
+    let mut seen = BTreeSet::new();
+    let mut records = Vec::new();
+    effects.retain_mut(|effect| match effect {
+        Effect::Save(record) => {
+            records.push(rows::encode(record));
+            false
+        }
+        _ => true,
+    });
+    for row in records.into_iter().rev() {
+        if seen.insert((row.kind, row.key.clone())) {
+            saves.push(row);
+        }
+    }
+}
+
+impl Session {
+    /// A session that has said who it is.
+    pub fn new(hello: &v1::Hello, to_agent: mpsc::Sender<Result<v1::SchedulerMessage, Status>>) -> Session {
+        Session {
+            node: hello.node.as_str().into(),
+            version: hello.version.clone(),
+            findings: hello.findings.clone(),
+            to_agent,
+            id: AtomicU32::new(u32::MAX),
+            questions: Mutex::default(),
+            next_question: AtomicU64::new(1),
+        }
+    }
+
+    /// The node's identity, once a report was handled.
+    pub fn id(&self) -> Option<NodeId> {
+        Some(self.id.load(Ordering::Relaxed)).filter(|id| *id != u32::MAX).map(NodeId)
+    }
+
+    /// Sends a message, if there is room.
+    pub fn tell(&self, message: v1::scheduler_message::Message) {
+        _ = self.to_agent.try_send(Ok(v1::SchedulerMessage { message: Some(message) }));
+    }
+
+    /// Asks the agent for part of a log. `None`: the agent has gone, or does not answer in time.
+    pub async fn ask_log(&self, mut question: v1::LogQuestion) -> Option<v1::LogAnswer> {
+        question.id = self.next_question.fetch_add(1, Ordering::Relaxed);
+        let patience = Duration::from_millis(u64::from(question.wait_ms) + 10_000);
+        let id = question.id;
+        let (sender, answer) = oneshot::channel();
+        self.questions.lock().expect("no holder panics").insert(id, sender);
+        let message = Some(v1::scheduler_message::Message::Log(question));
+        let sent = self.to_agent.send(Ok(v1::SchedulerMessage { message })).await;
+        let answer = match sent {
+            Ok(()) => tokio::time::timeout(patience, answer).await.ok().and_then(Result::ok),
+            Err(_) => None,
+        };
+        self.questions.lock().expect("no holder panics").remove(&id);
+        answer
+    }
+
+    /// Passes on an answer.
+    pub fn on_log(&self, answer: v1::LogAnswer) {
+        if let Some(sender) = self.questions.lock().expect("no holder panics").remove(&answer.id) {
+            _ = sender.send(answer); // The reader may have left.
+        }
+    }
+}
+
+impl Shared {
+    /// The session of a node.
+    pub fn session(&self, node: &str) -> Option<Arc<Session>> {
+        self.sessions.lock().expect("no holder panics").get(node).cloned()
+    }
+
+    /// A session began; it replaces an earlier one of the same node.
+    pub fn add_session(&self, session: Arc<Session>) {
+        self.sessions.lock().expect("no holder panics").insert(session.node.clone(), session);
+    }
+
+    /// A session ended.
+    pub fn remove_session(&self, session: &Arc<Session>) {
+        let mut sessions = self.sessions.lock().expect("no holder panics");
+        if sessions.get(&session.node).is_some_and(|current| Arc::ptr_eq(current, session)) {
+            sessions.remove(&session.node);
+        }
+    }
+
+    /// Takes in what a worker told of itself.
+    pub fn set_progress(&self, worker: WorkerId, progress: v1::Progress) {
+        let mut all = self.progress.lock().expect("no holder panics");
+        all.insert((worker.job, worker.rank), progress);
+        if PROGRESS_KEPT < all.len() {
+            all.pop_first();
+        }
+    }
+
+    /// What the worker of a job's rank last told of itself, in the job's current or last attempt.
+    pub fn progress(&self, job: &jobs::Job, rank: u32) -> Option<v1::Progress> {
+        let all = self.progress.lock().expect("no holder panics");
+        let progress = all.get(&(job.id, rank))?;
+        let current = progress.worker.as_ref().is_some_and(|worker| worker.attempt == job.attempt);
+        (current && !matches!(job.phase, Phase::Pending(_))).then(|| progress.clone())
+    }
+}

@@ -1,0 +1,33 @@
+//! A store that lasts as long as its owner: for tests and for pools that need not survive a restart.
+
+use std::collections::BTreeMap;
+
+use aquifer_proto::store::{self, Kind, Row};
+
+use super::{Opened, Store, StoreError};
+
+/// Rows in memory.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    term: u64,
+    rows: BTreeMap<(Kind, Vec<u8>), Vec<u8>>,
+}
+
+impl Store for Memory {
+    fn open_term(&mut self) -> Result<Opened, StoreError> {
+        self.term += 1;
+        let row = |((kind, key), value): (&(Kind, Vec<u8>), &Vec<u8>)| Row {
+            kind: *kind,
+            key: key.clone(),
+            value: value.clone(),
+        };
+        Ok(Opened { term: self.term, records: store::decode_all(self.rows.iter().map(row))? })
+    }
+
+    fn commit(&mut self, rows: &[Row]) -> Result<(), StoreError> {
+        for row in rows {
+            self.rows.insert((row.kind, row.key.clone()), row.value.clone());
+        }
+        Ok(())
+    }
+}
