@@ -2,6 +2,9 @@
 //!
 //! `cargo build --release -p aquifer-agent --examples && cargo run --release -p aquifer-agent --example launch_rate`
 //! with the number of launches as an argument, and then `limits` to have control groups.
+//!
+//! Run directories are made under `TMPDIR`. An ext4 without a journal is slow to make files for minutes after many
+//! were removed (it does not use their inodes again so soon), so give it one in memory: `TMPDIR=/dev/shm`.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

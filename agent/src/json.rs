@@ -38,8 +38,9 @@ pub fn bytes(value: &impl Serialize) -> io::Result<Vec<u8>> {
 
 /// Reads a file of at most `max` bytes.
 pub fn read_bytes(path: &Path, max: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    fs::File::open(path)?.take(max + 1).read_to_end(&mut bytes)?;
+    let file = fs::File::open(path)?;
+    let mut bytes = Vec::with_capacity(file.metadata()?.len().min(max) as usize + 1);
+    file.take(max + 1).read_to_end(&mut bytes)?;
     if max < bytes.len() as u64 {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {max} bytes")));
     }

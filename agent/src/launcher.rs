@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{env, fs, io, thread};
 
 use aquifer_core::{Exit, WorkerId, WorkerState};
@@ -113,7 +113,9 @@ pub struct Launcher {
     workers: BTreeMap<WorkerId, Worker>,
     lease_path: PathBuf,
     lease_ms: u64,
+    /// Runs forgotten since the last time that ended runs were pruned.
     forgotten: usize,
+    last_change: Instant,
     keep: Retention,
     _lock: File,
 }
@@ -201,7 +203,8 @@ impl Launcher {
             workers: BTreeMap::new(),
             lease_path: state_dir.join("lease"),
             lease_ms: 0,
-            forgotten: usize::MAX / 2,
+            forgotten: 0,
+            last_change: Instant::now(),
             keep: config.keep,
             _lock: lock,
         };
@@ -213,7 +216,7 @@ impl Launcher {
             states.push((id, state.clone()));
             launcher.adopt(id, state, run);
         }
-        launcher.prune_if_due();
+        launcher.prune();
         Ok((launcher, states))
     }
 
@@ -262,10 +265,21 @@ impl Launcher {
     pub fn forget(&mut self, id: WorkerId) {
         if self.workers.get(&id).is_some_and(|worker| worker.ended.load(Ordering::Acquire)) {
             self.workers.remove(&id);
-            // If the mark cannot be written, the next launcher reports the exit once more; that does no harm.
-            let _ = File::create(self.shared.dirs.of(id).forgotten_path());
+            // If the mark cannot be made, the next launcher reports the exit once more; that does no harm.
+            let _ = self.shared.dirs.of(id).forget();
             self.forgotten += 1;
-            self.prune_if_due();
+            self.last_change = Instant::now();
+            if 8 * self.keep.runs + 64 < self.forgotten {
+                self.prune();
+            }
+        }
+    }
+
+    /// Removes run directories beyond those to keep, unless workers are just coming and going: file systems are slow
+    /// to make new files where many were just removed. To be called every few seconds.
+    pub fn tidy(&mut self) {
+        if 0 < self.forgotten && Duration::from_secs(5) <= self.last_change.elapsed() {
+            self.prune();
         }
     }
 
@@ -347,13 +361,10 @@ impl Launcher {
         self.workers.insert(id, Worker { stop, ended, task });
     }
 
-    /// Looks at the kept runs after every so many more that were forgotten.
-    fn prune_if_due(&mut self) {
-        if self.keep.runs / 4 + 16 < self.forgotten {
-            self.forgotten = 0;
-            let (dirs, keep) = (self.shared.dirs.clone(), self.keep);
-            tokio::task::spawn_blocking(move || dirs.prune(keep));
-        }
+    fn prune(&mut self) {
+        self.forgotten = 0;
+        let (dirs, keep) = (self.shared.dirs.clone(), self.keep);
+        tokio::task::spawn_blocking(move || dirs.prune(keep));
     }
 }
 

@@ -11,7 +11,7 @@
 //!     status.json                   written by the worker, replaced atomically; see [`Status`]
 //!     exit.json                     {"code": 0, …}, {"signal": 9, …} or {"failed": "why", …}, with "ended_ms"
 //!     log                           standard output and standard error, appended
-//!     forgotten                     there once the scheduler no longer asks about it: may be pruned
+//!     forgotten                     what `lock` is called once the scheduler no longer asks about it: may be pruned
 //! ```
 //!
 //! Lock held: a supervisor lives. Lock free and `exit.json`: the worker ended, and nothing of it is left. Lock free
@@ -338,6 +338,12 @@ impl RunDir {
         })
     }
 
+    /// Marks a run that nobody asks about any more. Its lock has done its duty and becomes the mark: no new file.
+    pub fn forget(&self) -> io::Result<()> {
+        fs::rename(self.lock_path(), self.forgotten_path())
+            .or_else(|_| File::create(self.forgotten_path()).map(|_| ()))
+    }
+
     /// What tells one version of `status.json` from the next; `None` if there is none.
     pub fn status_version(&self) -> Option<(u64, i64, i64, u64)> {
         let meta = fs::metadata(self.status_path()).ok()?;
@@ -410,4 +416,121 @@ pub(crate) fn unix_ms() -> u64 {
 fn parse_attempt(name: &str) -> Option<(JobId, u32)> {
     let (job, attempt) = name.strip_prefix("job-")?.split_once('.')?;
     Some((JobId(job.parse().ok()?), attempt.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dirs() -> (tempfile::TempDir, RunDirs) {
+        let state = tempfile::tempdir().unwrap();
+        let dirs = RunDirs::new(state.path());
+        fs::create_dir(dirs.root()).unwrap();
+        (state, dirs)
+    }
+
+    fn id(job: u64, rank: u32) -> WorkerId {
+        WorkerId { job: JobId(job), attempt: 1, rank }
+    }
+
+    /// A run that ended `age_s` seconds ago and wrote `bytes` of log.
+    fn ended(dirs: &RunDirs, id: WorkerId, age_s: u64, bytes: usize, forgotten: bool) {
+        let dir = dirs.of(id);
+        dir.create().unwrap();
+        fs::write(dir.log_path(), vec![b'x'; bytes]).unwrap();
+        dir.write_exit(&Exit::Code(0)).unwrap();
+        let exit = File::options().write(true).open(dir.exit_path()).unwrap();
+        exit.set_modified(SystemTime::now() - Duration::from_secs(age_s)).unwrap();
+        if forgotten {
+            fs::write(dir.forgotten_path(), "").unwrap();
+        }
+    }
+
+    #[test]
+    fn the_newest_runs_are_kept_and_those_that_are_not_forgotten() {
+        let (_state, dirs) = dirs();
+        for job in 1..=6 {
+            ended(&dirs, id(job, 0), 100 - job, 10, job != 1);
+        }
+        dirs.of(id(9, 3)).create().unwrap();
+        fs::write(dirs.of(id(9, 3)).forgotten_path(), "").unwrap();
+        fs::create_dir(dirs.root().join("job-of-someone-else")).unwrap();
+        assert_eq!(dirs.prune(Retention { runs: 2, bytes: 1 << 20 }).unwrap(), 3);
+        assert_eq!(dirs.list().unwrap(), [id(1, 0), id(5, 0), id(6, 0), id(9, 3)]);
+        assert!(!dirs.root().join("job-2.1").exists(), "the attempt's directory goes with its last rank");
+        assert!(dirs.root().join("job-of-someone-else").exists());
+    }
+
+    #[test]
+    fn runs_that_are_too_large_together_are_pruned() {
+        let (_state, dirs) = dirs();
+        for rank in 0..4 {
+            ended(&dirs, id(1, rank), u64::from(rank), 1000, true);
+        }
+        assert_eq!(dirs.prune(Retention { runs: 100, bytes: 2500 }).unwrap(), 2);
+        assert_eq!(dirs.list().unwrap(), [id(1, 0), id(1, 1)]);
+        assert_eq!(dirs.prune(Retention { runs: 100, bytes: 0 }).unwrap(), 2);
+        assert!(!dirs.root().join("job-1.1").exists());
+    }
+
+    #[test]
+    fn a_status_keeps_what_it_understands() {
+        let full = r#"{"state":"training","ready":true,"step":12,"total_steps":100,"loss":2.5,"tokens_per_s":1e4,
+            "checkpoint_step":10,"endpoint":"10.0.0.3:20001","message":"well","unknown":{"a":[1]}}"#;
+        let status: Status = full.parse().unwrap();
+        let expected = Status {
+            state: Some("training".to_string()),
+            ready: Some(true),
+            step: Some(12),
+            total_steps: Some(100),
+            loss: Some(2.5),
+            tokens_per_s: Some(10_000.0),
+            checkpoint_step: Some(10),
+            endpoint: Some("10.0.0.3:20001".to_string()),
+            message: Some("well".to_string()),
+        };
+        assert_eq!(status, expected);
+        let odd: Status =
+            r#"{"state":7,"ready":"yes","step":-1,"loss":null,"message":"kept"}"#.parse().unwrap();
+        assert_eq!(odd, Status { message: Some("kept".to_string()), ..Status::default() });
+        assert_eq!("{}".parse(), Ok(Status::default()));
+    }
+
+    #[test]
+    fn rubbish_is_no_status() {
+        for rubbish in ["", "[]", "7", "null", "{\"step\":", "\u{0}", "{\"a\":1}{"] {
+            assert_eq!(rubbish.parse::<Status>(), Err(NoStatus), "{rubbish:?}");
+        }
+        assert_eq!(Status::try_from(&[0xff, 0xfe][..]), Err(NoStatus));
+        let nested = "[".repeat(100_000);
+        assert_eq!(nested.parse::<Status>(), Err(NoStatus));
+    }
+
+    #[test]
+    fn a_status_that_is_too_large_is_not_read_and_a_long_text_is_cut() {
+        let (_state, dirs) = dirs();
+        let dir = dirs.of(id(1, 0));
+        dir.create().unwrap();
+        let write = |message: &str| {
+            fs::write(dir.status_path(), format!("{{\"message\":\"{message}\"}}")).unwrap();
+        };
+        write(&"x".repeat(2000));
+        assert_eq!(dir.read_status().unwrap().message.unwrap().len(), MAX_STATUS_TEXT);
+        write(&"x".repeat(MAX_STATUS_BYTES as usize));
+        assert_eq!(dir.read_status(), None);
+    }
+
+    #[test]
+    fn every_kind_of_exit_is_read_as_it_was_written() {
+        let (_state, dirs) = dirs();
+        let dir = dirs.of(id(1, 0));
+        dir.create().unwrap();
+        assert_eq!(dir.read_exit(), None);
+        for exit in [Exit::Code(-1), Exit::Code(42), Exit::Signal(9), Exit::Failed("\"why\"\n".into())] {
+            dir.write_exit(&exit).unwrap();
+            assert_eq!(dir.read_exit(), Some(exit));
+        }
+        fs::write(dir.exit_path(), "{\"ended_ms\":1}").unwrap();
+        assert_eq!(dir.read_exit(), None);
+    }
 }

@@ -442,3 +442,40 @@ fn slug(text: &str) -> String {
 fn devices_text(count: usize) -> String {
     if count == 1 { "1 device".to_string() } else { format!("{count} devices") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cards_on_the_bus_without_a_driver_are_named() {
+        let sysfs = tempfile::tempdir().unwrap();
+        for (place, vendor) in
+            [("0000:01:00.0", "0x10de"), ("0000:02:00.0", "0x10de"), ("0000:03:00.0", "0xcabc")]
+        {
+            let dir = sysfs.path().join("bus/pci/devices").join(place);
+            std::fs::create_dir_all(&dir).unwrap();
+            std::fs::write(dir.join("vendor"), vendor).unwrap();
+            std::fs::write(dir.join("class"), "0x120000").unwrap();
+        }
+        let mut all = Backends {
+            backends: vec![Box::new(Nvidia::new(Some("/no/such/library".into())))],
+            devices: Vec::new(),
+            findings: Vec::new(),
+            labels: BTreeMap::new(),
+            sysfs: sysfs.path().to_path_buf(),
+        };
+        all.discover();
+        all.explain_pci();
+        let findings: Vec<String> = all.findings.iter().map(|finding| finding.to_string()).collect();
+        assert!(
+            findings[0].starts_with("nvidia: 2 devices on PCI, but nvml cannot be used: "),
+            "{findings:?}"
+        );
+        assert_eq!(findings[1..], ["cambricon: 1 device on PCI, but there is no backend for them"]);
+        all.discover();
+        all.sysfs = "/no/such/sysfs".into();
+        all.explain_pci();
+        assert_eq!(all.findings, [], "a node without any card needs no driver");
+    }
+}
