@@ -1,0 +1,154 @@
+//! Devices of a file, of any vendor: for tests, demonstrations and trials of policies. The file is read anew at every
+//! look, so that changing it breaks and repairs cards of a running agent.
+//!
+//! ```toml
+//! [labels]                          # of the node; optional
+//! rack = "r1"
+//!
+//! [[device]]
+//! vendor = "nvidia"                 # any name of a vendor
+//! model = "h100-80gb-hbm3"
+//! memory_gib = 80                   # or memory_bytes
+//! count = 8                         # 1 if left out
+//! uuid = "GPU-left"                 # start of the unique names; "fake-VENDOR" if left out
+//! faults = { 3 = "fell off the bus" }   # by number within this entry, from 0
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aquifer_core::{DeviceClass, Name, Vendor};
+use serde::Deserialize;
+
+use super::{Backend, DeviceError, Discovery, Finding, Found, Visibility, visible_devices_variable};
+
+/// One vendor's devices of a file.
+pub struct Fake {
+    file: PathBuf,
+    vendor: Vendor,
+}
+
+/// The whole file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    #[serde(default)]
+    device: Vec<Entry>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    vendor: String,
+    model: String,
+    memory_gib: Option<u64>,
+    memory_bytes: Option<u64>,
+    #[serde(default = "one")]
+    count: u32,
+    uuid: Option<String>,
+    #[serde(default)]
+    faults: BTreeMap<String, String>,
+}
+
+impl Fake {
+    /// The devices of one vendor in a file.
+    pub fn new(file: PathBuf, vendor: Vendor) -> Fake {
+        Fake { file, vendor }
+    }
+}
+
+impl Backend for Fake {
+    fn vendor(&self) -> Vendor {
+        self.vendor
+    }
+
+    fn discover(&mut self) -> Discovery {
+        match read(&self.file).and_then(|text| parse_fake(&text)) {
+            Ok((mut devices, _)) => {
+                devices.retain(|device| device.class.vendor == self.vendor);
+                Discovery { devices, findings: Vec::new() }
+            }
+            Err(error) => {
+                let finding = Finding { vendor: self.vendor, what: error.to_string() };
+                Discovery { devices: Vec::new(), findings: vec![finding] }
+            }
+        }
+    }
+
+    /// A file that is just being rewritten breaks no card.
+    fn health(&mut self, devices: &mut [Found]) -> Vec<Finding> {
+        let now = self.discover();
+        if now.findings.is_empty() {
+            for device in devices {
+                match now.devices.iter().find(|found| found.uuid == device.uuid) {
+                    Some(found) => *device = found.clone(),
+                    None => device.fault = Some("not found any more".into()),
+                }
+            }
+        }
+        now.findings
+    }
+
+    fn visibility(&self, devices: &[&Found]) -> Visibility {
+        let numbers: Vec<String> = devices.iter().map(|device| device.logical.to_string()).collect();
+        let variable = visible_devices_variable(self.vendor);
+        let env = variable.map(|variable| (variable.to_string(), numbers.join(",")));
+        Visibility { env: env.into_iter().collect(), ..Visibility::default() }
+    }
+}
+
+/// The devices and labels of a file's text.
+///
+/// # Errors
+///
+/// Says what is wrong, and where.
+pub fn parse_fake(text: &str) -> Result<(Vec<Found>, BTreeMap<Name, Name>), DeviceError> {
+    let file: File =
+        toml::from_str(text).map_err(|error| DeviceError::Fake(error.to_string().trim().to_string()))?;
+    let mut devices: Vec<Found> = Vec::new();
+    for (entry_number, entry) in file.device.iter().enumerate() {
+        let vendor: Vendor = entry.vendor.parse().map_err(|error| DeviceError::Fake(format!("{error}")))?;
+        let memory_bytes = entry.memory_bytes.or(entry.memory_gib.map(|gib| gib << 30)).unwrap_or(0);
+        let class = Arc::new(DeviceClass { vendor, model: entry.model.as_str().into(), memory_bytes });
+        let earlier = devices.iter().filter(|device| device.class.vendor == vendor).count() as u32;
+        let prefix = entry.uuid.clone().unwrap_or_else(|| format!("fake-{vendor}"));
+        for number in 0..entry.count {
+            let logical = earlier + number;
+            let suffix = if entry.uuid.is_some() { number } else { logical };
+            devices.push(Found {
+                class: class.clone(),
+                uuid: format!("{prefix}-{suffix}").into(),
+                fault: entry.faults.get(&number.to_string()).map(|fault| fault.as_str().into()),
+                place: format!("{entry_number:04}-{number:05}"),
+                logical,
+                nodes: Vec::new(),
+            });
+        }
+    }
+    let labels = file.labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into()));
+    Ok((devices, labels.collect()))
+}
+
+pub(super) fn labels(file: &Path) -> Result<BTreeMap<Name, Name>, DeviceError> {
+    Ok(parse_fake(&read(file)?)?.1)
+}
+
+/// The vendors that a file names, each once.
+pub(super) fn vendors(file: &Path) -> Result<Vec<Vendor>, DeviceError> {
+    let mut vendors: Vec<Vendor> =
+        parse_fake(&read(file)?)?.0.iter().map(|device| device.class.vendor).collect();
+    vendors.sort();
+    vendors.dedup();
+    Ok(vendors)
+}
+
+fn read(file: &Path) -> Result<String, DeviceError> {
+    std::fs::read_to_string(file).map_err(|error| DeviceError::Fake(format!("{}: {error}", file.display())))
+}
+
+fn one() -> u32 {
+    1
+}

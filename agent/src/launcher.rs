@@ -1,0 +1,706 @@
+//! Starts workers, watches them, stops them, and finds them again after a restart of the agent.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use std::{env, fs, io, thread};
+
+use aquifer_core::{Exit, WorkerId, WorkerState};
+use nix::sys::signal::SigSet;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
+
+use crate::cgroup::{Cgroups, Limits};
+use crate::run_dir::{self, Lease, LogChunk, LogError, Logs, Retention, RunDir, RunDirs, Spec, Status};
+use crate::{json, process};
+
+/// A worker to start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Which worker.
+    pub id: WorkerId,
+    /// Program and arguments; the program is looked up in the worker's `PATH`.
+    pub command: Vec<String>,
+    /// Environment, over the agent's own without its `AQUIFER_…`. `AQUIFER_RUN_DIR` is added.
+    pub env: Vec<(String, String)>,
+    /// `None`: the run directory.
+    pub working_dir: Option<PathBuf>,
+    /// Cores to run on; empty: all of the agent's.
+    pub cpu_affinity: Vec<usize>,
+    /// Processor time where limits are enforced, in thousandths of a core; 0: no limit.
+    pub cpus_milli: u32,
+    /// Main memory where limits are enforced, in bytes; 0: no limit.
+    pub memory_bytes: u64,
+    /// From the request to stop until the worker is killed, in milliseconds.
+    pub grace_ms: u64,
+    /// Whether it must end when the lease does. It is not started without one.
+    pub exclusive: bool,
+    /// When it counts as running.
+    pub ready: Ready,
+}
+
+/// When a worker counts as running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ready {
+    /// As soon as its process has started.
+    AtSpawn,
+    /// When its `status.json` says `"ready": true`.
+    ByStatus,
+}
+
+/// What happened to a worker.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum News {
+    /// It started, or ended. Nothing follows an exit.
+    State { id: WorkerId, state: WorkerState },
+    /// It wrote a new `status.json`.
+    Status { id: WorkerId, status: Status },
+}
+
+/// Command of the supervisor; the run directory is added as its last argument.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct SupervisorCommand {
+    pub program: PathBuf,
+    pub args: Vec<OsString>,
+}
+
+/// Settings of a launcher.
+#[derive(Clone, Debug)]
+pub struct LauncherConfig {
+    /// Directory for all that must survive a restart of the agent. One agent at a time.
+    pub state_dir: PathBuf,
+    /// How to start a supervisor.
+    pub supervisor: SupervisorCommand,
+    /// Whether to enforce processor time and memory where the machine allows it.
+    pub enforce_limits: bool,
+    /// Ended runs to keep.
+    pub keep: Retention,
+    /// Time between two looks at a worker's `status.json`.
+    pub status_every: Duration,
+}
+
+/// Why there is no launcher.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum LauncherError {
+    /// The state directory cannot be made, read or written.
+    #[error("state directory {path}: {error}")]
+    StateDir { path: PathBuf, error: io::Error },
+    /// Another agent has it.
+    #[error("state directory {0} is in use by another agent")]
+    InUse(PathBuf),
+    /// The machine does not give what is needed.
+    #[error("{0}")]
+    Machine(String),
+}
+
+/// Runs workers. Belongs to one task; every method returns at once.
+///
+/// Dropping it stops nothing: workers run on under their supervisors, and the next launcher adopts them.
+pub struct Launcher {
+    shared: Arc<Shared>,
+    workers: BTreeMap<WorkerId, Worker>,
+    lease_path: PathBuf,
+    lease_ms: u64,
+    /// Runs forgotten since the last time that ended runs were pruned.
+    forgotten: usize,
+    last_change: Instant,
+    keep: Retention,
+    _lock: File,
+}
+
+/// What all tasks of a launcher share.
+struct Shared {
+    dirs: RunDirs,
+    boot_id: String,
+    cgroups: Cgroups,
+    status_every: Duration,
+    news: mpsc::Sender<News>,
+    spawner: std::sync::mpsc::Sender<Order>,
+}
+
+/// A worker that is not yet forgotten.
+struct Worker {
+    stop: watch::Sender<Stop>,
+    ended: Arc<AtomicBool>,
+    task: Option<AbortHandle>,
+}
+
+/// How a worker should be stopped. Only ever grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stop {
+    No,
+    WithGrace,
+    AtOnce,
+}
+
+/// For the thread that starts supervisors.
+struct Order {
+    spec: Box<Spec>,
+    dir: RunDir,
+    stop: watch::Receiver<Stop>,
+    reply: oneshot::Sender<Result<Start, Exit>>,
+}
+
+/// From where the watching of a worker begins.
+enum Start {
+    /// Its supervisor was started; a byte comes through the pipe when the worker has.
+    New { supervisor: OwnedFd, started: OwnedFd },
+    /// Its supervisor was found.
+    Adopted { supervisor: OwnedFd },
+    /// Its supervisor is dead and left no word.
+    Orphaned,
+}
+
+impl Launcher {
+    /// Opens the state directory, making it if need be, and adopts what runs.
+    ///
+    /// Returns every worker that was not forgotten, with its state: those that ended while there was no agent, too.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the directory cannot be used, or if another agent uses it.
+    pub async fn open(
+        config: LauncherConfig,
+        news: mpsc::Sender<News>,
+    ) -> Result<(Launcher, Vec<(WorkerId, WorkerState)>), LauncherError> {
+        let boot_id = process::boot_id()
+            .map_err(|error| LauncherError::Machine(format!("cannot read the boot id: {error}")))?;
+        let state_dir = std::path::absolute(&config.state_dir).unwrap_or(config.state_dir.clone());
+        let unusable = |error| LauncherError::StateDir { path: state_dir.clone(), error };
+        let dirs = RunDirs::new(&state_dir);
+        fs::create_dir_all(dirs.root()).map_err(unusable)?;
+        let lock = run_dir::lock(&state_dir.join("agent.lock")).map_err(unusable)?;
+        let lock = lock.ok_or_else(|| LauncherError::InUse(state_dir.clone()))?;
+        let probe = dirs.root().join(".probe");
+        match fs::write(&probe, "1") {
+            // What runs is adopted all the same; what is launched fails and says why.
+            Err(error) if error.kind() != io::ErrorKind::StorageFull => return Err(unusable(error)),
+            _ => fs::remove_file(&probe).map_err(unusable)?,
+        }
+
+        let (spawner, orders) = std::sync::mpsc::channel();
+        let command = config.supervisor;
+        thread::Builder::new()
+            .name("spawner".to_string())
+            .spawn(move || start_supervisors(&command, orders))
+            .map_err(|error| LauncherError::Machine(format!("cannot start a thread: {error}")))?;
+        let cgroups = if config.enforce_limits { Cgroups::open() } else { Cgroups::default() };
+        let shared = Shared { dirs, boot_id, cgroups, status_every: config.status_every, news, spawner };
+        let mut launcher = Launcher {
+            shared: Arc::new(shared),
+            workers: BTreeMap::new(),
+            lease_path: state_dir.join("lease"),
+            lease_ms: 0,
+            forgotten: 0,
+            last_change: Instant::now(),
+            keep: config.keep,
+            _lock: lock,
+        };
+        let shared = launcher.shared.clone();
+        let found = tokio::task::spawn_blocking(move || find_runs(&shared)).await;
+        let found = found.expect("the search does not panic").map_err(unusable)?;
+        let mut states = Vec::new();
+        for (id, state, run) in found {
+            states.push((id, state.clone()));
+            launcher.adopt(id, state, run);
+        }
+        launcher.prune();
+        Ok((launcher, states))
+    }
+
+    /// Starts a worker, unless one of this id was started before: then it, or its exit, stands.
+    ///
+    /// Whatever goes wrong arrives as `Exited(Failed(why))`.
+    pub fn launch(&mut self, launch: Launch) {
+        let id = launch.id;
+        if self.workers.contains_key(&id) {
+            return;
+        }
+        let dir = self.shared.dirs.of(id);
+        let spec = Box::new(self.spec(launch, &dir));
+        let by_status = spec.by_status;
+        let (stop, stop_wanted) = watch::channel(Stop::No);
+        let ended = Arc::new(AtomicBool::new(false));
+        let watcher = Watcher {
+            shared: self.shared.clone(),
+            id,
+            dir,
+            state: WorkerState::Starting,
+            by_status,
+            cgroup: spec.cgroup.clone(),
+            status_version: None,
+            stop: stop_wanted,
+            ended: ended.clone(),
+        };
+        let task = tokio::spawn(watcher.launch(spec)).abort_handle();
+        self.workers.insert(id, Worker { stop, ended, task: Some(task) });
+    }
+
+    /// Stops a worker: SIGTERM, and SIGKILL after its grace; or SIGKILL at once. Its exit arrives as news.
+    pub fn stop(&mut self, id: WorkerId, at_once: bool) {
+        let wanted = if at_once { Stop::AtOnce } else { Stop::WithGrace };
+        if let Some(worker) = self.workers.get(&id) {
+            worker.stop.send_if_modified(|stop| {
+                let grows = *stop < wanted;
+                *stop = wanted.max(*stop);
+                grows
+            });
+        }
+    }
+
+    /// The scheduler no longer asks about a worker that has ended: its run directory may go. One that still runs is
+    /// not forgotten.
+    pub fn forget(&mut self, id: WorkerId) {
+        if self.workers.get(&id).is_some_and(|worker| worker.ended.load(Ordering::Acquire)) {
+            self.workers.remove(&id);
+            // If the mark cannot be made, the next launcher reports the exit once more; that does no harm.
+            let _ = self.shared.dirs.of(id).forget();
+            self.forgotten += 1;
+            self.last_change = Instant::now();
+            if 8 * self.keep.runs + 64 < self.forgotten {
+                self.prune();
+            }
+        }
+    }
+
+    /// Removes run directories beyond those to keep, unless workers are just coming and going: file systems are slow
+    /// to make new files where many were just removed. To be called every few seconds.
+    pub fn tidy(&mut self) {
+        if 0 < self.forgotten && Duration::from_secs(5) <= self.last_change.elapsed() {
+            self.prune();
+        }
+    }
+
+    /// Exclusive workers may run for so long from now, with or without an agent. Never shortens the lease.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the lease file cannot be written; the earlier lease stands.
+    pub fn extend_lease(&mut self, remaining: Duration) -> io::Result<()> {
+        let deadline_ms = process::boot_time_ms().saturating_add(remaining.as_millis() as u64);
+        if self.lease_ms < deadline_ms {
+            let lease = Lease { boot_id: self.shared.boot_id.clone(), deadline_ms };
+            json::replace(&self.lease_path, &lease)?;
+            self.lease_ms = deadline_ms;
+        }
+        Ok(())
+    }
+
+    /// A piece of a worker's log; see [`Logs::read`].
+    ///
+    /// # Errors
+    ///
+    /// Fails if the worker is not known here.
+    pub fn read_log(&self, id: WorkerId, offset: u64, max: usize) -> Result<LogChunk, LogError> {
+        self.logs().read(id, offset, max)
+    }
+
+    /// A reader of logs that other tasks can own.
+    pub fn logs(&self) -> Logs {
+        Logs::new(self.shared.dirs.clone())
+    }
+
+    /// Directory of a worker's files.
+    pub fn run_dir(&self, id: WorkerId) -> PathBuf {
+        self.shared.dirs.of(id).path
+    }
+
+    /// What is enforced on workers.
+    pub fn limits(&self) -> Limits {
+        self.shared.cgroups.limits()
+    }
+
+    fn spec(&self, launch: Launch, dir: &RunDir) -> Spec {
+        let mut env = launch.env;
+        env.push((process::MARK.to_string(), dir.path.to_string_lossy().into_owned()));
+        Spec {
+            id: launch.id.to_string(),
+            boot_id: self.shared.boot_id.clone(),
+            command: launch.command,
+            env,
+            working_dir: launch.working_dir,
+            cpu_affinity: launch.cpu_affinity,
+            cpus_milli: launch.cpus_milli,
+            memory_bytes: launch.memory_bytes,
+            grace_ms: launch.grace_ms,
+            by_status: launch.ready == Ready::ByStatus,
+            lease: launch.exclusive.then(|| self.lease_path.clone()),
+            cgroup: self.shared.cgroups.group(launch.id),
+        }
+    }
+
+    fn adopt(&mut self, id: WorkerId, state: WorkerState, run: Option<(Spec, Start)>) {
+        let (stop, stop_wanted) = watch::channel(Stop::No);
+        let ended = Arc::new(AtomicBool::new(run.is_none()));
+        let task = run.map(|(spec, start)| {
+            let watcher = Watcher {
+                shared: self.shared.clone(),
+                id,
+                dir: self.shared.dirs.of(id),
+                state,
+                by_status: spec.by_status,
+                cgroup: spec.cgroup,
+                status_version: None,
+                stop: stop_wanted,
+                ended: ended.clone(),
+            };
+            tokio::spawn(watcher.watch(start)).abort_handle()
+        });
+        self.workers.insert(id, Worker { stop, ended, task });
+    }
+
+    fn prune(&mut self) {
+        self.forgotten = 0;
+        let (dirs, keep) = (self.shared.dirs.clone(), self.keep);
+        tokio::task::spawn_blocking(move || dirs.prune(keep));
+    }
+}
+
+impl Drop for Launcher {
+    fn drop(&mut self) {
+        for worker in self.workers.values() {
+            if let Some(task) = &worker.task {
+                task.abort();
+            }
+        }
+    }
+}
+
+impl Default for Retention {
+    /// 1,000 runs, 4 GiB.
+    fn default() -> Retention {
+        Retention { runs: 1000, bytes: 4 << 30 }
+    }
+}
+
+impl SupervisorCommand {
+    /// `aquifer supervise`, of the binary that runs now.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the binary cannot be found any more.
+    pub fn own_binary() -> io::Result<SupervisorCommand> {
+        Ok(SupervisorCommand { program: env::current_exe()?, args: vec!["supervise".into()] })
+    }
+}
+
+/// Follows one worker to its end.
+struct Watcher {
+    shared: Arc<Shared>,
+    id: WorkerId,
+    dir: RunDir,
+    state: WorkerState,
+    by_status: bool,
+    cgroup: Option<crate::cgroup::Group>,
+    status_version: Option<(u64, i64, i64, u64)>,
+    stop: watch::Receiver<Stop>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Watcher {
+    async fn launch(mut self, spec: Box<Spec>) {
+        let (reply, started) = oneshot::channel();
+        let order = Order { spec, dir: self.dir.clone(), stop: self.stop.clone(), reply };
+        let sent = self.shared.spawner.send(order).is_ok();
+        match started.await {
+            Ok(Ok(start)) => self.watch(start).await,
+            Ok(Err(exit)) => self.exited(exit).await,
+            Err(_) => {
+                self.exited(Exit::Failed(format!("the agent cannot launch any more ({sent})").into())).await
+            }
+        }
+    }
+
+    async fn watch(mut self, start: Start) {
+        let (supervisor, started) = match start {
+            Start::New { supervisor, started } => (Some(supervisor), Some(started)),
+            Start::Adopted { supervisor } => (Some(supervisor), None),
+            Start::Orphaned => (None, None),
+        };
+        let code = match supervisor {
+            Some(supervisor) => match self.until_supervisor_ends(supervisor, started).await {
+                Ok(code) => code,
+                Err(error) => {
+                    let why = format!("the agent cannot watch its supervisor: {error}");
+                    return self.exited(Exit::Failed(why.into())).await;
+                }
+            },
+            None => None,
+        };
+        self.look_at_status().await;
+        let exit = match self.dir.read_exit() {
+            Some(exit) => exit,
+            None => self.end_orphans(code).await,
+        };
+        self.exited(exit).await;
+    }
+
+    /// Returns the supervisor's exit code, if it was this process's child and exited.
+    async fn until_supervisor_ends(
+        &mut self,
+        supervisor: OwnedFd,
+        started: Option<OwnedFd>,
+    ) -> io::Result<Option<i32>> {
+        let supervisor = watched(supervisor)?;
+        let mut started = started.map(watched).transpose()?;
+        let mut status_tick = tokio::time::interval_at(
+            tokio::time::Instant::now() + self.shared.status_every,
+            self.shared.status_every,
+        );
+        status_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut launcher_lives = true;
+        self.send_stop(&supervisor);
+        loop {
+            tokio::select! {
+                biased;
+                ready = supervisor.readable() => {
+                    ready?.retain_ready();
+                    break;
+                }
+                ready = readable(started.as_ref()) => {
+                    ready?;
+                    let pipe = started.take().expect("it was readable");
+                    if rustix::io::read(pipe.get_ref(), &mut [0; 1]) == Ok(1) && !self.by_status {
+                        self.running().await;
+                    }
+                }
+                wanted = self.stop.changed(), if launcher_lives => match wanted {
+                    Ok(()) => self.send_stop(&supervisor),
+                    Err(_) => launcher_lives = false,
+                },
+                _ = status_tick.tick() => self.look_at_status().await,
+            }
+        }
+        // A supervisor that was so fast that its end was seen first.
+        if let Some(pipe) = started.take()
+            && rustix::io::read(pipe.get_ref(), &mut [0; 1]) == Ok(1)
+            && !self.by_status
+        {
+            self.running().await;
+        }
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let ended =
+            rustix::process::waitid(WaitId::PidFd(std::os::fd::AsFd::as_fd(supervisor.get_ref())), options);
+        Ok(ended.ok().flatten().and_then(|status| status.exit_status()))
+    }
+
+    fn send_stop(&mut self, supervisor: &AsyncFd<OwnedFd>) {
+        let signal = match *self.stop.borrow_and_update() {
+            Stop::No => return,
+            Stop::WithGrace => Signal::TERM,
+            Stop::AtOnce => Signal::QUIT,
+        };
+        let _ = rustix::process::pidfd_send_signal(supervisor.get_ref(), signal);
+    }
+
+    async fn look_at_status(&mut self) {
+        let version = self.dir.status_version();
+        if version.is_none() || version == self.status_version {
+            return;
+        }
+        self.status_version = version;
+        if let Some(status) = self.dir.read_status() {
+            let ready = status.ready == Some(true);
+            let _ = self.shared.news.send(News::Status { id: self.id, status }).await;
+            if self.by_status && ready {
+                self.running().await;
+            }
+        }
+    }
+
+    async fn running(&mut self) {
+        if self.state == WorkerState::Starting {
+            self.state = WorkerState::Running;
+            let news = News::State { id: self.id, state: WorkerState::Running };
+            let _ = self.shared.news.send(news).await;
+        }
+    }
+
+    /// The supervisor left no exit: ends what is left of the worker and says why.
+    async fn end_orphans(&mut self, supervisor_code: Option<i32>) -> Exit {
+        let pids: Option<run_dir::Pids> = json::read(&self.dir.pid_path()).ok();
+        let supervisor = pids.as_ref().map(|pids| (pids.supervisor, pids.supervisor_start));
+        loop {
+            let (path, group) = (self.dir.path.clone(), self.cgroup.clone());
+            let search = move || {
+                let members = group.as_ref().map_or(0, |group| group.kill());
+                members + process::kill_left_over(&path, supervisor)
+            };
+            match tokio::task::spawn_blocking(search).await {
+                Ok(0) => break,
+                _ => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+        if let Some(group) = &self.cgroup {
+            group.remove();
+        }
+        let why = match supervisor_code {
+            Some(74) => {
+                "it ended, but its exit could not be written: the disk is full or read-only".to_string()
+            }
+            Some(code) => format!("its supervisor could not run: it exited with {code}"),
+            None => "its supervisor was killed".to_string(),
+        };
+        let exit = Exit::Failed(why.into());
+        let _ = self.dir.write_exit(&exit);
+        exit
+    }
+
+    async fn exited(&mut self, exit: Exit) {
+        self.ended.store(true, Ordering::Release);
+        let _ = self.shared.news.send(News::State { id: self.id, state: WorkerState::Exited(exit) }).await;
+    }
+}
+
+/// Has the runtime wait for a descriptor to become readable.
+fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open until it is dropped, and nothing here takes it out of the `AsyncFd`.
+    #[allow(unsafe_code)]
+    let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE)? };
+    Ok(fd)
+}
+
+/// Never ready where there is no pipe.
+async fn readable(pipe: Option<&AsyncFd<OwnedFd>>) -> io::Result<()> {
+    match pipe {
+        Some(pipe) => pipe.readable().await.map(|_| ()),
+        None => std::future::pending().await,
+    }
+}
+
+/// The body of the thread that starts supervisors, so that the runtime never waits for a fork.
+fn start_supervisors(command: &SupervisorCommand, orders: std::sync::mpsc::Receiver<Order>) {
+    // A supervisor begins with its signals blocked: a stop that comes early waits for it instead of killing it.
+    let mut mask = SigSet::empty();
+    mask.add(nix::sys::signal::SIGTERM);
+    mask.add(nix::sys::signal::SIGQUIT);
+    let _ = mask.thread_block();
+    let own: Vec<OsString> = env::vars_os()
+        .map(|(key, _)| key)
+        .filter(|key| key.to_string_lossy().starts_with("AQUIFER_"))
+        .collect();
+    for order in orders {
+        let started = match *order.stop.borrow() {
+            Stop::No => None,
+            Stop::WithGrace | Stop::AtOnce => Some(Err(Exit::Failed("stopped before it was started".into()))),
+        };
+        let started = started.unwrap_or_else(|| {
+            let started = start_supervisor(command, &own, &order);
+            started.map_err(|why| order.dir.read_exit().unwrap_or(Exit::Failed(why.into())))
+        });
+        if let Err(exit) = &started {
+            let _ = order.dir.write_exit(exit);
+        }
+        let _ = order.reply.send(started);
+    }
+}
+
+fn start_supervisor(
+    command: &SupervisorCommand,
+    own_env: &[OsString],
+    order: &Order,
+) -> Result<Start, String> {
+    let dir = &order.dir;
+    let say = |path: PathBuf| move |error: io::Error| format!("{}: {error}", path.display());
+    dir.create().map_err(say(dir.path.clone()))?;
+    let lock = dir.lock().map_err(say(dir.lock_path()))?;
+    let lock = lock.ok_or("another supervisor runs it")?;
+    if dir.exit_path().exists() {
+        return Err("it was started before".to_string());
+    }
+    json::write(&dir.spec_path(), &order.spec).map_err(say(dir.spec_path()))?;
+    let log = dir.open_log().map_err(say(dir.log_path()))?;
+    let (started, pipe) = io::pipe().map_err(|error| format!("cannot make a pipe: {error}"))?;
+    let mut supervisor = Command::new(&command.program);
+    supervisor.args(&command.args).arg(&dir.path).stdin(lock).stdout(pipe).stderr(log);
+    for key in own_env {
+        supervisor.env_remove(key);
+    }
+    let cannot = |error: io::Error| format!("cannot start supervisor {}: {error}", command.program.display());
+    let child = supervisor.spawn().map_err(cannot)?;
+    let pidfd = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
+    let supervisor = pidfd.map_err(|errno| cannot(errno.into()))?;
+    Ok(Start::New { supervisor, started: started.into() })
+}
+
+type FoundRun = (WorkerId, WorkerState, Option<(Spec, Start)>);
+
+/// Looks at every run directory that is not forgotten.
+fn find_runs(shared: &Shared) -> io::Result<Vec<FoundRun>> {
+    let mut found = Vec::new();
+    for id in shared.dirs.list()? {
+        let dir = shared.dirs.of(id);
+        if !dir.forgotten_path().exists() {
+            let (state, run) = find_run(&dir, &shared.boot_id);
+            found.push((id, state, run));
+        }
+    }
+    Ok(found)
+}
+
+fn find_run(dir: &RunDir, boot_id: &str) -> (WorkerState, Option<(Spec, Start)>) {
+    let ended = |why: &str| {
+        let exit = dir.read_exit().unwrap_or_else(|| {
+            let exit = Exit::Failed(why.into());
+            let _ = dir.write_exit(&exit);
+            exit
+        });
+        (WorkerState::Exited(exit), None)
+    };
+    let Ok(spec) = json::read::<Spec>(&dir.spec_path()) else {
+        return ended("the agent ended before it was started");
+    };
+    if spec.boot_id != boot_id {
+        return ended("its node was restarted");
+    }
+    // One that has only just been started has not yet said who it is, and one that is just ending is hard to catch.
+    for _ in 0..1000 {
+        match dir.lock() {
+            Ok(Some(_)) if dir.read_exit().is_some() => return ended("it ended"),
+            Ok(Some(_)) => break,
+            Ok(None) => (),
+            Err(error) => return ended(&format!("its lock cannot be read: {error}")),
+        }
+        if let Some(supervisor) = open_supervisor(dir) {
+            return (state_of(dir, &spec), Some((spec, Start::Adopted { supervisor })));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    (state_of(dir, &spec), Some((spec, Start::Orphaned)))
+}
+
+/// A handle on the supervisor: the very process that `pid.json` names, or the one that has the lock as its input.
+fn open_supervisor(dir: &RunDir) -> Option<OwnedFd> {
+    let open = |pid: i32| rustix::process::pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok();
+    match json::read::<run_dir::Pids>(&dir.pid_path()) {
+        Ok(pids) => {
+            let pidfd = open(pids.supervisor)?;
+            (process::stat(pids.supervisor)?.start_time == pids.supervisor_start).then_some(pidfd)
+        }
+        Err(_) => {
+            let pid = process::with_input(&dir.lock_path())?;
+            let pidfd = open(pid)?;
+            (process::with_input(&dir.lock_path()) == Some(pid)).then_some(pidfd)
+        }
+    }
+}
+
+fn state_of(dir: &RunDir, spec: &Spec) -> WorkerState {
+    let is_ready = match spec.by_status {
+        true => dir.read_status().is_some_and(|status| status.ready == Some(true)),
+        false => dir.pid_path().exists(),
+    };
+    if is_ready { WorkerState::Running } else { WorkerState::Starting }
+}

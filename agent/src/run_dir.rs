@@ -1,0 +1,536 @@
+//! Run directories: all that is known about one worker process, in files that people can read.
+//!
+//! ```text
+//! STATE/                            the agent's state directory
+//!   agent.lock                      locked by the agent that uses it
+//!   lease                           {"boot_id", "deadline_ms"}: until when exclusive workers may run, CLOCK_BOOTTIME
+//!   runs/job-7.1/0/                 job 7, attempt 1, rank 0
+//!     spec.json                     all that is needed to start it: command, environment, limits, … (mode 0600)
+//!     lock                          flock held for as long as the supervisor lives
+//!     pid.json                      process ids of supervisor and worker, with their start times
+//!     status.json                   written by the worker, replaced atomically; see [`Status`]
+//!     exit.json                     {"code": 0, …}, {"signal": 9, …} or {"failed": "why", …}, with "ended_ms"
+//!     log                           standard output and standard error, appended
+//!     forgotten                     what `lock` is called once the scheduler no longer asks about it: may be pruned
+//! ```
+//!
+//! Lock held: a supervisor lives. Lock free and `exit.json`: the worker ended, and nothing of it is left. Lock free
+//! and no `exit.json`: the supervisor was killed. Nothing is synced to disk: a machine that crashes ends its workers
+//! too, and `boot_id` in `spec.json` tells.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use aquifer_core::{Exit, JobId, WorkerId};
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::Group;
+use crate::json;
+
+/// Largest `status.json` that is read, in bytes.
+pub const MAX_STATUS_BYTES: u64 = 64 << 10;
+
+/// Longest text taken from a `status.json`, in characters.
+const MAX_STATUS_TEXT: usize = 1024;
+
+/// `spec.json`: all that a supervisor needs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Spec {
+    pub id: String,
+    pub boot_id: String,
+    pub command: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub working_dir: Option<PathBuf>,
+    pub cpu_affinity: Vec<usize>,
+    pub cpus_milli: u32,
+    pub memory_bytes: u64,
+    pub grace_ms: u64,
+    pub by_status: bool,
+    /// Given for exclusive workers: the file that says until when they may run.
+    pub lease: Option<PathBuf>,
+    /// Given where limits are enforced.
+    pub cgroup: Option<Group>,
+}
+
+/// `pid.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Pids {
+    pub supervisor: i32,
+    pub supervisor_start: u64,
+    pub worker: i32,
+    pub worker_start: u64,
+    pub boot_id: String,
+    pub started_ms: u64,
+}
+
+/// The lease file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Lease {
+    pub boot_id: String,
+    pub deadline_ms: u64,
+}
+
+/// `exit.json`.
+#[derive(Serialize, Deserialize)]
+struct ExitFile {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signal: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failed: Option<String>,
+    ended_ms: u64,
+}
+
+/// What a worker says about itself, in `status.json`. Every field is optional, unknown ones are ignored, and a field
+/// of the wrong type counts as absent.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Status {
+    /// What it is doing, in its own word: `loading`, `training`, `saving`, …
+    pub state: Option<String>,
+    /// Whether it has begun its work, or can answer requests.
+    pub ready: Option<bool>,
+    /// Optimizer steps done.
+    pub step: Option<u64>,
+    /// Optimizer steps in all.
+    pub total_steps: Option<u64>,
+    /// Training loss of the last step.
+    pub loss: Option<f64>,
+    /// Speed of this rank.
+    pub tokens_per_s: Option<f64>,
+    /// Step of the last complete checkpoint.
+    pub checkpoint_step: Option<u64>,
+    /// Where it can be reached: `10.0.0.3:20001`.
+    pub endpoint: Option<String>,
+    /// Anything for people.
+    pub message: Option<String>,
+}
+
+/// How many ended runs are kept once they are forgotten; the newest are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Largest number of run directories.
+    pub runs: usize,
+    /// Largest sum of their sizes, in bytes.
+    pub bytes: u64,
+}
+
+/// A piece of a worker's log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogChunk {
+    /// Bytes from the wanted offset on; empty if there are none yet.
+    pub data: Vec<u8>,
+    /// Offset of the next byte.
+    pub next_offset: u64,
+    /// Whether the worker has ended and this was the last piece.
+    pub ended: bool,
+}
+
+/// Why a log cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// There is no run directory, or it was pruned.
+    #[error("{0} never ran here, or its log was pruned")]
+    Unknown(WorkerId),
+    /// The file cannot be read.
+    #[error("cannot read the log of {0}: {1}")]
+    Io(WorkerId, io::Error),
+}
+
+/// Reads logs; independent of the launcher, cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Logs {
+    dirs: RunDirs,
+}
+
+/// All run directories of one state directory.
+#[derive(Clone, Debug)]
+pub(crate) struct RunDirs {
+    root: PathBuf,
+}
+
+/// One run directory.
+#[derive(Clone, Debug)]
+pub(crate) struct RunDir {
+    pub path: PathBuf,
+}
+
+impl Logs {
+    pub(crate) fn new(dirs: RunDirs) -> Logs {
+        Logs { dirs }
+    }
+
+    /// At most `max` bytes of a worker's log from `offset` on; an offset behind the end gives nothing.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the worker is not known here.
+    pub fn read(&self, id: WorkerId, offset: u64, max: usize) -> Result<LogChunk, LogError> {
+        let dir = self.dirs.of(id);
+        // Asked first: what is written between the two questions must not be cut off.
+        let has_exit = dir.exit_path().exists();
+        let read = || {
+            let mut file = File::open(dir.log_path())?;
+            let size = file.metadata()?.len();
+            let offset = offset.min(size);
+            file.seek(SeekFrom::Start(offset))?;
+            let mut data = Vec::new();
+            file.take(max as u64).read_to_end(&mut data)?;
+            let next_offset = offset + data.len() as u64;
+            Ok(LogChunk { data, next_offset, ended: has_exit && size <= next_offset })
+        };
+        read().map_err(|error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => LogError::Unknown(id),
+            _ => LogError::Io(id, error),
+        })
+    }
+
+    /// Like [`Logs::read`], but waits up to `wait` for something to read or for the worker's end.
+    ///
+    /// # Errors
+    ///
+    /// As [`Logs::read`].
+    pub async fn follow(
+        &self,
+        id: WorkerId,
+        offset: u64,
+        max: usize,
+        wait: Duration,
+    ) -> Result<LogChunk, LogError> {
+        let deadline = tokio::time::Instant::now() + wait;
+        loop {
+            let chunk = self.read(id, offset, max)?;
+            if !chunk.data.is_empty() || chunk.ended || deadline <= tokio::time::Instant::now() {
+                return Ok(chunk);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+impl RunDirs {
+    pub fn new(state_dir: &Path) -> RunDirs {
+        RunDirs { root: state_dir.join("runs") }
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn of(&self, id: WorkerId) -> RunDir {
+        RunDir { path: self.root.join(id.to_string()) }
+    }
+
+    /// Every worker that has a run directory, in the order of their ids. Directories of other names are left alone.
+    pub fn list(&self) -> io::Result<Vec<WorkerId>> {
+        let mut ids = Vec::new();
+        for attempt in fs::read_dir(&self.root)?.flatten() {
+            let name = attempt.file_name();
+            let Some((job, number)) = name.to_str().and_then(parse_attempt) else { continue };
+            for rank in fs::read_dir(attempt.path()).into_iter().flatten().flatten() {
+                let rank = rank.file_name().to_str().and_then(|rank| rank.parse().ok());
+                ids.extend(rank.map(|rank| WorkerId { job, attempt: number, rank }));
+            }
+        }
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Removes the oldest forgotten runs until the rest fits. Returns how many were removed.
+    pub fn prune(&self, keep: Retention) -> io::Result<usize> {
+        let mut ended: Vec<(SystemTime, u64, RunDir)> = Vec::new();
+        for id in self.list()? {
+            let dir = self.of(id);
+            let ended_at = fs::metadata(dir.exit_path()).and_then(|exit| exit.modified());
+            if let (true, Ok(ended_at)) = (dir.forgotten_path().exists(), ended_at) {
+                ended.push((ended_at, dir.size(), dir));
+            }
+        }
+        ended.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| b.2.path.cmp(&a.2.path)));
+        let (mut kept, mut bytes, mut removed) = (0, 0, 0);
+        for (_, size, dir) in ended {
+            if kept < keep.runs && bytes + size <= keep.bytes {
+                (kept, bytes) = (kept + 1, bytes + size);
+                continue;
+            }
+            fs::remove_dir_all(&dir.path)?;
+            let _ = dir.path.parent().map(fs::remove_dir);
+            removed += 1;
+        }
+        Ok(removed)
+    }
+}
+
+impl RunDir {
+    pub fn spec_path(&self) -> PathBuf {
+        self.path.join("spec.json")
+    }
+    pub fn lock_path(&self) -> PathBuf {
+        self.path.join("lock")
+    }
+    pub fn pid_path(&self) -> PathBuf {
+        self.path.join("pid.json")
+    }
+    pub fn status_path(&self) -> PathBuf {
+        self.path.join("status.json")
+    }
+    pub fn exit_path(&self) -> PathBuf {
+        self.path.join("exit.json")
+    }
+    pub fn log_path(&self) -> PathBuf {
+        self.path.join("log")
+    }
+    pub fn forgotten_path(&self) -> PathBuf {
+        self.path.join("forgotten")
+    }
+
+    /// Makes the directory, and that of its attempt.
+    pub fn create(&self) -> io::Result<()> {
+        match fs::create_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(&self.path),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            result => result,
+        }
+    }
+
+    /// The lock, or `None` while a supervisor holds it.
+    pub fn lock(&self) -> io::Result<Option<File>> {
+        lock(&self.lock_path())
+    }
+
+    /// The log, opened to be appended to.
+    pub fn open_log(&self) -> io::Result<File> {
+        OpenOptions::new().append(true).create(true).mode(0o640).open(self.log_path())
+    }
+
+    /// What the supervisor recorded; `None` if it did not.
+    pub fn read_exit(&self) -> Option<Exit> {
+        let file: ExitFile = json::read(&self.exit_path()).ok()?;
+        match file {
+            ExitFile { failed: Some(why), .. } => Some(Exit::Failed(why.into())),
+            ExitFile { signal: Some(signal), .. } => Some(Exit::Signal(signal)),
+            ExitFile { code: Some(code), .. } => Some(Exit::Code(code)),
+            _ => None,
+        }
+    }
+
+    /// Records the exit. On a full disk it takes the room of `pid.json`, which has done its duty by then.
+    pub fn write_exit(&self, exit: &Exit) -> io::Result<()> {
+        let (mut code, mut signal, mut failed) = (None, None, None);
+        match exit {
+            Exit::Code(value) => code = Some(*value),
+            Exit::Signal(value) => signal = Some(*value),
+            Exit::Failed(why) => failed = Some(why.to_string()),
+        }
+        let file = ExitFile { code, signal, failed, ended_ms: unix_ms() };
+        json::replace(&self.exit_path(), &file).or_else(|error| {
+            let bytes = json::bytes(&file)?;
+            let pids = OpenOptions::new().write(true).open(self.pid_path()).map_err(|_| error)?;
+            pids.write_all_at(&bytes, 0)?;
+            pids.set_len(bytes.len() as u64)?;
+            fs::rename(self.pid_path(), self.exit_path())
+        })
+    }
+
+    /// Marks a run that nobody asks about any more. Its lock has done its duty and becomes the mark: no new file.
+    pub fn forget(&self) -> io::Result<()> {
+        fs::rename(self.lock_path(), self.forgotten_path())
+            .or_else(|_| File::create(self.forgotten_path()).map(|_| ()))
+    }
+
+    /// What tells one version of `status.json` from the next; `None` if there is none.
+    pub fn status_version(&self) -> Option<(u64, i64, i64, u64)> {
+        let meta = fs::metadata(self.status_path()).ok()?;
+        Some((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len()))
+    }
+
+    /// `None` if there is no status, or none that can be read.
+    pub fn read_status(&self) -> Option<Status> {
+        json::read_bytes(&self.status_path(), MAX_STATUS_BYTES).ok()?.as_slice().try_into().ok()
+    }
+
+    fn size(&self) -> u64 {
+        let files = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum()
+    }
+}
+
+/// Text that is no status: not JSON, or no JSON object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoStatus;
+
+impl TryFrom<&[u8]> for Status {
+    type Error = NoStatus;
+    fn try_from(bytes: &[u8]) -> Result<Status, NoStatus> {
+        let value: serde_json::Value = serde_json::from_slice(bytes).map_err(|_| NoStatus)?;
+        let object = value.as_object().ok_or(NoStatus)?;
+        let text = |key: &str| {
+            object.get(key)?.as_str().map(|text| text.chars().take(MAX_STATUS_TEXT).collect::<String>())
+        };
+        let count = |key: &str| object.get(key)?.as_u64();
+        let number = |key: &str| object.get(key)?.as_f64();
+        Ok(Status {
+            state: text("state"),
+            ready: object.get("ready").and_then(|ready| ready.as_bool()),
+            step: count("step"),
+            total_steps: count("total_steps"),
+            loss: number("loss"),
+            tokens_per_s: number("tokens_per_s"),
+            checkpoint_step: count("checkpoint_step"),
+            endpoint: text("endpoint"),
+            message: text("message"),
+        })
+    }
+}
+
+impl FromStr for Status {
+    type Err = NoStatus;
+    fn from_str(text: &str) -> Result<Status, NoStatus> {
+        text.as_bytes().try_into()
+    }
+}
+
+/// Opens and locks a file, which is made if need be; `None` while another process holds it.
+pub(crate) fn lock(path: &Path) -> io::Result<Option<File>> {
+    let file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    match rustix::fs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+pub(crate) fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Reads `job-7.1`.
+fn parse_attempt(name: &str) -> Option<(JobId, u32)> {
+    let (job, attempt) = name.strip_prefix("job-")?.split_once('.')?;
+    Some((JobId(job.parse().ok()?), attempt.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dirs() -> (tempfile::TempDir, RunDirs) {
+        let state = tempfile::tempdir().unwrap();
+        let dirs = RunDirs::new(state.path());
+        fs::create_dir(dirs.root()).unwrap();
+        (state, dirs)
+    }
+
+    fn id(job: u64, rank: u32) -> WorkerId {
+        WorkerId { job: JobId(job), attempt: 1, rank }
+    }
+
+    /// A run that ended `age_s` seconds ago and wrote `bytes` of log.
+    fn ended(dirs: &RunDirs, id: WorkerId, age_s: u64, bytes: usize, forgotten: bool) {
+        let dir = dirs.of(id);
+        dir.create().unwrap();
+        fs::write(dir.log_path(), vec![b'x'; bytes]).unwrap();
+        dir.write_exit(&Exit::Code(0)).unwrap();
+        let exit = File::options().write(true).open(dir.exit_path()).unwrap();
+        exit.set_modified(SystemTime::now() - Duration::from_secs(age_s)).unwrap();
+        if forgotten {
+            fs::write(dir.forgotten_path(), "").unwrap();
+        }
+    }
+
+    #[test]
+    fn the_newest_runs_are_kept_and_those_that_are_not_forgotten() {
+        let (_state, dirs) = dirs();
+        for job in 1..=6 {
+            ended(&dirs, id(job, 0), 100 - job, 10, job != 1);
+        }
+        dirs.of(id(9, 3)).create().unwrap();
+        fs::write(dirs.of(id(9, 3)).forgotten_path(), "").unwrap();
+        fs::create_dir(dirs.root().join("job-of-someone-else")).unwrap();
+        assert_eq!(dirs.prune(Retention { runs: 2, bytes: 1 << 20 }).unwrap(), 3);
+        assert_eq!(dirs.list().unwrap(), [id(1, 0), id(5, 0), id(6, 0), id(9, 3)]);
+        assert!(!dirs.root().join("job-2.1").exists(), "the attempt's directory goes with its last rank");
+        assert!(dirs.root().join("job-of-someone-else").exists());
+    }
+
+    #[test]
+    fn runs_that_are_too_large_together_are_pruned() {
+        let (_state, dirs) = dirs();
+        for rank in 0..4 {
+            ended(&dirs, id(1, rank), u64::from(rank), 1000, true);
+        }
+        assert_eq!(dirs.prune(Retention { runs: 100, bytes: 2500 }).unwrap(), 2);
+        assert_eq!(dirs.list().unwrap(), [id(1, 0), id(1, 1)]);
+        assert_eq!(dirs.prune(Retention { runs: 100, bytes: 0 }).unwrap(), 2);
+        assert!(!dirs.root().join("job-1.1").exists());
+    }
+
+    #[test]
+    fn a_status_keeps_what_it_understands() {
+        let full = r#"{"state":"training","ready":true,"step":12,"total_steps":100,"loss":2.5,"tokens_per_s":1e4,
+            "checkpoint_step":10,"endpoint":"10.0.0.3:20001","message":"well","unknown":{"a":[1]}}"#;
+        let status: Status = full.parse().unwrap();
+        let expected = Status {
+            state: Some("training".to_string()),
+            ready: Some(true),
+            step: Some(12),
+            total_steps: Some(100),
+            loss: Some(2.5),
+            tokens_per_s: Some(10_000.0),
+            checkpoint_step: Some(10),
+            endpoint: Some("10.0.0.3:20001".to_string()),
+            message: Some("well".to_string()),
+        };
+        assert_eq!(status, expected);
+        let odd: Status =
+            r#"{"state":7,"ready":"yes","step":-1,"loss":null,"message":"kept"}"#.parse().unwrap();
+        assert_eq!(odd, Status { message: Some("kept".to_string()), ..Status::default() });
+        assert_eq!("{}".parse(), Ok(Status::default()));
+    }
+
+    #[test]
+    fn rubbish_is_no_status() {
+        for rubbish in ["", "[]", "7", "null", "{\"step\":", "\u{0}", "{\"a\":1}{"] {
+            assert_eq!(rubbish.parse::<Status>(), Err(NoStatus), "{rubbish:?}");
+        }
+        assert_eq!(Status::try_from(&[0xff, 0xfe][..]), Err(NoStatus));
+        let nested = "[".repeat(100_000);
+        assert_eq!(nested.parse::<Status>(), Err(NoStatus));
+    }
+
+    #[test]
+    fn a_status_that_is_too_large_is_not_read_and_a_long_text_is_cut() {
+        let (_state, dirs) = dirs();
+        let dir = dirs.of(id(1, 0));
+        dir.create().unwrap();
+        let write = |message: &str| {
+            fs::write(dir.status_path(), format!("{{\"message\":\"{message}\"}}")).unwrap();
+        };
+        write(&"x".repeat(2000));
+        assert_eq!(dir.read_status().unwrap().message.unwrap().len(), MAX_STATUS_TEXT);
+        write(&"x".repeat(MAX_STATUS_BYTES as usize));
+        assert_eq!(dir.read_status(), None);
+    }
+
+    #[test]
+    fn every_kind_of_exit_is_read_as_it_was_written() {
+        let (_state, dirs) = dirs();
+        let dir = dirs.of(id(1, 0));
+        dir.create().unwrap();
+        assert_eq!(dir.read_exit(), None);
+        for exit in [Exit::Code(-1), Exit::Code(42), Exit::Signal(9), Exit::Failed("\"why\"\n".into())] {
+            dir.write_exit(&exit).unwrap();
+            assert_eq!(dir.read_exit(), Some(exit));
+        }
+        fs::write(dir.exit_path(), "{\"ended_ms\":1}").unwrap();
+        assert_eq!(dir.read_exit(), None);
+    }
+}

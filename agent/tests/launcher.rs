@@ -1,0 +1,732 @@
+//! Real processes under a real launcher.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use aquifer_agent::{
+    Launch, Launcher, LauncherConfig, LauncherError, News, Ready, Retention, SupervisorCommand,
+};
+use aquifer_core::{Exit, JobId, WorkerId, WorkerState};
+use rustix::process::{Pid, Signal};
+use tokio::sync::mpsc;
+
+/// Longest wait for anything.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A launcher with a state directory of its own. Every test ends with [`Fixture::done`].
+struct Fixture {
+    dir: tempfile::TempDir,
+    config: LauncherConfig,
+    launcher: Option<Launcher>,
+    news: mpsc::Receiver<News>,
+    /// What the last start of the launcher found.
+    found: Vec<(WorkerId, WorkerState)>,
+}
+
+fn example(name: &str) -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    tests.parent().unwrap().parent().unwrap().join("examples").join(name)
+}
+
+fn id(rank: u32) -> WorkerId {
+    WorkerId { job: JobId(1), attempt: 1, rank }
+}
+
+fn failed(why: &str) -> Exit {
+    Exit::Failed(why.into())
+}
+
+fn worker(command: &[&str]) -> Launch {
+    Launch {
+        id: id(0),
+        command: command.iter().map(|word| word.to_string()).collect(),
+        env: Vec::new(),
+        working_dir: None,
+        cpu_affinity: Vec::new(),
+        cpus_milli: 0,
+        memory_bytes: 0,
+        grace_ms: 10_000,
+        exclusive: false,
+        ready: Ready::AtSpawn,
+    }
+}
+
+fn shell(script: &str) -> Launch {
+    worker(&["/bin/sh", "-c", script])
+}
+
+impl Fixture {
+    async fn new() -> Fixture {
+        Fixture::with(|_| ()).await
+    }
+
+    async fn with(change: impl FnOnce(&mut LauncherConfig)) -> Fixture {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = LauncherConfig {
+            state_dir: dir.path().join("state"),
+            supervisor: SupervisorCommand { program: example("supervise"), args: Vec::new() },
+            enforce_limits: false,
+            keep: Retention::default(),
+            status_every: Duration::from_millis(20),
+        };
+        change(&mut config);
+        let (_, news) = mpsc::channel(1);
+        let mut fixture = Fixture { dir, config, launcher: None, news, found: Vec::new() };
+        fixture.open().await;
+        fixture
+    }
+
+    async fn open(&mut self) {
+        let (sender, news) = mpsc::channel(1024);
+        let (launcher, found) = Launcher::open(self.config.clone(), sender).await.unwrap();
+        self.launcher = Some(launcher);
+        self.news = news;
+        self.found = found;
+    }
+
+    /// The agent dies: its workers do not notice.
+    fn drop_agent(&mut self) {
+        self.launcher = None;
+    }
+
+    fn launcher(&mut self) -> &mut Launcher {
+        self.launcher.as_mut().unwrap()
+    }
+
+    async fn hear(&mut self) -> News {
+        let news = tokio::time::timeout(PATIENCE, self.news.recv()).await;
+        news.expect("news in time").expect("a launcher")
+    }
+
+    async fn exit_of(&mut self, wanted: WorkerId) -> Exit {
+        loop {
+            if let News::State { id, state: WorkerState::Exited(exit) } = self.hear().await
+                && id == wanted
+            {
+                return exit;
+            }
+        }
+    }
+
+    /// Starts a worker and waits for its end.
+    async fn run(&mut self, launch: Launch) -> Exit {
+        let id = launch.id;
+        self.launcher().launch(launch);
+        self.exit_of(id).await
+    }
+
+    /// Starts a worker and waits until it runs.
+    async fn start(&mut self, launch: Launch) {
+        let id = launch.id;
+        self.launcher().launch(launch);
+        let running = News::State { id, state: WorkerState::Running };
+        let heard = self.hear().await;
+        assert_eq!(heard, running);
+    }
+
+    /// Waits until the log holds a text.
+    async fn wait_for_log(&mut self, id: WorkerId, text: &str) {
+        let logs = self.launcher().logs();
+        eventually(text, || {
+            let log = logs.read(id, 0, 1 << 20).map(|chunk| chunk.data).unwrap_or_default();
+            String::from_utf8_lossy(&log).contains(text)
+        })
+        .await;
+    }
+
+    fn log(&mut self, id: WorkerId) -> String {
+        String::from_utf8(self.launcher().read_log(id, 0, 1 << 20).unwrap().data).unwrap()
+    }
+
+    fn run_dir(&self, id: WorkerId) -> PathBuf {
+        self.config.state_dir.join("runs").join(id.to_string())
+    }
+
+    /// A number out of `pid.json`.
+    fn pid(&self, id: WorkerId, key: &str) -> i32 {
+        let text = fs::read(self.run_dir(id).join("pid.json")).unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        value[key].as_i64().unwrap() as i32
+    }
+
+    /// Processes that have to do with this fixture: its directory is in their arguments or their environment.
+    fn processes(&self) -> Vec<String> {
+        let mark = self.dir.path().to_str().unwrap().to_string();
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
+            let text = |file: &str| String::from_utf8_lossy(&read(file)).replace('\0', " ");
+            if text("environ").contains(&mark) || text("cmdline").contains(&mark) {
+                found.push(format!("{} {}", entry.file_name().to_string_lossy(), text("cmdline")));
+            }
+        }
+        found
+    }
+
+    /// Nothing may be left.
+    fn done(mut self) {
+        self.launcher = None;
+        assert_eq!(self.processes(), Vec::<String>::new());
+    }
+}
+
+impl Drop for Fixture {
+    /// A test that failed leaves nothing behind either.
+    fn drop(&mut self) {
+        for process in self.processes() {
+            let pid = process.split(' ').next().unwrap().parse().unwrap();
+            let _ = rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
+        }
+    }
+}
+
+/// Waits for something that sends no news.
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+fn kill_9(pid: i32) {
+    rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+}
+
+fn is_alive(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+#[tokio::test]
+async fn a_worker_runs_and_its_exit_code_arrives() {
+    let mut t = Fixture::new().await;
+    t.launcher().launch(shell("exit 42"));
+    assert_eq!(t.hear().await, News::State { id: id(0), state: WorkerState::Running });
+    assert_eq!(t.hear().await, News::State { id: id(0), state: WorkerState::Exited(Exit::Code(42)) });
+    t.done();
+}
+
+#[tokio::test]
+async fn a_signal_that_ends_a_worker_is_told() {
+    let mut t = Fixture::new().await;
+    assert_eq!(t.run(shell("kill -USR1 $$")).await, Exit::Signal(10));
+    t.done();
+}
+
+#[tokio::test]
+async fn both_outputs_arrive_in_the_log_and_can_be_read_in_pieces() {
+    let mut t = Fixture::new().await;
+    assert_eq!(t.run(shell("echo out; echo error >&2; read nothing || echo no input")).await, Exit::Code(0));
+    assert_eq!(t.log(id(0)), "out\nerror\nno input\n");
+    let piece = t.launcher().read_log(id(0), 4, 5).unwrap();
+    assert_eq!((piece.data.as_slice(), piece.next_offset, piece.ended), (&b"error"[..], 9, false));
+    let rest = t.launcher().read_log(id(0), 9, 100).unwrap();
+    assert_eq!((rest.data.as_slice(), rest.next_offset, rest.ended), (&b"\nno input\n"[..], 19, true));
+    let behind = t.launcher().read_log(id(0), 1000, 100).unwrap();
+    assert_eq!((behind.data.len(), behind.next_offset, behind.ended), (0, 19, true));
+    let error = t.launcher().read_log(id(7), 0, 100).unwrap_err();
+    assert_eq!(error.to_string(), "job-1.1/7 never ran here, or its log was pruned");
+    t.done();
+}
+
+#[tokio::test]
+async fn following_a_log_waits_for_what_comes_and_ends_with_the_worker() {
+    let mut t = Fixture::new().await;
+    let gate = t.dir.path().join("gate");
+    let script = format!("echo one; while [ ! -e {} ]; do sleep 0.01; done; echo two", gate.display());
+    t.start(shell(&script)).await;
+    let logs = t.launcher().logs();
+    let one = logs.follow(id(0), 0, 100, PATIENCE).await.unwrap();
+    assert_eq!((one.data.as_slice(), one.ended), (&b"one\n"[..], false));
+    let nothing = logs.follow(id(0), one.next_offset, 100, Duration::from_millis(1)).await.unwrap();
+    assert_eq!((nothing.data.len(), nothing.ended), (0, false));
+    fs::write(gate, "").unwrap();
+    let two = logs.follow(id(0), one.next_offset, 100, PATIENCE).await.unwrap();
+    assert_eq!(two.data, b"two\n");
+    assert!(logs.follow(id(0), two.next_offset, 100, PATIENCE).await.unwrap().ended);
+    assert_eq!(t.exit_of(id(0)).await, Exit::Code(0));
+    t.done();
+}
+
+#[tokio::test]
+async fn the_environment_is_the_agents_with_the_launchs_over_it() {
+    let mut t = Fixture::new().await;
+    let mut launch = shell("echo $GREETING; echo $AQUIFER_RUN_DIR; pwd; test -n \"$PATH\"");
+    launch.env = vec![("GREETING".to_string(), "hello world".to_string())];
+    assert_eq!(t.run(launch).await, Exit::Code(0));
+    let dir = t.run_dir(id(0)).display().to_string();
+    assert_eq!(t.log(id(0)), format!("hello world\n{dir}\n{dir}\n"));
+    let mode = fs::metadata(t.run_dir(id(0)).join("spec.json")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "the environment may hold secrets");
+    t.done();
+}
+
+#[tokio::test]
+async fn each_failure_to_start_has_its_sentence() {
+    let mut t = Fixture::new().await;
+    let file = t.dir.path().join("a-file");
+    fs::write(&file, "not a program").unwrap();
+    let script = t.dir.path().join("script");
+    fs::write(&script, "#!/no/such/interpreter\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let in_dir = |dir: &Path| Launch { working_dir: Some(dir.to_path_buf()), ..worker(&["/bin/true"]) };
+    let (file_text, script_text) = (file.to_str().unwrap(), script.to_str().unwrap());
+    let cases = [
+        (worker(&[]), "command is empty".to_string()),
+        (worker(&["no-such-program"]), "program no-such-program: not found in PATH".to_string()),
+        (worker(&["/no/such/program"]), "program /no/such/program: no such file".to_string()),
+        (worker(&[file_text]), format!("program {file_text}: permission denied")),
+        (worker(&[script_text]), format!("program {script_text}: its interpreter does not exist")),
+        (in_dir(Path::new("/no/such")), "working_dir /no/such: no such directory".to_string()),
+        (in_dir(&file), format!("working_dir {file_text}: not a directory")),
+        (
+            Launch { cpu_affinity: vec![1000], ..worker(&["/bin/true"]) },
+            "core 1000: not among the cores of this node's agent".to_string(),
+        ),
+    ];
+    for (rank, (launch, why)) in (0..).zip(cases) {
+        t.launcher().launch(Launch { id: id(rank), ..launch });
+        let expected = News::State { id: id(rank), state: WorkerState::Exited(failed(&why)) };
+        assert_eq!(t.hear().await, expected, "nothing comes before it");
+    }
+    t.done();
+}
+
+#[tokio::test]
+async fn a_supervisor_that_cannot_be_started_is_the_jobs_failure() {
+    let mut t = Fixture::with(|config| config.supervisor.program = "/no/such/aquifer".into()).await;
+    let why = "cannot start supervisor /no/such/aquifer: No such file or directory (os error 2)";
+    assert_eq!(t.run(worker(&["/bin/true"])).await, failed(why));
+    t.drop_agent();
+    t.open().await;
+    assert_eq!(t.found, [(id(0), WorkerState::Exited(failed(why)))]);
+    t.done();
+}
+
+#[tokio::test]
+async fn a_supervisor_that_is_something_else_is_the_jobs_failure() {
+    let mut t = Fixture::with(|config| config.supervisor.program = "/bin/false".into()).await;
+    assert_eq!(t.run(worker(&["/bin/true"])).await, failed("its supervisor could not run: it exited with 1"));
+    t.done();
+}
+
+#[tokio::test]
+async fn a_run_directory_that_cannot_be_made_is_the_jobs_failure() {
+    let mut t = Fixture::new().await;
+    let attempt = t.run_dir(id(0)).parent().unwrap().to_path_buf();
+    fs::write(&attempt, "in the way").unwrap();
+    let why = format!("{}: Not a directory (os error 20)", t.run_dir(id(0)).display());
+    assert_eq!(t.run(worker(&["/bin/true"])).await, failed(&why));
+    t.done();
+}
+
+#[tokio::test]
+async fn a_state_directory_belongs_to_one_agent_and_must_be_one() {
+    let mut t = Fixture::new().await;
+    let (sender, _news) = mpsc::channel(1);
+    let second = Launcher::open(t.config.clone(), sender.clone()).await;
+    assert!(matches!(second.err(), Some(LauncherError::InUse(dir)) if dir == t.config.state_dir));
+    t.drop_agent();
+    let file = t.dir.path().join("a-file");
+    fs::write(&file, "").unwrap();
+    let config = LauncherConfig { state_dir: file.clone(), ..t.config.clone() };
+    let error = Launcher::open(config, sender).await.err().unwrap().to_string();
+    assert!(error.starts_with(&format!("state directory {}: ", file.display())), "{error}");
+    t.done();
+}
+
+#[tokio::test]
+async fn a_worker_that_obeys_is_stopped_by_sigterm() {
+    let mut t = Fixture::new().await;
+    t.start(shell("trap 'echo saving; exit 3' TERM; echo ready; while :; do sleep 0.01; done")).await;
+    t.wait_for_log(id(0), "ready").await;
+    t.launcher().stop(id(0), false);
+    assert_eq!(t.exit_of(id(0)).await, Exit::Code(3));
+    assert!(t.log(id(0)).ends_with("saving\n"));
+    t.done();
+}
+
+#[tokio::test]
+async fn a_worker_that_ignores_sigterm_is_killed_after_its_grace() {
+    let mut t = Fixture::new().await;
+    let stubborn = shell("trap '' TERM; echo ready; while :; do sleep 0.01; done");
+    t.start(Launch { grace_ms: 200, ..stubborn }).await;
+    t.wait_for_log(id(0), "ready").await;
+    let asked = Instant::now();
+    t.launcher().stop(id(0), false);
+    assert_eq!(t.exit_of(id(0)).await, failed("killed: it did not stop within 200 ms"));
+    assert!(Duration::from_millis(200) <= asked.elapsed());
+    t.done();
+}
+
+#[tokio::test]
+async fn a_stop_at_once_does_not_wait_for_the_grace() {
+    let mut t = Fixture::new().await;
+    t.start(shell("trap '' TERM; echo ready; while :; do sleep 0.01; done")).await;
+    t.wait_for_log(id(0), "ready").await;
+    t.launcher().stop(id(0), false);
+    t.launcher().stop(id(0), true);
+    t.launcher().stop(id(0), false);
+    assert_eq!(t.exit_of(id(0)).await, Exit::Signal(9));
+    t.done();
+}
+
+#[tokio::test]
+async fn a_grace_that_began_is_kept_by_the_supervisor_when_the_agent_is_gone() {
+    let mut t = Fixture::new().await;
+    let stubborn = shell("trap 'echo asked' TERM; echo ready; while :; do sleep 0.01; done");
+    t.start(Launch { grace_ms: 300, ..stubborn }).await;
+    t.wait_for_log(id(0), "ready").await;
+    t.launcher().stop(id(0), false);
+    t.wait_for_log(id(0), "asked").await;
+    t.drop_agent();
+    eventually("the end of all processes", || t.processes().is_empty()).await;
+    t.open().await;
+    assert_eq!(t.found, [(id(0), WorkerState::Exited(failed("killed: it did not stop within 300 ms")))]);
+    t.done();
+}
+
+#[tokio::test]
+async fn a_stop_right_behind_the_launch_is_not_lost() {
+    let mut t = Fixture::new().await;
+    for rank in 0..20 {
+        t.launcher().launch(Launch { id: id(rank), ..worker(&["/bin/sleep", "1000"]) });
+        if rank % 2 == 0 {
+            tokio::task::yield_now().await;
+        }
+        t.launcher().stop(id(rank), rank % 3 == 0);
+        let exit = t.exit_of(id(rank)).await;
+        let allowed = [Exit::Signal(15), Exit::Signal(9), failed("stopped before it was started")];
+        assert!(allowed.contains(&exit), "{exit}");
+    }
+    t.done();
+}
+
+#[tokio::test]
+async fn nothing_that_a_worker_started_outlives_it() {
+    let mut t = Fixture::new().await;
+    let script = "sleep 1001 & setsid sleep 1002 & (setsid sh -c 'setsid sleep 1003 & sleep 1004' &); \
+                  (env -i setsid sleep 1005 &); sleep 0.05; exit 5";
+    assert_eq!(t.run(shell(script)).await, Exit::Code(5));
+    let sleeps = Command::new("pgrep").args(["-f", "sleep 100[1-5]"]).output();
+    assert!(sleeps.is_ok_and(|found| found.stdout.is_empty()), "one is left");
+    t.done();
+}
+
+#[tokio::test]
+async fn an_agent_that_is_dropped_and_reopened_adopts_the_same_process() {
+    let mut t = Fixture::new().await;
+    let gate = t.dir.path().join("gate");
+    t.start(shell(&format!("while [ ! -e {} ]; do sleep 0.01; done; exit 42", gate.display()))).await;
+    let pid = t.pid(id(0), "worker");
+    t.drop_agent();
+    t.open().await;
+    assert_eq!(t.found, [(id(0), WorkerState::Running)]);
+    assert_eq!(t.pid(id(0), "worker"), pid);
+    assert!(is_alive(pid));
+    fs::write(gate, "").unwrap();
+    assert_eq!(t.exit_of(id(0)).await, Exit::Code(42));
+    t.done();
+}
+
+/// Starts an agent of its own process, and waits until its one worker says that it is ready.
+async fn agent_process(t: &mut Fixture, lease_ms: u64, script: &str) -> std::process::Child {
+    t.drop_agent();
+    let state_dir = t.config.state_dir.to_str().unwrap();
+    let agent = Command::new(example("launch_one"))
+        .args([state_dir, &lease_ms.to_string(), "/bin/sh", "-c", script])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let log = t.run_dir(id(0)).join("log");
+    eventually("a ready worker", || fs::read_to_string(&log).is_ok_and(|log| log.contains("ready"))).await;
+    eventually("its pids", || t.run_dir(id(0)).join("pid.json").exists()).await;
+    agent
+}
+
+#[tokio::test]
+async fn a_worker_survives_kill_9_of_its_agent_and_its_exit_code_arrives() {
+    let mut t = Fixture::new().await;
+    let gate = t.dir.path().join("gate");
+    let script = format!("echo ready; while [ ! -e {} ]; do sleep 0.01; done; exit 42", gate.display());
+    let mut agent = agent_process(&mut t, 0, &script).await;
+    let pid = t.pid(id(0), "worker");
+    kill_9(agent.id() as i32);
+    agent.wait().unwrap();
+    t.open().await;
+    assert_eq!(t.found, [(id(0), WorkerState::Running)]);
+    assert!(is_alive(pid));
+    fs::write(gate, "").unwrap();
+    assert_eq!(t.exit_of(id(0)).await, Exit::Code(42));
+    t.done();
+}
+
+#[tokio::test]
+async fn an_exit_while_there_is_no_agent_is_found_by_the_next() {
+    let mut t = Fixture::new().await;
+    let gate = t.dir.path().join("gate");
+    let script = format!("echo ready; while [ ! -e {} ]; do sleep 0.01; done; exit 43", gate.display());
+    let mut agent = agent_process(&mut t, 0, &script).await;
+    kill_9(agent.id() as i32);
+    agent.wait().unwrap();
+    fs::write(gate, "").unwrap();
+    eventually("the end of all processes", || t.processes().is_empty()).await;
+    t.open().await;
+    assert_eq!(t.found, [(id(0), WorkerState::Exited(Exit::Code(43)))]);
+    t.done();
+}
+
+#[tokio::test]
+async fn an_exclusive_worker_ends_with_the_lease_when_there_is_no_agent() {
+    let mut t = Fixture::new().await;
+    let script = "setsid sleep 1006 & trap '' TERM; echo ready; while :; do sleep 0.01; done";
+    let mut agent = agent_process(&mut t, 1500, script).await;
+    let pid = t.pid(id(0), "worker");
+    kill_9(agent.id() as i32);
+    agent.wait().unwrap();
+    assert!(is_alive(pid), "the lease holds");
+    eventually("the end of all processes", || t.processes().is_empty()).await;
+    t.open().await;
+    assert_eq!(t.found, [(id(0), WorkerState::Exited(failed("lease ran out: the agent did not renew it")))]);
+    t.done();
+}
+
+#[tokio::test]
+async fn a_worker_that_is_not_exclusive_outlives_the_lease() {
+    let mut t = Fixture::new().await;
+    t.launcher().extend_lease(Duration::from_millis(50)).unwrap();
+    assert_eq!(t.run(shell("sleep 0.3; exit 6")).await, Exit::Code(6));
+    t.done();
+}
+
+#[tokio::test]
+async fn a_lease_that_is_renewed_lets_an_exclusive_worker_run_on() {
+    let mut t = Fixture::new().await;
+    t.launcher().extend_lease(Duration::from_millis(400)).unwrap();
+    t.start(Launch { exclusive: true, ..shell("sleep 0.8; exit 7") }).await;
+    t.launcher().extend_lease(Duration::from_secs(60)).unwrap();
+    t.launcher().extend_lease(Duration::from_millis(1)).unwrap();
+    assert_eq!(t.exit_of(id(0)).await, Exit::Code(7));
+    t.done();
+}
+
+#[tokio::test]
+async fn without_a_lease_no_exclusive_worker_is_started() {
+    let mut t = Fixture::new().await;
+    let exit = t.run(Launch { exclusive: true, ..shell("echo started") }).await;
+    let lease = t.config.state_dir.join("lease");
+    assert_eq!(
+        exit,
+        failed(&format!("no lease: {}: No such file or directory (os error 2)", lease.display()))
+    );
+    assert_eq!(t.log(id(0)), "");
+    t.done();
+}
+
+#[tokio::test]
+async fn a_lease_file_of_rubbish_ends_exclusive_workers_once_the_known_lease_is_over() {
+    let mut t = Fixture::new().await;
+    t.launcher().extend_lease(Duration::from_millis(500)).unwrap();
+    t.start(Launch { exclusive: true, ..shell("sleep 1007") }).await;
+    fs::write(t.config.state_dir.join("lease"), "{\"boot_id\":").unwrap();
+    let exit = t.exit_of(id(0)).await;
+    assert!(matches!(&exit, Exit::Failed(why) if why.starts_with("lease ran out: ")), "{exit}");
+    t.done();
+}
+
+#[tokio::test]
+async fn the_worker_of_a_killed_supervisor_is_killed_and_reported() {
+    let mut t = Fixture::new().await;
+    t.start(shell("setsid sleep 1008 & (setsid sh -c 'sleep 1009; true' &); echo ready; sleep 1010; true"))
+        .await;
+    t.wait_for_log(id(0), "ready").await;
+    kill_9(t.pid(id(0), "supervisor"));
+    assert_eq!(t.exit_of(id(0)).await, failed("its supervisor was killed"));
+    assert_eq!(t.processes(), Vec::<String>::new());
+    t.drop_agent();
+    t.open().await;
+    assert_eq!(t.found, [(id(0), WorkerState::Exited(failed("its supervisor was killed")))]);
+    t.done();
+}
+
+#[tokio::test]
+async fn a_supervisor_that_was_killed_while_there_was_no_agent_is_found_by_the_next() {
+    let mut t = Fixture::new().await;
+    t.start(shell("setsid sleep 1011 & echo ready; sleep 1012; true")).await;
+    t.wait_for_log(id(0), "ready").await;
+    let (supervisor, worker) = (t.pid(id(0), "supervisor"), t.pid(id(0), "worker"));
+    t.drop_agent();
+    kill_9(supervisor);
+    eventually("the worker dies with its supervisor", || !is_alive(worker)).await;
+    t.open().await;
+    assert_eq!(t.found, [(id(0), WorkerState::Running)]);
+    assert_eq!(t.exit_of(id(0)).await, failed("its supervisor was killed"));
+    t.done();
+}
+
+#[tokio::test]
+async fn a_run_of_an_earlier_boot_is_over() {
+    let mut t = Fixture::new().await;
+    t.start(worker(&["/bin/sleep", "1013"])).await;
+    let pid = t.pid(id(0), "worker");
+    t.drop_agent();
+    let spec = t.run_dir(id(0)).join("spec.json");
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let text = fs::read_to_string(&spec).unwrap();
+    fs::write(&spec, text.replace(boot_id.trim(), "another-boot")).unwrap();
+    t.open().await;
+    assert_eq!(t.found, [(id(0), WorkerState::Exited(failed("its node was restarted")))]);
+    assert!(is_alive(pid), "a process of that number is none of ours");
+    kill_9(pid);
+    eventually("the end of all processes", || t.processes().is_empty()).await;
+    t.done();
+}
+
+#[tokio::test]
+async fn one_id_is_launched_once() {
+    let mut t = Fixture::new().await;
+    let gate = t.dir.path().join("gate");
+    let script = format!("echo once; while [ ! -e {} ]; do sleep 0.01; done", gate.display());
+    t.start(shell(&script)).await;
+    t.launcher().launch(shell(&script));
+    t.drop_agent();
+    t.open().await;
+    t.launcher().launch(shell(&script));
+    fs::write(gate, "").unwrap();
+    assert_eq!(t.exit_of(id(0)).await, Exit::Code(0));
+    t.launcher().launch(shell(&script));
+    t.launcher().forget(id(0));
+    assert_eq!(t.run(shell(&script)).await, Exit::Code(0), "the exit that was recorded stands");
+    assert_eq!(t.log(id(0)), "once\n");
+    t.done();
+}
+
+#[tokio::test]
+async fn a_worker_that_announces_itself_runs_once_its_status_says_so() {
+    let mut t = Fixture::new().await;
+    let script = "say() { echo \"$1\" > s.tmp; mv s.tmp status.json; }\n\
+                  wait_for() { while [ ! -e $1 ]; do sleep 0.01; done; }\n\
+                  say '{\"state\":\"loading\"}'; wait_for a\n\
+                  say rubbish; wait_for b\n\
+                  say '{\"state\":\"serving\",\"ready\":true,\"endpoint\":\"here:1\",\"new\":[]}'; wait_for c\n\
+                  say '{\"step\":3}'";
+    t.launcher().launch(Launch { ready: Ready::ByStatus, ..shell(script) });
+    let News::Status { status, .. } = t.hear().await else { panic!("no status") };
+    assert_eq!((status.state.as_deref(), status.ready), (Some("loading"), None));
+    fs::write(t.run_dir(id(0)).join("a"), "").unwrap();
+    fs::write(t.run_dir(id(0)).join("b"), "").unwrap();
+    let News::Status { status, .. } = t.hear().await else { panic!("no status") };
+    assert_eq!((status.state.as_deref(), status.endpoint.as_deref()), (Some("serving"), Some("here:1")));
+    assert_eq!(t.hear().await, News::State { id: id(0), state: WorkerState::Running });
+    fs::write(t.run_dir(id(0)).join("c"), "").unwrap();
+    let News::Status { status, .. } = t.hear().await else { panic!("the last status was lost") };
+    assert_eq!(status.step, Some(3));
+    assert_eq!(t.hear().await, News::State { id: id(0), state: WorkerState::Exited(Exit::Code(0)) });
+    t.done();
+}
+
+#[tokio::test]
+async fn a_worker_is_pinned_to_its_cores() {
+    let mut t = Fixture::new().await;
+    let core = *aquifer_agent::host::own_cores().last().unwrap();
+    let launch = shell("grep Cpus_allowed_list /proc/self/status");
+    assert_eq!(t.run(Launch { cpu_affinity: vec![core], ..launch }).await, Exit::Code(0));
+    assert_eq!(t.log(id(0)), format!("Cpus_allowed_list:\t{core}\n"));
+    t.done();
+}
+
+#[tokio::test]
+async fn a_worker_inherits_neither_the_lock_nor_blocked_signals() {
+    let mut t = Fixture::new().await;
+    assert_eq!(t.run(shell("ls -l /proc/self/fd; grep SigBlk /proc/self/status")).await, Exit::Code(0));
+    let log = t.log(id(0));
+    assert!(log.contains("SigBlk:\t0000000000000000"), "{log}");
+    assert!(!log.contains("/lock"), "{log}");
+    t.done();
+}
+
+#[tokio::test]
+async fn memory_beyond_the_limit_is_the_end_and_is_said() {
+    let mut t = Fixture::with(|config| config.enforce_limits = true).await;
+    if !t.launcher().limits().memory {
+        eprintln!("skipped: no control group with a memory limit can be made here");
+        return t.done();
+    }
+    let hungry = Launch { memory_bytes: 32 << 20, ..worker(&["/usr/bin/tail", "/dev/zero"]) };
+    assert_eq!(t.run(hungry).await, failed("out of memory: it may use 32 MiB"));
+    let modest = Launch { id: id(1), memory_bytes: 32 << 20, cpus_milli: 500, ..worker(&["/bin/true"]) };
+    assert_eq!(t.run(modest).await, Exit::Code(0));
+    t.done();
+}
+
+#[tokio::test]
+async fn two_hundred_workers_run_at_once() {
+    let mut t = Fixture::new().await;
+    for rank in 0..200 {
+        t.launcher().launch(Launch { id: id(rank), ..worker(&["/bin/sleep", "1000"]) });
+    }
+    for _ in 0..200 {
+        assert!(matches!(t.hear().await, News::State { state: WorkerState::Running, .. }));
+    }
+    for rank in 0..200 {
+        t.launcher().stop(id(rank), false);
+    }
+    for _ in 0..200 {
+        let News::State { state, .. } = t.hear().await else { panic!("no state") };
+        assert_eq!(state, WorkerState::Exited(Exit::Signal(15)));
+    }
+    t.done();
+}
+
+#[tokio::test]
+async fn forgotten_runs_are_pruned_and_not_reported_again() {
+    let mut t = Fixture::with(|config| config.keep.runs = 2).await;
+    for rank in 0..5 {
+        assert_eq!(t.run(Launch { id: id(rank), ..worker(&["/bin/true"]) }).await, Exit::Code(0));
+    }
+    for rank in 0..4 {
+        t.launcher().forget(id(rank));
+    }
+    t.drop_agent();
+    t.open().await;
+    assert_eq!(t.found, [(id(4), WorkerState::Exited(Exit::Code(0)))]);
+    eventually("pruned", || !t.run_dir(id(0)).exists() && !t.run_dir(id(1)).exists()).await;
+    assert!([2, 3, 4].iter().all(|rank| t.run_dir(id(*rank)).exists()));
+    t.done();
+}
+
+#[tokio::test]
+async fn a_full_disk_is_the_jobs_failure_with_its_reason() {
+    let mut t = Fixture::new().await;
+    t.drop_agent();
+    let small = t.dir.path().join("small");
+    fs::create_dir(&small).unwrap();
+    let small_text = small.to_str().unwrap();
+    let mount =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "aquifer-test", small_text]).output();
+    if !mount.is_ok_and(|done| done.status.success()) {
+        eprintln!("skipped: no small file system can be mounted here");
+        return t.done();
+    }
+    t.config.state_dir = small.clone();
+    t.open().await;
+    // The first fills the disk itself; its exit is recorded all the same.
+    let filled = t.run(shell("cat /dev/zero; exit 8")).await;
+    let next = t.run(Launch { id: id(1), ..worker(&["/bin/true"]) }).await;
+    t.drop_agent();
+    t.open().await;
+    let found = t.found.clone();
+    t.drop_agent();
+    assert!(Command::new("umount").arg(&small).status().unwrap().success());
+    assert_eq!(filled, Exit::Code(8));
+    assert!(
+        matches!(&next, Exit::Failed(why) if why.ends_with("No space left on device (os error 28)")),
+        "{next}"
+    );
+    assert_eq!(found[0], (id(0), WorkerState::Exited(Exit::Code(8))));
+    t.done();
+}
