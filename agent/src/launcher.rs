@@ -298,6 +298,12 @@ impl Launcher {
         Ok(())
     }
 
+    /// End of the lease that an earlier launcher left on this boot of the machine, in milliseconds of the boot clock.
+    pub fn lease_end_ms(&self) -> Option<u64> {
+        let lease: Lease = json::read(&self.lease_path).ok()?;
+        (lease.boot_id == self.shared.boot_id).then_some(lease.deadline_ms)
+    }
+
     /// A piece of a worker's log; see [`Logs::read`].
     ///
     /// # Errors

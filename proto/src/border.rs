@@ -349,9 +349,24 @@ pub fn worker_id(field: &str, wire: Option<&v1::Worker>) -> Checked<WorkerId> {
     Ok(WorkerId { job: job_id(field, wire.job)?, attempt: wire.attempt, rank: wire.rank })
 }
 
-/// Checks a node's report. `node` and `boot` are those of its session.
-pub fn report(node: Name, boot: u64, wire: &v1::NodeReport) -> Checked<NodeReport> {
-    let default = v1::Inventory::default();
+/// Checks a node's report. `node` and `boot` are those of its session, `known` the inventory that it reported last.
+pub fn report(
+    node: Name,
+    boot: u64,
+    known: Option<&Arc<Inventory>>,
+    wire: &v1::NodeReport,
+) -> Checked<NodeReport> {
+    let inventory = match (&wire.inventory, known) {
+        (Some(wire), _) => Arc::new(inventory(wire)?),
+        (None, Some(known)) => known.clone(),
+        (None, None) => {
+            return Err(Invalid::new(
+                "report.inventory",
+                "absent",
+                "expected in the first report of a session",
+            ));
+        }
+    };
     let workers = wire.workers.iter().map(|wire| {
         let id = worker_id("report.workers", wire.worker.as_ref())?;
         let state = match &wire.state {
@@ -366,7 +381,7 @@ pub fn report(node: Name, boot: u64, wire: &v1::NodeReport) -> Checked<NodeRepor
         node,
         boot,
         seq: wire.seq,
-        inventory: Arc::new(inventory(wire.inventory.as_ref().unwrap_or(&default))?),
+        inventory,
         revision: Revision { term: wire.revision_term, count: wire.revision_count },
         workers: workers.collect::<Checked<Vec<WorkerReport>>>()?,
     })

@@ -164,8 +164,8 @@ fn launch(launch: &Launch) -> v1::Launch {
     }
 }
 
-/// A node's report, without node and boot, which its session says.
-pub fn report(report: &NodeReport) -> v1::NodeReport {
+/// A node's report, without node and boot, which its session says; and without its inventory, if that is known.
+pub fn report(report: &NodeReport, inventory_known: bool) -> v1::NodeReport {
     let worker_report = |report: &WorkerReport| {
         let state = match &report.state {
             WorkerState::Starting => v1::worker_report::State::Starting(v1::Empty {}),
@@ -176,7 +176,7 @@ pub fn report(report: &NodeReport) -> v1::NodeReport {
     };
     v1::NodeReport {
         seq: report.seq,
-        inventory: Some(inventory(&report.inventory)),
+        inventory: (!inventory_known).then(|| inventory(&report.inventory)),
         revision_term: report.revision.term,
         revision_count: report.revision.count,
         workers: report.workers.iter().map(worker_report).collect(),
@@ -199,5 +199,14 @@ pub fn queue(queue: &Queue) -> v1::Queue {
         weight: queue.weight,
         guaranteed_milli: queue.guaranteed_milli,
         limit_milli: queue.limit_milli,
+    }
+}
+
+/// Where a job keeps its checkpoints: where it says, else a directory of its own under the pool's root.
+pub fn checkpoint_dir(root: &str, job: JobId, spec: &JobSpec) -> Option<String> {
+    match &spec.checkpoint_dir {
+        Some(dir) => Some(dir.to_string()),
+        None if root.is_empty() => None,
+        None => Some(format!("{}/{job}", root.trim_end_matches('/'))),
     }
 }

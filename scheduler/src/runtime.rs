@@ -57,6 +57,8 @@ pub struct Session {
 /// What the loop shares with the services.
 #[derive(Default)]
 pub struct Shared {
+    /// Directory for the checkpoints of jobs that name none; may be empty.
+    pub checkpoint_root: String,
     /// What happened.
     pub notes: Notes,
     /// Sessions by the name of their node.
@@ -91,6 +93,7 @@ impl Runtime {
     /// When the store cannot be read.
     pub fn start(
         policy: Policy,
+        checkpoint_root: String,
         mut store: Box<dyn Store>,
     ) -> Result<(Runtime, oneshot::Receiver<StoreError>), StoreError> {
         let clock = Clock::start();
@@ -103,7 +106,7 @@ impl Runtime {
             "restored"
         );
         let (inputs, receiver) = mpsc::channel(4096);
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { checkpoint_root, ..Shared::default() });
         let runtime = Runtime { inputs, shared: shared.clone(), term: opened.term, policy };
         let (failed, failure) = oneshot::channel();
         let timer = tokio::runtime::Builder::new_current_thread()

@@ -102,6 +102,22 @@ impl NodeAgent {
         self.unanswered.clear();
     }
 
+    /// The scheduler knows a later start of this node: what it would report must be newer than that.
+    pub fn set_boot(&mut self, boot: u64) {
+        assert!(self.boot < boot, "boot {boot} after {}", self.boot);
+        self.boot = boot;
+    }
+
+    /// The start that it reports.
+    pub fn boot(&self) -> u64 {
+        self.boot
+    }
+
+    /// Highest term that it has seen.
+    pub fn term(&self) -> u64 {
+        self.revision.term
+    }
+
     /// The next message to send: a whole report if anything has changed, else a heartbeat.
     pub fn message(&mut self, now: Time) -> Message {
         self.seq += 1;
@@ -125,6 +141,11 @@ impl NodeAgent {
             revision: self.revision,
             workers: self.workers.iter().map(worker).collect(),
         }
+    }
+
+    /// Whether a whole report was sent that is not answered yet.
+    pub fn awaits_report(&self) -> bool {
+        self.unanswered.iter().any(|sent| sent.version.is_some())
     }
 
     /// Whether the scheduler is not known to know what a report would say now.

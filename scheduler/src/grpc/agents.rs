@@ -52,7 +52,8 @@ impl v1::agents_server::Agents for AgentsService {
         let known_boot = self.known_boot(node).await?;
         let session = Arc::new(Session::new(&hello, to_agent));
         let lease_ms = self.runtime.policy.lease.as_millis() as u64;
-        let welcome = v1::Welcome { term: self.runtime.term, lease_ms, known_boot };
+        let checkpoint_root = self.runtime.shared.checkpoint_root.clone();
+        let welcome = v1::Welcome { term: self.runtime.term, lease_ms, known_boot, checkpoint_root };
         session.tell(v1::scheduler_message::Message::Welcome(welcome));
         if known_boot <= hello.boot {
             let runtime = self.runtime.clone();
@@ -88,10 +89,12 @@ async fn carry(
 ) -> Result<(), Status> {
     use v1::agent_message::Message;
     let unavailable = |ended: crate::runtime::Ended| Status::unavailable(ended.to_string());
+    let mut inventory = None;
     while let Some(message) = inbox.next().await {
         match message?.message {
             Some(Message::Report(report)) => {
-                let report = border::report(session.node.clone(), boot, &report)?;
+                let report = border::report(session.node.clone(), boot, inventory.as_ref(), &report)?;
+                inventory = Some(report.inventory.clone());
                 runtime.send(Input::Report(session.clone(), report)).await.map_err(unavailable)?;
             }
             Some(Message::Heartbeat(v1::Heartbeat { seq, same_as })) => match session.id() {

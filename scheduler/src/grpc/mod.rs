@@ -35,6 +35,8 @@ pub struct ServerConfig {
     pub token: Option<String>,
     /// Rules of the pool.
     pub policy: Policy,
+    /// Directory for the checkpoints of jobs that name none, on storage that all nodes see; may be empty.
+    pub checkpoint_root: String,
 }
 
 /// Why the scheduler ended.
@@ -78,7 +80,7 @@ pub async fn serve(
     let listen_error = |cause| ServerError::Listen { address: config.listen, cause };
     let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
     let address = listener.local_addr().map_err(listen_error)?;
-    let (runtime, failure) = Runtime::start(config.policy, store)?;
+    let (runtime, failure) = Runtime::start(config.policy, config.checkpoint_root, store)?;
 
     let guard = Guard { token: config.token.map(|token| format!("Bearer {token}")) };
     let pool = PoolServer::new(pool::PoolService::new(runtime.clone()));

@@ -55,7 +55,7 @@ pub fn job(cluster: &Cluster, shared: &Shared, job: &Job, reason: Option<&Reason
         device_ms: job.usage.device_ms + job.devices_held() * held,
         cpu_milli_ms: job.usage.cpu_milli_ms + cpus * held,
         lost_device_ms: job.usage.lost_device_ms,
-        checkpoint_dir: job.spec.checkpoint_dir.as_deref().unwrap_or_default().into(),
+        checkpoint_dir: wire::checkpoint_dir(&shared.checkpoint_root, job.id, &job.spec).unwrap_or_default(),
     }
 }
 

@@ -1,0 +1,105 @@
+//! How a worker is called: the contract between the pool and any program.
+
+use std::path::{Path, PathBuf};
+
+use aquifer_core::{Launch as Order, Program, ServeOptions, TrainOptions, WorkerId};
+use aquifer_proto::wire::checkpoint_dir;
+
+use crate::device::Visibility;
+use crate::launcher::{Launch, Ready};
+
+/// What the agent adds to every worker it starts.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// The binary that has the bundled worker: `PROGRAM worker train …`.
+    pub program: PathBuf,
+    /// Directory for the checkpoints of jobs that name none; may be empty.
+    pub checkpoint_root: String,
+    /// Address under which this node's workers are reached.
+    pub address: String,
+}
+
+/// The process to start for a rank.
+///
+/// Environment, later ones win: what makes it see its devices, what the user asked for, the contract
+/// (torchrun's variables and `AQUIFER_…`).
+pub fn launch(id: WorkerId, order: &Order, seen: Visibility, surroundings: &Surroundings) -> Launch {
+    let (spec, rank) = (&order.spec, &order.allocation);
+    let role = &spec.roles[order.role];
+    let checkpoints = checkpoint_dir(&surroundings.checkpoint_root, id.job, spec);
+    let (command, ready) = match &role.program {
+        Program::Command(arguments) => (arguments.iter().map(ToString::to_string).collect(), Ready::AtSpawn),
+        Program::Train(options) => (bundled(&surroundings.program, "train", train(options)), Ready::ByStatus),
+        Program::Serve(options) => {
+            let arguments = serve(options, &surroundings.address, rank.port);
+            (bundled(&surroundings.program, "serve", arguments), Ready::ByStatus)
+        }
+    };
+    let mut env = seen.env;
+    env.extend(spec.env.iter().map(|(key, value)| (key.to_string(), value.to_string())));
+    let mut set = |key: &str, value: String| env.push((key.into(), value));
+    set("RANK", id.rank.to_string());
+    set("WORLD_SIZE", order.world_size.to_string());
+    set("LOCAL_RANK", order.local_rank.to_string());
+    set("LOCAL_WORLD_SIZE", order.local_world_size.to_string());
+    set("GROUP_RANK", order.node_rank.to_string());
+    set("MASTER_ADDR", order.master.0.to_string());
+    set("MASTER_PORT", order.master.1.to_string());
+    set("TORCHELASTIC_RUN_ID", id.job.to_string());
+    set("TORCHELASTIC_RESTART_COUNT", (id.attempt - 1).to_string());
+    set("AQUIFER_JOB", id.job.to_string());
+    set("AQUIFER_ATTEMPT", id.attempt.to_string());
+    set("AQUIFER_ROLE", role.name.to_string());
+    set("AQUIFER_PORT", rank.port.to_string());
+    set("AQUIFER_CPUS", aquifer_core::explain::milli(rank.cpus_milli.into()));
+    if let Some(index) = order.array_index {
+        set("AQUIFER_ARRAY_INDEX", index.to_string());
+    }
+    if let Some(directory) = checkpoints {
+        set("AQUIFER_CHECKPOINT_DIR", directory);
+    }
+    Launch {
+        id,
+        command,
+        env,
+        working_dir: spec.working_dir.as_deref().map(PathBuf::from),
+        cpu_affinity: seen.cpu_affinity,
+        cpus_milli: rank.cpus_milli,
+        memory_bytes: rank.memory_bytes,
+        grace_ms: spec.grace_ms,
+        exclusive: true,
+        ready,
+    }
+}
+
+fn bundled(program: &Path, mode: &str, arguments: Vec<(&str, String)>) -> Vec<String> {
+    let mut command = vec![program.to_string_lossy().into_owned(), "worker".into(), mode.into()];
+    command.extend(arguments.into_iter().flat_map(|(flag, value)| [flag.into(), value]));
+    command
+}
+
+fn train(options: &TrainOptions) -> Vec<(&'static str, String)> {
+    vec![
+        ("--model", options.model.to_string()),
+        ("--data", options.data.to_string()),
+        ("--steps", options.steps.to_string()),
+        ("--batch", options.batch.to_string()),
+        ("--context", options.context.to_string()),
+        ("--learning-rate", options.learning_rate.to_string()),
+        ("--seed", options.seed.to_string()),
+        ("--checkpoint-every", options.checkpoint_every.to_string()),
+    ]
+}
+
+fn serve(options: &ServeOptions, address: &str, port: u16) -> Vec<(&'static str, String)> {
+    let mut arguments = vec![
+        ("--model", options.model.to_string()),
+        ("--host", address.into()),
+        ("--port", port.to_string()),
+        ("--max-queue", options.max_queue.to_string()),
+    ];
+    if !options.served_name.is_empty() {
+        arguments.push(("--name", options.served_name.to_string()));
+    }
+    arguments
+}

@@ -1,0 +1,433 @@
+//! The daemon: one task that owns the protocol's state and the launcher, and goes from event to event.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use aquifer_core::agent::{Action, Message, NodeAgent};
+use aquifer_core::{Inventory, Launch as Order, Name, Ports, Time, WorkerId};
+use aquifer_proto::v1::agent_message::Message as Up;
+use aquifer_proto::v1::scheduler_message::Message as Down;
+use aquifer_proto::{border, v1, wire};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tonic::transport::Endpoint;
+
+use crate::command::{self, Surroundings};
+use crate::device::{Backends, DeviceChoice, DeviceError};
+use crate::host::Host;
+use crate::launcher::{Launcher, LauncherConfig, LauncherError, News, SupervisorCommand};
+use crate::process;
+use crate::run_dir::{Retention, Status};
+use crate::session::{self, Incoming, Link};
+
+/// How often devices are looked at.
+const DEVICES_EVERY: Duration = Duration::from_secs(5);
+/// Bytes of one piece of a log, at most.
+const MAX_LOG_PIECE: u32 = 256 << 10;
+
+/// How to run the agent.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// The stable name of the node; empty: the host's.
+    pub node: String,
+    /// Address of the scheduler: `http://host:port`.
+    pub server: String,
+    /// Secret to present.
+    pub token: Option<String>,
+    /// Directory for all that must survive a restart of the agent.
+    pub state_dir: PathBuf,
+    /// Which devices to offer.
+    pub devices: DeviceChoice,
+    /// Processor time to offer, in thousandths of a core; `None`: all of it.
+    pub cpus_milli: Option<u32>,
+    /// Main memory to offer, in bytes; `None`: all of it.
+    pub memory_bytes: Option<u64>,
+    /// Address under which workers of other nodes reach this one.
+    pub address: String,
+    /// Ports that workers may listen on.
+    pub ports: Ports,
+    /// Labels of the node.
+    pub labels: BTreeMap<String, String>,
+    /// Whether to enforce processor time and memory where the machine allows it.
+    pub enforce_limits: bool,
+    /// Ended runs to keep.
+    pub keep: Retention,
+}
+
+/// Why the agent ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The name of the node cannot be used.
+    #[error(transparent)]
+    Name(#[from] border::Invalid),
+    /// The devices that were chosen cannot be had.
+    #[error(transparent)]
+    Devices(#[from] DeviceError),
+    /// No worker can be launched.
+    #[error(transparent)]
+    Launcher(#[from] LauncherError),
+    /// The address of the scheduler makes no sense.
+    #[error("server {0:?} is no address: expected http://host:port")]
+    Server(String),
+    /// The token cannot be sent.
+    #[error("the token has characters that cannot be sent")]
+    Token,
+    /// The machine does not give what is needed.
+    #[error("{0}")]
+    Machine(io::Error),
+}
+
+/// Runs the agent until `shutdown`. Workers run on: the next agent of this state directory adopts them.
+///
+/// # Errors
+/// When it cannot start.
+pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
+    let (news_sender, mut news) = mpsc::channel(1024);
+    let (incoming_sender, mut incoming) = mpsc::channel(64);
+    let (mut daemon, link, hello) = Daemon::start(config, news_sender).await?;
+    tokio::spawn(session::keep_up(link, hello, incoming_sender));
+    let (refreshed_sender, mut refreshed) = mpsc::channel(1);
+    let mut devices_due = Instant::now() + DEVICES_EVERY;
+    tokio::pin!(shutdown);
+    loop {
+        daemon.talk();
+        tokio::select! {
+            Some(incoming) = incoming.recv() => daemon.on_incoming(incoming),
+            Some(first) = news.recv() => {
+                daemon.on_news(first);
+                // What comes together is told together.
+                while let Ok(more) = news.try_recv() {
+                    daemon.on_news(more);
+                }
+            }
+            Some(backends) = refreshed.recv() => daemon.on_refreshed(backends),
+            () = sleep_until(daemon.heartbeat_due), if daemon.scheduler.is_some() => daemon.send_message(),
+            () = sleep_until(daemon.lease_due()) => daemon.on_lease_end(),
+            () = sleep_until(devices_due) => {
+                devices_due = Instant::now() + DEVICES_EVERY;
+                daemon.launcher.tidy();
+                daemon.refresh(refreshed_sender.clone());
+            }
+            () = &mut shutdown => return Ok(()),
+        }
+    }
+}
+
+struct Daemon {
+    agent: NodeAgent,
+    launcher: Launcher,
+    /// Away while devices are looked at.
+    backends: Option<Backends>,
+    /// Launches that wait for the backends.
+    waiting: VecDeque<(WorkerId, Arc<Order>)>,
+    host: Host,
+    config: AgentConfig,
+    surroundings: Surroundings,
+    hello: watch::Sender<v1::Hello>,
+    scheduler: Option<mpsc::Sender<v1::AgentMessage>>,
+    /// The inventory that this session's scheduler was told last.
+    told_inventory: Option<Arc<Inventory>>,
+    inventory: Arc<Inventory>,
+    /// A whole report is under way: what changes meanwhile is told after its answer.
+    reporting: bool,
+    lease: Duration,
+    heartbeat_due: Instant,
+    lease_written: Time,
+}
+
+impl Daemon {
+    async fn start(
+        mut config: AgentConfig,
+        news: mpsc::Sender<News>,
+    ) -> Result<(Daemon, Link, watch::Receiver<v1::Hello>), AgentError> {
+        let mut host = Host::read();
+        if config.node.is_empty() {
+            config.node = host.name.clone();
+        }
+        let node = border::name("node", &config.node)?;
+        host.cpus_milli = config.cpus_milli.unwrap_or(host.cpus_milli);
+        host.memory_bytes = config.memory_bytes.unwrap_or(host.memory_bytes);
+        let supervisor = SupervisorCommand::own_binary().map_err(AgentError::Machine)?;
+        let program = supervisor.program.clone();
+        let launcher = LauncherConfig {
+            state_dir: config.state_dir.clone(),
+            supervisor,
+            enforce_limits: config.enforce_limits,
+            keep: config.keep,
+            status_every: Duration::from_millis(200),
+        };
+        let (launcher, workers) = Launcher::open(launcher, news).await?;
+        let (choice, known, facts) =
+            (config.devices.clone(), config.state_dir.join("devices.json"), host.clone());
+        let backends = tokio::task::spawn_blocking(move || Backends::open(&choice, &facts, Some(&known)));
+        let backends = backends.await.expect("discovery does not panic")?;
+        for finding in backends.findings() {
+            tracing::warn!(vendor = %finding.vendor, "{}", finding.what);
+        }
+        let inventory = Arc::new(inventory_of(&backends, &host, &config));
+        let lease_end = Time(launcher.lease_end_ms().unwrap_or(0));
+        tracing::info!(node = %node, devices = inventory.devices.len(), adopted = workers.len(), "agent started");
+        let workers = workers.into_iter().collect();
+        let agent = NodeAgent::new(node, inventory.clone(), first_boot(), workers, lease_end);
+        let hello = watch::Sender::new(hello_of(&agent, &config, &backends));
+        let link = link_of(&config)?;
+        let told = hello.subscribe();
+        let address = config.address.clone();
+        let surroundings = Surroundings { program, checkpoint_root: String::new(), address };
+        let daemon = Daemon {
+            agent,
+            launcher,
+            backends: Some(backends),
+            waiting: VecDeque::new(),
+            host,
+            config,
+            surroundings,
+            hello,
+            scheduler: None,
+            told_inventory: None,
+            inventory,
+            reporting: false,
+            lease: Duration::ZERO,
+            heartbeat_due: Instant::now(),
+            lease_written: lease_end,
+        };
+        Ok((daemon, link, told))
+    }
+
+    /// Tells news, unless a report is still under way.
+    fn talk(&mut self) {
+        if self.scheduler.is_some() && !self.reporting && self.agent.has_news() {
+            self.send_message();
+        }
+    }
+
+    fn send_message(&mut self) {
+        self.heartbeat_due = Instant::now() + self.lease / 6;
+        let message = match self.agent.message(now()) {
+            Message::Heartbeat { boot: _, seq, same_as } => Up::Heartbeat(v1::Heartbeat { seq, same_as }),
+            Message::Report(report) => {
+                self.reporting = true;
+                let known = self.told_inventory.as_ref() == Some(&report.inventory);
+                self.told_inventory = Some(report.inventory.clone());
+                Up::Report(wire::report(&report, known))
+            }
+        };
+        let Some(scheduler) = &self.scheduler else { return };
+        if scheduler.try_send(v1::AgentMessage { message: Some(message) }).is_err() {
+            // The session is ending, or so slow that it should: a new one begins with everything.
+            self.end_session("the scheduler does not take messages");
+        }
+    }
+
+    fn on_incoming(&mut self, incoming: Incoming) {
+        let now = now();
+        match incoming {
+            Incoming::Welcome(welcome, _) if self.agent.boot() < welcome.known_boot => {
+                // The state directory was lost, or the clock set back: what is reported must be newer.
+                self.agent.set_boot(welcome.known_boot + 1);
+                self.hello.send_modify(|hello| hello.boot = welcome.known_boot + 1);
+            }
+            Incoming::Welcome(welcome, _) if welcome.term < self.agent.term() => {
+                tracing::warn!(term = welcome.term, "ignored a scheduler of an earlier term");
+            }
+            Incoming::Welcome(welcome, scheduler) => {
+                self.lease = Duration::from_millis(welcome.lease_ms);
+                self.surroundings.checkpoint_root = welcome.checkpoint_root;
+                self.agent.on_session(self.lease);
+                (self.scheduler, self.told_inventory, self.reporting) = (Some(scheduler), None, false);
+                tracing::info!(term = welcome.term, "session with the scheduler began");
+            }
+            Incoming::Ended(why) => self.end_session(&why),
+            Incoming::Message(_) if self.scheduler.is_none() => (),
+            Incoming::Message(Down::Renew(renew)) => {
+                self.agent.on_renew(renew.acked);
+                self.answered();
+            }
+            Incoming::Message(Down::AskReport(_)) => {
+                self.agent.on_ask_report();
+                self.reporting = false;
+            }
+            Incoming::Message(Down::Assignment(assignment)) => match border::assignment(&assignment) {
+                Ok(read) => {
+                    let actions = self.agent.on_assignment(now, assignment.acked, read);
+                    self.answered();
+                    self.act(actions);
+                }
+                Err(invalid) => tracing::error!("assignment refused: {invalid}"),
+            },
+            Incoming::Message(Down::Log(question)) => self.answer_log(question),
+            Incoming::Message(Down::Welcome(_)) => unreachable!("the session sets welcomes apart"),
+        }
+    }
+
+    /// The scheduler has handled something: the lease may run on, and news may be told.
+    fn answered(&mut self) {
+        self.reporting = self.reporting && self.agent.awaits_report();
+        let end = self.agent.lease_end();
+        // Written at a tenth of the lease's length at most: what is written is never later than what is true.
+        if self.lease.as_millis() as u64 / 10 <= end.since(self.lease_written) {
+            match self.launcher.extend_lease(Duration::from_millis(end.since(now()))) {
+                Ok(()) => self.lease_written = end,
+                Err(error) => tracing::error!("cannot extend the lease of running workers: {error}"),
+            }
+        }
+    }
+
+    fn end_session(&mut self, why: &str) {
+        if self.scheduler.take().is_some() {
+            tracing::warn!("session with the scheduler ended: {why}");
+        } else {
+            tracing::debug!("no session with the scheduler: {why}");
+        }
+    }
+
+    fn act(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Launch(id, order) => self.waiting.push_back((id, order)),
+                Action::Stop { worker, grace_ms } => self.launcher.stop(worker, grace_ms == 0),
+                Action::Forget(worker) => self.launcher.forget(worker),
+            }
+        }
+        self.launch_waiting();
+    }
+
+    fn launch_waiting(&mut self) {
+        let Some(backends) = &self.backends else { return };
+        for (id, order) in self.waiting.drain(..) {
+            let seen = backends.visibility(&order.allocation.devices);
+            self.launcher.launch(command::launch(id, &order, seen, &self.surroundings));
+        }
+    }
+
+    fn on_news(&mut self, news: News) {
+        match news {
+            News::State { id, state } => self.agent.on_worker(id, state),
+            News::Status { id, status } => {
+                if let Some(scheduler) = &self.scheduler {
+                    let message = Some(Up::Progress(progress_of(id, status)));
+                    _ = scheduler.try_send(v1::AgentMessage { message }); // The next one says it again.
+                }
+            }
+        }
+    }
+
+    fn lease_due(&self) -> Instant {
+        match self.agent.alive().next() {
+            Some(_) => Instant::now() + Duration::from_millis(self.agent.lease_end().since(now()).max(10)),
+            None => Instant::now() + Duration::from_secs(3600),
+        }
+    }
+
+    fn on_lease_end(&mut self) {
+        let actions = self.agent.on_tick(now());
+        if !actions.is_empty() {
+            tracing::warn!(workers = actions.len(), "lease ran out: workers are stopped");
+        }
+        self.act(actions);
+    }
+
+    fn refresh(&mut self, done: mpsc::Sender<Backends>) {
+        if let Some(mut backends) = self.backends.take() {
+            tokio::task::spawn_blocking(move || {
+                backends.refresh();
+                _ = done.blocking_send(backends); // The daemon may have ended.
+            });
+        }
+    }
+
+    fn on_refreshed(&mut self, backends: Backends) {
+        let inventory = inventory_of(&backends, &self.host, &self.config);
+        if *self.inventory != inventory {
+            self.inventory = Arc::new(inventory);
+            self.agent.on_inventory(self.inventory.clone());
+            self.hello.send_replace(hello_of(&self.agent, &self.config, &backends));
+        }
+        self.backends = Some(backends);
+        self.launch_waiting();
+    }
+
+    fn answer_log(&self, question: v1::LogQuestion) {
+        let Some(scheduler) = self.scheduler.clone() else { return };
+        let logs = self.launcher.logs();
+        tokio::spawn(async move {
+            let id = question.id;
+            let answer = match border::worker_id("log.worker", question.worker.as_ref()) {
+                Err(invalid) => v1::LogAnswer { id, unavailable: invalid.to_string(), ..Default::default() },
+                Ok(worker) => {
+                    let wait = Duration::from_millis(question.wait_ms.into());
+                    let most = question.max_bytes.min(MAX_LOG_PIECE) as usize;
+                    match logs.follow(worker, question.offset, most, wait).await {
+                        Ok(chunk) => {
+                            v1::LogAnswer { id, data: chunk.data, ended: chunk.ended, ..Default::default() }
+                        }
+                        Err(error) => {
+                            v1::LogAnswer { id, unavailable: error.to_string(), ..Default::default() }
+                        }
+                    }
+                }
+            };
+            _ = scheduler.send(v1::AgentMessage { message: Some(Up::Log(answer)) }).await;
+        });
+    }
+}
+
+/// The boot clock: it runs on while the machine sleeps, and nobody can set it.
+fn now() -> Time {
+    Time(process::boot_time_ms())
+}
+
+/// Larger than that of any earlier start, unless the clock was set back: then the scheduler says so.
+fn first_boot() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
+fn inventory_of(backends: &Backends, host: &Host, config: &AgentConfig) -> Inventory {
+    let name = |text: &String| Name::from(text.as_str());
+    let labels = config.labels.iter().map(|(key, value)| (name(key), name(value))).collect();
+    backends.inventory(host, &config.address, config.ports, &labels)
+}
+
+fn hello_of(agent: &NodeAgent, config: &AgentConfig, backends: &Backends) -> v1::Hello {
+    v1::Hello {
+        node: config.node.clone(),
+        boot: agent.boot(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        term: agent.term(),
+        findings: backends.findings().iter().map(|finding| finding.what.clone()).collect(),
+    }
+}
+
+fn link_of(config: &AgentConfig) -> Result<Link, AgentError> {
+    let endpoint = Endpoint::from_shared(config.server.clone());
+    let endpoint = endpoint.map_err(|_| AgentError::Server(config.server.clone()))?;
+    let token = config.token.as_ref().map(|token| format!("Bearer {token}").parse());
+    Ok(Link {
+        endpoint: endpoint
+            .connect_timeout(Duration::from_secs(5))
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(20))
+            .keep_alive_while_idle(true),
+        token: token.transpose().map_err(|_| AgentError::Token)?,
+    })
+}
+
+fn progress_of(id: WorkerId, status: Status) -> v1::Progress {
+    v1::Progress {
+        worker: Some(wire::worker(id)),
+        state: status.state.unwrap_or_default(),
+        ready: status.ready.unwrap_or_default(),
+        step: status.step,
+        total_steps: status.total_steps,
+        loss: status.loss,
+        tokens_per_s: status.tokens_per_s,
+        checkpoint_step: status.checkpoint_step,
+        endpoint: status.endpoint,
+        message: status.message.unwrap_or_default(),
+    }
+}
