@@ -14,9 +14,9 @@ use aquifer_proto::DESCRIPTORS;
 use aquifer_proto::v1::agents_server::AgentsServer;
 use aquifer_proto::v1::pool_server::PoolServer;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Status};
 
 use crate::runtime::Runtime;
@@ -95,7 +95,6 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let server = Server::builder()
-        .tcp_nodelay(true)
         .http2_keepalive_interval(Some(Duration::from_secs(15)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
         .add_service(health_service)
@@ -103,10 +102,11 @@ pub async fn serve(
         .add_service(InterceptedService::new(reflection().build_v1alpha()?, guard.clone()))
         .add_service(InterceptedService::new(pool, guard.clone()))
         .add_service(InterceptedService::new(agents, guard));
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     ready(address, &runtime);
     drop(runtime);
     tokio::select! {
-        served = server.serve_with_incoming(TcpListenerStream::new(listener)) => Ok(served?),
+        served = server.serve_with_incoming(incoming) => Ok(served?),
         Ok(failure) = failure => Err(failure.into()),
         () = shutdown => Ok(()),
     }

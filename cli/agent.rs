@@ -1,0 +1,161 @@
+//! `aquifer agent`: the daemon of a node.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use aquifer_agent::device::DeviceChoice;
+use aquifer_agent::{AgentConfig, Retention};
+use aquifer_core::Ports;
+
+use crate::client::Global;
+use crate::output::Failure;
+use crate::server::{absolute, log_format};
+use crate::settings::{self, Settings};
+use crate::units::{parse_milli, parse_size};
+
+/// Run the agent of a node
+///
+/// It offers the node's devices to the scheduler that --server names, and runs workers on them. Workers outlive it:
+/// an agent that is started again in time, in the same state directory, goes on with them.
+///
+/// Settings come from flags, then from the environment, then from the table [agent] of the file that --config names,
+/// then from the defaults.
+///
+/// Example: aquifer agent --server http://head:7700 --token-file /etc/aquifer/token --address node7
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Args {
+    /// TOML file with settings: a table [agent] with the names of these flags
+    #[arg(long, env = "AQUIFER_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The stable name of the node: letters, digits, '.', '_', '-'. Default: the host name
+    #[arg(long, env = "AQUIFER_NODE", value_name = "NAME")]
+    pub node: Option<String>,
+    /// Directory for run directories and all else that must survive a restart. Default: the user's data directory
+    #[arg(long, env = "AQUIFER_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<String>,
+    /// Devices to offer: `auto` (all accelerators, or the cores as devices if there is none), `none`, or a list of
+    /// `cpu`, `cpu:0-3+6`, `nvidia` and `fake:FILE` with commas. Default: auto
+    #[arg(long, env = "AQUIFER_DEVICES", value_name = "DEVICES")]
+    pub devices: Option<String>,
+    /// Cores to offer, like 8 or 1.5. Default: all
+    #[arg(long, env = "AQUIFER_CPUS", value_name = "CORES")]
+    pub cpus: Option<String>,
+    /// Main memory to offer, like 64GiB. Default: all
+    #[arg(long, env = "AQUIFER_MEMORY", value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// Host name or IP address under which workers of other nodes reach this one. Default: 127.0.0.1 if the
+    /// scheduler is on this machine, else the host name
+    #[arg(long, env = "AQUIFER_ADDRESS", value_name = "ADDRESS")]
+    pub address: Option<String>,
+    /// Ports that workers may listen on. Default: 20000-28999
+    #[arg(long, env = "AQUIFER_PORTS", value_name = "FIRST-LAST")]
+    pub ports: Option<String>,
+    /// Labels of the node that jobs can require: KEY=VALUE, with commas
+    #[arg(long, env = "AQUIFER_LABELS", value_name = "LABELS")]
+    pub labels: Option<String>,
+    /// Enforce processor time and memory of workers where control groups allow it: `auto` or `off`. Default: auto
+    #[arg(long, env = "AQUIFER_LIMITS", value_name = "auto|off")]
+    pub limits: Option<String>,
+    /// Ended runs whose directories are kept for `aquifer logs`. Default: 1000
+    #[arg(long, env = "AQUIFER_KEEP_RUNS", value_name = "NUMBER")]
+    pub keep_runs: Option<String>,
+    /// Size up to which the directories of ended runs are kept. Default: 10GiB
+    #[arg(long, env = "AQUIFER_KEEP_SIZE", value_name = "SIZE")]
+    pub keep_size: Option<String>,
+    /// Log as `text` or `json`, to standard error. Default: text
+    #[arg(long, env = "AQUIFER_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// What to log: error, warn, info, debug, trace. Default: info
+    #[arg(long, env = "AQUIFER_LOG_LEVEL", value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+/// All settings, read.
+pub struct Resolved {
+    /// Of the agent.
+    pub config: AgentConfig,
+    /// `text` or `json`.
+    pub log_format: String,
+    /// A filter.
+    pub log_level: String,
+}
+
+impl Args {
+    /// Reads all settings.
+    ///
+    /// # Errors
+    /// Names the first setting that makes no sense.
+    pub fn resolve(&self, global: &Global) -> Result<Resolved, Failure> {
+        let mut settings = Settings::read(self.config.as_deref(), |file| file.agent)?;
+        let text = |text: &str| Ok::<_, String>(text.to_string());
+        let state_dir = settings::data_dir().join("agent").display().to_string();
+        let server = settings.take_optional("server", None, text)?.unwrap_or_else(|| global.server.clone());
+        let is_local = ["//127.", "//localhost", "//[::1]"].iter().any(|local| server.contains(local));
+        let host = aquifer_agent::host::Host::read().name;
+        let address = if is_local { "127.0.0.1" } else { &host };
+        let milli = |text: &str| {
+            let milli = parse_milli(text)?;
+            u32::try_from(milli).map_err(|_| "expected at most 4,000,000 cores".to_string())
+        };
+        let count = |text: &str| text.parse().map_err(|_| "expected a whole number".to_string());
+        let config = AgentConfig {
+            server,
+            node: settings.take("node", self.node.as_ref(), "", text)?,
+            state_dir: settings.take("state-dir", self.state_dir.as_ref(), &state_dir, absolute)?,
+            devices: settings.take("devices", self.devices.as_ref(), "auto", |text| {
+                text.parse::<DeviceChoice>().map_err(|error| error.to_string())
+            })?,
+            cpus_milli: settings.take_optional("cpus", self.cpus.as_ref(), milli)?,
+            memory_bytes: settings.take_optional("memory", self.memory.as_ref(), parse_size)?,
+            address: settings.take("address", self.address.as_ref(), address, text)?,
+            ports: settings.take("ports", self.ports.as_ref(), "20000-28999", ports)?,
+            labels: settings.take("labels", self.labels.as_ref(), "", labels)?,
+            enforce_limits: settings.take("limits", self.limits.as_ref(), "auto", |text| match text {
+                "auto" => Ok(true),
+                "off" => Ok(false),
+                _ => Err("expected auto or off".into()),
+            })?,
+            keep: Retention {
+                runs: settings.take("keep-runs", self.keep_runs.as_ref(), "1000", count)?,
+                bytes: settings.take("keep-size", self.keep_size.as_ref(), "10GiB", parse_size)?,
+            },
+            token: None,
+        };
+        let log_format = settings.take("log-format", self.log_format.as_ref(), "text", log_format)?;
+        let log_level = settings.take("log-level", self.log_level.as_ref(), "info", text)?;
+        let file = settings.take_optional("token-file", None, |text| Ok(PathBuf::from(text)))?;
+        settings.finish()?;
+        let token = settings::token(global.token_file.as_deref().or(file.as_deref()))?;
+        Ok(Resolved { config: AgentConfig { token, ..config }, log_format, log_level })
+    }
+}
+
+/// Runs the agent until it is told to stop.
+pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
+    let resolved = args.resolve(global)?;
+    settings::start_logging(&resolved.log_format, &resolved.log_level)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::refused(format!("cannot start: {error}"), ""))?;
+    let ran = runtime.block_on(aquifer_agent::run(resolved.config, settings::stop_signal()));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ran.map_err(|error| Failure::refused(error.to_string(), "See `aquifer agent --help`."))
+}
+
+fn ports(text: &str) -> Result<Ports, String> {
+    let ports = text.split_once('-').and_then(|(first, last)| {
+        let (first, last): (u16, u16) = (first.parse().ok()?, last.parse().ok()?);
+        (0 < first && first <= last).then_some(Ports { first, last })
+    });
+    ports.ok_or_else(|| "expected FIRST-LAST, like 20000-28999".into())
+}
+
+fn labels(text: &str) -> Result<BTreeMap<String, String>, String> {
+    let parts = text.split(',').filter(|part| !part.is_empty());
+    let pairs = parts.map(|part| {
+        let pair = part.split_once('=').filter(|(key, _)| !key.is_empty());
+        pair.map(|(key, value)| (key.to_string(), value.to_string()))
+            .ok_or_else(|| format!("{part:?} is no KEY=VALUE"))
+    });
+    pairs.collect()
+}

@@ -1,0 +1,144 @@
+//! `aquifer server`: the scheduler's daemon.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use aquifer_core::Policy;
+use aquifer_core::plan::Order;
+use aquifer_scheduler::grpc::{ServerConfig, ServerError, serve};
+use aquifer_scheduler::store::Embedded;
+
+use crate::client::Global;
+use crate::output::{Failure, write_out};
+use crate::settings::{self, Settings};
+use crate::units::parse_duration;
+
+/// Run the scheduler
+///
+/// Settings come from flags, then from the environment, then from the table [server] of the file that --config
+/// names, then from the defaults. The first line on standard output is the address it listens on.
+///
+/// Example: aquifer server --listen 0.0.0.0:7700 --token-file /etc/aquifer/token --data-dir /var/lib/aquifer
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Args {
+    /// TOML file with settings: a table [server] with the names of these flags
+    #[arg(long, env = "AQUIFER_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Address to listen on; beyond loopback a token is needed. Default: 127.0.0.1:7700
+    #[arg(long, env = "AQUIFER_LISTEN", value_name = "ADDRESS:PORT")]
+    pub listen: Option<String>,
+    /// Directory for the store. Default: the user's data directory
+    #[arg(long, env = "AQUIFER_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<String>,
+    /// Silence after which a node is lost and its jobs are placed again: 1s to 1h. Default: 30s
+    #[arg(long, env = "AQUIFER_LEASE", value_name = "DURATION")]
+    pub lease: Option<String>,
+    /// Pause before a job that failed is placed again; doubles with every failure, up to 64 times. Default: 1s
+    #[arg(long, env = "AQUIFER_BACKOFF", value_name = "DURATION")]
+    pub backoff: Option<String>,
+    /// Who goes first: `fair-share` over the queues, or `priority` alone. Default: fair-share
+    #[arg(long, env = "AQUIFER_ORDER", value_name = "ORDER")]
+    pub order: Option<String>,
+    /// Directory, on storage that all nodes see, for the checkpoints of jobs that name none. Default: `checkpoints`
+    /// in the data directory
+    #[arg(long, env = "AQUIFER_CHECKPOINT_ROOT", value_name = "DIR")]
+    pub checkpoint_root: Option<String>,
+    /// Log as `text` or `json`, to standard error. Default: text
+    #[arg(long, env = "AQUIFER_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// What to log: error, warn, info, debug, trace. Default: info
+    #[arg(long, env = "AQUIFER_LOG_LEVEL", value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+/// All settings, read.
+pub struct Resolved {
+    /// Of the server.
+    pub config: ServerConfig,
+    /// File of the store.
+    pub store: PathBuf,
+    /// `text` or `json`.
+    pub log_format: String,
+    /// A filter.
+    pub log_level: String,
+}
+
+impl Args {
+    /// Reads all settings.
+    ///
+    /// # Errors
+    /// Names the first setting that makes no sense.
+    pub fn resolve(&self, global: &Global) -> Result<Resolved, Failure> {
+        let mut settings = Settings::read(self.config.as_deref(), |file| file.server)?;
+        let data_dir = settings::data_dir().join("server").display().to_string();
+        let data_dir = settings.take("data-dir", self.data_dir.as_ref(), &data_dir, absolute)?;
+        let checkpoints = data_dir.join("checkpoints").display().to_string();
+        let listen = |text: &str| text.parse().map_err(|_| "expected an address and a port".to_string());
+        let listen: SocketAddr = settings.take("listen", self.listen.as_ref(), "127.0.0.1:7700", listen)?;
+        let lease = settings.take("lease", self.lease.as_ref(), "30s", |t| between(t, 1_000, 3_600_000))?;
+        let backoff = settings.take("backoff", self.backoff.as_ref(), "1s", |t| between(t, 0, 3_600_000))?;
+        let order = settings.take("order", self.order.as_ref(), "fair-share", |text| match text {
+            "fair-share" => Ok(Order::FairShare),
+            "priority" => Ok(Order::Priority),
+            _ => Err("expected fair-share or priority".into()),
+        })?;
+        let root = self.checkpoint_root.as_ref();
+        let checkpoint_root = settings.take("checkpoint-root", root, &checkpoints, absolute)?;
+        let log_format = settings.take("log-format", self.log_format.as_ref(), "text", log_format)?;
+        let log_level = settings.take("log-level", self.log_level.as_ref(), "info", |text| Ok(text.into()))?;
+        let file = settings.take_optional("token-file", None, |text| Ok(PathBuf::from(text)))?;
+        settings.finish()?;
+        let token = settings::token(global.token_file.as_deref().or(file.as_deref()))?;
+        let policy = Policy { order, lease, backoff };
+        let checkpoint_root = checkpoint_root.display().to_string();
+        let config = ServerConfig { listen, token, policy, checkpoint_root };
+        Ok(Resolved { config, store: data_dir.join("store.redb"), log_format, log_level })
+    }
+}
+
+/// Runs the scheduler until it is told to stop.
+pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
+    let resolved = args.resolve(global)?;
+    settings::start_logging(&resolved.log_format, &resolved.log_level)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::refused(format!("cannot start: {error}"), ""))?;
+    let store = Embedded::open(&resolved.store).map_err(ServerError::from).map_err(failure)?;
+    let ready = |address: SocketAddr, _: &_| write_out(format!("listening on {address}\n").as_bytes());
+    let served = serve(resolved.config, Box::new(store), ready, settings::stop_signal());
+    let served = runtime.block_on(served).map_err(failure);
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    served
+}
+
+/// What to do about an error of the scheduler.
+pub fn failure(error: ServerError) -> Failure {
+    let next = match &error {
+        ServerError::Open(_) => "Name a secret with --token-file, or listen on 127.0.0.1.",
+        ServerError::Listen { .. } => "Choose another address with --listen; is a scheduler running already?",
+        ServerError::Store(_) => "Look at the store's directory; another one can be named with --data-dir.",
+        ServerError::Server(_) | ServerError::Reflection(_) => "Start it again; what was acknowledged is kept.",
+    };
+    Failure::refused(error.to_string(), next)
+}
+
+/// A path, made absolute.
+pub fn absolute(text: &str) -> Result<PathBuf, String> {
+    std::path::absolute(text).map_err(|error| format!("no path: {error}"))
+}
+
+/// `text` or `json`.
+pub fn log_format(text: &str) -> Result<String, String> {
+    match text {
+        "text" | "json" => Ok(text.into()),
+        _ => Err("expected text or json".into()),
+    }
+}
+
+fn between(text: &str, least_ms: u64, most_ms: u64) -> Result<Duration, String> {
+    let ms = parse_duration(text)?;
+    match (least_ms..=most_ms).contains(&ms) {
+        true => Ok(Duration::from_millis(ms)),
+        false => Err(format!("expected {least_ms} ms to {most_ms} ms")),
+    }
+}
