@@ -436,13 +436,8 @@ impl Watcher {
             Start::Orphaned => (None, None),
         };
         let code = match supervisor {
-            Some(supervisor) => match self.until_supervisor_ends(supervisor, started).await {
-                Ok(code) => code,
-                Err(error) => {
-                    let why = format!("the agent cannot watch its supervisor: {error}");
-                    return self.exited(Exit::Failed(why.into())).await;
-                }
-            },
+            // One that cannot be watched is ended like one that was killed: what may run unseen must not run.
+            Some(supervisor) => self.until_supervisor_ends(supervisor, started).await.unwrap_or(None),
             None => None,
         };
         self.look_at_status().await;
@@ -635,10 +630,15 @@ fn start_supervisor(
         supervisor.env_remove(key);
     }
     let cannot = |error: io::Error| format!("cannot start supervisor {}: {error}", command.program.display());
-    let child = supervisor.spawn().map_err(cannot)?;
-    let pidfd = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
-    let supervisor = pidfd.map_err(|errno| cannot(errno.into()))?;
-    Ok(Start::New { supervisor, started: started.into() })
+    let mut child = supervisor.spawn().map_err(cannot)?;
+    match rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+        Ok(supervisor) => Ok(Start::New { supervisor, started: started.into() }),
+        Err(errno) => {
+            // The worker, if there is one by now, dies with it.
+            let _ = child.kill().and_then(|()| child.wait());
+            Err(cannot(errno.into()))
+        }
+    }
 }
 
 type FoundRun = (WorkerId, WorkerState, Option<(Spec, Start)>);

@@ -196,6 +196,12 @@ fn kill_9(pid: i32) {
     rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
 }
 
+/// Processes whose command matches.
+fn running(pattern: &str) -> String {
+    let found = Command::new("pgrep").args(["-a", "-f", &format!("^{pattern}$")]).output().unwrap();
+    String::from_utf8(found.stdout).unwrap()
+}
+
 fn is_alive(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
@@ -412,8 +418,7 @@ async fn nothing_that_a_worker_started_outlives_it() {
     let script = "sleep 1001 & setsid sleep 1002 & (setsid sh -c 'setsid sleep 1003 & sleep 1004' &); \
                   (env -i setsid sleep 1005 &); sleep 0.05; exit 5";
     assert_eq!(t.run(shell(script)).await, Exit::Code(5));
-    let sleeps = Command::new("pgrep").args(["-f", "sleep 100[1-5]"]).output();
-    assert!(sleeps.is_ok_and(|found| found.stdout.is_empty()), "one is left");
+    assert_eq!(running("sleep 100[1-5]"), "", "one is left");
     t.done();
 }
 
@@ -439,6 +444,7 @@ async fn agent_process(t: &mut Fixture, lease_ms: u64, script: &str) -> std::pro
     let state_dir = t.config.state_dir.to_str().unwrap();
     let agent = Command::new(example("launch_one"))
         .args([state_dir, &lease_ms.to_string(), "/bin/sh", "-c", script])
+        .env("AQUIFER_TOKEN", "secret")
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
@@ -452,7 +458,8 @@ async fn agent_process(t: &mut Fixture, lease_ms: u64, script: &str) -> std::pro
 async fn a_worker_survives_kill_9_of_its_agent_and_its_exit_code_arrives() {
     let mut t = Fixture::new().await;
     let gate = t.dir.path().join("gate");
-    let script = format!("echo ready; while [ ! -e {} ]; do sleep 0.01; done; exit 42", gate.display());
+    let script =
+        format!("echo ready$AQUIFER_TOKEN; until [ -e {} ]; do sleep 0.01; done; exit 42", gate.display());
     let mut agent = agent_process(&mut t, 0, &script).await;
     let pid = t.pid(id(0), "worker");
     kill_9(agent.id() as i32);
@@ -462,6 +469,7 @@ async fn a_worker_survives_kill_9_of_its_agent_and_its_exit_code_arrives() {
     assert!(is_alive(pid));
     fs::write(gate, "").unwrap();
     assert_eq!(t.exit_of(id(0)).await, Exit::Code(42));
+    assert_eq!(t.log(id(0)), "ready\n", "what is the agent's own does not reach its workers");
     t.done();
 }
 
@@ -541,12 +549,17 @@ async fn a_lease_file_of_rubbish_ends_exclusive_workers_once_the_known_lease_is_
 #[tokio::test]
 async fn the_worker_of_a_killed_supervisor_is_killed_and_reported() {
     let mut t = Fixture::new().await;
-    t.start(shell("setsid sleep 1008 & (setsid sh -c 'sleep 1009; true' &); echo ready; sleep 1010; true"))
-        .await;
+    let script = "setsid sleep 1008 & (setsid sh -c 'sleep 1009; true' &); (env -i sleep 1014 &); \
+                  echo ready; sleep 1010; true";
+    t.start(shell(script)).await;
     t.wait_for_log(id(0), "ready").await;
+    for sleep in ["sleep 1008", "sleep 1009", "sleep 1014"] {
+        eventually(sleep, || !running(sleep).is_empty()).await;
+    }
     kill_9(t.pid(id(0), "supervisor"));
     assert_eq!(t.exit_of(id(0)).await, failed("its supervisor was killed"));
     assert_eq!(t.processes(), Vec::<String>::new());
+    assert_eq!(running("sleep 10(0[89]|10|14)"), "", "one is left");
     t.drop_agent();
     t.open().await;
     assert_eq!(t.found, [(id(0), WorkerState::Exited(failed("its supervisor was killed")))]);
@@ -565,6 +578,36 @@ async fn a_supervisor_that_was_killed_while_there_was_no_agent_is_found_by_the_n
     t.open().await;
     assert_eq!(t.found, [(id(0), WorkerState::Running)]);
     assert_eq!(t.exit_of(id(0)).await, failed("its supervisor was killed"));
+    t.done();
+}
+
+#[tokio::test]
+async fn a_process_that_took_a_dead_supervisors_number_is_left_alone() {
+    let mut t = Fixture::new().await;
+    t.start(worker(&["/bin/sleep", "1015"])).await;
+    let supervisor = t.pid(id(0), "supervisor");
+    t.drop_agent();
+    kill_9(supervisor);
+    eventually("the end of all processes", || t.processes().is_empty()).await;
+    // The number now belongs to the leader of another session, and somebody looks after the lock.
+    let mut other = Command::new("setsid")
+        .args(["sleep", "1016"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pids = t.run_dir(id(0)).join("pid.json");
+    let mut value: serde_json::Value = serde_json::from_slice(&fs::read(&pids).unwrap()).unwrap();
+    value["supervisor"] = other.id().into();
+    value["supervisor_start"] = 1.into();
+    fs::write(&pids, value.to_string()).unwrap();
+    let lock = fs::File::open(t.run_dir(id(0)).join("lock")).unwrap();
+    lock.lock().unwrap();
+    t.open().await;
+    assert_eq!(t.exit_of(id(0)).await, failed("its supervisor was killed"));
+    assert!(is_alive(other.id() as i32));
+    other.kill().unwrap();
+    other.wait().unwrap();
     t.done();
 }
 
