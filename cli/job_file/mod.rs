@@ -5,6 +5,7 @@
 //! (`aquifer_proto::border::job_spec`), which the scheduler passes a job through as well.
 
 mod scalars;
+mod set;
 mod spec;
 
 use std::fmt;
@@ -12,7 +13,6 @@ use std::fmt;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
-use yaml_serde::Value;
 
 pub use scalars::*;
 pub use spec::*;
@@ -190,65 +190,20 @@ impl JobFile {
         if sets.is_empty() && empty() {
             return Err(FileError::new("the file is empty: expected at least `command`, `train` or `serve`"));
         }
-        let file: JobFile = match empty() {
+        let mut file: JobFile = match empty() {
             true => JobFile::default(),
             false => yaml_serde::from_str(text).map_err(|error| told(&error))?,
         };
-        if sets.is_empty() {
-            return Ok(file);
-        }
-        let mut value: Value =
-            if empty() { Value::Null } else { yaml_serde::from_str(text).map_err(|e| told(&e))? };
-        value.apply_merge().map_err(|error| told(&error))?;
         for set in sets {
-            apply(&mut value, set)?;
-            // Read after each, so that an error can name the setting that made it.
-            let read = yaml_serde::from_value::<JobFile>(value.clone());
-            read.map_err(|error| FileError::new(format!("--set {set}: {}", told(&error).text)))?;
+            set::apply(&mut file, set)?;
         }
-        yaml_serde::from_value(value).map_err(|error| told(&error))
+        Ok(file)
     }
 
     /// The text of a job file that asks for the same.
     pub fn text(&self) -> String {
         yaml_serde::to_string(self).expect("a job file is YAML")
     }
-}
-
-/// Replaces a value of a document: `train.steps=400`, `roles.0.ranks=2`.
-fn apply(document: &mut Value, set: &str) -> Result<(), FileError> {
-    let wrong = |why: &str| FileError::new(format!("--set {set}: {why}"));
-    let (path, text) =
-        set.split_once('=').ok_or_else(|| wrong("expected KEY=VALUE, like train.steps=400"))?;
-    let value: Value = match text {
-        "" => Value::String(String::new()),
-        text => yaml_serde::from_str(text).map_err(|_| wrong("the value is not YAML"))?,
-    };
-    let mut place = document;
-    for key in path.split('.') {
-        if key.is_empty() {
-            return Err(wrong("the key is empty"));
-        }
-        if place.is_null() {
-            *place = Value::Mapping(yaml_serde::Mapping::new());
-        }
-        place = match place {
-            Value::Mapping(map) => map.entry(Value::String(key.into())).or_insert(Value::Null),
-            Value::Sequence(list) => {
-                let at = key.parse::<usize>().ok().filter(|at| *at < list.len());
-                let at =
-                    at.ok_or_else(|| wrong(&format!("{key} is no position in a list of {}", list.len())))?;
-                &mut list[at]
-            }
-            _ => {
-                return Err(wrong(&format!(
-                    "there is nothing to set below {key}'s parent, which is one value"
-                )));
-            }
-        };
-    }
-    *place = value;
-    Ok(())
 }
 
 /// An error of the YAML library, in the words of this house.
@@ -270,7 +225,9 @@ fn told(error: &yaml_serde::Error) -> FileError {
         let (field, known) = rest.split_once('`').unwrap_or((rest, ""));
         let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
         let field: String = crate::output::shorten(field, 64);
-        let close = known.iter().find(|key| alike(key, &field));
+        let meant = MEANT.iter().find(|(wrong, _)| field.eq_ignore_ascii_case(wrong)).map(|(_, key)| *key);
+        let meant = meant.filter(|key| known.contains(key));
+        let close = meant.or_else(|| known.iter().copied().find(|key| alike(key, &field)));
         let hint = close.map(|key| format!("did you mean {key}? ")).unwrap_or_default();
         format!("{} is no key: {hint}known are {}", dotted(&field), known.join(", "))
     } else if let Some(rest) = message.strip_prefix("duplicate field `") {
@@ -280,14 +237,25 @@ fn told(error: &yaml_serde::Error) -> FileError {
     {
         let (found, expected) = rest.rsplit_once(", expected ").unwrap_or((rest, "another value"));
         let found = match found {
-            "sequence" => "a list",
-            "map" => "a mapping",
-            "unit value" => "without a value",
-            "enum" => "a tagged value",
-            found => found,
+            "sequence" => "a list".into(),
+            "map" => "a mapping".into(),
+            "unit value" => "without a value".into(),
+            "enum" => "a tagged value".into(),
+            found => match found.split_once(' ') {
+                Some(("string", text)) => format!("the text {text}"),
+                Some(("boolean", value)) => value.replace('`', ""),
+                _ => format!("the number {}", found.rsplit(' ').next().unwrap_or(found).replace('`', "")),
+            },
         };
-        let expected = expected.strip_prefix("struct ").map_or(expected.to_string(), |_| "a mapping".into());
-        format!("{here} is {}: expected {expected}", crate::output::shorten(found, 72))
+        let expected = match expected {
+            "a string" => "a text",
+            "a sequence" => "a list",
+            mapping if mapping.starts_with("struct ") => "a mapping",
+            expected => expected,
+        };
+        format!("{here} is {}: expected {expected}", crate::output::shorten(&found, 72))
+    } else if message.contains("more than one document") {
+        "the file has several documents: expected one, a job a file".into()
     } else if path.is_empty() {
         format!("the file is not the YAML that it should be: {message}")
     } else if message.starts_with("is ") || message.starts_with("has ") {
@@ -297,6 +265,26 @@ fn told(error: &yaml_serde::Error) -> FileError {
     };
     FileError { line, text }
 }
+
+/// What keys are called elsewhere.
+const MEANT: [(&str, &str); 16] = [
+    ("gpus", "devices"),
+    ("gpu", "devices"),
+    ("accelerators", "devices"),
+    ("model", "class"),
+    ("type", "class"),
+    ("cpu", "cpus"),
+    ("cores", "cpus"),
+    ("mem", "memory"),
+    ("timeout", "time_limit"),
+    ("time", "time_limit"),
+    ("depends_on", "after"),
+    ("environment", "env"),
+    ("workdir", "working_dir"),
+    ("nodes", "ranks"),
+    ("replicas", "ranks"),
+    ("lr", "learning_rate"),
+];
 
 fn is_path(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "_.[]?\\".contains(c);

@@ -313,7 +313,7 @@ impl<'de, T: Scalar> Deserialize<'de> for List<T> {
         impl<'de, T: Scalar> Visitor<'de> for Read<T> {
             type Value = List<T>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "a list; of each {}", T::expected())
+                write!(f, "a list; in it, {}", T::expected().trim_start_matches("expected "))
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<List<T>, E> {
                 Ok(List(vec![read(text)?]))

@@ -60,7 +60,7 @@ impl JobFile {
             dir.as_ref().map(|dir| absolute(field, dir, &context.base)).transpose()
         };
         Ok(v1::JobSpec {
-            name: self.name.clone().unwrap_or_default(),
+            name: self.name.clone().or_else(|| self.shell_name()).unwrap_or_default(),
             user: context.user.clone(),
             queue: self.queue.clone().unwrap_or_default(),
             client_key: context.client_key.clone(),
@@ -78,6 +78,16 @@ impl JobFile {
             working_dir: dir("working_dir", &self.working_dir)?,
             checkpoint_dir: dir("checkpoint_dir", &self.checkpoint_dir)?,
         })
+    }
+
+    /// Of a line for the shell: its first word, which tells more than `sh`.
+    fn shell_name(&self) -> Option<String> {
+        let first = self.roles.as_ref().and_then(|roles| roles.first());
+        let command = first.map_or(self.command.as_ref(), |role| role.command.as_ref())?;
+        let Command::Shell(line) = command else { return None };
+        let word = line.split_whitespace().next()?.rsplit('/').next()?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        (word.len() <= 64 && word.chars().all(plain)).then(|| word.into())
     }
 
     fn parts(&self) -> Result<Vec<Part<'_>>, FileError> {
@@ -272,16 +282,18 @@ pub fn resolve(spec: &mut v1::JobSpec, job: JobId, checkpoint_dir: &str) {
 pub fn check(spec: &v1::JobSpec) -> Result<core::JobSpec, FileError> {
     border::job_spec(spec).map_err(|invalid| {
         let Invalid { field, value, allowed } = invalid;
-        FileError::new(format!("{} is {value}: {allowed}", key(&field, spec.roles.len())))
+        // The border escapes what it has quoted.
+        let value = value.replace("\\\"", "\"").replace("\\\\", "\\");
+        let unnamed = matches!(&spec.roles[..], [role] if role.name.is_empty());
+        FileError::new(format!("{} is {value}: {allowed}", key(&field, unnamed)))
     })
 }
 
 /// The key of the job file that a field of the wire comes from.
-fn key(field: &str, roles: usize) -> String {
-    let field = match roles {
-        1 => field.strip_prefix("roles[0].").unwrap_or(field),
-        _ => field,
-    };
+///
+/// `at_top`: whether the only role is written at the top of the file.
+fn key(field: &str, at_top: bool) -> String {
+    let field = if at_top { field.strip_prefix("roles[0].").unwrap_or(field) } else { field };
     let devices = field.contains(".devices[") || field.starts_with("request.devices[");
     let mut key = field.replace("request.", "").replace(".arguments", "");
     for (wire, file) in [("cpus_milli", "cpus"), ("memory_bytes", "memory"), ("time_limit_ms", "time_limit")]
