@@ -142,6 +142,7 @@ impl Pool {
             Code::Unauthenticated => "put your token into AQUIFER_TOKEN, or name its file with --token-file",
             Code::PermissionDenied => "ask an administrator of the pool",
             Code::NotFound => "`aquifer jobs --all`, `aquifer nodes` and `aquifer queues` tell what there is",
+            Code::AlreadyExists => "choose another --key, or leave it out",
             Code::InvalidArgument => {
                 "correct it and try again; docs/job-file.md has every key with its limits"
             }

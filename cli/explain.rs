@@ -75,28 +75,17 @@ pub fn text(view: &view::Explanation, now_ms: u64, output: &Output) -> String {
         parts.push(table.plain(output));
     }
     let mut last = Vec::new();
-    if let Some(start) = start(view, now_ms) {
-        last.push(("start", start));
+    if !view.start_text.is_empty() {
+        let is = if view.start_text.starts_with("expected") { "is " } else { "" };
+        last.push(printable(&format!("It {is}{}.", view.start_text.trim_end_matches('.'))));
     }
     if !view.change.is_empty() {
-        last.push(("change", format!("{} would start now", view.change)));
+        last.push(printable(&format!("It would start now with {}.", view.change.trim_end_matches('.'))));
     }
     if !last.is_empty() {
-        parts.push(crate::output::pairs(&last));
+        parts.push(last.join("\n"));
     }
     parts.join("\n\n")
-}
-
-fn start(view: &view::Explanation, now_ms: u64) -> Option<String> {
-    let words = match (&view.start[..], &view.start_text[..]) {
-        ("past", _) => return None,
-        (start, "") => start.replace('-', " "),
-        (_, text) => text.into(),
-    };
-    Some(match view.start_ms {
-        Some(at) => format!("{words} ({}, {})", within(at, now_ms), units::time(at)),
-        None => words,
-    })
 }
 
 /// `within 12m04s`.

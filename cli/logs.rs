@@ -82,7 +82,15 @@ impl Reader {
         let (mut backoff, mut told, mut tries) = (Backoff::default(), false, 0);
         loop {
             let status = match self.stream(follow, session, &mut backoff, print).await {
-                Ok(()) => return Ok(()),
+                Ok(()) if !follow || self.attempt.is_some() => return Ok(()),
+                // A scheduler that goes down in order ends its streams as well.
+                Ok(()) if view::has_ended(job::get(self.job, Patience::Endless, session).await?.state()) => {
+                    return Ok(());
+                }
+                Ok(()) => {
+                    backoff.pause().await;
+                    continue;
+                }
                 Err(status) => status,
             };
             tries += 1;

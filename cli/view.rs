@@ -447,9 +447,10 @@ impl From<&v1::Job> for Job {
             reason: wire.reason.clone(),
             priority: spec.priority,
             ranks: spec.roles.iter().map(|role| role.ranks).sum(),
-            devices: match workers.is_empty() {
-                true => asked.clone().map(|(ranks, device)| u64::from(ranks) * u64::from(device.count)).sum(),
-                false => held,
+            // Ranks of an ended job tell where they were, but hold nothing any more.
+            devices: match held {
+                0 => asked.clone().map(|(ranks, device)| u64::from(ranks) * u64::from(device.count)).sum(),
+                held => held,
             },
             device_model: model.cloned().unwrap_or_default(),
             nodes,

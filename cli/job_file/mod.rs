@@ -263,7 +263,7 @@ fn told(error: &yaml_serde::Error) -> FileError {
     } else {
         format!("{path}: {message}")
     };
-    FileError { line, text }
+    FileError { line, text: crate::output::printable(&text) }
 }
 
 /// What keys are called elsewhere.
