@@ -1,0 +1,261 @@
+//! The connection to the scheduler: calls that are repeated when it is lost, errors in the words of people.
+
+use std::path::PathBuf;
+use std::time::Duration;
+use std::{env, fs};
+
+use aquifer_proto::v1::pool_client::PoolClient;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Response, Status};
+
+use crate::output::{Failure, aside};
+
+/// Where the scheduler is, and how output looks: the flags of every command.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Connection and output")]
+pub struct Global {
+    /// URL of the scheduler
+    #[arg(
+        long,
+        global = true,
+        env = "AQUIFER_SERVER",
+        default_value = "http://127.0.0.1:7700",
+        value_name = "URL"
+    )]
+    pub server: String,
+    /// File with the token that is sent as `authorization: Bearer …`. Default: the variable AQUIFER_TOKEN, else none
+    #[arg(long, global = true, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Print JSON with stable field names instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Print no colours. Default: colours on a terminal, unless NO_COLOR is set
+    #[arg(long, global = true)]
+    pub no_color: bool,
+}
+
+/// The generated client, with the token in every request.
+pub type Client = PoolClient<InterceptedService<Channel, Bearer>>;
+
+/// The scheduler, as commands see it.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    client: Client,
+    server: String,
+}
+
+/// Puts the token into requests.
+#[derive(Clone, Debug)]
+pub struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// How long a call is repeated while the scheduler does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// Once more: somebody waits for an answer, and asking again is easy.
+    Short,
+    /// For about ten seconds: something was said that must not be lost by a restart of the scheduler.
+    Long,
+    /// For ever: the command waits anyway.
+    Endless,
+}
+
+impl Pool {
+    /// Prepares the connection. Nothing is sent before the first call.
+    ///
+    /// # Errors
+    /// The URL or the token cannot be used.
+    pub fn new(global: &Global) -> Result<Pool, Failure> {
+        let server = match global.server.contains("://") {
+            true => global.server.clone(),
+            false => format!("http://{}", global.server),
+        };
+        let usage =
+            |sentence: String| Failure::usage(sentence, "give --server a URL like http://scheduler:7700");
+        if server.starts_with("https://") {
+            return Err(usage(format!("{server}: TLS is not built in")));
+        }
+        let endpoint = Endpoint::from_shared(server.clone());
+        let endpoint =
+            endpoint.map_err(|error| usage(format!("{server:?} is no URL of a scheduler: {error}")))?;
+        let endpoint = endpoint
+            .connect_timeout(Duration::from_secs(5))
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .tcp_nodelay(true);
+        let client = PoolClient::with_interceptor(endpoint.connect_lazy(), Bearer(token(global)?));
+        // Specifications may carry a mebibyte of environment each.
+        let client = client.max_decoding_message_size(1 << 30);
+        Ok(Pool { client, server })
+    }
+
+    /// A client for one call, for those who repeat it themselves.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Asks the scheduler, again if the connection was lost. `call` must be harmless when repeated.
+    ///
+    /// # Errors
+    /// The scheduler refused, or did not answer for as long as there was patience.
+    pub async fn call<Answer>(
+        &self,
+        patience: Patience,
+        call: impl AsyncFn(Client) -> Result<Response<Answer>, Status>,
+    ) -> Result<Answer, Failure> {
+        let mut backoff = Backoff::default();
+        loop {
+            match call(self.client()).await {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) if is_lost(&status) && backoff.goes_on(patience) => {
+                    if backoff.pauses == 2 {
+                        aside(format!("the scheduler at {} does not answer; trying again", self.server));
+                    }
+                    backoff.pause().await;
+                }
+                Err(status) => return Err(self.failure(&status)),
+            }
+        }
+    }
+
+    /// What a status means for the user.
+    pub fn failure(&self, status: &Status) -> Failure {
+        let said = status.message();
+        if is_lost(status) {
+            let sentence = format!("no scheduler answers at {}: {}", self.server, root_cause(status));
+            let next =
+                "is it running? start one with `aquifer up`, or name another with --server or AQUIFER_SERVER";
+            return Failure { exit: 3, sentence, next: next.into() };
+        }
+        let next = match status.code() {
+            Code::Unauthenticated => "put your token into AQUIFER_TOKEN, or name its file with --token-file",
+            Code::PermissionDenied => "ask an administrator of the pool",
+            Code::NotFound => "`aquifer jobs --all`, `aquifer nodes` and `aquifer queues` tell what there is",
+            Code::AlreadyExists => "choose another --key, or leave it out",
+            Code::InvalidArgument => {
+                "correct it and try again; docs/job-file.md has every key with its limits"
+            }
+            Code::Unimplemented => {
+                "the scheduler is of another version than this program: `aquifer --version`"
+            }
+            Code::ResourceExhausted => "try again later, or with less at once",
+            _ => "",
+        };
+        let sentence = match said {
+            "" => format!("the scheduler refused: {}", status.code().description()),
+            said => said.to_string(),
+        };
+        Failure::refused(sentence, next)
+    }
+}
+
+/// Whether the scheduler did not answer, as opposed to answering with a refusal.
+pub fn is_lost(status: &Status) -> bool {
+    status.code() == Code::Unavailable || std::error::Error::source(status).is_some()
+}
+
+fn root_cause(status: &Status) -> String {
+    let mut cause: &dyn std::error::Error = status;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    match (std::error::Error::source(status), status.message()) {
+        (None, said) => said.to_string(),
+        (Some(_), _) => cause.to_string(),
+    }
+}
+
+fn token(global: &Global) -> Result<Option<MetadataValue<Ascii>>, Failure> {
+    let (token, whence) = match &global.token_file {
+        Some(file) => {
+            let next = "name a file that holds nothing but the token";
+            let read = fs::read_to_string(file);
+            let text = read.map_err(|error| Failure::usage(format!("{}: {error}", file.display()), next))?;
+            (text, file.display().to_string())
+        }
+        None => (env::var("AQUIFER_TOKEN").unwrap_or_default(), "AQUIFER_TOKEN".into()),
+    };
+    if token.trim().is_empty() {
+        return Ok(None);
+    }
+    let value = format!("Bearer {}", token.trim()).parse();
+    let mut value: MetadataValue<Ascii> = value.map_err(|_| {
+        Failure::usage(format!("the token in {whence} has characters that cannot be sent"), "is it a token?")
+    })?;
+    value.set_sensitive(true);
+    Ok(Some(value))
+}
+
+/// Pauses between attempts that grow, and differ from those of other clients.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Backoff {
+    pauses: u32,
+}
+
+impl Backoff {
+    fn goes_on(&self, patience: Patience) -> bool {
+        match patience {
+            Patience::Short => self.pauses < 1,
+            Patience::Long => self.pauses < 7,
+            Patience::Endless => true,
+        }
+    }
+
+    /// Waits 100 ms, 200 ms, … up to 5 s; a quarter more or less.
+    pub async fn pause(&mut self) {
+        let ms = (100u64 << self.pauses.min(6)).min(5000);
+        self.pauses += 1;
+        let jitter = u64::from_le_bytes(random()) % (ms / 2 + 1);
+        tokio::time::sleep(Duration::from_millis(ms - ms / 4 + jitter)).await;
+    }
+
+    /// Begins anew: something was heard.
+    pub fn reset(&mut self) {
+        self.pauses = 0;
+    }
+}
+
+/// A key that no other invocation has.
+pub fn random_key() -> String {
+    let bytes: [u8; 16] = random();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    let mut filled = 0;
+    while filled < N {
+        let got = rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty());
+        filled += got.expect("the kernel gives random bytes");
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_two_invocations_differ() {
+        assert_ne!(random_key(), random_key());
+        assert_eq!(random_key().len(), 32);
+    }
+
+    #[test]
+    fn patience_ends() {
+        let tries =
+            |patience| (0..100).take_while(|pauses| Backoff { pauses: *pauses }.goes_on(patience)).count();
+        assert_eq!([Patience::Short, Patience::Long, Patience::Endless].map(tries), [1, 7, 100]);
+    }
+}

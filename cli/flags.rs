@@ -1,0 +1,196 @@
+//! Flags that say what a job should be: of `run`, and over the job file of `submit` and `plan`.
+
+use std::env;
+use std::path::PathBuf;
+
+use crate::job_file::*;
+use crate::output::Failure;
+
+/// The keys of a job file, as flags.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "The job")]
+pub struct JobFlags {
+    /// What people call the job: up to 128 characters. Default: the program's name
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Queue that the job is charged to. Default: "default"
+    #[arg(long, value_name = "NAME")]
+    pub queue: Option<String>,
+    /// Larger goes first within the queue: -1000 to 1000. Default: 0
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub priority: Option<Whole<-1000, 1000>>,
+    /// Number of equal workers, placed together or not at all: 1 to 100,000. Default: 1
+    #[arg(long, value_name = "N")]
+    pub ranks: Option<Whole<1, 100_000>>,
+    /// Devices of each rank: 0 to 4,096. Default: 0; with another device flag, and for train and serve: 1
+    #[arg(long, value_name = "N")]
+    pub devices: Option<Whole<0, 4096>>,
+    /// Model of the devices, or its first words: h100 accepts h100-80gb-hbm3. Default: any
+    #[arg(long, value_name = "MODEL")]
+    pub class: Option<String>,
+    /// Maker of the devices: nvidia, amd, ascend, cpu, … as in `aquifer nodes`. Default: any
+    #[arg(long, value_name = "VENDOR")]
+    pub vendor: Option<Maker>,
+    /// Least memory of each device, with its unit: 80GiB. Default: any
+    #[arg(long, value_name = "SIZE")]
+    pub device_memory: Option<Size>,
+    /// Cores of each rank, in steps of 0.001. Default: 1
+    #[arg(long, value_name = "CORES")]
+    pub cpus: Option<Cpus>,
+    /// Main memory of each rank, with its unit: 20GiB. Default: 0, none is reserved
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<Size>,
+    /// Label that the nodes must have; may be repeated. Default: none
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
+    pub labels: Vec<(String, String)>,
+    /// The job ends when it has run for so long: 90s, 30m, 2h, 1d. Default: no limit
+    #[arg(long, value_name = "DURATION")]
+    pub time_limit: Option<Span<1, 366>>,
+    /// Failures of its own after which the job is placed again: 0 to 1,000. Default: 0 (train 3, serve 10)
+    #[arg(long, value_name = "N")]
+    pub retries: Option<Whole<0, 1000>>,
+    /// From the request to stop until the workers are killed: up to 1d. Default: 30s
+    #[arg(long, value_name = "DURATION")]
+    pub grace: Option<Span<0, 1>>,
+    /// Variable of every worker's environment; may be repeated. Default: none
+    #[arg(long = "env", value_name = "KEY=VALUE", value_parser = pair)]
+    pub env: Vec<(String, String)>,
+    /// Variable whose value is taken from this shell; may be repeated. Default: nothing is inherited
+    #[arg(long, value_name = "NAME")]
+    pub env_from_shell: Vec<String>,
+    /// Directory in which the workers run, on their nodes. Default of `run`: the current one; of a file: each
+    /// worker's run directory
+    #[arg(long, value_name = "DIR")]
+    pub working_dir: Option<String>,
+    /// Where the job keeps its checkpoints, on storage that all its nodes see. Default: the agent's
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint_dir: Option<String>,
+    /// Job that must have succeeded before this one starts; may be repeated. Default: none
+    #[arg(long, value_name = "JOB")]
+    pub after: Vec<Job>,
+    /// One job for every index FIRST-LAST, or every STEP-th: 0-99, 0-99:2. Default: one job
+    #[arg(long, value_name = "RANGE")]
+    pub array: Option<Indices>,
+    /// Chosen by you: submitting the same key again returns the job that it made. Default: a random one
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+}
+
+/// Reads `KEY=VALUE`.
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
+        _ => Err("expected KEY=VALUE".into()),
+    }
+}
+
+impl JobFlags {
+    /// Puts the flags over what a file says. Labels and variables are added to those of the file.
+    ///
+    /// # Errors
+    /// A flag that does not go with the file, or a variable that is not there.
+    pub fn apply(&self, file: &mut JobFile) -> Result<(), Failure> {
+        self.apply_to_roles(file)?;
+        fn put<T: Clone>(to: &mut Option<T>, flag: &Option<T>) {
+            if flag.is_some() {
+                to.clone_from(flag);
+            }
+        }
+        fn give<T: Copy>(to: &mut Option<Given<T>>, flag: Option<T>) {
+            *to = flag.map(Given).or(to.take());
+        }
+        put(&mut file.name, &self.name);
+        put(&mut file.queue, &self.queue);
+        put(&mut file.checkpoint_dir, &here(&self.checkpoint_dir)?);
+        put(&mut file.working_dir, &here(&self.working_dir)?);
+        give(&mut file.priority, self.priority);
+        give(&mut file.ranks, self.ranks);
+        give(&mut file.cpus, self.cpus);
+        give(&mut file.memory, self.memory);
+        give(&mut file.time_limit, self.time_limit);
+        give(&mut file.retries, self.retries);
+        give(&mut file.grace, self.grace);
+        give(&mut file.array, self.array);
+        if !self.after.is_empty() {
+            file.after = Some(List(self.after.clone()));
+        }
+        if !self.labels.is_empty() {
+            file.labels.get_or_insert_default().0.extend(self.labels.iter().cloned());
+        }
+        let mut inherited = Vec::new();
+        for name in &self.env_from_shell {
+            let value = env::var(name).map_err(|error| {
+                let next = "set it, or give its value with --env";
+                Failure::usage(format!("--env-from-shell {name}: {error}"), next)
+            })?;
+            inherited.push((name.clone(), value));
+        }
+        let variables = || inherited.iter().chain(&self.env).cloned();
+        if variables().next().is_some() {
+            file.env.get_or_insert_default().0.extend(variables());
+        }
+        Ok(())
+    }
+
+    fn apply_to_roles(&self, file: &mut JobFile) -> Result<(), Failure> {
+        let device_flags = self.class.is_some() || self.vendor.is_some() || self.device_memory.is_some();
+        let of_one_role = [
+            ("--ranks", self.ranks.is_some()),
+            ("--devices", self.devices.is_some()),
+            ("--class, --vendor and --device-memory", device_flags),
+            ("--cpus", self.cpus.is_some()),
+            ("--memory", self.memory.is_some()),
+            ("--label", !self.labels.is_empty()),
+        ];
+        if file.roles.is_some() {
+            return match of_one_role.iter().find(|(_, given)| *given) {
+                Some((flag, _)) => Err(Failure::usage(
+                    format!("{flag}: the file has roles, and the flag does not say which is meant"),
+                    "name the role's key with --set, counting roles from 0: --set roles.0.ranks=4",
+                )),
+                None => Ok(()),
+            };
+        }
+        match self.devices {
+            Some(Whole(0)) if device_flags => {
+                let next = "leave out --devices 0, or the flags that describe devices";
+                return Err(Failure::usage("--devices 0 asks for none, other flags say which", next));
+            }
+            Some(Whole(0)) => file.devices = Some(Devices::default()),
+            Some(_) | None if self.devices.is_some() || device_flags => {
+                let devices = file.devices.get_or_insert_default();
+                if devices.any_of.is_empty() {
+                    devices.any_of.push(Device::default());
+                }
+                for device in &mut devices.any_of {
+                    if let Some(Whole(count)) = self.devices {
+                        device.count = Some(Given(Whole(count)));
+                    }
+                    device.class = self.class.clone().or(device.class.take());
+                    device.vendor = self.vendor.map(Given).or(device.vendor);
+                    device.memory = self.device_memory.map(Given).or(device.memory);
+                }
+            }
+            _ => (),
+        }
+        Ok(())
+    }
+}
+
+/// A path of a flag is meant against the current directory, wherever the file is.
+fn here(path: &Option<String>) -> Result<Option<String>, Failure> {
+    let Some(path) = path else { return Ok(None) };
+    if path.is_empty() {
+        return Err(Failure::usage("the path is empty", "give a directory"));
+    }
+    Ok(Some(current_dir()?.join(path).to_string_lossy().into_owned()))
+}
+
+/// The current directory.
+///
+/// # Errors
+/// It was removed, or cannot be seen.
+pub fn current_dir() -> Result<PathBuf, Failure> {
+    let dir = env::current_dir();
+    dir.map_err(|error| Failure::refused(format!("the current directory: {error}"), "change to another one"))
+}

@@ -1,0 +1,162 @@
+//! `aquifer job`: everything about one job.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use aquifer_proto::core::JobId;
+use aquifer_proto::v1;
+
+use crate::client::{Client, Patience};
+use crate::output::{Failure, Output, Side, Table, pairs};
+use crate::{Session, explain, jobs, time_now, units, view};
+
+/// Show everything about one job
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  aquifer job job-7")]
+pub struct Args {
+    /// The job: job-7, or 7
+    #[arg(value_name = "JOB")]
+    pub job: JobId,
+}
+
+/// Runs the command.
+pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
+    let job = get(args.job, Patience::Short, session).await?;
+    let view = view::Job::with_spec(&job);
+    match session.output.json {
+        true => session.output.document(&view),
+        false => {
+            session.output.text(text(&view, time_now(), &session.output));
+            if view.state == "pending" {
+                session.output.hint(format!("\n`aquifer explain {}` says why it waits", view.id));
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks for a job.
+pub async fn get(job: JobId, patience: Patience, session: &Session) -> Result<v1::Job, Failure> {
+    let get = async |mut client: Client| client.get(v1::GetRequest { job: job.0 }).await;
+    session.pool.call(patience, get).await
+}
+
+/// The job for people.
+pub fn text(job: &view::Job, now_ms: u64, output: &Output) -> String {
+    let at = |ms: u64| format!("{} ({} ago)", units::time(ms), units::duration(now_ms.saturating_sub(ms)));
+    let element = job.array_index.zip(job.array_first.as_ref());
+    let failures = match (job.failures, &job.last_failure[..]) {
+        (_, "") => String::new(),
+        (0, why) => why.into(),
+        (count, why) => format!("{count}, the last: {why}"),
+    };
+    let progress = job.progress.as_ref();
+    let told = progress.map(jobs::progress).unwrap_or_default();
+    let checkpoint = progress.and_then(|progress| progress.checkpoint_step);
+    let mut about = vec![
+        ("job", job.id.clone()),
+        ("name", job.name.clone()),
+        ("user", job.user.clone()),
+        ("queue", job.queue.clone()),
+        ("priority", if job.priority == 0 { String::new() } else { job.priority.to_string() }),
+        ("array", element.map(|(index, first)| format!("element {index} of {first}")).unwrap_or_default()),
+        ("state", job.state.clone()),
+        ("reason", if job.reason == job.state { String::new() } else { job.reason.clone() }),
+        ("ranks", units::group(job.ranks.into())),
+        ("devices", jobs::devices(job)),
+        ("submitted", at(job.submitted_ms)),
+        ("placed", job.placed_ms.map(at).unwrap_or_default()),
+        ("ended", job.ended_ms.map(at).unwrap_or_default()),
+        ("runtime", jobs::runtime(job, now_ms).unwrap_or_default()),
+        ("attempts", if job.attempt == 0 { String::new() } else { units::group(job.attempt.into()) }),
+        ("failures", failures),
+        ("progress", told),
+        ("checkpoint", checkpoint.map(|step| format!("of step {}", units::group(step))).unwrap_or_default()),
+        ("checkpoints", job.checkpoint_dir.clone()),
+        ("used", used(job)),
+    ];
+    if let Some(spec) = &job.spec {
+        about.extend(asked(spec));
+    }
+    let mut parts = vec![pairs(&about)];
+    if !job.workers.is_empty() {
+        parts.push(workers(job, output));
+    }
+    parts.join("\n\n")
+}
+
+fn used(job: &view::Job) -> String {
+    if job.device_ms == 0 && job.cpu_milli_ms == 0 {
+        return String::new();
+    }
+    let lost = match job.lost_device_ms {
+        0 => String::new(),
+        lost => format!(", {} of them by attempts that were placed again", units::hours(lost)),
+    };
+    format!(
+        "{} CPU hours, {} device hours{lost}",
+        units::hours(job.cpu_milli_ms / 1000),
+        units::hours(job.device_ms)
+    )
+}
+
+fn asked(spec: &view::Spec) -> Vec<(&'static str, String)> {
+    let mut asked = vec![
+        ("time limit", spec.time_limit_ms.map(units::exact_duration).unwrap_or_default()),
+        ("retries", spec.retries.to_string()),
+        ("grace", units::exact_duration(spec.grace_ms)),
+        ("after", spec.after.join(" ")),
+        ("directory", spec.working_dir.clone().unwrap_or_default()),
+    ];
+    for role in &spec.roles {
+        let program = match (&role.command, &role.train, &role.serve) {
+            (Some(arguments), ..) => shell_words(arguments),
+            (_, Some(train), _) => format!("train {} on {}, {} steps", train.model, train.data, train.steps),
+            (.., Some(serve)) => format!("serve {}", serve.model),
+            _ => String::new(),
+        };
+        asked.push((
+            "runs",
+            format!("{} × {}: {}", role.ranks, role.name, crate::output::shorten(&program, 200)),
+        ));
+    }
+    asked
+}
+
+/// The arguments as one would type them.
+fn shell_words(arguments: &[String]) -> String {
+    let safe = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    let word = |argument: &String| match !argument.is_empty() && argument.chars().all(safe) {
+        true => argument.clone(),
+        false => format!("'{}'", argument.replace('\'', r"'\''")),
+    };
+    arguments.iter().map(word).collect::<Vec<String>>().join(" ")
+}
+
+fn workers(job: &view::Job, output: &Output) -> String {
+    const STATE: usize = 4;
+    let columns = [
+        ("RANK", Side::Right),
+        ("ROLE", Side::Left),
+        ("NODE", Side::Left),
+        ("DEVICES", Side::Left),
+        ("STATE", Side::Left),
+        ("ENDPOINT", Side::Left),
+        ("PROGRESS", Side::Left),
+    ];
+    let mut table = Table::new(&columns).elastic(&[6, 3]);
+    for worker in &job.workers {
+        table.row([
+            worker.rank.to_string(),
+            worker.role.clone(),
+            worker.node.clone(),
+            explain::devices(&worker.devices, &worker.model),
+            worker.state.clone(),
+            worker.endpoint.clone().unwrap_or_default(),
+            worker.progress.as_ref().map(jobs::progress).unwrap_or_default(),
+        ]);
+    }
+    table.render(output, |column, cell| if column == STATE { output.state(cell) } else { cell.into() })
+}

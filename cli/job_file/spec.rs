@@ -1,0 +1,414 @@
+//! From a job file to what the scheduler is asked for, and back.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use aquifer_proto::border::{self, Invalid};
+use aquifer_proto::core::{self, JobId};
+use aquifer_proto::v1;
+
+use super::*;
+
+/// What a job file does not say itself.
+#[derive(Clone, Debug, Default)]
+pub struct Context {
+    /// Absolute directory against which relative paths are meant.
+    pub base: PathBuf,
+    /// Who submits.
+    pub user: String,
+    /// Makes repeated submissions one; empty for none.
+    pub client_key: String,
+}
+
+/// Keys that every role has of its own.
+struct Part<'a> {
+    /// `roles[1].`, or nothing at the top.
+    field: String,
+    name: Option<&'a String>,
+    kind: Option<Kind>,
+    ranks: Option<i64>,
+    devices: Option<&'a Devices>,
+    cpus: Option<u32>,
+    memory: Option<u64>,
+    labels: Option<&'a Pairs>,
+    command: Option<&'a Command>,
+    train: Option<&'a Train>,
+    serve: Option<&'a Serve>,
+}
+
+impl JobFile {
+    /// What the scheduler is asked for. A `serve.model` that names a job is left as it is: see [`resolve`].
+    ///
+    /// # Errors
+    /// Names the key.
+    pub fn spec(&self, context: &Context) -> Result<v1::JobSpec, FileError> {
+        let parts = self.parts()?;
+        let mut kinds = Vec::new();
+        let mut roles = Vec::new();
+        for part in &parts {
+            let (kind, role) = part.role(context)?;
+            kinds.push(kind);
+            roles.push(role);
+        }
+        let retries = kinds.iter().map(|kind| match kind {
+            Kind::Command => 0,
+            Kind::Train => 3,
+            Kind::Serve => 10,
+        });
+        let retries = self.retries.map_or(retries.max().unwrap_or(0), |given| given.0.0 as u32);
+        let dir = |field: &str, dir: &Option<String>| {
+            dir.as_ref().map(|dir| absolute(field, dir, &context.base)).transpose()
+        };
+        Ok(v1::JobSpec {
+            name: self.name.clone().or_else(|| self.shell_name()).unwrap_or_default(),
+            user: context.user.clone(),
+            queue: self.queue.clone().unwrap_or_default(),
+            client_key: context.client_key.clone(),
+            priority: self.priority.map_or(0, |given| given.0.0 as i32),
+            roles,
+            after: self.after.iter().flat_map(|after| &after.0).map(|job| job.0.0).collect(),
+            array: self.array.map(|given| {
+                let core::ArrayRange { first, last, step } = given.0.0;
+                v1::ArrayRange { first, last, step }
+            }),
+            time_limit_ms: self.time_limit.map(|given| given.0.0),
+            retries,
+            grace_ms: Some(self.grace.map_or(30_000, |given| given.0.0)),
+            env: pairs(self.env.as_ref()),
+            working_dir: dir("working_dir", &self.working_dir)?,
+            checkpoint_dir: dir("checkpoint_dir", &self.checkpoint_dir)?,
+        })
+    }
+
+    /// Of a line for the shell: its first word, which tells more than `sh`.
+    fn shell_name(&self) -> Option<String> {
+        let first = self.roles.as_ref().and_then(|roles| roles.first());
+        let command = first.map_or(self.command.as_ref(), |role| role.command.as_ref())?;
+        let Command::Shell(line) = command else { return None };
+        let word = line.split_whitespace().next()?.rsplit('/').next()?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        (word.len() <= 64 && word.chars().all(plain)).then(|| word.into())
+    }
+
+    fn parts(&self) -> Result<Vec<Part<'_>>, FileError> {
+        let kind = self.kind.map(|given| given.0);
+        let Some(roles) = &self.roles else {
+            return Ok(vec![Part {
+                field: String::new(),
+                name: None,
+                kind,
+                ranks: self.ranks.map(|given| given.0.0),
+                devices: self.devices.as_ref(),
+                cpus: self.cpus.map(|given| given.0.0),
+                memory: self.memory.map(|given| given.0.0),
+                labels: self.labels.as_ref(),
+                command: self.command.as_ref(),
+                train: self.train.as_ref(),
+                serve: self.serve.as_ref(),
+            }]);
+        };
+        if roles.is_empty() || 16 < roles.len() {
+            return Err(FileError::new(format!("roles has {} entries: expected 1 to 16", roles.len())));
+        }
+        let of_roles = [
+            ("ranks", self.ranks.is_some()),
+            ("devices", self.devices.is_some()),
+            ("cpus", self.cpus.is_some()),
+            ("memory", self.memory.is_some()),
+            ("labels", self.labels.is_some()),
+            ("command", self.command.is_some()),
+            ("train", self.train.is_some()),
+            ("serve", self.serve.is_some()),
+        ];
+        if let Some((key, _)) = of_roles.iter().find(|(_, given)| *given) {
+            return Err(FileError::new(format!(
+                "{key} is given beside roles: put it into the roles that it is for"
+            )));
+        }
+        Ok(roles.iter().enumerate().map(|(at, role)| part_of(at, role, kind)).collect())
+    }
+}
+
+fn part_of(at: usize, role: &Role, kind: Option<Kind>) -> Part<'_> {
+    Part {
+        field: format!("roles[{at}]."),
+        name: role.name.as_ref(),
+        kind,
+        ranks: role.ranks.map(|given| given.0.0),
+        devices: role.devices.as_ref(),
+        cpus: role.cpus.map(|given| given.0.0),
+        memory: role.memory.map(|given| given.0.0),
+        labels: role.labels.as_ref(),
+        command: role.command.as_ref(),
+        train: role.train.as_ref(),
+        serve: role.serve.as_ref(),
+    }
+}
+
+impl Part<'_> {
+    fn role(&self, context: &Context) -> Result<(Kind, v1::Role), FileError> {
+        let (kind, program) = self.program(context)?;
+        let devices = match (self.devices, kind) {
+            (Some(devices), _) => devices.any_of.iter().map(device).collect(),
+            (None, Kind::Command) => Vec::new(),
+            (None, Kind::Train | Kind::Serve) => vec![device(&Device::default())],
+        };
+        let request = v1::Request {
+            devices,
+            cpus_milli: self.cpus.unwrap_or(1000),
+            memory_bytes: self.memory.unwrap_or(0),
+            labels: pairs(self.labels),
+        };
+        let role = v1::Role {
+            name: self.name.cloned().unwrap_or_default(),
+            ranks: self.ranks.unwrap_or(1) as u32,
+            request: Some(request),
+            program: Some(program),
+        };
+        Ok((kind, role))
+    }
+
+    fn program(&self, context: &Context) -> Result<(Kind, v1::role::Program), FileError> {
+        let field = &self.field;
+        let given = [
+            (Kind::Command, self.command.is_some()),
+            (Kind::Train, self.train.is_some()),
+            (Kind::Serve, self.serve.is_some()),
+        ];
+        let given: Vec<Kind> = given.iter().filter(|(_, given)| *given).map(|(kind, _)| *kind).collect();
+        let kind = match (self.kind, &given[..]) {
+            (Some(kind), []) => kind,
+            (None, [kind]) => *kind,
+            (Some(kind), [one]) if kind == *one => kind,
+            (Some(kind), [one]) => {
+                return Err(FileError::new(format!(
+                    "{field}{one} is given, but kind is {kind}: leave one out"
+                )));
+            }
+            (None, []) => {
+                let whose = if field.is_empty() { "the file" } else { field.trim_end_matches('.') };
+                return Err(FileError::new(format!(
+                    "{whose} says not what to run: give command, train or serve"
+                )));
+            }
+            (_, [first, second, ..]) => {
+                return Err(FileError::new(format!(
+                    "{field}{first} and {field}{second} are both given: leave one out"
+                )));
+            }
+        };
+        let program = match kind {
+            Kind::Command => {
+                let missing = || FileError::new(format!("{field}command is missing: kind is command"));
+                let arguments = self.command.ok_or_else(missing)?.arguments();
+                v1::role::Program::Command(v1::Command { arguments })
+            }
+            Kind::Train => v1::role::Program::Train(self.train(context)?),
+            Kind::Serve => v1::role::Program::Serve(self.serve(context)?),
+        };
+        Ok((kind, program))
+    }
+
+    fn train(&self, context: &Context) -> Result<v1::Train, FileError> {
+        let field = &self.field;
+        let (default, ranks) = (Train::default(), self.ranks.unwrap_or(1));
+        let given = self.train.unwrap_or(&default);
+        let data = given.data.as_ref();
+        let data = data.ok_or_else(|| {
+            FileError::new(format!("{field}train.data is missing: name a file or directory of text"))
+        })?;
+        let model = match &given.model {
+            Some(model) if model.contains('/') || model.starts_with('.') => {
+                absolute(&format!("{field}train.model"), model, &context.base)?
+            }
+            model => model.clone().unwrap_or_default(),
+        };
+        Ok(v1::Train {
+            model,
+            data: absolute(&format!("{field}train.data"), data, &context.base)?,
+            steps: given.steps.map_or(200, |given| given.0.0 as u64),
+            // The batch is over all ranks: the default grows with them, so that it always fits.
+            batch: given.batch.map_or(8.max(ranks) as u32, |given| given.0.0 as u32),
+            context: given.context.map_or(128, |given| given.0.0 as u32),
+            learning_rate: given.learning_rate.map_or(3e-3, |given| given.0.0),
+            seed: given.seed.map_or(0, |given| given.0.0),
+            checkpoint_every: given.checkpoint_every.map_or(50, |given| given.0.0 as u64),
+        })
+    }
+
+    fn serve(&self, context: &Context) -> Result<v1::Serve, FileError> {
+        let field = format!("{}serve.model", self.field);
+        let missing =
+            || FileError::new(format!("{field} is missing: name a job that trains one, or a directory"));
+        let given = self.serve.ok_or_else(missing)?;
+        let model = given.model.as_ref().ok_or_else(missing)?;
+        let model = if names_job(model) { model.clone() } else { absolute(&field, model, &context.base)? };
+        Ok(v1::Serve {
+            model,
+            served_name: given.served_name.clone().unwrap_or_default(),
+            max_queue: given.max_queue.map_or(64, |given| given.0.0 as u32),
+        })
+    }
+}
+
+fn names_job(model: &str) -> bool {
+    model.starts_with("job-") && model.parse::<JobId>().is_ok()
+}
+
+/// Jobs that a specification names where the scheduler wants a directory: `serve.model`.
+pub fn unresolved(spec: &v1::JobSpec) -> Vec<JobId> {
+    let serves = spec.roles.iter().filter_map(|role| match &role.program {
+        Some(v1::role::Program::Serve(serve)) if names_job(&serve.model) => serve.model.parse().ok(),
+        _ => None,
+    });
+    serves.collect()
+}
+
+/// Puts the directory of a job's checkpoints where the job is named.
+pub fn resolve(spec: &mut v1::JobSpec, job: JobId, checkpoint_dir: &str) {
+    for role in &mut spec.roles {
+        if let Some(v1::role::Program::Serve(serve)) = &mut role.program
+            && serve.model.parse() == Ok(job)
+        {
+            serve.model = checkpoint_dir.into();
+        }
+    }
+}
+
+/// Passes a specification through the border of the protocol, as the scheduler will.
+///
+/// # Errors
+/// Names the key of the job file.
+pub fn check(spec: &v1::JobSpec) -> Result<core::JobSpec, FileError> {
+    border::job_spec(spec).map_err(|invalid| {
+        let Invalid { field, value, allowed } = invalid;
+        // The border escapes what it has quoted.
+        let value = value.replace("\\\"", "\"").replace("\\\\", "\\");
+        let unnamed = matches!(&spec.roles[..], [role] if role.name.is_empty());
+        FileError::new(format!("{} is {value}: {allowed}", key(&field, unnamed)))
+    })
+}
+
+/// The key of the job file that a field of the wire comes from.
+///
+/// `at_top`: whether the only role is written at the top of the file.
+fn key(field: &str, at_top: bool) -> String {
+    let field = if at_top { field.strip_prefix("roles[0].").unwrap_or(field) } else { field };
+    let devices = field.contains(".devices[") || field.starts_with("request.devices[");
+    let mut key = field.replace("request.", "").replace(".arguments", "");
+    for (wire, file) in [("cpus_milli", "cpus"), ("memory_bytes", "memory"), ("time_limit_ms", "time_limit")]
+    {
+        key = key.replace(wire, file);
+    }
+    key = key.replace("grace_ms", "grace").replace("client_key", "--key").replace("devices[0]", "devices");
+    if devices { key.replace(".model", ".class") } else { key }
+}
+
+fn device(device: &Device) -> v1::DeviceRequest {
+    v1::DeviceRequest {
+        count: device.count.map_or(1, |given| given.0.0 as u32),
+        vendor: device.vendor.map(|given| given.0.to_string()).unwrap_or_default(),
+        model: device.class.clone().unwrap_or_default(),
+        memory_bytes: device.memory.map_or(0, |given| given.0.0),
+    }
+}
+
+fn pairs(pairs: Option<&Pairs>) -> HashMap<String, String> {
+    pairs.map(|pairs| pairs.0.clone().into_iter().collect()).unwrap_or_default()
+}
+
+/// The path, against the base if it is relative; without `.` and double slashes.
+fn absolute(field: &str, path: &str, base: &Path) -> Result<String, FileError> {
+    if path.is_empty() {
+        return Err(FileError::new(format!("{field} is empty: expected a path")));
+    }
+    let joined: PathBuf = base.join(path).components().collect();
+    let text = joined.into_os_string().into_string();
+    text.map_err(|path| FileError::new(format!("{field} is {path:?}: the path is not UTF-8")))
+}
+
+/// A job file that asks for this job, with all defaults written out.
+pub fn file_of(spec: &core::JobSpec) -> JobFile {
+    let text = |text: &str| (!text.is_empty()).then(|| text.to_string());
+    let some_pairs = |pairs: &[(core::Name, core::Name)]| {
+        let pairs = || pairs.iter().map(|(key, value)| (key.to_string(), value.to_string()));
+        (!pairs().collect::<Vec<_>>().is_empty()).then(|| Pairs(pairs().collect()))
+    };
+    let mut file = JobFile {
+        name: text(&spec.name),
+        queue: text(&spec.queue),
+        priority: Some(Given(Whole(spec.priority.into()))),
+        time_limit: spec.time_limit_ms.map(|ms| Given(Span(ms))),
+        retries: Some(Given(Whole(spec.retries.into()))),
+        grace: Some(Given(Span(spec.grace_ms))),
+        env: some_pairs(&spec.env),
+        working_dir: spec.working_dir.as_deref().map(String::from),
+        checkpoint_dir: spec.checkpoint_dir.as_deref().map(String::from),
+        after: (!spec.after.is_empty()).then(|| List(spec.after.iter().map(|job| Job(*job)).collect())),
+        array: spec.array.map(|range| Given(Indices(range))),
+        ..JobFile::default()
+    };
+    let mut roles: Vec<Role> = spec.roles.iter().map(role_of).collect();
+    if let [role] = &mut roles[..]
+        && role.name.as_deref() == Some("worker")
+    {
+        let Role { name: _, ranks, devices, cpus, memory, labels, command, train, serve } =
+            std::mem::take(role);
+        file.kind = Some(Given(match (&train, &serve) {
+            (Some(_), _) => Kind::Train,
+            (_, Some(_)) => Kind::Serve,
+            _ => Kind::Command,
+        }));
+        (file.ranks, file.devices, file.cpus, file.memory, file.labels) =
+            (ranks, devices, cpus, memory, labels);
+        (file.command, file.train, file.serve) = (command, train, serve);
+    } else {
+        file.roles = Some(roles);
+    }
+    file
+}
+
+fn role_of(role: &core::Role) -> Role {
+    let request = &role.request;
+    let labels = || request.labels.iter().map(|(key, value)| (key.to_string(), value.to_string()));
+    let device = |device: &core::DeviceRequest| Device {
+        count: Some(Given(Whole(device.count.into()))),
+        class: device.model.as_deref().map(String::from),
+        vendor: device.vendor.map(|vendor| Given(Maker(vendor))),
+        memory: (device.memory_bytes != 0).then_some(Given(Size(device.memory_bytes))),
+    };
+    let mut file = Role {
+        name: Some(role.name.to_string()),
+        ranks: Some(Given(Whole(role.ranks.into()))),
+        devices: Some(Devices { any_of: request.devices.iter().map(device).collect() }),
+        cpus: Some(Given(Cpus(request.cpus_milli))),
+        memory: Some(Given(Size(request.memory_bytes))),
+        labels: (!request.labels.is_empty()).then(|| Pairs(labels().collect())),
+        ..Role::default()
+    };
+    match &role.program {
+        core::Program::Command(arguments) => {
+            file.command = Some(Command::Arguments(arguments.iter().map(|a| a.to_string()).collect()));
+        }
+        core::Program::Train(options) => {
+            file.train = Some(Train {
+                model: Some(options.model.to_string()),
+                data: Some(options.data.to_string()),
+                steps: Some(Given(Whole(options.steps as i64))),
+                batch: Some(Given(Whole(options.batch.into()))),
+                context: Some(Given(Whole(options.context.into()))),
+                learning_rate: Some(Given(Rate(options.learning_rate))),
+                seed: Some(Given(Seed(options.seed))),
+                checkpoint_every: Some(Given(Whole(options.checkpoint_every as i64))),
+            });
+        }
+        core::Program::Serve(options) => {
+            file.serve = Some(Serve {
+                model: Some(options.model.to_string()),
+                served_name: (!options.served_name.is_empty()).then(|| options.served_name.to_string()),
+                max_queue: Some(Given(Whole(options.max_queue.into()))),
+            });
+        }
+    }
+    file
+}

@@ -1,0 +1,66 @@
+//! `aquifer plan`: what would happen.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use aquifer_proto::v1;
+
+use crate::client::{Client, Patience};
+use crate::flags::JobFlags;
+use crate::output::{Output, Side, Table};
+use crate::{Session, explain, submit, time_now, view};
+
+/// Tell what would happen if a job were submitted now, without submitting it
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  aquifer plan train.yaml --ranks 16")]
+pub struct Args {
+    /// Job file; `-` is standard input
+    #[arg(value_name = "FILE")]
+    pub file: String,
+    /// Replace a value of the file: train.steps=400, roles.0.ranks=2. May be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub job: JobFlags,
+}
+
+/// Runs the command.
+pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
+    let ready = submit::read(&args.file, &args.sets, &args.job, session).await?;
+    let request = v1::PlanRequest { spec: Some(ready.wire) };
+    let plan = async |mut client: Client| client.plan(request.clone()).await;
+    let answer = session.pool.call(Patience::Short, plan).await?;
+    let view = view::Plan {
+        starts_now: answer.starts_now,
+        workers: answer.ranks.iter().map(|rank| view::Rank::new(rank, false)).collect(),
+        explanation: answer.explanation.as_ref().map(|wire| view::Explanation::new(None, wire)),
+    };
+    match session.output.json {
+        true => session.output.document(&view),
+        false => session.output.text(text(&view, time_now(), &session.output)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The plan for people.
+pub fn text(plan: &view::Plan, now_ms: u64, output: &Output) -> String {
+    if !plan.starts_now {
+        return match &plan.explanation {
+            Some(explanation) => explain::text(explanation, now_ms, output),
+            None => "The job would not start now.".into(),
+        };
+    }
+    let columns =
+        [("RANK", Side::Right), ("ROLE", Side::Left), ("NODE", Side::Left), ("DEVICES", Side::Left)];
+    let mut table = Table::new(&columns).elastic(&[3, 2]);
+    for rank in &plan.workers {
+        let devices = explain::devices(&rank.devices, &rank.model);
+        table.row([rank.rank.to_string(), rank.role.clone(), rank.node.clone(), devices]);
+    }
+    let number = plan.workers.len();
+    let ranks = if number == 1 { "its rank".into() } else { format!("all of its {number} ranks") };
+    format!("The job would start now, with {ranks}:\n\n{}", table.plain(output))
+}

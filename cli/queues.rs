@@ -1,0 +1,146 @@
+//! `aquifer queues`: the shares of teams.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use aquifer_proto::{border, v1};
+
+use crate::client::{Client, Patience};
+use crate::output::{Failure, Output, Side, Table};
+use crate::{Session, units, view};
+
+/// List queues, or set one
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  aquifer queues set research --weight 3 --guaranteed 16 --limit 64")]
+pub struct Args {
+    #[command(subcommand)]
+    #[allow(missing_docs)]
+    pub command: Option<Command>,
+}
+
+/// What is done with queues.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum Command {
+    /// List queues
+    List,
+    /// Make a queue, or change what is given of one
+    #[command(after_help = "\
+Example:
+  aquifer queues set research --weight 3 --guaranteed 16 --limit none")]
+    Set(SetArgs),
+}
+
+/// What a queue should be.
+#[derive(Clone, Debug, clap::Args)]
+pub struct SetArgs {
+    /// Name of the queue: letters, digits, '.', '_', '-'
+    #[arg(value_name = "QUEUE")]
+    pub name: String,
+    /// Share of what is contended, relative to other queues: 1 to 1,000,000. Default: as it is; of a new queue: 1
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub weight: Option<u32>,
+    /// Devices up to which the queue goes first. Default: as it is; of a new queue: 0
+    #[arg(long, value_name = "DEVICES", value_parser = units::parse_milli)]
+    pub guaranteed: Option<u64>,
+    /// Devices that it never holds more of, or `none`. Default: as it is; of a new queue: none
+    #[arg(long, value_name = "DEVICES", value_parser = limit)]
+    pub limit: Option<Limit>,
+}
+
+/// The most that a queue holds, in thousandths of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit(pub Option<u64>);
+
+fn limit(text: &str) -> Result<Limit, String> {
+    match text {
+        "none" => Ok(Limit(None)),
+        text => units::parse_milli(text)
+            .map(|milli| Limit(Some(milli)))
+            .map_err(|error| format!("{error}, or none")),
+    }
+}
+
+/// Runs the command.
+pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
+    let queues = list(session).await?;
+    match args.command {
+        None | Some(Command::List) => match session.output.json {
+            true => session.output.document(&queues),
+            false => session.output.text(text(&queues, &session.output)),
+        },
+        Some(Command::Set(args)) => set(args, &queues, session).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn list(session: &Session) -> Result<Vec<view::Queue>, Failure> {
+    let list = async |mut client: Client| client.list_queues(v1::ListQueuesRequest {}).await;
+    let answer = session.pool.call(Patience::Short, list).await?;
+    Ok(answer.queues.iter().map(view::Queue::from).collect())
+}
+
+async fn set(args: SetArgs, queues: &[view::Queue], session: &Session) -> Result<()> {
+    let known = queues.iter().find(|queue| queue.name == args.name);
+    let queue = v1::Queue {
+        name: args.name.clone(),
+        weight: args.weight.or(known.map(|queue| queue.weight)).unwrap_or(1),
+        guaranteed_milli: args.guaranteed.or(known.map(|queue| queue.guaranteed_milli)).unwrap_or(0),
+        limit_milli: match args.limit {
+            Some(Limit(limit)) => limit,
+            None => known.and_then(|queue| queue.limit_milli),
+        },
+    };
+    let wrong = |invalid: border::Invalid| Failure::refused(invalid.to_string(), "correct it and try again");
+    border::queue(&queue).map_err(wrong)?;
+    let request = v1::SetQueueRequest { queue: Some(queue.clone()) };
+    let set = async |mut client: Client| client.set_queue(request.clone()).await;
+    session.pool.call(Patience::Long, set).await?;
+    let view = view::Queue {
+        name: queue.name,
+        weight: queue.weight,
+        guaranteed_milli: queue.guaranteed_milli,
+        limit_milli: queue.limit_milli,
+        ..known.cloned().unwrap_or_default()
+    };
+    if session.output.json {
+        session.output.document(&view);
+        return Ok(());
+    }
+    let limit =
+        view.limit_milli.map_or("no limit".into(), |limit| format!("a limit of {}", units::milli(limit)));
+    session.output.text(format!(
+        "queue {} has the weight {}, {} devices guaranteed and {limit}",
+        view.name,
+        view.weight,
+        units::milli(view.guaranteed_milli),
+    ));
+    Ok(())
+}
+
+/// The queues for people.
+pub fn text(queues: &[view::Queue], output: &Output) -> String {
+    let columns = [
+        ("QUEUE", Side::Left),
+        ("WEIGHT", Side::Right),
+        ("GUARANTEED", Side::Right),
+        ("LIMIT", Side::Right),
+        ("HELD", Side::Right),
+        ("PENDING", Side::Right),
+        ("RUNNING", Side::Right),
+    ];
+    let mut table = Table::new(&columns).elastic(&[0]);
+    for queue in queues {
+        table.row([
+            queue.name.clone(),
+            units::group(queue.weight.into()),
+            units::milli(queue.guaranteed_milli),
+            queue.limit_milli.map_or("none".into(), units::milli),
+            units::milli(queue.held_milli),
+            units::group(queue.pending_jobs),
+            units::group(queue.running_jobs),
+        ]);
+    }
+    table.plain(output)
+}

@@ -1,0 +1,721 @@
+//! What `--json` prints: the field names here are a promise. Quantities carry their unit in their name; times are
+//! milliseconds since the Unix epoch; jobs are `job-7`, as every command reads them.
+
+use std::collections::BTreeMap;
+
+use aquifer_proto::{border, core, v1};
+use serde::Serialize;
+
+/// A job, as `jobs` and `job` print it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Job {
+    /// `job-7`.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// Who submitted it.
+    pub user: String,
+    /// Queue that it is charged to.
+    pub queue: String,
+    /// pending, starting, running, stopping, succeeded, failed, cancelled, timed-out.
+    pub state: String,
+    /// One sentence: why it waits, how it ended.
+    pub reason: String,
+    /// Larger goes first within its queue.
+    pub priority: i32,
+    /// Number of its ranks.
+    pub ranks: u32,
+    /// Devices that it holds, else those that it asks for.
+    pub devices: u64,
+    /// Model of these devices; empty where any will do.
+    pub device_model: String,
+    /// Names of its nodes, each once, in the order of ranks.
+    pub nodes: Vec<String>,
+    /// Number of placements so far.
+    pub attempt: u32,
+    /// Attempts that ended by a failure of its own.
+    pub failures: u32,
+    /// Why the last attempt that failed ended; empty if none did.
+    pub last_failure: String,
+    /// When it was submitted.
+    pub submitted_ms: u64,
+    /// When it was last placed.
+    pub placed_ms: Option<u64>,
+    /// When it ended.
+    pub ended_ms: Option<u64>,
+    /// For an element of an array: the first job of it.
+    pub array_first: Option<String>,
+    /// For an element of an array: its index.
+    pub array_index: Option<u32>,
+    /// Devices times milliseconds, over all attempts.
+    pub device_ms: u64,
+    /// Thousandths of a core times milliseconds, over all attempts.
+    pub cpu_milli_ms: u64,
+    /// The part of `device_ms` that belongs to attempts which were placed again.
+    pub lost_device_ms: u64,
+    /// Where its checkpoints are; empty if it has no directory for them.
+    pub checkpoint_dir: String,
+    /// What its lowest rank told last.
+    pub progress: Option<Progress>,
+    /// Its ranks, while it holds resources.
+    pub workers: Vec<Rank>,
+    /// What was asked for; only printed by `job`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spec: Option<Spec>,
+}
+
+/// One rank of a job.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Rank {
+    /// Its number, from 0.
+    pub rank: u32,
+    /// Name of its role.
+    pub role: String,
+    /// Name of its node.
+    pub node: String,
+    /// Indices of its devices on the node.
+    pub devices: Vec<u32>,
+    /// Model of these devices.
+    pub model: String,
+    /// assigned, starting, running, gone.
+    pub state: String,
+    /// Address that it may listen on.
+    pub address: String,
+    /// Port that it may listen on.
+    pub port: u32,
+    /// Of an inference server: where clients connect.
+    pub endpoint: Option<String>,
+    /// What it told last.
+    pub progress: Option<Progress>,
+}
+
+/// What a worker tells of itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Progress {
+    /// A word for what it does.
+    pub state: String,
+    /// Whether it does its work.
+    pub ready: bool,
+    /// Steps done.
+    pub step: Option<u64>,
+    /// Steps to do.
+    pub total_steps: Option<u64>,
+    /// Loss of the last step.
+    pub loss: Option<f64>,
+    /// Tokens a second.
+    pub tokens_per_s: Option<f64>,
+    /// Step of the last checkpoint.
+    pub checkpoint_step: Option<u64>,
+    /// Anything else.
+    pub message: String,
+}
+
+/// What was asked for, with all defaults.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Spec {
+    pub name: String,
+    pub user: String,
+    pub queue: String,
+    pub client_key: String,
+    pub priority: i32,
+    pub roles: Vec<Role>,
+    /// Jobs that must have succeeded first.
+    pub after: Vec<String>,
+    /// `0-99:2`.
+    pub array: Option<String>,
+    pub time_limit_ms: Option<u64>,
+    pub retries: u32,
+    pub grace_ms: u64,
+    pub env: BTreeMap<String, String>,
+    pub working_dir: Option<String>,
+    pub checkpoint_dir: Option<String>,
+}
+
+/// A group of equal ranks; exactly one of `command`, `train`, `serve` is there.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Role {
+    pub name: String,
+    pub ranks: u32,
+    /// Alternatives in order of preference.
+    pub devices: Vec<DeviceRequest>,
+    pub cpus_milli: u32,
+    pub memory_bytes: u64,
+    pub labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train: Option<Train>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serve: Option<Serve>,
+}
+
+/// A number of equal devices; an empty vendor or model means any.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct DeviceRequest {
+    pub count: u32,
+    pub vendor: String,
+    pub model: String,
+    pub memory_bytes: u64,
+}
+
+/// Options of the bundled trainer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Train {
+    pub model: String,
+    pub data: String,
+    pub steps: u64,
+    pub batch: u32,
+    pub context: u32,
+    pub learning_rate: f32,
+    pub seed: u64,
+    pub checkpoint_every: u64,
+}
+
+/// Options of the bundled inference server.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Serve {
+    pub model: String,
+    pub served_name: String,
+    pub max_queue: u32,
+}
+
+/// What `submit` and `run --detach` print.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Submitted {
+    /// The job, or the first of the array.
+    pub id: String,
+    /// Number of jobs: their numbers follow each other.
+    pub count: u32,
+    /// Whether an earlier request with the same key made them.
+    pub repeated: bool,
+    /// Key of the request.
+    pub client_key: String,
+    /// Name of the job.
+    pub name: String,
+    /// The job file; `-` for standard input; none for `run`.
+    pub file: Option<String>,
+}
+
+/// Why a job waits.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Explanation {
+    /// `job-7`; none for a plan.
+    pub job: Option<String>,
+    /// What stands in the way, without the job's name.
+    pub sentence: String,
+    /// follows, pauses, queue-limit, no-such-node, room-for, next, not-waiting.
+    pub reason: String,
+    /// For every role, what nodes say to a rank of it.
+    pub roles: Vec<RoleVerdict>,
+    /// Jobs that hold what it needs, first to end first.
+    pub blockers: Vec<Blocker>,
+    /// now, by, after-pause, unknown, never, past.
+    pub start: String,
+    /// The time of it, where it is known.
+    pub start_ms: Option<u64>,
+    /// The start in words.
+    pub start_text: String,
+    /// The smallest change of the request that would start it now; empty if none was found.
+    pub change: String,
+}
+
+/// What nodes say to a rank of a role.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct RoleVerdict {
+    pub role: String,
+    pub verdicts: Vec<Verdict>,
+}
+
+/// An answer that some nodes give.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Verdict {
+    pub nodes: u32,
+    pub text: String,
+    /// Whether these nodes could take a rank now.
+    pub takes: bool,
+}
+
+/// A job that holds what another one needs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Blocker {
+    pub job: String,
+    pub devices: u32,
+    pub cpus_milli: u64,
+    pub ends_by_ms: Option<u64>,
+}
+
+/// What `plan` prints.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Plan {
+    /// Whether all ranks would start at once.
+    pub starts_now: bool,
+    /// Then: where.
+    pub workers: Vec<Rank>,
+    /// Else: why not.
+    pub explanation: Option<Explanation>,
+}
+
+/// A node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Node {
+    pub name: String,
+    /// up, cordoned, draining, lost.
+    pub state: String,
+    /// Whether its agent is heard.
+    pub up: bool,
+    /// open, cordoned, draining.
+    pub availability: String,
+    /// By index.
+    pub devices: Vec<Device>,
+    pub cpus_milli: u32,
+    pub cpus_milli_held: u64,
+    pub memory_bytes: u64,
+    pub memory_bytes_held: u64,
+    /// `job-7.1/0`: job, attempt, rank.
+    pub workers: Vec<String>,
+    pub address: String,
+    pub first_port: u32,
+    pub last_port: u32,
+    pub labels: BTreeMap<String, String>,
+    pub lease_left_ms: u64,
+    /// Of its agent.
+    pub version: String,
+    /// What its agent found missing or broken.
+    pub findings: Vec<String>,
+}
+
+/// A device of a node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Device {
+    pub index: u32,
+    pub vendor: String,
+    pub model: String,
+    pub memory_bytes: u64,
+    pub uuid: String,
+    /// Whether a job holds it.
+    pub held: bool,
+    /// Why it must not be used.
+    pub fault: Option<String>,
+}
+
+/// A queue. Quantities in thousandths of a device.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Queue {
+    pub name: String,
+    pub weight: u32,
+    pub guaranteed_milli: u64,
+    pub limit_milli: Option<u64>,
+    pub held_milli: u64,
+    pub pending_jobs: u64,
+    pub running_jobs: u64,
+}
+
+/// What `usage` prints.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Usage {
+    /// Only jobs submitted at or after this time.
+    pub since_ms: u64,
+    /// Of nodes that are up.
+    pub devices: u64,
+    pub devices_held: u64,
+    pub rows: Vec<UsageRow>,
+}
+
+/// What one user used of one queue.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct UsageRow {
+    pub queue: String,
+    pub user: String,
+    pub jobs: u64,
+    pub succeeded: u64,
+    pub failed: u64,
+    pub device_ms: u64,
+    pub lost_device_ms: u64,
+    pub cpu_milli_ms: u64,
+    /// From submission to first placement, summed over jobs.
+    pub waited_ms: u64,
+}
+
+/// One line of `watch`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Note {
+    pub seq: u64,
+    pub time_ms: u64,
+    /// queued, placed, running, stopping, requeued, done, node-up, node-lost, …
+    pub kind: String,
+    pub job: Option<String>,
+    pub node: Option<String>,
+    pub text: String,
+}
+
+/// One line of `logs`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct LogLine {
+    pub attempt: u32,
+    pub rank: u32,
+    /// Bytes that are no UTF-8 are replaced.
+    pub text: String,
+}
+
+/// `job-7`.
+pub fn job_id(id: u64) -> String {
+    core::JobId(id).to_string()
+}
+
+/// All states of jobs, with their names; those that have not ended first.
+pub const STATES: [(v1::JobState, &str); 8] = [
+    (v1::JobState::Pending, "pending"),
+    (v1::JobState::Starting, "starting"),
+    (v1::JobState::Running, "running"),
+    (v1::JobState::Stopping, "stopping"),
+    (v1::JobState::Succeeded, "succeeded"),
+    (v1::JobState::Failed, "failed"),
+    (v1::JobState::Cancelled, "cancelled"),
+    (v1::JobState::TimedOut, "timed-out"),
+];
+
+/// How many of [`STATES`] have not ended.
+pub const UNENDED: usize = 4;
+
+/// The name of a job's state.
+pub fn state(state: v1::JobState) -> &'static str {
+    STATES.iter().find(|(known, _)| *known == state).map_or("unknown", |(_, name)| name)
+}
+
+/// Whether a job has ended.
+pub fn has_ended(state: v1::JobState) -> bool {
+    STATES[UNENDED..].iter().any(|(ended, _)| *ended == state)
+}
+
+fn rank_state(state: v1::RankState) -> &'static str {
+    match state {
+        v1::RankState::Unspecified => "unknown",
+        v1::RankState::Assigned => "assigned",
+        v1::RankState::Starting => "starting",
+        v1::RankState::Running => "running",
+        v1::RankState::Gone => "gone",
+    }
+}
+
+impl From<&v1::Job> for Job {
+    fn from(wire: &v1::Job) -> Job {
+        let default = v1::JobSpec::default();
+        let spec = wire.spec.as_ref().unwrap_or(&default);
+        let serves = |rank: &v1::Rank| {
+            let role = spec.roles.iter().find(|role| role.name == rank.role).or(spec.roles.first());
+            matches!(role.and_then(|role| role.program.as_ref()), Some(v1::role::Program::Serve(_)))
+        };
+        let workers = wire.ranks.iter().map(|rank| Rank::new(rank, serves(rank)));
+        let workers: Vec<Rank> = workers.collect();
+        let mut nodes: Vec<String> = Vec::new();
+        for worker in &workers {
+            if !nodes.contains(&worker.node) {
+                nodes.push(worker.node.clone());
+            }
+        }
+        let asked =
+            spec.roles.iter().filter_map(|role| Some((role.ranks, role.request.as_ref()?.devices.first()?)));
+        let held: u64 = workers.iter().map(|worker| worker.devices.len() as u64).sum();
+        let model = workers.iter().map(|worker| &worker.model).find(|model| !model.is_empty());
+        let model = model.or_else(|| {
+            asked
+                .clone()
+                .map(|(_, device)| if device.model.is_empty() { &device.vendor } else { &device.model })
+                .next()
+        });
+        Job {
+            id: job_id(wire.id),
+            name: spec.name.clone(),
+            user: spec.user.clone(),
+            queue: spec.queue.clone(),
+            state: state(wire.state()).into(),
+            reason: wire.reason.clone(),
+            priority: spec.priority,
+            ranks: spec.roles.iter().map(|role| role.ranks).sum(),
+            // Ranks of an ended job tell where they were, but hold nothing any more.
+            devices: match held {
+                0 => asked.clone().map(|(ranks, device)| u64::from(ranks) * u64::from(device.count)).sum(),
+                held => held,
+            },
+            device_model: model.cloned().unwrap_or_default(),
+            nodes,
+            attempt: wire.attempt,
+            failures: wire.failures,
+            last_failure: wire.last_failure.clone(),
+            submitted_ms: wire.submitted_ms,
+            placed_ms: wire.placed_ms,
+            ended_ms: wire.ended_ms,
+            array_first: wire.array_first.map(job_id),
+            array_index: wire.array_index,
+            device_ms: wire.device_ms,
+            cpu_milli_ms: wire.cpu_milli_ms,
+            lost_device_ms: wire.lost_device_ms,
+            checkpoint_dir: wire.checkpoint_dir.clone(),
+            progress: workers.iter().find_map(|worker| worker.progress.clone()),
+            workers,
+            spec: None,
+        }
+    }
+}
+
+impl Job {
+    /// With what was asked for.
+    pub fn with_spec(wire: &v1::Job) -> Job {
+        let spec = wire.spec.as_ref().and_then(|spec| border::job_spec(spec).ok());
+        Job { spec: spec.as_ref().map(Spec::from), ..Job::from(wire) }
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        STATES[UNENDED..].iter().any(|(_, name)| *name == self.state)
+    }
+}
+
+impl Rank {
+    /// `serves`: whether it is an inference server.
+    pub fn new(wire: &v1::Rank, serves: bool) -> Rank {
+        let progress = wire.progress.as_ref();
+        let told = progress.and_then(|progress| progress.endpoint.clone()).filter(|told| !told.is_empty());
+        let host = match wire.address.contains(':') {
+            true => format!("[{}]", wire.address),
+            false => wire.address.clone(),
+        };
+        let own = (serves && wire.port != 0).then(|| format!("http://{host}:{}/v1", wire.port));
+        Rank {
+            rank: wire.rank,
+            role: wire.role.clone(),
+            node: wire.node.clone(),
+            devices: wire.devices.clone(),
+            model: wire.model.clone(),
+            state: rank_state(wire.state()).into(),
+            address: wire.address.clone(),
+            port: wire.port,
+            endpoint: own.or(told),
+            progress: progress.map(Progress::from),
+        }
+    }
+}
+
+impl From<&v1::Progress> for Progress {
+    fn from(wire: &v1::Progress) -> Progress {
+        Progress {
+            state: wire.state.clone(),
+            ready: wire.ready,
+            step: wire.step,
+            total_steps: wire.total_steps,
+            // JSON has no infinities.
+            loss: wire.loss.filter(|loss| loss.is_finite()),
+            tokens_per_s: wire.tokens_per_s.filter(|rate| rate.is_finite()),
+            checkpoint_step: wire.checkpoint_step,
+            message: wire.message.clone(),
+        }
+    }
+}
+
+fn pairs(pairs: &[(core::Name, core::Name)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+}
+
+impl From<&core::JobSpec> for Spec {
+    fn from(spec: &core::JobSpec) -> Spec {
+        Spec {
+            name: spec.name.to_string(),
+            user: spec.user.to_string(),
+            queue: spec.queue.to_string(),
+            client_key: spec.client_key.to_string(),
+            priority: spec.priority,
+            roles: spec.roles.iter().map(Role::from).collect(),
+            after: spec.after.iter().map(ToString::to_string).collect(),
+            array: spec.array.map(|range| crate::job_file::Indices(range).to_string()),
+            time_limit_ms: spec.time_limit_ms,
+            retries: spec.retries,
+            grace_ms: spec.grace_ms,
+            env: pairs(&spec.env),
+            working_dir: spec.working_dir.as_deref().map(String::from),
+            checkpoint_dir: spec.checkpoint_dir.as_deref().map(String::from),
+        }
+    }
+}
+
+impl From<&core::Role> for Role {
+    fn from(role: &core::Role) -> Role {
+        let device = |device: &core::DeviceRequest| DeviceRequest {
+            count: device.count.into(),
+            vendor: device.vendor.map(|vendor| vendor.to_string()).unwrap_or_default(),
+            model: device.model.as_deref().unwrap_or_default().into(),
+            memory_bytes: device.memory_bytes,
+        };
+        let (mut command, mut train, mut serve) = (None, None, None);
+        match &role.program {
+            core::Program::Command(arguments) => {
+                command = Some(arguments.iter().map(ToString::to_string).collect());
+            }
+            core::Program::Train(options) => {
+                train = Some(Train {
+                    model: options.model.to_string(),
+                    data: options.data.to_string(),
+                    steps: options.steps,
+                    batch: options.batch,
+                    context: options.context,
+                    learning_rate: options.learning_rate,
+                    seed: options.seed,
+                    checkpoint_every: options.checkpoint_every,
+                });
+            }
+            core::Program::Serve(options) => {
+                serve = Some(Serve {
+                    model: options.model.to_string(),
+                    served_name: options.served_name.to_string(),
+                    max_queue: options.max_queue,
+                });
+            }
+        }
+        Role {
+            name: role.name.to_string(),
+            ranks: role.ranks,
+            devices: role.request.devices.iter().map(device).collect(),
+            cpus_milli: role.request.cpus_milli,
+            memory_bytes: role.request.memory_bytes,
+            labels: pairs(&role.request.labels),
+            command,
+            train,
+            serve,
+        }
+    }
+}
+
+impl Explanation {
+    /// `job`: which; none for a plan.
+    pub fn new(job: Option<u64>, wire: &v1::Explanation) -> Explanation {
+        let verdict =
+            |wire: &v1::Verdict| Verdict { nodes: wire.nodes, text: wire.text.clone(), takes: wire.takes };
+        let role = |wire: &v1::RoleVerdict| RoleVerdict {
+            role: wire.role.clone(),
+            verdicts: wire.nodes.iter().map(verdict).collect(),
+        };
+        let blocker = |wire: &v1::Blocker| Blocker {
+            job: job_id(wire.job),
+            devices: wire.devices,
+            cpus_milli: wire.cpus_milli,
+            ends_by_ms: wire.ends_by_ms,
+        };
+        Explanation {
+            job: job.map(job_id),
+            sentence: wire.sentence.clone(),
+            reason: wire.reason.clone(),
+            roles: wire.roles.iter().map(role).collect(),
+            blockers: wire.blockers.iter().map(blocker).collect(),
+            start: wire.start.clone(),
+            start_ms: wire.start_ms,
+            start_text: wire.start_text.clone(),
+            change: wire.change.clone(),
+        }
+    }
+}
+
+impl From<&v1::Node> for Node {
+    fn from(wire: &v1::Node) -> Node {
+        let default = v1::Inventory::default();
+        let inventory = wire.inventory.as_ref().unwrap_or(&default);
+        let availability = match wire.availability() {
+            v1::Availability::Cordoned => "cordoned",
+            v1::Availability::Draining => "draining",
+            v1::Availability::Open | v1::Availability::Unspecified => "open",
+        };
+        let device = |(index, device): (usize, &v1::Device)| Device {
+            index: index as u32,
+            vendor: device.vendor.clone(),
+            model: device.model.clone(),
+            memory_bytes: device.memory_bytes,
+            uuid: device.uuid.clone(),
+            held: wire.devices_held.contains(&(index as u32)),
+            fault: device.fault.clone(),
+        };
+        let worker = |wire: &v1::Worker| {
+            let id = core::WorkerId { job: core::JobId(wire.job), attempt: wire.attempt, rank: wire.rank };
+            id.to_string()
+        };
+        Node {
+            name: wire.name.clone(),
+            state: match (wire.up, availability) {
+                (false, _) => "lost".into(),
+                (true, "open") => "up".into(),
+                (true, closed) => closed.into(),
+            },
+            up: wire.up,
+            availability: availability.into(),
+            devices: inventory.devices.iter().enumerate().map(device).collect(),
+            cpus_milli: inventory.cpus_milli,
+            cpus_milli_held: wire.cpus_milli_held,
+            memory_bytes: inventory.memory_bytes,
+            memory_bytes_held: wire.memory_bytes_held,
+            workers: wire.workers.iter().map(worker).collect(),
+            address: inventory.address.clone(),
+            first_port: inventory.first_port,
+            last_port: inventory.last_port,
+            labels: inventory.labels.clone().into_iter().collect(),
+            lease_left_ms: wire.lease_left_ms,
+            version: wire.version.clone(),
+            findings: wire.findings.clone(),
+        }
+    }
+}
+
+impl From<&v1::QueueState> for Queue {
+    fn from(wire: &v1::QueueState) -> Queue {
+        let queue = wire.queue.clone().unwrap_or_default();
+        Queue {
+            name: queue.name,
+            weight: queue.weight,
+            guaranteed_milli: queue.guaranteed_milli,
+            limit_milli: queue.limit_milli,
+            held_milli: wire.held_milli,
+            pending_jobs: wire.pending_jobs,
+            running_jobs: wire.running_jobs,
+        }
+    }
+}
+
+impl From<&v1::UsageRow> for UsageRow {
+    fn from(wire: &v1::UsageRow) -> UsageRow {
+        UsageRow {
+            queue: wire.queue.clone(),
+            user: wire.user.clone(),
+            jobs: wire.jobs,
+            succeeded: wire.succeeded,
+            failed: wire.failed,
+            device_ms: wire.device_ms,
+            lost_device_ms: wire.lost_device_ms,
+            cpu_milli_ms: wire.cpu_milli_ms,
+            waited_ms: wire.waited_ms,
+        }
+    }
+}
+
+impl From<&v1::Note> for Note {
+    fn from(wire: &v1::Note) -> Note {
+        Note {
+            seq: wire.seq,
+            time_ms: wire.time_ms,
+            kind: wire.kind.clone(),
+            job: wire.job.map(job_id),
+            node: (!wire.node.is_empty()).then(|| wire.node.clone()),
+            text: wire.text.clone(),
+        }
+    }
+}
