@@ -305,7 +305,9 @@ impl Cluster {
         while let Some(name) = self.touched_queues.pop_first() {
             effects.push(Effect::Save(Record::Queue(self.queues[&name].clone())));
         }
+        let mut reporter = reporter;
         while let Some(id) = self.reassigned.pop_first() {
+            reporter = reporter.filter(|node| *node != id);
             self.revision.count += 1;
             self.nodes.set_revision(id, self.revision);
             if self.nodes.get(id).up {
@@ -384,6 +386,12 @@ impl Policy {
     /// Leases of 10 s, a first pause of 1 s.
     pub fn new(order: Order) -> Policy {
         Policy { order, lease: Duration::from_secs(10), backoff: Duration::from_secs(1) }
+    }
+
+    /// The lease that agents are told: shorter by a fifth, the time that remains to kill their workers
+    /// before the scheduler takes the node for lost and places its jobs elsewhere.
+    pub fn granted_lease(&self) -> Duration {
+        self.lease * 4 / 5
     }
 }
 
