@@ -114,16 +114,41 @@ enum Pending {
     Ask(u64),
     Request(u64),
     Reply(u64, Result<Answer, Refusal>),
-    ToScheduler { from: usize, message: Message },
-    ToAgent { to: usize, boot: u64, downlink: Downlink },
-    AgentTick { machine: usize, boot: u64 },
-    AgentStart { machine: usize, incarnation: u64 },
+    ToScheduler {
+        from: usize,
+        message: Message,
+    },
+    ToAgent {
+        to: usize,
+        boot: u64,
+        downlink: Downlink,
+    },
+    AgentTick {
+        machine: usize,
+        boot: u64,
+    },
+    AgentStart {
+        machine: usize,
+        incarnation: u64,
+    },
     PowerOn(usize),
     /// Supervisors look at the lease.
     LeaseEnd(usize),
-    Ready { machine: usize, incarnation: u64, worker: WorkerId },
-    Exit { machine: usize, incarnation: u64, worker: WorkerId, exit: Exit, by_itself: bool },
-    Commit { term: u64 },
+    Ready {
+        machine: usize,
+        incarnation: u64,
+        worker: WorkerId,
+    },
+    Exit {
+        machine: usize,
+        incarnation: u64,
+        worker: WorkerId,
+        exit: Exit,
+        by_itself: bool,
+    },
+    Commit {
+        term: u64,
+    },
     SchedulerStart,
     Heal,
 }
@@ -328,7 +353,8 @@ impl Sim {
         let mut effects = std::mem::take(&mut self.effects);
         cluster.step(self.now, event, &mut effects);
         self.check_effects(request, &effects);
-        let changed = effects.iter().any(|effect| !matches!(effect, Effect::Renew { .. } | Effect::AskReport(_)));
+        let changed =
+            effects.iter().any(|effect| !matches!(effect, Effect::Renew { .. } | Effect::AskReport(_)));
         for effect in effects.drain(..) {
             self.take_effect(effect);
         }
@@ -477,7 +503,11 @@ impl Sim {
                 match cluster.nodes().by_name(name) {
                     Some(node) => self.step(Event::Heartbeat { node, boot, seq, same_as }),
                     None => {
-                        self.send(true, |_| Pending::ToAgent { to: from, boot, downlink: Downlink::AskReport });
+                        self.send(true, |_| Pending::ToAgent {
+                            to: from,
+                            boot,
+                            downlink: Downlink::AskReport,
+                        });
                     }
                 }
             }
@@ -599,7 +629,11 @@ impl Sim {
         process.state = state.clone();
         let fenced = process.fenced && !process.alive();
         if let Some(agent) = &mut it.agent {
-            if fenced { agent.on_fenced(worker) } else { agent.on_worker(worker, state) }
+            if fenced {
+                agent.on_fenced(worker)
+            } else {
+                agent.on_worker(worker, state)
+            }
             self.wake(machine);
         }
     }

@@ -62,7 +62,11 @@ impl Store {
         assert_eq!(**spec, *job.spec, "the specification of {}", job.id);
         if first == job.id && !job.spec.client_key.is_empty() {
             let other = self.keys.insert(job.spec.client_key.clone(), job.id);
-            assert_eq!(other, None, "client key {:?} made two jobs, the second {}", job.spec.client_key, job.id);
+            assert_eq!(
+                other, None,
+                "client key {:?} made two jobs, the second {}",
+                job.spec.client_key, job.id
+            );
         }
     }
 }

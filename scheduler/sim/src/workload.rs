@@ -36,7 +36,9 @@ pub fn swarm(seed: u64) -> Sim {
         sim.add_machine(&format!("n{at}"), inventory.clone(), ahead);
     }
     let queues = ["default", "red", "blue"];
-    let idle = idle_pool(policy, &pool, &queues);
+    // In every order in which the nodes may register, as far as a few rotations tell.
+    let orders = (0..pool.len()).flat_map(|by| [(by, false), (by, true)]);
+    let idle: Vec<Cluster> = orders.map(|order| idle_pool(policy, &pool, &queues, order)).collect();
     for name in &queues[1..] {
         let queue = any_queue(&mut rng, name);
         sim.client(Time(0), Command::SetQueue(queue), HEAL_AT);
@@ -119,7 +121,8 @@ fn any_role(rng: &mut Rng, name: &str) -> Role {
         _ => vec![device(rng)],
     };
     let labels = if rng.below(8) == 0 { vec![("rack".into(), "r0".into())] } else { Vec::new() };
-    let cpus_milli = if devices.is_empty() { 500 + rng.below(12_000) as u32 } else { rng.below(4_000) as u32 };
+    let cpus_milli =
+        if devices.is_empty() { 500 + rng.below(12_000) as u32 } else { rng.below(4_000) as u32 };
     let memory_bytes = if rng.below(2) == 0 { 0 } else { rng.below(64 * GIB) };
     let request = Request { devices, cpus_milli, memory_bytes, labels };
     let program = Program::Command(vec!["work".into()]);
@@ -155,9 +158,10 @@ fn any_spec(rng: &mut Rng, queues: &[&str], number: u64) -> JobSpec {
 }
 
 /// A client that submits a random job, after some that earlier clients may have submitted.
-fn submit_any(sim: &mut Sim, rng: &mut Rng, idle: &Cluster, queues: &[&str], number: u64) {
+fn submit_any(sim: &mut Sim, rng: &mut Rng, idle: &[Cluster], queues: &[&str], number: u64) {
     let mut spec = any_spec(rng, queues, number);
-    while !fits(idle, &spec) {
+    while !idle.iter().take(if spec.roles.len() == 1 { 1 } else { idle.len() }).all(|idle| fits(idle, &spec))
+    {
         spec = any_spec(rng, queues, number);
     }
     if 0 < number && rng.below(4) == 0 {
@@ -197,10 +201,15 @@ fn any_interference(rng: &mut Rng, queues: &[&str], nodes: u64) -> Command {
 }
 
 /// The pool as it is when all is well and nothing runs.
-fn idle_pool(policy: Policy, pool: &[Inventory], queues: &[&str]) -> Cluster {
+fn idle_pool(policy: Policy, pool: &[Inventory], queues: &[&str], order: (usize, bool)) -> Cluster {
     let queues = queues.iter().map(|name| Record::Queue(Queue::new((*name).into())));
     let mut idle = Cluster::restore(policy, 1, queues, Time(0));
-    for (at, inventory) in pool.iter().enumerate() {
+    let mut nodes: Vec<(usize, &Inventory)> = pool.iter().enumerate().collect();
+    nodes.rotate_left(order.0);
+    if order.1 {
+        nodes.reverse();
+    }
+    for (at, inventory) in nodes {
         let report = NodeReport {
             node: format!("n{at}").into(),
             boot: 1,
