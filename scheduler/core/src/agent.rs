@@ -112,6 +112,10 @@ impl NodeAgent {
         let (boot, seq) = (self.boot, self.seq);
         let known = self.known.filter(|(_, version)| *version == self.version);
         let version = known.is_none().then_some(self.version);
+        // An answer to a message that is older than a lease would renew nothing.
+        while self.unanswered.front().is_some_and(|sent| sent.at + self.lease <= now) {
+            self.unanswered.pop_front();
+        }
         self.unanswered.push_back(Sent { seq, at: now, version });
         match known {
             Some((same_as, _)) => Message::Heartbeat { boot, seq, same_as },

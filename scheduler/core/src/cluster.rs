@@ -43,6 +43,8 @@ pub struct Cluster {
     revision: Revision,
     /// When to plan next; `None` while nothing has changed that could let a job start.
     round_at: Option<Time>,
+    /// Shapes that found no room in the last round, and since when nothing has become free.
+    pub(crate) unfit: BTreeSet<Arc<Shape>>,
     // Collected during one step, empty between steps.
     touched_jobs: BTreeSet<JobId>,
     touched_nodes: BTreeSet<NodeId>,
@@ -72,6 +74,7 @@ impl Cluster {
             now,
             revision: Revision { term, count: 0 },
             round_at: Some(now),
+            unfit: BTreeSet::new(),
             touched_jobs: BTreeSet::new(),
             touched_nodes: BTreeSet::new(),
             touched_queues: BTreeSet::new(),
@@ -140,7 +143,9 @@ impl Cluster {
         self.ring_timers(now);
         if self.round_at.is_some_and(|at| at <= now) {
             self.round_at = None;
-            for (id, ranks) in plan::plan(self, now).starts {
+            let plan = plan::plan(self, now);
+            self.unfit = plan.unfit;
+            for (id, ranks) in plan.starts {
                 self.place(now, id, ranks);
             }
         }
@@ -280,6 +285,12 @@ impl Cluster {
 
     pub(crate) fn plan_at(&mut self, at: Time) {
         self.round_at = Some(self.round_at.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    /// Plans again for all who wait: something has become free.
+    pub(crate) fn plan_anew(&mut self, at: Time) {
+        self.unfit.clear();
+        self.plan_at(at);
     }
 
     /// Adds to and takes from what a queue holds.
