@@ -4,7 +4,7 @@
 //! the node's own clock, which must run on while the machine sleeps; they are never compared with the
 //! scheduler's.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +19,8 @@ pub struct NodeAgent {
     revision: Revision,
     orders: Vec<WorkerOrder>,
     workers: BTreeMap<WorkerId, WorkerState>,
+    /// Those that the end of the lease ended, or is about to.
+    fenced: BTreeSet<WorkerId>,
     boot: u64,
     seq: u64,
     /// Grows with every change of what a report would say.
@@ -70,7 +72,8 @@ impl NodeAgent {
     /// An agent that has just started.
     ///
     /// * `boot`: larger than that of any earlier start on this node.
-    /// * `workers`: those that an earlier start left running, or whose exit it may not have reported.
+    /// * `workers`: those that an earlier start left running, or whose exit it may not have reported. Without
+    ///   those that ended because the machine stopped or the lease ran out: they are lost, they did not fail.
     /// * `lease_end`: end of the lease under which they run.
     pub fn new(
         node: Name,
@@ -85,6 +88,7 @@ impl NodeAgent {
             revision: Revision::default(),
             orders: Vec::new(),
             workers,
+            fenced: BTreeSet::new(),
             boot,
             seq: 0,
             version: 0,
@@ -124,6 +128,10 @@ impl NodeAgent {
         let (boot, seq) = (self.boot, self.seq);
         let known = self.known.filter(|(_, version)| *version == self.version);
         let version = known.is_none().then_some(self.version);
+        // An answer to a message that is older than a lease would renew nothing.
+        while self.unanswered.front().is_some_and(|sent| sent.at + self.lease <= now) {
+            self.unanswered.pop_front();
+        }
         self.unanswered.push_back(Sent { seq, at: now, version });
         match known {
             Some((same_as, _)) => Message::Heartbeat { boot, seq, same_as },
@@ -132,14 +140,18 @@ impl NodeAgent {
     }
 
     fn report(&self) -> NodeReport {
-        let worker = |(id, state): (&WorkerId, &WorkerState)| WorkerReport { id: *id, state: state.clone() };
+        // A worker that its lease ended is left out once it is gone: it is lost, it did not fail.
+        let worker = |(id, state): (&WorkerId, &WorkerState)| match state {
+            WorkerState::Exited(exit) if *exit != Exit::Code(0) && self.fenced.contains(id) => None,
+            _ => Some(WorkerReport { id: *id, state: state.clone() }),
+        };
         NodeReport {
             node: self.node.clone(),
             boot: self.boot,
             seq: self.seq,
             inventory: self.inventory.clone(),
             revision: self.revision,
-            workers: self.workers.iter().map(worker).collect(),
+            workers: self.workers.iter().filter_map(worker).collect(),
         }
     }
 
@@ -206,6 +218,7 @@ impl NodeAgent {
             let exited = matches!(state, WorkerState::Exited(_));
             if exited {
                 actions.push(Action::Forget(*id));
+                self.fenced.remove(id);
                 self.version += 1;
             } else {
                 actions.push(Action::Stop { worker: *id, grace_ms: 0 });
@@ -226,6 +239,12 @@ impl NodeAgent {
         }
     }
 
+    /// Something else than this agent ended a worker because the lease had run out: its supervisor.
+    pub fn on_fenced(&mut self, id: WorkerId) {
+        self.fenced.insert(id);
+        self.on_worker(id, WorkerState::Exited(Exit::Failed("its lease ran out".into())));
+    }
+
     /// The node's devices, or what else it offers, are not what they were.
     pub fn on_inventory(&mut self, inventory: Arc<Inventory>) {
         if self.inventory != inventory {
@@ -235,11 +254,13 @@ impl NodeAgent {
     }
 
     /// Ends every worker once the lease has run out: the scheduler may place them elsewhere from now on.
-    pub fn on_tick(&self, now: Time) -> Vec<Action> {
+    pub fn on_tick(&mut self, now: Time) -> Vec<Action> {
         if now < self.lease_end {
             return Vec::new();
         }
-        self.alive().map(|worker| Action::Stop { worker, grace_ms: 0 }).collect()
+        let alive: Vec<WorkerId> = self.alive().collect();
+        self.fenced.extend(&alive);
+        alive.into_iter().map(|worker| Action::Stop { worker, grace_ms: 0 }).collect()
     }
 
     /// Workers that run or are about to.

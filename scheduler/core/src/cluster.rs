@@ -43,6 +43,8 @@ pub struct Cluster {
     revision: Revision,
     /// When to plan next; `None` while nothing has changed that could let a job start.
     round_at: Option<Time>,
+    /// Shapes that found no room in the last round, and since when nothing has become free.
+    pub(crate) unfit: BTreeSet<Arc<Shape>>,
     // Collected during one step, empty between steps.
     touched_jobs: BTreeSet<JobId>,
     touched_nodes: BTreeSet<NodeId>,
@@ -72,6 +74,7 @@ impl Cluster {
             now,
             revision: Revision { term, count: 0 },
             round_at: Some(now),
+            unfit: BTreeSet::new(),
             touched_jobs: BTreeSet::new(),
             touched_nodes: BTreeSet::new(),
             touched_queues: BTreeSet::new(),
@@ -140,7 +143,9 @@ impl Cluster {
         self.ring_timers(now);
         if self.round_at.is_some_and(|at| at <= now) {
             self.round_at = None;
-            for (id, ranks) in plan::plan(self, now).starts {
+            let plan = plan::plan(self, now);
+            self.unfit = plan.unfit;
+            for (id, ranks) in plan.starts {
                 self.place(now, id, ranks);
             }
         }
@@ -282,6 +287,12 @@ impl Cluster {
         self.round_at = Some(self.round_at.map_or(at, |earlier| earlier.min(at)));
     }
 
+    /// Plans again for all who wait: something has become free.
+    pub(crate) fn plan_anew(&mut self, at: Time) {
+        self.unfit.clear();
+        self.plan_at(at);
+    }
+
     /// Adds to and takes from what a queue holds.
     pub(crate) fn charge(&mut self, queue: &Name, add_milli: u64, take_milli: u64) {
         let held = self.queue_held.entry(queue.clone()).or_default();
@@ -305,7 +316,9 @@ impl Cluster {
         while let Some(name) = self.touched_queues.pop_first() {
             effects.push(Effect::Save(Record::Queue(self.queues[&name].clone())));
         }
+        let mut reporter = reporter;
         while let Some(id) = self.reassigned.pop_first() {
+            reporter = reporter.filter(|node| *node != id);
             self.revision.count += 1;
             self.nodes.set_revision(id, self.revision);
             if self.nodes.get(id).up {
@@ -384,6 +397,12 @@ impl Policy {
     /// Leases of 10 s, a first pause of 1 s.
     pub fn new(order: Order) -> Policy {
         Policy { order, lease: Duration::from_secs(10), backoff: Duration::from_secs(1) }
+    }
+
+    /// The lease that agents are told: shorter by a fifth, the time that remains to kill their workers
+    /// before the scheduler takes the node for lost and places its jobs elsewhere.
+    pub fn granted_lease(&self) -> Duration {
+        self.lease * 4 / 5
     }
 }
 

@@ -120,8 +120,8 @@ type Ready = BTreeMap<Name, BTreeMap<Arc<Shape>, BTreeSet<(Reverse<i32>, JobId)>
 #[derive(Clone, Debug, Default)]
 pub struct Jobs {
     table: BTreeMap<JobId, Job>,
-    /// Shapes of waiting jobs; an entry is shared by all jobs of that shape.
-    shapes: BTreeSet<Arc<Shape>>,
+    /// Shapes of ready jobs, each with the number of queues that have one; shared by all jobs of that shape.
+    shapes: BTreeMap<Arc<Shape>, usize>,
     ready: Ready,
     /// Jobs that hold resources.
     holding: BTreeSet<JobId>,
@@ -322,10 +322,17 @@ impl Jobs {
             Phase::Pending(not_before) => match self.dependencies(job) {
                 Dependency::Met if now < *not_before => _ = self.timers.insert((*not_before, id)),
                 Dependency::Met => {
-                    let shape = self.intern(self.table[&id].shape());
-                    let job = &self.table[&id];
+                    let shape = job.shape();
+                    let place = (Reverse(job.spec.priority), id);
                     let shapes = self.ready.entry(job.spec.queue.clone()).or_default();
-                    shapes.entry(shape).or_default().insert((Reverse(job.spec.priority), id));
+                    if let Some(jobs) = shapes.get_mut(&shape) {
+                        jobs.insert(place);
+                    } else {
+                        let known = self.shapes.get_key_value(&shape).map(|(known, _)| known.clone());
+                        let shape = known.unwrap_or_else(|| Arc::new(shape));
+                        *self.shapes.entry(shape.clone()).or_default() += 1;
+                        shapes.insert(shape, BTreeSet::from([place]));
+                    }
                 }
                 Dependency::Waits | Dependency::Failed(_) => {
                     for dependency in &job.spec.after {
@@ -377,23 +384,20 @@ impl Jobs {
             let shape = job.shape();
             if let Some(jobs) = shapes.get_mut(&shape) {
                 jobs.remove(&(Reverse(job.spec.priority), id));
-                if jobs.is_empty() {
+                if jobs.is_empty()
+                    && let Some(queues) = self.shapes.get_mut(&shape)
+                {
                     shapes.remove(&shape);
+                    *queues -= 1;
+                    if *queues == 0 {
+                        self.shapes.remove(&shape);
+                    }
                 }
             }
             if shapes.is_empty() {
                 self.ready.remove(&job.spec.queue);
             }
         }
-    }
-
-    fn intern(&mut self, shape: Shape) -> Arc<Shape> {
-        if let Some(known) = self.shapes.get(&shape) {
-            return known.clone();
-        }
-        let shape = Arc::new(shape);
-        self.shapes.insert(shape.clone());
-        shape
     }
 
     /// Recounts the indexes from the table. `O(jobs log jobs)`.
@@ -406,6 +410,7 @@ impl Jobs {
             recount.insert(now, job.clone());
         }
         assert_eq!(self.ready, recount.ready, "the ready jobs");
+        assert_eq!(self.shapes, recount.shapes, "the shapes");
         assert_eq!(self.holding, recount.holding, "the jobs that hold resources");
         assert_eq!(self.timers, recount.timers, "the timers");
         assert_eq!(self.by_key, recount.by_key, "the client keys");

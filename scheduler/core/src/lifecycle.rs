@@ -35,6 +35,9 @@ impl Cluster {
         if spec.roles.is_empty() || spec.roles.iter().any(empty) {
             return Err(Refusal::Malformed("a job has at least one rank, and a device request one device"));
         }
+        if MAX_RANKS < spec.roles.iter().map(|role| u64::from(role.ranks)).sum() {
+            return Err(Refusal::Malformed("a job has at most 65,536 ranks"));
+        }
         if spec.array.is_some_and(|range| range.count() == 0 || MAX_ARRAY < range.count()) {
             return Err(Refusal::Malformed("an array has 1 to 100,000 elements"));
         }
@@ -102,7 +105,9 @@ impl Cluster {
         if self.nodes.get(id).availability != availability {
             self.node_mut(id).availability = availability;
             self.note(Note::NodeSet { node: name.clone(), availability });
-            self.plan_at(now);
+            if availability == Availability::Open {
+                self.plan_anew(now);
+            }
         }
         if availability == Availability::Draining {
             for worker in self.workers_on(id) {
@@ -157,7 +162,7 @@ impl Cluster {
             node.boot = report.boot;
             node.up = true;
             node.inventory = report.inventory;
-            self.plan_at(now);
+            self.plan_anew(now);
             let node = report.node.clone();
             if joined {
                 self.note(Note::NodeUp(node));
@@ -309,19 +314,19 @@ impl Cluster {
 
     /// Ends a job that has no worker left, and with it those that can no longer follow it.
     fn finish(&mut self, now: Time, id: JobId, outcome: Outcome) {
-        let mut ending = vec![(id, outcome)];
-        while let Some((id, outcome)) = ending.pop() {
+        let mut ending = BTreeMap::from([(id, outcome)]);
+        while let Some((id, outcome)) = ending.pop_first() {
             self.release(now, id, Some(outcome.clone()));
             self.note(Note::Done(id, outcome));
             for dependent in self.jobs.dependents_of(id) {
                 match self.jobs.dependencies(self.jobs.get(dependent).expect("a dependent job")) {
                     Dependency::Met => self.change_job_index(dependent),
-                    Dependency::Failed(job) => ending.push((dependent, Outcome::Unreachable(job))),
+                    Dependency::Failed(job) => {
+                        ending.entry(dependent).or_insert(Outcome::Unreachable(job));
+                    }
                     Dependency::Waits => (),
                 }
             }
-            ending.sort_by_key(|(id, _)| std::cmp::Reverse(*id));
-            ending.dedup_by_key(|(id, _)| *id);
         }
     }
 
@@ -332,6 +337,11 @@ impl Cluster {
             self.nodes.release(worker, rank);
         }
         self.charge(&job.spec.queue, 0, job.charge_milli());
+        if job.ranks.is_empty() {
+            self.plan_at(now)
+        } else {
+            self.plan_anew(now)
+        }
         let failed = matches!(job.last_failure, Some(Why::WorkerFailed { .. }));
         let pause = if failed { self.pause(job.failures) } else { Duration::ZERO };
         self.change_job(id, |job| {
@@ -345,7 +355,6 @@ impl Cluster {
                 }
             }
         });
-        self.plan_at(now);
     }
 
     fn pause(&self, failures: u32) -> Duration {

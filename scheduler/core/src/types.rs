@@ -332,6 +332,9 @@ pub enum Exit {
 /// Indices of an array, at most.
 pub const MAX_ARRAY: u64 = 100_000;
 
+/// Ranks of a job, at most.
+pub const MAX_RANKS: u64 = 65_536;
+
 impl JobSpec {
     /// Number of ranks over all roles.
     pub fn ranks(&self) -> u32 {

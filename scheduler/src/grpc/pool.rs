@@ -165,7 +165,7 @@ impl v1::pool_server::Pool for PoolService {
         let id = border::job_id("job", request.into_inner().job)?;
         let explanation = self.query(move |cluster| {
             let explanation = explain::explain(cluster, cluster.jobs().get(id)?);
-            Some(view::explanation(cluster.now(), Some(id), &explanation))
+            Some(view::explanation(cluster.now(), id, &explanation))
         });
         explanation.await?.map(Response::new).ok_or_else(|| refused(Refusal::UnknownJob(id)))
     }
@@ -192,7 +192,7 @@ impl v1::pool_server::Pool for PoolService {
             Ok(v1::PlanResponse {
                 starts_now: job.phase == Phase::Active,
                 ranks: view::ranks(&what_if, &shared, job),
-                explanation: Some(view::explanation(what_if.now(), None, &explanation)),
+                explanation: Some(view::explanation(what_if.now(), first, &explanation)),
             })
         });
         plan.await?.map(Response::new).map_err(refused)

@@ -1,8 +1,6 @@
 //! The core's state as clients see it.
 
-use std::fmt::Write;
-
-use aquifer_core::explain::{Explanation, Reason, Start, duration};
+use aquifer_core::explain::{Explanation, Reason, Start};
 use aquifer_core::jobs::{Job, Outcome, Phase};
 use aquifer_core::nodes::Node;
 use aquifer_core::*;
@@ -113,7 +111,7 @@ pub fn note(note: &Numbered) -> v1::Note {
 }
 
 /// An explanation, as data and as text.
-pub fn explanation(now: Time, job: Option<JobId>, explanation: &Explanation) -> v1::Explanation {
+pub fn explanation(now: Time, job: JobId, explanation: &Explanation) -> v1::Explanation {
     let (start, start_ms) = match &explanation.start {
         Start::Past => ("past", None),
         Start::Now => ("now", None),
@@ -153,55 +151,8 @@ pub fn explanation(now: Time, job: Option<JobId>, explanation: &Explanation) -> 
         blockers: explanation.blockers.iter().map(blocker).collect(),
         start: start.into(),
         start_ms,
-        start_text: start_text(now, &explanation.start),
+        start_text: explanation.start.sentence(now).unwrap_or_default(),
         change: explanation.change.as_ref().map(ToString::to_string).unwrap_or_default(),
-        text: text(now, job, explanation),
+        text: explanation.text(job, now),
     }
-}
-
-fn start_text(now: Time, start: &Start) -> String {
-    match start {
-        Start::Past => String::new(),
-        Start::Now => "starts at once".into(),
-        Start::By { at, after } => {
-            let wait = duration(at.since(now));
-            format!(
-                "expected to start in {wait} at the latest, when {after} reaches its time limit, if no other job goes first"
-            )
-        }
-        Start::AfterPause(at) => format!("may start in {}, if there is room then", duration(at.since(now))),
-        Start::Unknown(why) => format!("no time can be given: {why}"),
-        Start::Never => "does not start before the pool has other nodes, or the request changes".into(),
-    }
-}
-
-fn text(now: Time, job: Option<JobId>, explanation: &Explanation) -> String {
-    let job = job.map_or("it".into(), |job| job.to_string());
-    let mut text = format!("{job} {}.\n", explanation.reason);
-    for role in &explanation.roles {
-        if explanation.roles.len() == 1 {
-            text += "\n  nodes  what they say to a rank\n";
-        } else {
-            _ = write!(text, "\n  nodes  what they say to a rank of role {}\n", role.role);
-        }
-        for (verdict, count) in &role.nodes {
-            _ = writeln!(text, "  {count:>5}  {verdict}");
-        }
-    }
-    if !explanation.blockers.is_empty() {
-        text += "\n  in use by  devices  cores   ends within\n";
-        for blocker in &explanation.blockers {
-            let ends = blocker.ends_by.map_or("no time limit".into(), |at| duration(at.since(now)));
-            let (job, cores) = (blocker.job.to_string(), explain::milli(blocker.cpus_milli));
-            _ = writeln!(text, "  {job:<9}  {:>7}  {cores:>5}   {ends}", blocker.devices);
-        }
-    }
-    let start = start_text(now, &explanation.start);
-    if !start.is_empty() {
-        _ = write!(text, "\nIt {start}.\n");
-    }
-    if let Some(change) = &explanation.change {
-        _ = writeln!(text, "It would start now with {change}.");
-    }
-    text
 }

@@ -36,7 +36,7 @@ pub struct NodeFree {
 pub struct Placement {
     /// By rank.
     pub ranks: Vec<Allocation>,
-    changed: BTreeMap<NodeId, NodeFree>,
+    changed: Changed,
 }
 
 /// Why a job does not start now.
@@ -67,72 +67,135 @@ pub struct Score {
     pub node: NodeId,
 }
 
-/// Places all ranks of a job, each on the fullest node that can take it.
+/// Alternatives and orders of roles that are tried for one job, at most.
+const MAX_TRIES: u32 = 64;
+
+/// Places all ranks of a job, each on the fullest node that can take it, within the limit of its queue.
 ///
-/// Ties go to the lowest node. All ranks of a role take the same alternative, the first one that fits.
-/// `O(roles * alternatives * nodes log nodes + ranks)`.
+/// Ties go to the lowest node. All ranks of a role take the same alternative. Of the combinations of
+/// alternatives, and of the orders in which roles choose their nodes, the first that fits. Exact for a job of
+/// one role; of several, one whose ranks would have to be spread with foresight may be found not to fit.
+/// `O(tries * nodes log nodes + ranks)`.
 pub fn place(free: &Free, job: &Job) -> Result<Placement, Misfit> {
-    let mut placement = Placement { ranks: Vec::new(), changed: BTreeMap::new() };
-    let of = job.spec.ranks();
-    for role in &job.spec.roles {
-        let mut most = 0;
-        let nothing = [None];
-        let alternatives: Vec<Option<&DeviceRequest>> = match &role.request.devices[..] {
-            [] => nothing.to_vec(),
-            devices => devices.iter().map(Some).collect(),
-        };
-        let placed = alternatives.iter().find_map(|devices| {
-            let mut attempt = placement.clone();
-            let ranks = fill(free, &mut attempt, job, role, *devices);
-            most = most.max(ranks);
-            (ranks == role.ranks).then_some(attempt)
-        });
-        match placed {
-            Some(attempt) => placement = attempt,
-            None => return Err(Misfit::RoomFor { ranks: placement.ranks.len() as u32 + most, of }),
+    let mut search = Search { free, job, tries: 0, most: 0, over_limit: None };
+    let mut roles = vec![None; job.spec.roles.len()];
+    match search.next_role(&mut roles, BTreeMap::new()) {
+        Some(changed) => Ok(Placement { ranks: roles.into_iter().flatten().flatten().collect(), changed }),
+        None => {
+            Err(search.over_limit.unwrap_or(Misfit::RoomFor { ranks: search.most, of: job.spec.ranks() }))
         }
-    }
-    let charge = |rank: &Allocation| charge_milli(rank.devices.len() as u64, rank.cpus_milli);
-    let wants = placement.ranks.iter().map(charge).sum();
-    let (held, limit) = (free.held_by(&job.spec.queue), free.cluster.queues[&job.spec.queue].limit_milli);
-    match limit {
-        Some(limit) if limit < held + wants => Err(Misfit::QueueLimit { held, wants, limit }),
-        _ => Ok(placement),
     }
 }
 
-/// Adds as many ranks of the role as fit, and returns their number.
+/// The search through the alternatives of a job, and what it met on its way.
+struct Search<'a> {
+    free: &'a Free<'a>,
+    job: &'a Job,
+    tries: u32,
+    /// Ranks of the fullest placement that was not whole.
+    most: u32,
+    /// Why the first whole placement was refused.
+    over_limit: Option<Misfit>,
+}
+
+/// What is left on nodes of which a search took something.
+type Changed = BTreeMap<NodeId, NodeFree>;
+/// Ranks of the roles that a search has placed.
+type Placed = [Option<Vec<Allocation>>];
+
+impl Search<'_> {
+    /// Places the roles that are not placed yet.
+    fn next_role(&mut self, roles: &mut Placed, changed: Changed) -> Option<Changed> {
+        if roles.iter().all(Option::is_some) {
+            return self.is_within_limit(roles).then_some(changed);
+        }
+        for number in 0..roles.len() {
+            if roles[number].is_some() {
+                continue;
+            }
+            let devices = &self.job.spec.roles[number].request.devices;
+            let none = devices.is_empty().then_some(None);
+            for want in devices.iter().map(Some).chain(none) {
+                if let Some(changed) = self.place_role(number, want, roles, changed.clone()) {
+                    return Some(changed);
+                }
+            }
+            roles[number] = None;
+        }
+        None
+    }
+
+    fn place_role(
+        &mut self,
+        number: usize,
+        devices: Option<&DeviceRequest>,
+        roles: &mut Placed,
+        mut changed: Changed,
+    ) -> Option<Changed> {
+        if self.tries == MAX_TRIES {
+            return None;
+        }
+        self.tries += 1;
+        roles[number] = None;
+        let earlier: usize = roles.iter().flatten().map(Vec::len).sum();
+        let role = &self.job.spec.roles[number];
+        let ranks = fill(self.free, &mut changed, self.job, role, devices);
+        self.most = self.most.max((earlier + ranks.len()) as u32);
+        if ranks.len() < role.ranks as usize {
+            return None;
+        }
+        roles[number] = Some(ranks);
+        self.next_role(roles, changed)
+    }
+
+    fn is_within_limit(&mut self, roles: &Placed) -> bool {
+        let queue = &self.job.spec.queue;
+        let Some(limit) = self.free.cluster.queues[queue].limit_milli else { return true };
+        let (held, wants) =
+            (self.free.held_by(queue), roles.iter().flatten().map(|ranks| charge(ranks)).sum());
+        if limit < held + wants {
+            self.over_limit.get_or_insert(Misfit::QueueLimit { held, wants, limit });
+        }
+        held + wants <= limit
+    }
+}
+
+/// What ranks count against their queue, in thousandths of a device.
+fn charge(ranks: &[Allocation]) -> u64 {
+    ranks.iter().map(|rank| charge_milli(rank.devices.len() as u64, rank.cpus_milli)).sum()
+}
+
+/// As many ranks of the role as fit, but no more than it has.
 fn fill(
     free: &Free,
-    placement: &mut Placement,
+    changed: &mut Changed,
     job: &Job,
     role: &Role,
     devices: Option<&DeviceRequest>,
-) -> u32 {
+) -> Vec<Allocation> {
     let nodes = free.cluster.nodes().iter().filter(|node| node.takes_work());
     let mut candidates: Vec<(Score, NodeFree)> = nodes
         .filter_map(|node| {
-            let left = placement.changed.get(&node.id).cloned().unwrap_or_else(|| free.on(node));
+            let left = changed.get(&node.id).cloned().unwrap_or_else(|| free.on(node));
             score(node, &left, &role.request, devices).map(|score| (score, left))
         })
         .collect();
     candidates.sort_by_key(|(score, _)| *score);
-    let mut placed = 0;
+    let mut ranks = Vec::new();
     // Filling a node makes it fuller and changes no other: the order of the candidates stands.
     for (score, mut left) in candidates {
         let node = free.cluster.nodes().get(score.node);
-        while placed < role.ranks
-            && let Some(rank) = take_rank(node, &mut left, &role.request, devices, job, placement.ranks.len())
+        while ranks.len() < role.ranks as usize
+            && let Some(rank) = take_rank(node, &mut left, &role.request, devices, job, ranks.len())
         {
-            placement.ranks.push(rank);
-            placed += 1;
+            ranks.push(rank);
         }
-        placement.changed.insert(node.id, left);
-        if placed == role.ranks {
+        changed.insert(node.id, left);
+        if ranks.len() == role.ranks as usize {
             break;
         }
     }
-    placed
+    ranks
 }
 
 fn score(node: &Node, left: &NodeFree, request: &Request, devices: Option<&DeviceRequest>) -> Option<Score> {
@@ -259,8 +322,7 @@ impl<'a> Free<'a> {
 
     /// Hands out the resources of a placement.
     pub fn take(&mut self, queue: &Name, placement: &Placement) {
-        let charge = |rank: &Allocation| charge_milli(rank.devices.len() as u64, rank.cpus_milli);
-        *self.taken.entry(queue.clone()).or_default() += placement.ranks.iter().map(charge).sum::<u64>();
+        *self.taken.entry(queue.clone()).or_default() += charge(&placement.ranks);
         self.changed.extend(placement.changed.iter().map(|(node, free)| (*node, free.clone())));
     }
 

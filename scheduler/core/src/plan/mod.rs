@@ -4,8 +4,10 @@ mod fit;
 mod order;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::cluster::Cluster;
+use crate::jobs::Shape;
 use crate::types::*;
 pub use fit::{Free, Misfit, NodeFree, Score, place};
 
@@ -24,19 +26,20 @@ pub enum Order {
 pub struct Plan {
     /// In the order in which they were decided.
     pub starts: Vec<(JobId, Vec<Allocation>)>,
+    /// Shapes that wait and find no room, until something becomes free.
+    pub unfit: BTreeSet<Arc<Shape>>,
 }
 
 /// Decides, from the cluster as it is at `now`.
 ///
 /// `O(starts * (queues + shapes) + shapes * nodes log nodes)`: a round only hands resources out, so a shape
-/// that did not fit once is not tried again in it.
+/// that did not fit once is not tried again in it, nor in a later one before something has become free.
 pub fn plan(cluster: &Cluster, _now: Time) -> Plan {
-    let mut plan = Plan::default();
+    let mut plan = Plan { starts: Vec::new(), unfit: cluster.unfit.clone() };
     let mut ready = order::Ready::of(cluster);
     let mut free = Free::of(cluster);
-    let mut unfit = BTreeSet::new();
     while let Some((job, shape)) = ready.best(&free) {
-        if unfit.contains(shape) {
+        if plan.unfit.contains(shape) {
             ready.drop_shape(&job.spec.queue, shape);
             continue;
         }
@@ -48,7 +51,7 @@ pub fn plan(cluster: &Cluster, _now: Time) -> Plan {
             }
             // Of this queue no job of the shape can start; of another one it may.
             Err(Misfit::QueueLimit { .. }) => ready.drop_shape(&job.spec.queue, shape),
-            Err(Misfit::RoomFor { .. }) => _ = unfit.insert(shape.clone()),
+            Err(Misfit::RoomFor { .. }) => _ = plan.unfit.insert(shape.clone()),
         }
     }
     plan

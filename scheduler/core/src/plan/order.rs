@@ -9,7 +9,7 @@ use crate::cluster::Cluster;
 use crate::jobs::{Job, Shape};
 use crate::types::*;
 
-/// Ready jobs that were not considered yet in this round.
+/// Ready jobs that were not considered yet in this round, but for those known not to fit.
 pub struct Ready<'a> {
     cluster: &'a Cluster,
     queues: BTreeMap<&'a Name, BTreeMap<&'a Arc<Shape>, Line<'a>>>,
@@ -62,9 +62,11 @@ impl<'a> Line<'a> {
 impl<'a> Ready<'a> {
     pub fn of(cluster: &'a Cluster) -> Ready<'a> {
         let lines = |shapes: &'a BTreeMap<Arc<Shape>, _>| {
-            shapes.iter().filter_map(|(shape, jobs)| Some((shape, Line::of(jobs)?))).collect()
+            let open = shapes.iter().filter(|(shape, _)| !cluster.unfit.contains(*shape));
+            open.filter_map(|(shape, jobs)| Some((shape, Line::of(jobs)?))).collect()
         };
-        let queues = cluster.jobs().ready().iter().map(|(queue, shapes)| (queue, lines(shapes))).collect();
+        let queues = cluster.jobs().ready().iter().map(|(queue, shapes)| (queue, lines(shapes)));
+        let queues = queues.filter(|(_, lines): &(_, BTreeMap<_, _>)| !lines.is_empty()).collect();
         Ready { cluster, queues }
     }
 

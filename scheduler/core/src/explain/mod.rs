@@ -1,7 +1,6 @@
 //! Why a job waits, in the terms of its user. Pure: asks the same functions that decide.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use crate::cluster::Cluster;
 use crate::event::Availability;
@@ -9,6 +8,9 @@ use crate::jobs::*;
 use crate::nodes::Node;
 use crate::plan::{Free, Misfit, place};
 use crate::types::*;
+
+mod text;
+pub use text::{bytes, duration, milli};
 
 /// The whole answer to "why does it wait?".
 #[derive(Clone, Debug, PartialEq)]
@@ -419,114 +421,4 @@ fn largest(from: u64, fits: &dyn Fn(u64) -> bool) -> Option<u64> {
         if fits(middle) { fitting = middle } else { unfit = middle }
     }
     (fitting < from).then_some(fitting)
-}
-
-/// Thousandths of a thing, for people: `2`, `0.5`.
-pub fn milli(value: u64) -> String {
-    let text = format!("{}.{:03}", value / 1000, value % 1000);
-    text.trim_end_matches('0').trim_end_matches('.').into()
-}
-
-/// Bytes, for people: `80 GiB`, `512 MiB`.
-pub fn bytes(value: u64) -> String {
-    for (unit, shift) in [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)] {
-        let tenths = (u128::from(value) * 10) >> shift;
-        if 10 <= tenths {
-            let (whole, tenth) = (tenths / 10, tenths % 10);
-            return if tenth == 0 { format!("{whole} {unit}") } else { format!("{whole}.{tenth} {unit}") };
-        }
-    }
-    format!("{value} B")
-}
-
-/// Milliseconds, for people: `90 s`, `12 min`, `3.5 h`.
-pub fn duration(ms: u64) -> String {
-    match ms {
-        0..10_000 => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
-        10_000..120_000 => format!("{} s", ms / 1000),
-        120_000..7_200_000 => format!("{} min", ms / 60_000),
-        7_200_000..172_800_000 => format!("{}.{} h", ms / 3_600_000, ms % 3_600_000 / 360_000),
-        _ => format!("{} d", ms / 86_400_000),
-    }
-}
-
-/// One sentence, without the name of the job: "waits: …".
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Reason::NotWaiting(Phase::Active) => f.write_str("does not wait: it holds its resources"),
-            Reason::NotWaiting(Phase::Done(outcome)) => write!(f, "has ended: {outcome}"),
-            Reason::NotWaiting(_) => f.write_str("is stopping"),
-            Reason::Follows(job) => write!(f, "waits for {job} to succeed"),
-            Reason::Pauses { failures, .. } => write!(f, "pauses after failure {failures}"),
-            Reason::QueueLimit { queue, held, wants, limit } => {
-                let (held, wants, limit) = (milli(*held), milli(*wants), milli(*limit));
-                write!(
-                    f,
-                    "waits: queue {queue} holds {held} of at most {limit} devices, it wants {wants} more"
-                )
-            }
-            Reason::NoSuchNode { nodes: 0 } => f.write_str("waits: the pool has no nodes"),
-            Reason::NoSuchNode { nodes } => {
-                write!(f, "waits: none of {nodes} nodes could take a rank, even an idle one")
-            }
-            Reason::RoomFor { ranks: 0, .. } => f.write_str("waits: no node can take a rank now"),
-            Reason::RoomFor { ranks, of } => write!(f, "waits: room for {ranks} of {of} ranks"),
-            Reason::Next => f.write_str("is placed in the next round"),
-        }
-    }
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Verdict::Takes => f.write_str("can take a rank now"),
-            Verdict::Lost => f.write_str("lost: its agent is silent"),
-            Verdict::Closed(how) => f.write_str(how),
-            Verdict::Label { key, value } => write!(f, "lacks the label {key}={value}"),
-            Verdict::NoDevice => f.write_str("has no such device"),
-            Verdict::FewDevices { has, wants } => write!(f, "has {has} such devices, {wants} are wanted"),
-            Verdict::Faults { healthy, of, wants } => {
-                write!(f, "{healthy} of {of} such devices are healthy, {wants} are wanted")
-            }
-            Verdict::Busy { free, of, wants } => {
-                write!(f, "{free} of {of} such devices are free, {wants} are wanted")
-            }
-            Verdict::FewCpus { has, wants } => {
-                write!(f, "has {} cores, {} are wanted", milli(*has), milli(*wants))
-            }
-            Verdict::CpusBusy { free, of, wants } => {
-                write!(f, "{} of {} cores are free, {} are wanted", milli(*free), milli(*of), milli(*wants))
-            }
-            Verdict::FewMemory { has, wants } => {
-                write!(f, "has {} of memory, {} is wanted", bytes(*has), bytes(*wants))
-            }
-            Verdict::MemoryBusy { free, of, wants } => {
-                let (free, of, wants) = (bytes(*free), bytes(*of), bytes(*wants));
-                write!(f, "{free} of {of} of memory is free, {wants} is wanted")
-            }
-        }
-    }
-}
-
-/// What the user would have to ask for: "… would start now".
-impl fmt::Display for Change {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Change::CpusMilli { from, to } => {
-                write!(f, "{} cores a rank instead of {}", milli((*to).into()), milli((*from).into()))
-            }
-            Change::MemoryBytes { from, to } => {
-                write!(f, "{} of memory a rank instead of {}", bytes(*to), bytes(*from))
-            }
-            Change::DeviceMemoryBytes { from, to } => {
-                write!(f, "devices with {} of memory instead of {}", bytes(*to), bytes(*from))
-            }
-            Change::Devices { from, to } => write!(f, "{to} devices a rank instead of {from}"),
-            Change::Ranks { from, to } => write!(f, "{to} ranks instead of {from}"),
-            Change::Model { from } => write!(f, "another model than {from}"),
-            Change::Vendor { from } => write!(f, "another vendor than {from}"),
-            Change::Labels => f.write_str("no required labels"),
-        }
-    }
 }

@@ -1,0 +1,270 @@
+//! What must hold at every moment, whatever went wrong.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use aquifer_core::jobs::{Job, Outcome, Phase};
+use aquifer_core::nodes::Node;
+use aquifer_core::plan::plan;
+use aquifer_core::*;
+
+use crate::sim::Sim;
+
+/// Of steps that changed something, every so many-th is followed by a restore from the store.
+const RESTORE_EVERY: u64 = 8;
+/// Of steps that changed nothing, every so many-th is checked as if it had.
+const RECHECK_EVERY: u64 = 8;
+
+impl Sim {
+    /// After a step, and after its commit if that was at once.
+    pub(crate) fn check_step(&mut self, changed: bool) {
+        self.check_processes();
+        if self.cluster.is_none() || (!changed && !self.steps.is_multiple_of(RECHECK_EVERY)) {
+            return;
+        }
+        self.changed_steps += 1;
+        let cluster = self.cluster.as_ref().expect("a scheduler");
+        cluster.check();
+        if !self.is_committed() {
+            return;
+        }
+        self.check_stored();
+        if self.changed_steps.is_multiple_of(RESTORE_EVERY) {
+            let restored = Cluster::restore(self.policy, self.term, self.store.records(), self.now);
+            restored.check();
+            assert_eq!(restored.records(), cluster.records(), "restored is not lived");
+            for node in cluster.nodes().iter() {
+                let (lived, again) = (cluster.assignment(node.id), restored.assignment(node.id));
+                assert_eq!(lived.workers, again.workers, "the assignment of {}", node.name);
+            }
+            let missed = plan(&restored, self.now).starts;
+            // With several roles, less room may be better room: such a job may wait for the next round.
+            let one_role = |id: &JobId| cluster.jobs().get(*id).is_some_and(|job| job.spec.roles.len() == 1);
+            let missed = missed.iter().map(|(id, _)| *id).find(one_role);
+            assert_eq!(missed, None, "no round was planned for a job that fits");
+        }
+    }
+
+    /// The store holds exactly what the scheduler knows.
+    fn check_stored(&self) {
+        let cluster = self.cluster.as_ref().expect("a scheduler");
+        assert_eq!(self.store.jobs.len() as u64, cluster.jobs().len(), "jobs stored");
+        for (stored, job) in self.store.jobs.values().zip(cluster.jobs().iter()) {
+            assert!(same_job(stored, job), "{} is not stored: {stored:?} but {job:?}", job.id);
+        }
+        assert!(self.store.nodes.values().eq(cluster.nodes().iter()), "a node is not stored as it is");
+        // The default queue is not stored before somebody changes it.
+        for (queue, _) in cluster.queues() {
+            let stored = self.store.queues.get(&queue.name);
+            assert!(
+                stored == Some(queue) || (stored.is_none() && *queue == Queue::new("default".into())),
+                "queue {} is not stored as it is",
+                queue.name
+            );
+        }
+    }
+
+    pub(crate) fn check_restored(&self) {
+        let cluster = self.cluster.as_ref().expect("a scheduler");
+        cluster.check();
+        self.check_stored();
+        for client in &self.clients {
+            if let Some(Ok(Answer::Submitted { first, count, .. })) = &client.answer {
+                let last = JobId(first.0 + u64::from(*count) - 1);
+                assert!(cluster.jobs().get(last).is_some(), "{last} was acknowledged and is lost");
+            }
+        }
+    }
+
+    /// What a step may want done.
+    pub(crate) fn check_effects(&self, request: Option<u64>, effects: &[Effect]) {
+        let mut replies = 0;
+        let mut told: Vec<NodeId> = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Reply(id, _) => {
+                    assert_eq!(Some(*id), request, "an answer to nobody");
+                    replies += 1;
+                }
+                Effect::Assign { node, .. } | Effect::Renew { node, .. } | Effect::AskReport(node) => {
+                    assert!(!told.contains(node), "{node:?} is told two things in one step");
+                    told.push(*node);
+                }
+                Effect::Save(_) | Effect::Note(_) => (),
+            }
+        }
+        assert_eq!(replies, usize::from(request.is_some()), "one answer to each request");
+    }
+
+    /// An answer, at the moment at which it leaves.
+    pub(crate) fn check_answer(&self, id: u64, answer: &Result<Answer, Refusal>) {
+        let Ok(Answer::Submitted { first, count, .. }) = answer else { return };
+        for job in first.0..first.0 + u64::from(*count) {
+            assert!(self.store.jobs.contains_key(&JobId(job)), "job-{job} is acknowledged but not stored");
+        }
+        if let Command::Submit(spec) = &self.clients[id as usize].command {
+            assert!(*self.store.jobs[first].spec == **spec, "request {id} was answered with {first}");
+        }
+    }
+
+    /// A record that is about to be written, against what really happened.
+    pub(crate) fn check_record(&self, record: &Record) {
+        let Record::Job(job) = record else { return };
+        let earlier = self.store.jobs.get(&job.id);
+        if job.phase == Phase::Done(Outcome::Succeeded) && earlier.is_none_or(|was| was.phase != job.phase) {
+            for rank in 0..job.spec.ranks() {
+                let worker = WorkerId { job: job.id, attempt: job.attempt, rank };
+                let end = self.ends.get(&worker);
+                let well = end.is_some_and(|end| end.exit == Some(Exit::Code(0)) && end.by_itself);
+                assert!(well, "{} succeeded, but {worker}: {end:?}", job.id);
+            }
+        }
+        if earlier.map_or(0, |was| was.failures) < job.failures {
+            self.check_failures(job);
+        }
+        if job.phase == Phase::Active && earlier.is_none_or(|was| was.attempt < job.attempt) {
+            self.check_placement(job);
+        }
+    }
+
+    /// A job is charged only with failures that are its own.
+    fn check_failures(&self, job: &Job) {
+        let of_job = |rank_0_of: u32| WorkerId { job: job.id, attempt: rank_0_of, rank: 0 };
+        let ends = self.ends.range(of_job(1)..of_job(job.attempt + 1));
+        let failed: BTreeSet<u32> = ends
+            .filter(|(_, end)| end.by_itself && end.exit.as_ref().is_some_and(|exit| *exit != Exit::Code(0)))
+            .map(|(worker, _)| worker.attempt)
+            .collect();
+        assert!(
+            job.failures as usize <= failed.len(),
+            "{} is charged with {} failures, but only attempts {failed:?} failed",
+            job.id,
+            job.failures
+        );
+    }
+
+    /// A placement gives every rank what was asked for, from nodes that take work.
+    fn check_placement(&self, job: &Job) {
+        let id = job.id;
+        assert_eq!(job.ranks.len(), job.spec.ranks() as usize, "{id}: the gang is whole");
+        // A later step of the same batch may have changed the node since.
+        let node_of = |node: NodeId| -> Option<&Node> {
+            let stored = self.store.nodes.get(&node)?;
+            let live = self.cluster.as_ref()?.nodes().get(node);
+            (stored == live).then_some(live)
+        };
+        let mut rank = 0;
+        for role in &job.spec.roles {
+            let ranks = &job.ranks[rank..rank + role.ranks as usize];
+            rank += role.ranks as usize;
+            let ranks: Vec<(&Allocation, &Node)> =
+                ranks.iter().filter_map(|rank| Some((rank, node_of(rank.node)?))).collect();
+            for (rank, node) in &ranks {
+                assert!(node.takes_work(), "{id} is placed on {}", node.name);
+                let request = &role.request;
+                assert!(request.memory_bytes <= rank.memory_bytes, "{id}: memory");
+                assert!(request.cpus_milli <= rank.cpus_milli, "{id}: processor time");
+                let labelled = |(key, value)| node.inventory.labels.get(key) == Some(value);
+                assert!(request.labels.iter().map(|(key, value)| (key, value)).all(labelled), "{id}: labels");
+                let healthy = |index: &u16| node.inventory.devices[*index as usize].fault.is_none();
+                assert!(rank.devices.iter().all(healthy), "{id}: a device with a fault");
+                let ports = node.inventory.ports;
+                assert!(ports.first <= rank.port && rank.port <= ports.last, "{id}: port {}", rank.port);
+            }
+            let takes = |want: &DeviceRequest, (rank, node): &(&Allocation, &Node)| {
+                let class = |index: &u16| node.inventory.devices[*index as usize].class.clone();
+                let classes: BTreeSet<Arc<DeviceClass>> = rank.devices.iter().map(class).collect();
+                rank.devices.len() == usize::from(want.count)
+                    && classes.len() == 1
+                    && classes.iter().all(|class| want.accepts(class))
+            };
+            let devices = &role.request.devices;
+            let same = devices.iter().any(|want| ranks.iter().all(|rank| takes(want, rank)));
+            let none = devices.is_empty() && ranks.iter().all(|(rank, _)| rank.devices.is_empty());
+            assert!(same || none, "{id}: role {} has not the devices it asked for", role.name);
+        }
+    }
+
+    /// What really runs.
+    pub(crate) fn check_processes(&self) {
+        let mut attempts: BTreeMap<JobId, WorkerId> = BTreeMap::new();
+        let mut devices: Vec<u16> = Vec::new();
+        let mut ports: Vec<u16> = Vec::new();
+        for machine in &self.machines {
+            devices.clear();
+            ports.clear();
+            let (mut cpus_milli, mut memory_bytes) = (0, 0);
+            for (worker, process) in machine.alive() {
+                let other = *attempts.entry(worker.job).or_insert(worker);
+                assert_eq!(other.attempt, worker.attempt, "two attempts of {} run: {other}", worker.job);
+                let allocation = &process.launch.allocation;
+                for device in &allocation.devices {
+                    let both = || format!("device {device} of {} is used twice, by {worker}", machine.name);
+                    assert!(!devices.contains(device), "{}", both());
+                    devices.push(*device);
+                }
+                assert!(!ports.contains(&allocation.port), "port {} of {}", allocation.port, machine.name);
+                ports.push(allocation.port);
+                cpus_milli += u64::from(allocation.cpus_milli);
+                memory_bytes += allocation.memory_bytes;
+            }
+            assert!(cpus_milli <= u64::from(machine.inventory.cpus_milli), "processors of {}", machine.name);
+            assert!(memory_bytes <= machine.inventory.memory_bytes, "memory of {}", machine.name);
+        }
+    }
+
+    /// Whether every job has ended, nobody waits for an answer, and nothing is left on any machine.
+    pub fn is_settled(&self) -> bool {
+        let Some(cluster) = &self.cluster else { return false };
+        self.heal_at <= self.now
+            && self.is_committed()
+            && self.clients.iter().all(|client| !client.waits(self.now))
+            && self.machines.iter().all(|machine| machine.processes.is_empty())
+            && cluster.jobs().holding().next().is_none()
+            && cluster.jobs().iter().all(|job| matches!(job.phase, Phase::Done(_)))
+    }
+
+    /// What is left, for a run that does not end.
+    pub fn leftovers(&self) -> String {
+        let mut text = format!("at {}, term {}\n", self.now, self.term);
+        let Some(cluster) = &self.cluster else { return text + "no scheduler\n" };
+        for job in cluster.jobs().iter().filter(|job| !matches!(job.phase, Phase::Done(_))) {
+            let reason = aquifer_core::explain::reason(cluster, job);
+            text += &format!("{} {reason}: {:?} {:?}\n", job.id, job.phase, job.spec.roles);
+            text += &job.ranks.iter().map(|rank| format!("    {rank:?}\n")).collect::<String>();
+        }
+        for machine in &self.machines {
+            let known = cluster.nodes().by_name(&machine.name).map(|id| cluster.nodes().get(id));
+            let state = known.map(|node| (node.up, node.availability, node.boot));
+            text +=
+                &format!("{} {state:?} boot {} {:?}\n", machine.name, machine.boot, machine.processes.keys());
+        }
+        for (id, client) in self.clients.iter().enumerate().filter(|(_, client)| client.waits(self.now)) {
+            text += &format!("request {id} waits: {:?}\n", client.command);
+        }
+        text
+    }
+}
+
+/// Equal, with a short cut for a specification that both share.
+fn same_job(one: &Job, other: &Job) -> bool {
+    let Job {
+        id,
+        spec,
+        array,
+        submitted,
+        phase,
+        attempt,
+        failures,
+        ranks,
+        placed,
+        ended,
+        last_failure,
+        usage,
+    } = one;
+    (Arc::ptr_eq(spec, &other.spec) || *spec == other.spec)
+        && (id, array, submitted, phase) == (&other.id, &other.array, &other.submitted, &other.phase)
+        && (attempt, failures, ranks) == (&other.attempt, &other.failures, &other.ranks)
+        && (placed, ended) == (&other.placed, &other.ended)
+        && (last_failure, usage) == (&other.last_failure, &other.usage)
+}

@@ -1,0 +1,371 @@
+//! Scripts: a few verbs, and what they lead to. The language is described in `tests/README.md`.
+
+use std::sync::Arc;
+
+use aquifer_core::explain::explain;
+use aquifer_core::jobs::Phase;
+use aquifer_core::plan::Order;
+use aquifer_core::*;
+
+use crate::faults::{Faults, Timing};
+use crate::sim::{CrashPoint, Sim, Work};
+
+const GIB: u64 = 1 << 30;
+/// For as long as a script runs, at least.
+const LONG: Time = Time(1 << 50);
+
+/// Plays a script, and returns all that was said. Times are fixed, nothing is random.
+///
+/// # Errors
+/// The line that cannot be read, and why.
+pub fn play(script: &str) -> Result<String, String> {
+    let mut lines =
+        script.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')).peekable();
+    let mut policy = Policy::new(Order::FairShare);
+    while let Some(line) = lines.next_if(|line| line.starts_with("policy ")) {
+        for (key, value) in options(&words(line)[1..])? {
+            match key {
+                "order" if value == "priority" => policy.order = Order::Priority,
+                "order" if value == "fair-share" => policy.order = Order::FairShare,
+                "lease" => policy.lease = std::time::Duration::from_secs(number(value)?),
+                "backoff" => policy.backoff = std::time::Duration::from_secs(number(value)?),
+                _ => return Err(format!("{line}: no option {key}={value}")),
+            }
+        }
+    }
+    let mut player =
+        Player { sim: Sim::new(1, policy, Faults::default(), Timing::fixed(), Time(0)), jobs: 0 };
+    for line in lines {
+        player.play_line(line).map_err(|why| format!("{line}: {why}"))?;
+    }
+    let log = player.sim.log.into_iter();
+    Ok(log.map(|(at, line)| format!("{at} {line}\n")).collect())
+}
+
+struct Player {
+    sim: Sim,
+    /// Submissions so far; names of jobs that have none are made from it.
+    jobs: u64,
+}
+
+impl Player {
+    fn play_line(&mut self, line: &str) -> Result<(), String> {
+        let words = words(line);
+        let sim = &mut self.sim;
+        match words[..] {
+            ["node", name, devices, ref rest @ ..] => {
+                let inventory = inventory(sim.machines.len(), name, devices, rest)?;
+                let ahead = 1_000_000 * (1 + sim.machines.len() as u64);
+                sim.add_machine(name, inventory, ahead);
+                // One after the other, so that they are numbered in the order of the script.
+                let now = sim.now;
+                sim.run_until(Time(now.0 + 20));
+            }
+            ["queue", name, ref rest @ ..] => self.set_queue(name, rest)?,
+            ["submit", ref rest @ ..] => self.submit(rest)?,
+            ["cancel", job] => self.ask(Command::Cancel { job: job.parse()?, whole_array: false }),
+            ["cancel", job, "array"] => self.ask(Command::Cancel { job: job.parse()?, whole_array: true }),
+            ["open", node] => self.set_node(node, Availability::Open),
+            ["cordon", node] => self.set_node(node, Availability::Cordoned),
+            ["drain", node] => self.set_node(node, Availability::Draining),
+            ["run", seconds] => {
+                let ms = number::<f64>(seconds)? * 1000.0;
+                let until = Time(self.sim.now.0 + ms as u64);
+                self.sim.run_until(until);
+            }
+            ["explain", job] => self.explain(job.parse()?)?,
+            ["show", job] => self.show(job.parse()?)?,
+            ["show-queues"] => self.show_queues(),
+            ["show-processes"] => self.show_processes(),
+            ["scheduler", what] => self.scheduler(what)?,
+            ["exit", worker, ref how @ ..] => self.exit(worker, how)?,
+            [verb, node, ref rest @ ..] => self.machine(verb, node, rest)?,
+            _ => return Err("no such verb".into()),
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, command: Command) {
+        match self.sim.ask(command) {
+            Some(Err(refusal)) => self.sim.say(format!("refused: {refusal}")),
+            Some(Ok(Answer::Submitted { first, repeated: true, .. })) => {
+                self.sim.say(format!("answered: {first}, submitted before"));
+            }
+            Some(Ok(Answer::Cancelled(jobs))) => self.sim.say(format!("answered: {jobs} told to end")),
+            Some(Ok(Answer::Submitted { .. } | Answer::Done)) => (),
+            None => self.sim.say("no answer".into()),
+        }
+    }
+
+    fn set_node(&mut self, node: &str, availability: Availability) {
+        self.ask(Command::SetNode { node: node.into(), availability });
+    }
+
+    fn set_queue(&mut self, name: &str, rest: &[&str]) -> Result<(), String> {
+        let mut queue = Queue::new(name.into());
+        for (key, value) in options(rest)? {
+            match key {
+                "weight" => queue.weight = number(value)?,
+                "guarantee" => queue.guaranteed_milli = 1000 * number::<u64>(value)?,
+                "limit" => queue.limit_milli = Some(1000 * number::<u64>(value)?),
+                _ => return Err(format!("no option {key}")),
+            }
+        }
+        self.ask(Command::SetQueue(queue));
+        Ok(())
+    }
+
+    fn submit(&mut self, words: &[&str]) -> Result<(), String> {
+        self.jobs += 1;
+        let at = words.iter().position(|word| *word == "for").ok_or("it says not for how long")?;
+        let roles = words[..at].iter().map(|word| role(word)).collect::<Result<Vec<Role>, String>>()?;
+        let mut spec = JobSpec {
+            name: format!("job {}", self.jobs).into(),
+            user: "ada".into(),
+            queue: "default".into(),
+            client_key: "".into(),
+            priority: 0,
+            roles,
+            after: Vec::new(),
+            array: None,
+            time_limit_ms: None,
+            retries: 0,
+            grace_ms: 5_000,
+            env: Vec::new(),
+            working_dir: None,
+            checkpoint_dir: None,
+        };
+        let run_ms = match *words.get(at + 1).ok_or("for how long?")? {
+            "ever" => None,
+            seconds => Some(1000 * number::<u64>(seconds)?),
+        };
+        let mut work = Work { run_ms, failures: 0, exit: Exit::Code(1) };
+        for (key, value) in options(&words[at + 2..])? {
+            let each = |spec: &mut JobSpec, change: &dyn Fn(&mut Request)| {
+                spec.roles.iter_mut().for_each(|role| change(&mut role.request));
+            };
+            match key {
+                "name" => spec.name = value.into(),
+                "queue" => spec.queue = value.into(),
+                "key" => spec.client_key = value.into(),
+                "priority" => spec.priority = number(value)?,
+                "after" => spec.after = value.split(',').map(str::parse).collect::<Result<_, String>>()?,
+                "array" => spec.array = Some(array(value)?),
+                "limit" => spec.time_limit_ms = Some(1000 * number::<u64>(value)?),
+                "retries" => spec.retries = number(value)?,
+                "grace" => spec.grace_ms = 1000 * number::<u64>(value)?,
+                "cpus" => {
+                    let cpus_milli = (number::<f64>(value)? * 1000.0) as u32;
+                    each(&mut spec, &|request| request.cpus_milli = cpus_milli);
+                }
+                "memory" => {
+                    let memory_bytes = GIB * number::<u64>(value)?;
+                    each(&mut spec, &|request| request.memory_bytes = memory_bytes);
+                }
+                "fails" => work.failures = number(value)?,
+                "exit" => work.exit = Exit::Code(number(value)?),
+                "signal" => work.exit = Exit::Signal(number(value)?),
+                "launch" => work.exit = Exit::Failed(format!("{value} is not a program").into()),
+                label => each(&mut spec, &|request| request.labels.push((label.into(), value.into()))),
+            }
+        }
+        if !spec.client_key.is_empty() {
+            spec.name = spec.client_key.clone();
+        }
+        self.sim.set_work(spec.name.clone(), work);
+        self.ask(Command::Submit(Arc::new(spec)));
+        Ok(())
+    }
+
+    fn explain(&mut self, job: JobId) -> Result<(), String> {
+        let cluster = self.sim.cluster.as_ref().ok_or("no scheduler")?;
+        let it = cluster.jobs().get(job).ok_or("no such job")?;
+        let text = explain(cluster, it).text(job, cluster.now());
+        self.sim.say(format!("explained:\n{text}"));
+        Ok(())
+    }
+
+    fn show(&mut self, job: JobId) -> Result<(), String> {
+        let cluster = self.sim.cluster.as_ref().ok_or("no scheduler")?;
+        let it = cluster.jobs().get(job).ok_or("no such job")?;
+        let phase = match &it.phase {
+            Phase::Pending(_) => "pending".into(),
+            Phase::Active => "active".into(),
+            Phase::Stopping(_) => "stopping".into(),
+            Phase::Done(outcome) => outcome.to_string(),
+        };
+        let mut text = format!("shown: {job} {phase}, attempt {}, failures {}", it.attempt, it.failures);
+        for (rank, on) in it.ranks.iter().enumerate() {
+            let node = &cluster.nodes().get(on.node).name;
+            text += &format!("\n  rank {rank} on {node} devices {:?} {:?}", on.devices, on.worker);
+        }
+        self.sim.say(text);
+        Ok(())
+    }
+
+    fn show_queues(&mut self) {
+        let Some(cluster) = &self.sim.cluster else { return };
+        let held = cluster.queues().map(|(queue, held)| format!(" {}={}", queue.name, explain_milli(held)));
+        let text: String = held.collect();
+        self.sim.say(format!("queues hold{text}"));
+    }
+
+    fn show_processes(&mut self) {
+        let mut text = String::from("processes:");
+        for machine in &self.sim.machines {
+            for (worker, process) in machine.alive() {
+                text += &format!(" {worker} on {} {:?};", machine.name, process.state);
+            }
+        }
+        self.sim.say(text);
+    }
+
+    fn scheduler(&mut self, what: &str) -> Result<(), String> {
+        match what {
+            "crash" => self.sim.crash_scheduler(),
+            "stop" => self.sim.stop_scheduler(),
+            "start" => self.sim.start_scheduler(),
+            "crash-before-commit" => self.sim.crash_at_next_commit(CrashPoint::BeforeCommit),
+            "crash-after-commit" => self.sim.crash_at_next_commit(CrashPoint::AfterCommit),
+            _ => return Err("it can stop, start, crash, crash-before-commit or crash-after-commit".into()),
+        }
+        Ok(())
+    }
+
+    /// `exit job-1/0 3`, `exit job-1/0 signal 9`: of the current attempt.
+    fn exit(&mut self, worker: &str, how: &[&str]) -> Result<(), String> {
+        let (job, rank) = worker.split_once('/').ok_or("expected job-N/RANK")?;
+        let (job, rank): (JobId, u32) = (job.parse()?, number(rank)?);
+        let exit = match how {
+            ["signal", signal] => Exit::Signal(number(signal)?),
+            [code] => Exit::Code(number(code)?),
+            _ => return Err("expected a code, or signal N".into()),
+        };
+        let attempt = self.sim.store.jobs.get(&job).map_or(0, |job| job.attempt);
+        self.sim.say(format!("{worker} {exit}"));
+        self.sim.end_worker(WorkerId { job, attempt, rank }, exit);
+        Ok(())
+    }
+
+    fn machine(&mut self, verb: &str, node: &str, rest: &[&str]) -> Result<(), String> {
+        let sim = &mut self.sim;
+        let machine = sim.machine(node).ok_or_else(|| format!("no verb {verb:?}, or no node {node:?}"))?;
+        match (verb, rest) {
+            ("power-off", []) => sim.power_off(machine),
+            ("power-on", []) => sim.power_on(machine),
+            ("stop-agent", []) => sim.machines[machine].stop_agent(),
+            ("start-agent", []) => sim.start_agent(machine),
+            ("mute", []) => sim.machines[machine].mute_until = LONG,
+            ("deafen", []) => sim.machines[machine].deaf_until = LONG,
+            ("connect", []) => {
+                sim.machines[machine].mute_until = sim.now;
+                sim.machines[machine].deaf_until = sim.now;
+            }
+            ("repeat-report", []) => {
+                sim.repeat_report(machine);
+                return Ok(());
+            }
+            ("break", [device, why @ ..]) => {
+                sim.set_device_fault(machine, number(device)?, Some(why.join(" ").into()));
+            }
+            ("repair", [device]) => sim.set_device_fault(machine, number(device)?, None),
+            _ => return Err(format!("no verb {verb:?} for a node")),
+        }
+        sim.say(format!("{verb} {node} {}", rest.join(" ")).trim_end().into());
+        Ok(())
+    }
+}
+
+fn explain_milli(milli: u64) -> String {
+    aquifer_core::explain::milli(milli)
+}
+
+fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
+
+fn number<T: std::str::FromStr>(word: &str) -> Result<T, String> {
+    word.parse().map_err(|_| format!("{word:?} is no number"))
+}
+
+fn options<'a>(words: &[&'a str]) -> Result<Vec<(&'a str, &'a str)>, String> {
+    let option = |word: &&'a str| word.split_once('=').ok_or_else(|| format!("{word:?} is no option"));
+    words.iter().map(option).collect()
+}
+
+/// `first-last` or `first-last/step`.
+fn array(text: &str) -> Result<ArrayRange, String> {
+    let (range, step) = text.split_once('/').unwrap_or((text, "1"));
+    let (first, last) = range.split_once('-').ok_or("expected first-last")?;
+    Ok(ArrayRange { first: number(first)?, last: number(last)?, step: number(step)? })
+}
+
+/// `8:h200`, `8:h200+16:cpu`; then `cpus=64 memory=512 ports=20000-20063 rack=a`.
+fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inventory, String> {
+    let mut inventory = Inventory {
+        devices: Vec::new(),
+        cpus_milli: 64_000,
+        memory_bytes: 512 * GIB,
+        address: format!("10.0.0.{at}").into(),
+        ports: Ports { first: 20_000, last: 20_063 },
+        labels: [].into(),
+    };
+    for group in devices.split('+').filter(|group| *group != "0") {
+        let (count, model) = group.split_once(':').ok_or("expected COUNT:MODEL")?;
+        let (vendor, memory_gib) = match model {
+            "cpu" => (Vendor::Cpu, 0),
+            model if model.starts_with("910") => (Vendor::Ascend, 64),
+            model if model.starts_with("h100") => (Vendor::Nvidia, 80),
+            _ => (Vendor::Nvidia, 141),
+        };
+        let class = Arc::new(DeviceClass { vendor, model: model.into(), memory_bytes: memory_gib * GIB });
+        for _ in 0..number::<usize>(count)? {
+            let uuid = format!("{name}-{}", inventory.devices.len()).into();
+            inventory.devices.push(Device { class: class.clone(), uuid, fault: None });
+        }
+    }
+    for (key, value) in options(rest)? {
+        match key {
+            "cpus" => inventory.cpus_milli = 1000 * number::<u32>(value)?,
+            "memory" => inventory.memory_bytes = GIB * number::<u64>(value)?,
+            "ports" => {
+                let (first, last) = value.split_once('-').ok_or("expected first-last")?;
+                inventory.ports = Ports { first: number(first)?, last: number(last)? };
+            }
+            label => _ = inventory.labels.insert(label.into(), value.into()),
+        }
+    }
+    Ok(inventory)
+}
+
+/// `2x8:h200`, `trainer=2x8:h200|16:910b`, `1x0`, `1x2:@nvidia>=80`.
+fn role(word: &str) -> Result<Role, String> {
+    let (name, word) = match word.split_once('=') {
+        Some((name, word)) if !name.contains('>') => (name, word),
+        _ => ("worker", word),
+    };
+    let (ranks, devices) = word.split_once('x').ok_or("expected RANKSxDEVICES")?;
+    let devices = devices.split('|').filter(|devices| *devices != "0").map(device_request);
+    let devices = devices.collect::<Result<Vec<_>, String>>()?;
+    let request = Request { devices, ..Request::default() };
+    let program = Program::Command(vec!["work".into()]);
+    Ok(Role { name: name.into(), ranks: number(ranks)?, request, program })
+}
+
+fn device_request(text: &str) -> Result<DeviceRequest, String> {
+    let (text, memory_gib) = match text.split_once(">=") {
+        Some((text, gib)) => (text, number(gib)?),
+        None => (text, 0),
+    };
+    let (count, what) = text.split_once(':').unwrap_or((text, ""));
+    let mut request =
+        DeviceRequest { count: number(count)?, memory_bytes: memory_gib * GIB, ..Default::default() };
+    match what.strip_prefix('@') {
+        Some(vendor) => {
+            request.vendor = Some(vendor.parse().map_err(|unknown: UnknownVendor| unknown.to_string())?)
+        }
+        None if what.is_empty() => (),
+        None => request.model = Some(what.into()),
+    }
+    Ok(request)
+}

@@ -1,0 +1,845 @@
+//! The run: a timeline, a scheduler with its store, machines, clients, and what lies between them.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+
+use aquifer_core::agent::{Action, Message};
+use aquifer_core::*;
+
+use crate::faults::{Faults, Timing};
+use crate::machine::{End, Machine, Process};
+use crate::rng::Rng;
+use crate::store::Store;
+
+/// One run.
+pub struct Sim {
+    /// Virtual time, by the scheduler's clock.
+    pub now: Time,
+    /// The scheduler, while it runs.
+    pub cluster: Option<Cluster>,
+    /// What it wrote.
+    pub store: Store,
+    /// The machines, in the order in which they were added.
+    pub machines: Vec<Machine>,
+    /// What was said, with times.
+    pub log: Vec<(Time, Line)>,
+    /// Events handled by schedulers.
+    pub steps: u64,
+    /// Number of schedulers so far.
+    pub term: u64,
+    pub(crate) policy: Policy,
+    pub(crate) faults: Faults,
+    pub(crate) timing: Timing,
+    pub(crate) heal_at: Time,
+    pub(crate) rng: Rng,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) ends: BTreeMap<WorkerId, End>,
+    pub(crate) changed_steps: u64,
+    work: BTreeMap<Name, Work>,
+    launched: BTreeMap<WorkerId, usize>,
+    machine_by_name: BTreeMap<Name, usize>,
+    timeline: BinaryHeap<Reverse<Entry>>,
+    entries: u64,
+    effects: Vec<Effect>,
+    batch: Batch,
+    batch_is_due: bool,
+    crash_next: Option<CrashPoint>,
+    last_report: Vec<Option<NodeReport>>,
+}
+
+/// What a run says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Line {
+    /// A note of the scheduler.
+    Note(Note),
+    /// A fault, an answer, an explanation.
+    Text(String),
+}
+
+/// What the workers of a job do, by the job's name.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// How long each rank works before it exits with 0; `None`: until it is stopped.
+    pub run_ms: Option<u64>,
+    /// Attempts that fail, from the first on.
+    pub failures: u32,
+    /// How rank 0 ends in those: at its launch if it is [`Exit::Failed`], else after half of `run_ms`.
+    pub exit: Exit,
+}
+
+/// Where in a commit a scheduler crashes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CrashPoint {
+    /// Nothing of it is written.
+    BeforeCommit,
+    /// All is written, and nothing else done.
+    AfterCommit,
+}
+
+/// Somebody who asks until there is an answer.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// What is asked.
+    pub command: Command,
+    /// When the client stops to repeat itself.
+    pub gives_up: Time,
+    /// The first answer.
+    pub answer: Option<Result<Answer, Refusal>>,
+}
+
+/// What waits for the commit of the step that it came from.
+#[derive(Debug, Default)]
+struct Batch {
+    saves: Vec<Record>,
+    acts: Vec<Act>,
+}
+
+#[derive(Debug)]
+enum Act {
+    Send { to: usize, boot: u64, downlink: Downlink },
+    Reply(u64, Result<Answer, Refusal>),
+    Note(Note),
+}
+
+#[derive(Clone, Debug)]
+enum Downlink {
+    Assign { acked: u64, assignment: Assignment },
+    Renew { acked: u64 },
+    AskReport,
+}
+
+#[derive(Clone, Debug)]
+enum Pending {
+    /// A client asks, or asks again.
+    Ask(u64),
+    Request(u64),
+    Reply(u64, Result<Answer, Refusal>),
+    ToScheduler {
+        from: usize,
+        message: Message,
+    },
+    ToAgent {
+        to: usize,
+        boot: u64,
+        downlink: Downlink,
+    },
+    AgentTick {
+        machine: usize,
+        boot: u64,
+    },
+    AgentStart {
+        machine: usize,
+        incarnation: u64,
+    },
+    PowerOn(usize),
+    /// Supervisors look at the lease.
+    LeaseEnd(usize),
+    Ready {
+        machine: usize,
+        incarnation: u64,
+        worker: WorkerId,
+    },
+    Exit {
+        machine: usize,
+        incarnation: u64,
+        worker: WorkerId,
+        exit: Exit,
+        by_itself: bool,
+    },
+    Commit {
+        term: u64,
+    },
+    SchedulerStart,
+    Heal,
+}
+
+/// The earliest first; of equal ones, the first that was entered.
+#[derive(Debug)]
+struct Entry {
+    at: Time,
+    number: u64,
+    pending: Pending,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Entry) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+impl Eq for Entry {}
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Entry) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Entry {
+    fn cmp(&self, other: &Entry) -> std::cmp::Ordering {
+        (self.at, self.number).cmp(&(other.at, other.number))
+    }
+}
+
+impl Sim {
+    /// An empty pool at time `start`.
+    pub fn new(seed: u64, policy: Policy, faults: Faults, timing: Timing, heal_at: Time) -> Sim {
+        let mut sim = Sim {
+            now: Time(0),
+            cluster: Some(Cluster::restore(policy, 1, [], Time(0))),
+            store: Store::default(),
+            machines: Vec::new(),
+            log: Vec::new(),
+            steps: 0,
+            term: 1,
+            policy,
+            faults,
+            timing,
+            heal_at,
+            rng: Rng(seed),
+            clients: Vec::new(),
+            ends: BTreeMap::new(),
+            changed_steps: 0,
+            work: BTreeMap::new(),
+            launched: BTreeMap::new(),
+            machine_by_name: BTreeMap::new(),
+            timeline: BinaryHeap::new(),
+            entries: 0,
+            effects: Vec::new(),
+            batch: Batch::default(),
+            batch_is_due: false,
+            crash_next: None,
+            last_report: Vec::new(),
+        };
+        sim.push(heal_at, Pending::Heal);
+        sim
+    }
+
+    /// Adds a machine and switches it on.
+    pub fn add_machine(&mut self, name: &str, inventory: Inventory, clock_ahead_ms: u64) -> usize {
+        let machine = self.machines.len();
+        self.machines.push(Machine::new(name.into(), inventory, clock_ahead_ms));
+        self.last_report.push(None);
+        self.machine_by_name.insert(name.into(), machine);
+        self.push(self.now, Pending::PowerOn(machine));
+        machine
+    }
+
+    /// The machine of that name.
+    pub fn machine(&self, name: &str) -> Option<usize> {
+        self.machine_by_name.get(name).copied()
+    }
+
+    /// Says what the workers of jobs of that name do. Without it they exit with 0 after 10 s.
+    pub fn set_work(&mut self, job_name: Name, work: Work) {
+        self.work.insert(job_name, work);
+    }
+
+    /// A client that asks at `at`, and again every 3 s until it is answered or gives up. One that submits
+    /// without a client key asks only once.
+    pub fn client(&mut self, at: Time, command: Command, gives_up: Time) -> u64 {
+        let id = self.clients.len() as u64;
+        self.clients.push(Client { command, gives_up, answer: None });
+        self.push(at, Pending::Ask(id));
+        id
+    }
+
+    /// Asks the scheduler now, past all networks. `None`: it is not there, or crashed before it answered.
+    pub fn ask(&mut self, command: Command) -> Option<Result<Answer, Refusal>> {
+        let id = self.clients.len() as u64;
+        self.clients.push(Client { command: command.clone(), gives_up: self.now, answer: None });
+        self.step(Event::Request { id, command });
+        self.clients[id as usize].answer.clone()
+    }
+
+    /// Runs until nothing is left to do, or `until`. Checks every invariant after every event.
+    pub fn run(&mut self, until: Time) {
+        while !self.is_settled() {
+            if !self.turn(until) {
+                return;
+            }
+        }
+    }
+
+    /// Runs until `until`, whether or not there is work.
+    pub fn run_until(&mut self, until: Time) {
+        while self.turn(until) {}
+        self.now = self.now.max(until);
+    }
+
+    /// Handles what is next, if that is not after `until`.
+    fn turn(&mut self, until: Time) -> bool {
+        let head = self.timeline.peek().map(|Reverse(entry)| entry.at);
+        let deadline = self.cluster.as_ref().and_then(|cluster| cluster.deadline());
+        let Some(next) = head.into_iter().chain(deadline).min() else { return false };
+        if until < next {
+            return false;
+        }
+        self.now = self.now.max(next);
+        match head {
+            Some(at) if at <= next => {
+                let Reverse(entry) = self.timeline.pop().expect("its head");
+                self.handle(entry.pending);
+            }
+            _ => {
+                self.step(Event::Tick);
+                let late = self.cluster.as_ref().and_then(|c| c.deadline()).is_some_and(|at| at <= self.now);
+                assert!(!late, "the deadline stands still at {}", self.now);
+            }
+        }
+        true
+    }
+
+    fn handle(&mut self, pending: Pending) {
+        match pending {
+            Pending::Ask(id) => self.on_ask(id),
+            Pending::Request(id) => {
+                let command = self.clients[id as usize].command.clone();
+                self.step(Event::Request { id, command });
+            }
+            Pending::Reply(id, answer) => self.on_reply(id, answer),
+            Pending::ToScheduler { from, message } => self.on_uplink(from, message),
+            Pending::ToAgent { to, boot, downlink } => self.on_downlink(to, boot, downlink),
+            Pending::AgentTick { machine, boot } => {
+                let it = &self.machines[machine];
+                if it.boot == boot && it.next_tick == self.now {
+                    self.agent_tick(machine);
+                }
+            }
+            Pending::AgentStart { machine, incarnation } => {
+                let it = &self.machines[machine];
+                if it.powered && it.incarnation == incarnation && it.agent.is_none() {
+                    self.start_agent(machine);
+                }
+            }
+            Pending::PowerOn(machine) => self.power_on(machine),
+            Pending::LeaseEnd(machine) => self.on_lease_end(machine),
+            Pending::Ready { machine, incarnation, worker } => {
+                if self.machines[machine].incarnation == incarnation {
+                    self.on_process(machine, worker, WorkerState::Running);
+                }
+            }
+            Pending::Exit { machine, incarnation, worker, exit, by_itself } => {
+                let it = &self.machines[machine];
+                let process = it.processes.get(&worker).filter(|process| process.alive());
+                if let (true, Some(process)) = (it.incarnation == incarnation, process) {
+                    let by_itself = by_itself && !process.stopped;
+                    self.ends.insert(worker, End { exit: Some(exit.clone()), by_itself });
+                    self.on_process(machine, worker, WorkerState::Exited(exit));
+                }
+            }
+            Pending::Commit { term } => {
+                if self.term == term && self.batch_is_due {
+                    self.commit();
+                }
+            }
+            Pending::SchedulerStart => self.start_scheduler(),
+            Pending::Heal => {
+                for machine in 0..self.machines.len() {
+                    for device in 0..self.machines[machine].inventory.devices.len() {
+                        self.set_device_fault(machine, device, None);
+                    }
+                }
+            }
+        }
+    }
+
+    // ---- The scheduler ----
+
+    pub(crate) fn step(&mut self, event: Event) {
+        let Some(cluster) = &mut self.cluster else { return };
+        self.steps += 1;
+        let request = match &event {
+            Event::Request { id, .. } => Some(*id),
+            Event::Report(_) | Event::Heartbeat { .. } | Event::Tick => None,
+        };
+        let mut effects = std::mem::take(&mut self.effects);
+        cluster.step(self.now, event, &mut effects);
+        self.check_effects(request, &effects);
+        let changed =
+            effects.iter().any(|effect| !matches!(effect, Effect::Renew { .. } | Effect::AskReport(_)));
+        for effect in effects.drain(..) {
+            self.take_effect(effect);
+        }
+        self.effects = effects;
+        if self.timing.commit_ms == (0, 0) {
+            self.commit();
+        } else if !self.batch_is_due {
+            self.batch_is_due = true;
+            let at = self.now.0 + self.rng.within(self.timing.commit_ms);
+            self.push(Time(at), Pending::Commit { term: self.term });
+        }
+        self.check_step(changed);
+    }
+
+    /// Addresses what a step wants done. An answer is for the start of the agent that the cluster knows at
+    /// that moment, and for no later one.
+    fn take_effect(&mut self, effect: Effect) {
+        let cluster = self.cluster.as_ref().expect("the scheduler that stepped");
+        let mut send = |node: NodeId, downlink| {
+            let node = cluster.nodes().get(node);
+            let to = self.machine_by_name[&node.name];
+            self.batch.acts.push(Act::Send { to, boot: node.boot, downlink });
+        };
+        match effect {
+            Effect::Save(record) => self.batch.saves.push(record),
+            Effect::Assign { node, acked, assignment } => send(node, Downlink::Assign { acked, assignment }),
+            Effect::Renew { node, acked } => send(node, Downlink::Renew { acked }),
+            Effect::AskReport(node) if (node.0 as usize) < cluster.nodes().len() => {
+                send(node, Downlink::AskReport);
+            }
+            Effect::AskReport(_) => (),
+            Effect::Reply(id, answer) => self.batch.acts.push(Act::Reply(id, answer)),
+            Effect::Note(note) => self.batch.acts.push(Act::Note(note)),
+        }
+    }
+
+    fn commit(&mut self) {
+        self.batch_is_due = false;
+        let crash = self.crash_next.filter(|_| !self.batch.saves.is_empty());
+        if crash == Some(CrashPoint::BeforeCommit) || self.fault(self.faults.scheduler_crash) {
+            return self.crash_scheduler();
+        }
+        let Batch { mut saves, mut acts } = std::mem::take(&mut self.batch);
+        for record in saves.drain(..) {
+            self.check_record(&record);
+            self.store.write(record);
+        }
+        if crash == Some(CrashPoint::AfterCommit) || self.fault(self.faults.scheduler_crash) {
+            return self.crash_scheduler();
+        }
+        for act in acts.drain(..) {
+            match act {
+                Act::Send { to, boot, downlink } => {
+                    if self.now < self.machines[to].deaf_until {
+                        continue;
+                    }
+                    self.send(true, |_| Pending::ToAgent { to, boot, downlink: downlink.clone() });
+                }
+                Act::Reply(id, answer) => {
+                    self.check_answer(id, &answer);
+                    if self.clients[id as usize].gives_up <= self.now {
+                        self.on_reply(id, answer);
+                    } else {
+                        self.send(true, |_| Pending::Reply(id, answer.clone()));
+                    }
+                }
+                Act::Note(note) => self.log.push((self.now, Line::Note(note))),
+            }
+        }
+        self.batch = Batch { saves, acts };
+    }
+
+    /// Ends the scheduler, with what it has not committed. Another one follows by itself.
+    pub fn crash_scheduler(&mut self) {
+        self.stop_scheduler();
+        let at = self.now.0 + self.rng.within(self.timing.downtime_ms);
+        self.push(Time(at), Pending::SchedulerStart);
+    }
+
+    /// Ends the scheduler, until [`Sim::start_scheduler`].
+    pub fn stop_scheduler(&mut self) {
+        self.cluster = None;
+        self.batch = Batch::default();
+        self.batch_is_due = false;
+        self.crash_next = None;
+        self.say("scheduler stopped".into());
+    }
+
+    /// Crashes the scheduler in its next commit that has something to write.
+    pub fn crash_at_next_commit(&mut self, point: CrashPoint) {
+        self.crash_next = Some(point);
+    }
+
+    /// Starts a scheduler from what is stored.
+    pub fn start_scheduler(&mut self) {
+        if self.cluster.is_some() {
+            return;
+        }
+        self.term += 1;
+        let records = self.store.records();
+        let cluster = Cluster::restore(self.policy, self.term, records, self.now);
+        self.cluster = Some(cluster);
+        self.check_restored();
+        self.say(format!("scheduler started, term {}", self.term));
+    }
+
+    // ---- Clients ----
+
+    fn on_ask(&mut self, id: u64) {
+        let client = &self.clients[id as usize];
+        if client.answer.is_some() || client.gives_up < self.now {
+            return;
+        }
+        let repeatable = client.is_repeatable();
+        self.send(repeatable, |_| Pending::Request(id));
+        if repeatable {
+            self.push(Time(self.now.0 + 3_000), Pending::Ask(id));
+        }
+    }
+
+    fn on_reply(&mut self, id: u64, answer: Result<Answer, Refusal>) {
+        let client = &mut self.clients[id as usize];
+        let Some(earlier) = &client.answer else {
+            client.answer = Some(answer);
+            return;
+        };
+        if let (Ok(Answer::Submitted { first: was, .. }), Ok(Answer::Submitted { first: is, .. })) =
+            (earlier, &answer)
+        {
+            assert_eq!(was, is, "request {id} made two jobs");
+        }
+    }
+
+    // ---- Machines ----
+
+    fn on_uplink(&mut self, from: usize, message: Message) {
+        match message {
+            Message::Report(report) => {
+                self.last_report[from] = Some(report.clone());
+                self.step(Event::Report(report));
+            }
+            Message::Heartbeat { boot, seq, same_as } => {
+                // A session knows its node from the report that began it.
+                let name = &self.machines[from].name;
+                let Some(cluster) = &self.cluster else { return };
+                match cluster.nodes().by_name(name) {
+                    Some(node) => self.step(Event::Heartbeat { node, boot, seq, same_as }),
+                    None => {
+                        self.send(true, |_| Pending::ToAgent {
+                            to: from,
+                            boot,
+                            downlink: Downlink::AskReport,
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives the scheduler the last report of a machine once more.
+    pub fn repeat_report(&mut self, machine: usize) {
+        if let Some(report) = self.last_report[machine].clone() {
+            self.step(Event::Report(report));
+        }
+    }
+
+    fn on_downlink(&mut self, to: usize, boot: u64, downlink: Downlink) {
+        let (now, amid) = (self.now, self.fault(self.faults.agent_crash_amid));
+        let machine = &mut self.machines[to];
+        let own = machine.clock(now);
+        if machine.boot != boot {
+            return;
+        }
+        let Some(agent) = &mut machine.agent else { return };
+        let had_news = agent.has_news();
+        let actions = match downlink {
+            Downlink::Renew { acked } => {
+                agent.on_renew(acked);
+                Vec::new()
+            }
+            Downlink::AskReport => {
+                agent.on_ask_report();
+                Vec::new()
+            }
+            Downlink::Assign { acked, assignment } => agent.on_assignment(own, acked, assignment),
+        };
+        let has_news = agent.has_news();
+        machine.persist_lease();
+        if amid && !actions.is_empty() {
+            let done = self.rng.below(actions.len() as u64) as usize;
+            actions.into_iter().take(done).for_each(|action| self.act(to, action));
+            return self.crash_agent(to);
+        }
+        let news = has_news && (!had_news || !actions.is_empty());
+        actions.into_iter().for_each(|action| self.act(to, action));
+        if news {
+            self.wake(to);
+        }
+    }
+
+    fn act(&mut self, at: usize, action: Action) {
+        match action {
+            Action::Launch(worker, launch) => self.launch(at, worker, launch),
+            Action::Stop { worker, grace_ms } => self.stop(at, worker, grace_ms),
+            Action::Forget(worker) => {
+                let process = self.machines[at].processes.remove(&worker);
+                assert!(process.is_none_or(|process| !process.alive()), "{worker} is forgotten, but runs");
+            }
+        }
+    }
+
+    fn launch(&mut self, machine: usize, worker: WorkerId, launch: std::sync::Arc<Launch>) {
+        let elsewhere = self.launched.insert(worker, machine);
+        assert_eq!(elsewhere, None, "{worker} is launched twice");
+        let default = Work { run_ms: Some(10_000), failures: 0, exit: Exit::Code(0) };
+        let work = self.work.get(&launch.spec.name).cloned().unwrap_or(default);
+        let fails = match worker.attempt <= work.failures {
+            true if worker.rank == 0 => Some(work.exit),
+            true => None,
+            false => self.fault(self.faults.worker_fail).then(|| self.any_failure()),
+        };
+        let process = Process { launch, state: WorkerState::Starting, stopped: false, fenced: false };
+        let it = &mut self.machines[machine];
+        it.processes.insert(worker, process);
+        let incarnation = it.incarnation;
+        if !std::mem::replace(&mut it.watched, true) {
+            let at = it.seen_from_outside(it.lease_end);
+            self.push(at.max(self.now), Pending::LeaseEnd(machine));
+        }
+        let exit = |exit| Pending::Exit { machine, incarnation, worker, exit, by_itself: true };
+        if let Some(failed @ Exit::Failed(_)) = fails {
+            return self.push(self.now, exit(failed));
+        }
+        let ready = self.now.0 + self.rng.within(self.timing.start_ms);
+        self.push(Time(ready), Pending::Ready { machine, incarnation, worker });
+        match (fails, work.run_ms) {
+            (Some(failure), run_ms) => self.push(Time(ready + run_ms.unwrap_or(10_000) / 2), exit(failure)),
+            (None, Some(run_ms)) => self.push(Time(ready + run_ms), exit(Exit::Code(0))),
+            (None, None) => (),
+        }
+    }
+
+    fn any_failure(&mut self) -> Exit {
+        match self.rng.below(3) {
+            0 => Exit::Code(1 + self.rng.below(200) as i32),
+            1 => Exit::Signal(*self.rng.pick(&[6, 9, 11])),
+            _ => Exit::Failed("no such program".into()),
+        }
+    }
+
+    /// Asks a process to end: a polite one may take its grace, or be killed at its end.
+    fn stop(&mut self, machine: usize, worker: WorkerId, grace_ms: u64) {
+        let killed_in = self.rng.within(self.timing.kill_ms);
+        let polite_in = self.rng.within(self.timing.stop_ms);
+        let exits_with_0 = self.rng.below(2) == 0;
+        let it = &mut self.machines[machine];
+        let incarnation = it.incarnation;
+        let Some(process) = it.processes.get_mut(&worker).filter(|process| process.alive()) else { return };
+        process.stopped = true;
+        let (after, exit) = match polite_in < grace_ms {
+            true => (polite_in, if exits_with_0 { Exit::Code(0) } else { Exit::Signal(15) }),
+            false => (grace_ms + killed_in, Exit::Signal(9)),
+        };
+        let at = Time(self.now.0 + after);
+        self.push(at, Pending::Exit { machine, incarnation, worker, exit, by_itself: false });
+    }
+
+    /// A process is found in a new state, and its agent hears of it.
+    fn on_process(&mut self, machine: usize, worker: WorkerId, state: WorkerState) {
+        let it = &mut self.machines[machine];
+        let Some(process) = it.processes.get_mut(&worker).filter(|process| process.alive()) else { return };
+        process.state = state.clone();
+        let fenced = process.fenced && !process.alive();
+        if let Some(agent) = &mut it.agent {
+            if fenced {
+                agent.on_fenced(worker)
+            } else {
+                agent.on_worker(worker, state)
+            }
+            self.wake(machine);
+        }
+    }
+
+    /// The supervisors of a machine look at the lease, and end their workers once it is over.
+    fn on_lease_end(&mut self, machine: usize) {
+        let now = self.now;
+        let it = &mut self.machines[machine];
+        if it.alive().next().is_none() {
+            it.watched = false;
+            return;
+        }
+        if it.clock(now) < it.lease_end {
+            let at = it.seen_from_outside(it.lease_end);
+            return self.push(at, Pending::LeaseEnd(machine));
+        }
+        it.watched = false;
+        let alive: Vec<WorkerId> = it.alive().map(|(id, _)| id).collect();
+        for worker in alive {
+            self.machines[machine].processes.get_mut(&worker).expect("a process").fenced = true;
+            self.stop(machine, worker, 0);
+        }
+    }
+
+    fn agent_tick(&mut self, machine: usize) {
+        if self.agent_accident(machine) {
+            return;
+        }
+        let (now, term, connected) = (self.now, self.term, self.cluster.is_some());
+        let lease = self.policy.granted_lease();
+        let it = &mut self.machines[machine];
+        let own = it.clock(now);
+        let Some(agent) = &mut it.agent else { return };
+        if connected && it.session != term {
+            it.session = term;
+            agent.on_session(lease);
+        }
+        let actions = agent.on_tick(own);
+        let message = connected.then(|| agent.message(own));
+        let lease_end = agent.lease_end();
+        let mute = now < it.mute_until;
+        actions.into_iter().for_each(|action| self.act(machine, action));
+        if let Some(message) = message.filter(|_| !mute) {
+            self.send(true, |_| Pending::ToScheduler { from: machine, message: message.clone() });
+        }
+        // Tick at the lease's end too, so that the fence is exact.
+        let it = &self.machines[machine];
+        let mut next = Time(now.0 + self.timing.tick_ms);
+        if own < lease_end {
+            next = next.min(it.seen_from_outside(lease_end));
+        }
+        self.tick_at(machine, next);
+    }
+
+    /// What may befall a machine at a tick of its agent. Returns whether the agent is gone.
+    fn agent_accident(&mut self, machine: usize) -> bool {
+        if self.heal_at <= self.now {
+            return false;
+        }
+        if self.fault(self.faults.node_crash) {
+            self.machines[machine].returns_by_itself = true;
+            self.power_off(machine);
+            return true;
+        }
+        if self.fault(self.faults.agent_crash) {
+            self.crash_agent(machine);
+            return true;
+        }
+        if self.fault(self.faults.reconnect) {
+            self.machines[machine].session = 0;
+        }
+        if self.fault(self.faults.partition) {
+            let until = Time(self.now.0 + self.rng.below(30_000));
+            let mute = self.rng.below(2) == 0;
+            let it = &mut self.machines[machine];
+            if mute { it.mute_until = until } else { it.deaf_until = until }
+        }
+        if self.fault(self.faults.device_fault) {
+            let device = self.rng.below(self.machines[machine].inventory.devices.len() as u64) as usize;
+            let breaks = self.rng.below(2) == 0;
+            self.set_device_fault(machine, device, breaks.then(|| "xid 79".into()));
+        }
+        false
+    }
+
+    /// A device breaks, or is healthy again.
+    pub fn set_device_fault(&mut self, machine: usize, device: usize, fault: Option<Name>) {
+        self.machines[machine].change_inventory(|inventory| {
+            if let Some(device) = inventory.devices.get_mut(device) {
+                device.fault = fault;
+            }
+        });
+        if self.machines[machine].agent.is_some() {
+            self.wake(machine);
+        }
+    }
+
+    /// Ends the agent of a machine. Another one follows by itself.
+    pub fn crash_agent(&mut self, machine: usize) {
+        self.machines[machine].stop_agent();
+        let incarnation = self.machines[machine].incarnation;
+        let at = Time(self.now.0 + self.rng.below(30_000));
+        self.push(at, Pending::AgentStart { machine, incarnation });
+    }
+
+    /// Starts the agent of a machine that runs.
+    pub fn start_agent(&mut self, machine: usize) {
+        self.machines[machine].start_agent();
+        self.tick_at(machine, self.now);
+    }
+
+    /// Ends everything on a machine.
+    pub fn power_off(&mut self, machine: usize) {
+        for worker in self.machines[machine].power_off() {
+            self.ends.insert(worker, End { exit: None, by_itself: false });
+        }
+        if self.machines[machine].returns_by_itself {
+            let at = Time(self.now.0 + self.rng.below(60_000));
+            self.push(at, Pending::PowerOn(machine));
+        }
+    }
+
+    /// Starts a machine, with its agent.
+    pub fn power_on(&mut self, machine: usize) {
+        if !self.machines[machine].powered {
+            self.machines[machine].powered = true;
+            self.start_agent(machine);
+        }
+    }
+
+    /// Ends a worker process from outside of the system.
+    pub fn end_worker(&mut self, worker: WorkerId, exit: Exit) {
+        if let Some(machine) = self.launched.get(&worker).copied() {
+            let incarnation = self.machines[machine].incarnation;
+            self.handle(Pending::Exit { machine, incarnation, worker, exit, by_itself: true });
+        }
+    }
+
+    /// Has the agent speak soon.
+    fn wake(&mut self, machine: usize) {
+        let soon = Time(self.now.0 + 10);
+        if soon < self.machines[machine].next_tick {
+            self.tick_at(machine, soon);
+        }
+    }
+
+    fn tick_at(&mut self, machine: usize, at: Time) {
+        let it = &mut self.machines[machine];
+        it.next_tick = at;
+        let boot = it.boot;
+        self.push(at, Pending::AgentTick { machine, boot });
+    }
+
+    // ---- The network ----
+
+    fn send(&mut self, repeatable: bool, message: impl Fn(&Sim) -> Pending) {
+        let copies = match (self.fault(self.faults.drop), self.fault(self.faults.duplicate)) {
+            (true, _) => 0,
+            (false, true) if repeatable => 2,
+            (false, _) => 1,
+        };
+        for _ in 0..copies {
+            let late = if self.fault(self.faults.delay) { self.rng.below(15_000) } else { 0 };
+            let at = self.now.0 + self.rng.within(self.timing.message_ms) + late;
+            let message = message(self);
+            self.push(Time(at), message);
+        }
+    }
+
+    fn fault(&mut self, per_mille: u64) -> bool {
+        self.now < self.heal_at && self.rng.per_mille(per_mille)
+    }
+
+    fn push(&mut self, at: Time, pending: Pending) {
+        self.entries += 1;
+        self.timeline.push(Reverse(Entry { at, number: self.entries, pending }));
+    }
+
+    /// Whether nothing waits for its commit.
+    pub(crate) fn is_committed(&self) -> bool {
+        self.batch.saves.is_empty() && self.batch.acts.is_empty()
+    }
+
+    /// Adds a line to the log.
+    pub fn say(&mut self, text: String) {
+        self.log.push((self.now, Line::Text(text)));
+    }
+}
+
+impl Client {
+    /// Whether asking twice is the same as asking once.
+    fn is_repeatable(&self) -> bool {
+        !matches!(&self.command, Command::Submit(spec) if spec.client_key.is_empty())
+    }
+
+    /// Whether the client still waits for an answer that it will ask for again.
+    pub(crate) fn waits(&self, now: Time) -> bool {
+        self.answer.is_none() && now < self.gives_up && self.is_repeatable()
+    }
+}
+
+impl std::fmt::Display for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Line::Note(note) => note.fmt(f),
+            Line::Text(text) => f.write_str(text),
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What is durable, and what must be true of everything that is written.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use aquifer_core::jobs::{Job, Outcome, Phase};
+use aquifer_core::nodes::Node;
+use aquifer_core::*;
+
+/// A store in memory.
+#[derive(Clone, Debug, Default)]
+pub struct Store {
+    /// Specifications, by the first job made from each.
+    pub specs: BTreeMap<JobId, Arc<JobSpec>>,
+    /// Jobs.
+    pub jobs: BTreeMap<JobId, Job>,
+    /// Nodes.
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// Queues.
+    pub queues: BTreeMap<Name, Queue>,
+    keys: BTreeMap<Name, JobId>,
+}
+
+impl Store {
+    /// Every record, in some order.
+    pub fn records(&self) -> Vec<Record> {
+        let specs = self.specs.iter().map(|(id, spec)| Record::Spec(*id, spec.clone()));
+        let jobs = self.jobs.values().cloned().map(Record::Job);
+        let nodes = self.nodes.values().cloned().map(Record::Node);
+        let queues = self.queues.values().cloned().map(Record::Queue);
+        specs.chain(jobs).chain(nodes).chain(queues).collect()
+    }
+
+    /// Writes a record over the earlier one of the same identity.
+    ///
+    /// # Panics
+    /// When the new one does not follow from the earlier one.
+    pub fn write(&mut self, record: Record) {
+        match record {
+            Record::Spec(id, spec) => {
+                assert!(self.specs.insert(id, spec).is_none(), "the specification of {id} is written twice");
+            }
+            Record::Job(job) => {
+                match self.jobs.get(&job.id) {
+                    Some(earlier) => check_growth(earlier, &job),
+                    None => self.check_new(&job),
+                }
+                self.jobs.insert(job.id, job);
+            }
+            Record::Node(node) => {
+                let earlier = self.nodes.get(&node.id);
+                assert!(earlier.is_none_or(|earlier| earlier.boot <= node.boot), "{}: boot", node.name);
+                self.nodes.insert(node.id, node);
+            }
+            Record::Queue(queue) => _ = self.queues.insert(queue.name.clone(), queue),
+        }
+    }
+
+    fn check_new(&mut self, job: &Job) {
+        let first = job.array.map_or(job.id, |array| array.first);
+        let spec = self.specs.get(&first).unwrap_or_else(|| panic!("{} has no specification", job.id));
+        assert_eq!(**spec, *job.spec, "the specification of {}", job.id);
+        if first == job.id && !job.spec.client_key.is_empty() {
+            let other = self.keys.insert(job.spec.client_key.clone(), job.id);
+            assert_eq!(
+                other, None,
+                "client key {:?} made two jobs, the second {}",
+                job.spec.client_key, job.id
+            );
+        }
+    }
+}
+
+/// How a job may change from one commit to a later one.
+fn check_growth(earlier: &Job, job: &Job) {
+    let id = job.id;
+    if let Phase::Done(outcome) = &earlier.phase {
+        assert_eq!(earlier, job, "{id} was done: {outcome}");
+    }
+    assert!(Arc::ptr_eq(&earlier.spec, &job.spec) || earlier.spec == job.spec, "the specification of {id}");
+    assert!(earlier.attempt <= job.attempt, "attempts of {id} went back to {}", job.attempt);
+    assert!(earlier.failures <= job.failures, "failures of {id} went back to {}", job.failures);
+    assert!(job.failures <= job.attempt, "{id} failed more often than it was placed");
+    if earlier.attempt == job.attempt && !earlier.ranks.is_empty() && !job.ranks.is_empty() {
+        for (rank, (was, is)) in earlier.ranks.iter().zip(&job.ranks).enumerate() {
+            assert!(was.worker <= is.worker, "rank {rank} of {id}: {:?} after {:?}", is.worker, was.worker);
+            let moved = Allocation { worker: was.worker, ..is.clone() };
+            assert_eq!(*was, moved, "rank {rank} of {id} moved within attempt {}", job.attempt);
+        }
+    }
+    if let (Phase::Done(Outcome::TimedOut), Some(placed), Some(ended)) = (&job.phase, job.placed, job.ended) {
+        let limit = job.spec.time_limit_ms.expect("a job with a time limit");
+        assert!(limit <= ended.since(placed), "{id} timed out after {} ms of {limit}", ended.since(placed));
+    }
+}

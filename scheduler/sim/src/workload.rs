@@ -1,0 +1,242 @@
+//! Random pools, jobs and administrators: what a swarm of runs is made of.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_core::jobs::{ArrayElement, Job, Phase, Usage};
+use aquifer_core::plan::{Free, Order, place};
+use aquifer_core::*;
+
+use crate::faults::{Faults, Timing};
+use crate::rng::Rng;
+use crate::sim::{Sim, Work};
+
+/// When the faults of a random run end.
+pub const HEAL_AT: Time = Time(200_000);
+/// When jobs are submitted, at the latest.
+const SUBMIT_UNTIL_MS: u64 = 150_000;
+const GIB: u64 = 1 << 30;
+
+/// A run that belongs to the seed: its pool, its faults, its jobs.
+///
+/// Every job of it can be placed once all nodes are there and healthy, and comes to an end if it is left
+/// alone: so all must have ended at some time after [`HEAL_AT`].
+pub fn swarm(seed: u64) -> Sim {
+    let mut rng = Rng(seed ^ 0x00fa_1757);
+    let order = *rng.pick(&[Order::FairShare, Order::FairShare, Order::Priority]);
+    let mut policy = Policy::new(order);
+    policy.lease = Duration::from_millis(rng.within((5_000, 15_000)));
+    policy.backoff = Duration::from_millis(rng.within((100, 4_000)));
+    let (faults, timing) = (Faults::mix(&mut rng), Timing::mix(&mut rng));
+    let mut sim = Sim::new(seed, policy, faults, timing, HEAL_AT);
+    let pool: Vec<Inventory> = (0..rng.within((2, 6))).map(|at| any_inventory(&mut rng, at)).collect();
+    for (at, inventory) in pool.iter().enumerate() {
+        let ahead = rng.below(100_000_000);
+        sim.add_machine(&format!("n{at}"), inventory.clone(), ahead);
+    }
+    let queues = ["default", "red", "blue"];
+    // In every order in which the nodes may register, as far as a few rotations tell.
+    let orders = (0..pool.len()).flat_map(|by| [(by, false), (by, true)]);
+    let idle: Vec<Cluster> = orders.map(|order| idle_pool(policy, &pool, &queues, order)).collect();
+    for name in &queues[1..] {
+        let queue = any_queue(&mut rng, name);
+        sim.client(Time(0), Command::SetQueue(queue), HEAL_AT);
+    }
+    let jobs = rng.within((5, 40));
+    for number in 0..jobs {
+        submit_any(&mut sim, &mut rng, &idle, &queues, number);
+    }
+    for _ in 0..rng.below(16) {
+        let at = Time(rng.within((5_000, 190_000)));
+        let command = any_interference(&mut rng, &queues, pool.len() as u64);
+        sim.client(at, command, Time(HEAL_AT.0 - 1));
+    }
+    // Then everything is set right again, by somebody who does not give up.
+    let healed = Time(HEAL_AT.0 + 20_000);
+    for at in 0..pool.len() {
+        let (node, availability) = (format!("n{at}").into(), Availability::Open);
+        sim.client(healed, Command::SetNode { node, availability }, Time(u64::MAX));
+    }
+    for name in queues {
+        sim.client(healed, Command::SetQueue(Queue::new(name.into())), Time(u64::MAX));
+    }
+    sim
+}
+
+fn any_inventory(rng: &mut Rng, at: u64) -> Inventory {
+    let class = |vendor, model: &str, memory_gib: u64| {
+        Arc::new(DeviceClass { vendor, model: model.into(), memory_bytes: memory_gib * GIB })
+    };
+    let h200 = class(Vendor::Nvidia, "h200-141gb", 141);
+    let h100 = class(Vendor::Nvidia, "h100-80gb-hbm3", 80);
+    let ascend = class(Vendor::Ascend, "910b", 64);
+    let core = class(Vendor::Cpu, "core", 0);
+    let classes: Vec<(Arc<DeviceClass>, u64)> = match rng.below(5) {
+        0 | 1 => vec![(h200, 8)],
+        2 => vec![(ascend, rng.within((4, 8)))],
+        3 => vec![(h200, rng.within((1, 4))), (h100, rng.within((1, 4)))],
+        _ => vec![(core, 16)],
+    };
+    let classes = classes.into_iter().flat_map(|(class, count)| (0..count).map(move |_| class.clone()));
+    let devices = classes.enumerate().map(|(index, class)| Device {
+        class,
+        uuid: format!("uuid-{at}-{index}").into(),
+        fault: None,
+    });
+    Inventory {
+        devices: devices.collect(),
+        cpus_milli: 1000 * rng.within((16, 64)) as u32,
+        memory_bytes: GIB * rng.within((64, 512)),
+        address: format!("10.0.0.{at}").into(),
+        ports: Ports { first: 20_000, last: 20_000 + rng.within((15, 60)) as u16 },
+        labels: [("rack".into(), format!("r{}", rng.below(2)).into())].into(),
+    }
+}
+
+fn any_queue(rng: &mut Rng, name: &str) -> Queue {
+    Queue {
+        name: name.into(),
+        weight: rng.within((1, 4)) as u32,
+        guaranteed_milli: 1000 * rng.below(8),
+        limit_milli: (rng.below(3) == 0).then(|| 1000 * rng.within((0, 20))),
+    }
+}
+
+fn any_role(rng: &mut Rng, name: &str) -> Role {
+    let device = |rng: &mut Rng| {
+        let (vendor, model): (Option<Vendor>, Option<&str>) = *rng.pick(&[
+            (None, Some("h200")),
+            (None, Some("h100-80gb")),
+            (Some(Vendor::Nvidia), None),
+            (Some(Vendor::Ascend), None),
+            (Some(Vendor::Cpu), Some("core")),
+        ]);
+        let memory_bytes = if rng.below(5) == 0 { 60 * GIB } else { 0 };
+        DeviceRequest { count: rng.within((1, 8)) as u16, vendor, model: model.map(Into::into), memory_bytes }
+    };
+    let devices = match rng.below(6) {
+        0 => Vec::new(),
+        1 => vec![device(rng), device(rng)],
+        _ => vec![device(rng)],
+    };
+    let labels = if rng.below(8) == 0 { vec![("rack".into(), "r0".into())] } else { Vec::new() };
+    let cpus_milli =
+        if devices.is_empty() { 500 + rng.below(12_000) as u32 } else { rng.below(4_000) as u32 };
+    let memory_bytes = if rng.below(2) == 0 { 0 } else { rng.below(64 * GIB) };
+    let request = Request { devices, cpus_milli, memory_bytes, labels };
+    let program = Program::Command(vec!["work".into()]);
+    Role { name: name.into(), ranks: rng.within((1, 4)) as u32, request, program }
+}
+
+fn any_spec(rng: &mut Rng, queues: &[&str], number: u64) -> JobSpec {
+    let mut roles = vec![any_role(rng, "trainer")];
+    if rng.below(5) == 0 {
+        roles.push(any_role(rng, "rollout"));
+    }
+    let array = (rng.below(8) == 0).then(|| {
+        let first = rng.below(5) as u32;
+        ArrayRange { first, last: first + rng.below(6) as u32, step: rng.within((1, 3)) as u32 }
+    });
+    let queue = *rng.pick(queues);
+    JobSpec {
+        name: format!("w{number}").into(),
+        user: "ada".into(),
+        queue: queue.into(),
+        client_key: if rng.below(4) == 0 { "".into() } else { format!("key-{number}").into() },
+        priority: rng.below(3) as i32,
+        roles,
+        after: Vec::new(),
+        array,
+        time_limit_ms: (rng.below(3) == 0).then(|| rng.within((2_000, 40_000))),
+        retries: rng.below(4) as u32,
+        grace_ms: *rng.pick(&[0, 1_000, 5_000]),
+        env: Vec::new(),
+        working_dir: None,
+        checkpoint_dir: None,
+    }
+}
+
+/// A client that submits a random job, after some that earlier clients may have submitted.
+fn submit_any(sim: &mut Sim, rng: &mut Rng, idle: &[Cluster], queues: &[&str], number: u64) {
+    let mut spec = any_spec(rng, queues, number);
+    while !idle.iter().take(if spec.roles.len() == 1 { 1 } else { idle.len() }).all(|idle| fits(idle, &spec))
+    {
+        spec = any_spec(rng, queues, number);
+    }
+    if 0 < number && rng.below(4) == 0 {
+        // Whether that job exists by then is for the scheduler to say.
+        let after: BTreeSet<JobId> = (0..rng.within((1, 2))).map(|_| JobId(1 + rng.below(number))).collect();
+        spec.after = after.into_iter().collect();
+    }
+    let run_ms = match spec.time_limit_ms {
+        Some(_) if rng.below(4) == 0 => None,
+        _ => Some(rng.within((0, 30_000))),
+    };
+    let failures = if rng.below(8) == 0 { 1 + rng.below(4) as u32 } else { 0 };
+    let exit = match rng.below(3) {
+        0 => Exit::Code(1),
+        1 => Exit::Signal(11),
+        _ => Exit::Failed("no such program".into()),
+    };
+    sim.set_work(spec.name.clone(), Work { run_ms, failures, exit });
+    let at = Time(rng.within((1_000, SUBMIT_UNTIL_MS)));
+    let gives_up = if rng.below(8) == 0 { Time(at.0 + 5_000) } else { Time(u64::MAX) };
+    sim.client(at, Command::Submit(Arc::new(spec)), gives_up);
+}
+
+fn any_interference(rng: &mut Rng, queues: &[&str], nodes: u64) -> Command {
+    match rng.below(4) {
+        0 => Command::Cancel { job: JobId(1 + rng.below(40)), whole_array: rng.below(2) == 0 },
+        1 | 2 => {
+            use Availability::*;
+            let node = format!("n{}", rng.below(nodes)).into();
+            Command::SetNode { node, availability: *rng.pick(&[Open, Cordoned, Draining]) }
+        }
+        _ => {
+            let name = *rng.pick(queues);
+            Command::SetQueue(any_queue(rng, name))
+        }
+    }
+}
+
+/// The pool as it is when all is well and nothing runs.
+fn idle_pool(policy: Policy, pool: &[Inventory], queues: &[&str], order: (usize, bool)) -> Cluster {
+    let queues = queues.iter().map(|name| Record::Queue(Queue::new((*name).into())));
+    let mut idle = Cluster::restore(policy, 1, queues, Time(0));
+    let mut nodes: Vec<(usize, &Inventory)> = pool.iter().enumerate().collect();
+    nodes.rotate_left(order.0);
+    if order.1 {
+        nodes.reverse();
+    }
+    for (at, inventory) in nodes {
+        let report = NodeReport {
+            node: format!("n{at}").into(),
+            boot: 1,
+            seq: 1,
+            inventory: Arc::new(inventory.clone()),
+            revision: Revision::default(),
+            workers: Vec::new(),
+        };
+        idle.step(Time(0), Event::Report(report), &mut Vec::new());
+    }
+    idle
+}
+
+fn fits(idle: &Cluster, spec: &JobSpec) -> bool {
+    let job = Job {
+        id: JobId(1),
+        spec: Arc::new(spec.clone()),
+        array: None::<ArrayElement>,
+        submitted: Time(0),
+        phase: Phase::Pending(Time(0)),
+        attempt: 0,
+        failures: 0,
+        ranks: Vec::new(),
+        placed: None,
+        ended: None,
+        last_failure: None,
+        usage: Usage::default(),
+    };
+    place(&Free::of(idle), &job).is_ok()
+}
