@@ -1,1 +1,25 @@
-//! Placeholder.
+//! The bundled transformer worker: training and inference.
+//!
+//! [`train::main`] and [`serve::main`] are the two commands; everything else is what they are made of. A worker is
+//! an ordinary process: its environment is the [`contract`], its progress is [`status`], and its exit code is that
+//! of the [`error`].
+
+pub mod args;
+pub mod checkpoint;
+pub mod collective;
+pub mod contract;
+pub mod data;
+pub mod error;
+pub mod kernels;
+pub mod model;
+pub mod random;
+pub mod safetensors;
+pub mod shards;
+pub mod status;
+#[cfg(test)]
+mod testing;
+pub mod tokenizer;
+pub mod train;
+
+pub use args::{ServeArgs, TrainArgs};
+pub use error::WorkerError;

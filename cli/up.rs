@@ -1,0 +1,171 @@
+//! `aquifer up`: a pool of this one machine.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use aquifer_agent::AgentConfig;
+use aquifer_core::explain::bytes;
+use aquifer_proto::v1;
+use aquifer_scheduler::grpc::{ServerError, serve};
+use aquifer_scheduler::store::Embedded;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::client::{Global, Pool};
+use crate::output::{Failure, Output, aside};
+use crate::server::failure;
+use crate::{agent, server, settings, units};
+
+/// Run a pool of this one machine
+///
+/// The scheduler and an agent run in this process until Ctrl-C; jobs and their state stay in the data directory, and
+/// the next start finds them again. Ctrl-C stops what runs with its grace, so that it can write a checkpoint and goes
+/// on after the next start; a second one leaves at once.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Example:\n  aquifer up --devices cpu")]
+pub struct Args {
+    /// Directory for all that is kept. Default: the user's data directory
+    #[arg(long, env = "AQUIFER_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Address to listen on; beyond loopback a token is needed. Default: 127.0.0.1:7700
+    #[arg(long, env = "AQUIFER_LISTEN", value_name = "ADDRESS:PORT")]
+    pub listen: Option<String>,
+    /// Devices to offer, as for `aquifer agent`. Default: auto
+    #[arg(long, env = "AQUIFER_DEVICES", value_name = "DEVICES")]
+    pub devices: Option<String>,
+    /// Cores to offer, like 8 or 1.5. Default: all
+    #[arg(long, env = "AQUIFER_CPUS", value_name = "CORES")]
+    pub cpus: Option<String>,
+    /// Main memory to offer, like 64GiB. Default: all
+    #[arg(long, env = "AQUIFER_MEMORY", value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// What to log: error, warn, info, debug, trace. Default: warn
+    #[arg(long, env = "AQUIFER_LOG_LEVEL", value_name = "LEVEL", default_value = "warn", hide_default_value = true)]
+    pub log_level: String,
+}
+
+/// Runs the pool until it is told to stop.
+pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
+    settings::start_logging("text", &args.log_level)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::refused(format!("cannot start: {error}"), ""))?;
+    let ended = runtime.block_on(run_both(args, global));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
+}
+
+async fn run_both(args: &Args, global: &Global) -> Result<(), Failure> {
+    let data_dir = args.data_dir.clone().unwrap_or_else(settings::data_dir);
+    let of_server = server::Args {
+        listen: args.listen.clone(),
+        data_dir: Some(data_dir.join("server").display().to_string()),
+        ..server::Args::default()
+    };
+    let of_server = of_server.resolve(global)?;
+    let store = Embedded::open(&of_server.store).map_err(ServerError::from).map_err(failure)?;
+    let (ready, address) = oneshot::channel();
+    let (stop_server, server_stopped) = oneshot::channel::<()>();
+    let ready = move |address, _: &_| _ = ready.send(address);
+    let stopped = async move { _ = server_stopped.await };
+    let mut server = tokio::spawn(serve(of_server.config, Box::new(store), ready, stopped));
+    let Ok(address) = address.await else { return joined(&mut server).await };
+
+    let global = Global { server: format!("http://{address}"), ..global.clone() };
+    let of_agent = agent::Args {
+        state_dir: Some(data_dir.join("agent").display().to_string()),
+        devices: args.devices.clone(),
+        cpus: args.cpus.clone(),
+        memory: args.memory.clone(),
+        ..agent::Args::default()
+    };
+    let mut config = of_agent.resolve(&global)?.config;
+    if config.node.is_empty() {
+        config.node = aquifer_agent::host::Host::read().name;
+    }
+    let node = config.node.clone();
+    let (stop_agent, agent_stopped) = oneshot::channel::<()>();
+    let mut agent = tokio::spawn(run_agent(config, agent_stopped));
+    let pool = Pool::new(&global)?;
+
+    let greeted = async {
+        let node = open_node(&pool, &node).await?;
+        greet(&node, &global.server, &data_dir);
+        std::future::pending::<Result<(), Failure>>().await
+    };
+    tokio::select! {
+        ended = joined(&mut server) => return ended,
+        ended = &mut agent => return ended.expect("the agent does not panic"),
+        ended = greeted => return ended,
+        () = settings::stop_signal() => (),
+    }
+    aside("Stopping what runs; it goes on after the next start. Ctrl-C again leaves at once.");
+    tokio::select! {
+        () = settings::stop_signal() => (),
+        drained = drain(&pool, &node) => drained?,
+    }
+    // Whoever has gone already needs no word.
+    _ = stop_agent.send(());
+    _ = agent.await;
+    _ = stop_server.send(());
+    joined(&mut server).await
+}
+
+async fn joined(server: &mut JoinHandle<Result<(), ServerError>>) -> Result<(), Failure> {
+    server.await.expect("the scheduler does not panic").map_err(failure)
+}
+
+async fn run_agent(config: AgentConfig, stopped: oneshot::Receiver<()>) -> Result<(), Failure> {
+    let ran = aquifer_agent::run(config, async move { _ = stopped.await }).await;
+    ran.map_err(|error| Failure::refused(error.to_string(), "See `aquifer up --help`."))
+}
+
+/// Waits until the node is up, and opens it to work.
+async fn open_node(pool: &Pool, name: &str) -> Result<v1::Node, Failure> {
+    loop {
+        let node = find(pool, name).await?;
+        if let Some(node) = node.filter(|node| node.up) {
+            if node.availability() == v1::Availability::Draining {
+                let request = v1::NodeRequest { name: name.into() };
+                pool.client().uncordon(request).await.map_err(|status| pool.failure(&status))?;
+            }
+            return Ok(node);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Stops what runs on the node with its grace, and waits for the end of it.
+async fn drain(pool: &Pool, name: &str) -> Result<(), Failure> {
+    let request = v1::NodeRequest { name: name.into() };
+    pool.client().drain(request).await.map_err(|status| pool.failure(&status))?;
+    while find(pool, name).await?.is_some_and(|node| node.up && !node.workers.is_empty()) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+async fn find(pool: &Pool, name: &str) -> Result<Option<v1::Node>, Failure> {
+    let request = v1::ListNodesRequest { name: String::new() };
+    let nodes = pool.client().list_nodes(request).await.map_err(|status| pool.failure(&status))?;
+    Ok(nodes.into_inner().nodes.into_iter().find(|node| node.name == name))
+}
+
+fn greet(node: &v1::Node, server: &str, data_dir: &Path) {
+    let inventory = node.inventory.clone().unwrap_or_default();
+    let output = Output::new(false, false);
+    let mut models: Vec<&str> = inventory.devices.iter().map(|device| &device.model[..]).collect();
+    let devices = models.len();
+    models.dedup();
+    output.text(format!(
+        "The pool is up at {server}: node {} with {devices} devices ({}), {} cores, {} of memory.",
+        node.name,
+        models.join(", "),
+        units::milli(inventory.cpus_milli.into()),
+        bytes(inventory.memory_bytes),
+    ));
+    for finding in &node.findings {
+        output.text(format!("  {finding}"));
+    }
+    output.text(format!("Jobs are kept in {}. Ctrl-C stops the pool.", data_dir.display()));
+    output.text("Try, in another terminal: aquifer run -- echo hello");
+}

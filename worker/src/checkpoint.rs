@@ -1,0 +1,531 @@
+//! Checkpoints on disk: whole or absent, whatever happens while one is written.
+//!
+//! ```text
+//! DIR/latest                   the name of the newest checkpoint
+//! DIR/step-000050/config.json  model.safetensors  optimizer.safetensors  train.json
+//! ```
+//!
+//! A checkpoint is written under a temporary name, every file is synced, then it is renamed and the directory
+//! synced; `latest` is replaced last, in the same way. `train.json` holds length and checksum of the large files,
+//! so a damaged checkpoint is found when it is read, named, and passed over for the one before.
+
+use crate::model::{ConfigError, Layout, Model, ModelConfig, Tensor};
+use crate::safetensors::{Safetensors, SafetensorsError, TensorRef, Written, write};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const RECORD: &str = "train.json";
+const LATEST: &str = "latest";
+/// Start of the names of checkpoints that are not whole yet.
+const TEMPORARY: &str = ".writing-";
+
+/// Why a checkpoint cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The system refused to write. The checkpoints before are whole.
+    #[error("checkpoint {} was not written: {error}", path.display())]
+    Write {
+        /// The checkpoint, or its directory.
+        path: PathBuf,
+        /// What the system said, such as a full disk.
+        error: io::Error,
+    },
+    /// The system refused to read.
+    #[error("{}: {error}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The model's shape cannot be read.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The weights cannot be read.
+    #[error(transparent)]
+    Weights(#[from] SafetensorsError),
+    /// The content does not fit together.
+    #[error("{}: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The training that wrote it had another setting, so continuing it would not be the same training.
+    #[error("{} was written with {field} {theirs}, this training has {ours}", path.display())]
+    Mismatch {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Name of the setting.
+        field: String,
+        /// Its value in the checkpoint.
+        theirs: String,
+        /// Its value now.
+        ours: String,
+    },
+    /// There is neither a model nor a checkpoint.
+    #[error("{} holds no model: neither config.json and model.safetensors nor a checkpoint", path.display())]
+    NoModel {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The model speaks tokens that this worker does not.
+    #[error("{} has a tokenizer.json; this worker speaks bytes only, as the models that it trains", path.display())]
+    Tokenizer {
+        /// The directory.
+        path: PathBuf,
+    },
+}
+
+/// The settings of a training, as `train.json` records them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)] // The names are the options'.
+pub struct Settings {
+    pub seed: u64,
+    pub batch: usize,
+    pub context: usize,
+    pub steps: u64,
+    pub learning_rate: f32,
+    pub warmup: u64,
+    pub weight_decay: f32,
+    pub clip: f32,
+}
+
+/// `train.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Steps that are done.
+    pub step: u64,
+    /// Tokens that the model has learned from, repetitions included.
+    pub tokens_seen: u64,
+    /// Mean loss of the last step, in nats a token.
+    pub loss: f32,
+    /// The settings that led here.
+    #[serde(flatten)]
+    pub settings: Settings,
+    /// Tokens of the data.
+    pub data_tokens: usize,
+    /// CRC-32 of the data.
+    pub data_crc32: u32,
+    /// The large files beside this one.
+    #[serde(default)]
+    pub files: BTreeMap<String, Written>,
+}
+
+/// The state of a training between two steps.
+pub struct TrainingState {
+    /// The model.
+    pub model: Model,
+    /// AdamW's first moment of every parameter.
+    pub first: Vec<f32>,
+    /// AdamW's second moment of every parameter.
+    pub second: Vec<f32>,
+    /// Where the training stands.
+    pub record: Record,
+}
+
+/// A directory of checkpoints.
+pub struct CheckpointDir {
+    path: PathBuf,
+    keep: usize,
+}
+
+impl CheckpointDir {
+    /// Makes the directory where there is none, checks that it can be written, and removes what an interrupted
+    /// write has left. Only rank 0 does so. The newest `keep` checkpoints are kept.
+    ///
+    /// # Errors
+    /// Where the directory cannot be made or written.
+    pub fn open(path: &Path, keep: usize) -> Result<CheckpointDir, CheckpointError> {
+        let open = || {
+            fs::create_dir_all(path)?;
+            for entry in fs::read_dir(path)? {
+                let entry = entry?;
+                if entry.file_name().as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) {
+                    remove(&entry.path())?;
+                }
+            }
+            let probe = path.join(format!("{TEMPORARY}probe"));
+            fs::write(&probe, b"probe")?;
+            fs::remove_file(probe)
+        };
+        open().map_err(|error| CheckpointError::Write { path: path.to_path_buf(), error })?;
+        Ok(CheckpointDir { path: path.to_path_buf(), keep })
+    }
+
+    /// Writes a checkpoint and removes the oldest ones. When it returns, the checkpoint survives a power cut.
+    ///
+    /// # Errors
+    /// Where the disk is full or refuses otherwise; the checkpoints before are then untouched.
+    pub fn save(&self, state: &TrainingState) -> Result<(), CheckpointError> {
+        let name = name_of(state.record.step);
+        let temporary = self.path.join(format!("{TEMPORARY}{name}"));
+        let written = self.write(state, &name, &temporary);
+        if written.is_err() {
+            // Frees what a full disk needs most; what the first error was matters more than a second one.
+            let _ = remove(&temporary);
+        }
+        written.map_err(|error| CheckpointError::Write { path: self.path.join(&name), error })?;
+        self.remove_old();
+        Ok(())
+    }
+
+    fn write(&self, state: &TrainingState, name: &str, temporary: &Path) -> io::Result<()> {
+        let TrainingState { model, first, second, record } = state;
+        if temporary.exists() {
+            remove(temporary)?;
+        }
+        fs::create_dir(temporary)?;
+        let tensors = &model.layout.tensors;
+        let weights: Vec<_> =
+            tensors.iter().map(|tensor| tensor_ref(&tensor.name, tensor, &model.parameters)).collect();
+        let names: Vec<_> = tensors.iter().map(moment_names).collect();
+        let moments: Vec<_> = tensors
+            .iter()
+            .zip(&names)
+            .flat_map(|(tensor, [m, v])| [tensor_ref(m, tensor, first), tensor_ref(v, tensor, second)])
+            .collect();
+        let mut record = record.clone();
+        record.files.insert(MODEL.into(), write(&temporary.join(MODEL), &weights)?);
+        record.files.insert(OPTIMIZER.into(), write(&temporary.join(OPTIMIZER), &moments)?);
+        write_text(&temporary.join("config.json"), &model.config.to_json())?;
+        write_text(&temporary.join(RECORD), &(serde_json::to_string_pretty(&record)? + "\n"))?;
+        sync_directory(temporary)?;
+
+        let place = self.path.join(name);
+        if place.exists() {
+            // Only a damaged checkpoint is ever written again.
+            remove(&place)?;
+        }
+        fs::rename(temporary, &place)?;
+        sync_directory(&self.path)?;
+        let latest = self.path.join(format!("{TEMPORARY}{LATEST}"));
+        write_text(&latest, &format!("{name}\n"))?;
+        fs::rename(latest, self.path.join(LATEST))?;
+        sync_directory(&self.path)
+    }
+
+    /// A checkpoint that cannot be removed does no harm, so errors are only said.
+    fn remove_old(&self) {
+        for (_, path) in steps_in(&self.path).iter().skip(self.keep) {
+            if let Err(error) = remove(path) {
+                eprintln!("old checkpoint {} was not removed: {error}", path.display());
+            }
+        }
+    }
+
+    /// The newest checkpoint that is whole, if any, and a sentence about each newer one that is not. Checks that
+    /// it is the training with these `settings` and `config`.
+    ///
+    /// # Errors
+    /// Where the newest whole checkpoint belongs to a training with other settings.
+    pub fn load_newest(
+        &self,
+        settings: &Settings,
+        config: &ModelConfig,
+    ) -> Result<(Option<TrainingState>, Vec<String>), CheckpointError> {
+        let mut skipped = Vec::new();
+        for (_, path) in steps_in(&self.path) {
+            let loaded = read_record(&path).and_then(|record| {
+                let theirs = ModelConfig::load(&path)?;
+                Ok((record, theirs))
+            });
+            let state = loaded.and_then(|(record, theirs)| {
+                same_training(&path, (&record.settings, &theirs), (settings, config))?;
+                load_state(&path, record)
+            });
+            match state {
+                Ok(state) => return Ok((Some(state), skipped)),
+                Err(error @ CheckpointError::Mismatch { .. }) => return Err(error),
+                Err(error) => skipped.push(format!("skipped a damaged checkpoint: {error}")),
+            }
+        }
+        Ok((None, skipped))
+    }
+}
+
+/// Loads a model for inference, or to start a training from: from `path` itself, or from its latest checkpoint.
+///
+/// # Errors
+/// Where there is none, or it is damaged or cannot be run.
+pub fn load_model(path: &Path) -> Result<Model, CheckpointError> {
+    let directory = find_model(path)?;
+    if directory.join("tokenizer.json").exists() {
+        return Err(CheckpointError::Tokenizer { path: directory });
+    }
+    let config = ModelConfig::load(&directory)?;
+    let mut expected = None;
+    if directory.join(RECORD).exists() {
+        expected = read_record(&directory)?.files.get(MODEL).cloned();
+    }
+    let layout = Layout::new(&config);
+    let file = open_checked(&directory.join(MODEL), expected.as_ref())?;
+    let mut parameters = vec![0.0; layout.len];
+    for tensor in &layout.tensors {
+        file.copy(&tensor.name, &tensor.shape, tensor.span.of_mut(&mut parameters))?;
+    }
+    Ok(Model::with_parameters(config, parameters))
+}
+
+/// The directory that holds the model of `path`.
+fn find_model(path: &Path) -> Result<PathBuf, CheckpointError> {
+    if path.join("config.json").exists() {
+        return Ok(path.to_path_buf());
+    }
+    if let Ok(name) = fs::read_to_string(path.join(LATEST)) {
+        let directory = path.join(name.trim());
+        if directory.join("config.json").exists() {
+            return Ok(directory);
+        }
+    }
+    let newest = steps_in(path).into_iter().next();
+    newest.map(|(_, path)| path).ok_or_else(|| CheckpointError::NoModel { path: path.to_path_buf() })
+}
+
+fn load_state(path: &Path, record: Record) -> Result<TrainingState, CheckpointError> {
+    let model = load_model(path)?;
+    let file = open_checked(&path.join(OPTIMIZER), record.files.get(OPTIMIZER))?;
+    let (mut first, mut second) = (vec![0.0; model.layout.len], vec![0.0; model.layout.len]);
+    for tensor in &model.layout.tensors {
+        let [m, v] = moment_names(tensor);
+        file.copy(&m, &tensor.shape, tensor.span.of_mut(&mut first))?;
+        file.copy(&v, &tensor.shape, tensor.span.of_mut(&mut second))?;
+    }
+    Ok(TrainingState { model, first, second, record })
+}
+
+fn read_record(directory: &Path) -> Result<Record, CheckpointError> {
+    let path = directory.join(RECORD);
+    let text = fs::read(&path).map_err(|error| CheckpointError::Read { path: path.clone(), error })?;
+    serde_json::from_slice(&text)
+        .map_err(|error| CheckpointError::Damaged { path, reason: error.to_string() })
+}
+
+fn open_checked(path: &Path, expected: Option<&Written>) -> Result<Safetensors, CheckpointError> {
+    let file = Safetensors::read(path)?;
+    if let Some(expected) = expected
+        && expected.crc32 != file.crc32()
+    {
+        let reason = format!("checksum is {:08x}, it was written with {:08x}", file.crc32(), expected.crc32);
+        return Err(CheckpointError::Damaged { path: path.to_path_buf(), reason });
+    }
+    Ok(file)
+}
+
+/// Compares what has to be the same for the continued training to be the same training.
+fn same_training(
+    path: &Path,
+    theirs: (&Settings, &ModelConfig),
+    ours: (&Settings, &ModelConfig),
+) -> Result<(), CheckpointError> {
+    let describe = |(settings, config): (&Settings, &ModelConfig)| {
+        let mut fields = vec![
+            ("--seed".to_string(), settings.seed.to_string()),
+            ("--batch".to_string(), settings.batch.to_string()),
+            ("--context".to_string(), settings.context.to_string()),
+        ];
+        let value = serde_json::to_value(config).expect("plain fields");
+        let shape = value.as_object().expect("a struct").iter();
+        fields.extend(shape.map(|(name, value)| (format!("--model {name}"), value.to_string())));
+        fields
+    };
+    for ((field, theirs), (_, ours)) in describe(theirs).into_iter().zip(describe(ours)) {
+        if theirs != ours {
+            return Err(CheckpointError::Mismatch { path: path.to_path_buf(), field, theirs, ours });
+        }
+    }
+    Ok(())
+}
+
+fn name_of(step: u64) -> String {
+    format!("step-{step:06}")
+}
+
+/// The checkpoints in a directory, newest first.
+fn steps_in(path: &Path) -> Vec<(u64, PathBuf)> {
+    let mut steps = Vec::new();
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if let Some(step) = name.to_str().and_then(|name| name.strip_prefix("step-")?.parse().ok()) {
+            steps.push((step, entry.path()));
+        }
+    }
+    steps.sort_by(|left, right| right.cmp(left));
+    steps
+}
+
+fn tensor_ref<'a>(name: &'a str, tensor: &'a Tensor, values: &'a [f32]) -> TensorRef<'a> {
+    TensorRef { name, shape: &tensor.shape, values: tensor.span.of(values) }
+}
+
+fn moment_names(tensor: &Tensor) -> [String; 2] {
+    [format!("first.{}", tensor.name), format!("second.{}", tensor.name)]
+}
+
+fn write_text(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TempDir;
+
+    fn settings() -> Settings {
+        Settings {
+            seed: 1,
+            batch: 8,
+            context: 16,
+            steps: 100,
+            learning_rate: 3e-3,
+            warmup: 0,
+            weight_decay: 0.1,
+            clip: 1.0,
+        }
+    }
+
+    fn config() -> ModelConfig {
+        ModelConfig {
+            hidden_size: 16,
+            intermediate_size: 16,
+            num_hidden_layers: 1,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            head_dim: 8,
+            ..ModelConfig::preset("tiny").unwrap()
+        }
+    }
+
+    fn state(step: u64) -> TrainingState {
+        let model = Model::new(config(), step);
+        let (first, second) = (model.parameters.clone(), model.layout.initial(77));
+        let record = Record {
+            step,
+            tokens_seen: 128 * step,
+            loss: 2.5,
+            settings: settings(),
+            data_tokens: 1000,
+            data_crc32: 7,
+            files: BTreeMap::new(),
+        };
+        TrainingState { model, first, second, record }
+    }
+
+    fn names(path: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(path)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_state_survives_its_checkpoint_and_only_the_newest_are_kept() {
+        let temporary = TempDir::new();
+        let dir = CheckpointDir::open(&temporary.path().join("a/b"), 2).unwrap();
+        for step in [10, 20, 30] {
+            dir.save(&state(step)).unwrap();
+        }
+        assert_eq!(names(&dir.path), ["latest", "step-000020", "step-000030"]);
+        let (loaded, skipped) = dir.load_newest(&settings(), &config()).unwrap();
+        let (loaded, saved) = (loaded.unwrap(), state(30));
+        assert!(skipped.is_empty());
+        assert!(loaded.model.parameters == saved.model.parameters);
+        assert!(loaded.first == saved.first && loaded.second == saved.second);
+        assert_eq!((loaded.record.step, loaded.record.loss), (30, 2.5));
+        assert!(load_model(&dir.path).unwrap().parameters == saved.model.parameters);
+        assert!(load_model(&dir.path.join("step-000020")).unwrap().parameters == state(20).model.parameters);
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_named_and_the_one_before_is_taken() {
+        let damage: [(&str, fn(&Path)); 5] = [
+            ("a flipped bit in the weights", |dir| flip(&dir.join(MODEL))),
+            ("a flipped bit in the moments", |dir| flip(&dir.join(OPTIMIZER))),
+            ("cut weights", |dir| {
+                File::options().write(true).open(dir.join(MODEL)).unwrap().set_len(999).unwrap()
+            }),
+            ("an empty record", |dir| fs::write(dir.join(RECORD), "").unwrap()),
+            ("a missing shape", |dir| fs::remove_file(dir.join("config.json")).unwrap()),
+        ];
+        for (what, damage) in damage {
+            let temporary = TempDir::new();
+            let dir = CheckpointDir::open(temporary.path(), 5).unwrap();
+            dir.save(&state(10)).unwrap();
+            dir.save(&state(20)).unwrap();
+            damage(&dir.path.join("step-000020"));
+            let (loaded, skipped) = dir.load_newest(&settings(), &config()).unwrap();
+            assert_eq!(loaded.unwrap().record.step, 10, "{what}");
+            assert!(skipped.len() == 1 && skipped[0].contains("step-000020"), "{what}: {skipped:?}");
+            // The step is reached again and takes the damaged one's place.
+            dir.save(&state(20)).unwrap();
+            assert_eq!(dir.load_newest(&settings(), &config()).unwrap().0.unwrap().record.step, 20);
+        }
+    }
+
+    fn flip(path: &Path) {
+        let mut bytes = fs::read(path).unwrap();
+        let last = bytes.len() - 5;
+        bytes[last] ^= 4;
+        fs::write(path, bytes).unwrap();
+    }
+
+    #[test]
+    fn another_training_is_refused_with_both_values() {
+        let temporary = TempDir::new();
+        let dir = CheckpointDir::open(temporary.path(), 2).unwrap();
+        dir.save(&state(10)).unwrap();
+        let error = |settings: &Settings, config: &ModelConfig| {
+            let error = dir.load_newest(settings, config).err().unwrap().to_string();
+            error.split_once("step-000010 ").unwrap().1.to_string()
+        };
+        assert_eq!(
+            error(&Settings { seed: 2, ..settings() }, &config()),
+            "was written with --seed 1, this training has 2"
+        );
+        let wider = ModelConfig { intermediate_size: 32, ..config() };
+        assert_eq!(
+            error(&settings(), &wider),
+            "was written with --model intermediate_size 16, this training has 32"
+        );
+        // What only changes how the training goes on may differ.
+        assert!(dir.load_newest(&Settings { steps: 500, ..settings() }, &config()).unwrap().0.is_some());
+    }
+
+    #[test]
+    fn what_an_interrupted_write_left_is_removed_and_never_read() {
+        let temporary = TempDir::new();
+        fs::create_dir_all(temporary.path().join(".writing-step-000050")).unwrap();
+        let dir = CheckpointDir::open(temporary.path(), 2).unwrap();
+        assert!(names(&dir.path).is_empty());
+        assert!(dir.load_newest(&settings(), &config()).unwrap().0.is_none());
+        let error = load_model(&dir.path).err().unwrap().to_string();
+        assert!(error.contains("holds no model"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_is_an_error_at_the_start() {
+        let temporary = TempDir::new();
+        let file = temporary.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = CheckpointDir::open(&file.join("dir"), 2).err().unwrap().to_string();
+        assert!(error.contains("file/dir was not written: Not a directory"), "{error}");
+    }
+}

@@ -1,0 +1,262 @@
+//! The arithmetic of a transformer, forward and backward, written out by hand.
+//!
+//! [`reference`] is the specification: naive loops, shapes and sources in its comments. Every method of
+//! [`Kernels`] does what the function of the same name there does, and is that function unless a backend has a
+//! faster one. [`Cpu`] is the backend that trains and serves.
+//!
+//! Matrices are row-major slices of `f32`; `[N, C]` is `N` rows of `C`. All sums have a fixed order that depends
+//! on shapes alone, so a result is the same for any number of threads. It is bit-identical between machines of
+//! one instruction set, and equal within rounding across instruction sets.
+
+mod cpu;
+mod gemm;
+pub mod reference;
+
+pub use cpu::Cpu;
+
+/// Shape of a linear layer applied to `rows` vectors: `y[R, O] = x[R, I] * w[O, I]^T`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Linear {
+    /// R: vectors.
+    pub rows: usize,
+    /// I: length of an input vector.
+    pub inputs: usize,
+    /// O: length of an output vector.
+    pub outputs: usize,
+}
+
+impl Linear {
+    /// `rows` vectors of length `inputs` become vectors of length `outputs`.
+    pub fn new(rows: usize, inputs: usize, outputs: usize) -> Linear {
+        Linear { rows, inputs, outputs }
+    }
+}
+
+/// Shape of causal attention with grouped queries: the queries are the last `queries` of all positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attention {
+    /// T: query positions.
+    pub queries: usize,
+    /// Position of the first query; query `t` sees the keys `0 ..= start + t`.
+    pub start: usize,
+    /// H: query heads, a multiple of `kv_heads`; query head `h` reads key head `h / (heads / kv_heads)`.
+    pub heads: usize,
+    /// KV: key and value heads.
+    pub kv_heads: usize,
+    /// D: length of a head.
+    pub head_dim: usize,
+}
+
+impl Attention {
+    /// S: key positions, `start + queries`.
+    pub fn keys(&self) -> usize {
+        self.start + self.queries
+    }
+
+    /// Length of one query row, `H * D`.
+    pub fn query_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Length of one key or value row, `KV * D`.
+    pub fn key_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// The key head that query head `head` reads.
+    pub fn key_head(&self, head: usize) -> usize {
+        head / (self.heads / self.kv_heads)
+    }
+
+    /// What scores are multiplied with, `1 / sqrt(D)`.
+    pub fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+}
+
+/// Inputs of attention: `q: [T, H, D]`, `k` and `v`: `[S, KV, D]`.
+#[derive(Clone, Copy)]
+pub struct Qkv<'a> {
+    /// Queries.
+    pub q: &'a [f32],
+    /// Keys.
+    pub k: &'a [f32],
+    /// Values.
+    pub v: &'a [f32],
+}
+
+/// Gradients of the inputs of attention, in the shapes of [`Qkv`].
+pub struct QkvGradient<'a> {
+    /// Gradient of the queries.
+    pub q: &'a mut [f32],
+    /// Gradient of the keys.
+    pub k: &'a mut [f32],
+    /// Gradient of the values.
+    pub v: &'a mut [f32],
+}
+
+/// Angles of the rotary position embedding: cosine and sine for every position and pair.
+///
+/// Pair `i` of a head turns by `position * theta^(-2i / D)`. Source: Su et al., "RoFormer", arXiv 2104.09864,
+/// section 3.2.2.
+pub struct Rope {
+    /// D: length of a head, even.
+    pub head_dim: usize,
+    /// `[positions, D / 2]`.
+    pub cos: Vec<f32>,
+    /// `[positions, D / 2]`.
+    pub sin: Vec<f32>,
+}
+
+impl Rope {
+    /// The angles of `positions` positions.
+    pub fn new(positions: usize, head_dim: usize, theta: f64) -> Rope {
+        let half = head_dim / 2;
+        let angle = |index: usize| {
+            let (position, pair) = (index / half, index % half);
+            position as f64 * theta.powf(-2.0 * pair as f64 / head_dim as f64)
+        };
+        Rope {
+            head_dim,
+            cos: (0..positions * half).map(|i| angle(i).cos() as f32).collect(),
+            sin: (0..positions * half).map(|i| angle(i).sin() as f32).collect(),
+        }
+    }
+}
+
+/// Which way [`Kernels::rope`] turns: the backward pass of a rotation is the opposite rotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// The forward pass.
+    Forward,
+    /// The backward pass.
+    Backward,
+}
+
+/// One update of AdamW. Source: Loshchilov and Hutter, "Decoupled weight decay regularization",
+/// arXiv 1711.05101, algorithm 2, with the schedule inside `learning_rate`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Length of a step.
+    pub learning_rate: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Keeps the division finite.
+    pub eps: f32,
+    /// Share of a parameter that a step of length 1 takes away.
+    pub weight_decay: f32,
+    /// Number of this update, from 1: corrects the moments' start at zero.
+    pub update: u64,
+}
+
+/// The operations a backend offers. See [`reference`] for what each one computes.
+pub trait Kernels: Send + Sync {
+    /// `y[R, O] = x[R, I] * w[O, I]^T`, or `+=` with `accumulate`. A row of `y` depends on its row of `x` alone,
+    /// bit for bit, as long as `rows` stays on one side of [`MAX_DECODE_ROWS`].
+    fn linear_forward(&self, shape: Linear, y: &mut [f32], x: &[f32], w: &[f32], accumulate: bool) {
+        reference::linear_forward(shape, y, x, w, accumulate);
+    }
+
+    /// `dx[R, I] = dy[R, O] * w[O, I]`, or `+=` with `accumulate`.
+    fn linear_backward_input(&self, shape: Linear, dx: &mut [f32], dy: &[f32], w: &[f32], accumulate: bool) {
+        reference::linear_backward_input(shape, dx, dy, w, accumulate);
+    }
+
+    /// `dw[O, I] += dy[R, O]^T * x[R, I]`.
+    fn linear_backward_weight(&self, shape: Linear, dw: &mut [f32], dy: &[f32], x: &[f32]) {
+        reference::linear_backward_weight(shape, dw, dy, x);
+    }
+
+    /// RMS norm of every row.
+    fn rms_norm_forward(&self, y: &mut [f32], rstd: &mut [f32], x: &[f32], w: &[f32], eps: f32) {
+        reference::rms_norm_forward(y, rstd, x, w, eps);
+    }
+
+    /// Adds the gradients of the RMS norm to `dx` and `dw`.
+    fn rms_norm_backward(
+        &self,
+        dx: &mut [f32],
+        dw: &mut [f32],
+        dy: &[f32],
+        x: &[f32],
+        w: &[f32],
+        rstd: &[f32],
+    ) {
+        reference::rms_norm_backward(dx, dw, dy, x, w, rstd);
+    }
+
+    /// Turns the heads of `x` in place; the first row stands at position `start`.
+    fn rope(&self, x: &mut [f32], width: usize, start: usize, rope: &Rope, turn: Turn) {
+        reference::rope(x, width, start, rope, turn);
+    }
+
+    /// Causal attention.
+    fn attention_forward(&self, shape: Attention, out: &mut [f32], log_sum: &mut [f32], inputs: Qkv<'_>) {
+        reference::attention_forward(shape, out, log_sum, inputs);
+    }
+
+    /// Gradients of causal attention, overwriting `gradient`.
+    fn attention_backward(
+        &self,
+        shape: Attention,
+        gradient: QkvGradient<'_>,
+        dout: &[f32],
+        out: &[f32],
+        log_sum: &[f32],
+        inputs: Qkv<'_>,
+    ) {
+        reference::attention_backward(shape, gradient, dout, out, log_sum, inputs);
+    }
+
+    /// `y = silu(gate) * up`.
+    fn swiglu_forward(&self, y: &mut [f32], gate: &[f32], up: &[f32]) {
+        reference::swiglu_forward(y, gate, up);
+    }
+
+    /// Gradients of SwiGLU, overwriting `dgate` and `dup`.
+    fn swiglu_backward(&self, dgate: &mut [f32], dup: &mut [f32], dy: &[f32], gate: &[f32], up: &[f32]) {
+        reference::swiglu_backward(dgate, dup, dy, gate, up);
+    }
+
+    /// Copies the row of every token.
+    fn embedding_forward(&self, y: &mut [f32], tokens: &[u32], w: &[f32], width: usize) {
+        reference::embedding_forward(y, tokens, w, width);
+    }
+
+    /// Adds the rows of `dy` to the rows of their tokens.
+    fn embedding_backward(&self, dw: &mut [f32], tokens: &[u32], dy: &[f32], width: usize) {
+        reference::embedding_backward(dw, tokens, dy, width);
+    }
+
+    /// Mean loss of the rows, and its gradient in `dlogits`.
+    fn cross_entropy(&self, dlogits: &mut [f32], logits: &[f32], targets: &[u32]) -> f32 {
+        reference::cross_entropy(dlogits, logits, targets)
+    }
+
+    /// One AdamW update of `parameters` and their moments.
+    fn adamw(
+        &self,
+        parameters: &mut [f32],
+        first: &mut [f32],
+        second: &mut [f32],
+        gradient: &[f32],
+        update: &AdamW,
+    ) {
+        reference::adamw(parameters, first, second, gradient, update);
+    }
+
+    /// Sum of the squares.
+    fn sum_of_squares(&self, x: &[f32]) -> f64 {
+        reference::sum_of_squares(x)
+    }
+}
+
+/// The most rows that a decoding step stacks, so that a sequence decodes to the same bits alone and in company.
+pub const MAX_DECODE_ROWS: usize = 16;
+
+/// The specification as a backend: slow, obvious, what the others are compared with.
+pub struct Reference;
+
+impl Kernels for Reference {}

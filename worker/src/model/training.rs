@@ -1,0 +1,243 @@
+//! The training pass of one sequence: loss, and the gradient of every parameter.
+
+use super::{LayerActivations, Model};
+use crate::kernels::{Attention, Kernels, Linear, Qkv, QkvGradient, Turn};
+
+/// Memory of a training pass, kept from one sequence to the next.
+///
+/// All of it is linear in the length of the sequence.
+#[derive(Default)]
+pub struct Workspace {
+    layers: Vec<LayerActivations>,
+    /// The stream after the last layer, its norm, and the logits.
+    x: Vec<f32>,
+    rstd: Vec<f32>,
+    norm: Vec<f32>,
+    logits: Vec<f32>,
+    /// Gradients of the stream and of one layer's activations.
+    dx: Vec<f32>,
+    dnorm: Vec<f32>,
+    d: LayerActivations,
+    dlogits: Vec<f32>,
+}
+
+impl Model {
+    /// Logits of every position of a sequence from its start: `[tokens, vocabulary]`.
+    pub fn forward<'a>(
+        &self,
+        kernels: &dyn Kernels,
+        workspace: &'a mut Workspace,
+        tokens: &[u32],
+    ) -> &'a [f32] {
+        let (config, all, rows) = (&self.config, &self.parameters, tokens.len());
+        let hidden = config.hidden_size;
+        workspace.layers.resize_with(config.num_hidden_layers, LayerActivations::default);
+        workspace.x.resize(rows * hidden, 0.0);
+        workspace.norm.resize(rows * hidden, 0.0);
+        workspace.rstd.resize(rows, 0.0);
+        workspace.logits.resize(rows * config.vocab_size, 0.0);
+
+        let shape = self.attention(rows);
+        kernels.embedding_forward(&mut workspace.x, tokens, self.layout.embedding.of(all), hidden);
+        for (layer, saved) in workspace.layers.iter_mut().enumerate() {
+            saved.resize(config, rows);
+            saved.x.copy_from_slice(&workspace.x);
+            self.layer_forward(kernels, layer, saved, &mut workspace.x, |saved| {
+                kernels.rope(&mut saved.q, config.query_width(), 0, &self.rope, Turn::Forward);
+                kernels.rope(&mut saved.k, config.key_width(), 0, &self.rope, Turn::Forward);
+                let inputs = Qkv { q: &saved.q, k: &saved.k, v: &saved.v };
+                kernels.attention_forward(shape, &mut saved.attention, &mut saved.log_sum, inputs);
+            });
+        }
+        let norm = self.layout.norm.of(all);
+        kernels.rms_norm_forward(
+            &mut workspace.norm,
+            &mut workspace.rstd,
+            &workspace.x,
+            norm,
+            config.rms_norm_eps,
+        );
+        let (head, into) = (self.layout.head.of(all), Linear::new(rows, hidden, config.vocab_size));
+        kernels.linear_forward(into, &mut workspace.logits, &workspace.norm, head, false);
+        &workspace.logits
+    }
+
+    /// Mean loss of predicting `targets[i]` after `tokens[..= i]`; adds its gradient to `gradient`.
+    ///
+    /// * `tokens`, `targets`: `[T]`. `gradient`: in the order of the layout.
+    pub fn loss_and_gradient(
+        &self,
+        kernels: &dyn Kernels,
+        workspace: &mut Workspace,
+        gradient: &mut [f32],
+        tokens: &[u32],
+        targets: &[u32],
+    ) -> f32 {
+        let (config, all, rows) = (&self.config, &self.parameters, tokens.len());
+        let (hidden, layout) = (config.hidden_size, &self.layout);
+        self.forward(kernels, workspace, tokens);
+        let Workspace { x, rstd, norm, logits, dx, dnorm, dlogits, .. } = &mut *workspace;
+        dlogits.resize(logits.len(), 0.0);
+        dnorm.resize(rows * hidden, 0.0);
+        let loss = kernels.cross_entropy(dlogits, logits, targets);
+
+        let into = Linear::new(rows, hidden, config.vocab_size);
+        kernels.linear_backward_weight(into, layout.head.of_mut(gradient), dlogits, norm);
+        kernels.linear_backward_input(into, dnorm, dlogits, layout.head.of(all), false);
+        dx.clear();
+        dx.resize(rows * hidden, 0.0);
+        kernels.rms_norm_backward(dx, layout.norm.of_mut(gradient), dnorm, x, layout.norm.of(all), rstd);
+        for layer in (0..config.num_hidden_layers).rev() {
+            self.layer_backward(kernels, layer, workspace, gradient);
+        }
+        kernels.embedding_backward(layout.embedding.of_mut(gradient), tokens, &workspace.dx, hidden);
+        loss
+    }
+
+    /// Turns `workspace.dx` from the gradient of a layer's output into that of its input.
+    fn layer_backward(
+        &self,
+        kernels: &dyn Kernels,
+        layer: usize,
+        workspace: &mut Workspace,
+        gradient: &mut [f32],
+    ) {
+        let (config, spans, all) = (&self.config, self.layout.layers[layer], &self.parameters);
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let (queries, keys) = (config.query_width(), config.key_width());
+        let Workspace { layers, dx, dnorm, d, .. } = workspace;
+        let (saved, rows) = (&layers[layer], dx.len() / hidden);
+        d.resize(config, rows);
+
+        let down = Linear::new(rows, inner, hidden);
+        kernels.linear_backward_weight(down, spans.down.of_mut(gradient), dx, &saved.inner);
+        kernels.linear_backward_input(down, &mut d.inner, dx, spans.down.of(all), false);
+        kernels.swiglu_backward(&mut d.gate, &mut d.up, &d.inner, &saved.gate, &saved.up);
+        let into = Linear::new(rows, hidden, inner);
+        kernels.linear_backward_weight(into, spans.gate.of_mut(gradient), &d.gate, &saved.middle_norm);
+        kernels.linear_backward_weight(into, spans.up.of_mut(gradient), &d.up, &saved.middle_norm);
+        kernels.linear_backward_input(into, dnorm, &d.gate, spans.gate.of(all), false);
+        kernels.linear_backward_input(into, dnorm, &d.up, spans.up.of(all), true);
+        let (w, dw) = (spans.post_attention_norm.of(all), spans.post_attention_norm.of_mut(gradient));
+        kernels.rms_norm_backward(dx, dw, dnorm, &saved.middle, w, &saved.middle_rstd);
+
+        let out = Linear::new(rows, queries, hidden);
+        kernels.linear_backward_weight(out, spans.o.of_mut(gradient), dx, &saved.attention);
+        kernels.linear_backward_input(out, &mut d.attention, dx, spans.o.of(all), false);
+        let inputs = Qkv { q: &saved.q, k: &saved.k, v: &saved.v };
+        let dqkv = QkvGradient { q: &mut d.q, k: &mut d.k, v: &mut d.v };
+        let shape = self.attention(rows);
+        kernels.attention_backward(shape, dqkv, &d.attention, &saved.attention, &saved.log_sum, inputs);
+        kernels.rope(&mut d.q, queries, 0, &self.rope, Turn::Backward);
+        kernels.rope(&mut d.k, keys, 0, &self.rope, Turn::Backward);
+        let mut add = false;
+        for (dy, span, width) in [(&d.q, spans.q, queries), (&d.k, spans.k, keys), (&d.v, spans.v, keys)] {
+            let into = Linear::new(rows, hidden, width);
+            kernels.linear_backward_weight(into, span.of_mut(gradient), dy, &saved.norm);
+            kernels.linear_backward_input(into, dnorm, dy, span.of(all), add);
+            add = true;
+        }
+        let (w, dw) = (spans.input_norm.of(all), spans.input_norm.of_mut(gradient));
+        kernels.rms_norm_backward(dx, dw, dnorm, &saved.x, w, &saved.rstd);
+    }
+
+    fn attention(&self, queries: usize) -> Attention {
+        let config = &self.config;
+        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        Attention { queries, start: 0, heads, kv_heads, head_dim: config.head_dim }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::{Cpu, Reference};
+    use crate::model::ModelConfig;
+    use crate::random::Random;
+
+    fn miniature(tie_word_embeddings: bool) -> Model {
+        let mut model = Model::new(
+            ModelConfig {
+                hidden_size: 24,
+                intermediate_size: 40,
+                num_hidden_layers: 2,
+                num_attention_heads: 4,
+                num_key_value_heads: 2,
+                head_dim: 8,
+                max_position_embeddings: 64,
+                tie_word_embeddings,
+                ..ModelConfig::preset("tiny").unwrap()
+            },
+            1,
+        );
+        // Larger than at the start of a training, so that every part of the model matters to the loss.
+        for value in &mut model.parameters {
+            *value *= 5.0;
+        }
+        model
+    }
+
+    #[test]
+    fn the_gradient_of_the_whole_model_matches_differences_along_every_tensor() {
+        for tied in [true, false] {
+            let mut model = miniature(tied);
+            let (tokens, targets) = ([5, 9, 200, 9, 31, 256, 77], [9, 200, 9, 31, 256, 77, 1]);
+            let mut gradient = vec![0.0; model.layout.len];
+            let mut workspace = Workspace::default();
+            model.loss_and_gradient(&Cpu::new(1), &mut workspace, &mut gradient, &tokens, &targets);
+            for tensor in model.layout.tensors.clone() {
+                // Along the gradient itself the derivative is its length.
+                let direction = tensor.span.of(&gradient).to_vec();
+                let length = direction.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt();
+                let mut loss_at = |h: f64| {
+                    let at = model.parameters.clone();
+                    for (p, d) in tensor.span.of_mut(&mut model.parameters).iter_mut().zip(&direction) {
+                        *p += (h * f64::from(*d) / length) as f32;
+                    }
+                    let mut unused = vec![0.0; model.layout.len];
+                    let loss =
+                        model.loss_and_gradient(&Reference, &mut workspace, &mut unused, &tokens, &targets);
+                    model.parameters = at;
+                    f64::from(loss)
+                };
+                let h = 0.02 / length.max(0.2);
+                let expected = (loss_at(h) - loss_at(-h)) / (2.0 * h);
+                let error = (expected / length - 1.0).abs();
+                assert!(error < 0.02, "{}: {length} but differences say {expected}", tensor.name);
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_add_up_over_sequences() {
+        let model = miniature(true);
+        let mut workspace = Workspace::default();
+        let mut run = |gradient: &mut [f32], tokens: &[u32]| {
+            model.loss_and_gradient(&Cpu::new(1), &mut workspace, gradient, tokens, tokens);
+        };
+        let (mut first, mut second, mut both) =
+            (vec![0.0; model.layout.len], vec![0.0; model.layout.len], vec![0.0; model.layout.len]);
+        run(&mut first, &[1, 2, 3]);
+        run(&mut second, &[4, 5, 6, 7]);
+        run(&mut both, &[1, 2, 3]);
+        run(&mut both, &[4, 5, 6, 7]);
+        for i in 0..both.len() {
+            assert!((first[i] + second[i] - both[i]).abs() < 1e-4);
+        }
+    }
+
+    #[test]
+    fn an_untrained_model_is_as_unsure_as_a_uniform_guess() {
+        let model = Model::new(ModelConfig::preset("tiny").unwrap(), 1);
+        let tokens: Vec<u32> = (0..40).map(|i| Random::new(i).bits() as u32 % 256).collect();
+        let mut gradient = vec![0.0; model.layout.len];
+        let loss = model.loss_and_gradient(
+            &Cpu::new(1),
+            &mut Workspace::default(),
+            &mut gradient,
+            &tokens[..39],
+            &tokens[1..],
+        );
+        assert!((loss - (264f32).ln()).abs() < 0.1, "{loss}");
+    }
+}
