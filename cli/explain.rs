@@ -76,8 +76,7 @@ pub fn text(view: &view::Explanation, now_ms: u64, output: &Output) -> String {
     }
     let mut last = Vec::new();
     if !view.start_text.is_empty() {
-        let is = if view.start_text.starts_with("expected") { "is " } else { "" };
-        last.push(printable(&format!("It {is}{}.", view.start_text.trim_end_matches('.'))));
+        last.push(printable(&view.start_text));
     }
     if !view.change.is_empty() {
         last.push(printable(&format!("It would start now with {}.", view.change.trim_end_matches('.'))));

@@ -11,7 +11,7 @@ use crate::view::{self, STATES, UNENDED};
 use crate::{Session, time_now, units};
 
 /// List jobs: those that have not ended, and the last ten that have
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 #[command(after_help = "\
 Example:
   aquifer jobs --state pending --queue research")]

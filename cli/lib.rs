@@ -3,9 +3,11 @@
 //! Every command is one file with its arguments (`Args`), what it asks the scheduler (`run`) and what it prints:
 //! pure functions from the structs of [`view`] to text, which `--json` prints as they are.
 
+pub mod agent;
 pub mod cancel;
 pub mod client;
 pub mod completions;
+pub mod demo;
 pub mod drain;
 pub mod explain;
 pub mod flags;
@@ -18,12 +20,16 @@ pub mod output;
 pub mod plan;
 pub mod queues;
 pub mod run;
+pub mod server;
+pub mod settings;
 pub mod submit;
 pub mod units;
+pub mod up;
 pub mod usage;
 pub mod view;
 pub mod wait;
 pub mod watch;
+pub mod worker;
 
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,12 +1,11 @@
 //! `aquifer`: one pool of compute, fed by every accelerator an organisation owns.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use aquifer_cli::client::Global;
-use aquifer_cli::output;
+use aquifer_cli::{agent, demo, output, server, up, worker};
 use clap::{CommandFactory, Parser, Subcommand};
-
-// SLOT: `mod server; mod agent; mod worker; mod up; mod demo;`
 
 /// One pool of compute, fed by every accelerator an organisation owns
 #[derive(Parser)]
@@ -25,16 +24,30 @@ struct Cli {
 enum Command {
     #[command(flatten)]
     Client(aquifer_cli::Command),
-    // SLOT: `Up(up::Args)`, `Demo(demo::Args)`, `Server(server::Args)`, `Agent(agent::Args)`, `Worker(worker::Args)`.
-    // They build the runtime that they need; `global` is theirs as well.
+    Up(up::Args),
+    Demo(demo::Args),
+    Server(server::Args),
+    Agent(agent::Args),
+    Worker(worker::Args),
 }
 
 fn main() -> ExitCode {
-    // SLOT: the supervisor of a worker is this program too, but nothing of the command line: before anything else,
-    // `if args_os().nth(1) is "supervise" { return aquifer_agent::supervisor::supervise(Path::new(&nth(2))) }`.
-    let cli = Cli::parse();
-    let done = match cli.command {
-        Command::Client(command) => aquifer_cli::run(command, &cli.global, Cli::command()),
+    // The supervisor of a worker is this program too, but nothing of the command line: it must stay small, quick to
+    // start, and single-threaded.
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == "supervise") {
+        let run_dir = words.next().unwrap_or_default();
+        return aquifer_agent::supervise(Path::new(&run_dir));
+    }
+    let Cli { global, command } = Cli::parse();
+    let done = |done: Result<(), output::Failure>| done.map(|()| ExitCode::SUCCESS).map_err(Into::into);
+    let done = match command {
+        Command::Client(command) => aquifer_cli::run(command, &global, Cli::command()),
+        Command::Up(args) => done(up::run(&args, &global)),
+        Command::Demo(args) => demo::run(&args, &global).map(|()| ExitCode::SUCCESS),
+        Command::Server(args) => done(server::run(&args, &global)),
+        Command::Agent(args) => done(agent::run(&args, &global)),
+        Command::Worker(args) => Ok(worker::run(args)),
     };
     done.unwrap_or_else(|error| output::tell(&error))
 }

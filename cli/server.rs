@@ -86,7 +86,8 @@ impl Args {
         let root = self.checkpoint_root.as_ref();
         let checkpoint_root = settings.take("checkpoint-root", root, &checkpoints, absolute)?;
         let log_format = settings.take("log-format", self.log_format.as_ref(), "text", log_format)?;
-        let log_level = settings.take("log-level", self.log_level.as_ref(), "info", |text| Ok(text.into()))?;
+        let log_level =
+            settings.take("log-level", self.log_level.as_ref(), "info", |text| Ok(text.into()))?;
         let file = settings.take_optional("token-file", None, |text| Ok(PathBuf::from(text)))?;
         settings.finish()?;
         let token = settings::token(global.token_file.as_deref().or(file.as_deref()))?;
@@ -117,7 +118,9 @@ pub fn failure(error: ServerError) -> Failure {
         ServerError::Open(_) => "Name a secret with --token-file, or listen on 127.0.0.1.",
         ServerError::Listen { .. } => "Choose another address with --listen; is a scheduler running already?",
         ServerError::Store(_) => "Look at the store's directory; another one can be named with --data-dir.",
-        ServerError::Server(_) | ServerError::Reflection(_) => "Start it again; what was acknowledged is kept.",
+        ServerError::Server(_) | ServerError::Reflection(_) => {
+            "Start it again; what was acknowledged is kept."
+        }
     };
     Failure::refused(error.to_string(), next)
 }

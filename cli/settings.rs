@@ -36,7 +36,8 @@ impl Settings {
     ) -> Result<Settings, Failure> {
         let Some(path) = file else { return Ok(Settings { table: BTreeMap::new(), origin: String::new() }) };
         let origin = path.display().to_string();
-        let wrong = |why: String| Failure::usage(format!("{origin}: {why}"), "Mend the file, or leave out --config.");
+        let wrong =
+            |why: String| Failure::usage(format!("{origin}: {why}"), "Mend the file, or leave out --config.");
         let text = fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
         let file: SettingsFile = toml::from_str(&text).map_err(|error| wrong(error.to_string()))?;
         Ok(Settings { table: table(file), origin })
@@ -98,7 +99,9 @@ impl Settings {
 fn text_of(value: toml::Value) -> String {
     match value {
         toml::Value::String(text) => text,
-        other => other.to_string(),
+        toml::Value::Integer(number) => number.to_string(),
+        toml::Value::Float(number) => number.to_string(),
+        other => format!("a {}", other.type_str()),
     }
 }
 

@@ -40,7 +40,13 @@ pub struct Args {
     #[arg(long, env = "AQUIFER_MEMORY", value_name = "SIZE")]
     pub memory: Option<String>,
     /// What to log: error, warn, info, debug, trace. Default: warn
-    #[arg(long, env = "AQUIFER_LOG_LEVEL", value_name = "LEVEL", default_value = "warn", hide_default_value = true)]
+    #[arg(
+        long,
+        env = "AQUIFER_LOG_LEVEL",
+        value_name = "LEVEL",
+        default_value = "warn",
+        hide_default_value = true
+    )]
     pub log_level: String,
 }
 

@@ -193,7 +193,7 @@ fn explanation() -> Explanation {
         ],
         start: "by".into(),
         start_ms: Some(NOW + 724_000),
-        start_text: "expected to start in 12 min at the latest, when job-7 reaches its time limit".into(),
+        start_text: "Expected to start within 12 min, when job-7 reaches its time limit.".into(),
         change: "1 ranks instead of 2".into(),
     }
 }
@@ -214,7 +214,7 @@ HELD BY  DEVICES  CPUS  ENDS
 job-7          8   1.5  within 12m04s
 job-5         16    16  no time limit
 
-It is expected to start in 12 min at the latest, when job-7 reaches its time limit.
+Expected to start within 12 min, when job-7 reaches its time limit.
 It would start now with 1 ranks instead of 2."
     );
 }

@@ -1,0 +1,546 @@
+//! `aquifer demo`: the whole of it in two minutes, with real processes.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use std::{fs, process};
+
+use anyhow::{Context, Result, bail, ensure};
+use aquifer_core::explain::duration;
+use aquifer_core::{JobId, Time};
+use aquifer_proto::v1;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::rt::TokioExecutor;
+use indicatif::{ProgressBar, ProgressStyle};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::client::{Global, Pool};
+use crate::job_file::Span;
+use crate::output::{Output, aside};
+use crate::{Session, jobs, nodes, settings, units, usage};
+
+/// See a whole pool at work: train, lose a rank, go on, serve
+///
+/// Starts a scheduler and two agents on loopback, trains a small transformer on text with two ranks, kills one of
+/// them in the middle, turns the checkpoint into an inference service and asks it something. Ends with nothing left
+/// running.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Example:\n  aquifer demo --data ~/notes")]
+pub struct Args {
+    /// Text to train on: a file, or a directory whose text files are read. Default: the project's own sources and docs
+    #[arg(long, value_name = "FILE|DIR")]
+    pub data: Option<PathBuf>,
+    /// Optimizer steps of the training job
+    #[arg(long, value_name = "STEPS", default_value_t = 300)]
+    pub steps: u64,
+    /// Leave the pool and the service up
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// Text for a machine without the sources: some of the project's own files.
+const TEXTS: [(&str, &str); 6] = [
+    ("types.rs", include_str!("../scheduler/core/src/types.rs")),
+    ("lifecycle.rs", include_str!("../scheduler/core/src/lifecycle.rs")),
+    ("fit.rs", include_str!("../scheduler/core/src/plan/fit.rs")),
+    ("pool.proto", include_str!("../proto/aquifer/v1/pool.proto")),
+    ("types.proto", include_str!("../proto/aquifer/v1/types.proto")),
+    ("job-file.md", include_str!("../docs/job-file.md")),
+];
+
+const NODES: [&str; 2] = ["alpha", "beta"];
+const PROMPT: &str = "The scheduler";
+
+/// Runs the demonstration.
+pub fn run(args: &Args, global: &Global) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let mut demo = Demo::start(args, global).await?;
+        let shown = tokio::select! {
+            shown = demo.show(args) => shown,
+            () = settings::stop_signal() => Err(anyhow::anyhow!("interrupted")),
+        };
+        if args.keep && shown.is_ok() {
+            demo.leave();
+            return Ok(());
+        }
+        let ended = demo.tear_down().await;
+        shown.and(ended)
+    })
+}
+
+struct Demo {
+    started: Instant,
+    stage: u32,
+    bar: ProgressBar,
+    /// All that the demonstration writes.
+    directory: PathBuf,
+    server: String,
+    processes: Vec<Child>,
+    session: Session,
+    output: Output,
+}
+
+impl Demo {
+    async fn start(args: &Args, global: &Global) -> Result<Demo> {
+        let directory = std::env::temp_dir().join(format!("aquifer-demo-{}", process::id()));
+        fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        let output = Output::new(false, global.no_color);
+        let bar = ProgressBar::new(args.steps);
+        bar.set_style(
+            ProgressStyle::with_template("      {bar:32} {pos:>4}/{len} {msg}").expect("a template"),
+        );
+        if !std::io::stderr().is_terminal() {
+            bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+        }
+        // The pool of the demonstration needs no secret; one in the environment is for another pool.
+        let own = |server: String| Global { server, token_file: None, ..global.clone() };
+        let pool = Pool::new(&own("http://127.0.0.1:1".into()))?;
+        let mut demo = Demo {
+            started: Instant::now(),
+            stage: 0,
+            bar,
+            directory,
+            server: String::new(),
+            processes: Vec::new(),
+            session: Session { pool, output: Output { json: false, ..output } },
+            output,
+        };
+        demo.say(
+            "Starting a scheduler with its embedded store, and two agents that share this machine's cores.",
+        );
+        let begun = demo.start_processes(&own).await;
+        match begun {
+            Ok(()) => Ok(demo),
+            Err(error) => {
+                demo.tear_down().await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_processes(&mut self, own: &impl Fn(String) -> Global) -> Result<()> {
+        let data = self.directory.join("server");
+        let data = data.to_string_lossy();
+        let arguments = ["server", "--listen", "127.0.0.1:0", "--lease", "5s", "--data-dir", &data];
+        let mut server = self.spawn("server", &arguments)?;
+        let stdout = server.stdout.take().expect("it is piped");
+        self.processes.push(server);
+        let line = BufReader::new(stdout).lines().next_line().await?.unwrap_or_default();
+        let address = line.strip_prefix("listening on ").map(str::to_string);
+        let Some(address) = address else { bail!("the scheduler did not start: {}", self.log_of("server")) };
+        self.server = format!("http://{address}");
+        self.session.pool = Pool::new(&own(self.server.clone()))?;
+
+        let host = aquifer_agent::host::Host::read();
+        let memory = format!("{}KiB", host.memory_bytes / 2 / 1024);
+        let each = (host.cores.len() / 2).clamp(1, 8);
+        for (at, node) in NODES.into_iter().enumerate() {
+            let cores = host.cores.iter().cycle().skip(at * each).take(each).map(ToString::to_string);
+            let devices = format!("cpu:{}", cores.collect::<Vec<_>>().join("+"));
+            // Real accelerators, where there are some, are offered by the first agent.
+            let devices =
+                if at == 0 && Path::new("/dev/nvidiactl").exists() { devices + ",nvidia" } else { devices };
+            let state = self.directory.join(node);
+            let (state, cpus) = (state.to_string_lossy(), each.to_string());
+            let ports = format!("{}-{}", 21_000 + at * 100, 21_099 + at * 100);
+            let server = self.server.clone();
+            let arguments = [
+                "agent",
+                "--server",
+                &server,
+                "--node",
+                node,
+                "--state-dir",
+                &state,
+                "--devices",
+                &devices,
+                "--cpus",
+                &cpus,
+                "--memory",
+                &memory,
+                "--ports",
+                &ports,
+            ];
+            let agent = self.spawn(node, &arguments)?;
+            self.processes.push(agent);
+        }
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let nodes = self.session.pool.client().list_nodes(v1::ListNodesRequest::default()).await?;
+            if nodes.get_ref().nodes.iter().filter(|node| node.up).count() == NODES.len() {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "the agents did not report: {}", self.log_of(NODES[0]));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Starts this program as another one, out of reach of the terminal's Ctrl-C.
+    fn spawn(&self, name: &str, arguments: &[&str]) -> Result<Child> {
+        let log = fs::File::create(self.directory.join(format!("{name}.log")))?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);
+        // Settings of the surroundings are for other daemons than these.
+        for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("AQUIFER_")) {
+            command.env_remove(key);
+        }
+        command.spawn().with_context(|| format!("cannot start {name}"))
+    }
+
+    async fn show(&mut self, args: &Args) -> Result<()> {
+        let data = self.data(args)?;
+        let train = self.train(args, &data).await?;
+        let endpoint = self.serve(train).await?;
+        self.ask(&endpoint).await?;
+        self.tables().await
+    }
+
+    fn data(&self, args: &Args) -> Result<PathBuf> {
+        if let Some(data) = &args.data {
+            return fs::canonicalize(data).with_context(|| format!("--data {}", data.display()));
+        }
+        let here = std::env::current_dir()?;
+        if here.join("scheduler/core").is_dir() && here.join("proto/aquifer").is_dir() {
+            return Ok(here);
+        }
+        let texts = self.directory.join("texts");
+        fs::create_dir_all(&texts)?;
+        for (name, text) in TEXTS {
+            fs::write(texts.join(name), text)?;
+        }
+        Ok(texts)
+    }
+
+    /// Trains with two ranks, and kills one of them in the middle. Returns the job.
+    async fn train(&mut self, args: &Args, data: &Path) -> Result<JobId> {
+        let every = (args.steps / 6).max(1);
+        self.say(&format!(
+            "Training a small Llama-style transformer on {} with two ranks, one on each node.",
+            data.display()
+        ));
+        let devices = self.devices_of_a_node().await?;
+        let options = v1::Train {
+            data: data.to_string_lossy().into_owned(),
+            steps: args.steps,
+            seed: 1,
+            checkpoint_every: every,
+            ..v1::Train::default()
+        };
+        let program = v1::role::Program::Train(options);
+        let job = self.submit("demo-train", 2, devices, program).await?;
+        let (mut killed, mut seen, mut losses) = (None, 0, Vec::new());
+        let mut resumed = None;
+        loop {
+            let view = self.job(job).await?;
+            let progress = view.ranks.first().and_then(|rank| rank.progress.clone()).unwrap_or_default();
+            let step = progress.step.unwrap_or(0);
+            self.show_progress(&view, &progress);
+            if let Some(loss) = progress.loss.filter(|_| seen < step) {
+                losses.push((step, loss));
+                seen = step;
+            }
+            if let Some((at, when, _)) = killed
+                && resumed.is_none()
+                && 1 < view.attempt
+                && view.state() == v1::JobState::Running
+                && 0 < step
+            {
+                resumed = Some((at, step, Instant::duration_since(&Instant::now(), when)));
+                self.say_resumed(&view, at, progress.checkpoint_step, Instant::now() - when);
+            }
+            match view.state() {
+                v1::JobState::Succeeded => break,
+                v1::JobState::Failed | v1::JobState::Cancelled | v1::JobState::TimedOut => {
+                    bail!("{job} {}: {}", view.reason, self.worker_log(job, &view))
+                }
+                _ => (),
+            }
+            let saved = progress.checkpoint_step.is_some_and(|saved| 0 < saved);
+            if killed.is_none() && saved && args.steps / 2 <= step {
+                let pid = self.kill_rank(job, &view, 1)?;
+                killed = Some((step, Instant::now(), pid));
+                self.say(&format!("Killed rank 1 (process {pid}) with SIGKILL at step {step}."));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        self.bar.finish_and_clear();
+        ensure!(killed.is_some(), "training ended before a rank could be killed: try more --steps");
+        if let (Some(first), Some(last)) = (losses.first(), losses.last()) {
+            self.tell(&format!(
+                "{job} succeeded: loss fell from {:.2} at step {} to {:.2} at step {}.",
+                first.1, first.0, last.1, last.0
+            ));
+        }
+        Ok(job)
+    }
+
+    fn show_progress(&self, view: &v1::Job, progress: &v1::Progress) {
+        self.bar.set_position(progress.step.unwrap_or(0));
+        let loss = progress.loss.map(|loss| format!("loss {loss:.3}")).unwrap_or_default();
+        let speed = progress.tokens_per_s.map(|speed| format!("{} tokens/s", units::group(speed as u64)));
+        let state = match view.state() {
+            v1::JobState::Running => String::new(),
+            state => format!("({})", state.as_str_name().trim_start_matches("JOB_STATE_").to_lowercase()),
+        };
+        self.bar.set_message(format!("{loss}  {}  {state}", speed.unwrap_or_default()));
+    }
+
+    fn say_resumed(&self, view: &v1::Job, killed_at: u64, checkpoint: Option<u64>, after: Duration) {
+        let from = checkpoint.unwrap_or(0).min(killed_at);
+        self.tell(&format!(
+            "Attempt {} goes on from the checkpoint of step {from} after {}: {} steps are repeated, nothing else.",
+            view.attempt,
+            duration(after.as_millis() as u64),
+            killed_at - from,
+        ));
+    }
+
+    /// Kills a rank's process as a crash would: its process id stands in its run directory.
+    fn kill_rank(&self, job: JobId, view: &v1::Job, rank: u32) -> Result<i32> {
+        let node = &view.ranks[rank as usize].node;
+        let file = self.directory.join(node).join(format!("runs/{job}.{}/{rank}/pid.json", view.attempt));
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let pid = serde_json::from_str::<Value>(&text)?["worker"].as_i64().context("no process id")? as i32;
+        kill_process(Pid::from_raw(pid).context("no process")?, Signal::KILL)?;
+        Ok(pid)
+    }
+
+    /// Turns the checkpoint of a job into a service. Returns its endpoint.
+    async fn serve(&mut self, train: JobId) -> Result<String> {
+        let model = self.job(train).await?.checkpoint_dir;
+        self.say(&format!("Serving the checkpoint {model}."));
+        let options = v1::Serve { model, served_name: "demo".into(), max_queue: 0 };
+        let program = v1::role::Program::Serve(options);
+        let devices = self.devices_of_a_node().await?;
+        let job = self.submit("demo-serve", 1, devices, program).await?;
+        let begun = Instant::now();
+        loop {
+            let view = self.job(job).await?;
+            match view.state() {
+                v1::JobState::Running => {
+                    let rank = view.ranks.first().context("a running job has ranks")?;
+                    let endpoint = format!("http://{}:{}/v1", rank.address, rank.port);
+                    let took = duration(begun.elapsed().as_millis() as u64);
+                    self.tell(&format!("{job} is ready after {took}: {endpoint}"));
+                    return Ok(endpoint);
+                }
+                v1::JobState::Failed | v1::JobState::Succeeded | v1::JobState::Cancelled => {
+                    bail!("{job} {}: {}", view.reason, self.worker_log(job, &view))
+                }
+                _ => ensure!(begun.elapsed() < Duration::from_secs(60), "{job} is not ready after a minute"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn ask(&mut self, endpoint: &str) -> Result<()> {
+        self.say("Asking it something, as any OpenAI client would.");
+        let completion =
+            json!({"model": "demo", "prompt": PROMPT, "max_tokens": 48, "temperature": 0.7, "seed": 1});
+        let answer: Value =
+            serde_json::from_slice(&post(&format!("{endpoint}/completions"), &completion).await?)?;
+        let text = answer["choices"][0]["text"].as_str().context("no text in the answer")?;
+        self.tell(&format!("POST /v1/completions       {PROMPT:?} → {text:?}"));
+        self.tell(&format!("                           usage {}", answer["usage"]));
+        let messages = json!([{"role": "user", "content": "What is a node?"}]);
+        let chat = json!({"model": "demo", "messages": messages, "max_tokens": 48, "stream": true});
+        let stream = post(&format!("{endpoint}/chat/completions"), &chat).await?;
+        let (text, pieces) = streamed_text(&String::from_utf8_lossy(&stream))?;
+        self.tell(&format!("POST /v1/chat/completions  {pieces} pieces streamed → {text:?}"));
+        let chat = json!({"model": "demo", "messages": messages, "max_tokens": 16});
+        let answer: Value =
+            serde_json::from_slice(&post(&format!("{endpoint}/chat/completions"), &chat).await?)?;
+        ensure!(answer["choices"][0]["message"]["role"] == "assistant", "unexpected answer {answer}");
+        self.tell("(After two minutes of training it has learnt to spell, not to think.)");
+        Ok(())
+    }
+
+    async fn tables(&mut self) -> Result<()> {
+        self.say("What you would look at next:");
+        self.output.text(format!("\n$ aquifer nodes --server {}", self.server));
+        nodes::list(&self.session).await?;
+        self.output.text("\n$ aquifer jobs");
+        jobs::run(jobs::Args::default(), &self.session).await?;
+        self.output.text("\n$ aquifer usage");
+        usage::run(usage::Args { since: Span(0) }, &self.session).await?;
+        self.output.text("\nThere is no dashboard yet; `aquifer watch` tells what happens as it happens.");
+        Ok(())
+    }
+
+    async fn submit(
+        &self,
+        name: &str,
+        ranks: u32,
+        devices: u32,
+        program: v1::role::Program,
+    ) -> Result<JobId> {
+        let wanted =
+            v1::DeviceRequest { count: devices, vendor: "cpu".into(), ..v1::DeviceRequest::default() };
+        let request = v1::Request { devices: vec![wanted], ..v1::Request::default() };
+        let role = v1::Role { ranks, request: Some(request), program: Some(program), ..v1::Role::default() };
+        let spec = v1::JobSpec {
+            name: name.into(),
+            user: std::env::var("USER").unwrap_or_default(),
+            roles: vec![role],
+            retries: 3,
+            ..v1::JobSpec::default()
+        };
+        let submitted = self.session.pool.client().submit(v1::SubmitRequest { spec: Some(spec) }).await?;
+        Ok(JobId(submitted.into_inner().job))
+    }
+
+    async fn devices_of_a_node(&self) -> Result<u32> {
+        let nodes =
+            self.session.pool.client().list_nodes(v1::ListNodesRequest::default()).await?.into_inner();
+        let cpus = |node: &v1::Node| {
+            let devices = node.inventory.iter().flat_map(|inventory| &inventory.devices);
+            devices.filter(|device| device.vendor == "cpu").count() as u32
+        };
+        nodes.nodes.iter().map(cpus).min().context("no nodes")
+    }
+
+    async fn job(&self, id: JobId) -> Result<v1::Job> {
+        Ok(self.session.pool.client().get(v1::GetRequest { job: id.0 }).await?.into_inner())
+    }
+
+    /// Starts a stage.
+    fn say(&mut self, text: &str) {
+        self.stage += 1;
+        let at = Time(self.started.elapsed().as_millis() as u64);
+        let line = format!("[{:>3} s] {text}", at.0 / 1000);
+        self.bar.suspend(|| self.output.text(line));
+    }
+
+    /// Says something within a stage.
+    fn tell(&self, text: &str) {
+        self.bar.suspend(|| self.output.text(format!("        {text}")));
+    }
+
+    fn log_of(&self, name: &str) -> String {
+        let log = fs::read_to_string(self.directory.join(format!("{name}.log"))).unwrap_or_default();
+        log.lines().rev().take(5).collect::<Vec<_>>().join(" / ")
+    }
+
+    fn worker_log(&self, job: JobId, view: &v1::Job) -> String {
+        let of = |rank: &v1::Rank| {
+            let run = format!("runs/{job}.{}/{}/log", view.attempt, rank.rank);
+            fs::read_to_string(self.directory.join(&rank.node).join(run)).unwrap_or_default()
+        };
+        let logs: Vec<String> = view.ranks.iter().map(of).collect();
+        logs.join("\n").lines().rev().take(8).collect::<Vec<_>>().join(" / ")
+    }
+
+    /// Leaves everything up, and says how to reach and to end it.
+    fn leave(&mut self) {
+        let pids = self.processes.iter().filter_map(|child| child.id()).map(|pid| pid.to_string());
+        let pids = pids.collect::<Vec<_>>().join(" ");
+        self.output.text(format!("The pool stays up. Reach it with: export AQUIFER_SERVER={}", self.server));
+        self.output.text(format!("End it with: aquifer cancel job-2 --wait; kill {pids}"));
+        self.output.text(format!("Its files are in {}.", self.directory.display()));
+    }
+
+    /// Ends everything, and sees to it that nothing is left.
+    async fn tear_down(&mut self) -> Result<()> {
+        self.bar.finish_and_clear();
+        if !self.server.is_empty() {
+            self.cancel_all()
+                .await
+                .unwrap_or_else(|error| aside(format!("jobs could not be cancelled: {error}")));
+        }
+        let workers = self.worker_pids();
+        for child in self.processes.iter_mut().rev() {
+            if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid as i32)) {
+                _ = kill_process(pid, Signal::TERM); // It may have ended by itself.
+            }
+            if tokio::time::timeout(Duration::from_secs(5), child.wait()).await.is_err() {
+                child.kill().await?;
+            }
+        }
+        let left: Vec<i32> = workers
+            .into_iter()
+            .filter(|pid| Pid::from_raw(*pid).is_some_and(|pid| test_kill_process(pid).is_ok()))
+            .collect();
+        ensure!(left.is_empty(), "processes {left:?} are left; files are in {}", self.directory.display());
+        fs::remove_dir_all(&self.directory)?;
+        let took = self.started.elapsed().as_secs();
+        self.output
+            .text(format!("\nDone in {took} s; nothing is left running. A pool that stays: aquifer up"));
+        Ok(())
+    }
+
+    async fn cancel_all(&self) -> Result<()> {
+        let live =
+            [v1::JobState::Pending, v1::JobState::Starting, v1::JobState::Running, v1::JobState::Stopping];
+        let request =
+            || v1::ListRequest { states: live.iter().map(|s| *s as i32).collect(), ..Default::default() };
+        let deadline = Instant::now() + Duration::from_secs(40);
+        loop {
+            let jobs = self.session.pool.client().list(request()).await?.into_inner().jobs;
+            if jobs.is_empty() {
+                return Ok(());
+            }
+            for job in jobs.iter().filter(|job| job.state() != v1::JobState::Stopping) {
+                let request = v1::CancelRequest { job: job.id, whole_array: false };
+                _ = self.session.pool.client().cancel(request).await; // It may have ended meanwhile.
+            }
+            ensure!(Instant::now() < deadline, "{} jobs do not end", jobs.len());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Processes of all workers and supervisors that ever ran, from their run directories.
+    fn worker_pids(&self) -> Vec<i32> {
+        let mut pids = Vec::new();
+        for node in NODES {
+            let ranks = subdirectories(&self.directory.join(node).join("runs")).into_iter();
+            for rank in ranks.flat_map(|run| subdirectories(&run)) {
+                let text = fs::read_to_string(rank.join("pid.json")).unwrap_or_default();
+                let value: Value = serde_json::from_str(&text).unwrap_or_default();
+                let pid = |key: &str| value[key].as_i64().map(|pid| pid as i32);
+                pids.extend([pid("worker"), pid("supervisor")].into_iter().flatten());
+            }
+        }
+        pids
+    }
+}
+
+fn subdirectories(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.filter(|path| path.is_dir()).collect()
+}
+
+async fn post(url: &str, body: &Value) -> Result<Bytes> {
+    let client = HttpClient::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+    let request = hyper::Request::post(url).header("content-type", "application/json");
+    let request = request.body(Full::new(Bytes::from(serde_json::to_vec(body)?)))?;
+    let response = client.request(request).await.with_context(|| format!("POST {url}"))?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    ensure!(status.is_success(), "POST {url}: {status}: {}", String::from_utf8_lossy(&body));
+    Ok(body)
+}
+
+/// The text of a stream of chat completion chunks, and the number of its pieces.
+fn streamed_text(stream: &str) -> Result<(String, usize)> {
+    let (mut text, mut pieces) = (String::new(), 0);
+    for data in stream.lines().filter_map(|line| line.strip_prefix("data: ")) {
+        if data == "[DONE]" {
+            return Ok((text, pieces));
+        }
+        let chunk: Value = serde_json::from_str(data)?;
+        if let Some(piece) =
+            chunk["choices"][0]["delta"]["content"].as_str().filter(|piece| !piece.is_empty())
+        {
+            text += piece;
+            pieces += 1;
+        }
+    }
+    bail!("the stream broke off")
+}
