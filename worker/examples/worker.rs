@@ -1,6 +1,6 @@
 //! The worker's two commands by themselves, for trials and tests without the rest of Aquifer.
 
-use aquifer_worker::{TrainArgs, train};
+use aquifer_worker::{ServeArgs, TrainArgs, serve, train};
 use clap::Parser;
 use std::process::ExitCode;
 
@@ -8,11 +8,14 @@ use std::process::ExitCode;
 enum Command {
     /// Train a model
     Train(TrainArgs),
+    /// Serve a model
+    Serve(ServeArgs),
 }
 
 fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Train(args) => train::main(args),
+        Command::Serve(args) => serve::main(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -14,6 +14,7 @@ pub mod kernels;
 pub mod model;
 pub mod random;
 pub mod safetensors;
+pub mod serve;
 pub mod shards;
 pub mod status;
 #[cfg(test)]
