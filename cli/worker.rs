@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use aquifer_worker::{ServeArgs, TrainArgs, WorkerError, train};
+use aquifer_worker::{ServeArgs, TrainArgs, WorkerError, serve, train};
 
 use crate::output::aside;
 
@@ -29,7 +29,7 @@ enum Mode {
 pub fn run(args: Args) -> ExitCode {
     let ran: Result<(), WorkerError> = match args.mode {
         Mode::Train(args) => train::main(args),
-        Mode::Serve(_) => todo!(),
+        Mode::Serve(args) => serve::main(args),
     };
     match ran {
         Ok(()) => ExitCode::SUCCESS,
