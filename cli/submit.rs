@@ -64,10 +64,11 @@ pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
     let mut submitted = Vec::new();
     for (file, ready) in args.files.iter().zip(&ready) {
         let sent = send(ready, Some(file.clone()), session).await;
-        // Those before it are queued, and that must be told whatever happens to this one.
-        let sent = sent.inspect_err(|_| {
-            session.output.json.then(|| session.output.document(&submitted)).unwrap_or(())
-        })?;
+        if sent.is_err() && session.output.json {
+            // Those before it are queued, and that must be told whatever happened to this one.
+            session.output.document(&submitted);
+        }
+        let sent = sent?;
         if !session.output.json {
             tell(&sent, session);
         }
