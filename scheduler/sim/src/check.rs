@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use aquifer_core::jobs::{Job, Outcome, Phase};
+use aquifer_core::jobs::{Job, Outcome, Phase, Why};
 use aquifer_core::nodes::Node;
 use aquifer_core::plan::plan;
 use aquifer_core::*;
 
-use crate::sim::Sim;
+use crate::sim::{Line, Sim};
 
 /// Of steps that changed something, every so many-th is followed by a restore from the store.
 const RESTORE_EVERY: u64 = 8;
@@ -222,6 +222,59 @@ impl Sim {
             && self.machines.iter().all(|machine| machine.processes.is_empty())
             && cluster.jobs().holding().next().is_none()
             && cluster.jobs().iter().all(|job| matches!(job.phase, Phase::Done(_)))
+    }
+
+    /// How often the run met each kind of thing that a swarm is meant to meet.
+    pub fn sights(&self) -> BTreeMap<&'static str, u64> {
+        let mut sights = BTreeMap::new();
+        let mut saw = |what, times| *sights.entry(what).or_default() += times;
+        for (_, line) in &self.log {
+            let Line::Note(note) = line else { continue };
+            saw(note.kind(), 1);
+            match note {
+                Note::Done(_, outcome) => saw(
+                    match outcome {
+                        Outcome::Succeeded => "succeeded",
+                        Outcome::Failed(_) => "failed",
+                        Outcome::Unreachable(_) => "unreachable",
+                        Outcome::Cancelled => "cancelled",
+                        Outcome::TimedOut => "timed out",
+                    },
+                    1,
+                ),
+                Note::Requeued { why, .. } => saw(
+                    match why {
+                        Why::WorkerFailed { .. } => "worker failed",
+                        Why::RankLost { .. } => "rank lost",
+                        Why::Drained { .. } => "drained",
+                    },
+                    1,
+                ),
+                Note::Placed { nodes, .. } if nodes.iter().any(|node| *node != nodes[0]) => {
+                    saw("gang on several nodes", 1);
+                }
+                Note::AgentRestarted { workers: 1.., .. } => saw("workers adopted", 1),
+                Note::ArrayQueued { .. } => saw("array", 1),
+                _ => (),
+            }
+        }
+        saw("scheduler restarted", self.term - 1);
+        for client in &self.clients {
+            match &client.answer {
+                Some(Ok(Answer::Submitted { repeated: true, .. })) => saw("answered as repeated", 1),
+                Some(Err(_)) => saw("refused", 1),
+                _ => (),
+            }
+        }
+        let ended = |exit: &dyn Fn(&Exit) -> bool| {
+            self.ends.values().filter(|end| end.exit.as_ref().is_some_and(exit)).count() as u64
+        };
+        saw("killed", ended(&|exit| *exit == Exit::Signal(9)));
+        saw("stopped politely", ended(&|exit| *exit == Exit::Signal(15)));
+        saw("not launched", ended(&|exit| matches!(exit, Exit::Failed(_))));
+        saw("ended with the machine", self.ends.values().filter(|end| end.exit.is_none()).count() as u64);
+        saw("fenced by a supervisor", self.fenced);
+        sights
     }
 
     /// What is left, for a run that does not end.
