@@ -3,7 +3,9 @@
 //! One seed again, with all that was said: `SEED=41 cargo test --test swarm -- --nocapture`.
 //! More of them: `SEEDS=100000 cargo test --test swarm -- --nocapture`.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
@@ -13,43 +15,94 @@ use aquifer_sim::{Sim, workload};
 /// By then everything must have ended.
 const PATIENCE: Time = Time(20_000_000);
 
+/// What a swarm must have met, or it proves nothing.
+const SIGHTS: [&str; 28] = [
+    "agent-restarted",
+    "answered as repeated",
+    "array",
+    "cancelled",
+    "drained",
+    "ended with the machine",
+    "failed",
+    "fenced by a supervisor",
+    "gang on several nodes",
+    "inventory-changed",
+    "killed",
+    "node-lost",
+    "node-set",
+    "node-up",
+    "not launched",
+    "placed",
+    "queue-set",
+    "rank lost",
+    "refused",
+    "running",
+    "scheduler restarted",
+    "stopped politely",
+    "stopping",
+    "succeeded",
+    "timed out",
+    "unreachable",
+    "worker failed",
+    "workers adopted",
+];
+
 #[test]
 fn whatever_goes_wrong_nothing_is_lost_and_everything_ends() {
-    if let Ok(seed) = std::env::var("SEED") {
-        let seed = seed.parse().expect("SEED is a number");
-        let mut sim = workload::swarm(seed);
-        let result = catch_unwind(AssertUnwindSafe(|| one_run(&mut sim)));
-        sim.log.iter().for_each(|(at, line)| println!("{at} {line}"));
-        println!("{} steps", sim.steps);
-        if let Err(panic) = result {
-            println!("{}", sim.leftovers());
-            std::panic::resume_unwind(panic);
+    match std::env::var("SEED") {
+        Ok(seed) => one_run_aloud(seed.parse().expect("SEED is a number")),
+        Err(_) => {
+            let seeds =
+                std::env::var("SEEDS").map_or(2_000, |seeds| seeds.parse().expect("SEEDS is a number"));
+            many_runs(seeds);
         }
-        return;
     }
-    let seeds: u64 = std::env::var("SEEDS").map_or(2_000, |seeds| seeds.parse().expect("SEEDS is a number"));
+}
+
+fn one_run_aloud(seed: u64) {
+    let mut sim = workload::swarm(seed);
+    let result = catch_unwind(AssertUnwindSafe(|| one_run(&mut sim)));
+    sim.log.iter().for_each(|(at, line)| println!("{at} {line}"));
+    println!("{} steps", sim.steps);
+    if let Err(panic) = result {
+        println!("{}", sim.leftovers());
+        resume_unwind(panic);
+    }
+}
+
+fn many_runs(seeds: u64) {
     let (next, steps) = (AtomicU64::new(0), AtomicU64::new(0));
+    let sights: Mutex<BTreeMap<&str, u64>> = Mutex::default();
     let began = Instant::now();
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Relaxed);
-                    if seeds <= seed {
-                        return;
-                    }
-                    let ran = catch_unwind(|| {
-                        let mut sim = workload::swarm(seed);
-                        one_run(&mut sim);
-                        sim.steps
-                    });
-                    steps.fetch_add(ran.unwrap_or_else(|_| panic!("SEED={seed}")), Relaxed);
-                }
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Relaxed);
+            if seeds <= seed {
+                return;
+            }
+            let ran = catch_unwind(|| {
+                let mut sim = workload::swarm(seed);
+                one_run(&mut sim);
+                (sim.steps, sim.sights())
             });
+            let (ran, saw) = ran.unwrap_or_else(|_| {
+                next.store(seeds, Relaxed);
+                panic!("SEED={seed}")
+            });
+            steps.fetch_add(ran, Relaxed);
+            let mut sights = sights.lock().expect("nobody panics with it");
+            saw.into_iter().for_each(|(what, times)| *sights.entry(what).or_default() += times);
         }
-    });
+    };
+    std::thread::scope(|scope| (0..2).for_each(|_| _ = scope.spawn(work)));
     let (steps, seconds) = (steps.into_inner(), began.elapsed().as_secs_f64());
+    let sights = sights.into_inner().expect("nobody panics with it");
+    sights.iter().for_each(|(what, times)| println!("{times:>9} {what}"));
     println!("{seeds} seeds, {steps} steps, {seconds:.1} s: {:.0} steps/s", steps as f64 / seconds);
+    for what in SIGHTS {
+        let times = sights.get(what).copied().unwrap_or(0);
+        assert!(seeds < 1_000 || seeds / 40 <= times, "{what}: only {times} times");
+    }
 }
 
 fn one_run(sim: &mut Sim) {

@@ -225,20 +225,33 @@ impl Decider {
                 Event::Heartbeat { node, boot, seq, same_as }
             }
             Some(Input::Report(session, report)) => {
+                let before = effects.len();
                 self.cluster.step(self.clock.now(), Event::Report(report), effects);
-                self.bind(session);
+                self.bind(session, before, effects);
                 return;
             }
         };
         self.cluster.step(self.clock.now(), event, effects);
     }
 
-    /// From now on, what is for the node goes to this session.
-    fn bind(&mut self, session: Arc<Session>) {
+    /// From now on, what is for the node goes to this session. What was decided for an earlier one, the first
+    /// `before` effects, must not: it may be of an earlier start of the agent.
+    fn bind(&mut self, session: Arc<Session>, before: usize, effects: &mut Vec<Effect>) {
         let id = self.cluster.nodes().by_name(&session.node).expect("a node that reported");
-        if session.id.swap(id.0, Ordering::Relaxed) != id.0 {
-            self.bound.insert(id, session);
+        if session.id.swap(id.0, Ordering::Relaxed) == id.0 {
+            return;
         }
+        self.bound.insert(id, session);
+        let mut at = 0;
+        effects.retain(|effect| {
+            at += 1;
+            match effect {
+                Effect::Assign { node, .. } | Effect::Renew { node, .. } | Effect::AskReport(node) => {
+                    before < at || *node != id
+                }
+                Effect::Save(_) | Effect::Reply(..) | Effect::Note(_) => true,
+            }
+        });
     }
 
     fn perform(&self, effect: Effect, replies: &mut [Option<Reply>]) {

@@ -19,7 +19,8 @@ pub const DEFAULT_QUEUE: &str = "default";
 pub struct Policy {
     /// Who goes first.
     pub order: Order,
-    /// Silence after which a node is lost.
+    /// Silence after which a node is lost. Agents are told less, see [`Policy::granted_lease`]. A scheduler that
+    /// takes over from one with longer leases must wait for those: it takes the longer of the two.
     pub lease: Duration,
     /// Pause before a job that failed is placed again. Doubles with every failure, up to 64 times.
     pub backoff: Duration,

@@ -11,6 +11,10 @@ use crate::types::*;
 /// One output of [`Cluster::step`](crate::Cluster::step).
 ///
 /// All `Save`s of a step are made durable, in one transaction, before any other effect of it is performed.
+///
+/// What is for a node is for the start of its agent that the cluster knows at the end of the step, the node's
+/// `boot`: it must not reach a later one, whose sequence numbers begin anew, and which would take the answer
+/// for one to a message of its own and launch what its first report will turn out not to run.
 // Boxing jobs would cost an allocation for every transition, to save moving some bytes.
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq)]

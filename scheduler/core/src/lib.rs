@@ -5,6 +5,9 @@
 //! logs. The same code runs in the live server, in the trace-driven simulator and in the fault-injection
 //! tests.
 
+// What may not be used is listed in `clippy.toml`, with the reasons.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 pub mod agent;
 pub mod cluster;
 pub mod effect;

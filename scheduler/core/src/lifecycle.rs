@@ -382,7 +382,8 @@ impl Cluster {
 }
 
 impl Job {
-    fn new(id: JobId, spec: Arc<JobSpec>, array: Option<ArrayElement>, now: Time) -> Job {
+    /// A job that was just accepted.
+    pub fn new(id: JobId, spec: Arc<JobSpec>, array: Option<ArrayElement>, now: Time) -> Job {
         Job {
             id,
             spec,

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use aquifer_core::jobs::{Job, Outcome, Phase};
+use aquifer_core::explain::{Reason, Start, explain};
+use aquifer_core::jobs::{Job, Outcome, Phase, Why};
 use aquifer_core::nodes::Node;
 use aquifer_core::plan::plan;
 use aquifer_core::*;
 
-use crate::sim::Sim;
+use crate::sim::{Line, Sim};
 
 /// Of steps that changed something, every so many-th is followed by a restore from the store.
 const RESTORE_EVERY: u64 = 8;
@@ -25,6 +26,7 @@ impl Sim {
         self.changed_steps += 1;
         let cluster = self.cluster.as_ref().expect("a scheduler");
         cluster.check();
+        self.check_deadlines();
         if !self.is_committed() {
             return;
         }
@@ -42,6 +44,35 @@ impl Sim {
             let one_role = |id: &JobId| cluster.jobs().get(*id).is_some_and(|job| job.spec.roles.len() == 1);
             let missed = missed.iter().map(|(id, _)| *id).find(one_role);
             assert_eq!(missed, None, "no round was planned for a job that fits");
+            self.check_explained();
+        }
+    }
+
+    /// Nothing that was due is left undone.
+    fn check_deadlines(&self) {
+        let cluster = self.cluster.as_ref().expect("a scheduler");
+        for job in cluster.jobs().holding().filter(|job| job.phase == Phase::Active) {
+            let over = job.expected_end().is_some_and(|end| end <= cluster.now());
+            assert!(!over, "{} runs beyond its time limit", job.id);
+        }
+        for node in cluster.nodes().iter() {
+            let over = cluster.nodes().lease(node.id).is_some_and(|lease| lease.end <= cluster.now());
+            assert!(!over, "the lease of {} is over, but it is not lost", node.name);
+        }
+    }
+
+    /// An explanation can be made of every job, and none says that a round will place it that was just held.
+    fn check_explained(&self) {
+        let cluster = self.cluster.as_ref().expect("a scheduler");
+        let number = 1 + self.changed_steps % cluster.jobs().len().max(1);
+        let Some(job) = cluster.jobs().get(JobId(number)) else { return };
+        let explanation = explain(cluster, job);
+        explanation.text(job.id, cluster.now());
+        let missed = explanation.reason == Reason::Next && job.spec.roles.len() == 1;
+        assert!(!missed, "{} would be placed in the next round, but none is planned", job.id);
+        if let Start::By { at, after } = explanation.start {
+            let after = cluster.jobs().get(after).expect("a job that holds resources");
+            assert!(cluster.now() <= at && !after.ranks.is_empty(), "{} is to start in the past", job.id);
         }
     }
 
@@ -147,6 +178,12 @@ impl Sim {
     fn check_placement(&self, job: &Job) {
         let id = job.id;
         assert_eq!(job.ranks.len(), job.spec.ranks() as usize, "{id}: the gang is whole");
+        // With one commit for many steps, the limit may be another by now.
+        if let Some(cluster) = self.cluster.as_ref().filter(|_| self.timing.commit_ms == (0, 0)) {
+            let queue = cluster.queues().find(|(queue, _)| queue.name == job.spec.queue).expect("its queue");
+            let within = queue.0.limit_milli.is_none_or(|limit| queue.1 <= limit);
+            assert!(within, "{id} takes queue {} above its limit", job.spec.queue);
+        }
         // A later step of the same batch may have changed the node since.
         let node_of = |node: NodeId| -> Option<&Node> {
             let stored = self.store.nodes.get(&node)?;
@@ -224,6 +261,59 @@ impl Sim {
             && cluster.jobs().iter().all(|job| matches!(job.phase, Phase::Done(_)))
     }
 
+    /// How often the run met each kind of thing that a swarm is meant to meet.
+    pub fn sights(&self) -> BTreeMap<&'static str, u64> {
+        let mut sights = BTreeMap::new();
+        let mut saw = |what, times| *sights.entry(what).or_default() += times;
+        for (_, line) in &self.log {
+            let Line::Note(note) = line else { continue };
+            saw(note.kind(), 1);
+            match note {
+                Note::Done(_, outcome) => saw(
+                    match outcome {
+                        Outcome::Succeeded => "succeeded",
+                        Outcome::Failed(_) => "failed",
+                        Outcome::Unreachable(_) => "unreachable",
+                        Outcome::Cancelled => "cancelled",
+                        Outcome::TimedOut => "timed out",
+                    },
+                    1,
+                ),
+                Note::Requeued { why, .. } => saw(
+                    match why {
+                        Why::WorkerFailed { .. } => "worker failed",
+                        Why::RankLost { .. } => "rank lost",
+                        Why::Drained { .. } => "drained",
+                    },
+                    1,
+                ),
+                Note::Placed { nodes, .. } if nodes.iter().any(|node| *node != nodes[0]) => {
+                    saw("gang on several nodes", 1);
+                }
+                Note::AgentRestarted { workers: 1.., .. } => saw("workers adopted", 1),
+                Note::ArrayQueued { .. } => saw("array", 1),
+                _ => (),
+            }
+        }
+        saw("scheduler restarted", self.term - 1);
+        for client in &self.clients {
+            match &client.answer {
+                Some(Ok(Answer::Submitted { repeated: true, .. })) => saw("answered as repeated", 1),
+                Some(Err(_)) => saw("refused", 1),
+                _ => (),
+            }
+        }
+        let ended = |exit: &dyn Fn(&Exit) -> bool| {
+            self.ends.values().filter(|end| end.exit.as_ref().is_some_and(exit)).count() as u64
+        };
+        saw("killed", ended(&|exit| *exit == Exit::Signal(9)));
+        saw("stopped politely", ended(&|exit| *exit == Exit::Signal(15)));
+        saw("not launched", ended(&|exit| matches!(exit, Exit::Failed(_))));
+        saw("ended with the machine", self.ends.values().filter(|end| end.exit.is_none()).count() as u64);
+        saw("fenced by a supervisor", self.fenced);
+        sights
+    }
+
     /// What is left, for a run that does not end.
     pub fn leftovers(&self) -> String {
         let mut text = format!("at {}, term {}\n", self.now, self.term);
@@ -257,7 +347,9 @@ fn same_job(one: &Job, other: &Job) -> bool {
         attempt,
         failures,
         ranks,
+        last_nodes,
         placed,
+        first_placed,
         ended,
         last_failure,
         usage,
@@ -265,6 +357,7 @@ fn same_job(one: &Job, other: &Job) -> bool {
     (Arc::ptr_eq(spec, &other.spec) || *spec == other.spec)
         && (id, array, submitted, phase) == (&other.id, &other.array, &other.submitted, &other.phase)
         && (attempt, failures, ranks) == (&other.attempt, &other.failures, &other.ranks)
-        && (placed, ended) == (&other.placed, &other.ended)
+        && (last_nodes, placed) == (&other.last_nodes, &other.placed)
+        && (first_placed, ended) == (&other.first_placed, &other.ended)
         && (last_failure, usage) == (&other.last_failure, &other.usage)
 }

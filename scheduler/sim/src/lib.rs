@@ -5,6 +5,9 @@
 //! the network, the machines with their processes, the clients. After every event it checks what must hold,
 //! from the point of view of somebody who sees all of it at once.
 
+// What may not be used is listed in `clippy.toml`, with the reasons.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 mod check;
 pub mod faults;
 pub mod machine;

@@ -35,6 +35,8 @@ pub struct Sim {
     pub(crate) clients: Vec<Client>,
     pub(crate) ends: BTreeMap<WorkerId, End>,
     pub(crate) changed_steps: u64,
+    /// Workers that supervisors ended because of the lease.
+    pub(crate) fenced: u64,
     work: BTreeMap<Name, Work>,
     launched: BTreeMap<WorkerId, usize>,
     machine_by_name: BTreeMap<Name, usize>,
@@ -197,6 +199,7 @@ impl Sim {
             clients: Vec::new(),
             ends: BTreeMap::new(),
             changed_steps: 0,
+            fenced: 0,
             work: BTreeMap::new(),
             launched: BTreeMap::new(),
             machine_by_name: BTreeMap::new(),
@@ -652,6 +655,7 @@ impl Sim {
         }
         it.watched = false;
         let alive: Vec<WorkerId> = it.alive().map(|(id, _)| id).collect();
+        self.fenced += alive.len() as u64;
         for worker in alive {
             self.machines[machine].processes.get_mut(&worker).expect("a process").fenced = true;
             self.stop(machine, worker, 0);

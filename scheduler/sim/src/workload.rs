@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_core::jobs::{ArrayElement, Job, Phase, Usage};
+use aquifer_core::jobs::Job;
 use aquifer_core::plan::{Free, Order, place};
 use aquifer_core::*;
 
@@ -224,19 +224,6 @@ fn idle_pool(policy: Policy, pool: &[Inventory], queues: &[&str], order: (usize,
 }
 
 fn fits(idle: &Cluster, spec: &JobSpec) -> bool {
-    let job = Job {
-        id: JobId(1),
-        spec: Arc::new(spec.clone()),
-        array: None::<ArrayElement>,
-        submitted: Time(0),
-        phase: Phase::Pending(Time(0)),
-        attempt: 0,
-        failures: 0,
-        ranks: Vec::new(),
-        placed: None,
-        ended: None,
-        last_failure: None,
-        usage: Usage::default(),
-    };
+    let job = Job::new(JobId(1), Arc::new(spec.clone()), None, Time(0));
     place(&Free::of(idle), &job).is_ok()
 }

@@ -1,6 +1,7 @@
 //! Why a job waits, in the terms of its user. Pure: asks the same functions that decide.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::cluster::Cluster;
 use crate::event::Availability;
@@ -85,6 +86,8 @@ pub enum Verdict {
     CpusBusy { free: u64, of: u64, wants: u64 },
     /// It has too little memory, even when idle. In bytes.
     FewMemory { has: u64, wants: u64 },
+    /// All its ports for workers are held by jobs, or it offers none.
+    PortsBusy { of: u32 },
     /// Too much memory is held by jobs.
     MemoryBusy { free: u64, of: u64, wants: u64 },
 }
@@ -109,7 +112,7 @@ pub enum Start {
     Past,
     /// In the next round.
     Now,
-    /// At that time, when `after` ends at its time limit, if no other job goes first.
+    /// At that time at the latest, when `after` ends: it reaches its time limit, or is killed after its grace.
     #[allow(missing_docs)]
     By { at: Time, after: JobId },
     /// After its pause, if there is room then.
@@ -142,7 +145,7 @@ pub fn explain(cluster: &Cluster, job: &Job) -> Explanation {
     let waits = !matches!(reason, Reason::NotWaiting(_));
     let roles = if waits { verdicts(cluster, job) } else { Vec::new() };
     let lacks_room = matches!(reason, Reason::RoomFor { .. } | Reason::QueueLimit { .. });
-    let blockers = if lacks_room { blockers(cluster, job) } else { Vec::new() };
+    let blockers = if lacks_room { blockers(cluster, job, &reason) } else { Vec::new() };
     let start = start(cluster, job, &reason);
     let unfit = matches!(reason, Reason::RoomFor { .. } | Reason::NoSuchNode { .. });
     let change = if unfit { change(cluster, job) } else { None };
@@ -291,28 +294,46 @@ fn verdict(free: &Free, node: &Node, request: &Request) -> Verdict {
     if left.memory_bytes < wants {
         return Verdict::MemoryBusy { free: left.memory_bytes, of, wants };
     }
+    let Ports { first, last } = node.inventory.ports;
+    let of = (u32::from(last) + 1).saturating_sub(first.into());
+    if of <= left.ports_held() {
+        return Verdict::PortsBusy { of };
+    }
     Verdict::Takes
 }
 
-fn blockers(cluster: &Cluster, job: &Job) -> Vec<Blocker> {
+fn blockers(cluster: &Cluster, job: &Job, reason: &Reason) -> Vec<Blocker> {
+    let of_queue = matches!(reason, Reason::QueueLimit { .. });
     let suits = |node: NodeId| {
         let node = cluster.nodes().get(node);
-        job.spec.roles.iter().any(|role| idle_verdict(node, &role.request) == Verdict::Takes)
+        let takes = |role: &Role| idle_verdict(node, &role.request) == Verdict::Takes;
+        of_queue || (node.takes_work() && job.spec.roles.iter().any(takes))
     };
     let wants_devices = job.spec.roles.iter().any(|role| !role.request.devices.is_empty());
     let mut blockers: Vec<Blocker> = Vec::new();
     for holder in cluster.jobs().holding() {
+        if of_queue && holder.spec.queue != job.spec.queue {
+            continue;
+        }
         let ranks = || holder.ranks.iter().filter(|rank| suits(rank.node));
         let devices = ranks().map(|rank| rank.devices.len() as u32).sum();
         let cpus_milli = ranks().map(|rank| u64::from(rank.cpus_milli)).sum();
-        let ends_by = holder.expected_end();
-        if 0 < devices || (!wants_devices && 0 < cpus_milli) {
+        let ends_by = end_of(cluster, holder);
+        if 0 < devices || ((of_queue || !wants_devices) && 0 < cpus_milli) {
             blockers.push(Blocker { job: holder.id, devices, cpus_milli, ends_by });
         }
     }
     blockers.sort_by_key(|blocker| (blocker.ends_by.is_none(), blocker.ends_by, blocker.job));
     blockers.truncate(MAX_BLOCKERS);
     blockers
+}
+
+/// When a job that holds resources gives them back, at the latest, if that is known.
+fn end_of(cluster: &Cluster, holder: &Job) -> Option<Time> {
+    match holder.phase {
+        Phase::Stopping(_) => Some(cluster.now() + Duration::from_millis(holder.spec.grace_ms)),
+        _ => holder.expected_end(),
+    }
 }
 
 /// Gives back, in the order of their ends, what jobs with a time limit hold, until the job fits.
@@ -323,20 +344,25 @@ fn start(cluster: &Cluster, job: &Job, reason: &Reason) -> Start {
         Reason::NoSuchNode { .. } => return Start::Never,
         Reason::Pauses { until, .. } => return Start::AfterPause(*until),
         Reason::Follows(dependency) => return Start::Unknown(format!("{dependency} has to succeed first")),
+        Reason::QueueLimit { queue, wants, limit, .. } if limit < wants => {
+            return Start::Unknown(format!("it wants more than queue {queue} may ever hold"));
+        }
         Reason::QueueLimit { .. } | Reason::RoomFor { .. } => (),
     }
     let mut ends: Vec<(Time, JobId)> =
-        cluster.jobs().holding().filter_map(|job| Some((job.expected_end()?, job.id))).collect();
+        cluster.jobs().holding().filter_map(|job| Some((end_of(cluster, job)?, job.id))).collect();
     ends.sort_unstable();
+    let known = ends.len();
+    let endless = cluster.jobs().holding().filter(|job| end_of(cluster, job).is_none());
+    ends.extend(endless.map(|job| (Time(u64::MAX), job.id)));
     let fits_after = |count: usize| {
         let ended: BTreeSet<JobId> = ends[..count].iter().map(|(_, id)| *id).collect();
         place(&Free::without(cluster, ended), job).is_ok()
     };
     if !fits_after(ends.len()) {
-        return match cluster.jobs().holding().find(|job| job.expected_end().is_none()) {
-            Some(endless) => Start::Unknown(format!("{} has no time limit", endless.id)),
-            None => Start::Unknown("nodes that it needs are not in use, but lost, closed or faulty".into()),
-        };
+        return Start::Unknown(
+            "the nodes that are up, open and healthy do not suffice, even when idle".into(),
+        );
     }
     // More room never hurts, so the least number of ends can be searched for.
     let (mut too_few, mut enough) = (0, ends.len());
@@ -345,6 +371,9 @@ fn start(cluster: &Cluster, job: &Job, reason: &Reason) -> Start {
         if fits_after(middle) { enough = middle } else { too_few = middle }
     }
     let (at, after) = ends[enough - 1];
+    if known < enough {
+        return Start::Unknown(format!("{after} has no time limit"));
+    }
     Start::By { at, after }
 }
 

@@ -57,7 +57,7 @@ impl Start {
             Start::Now => None,
             Start::By { at, after } => {
                 let wait = duration(at.since(now));
-                Some(format!("Expected to start within {wait}, when {after} reaches its time limit."))
+                Some(format!("Expected to start within {wait}, when {after} ends."))
             }
             Start::AfterPause(until) => {
                 Some(format!("It is tried again in {}, if there is room then.", duration(until.since(now))))
@@ -79,7 +79,7 @@ pub fn milli(value: u64) -> String {
 /// Bytes, for people: `80 GiB`, `512 MiB`.
 pub fn bytes(value: u64) -> String {
     for (unit, shift) in [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)] {
-        let tenths = u128::from(value) * 10 >> shift;
+        let tenths = (u128::from(value) * 10) >> shift;
         if 10 <= tenths {
             let (whole, tenth) = (tenths / 10, tenths % 10);
             return if tenth == 0 { format!("{whole} {unit}") } else { format!("{whole}.{tenth} {unit}") };
@@ -116,8 +116,11 @@ impl fmt::Display for Reason {
                 )
             }
             Reason::NoSuchNode { nodes: 0 } => f.write_str("waits: the pool has no nodes"),
+            Reason::NoSuchNode { nodes: 1 } => {
+                f.write_str("waits: the pool's one node could not take a rank, even when idle")
+            }
             Reason::NoSuchNode { nodes } => {
-                write!(f, "waits: none of {nodes} nodes could take a rank, even an idle one")
+                write!(f, "waits: none of {nodes} nodes could take a rank, even when idle")
             }
             Reason::RoomFor { ranks: 0, .. } => f.write_str("waits: no node can take a rank now"),
             Reason::RoomFor { ranks, of } => write!(f, "waits: room for {ranks} of {of} ranks"),
@@ -134,25 +137,26 @@ impl fmt::Display for Verdict {
             Verdict::Closed(how) => f.write_str(how),
             Verdict::Label { key, value } => write!(f, "lacks the label {key}={value}"),
             Verdict::NoDevice => f.write_str("has no such device"),
-            Verdict::FewDevices { has, wants } => write!(f, "has {has} such devices, {wants} are wanted"),
+            Verdict::FewDevices { has, wants } => write!(f, "has {has} such devices, a rank wants {wants}"),
             Verdict::Faults { healthy, of, wants } => {
-                write!(f, "{healthy} of {of} such devices are healthy, {wants} are wanted")
+                write!(f, "{healthy} of {of} such devices are healthy, a rank wants {wants}")
             }
             Verdict::Busy { free, of, wants } => {
-                write!(f, "{free} of {of} such devices are free, {wants} are wanted")
+                write!(f, "{free} of {of} such devices are free, a rank wants {wants}")
             }
             Verdict::FewCpus { has, wants } => {
-                write!(f, "has {} cores, {} are wanted", milli(*has), milli(*wants))
+                write!(f, "has {} cores, a rank wants {}", milli(*has), milli(*wants))
             }
             Verdict::CpusBusy { free, of, wants } => {
-                write!(f, "{} of {} cores are free, {} are wanted", milli(*free), milli(*of), milli(*wants))
+                write!(f, "{} of {} cores are free, a rank wants {}", milli(*free), milli(*of), milli(*wants))
             }
             Verdict::FewMemory { has, wants } => {
-                write!(f, "has {} of memory, {} is wanted", bytes(*has), bytes(*wants))
+                write!(f, "has {} of memory, a rank wants {}", bytes(*has), bytes(*wants))
             }
+            Verdict::PortsBusy { of } => write!(f, "none of its {of} ports for workers is free"),
             Verdict::MemoryBusy { free, of, wants } => {
                 let (free, of, wants) = (bytes(*free), bytes(*of), bytes(*wants));
-                write!(f, "{free} of {of} of memory is free, {wants} is wanted")
+                write!(f, "{free} of {of} of memory is free, a rank wants {wants}")
             }
         }
     }
@@ -171,8 +175,12 @@ impl fmt::Display for Change {
             Change::DeviceMemoryBytes { from, to } => {
                 write!(f, "devices with {} of memory instead of {}", bytes(*to), bytes(*from))
             }
-            Change::Devices { from, to } => write!(f, "{to} devices a rank instead of {from}"),
-            Change::Ranks { from, to } => write!(f, "{to} ranks instead of {from}"),
+            Change::Devices { from, to } => {
+                write!(f, "{to} {} a rank instead of {from}", if *to == 1 { "device" } else { "devices" })
+            }
+            Change::Ranks { from, to } => {
+                write!(f, "{to} {} instead of {from}", if *to == 1 { "rank" } else { "ranks" })
+            }
             Change::Model { from } => write!(f, "another model than {from}"),
             Change::Vendor { from } => write!(f, "another vendor than {from}"),
             Change::Labels => f.write_str("no required labels"),

@@ -31,6 +31,13 @@ pub struct NodeFree {
     ports: BTreeSet<u16>,
 }
 
+impl NodeFree {
+    /// Number of ports that workers hold.
+    pub fn ports_held(&self) -> u32 {
+        self.ports.len() as u32
+    }
+}
+
 /// Where all ranks of a job go.
 #[derive(Clone, Debug)]
 pub struct Placement {

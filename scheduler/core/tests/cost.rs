@@ -1,0 +1,125 @@
+//! What steps cost: allocations are counted, times are printed.
+
+mod fixture;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::Instant;
+
+use aquifer_core::*;
+use fixture::*;
+
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: passes everything on to the system's allocator.
+#[allow(unsafe_code)]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+fn allocations(of: impl FnOnce()) -> u64 {
+    let before = ALLOCATIONS.with(Cell::get);
+    of();
+    ALLOCATIONS.with(Cell::get) - before
+}
+
+#[test]
+fn a_heartbeat_that_changes_nothing_allocates_nothing() {
+    let mut t = Fixture::new();
+    for node in 0..100 {
+        t.node(node, 8);
+    }
+    for _ in 0..150 {
+        t.submit(1, 8);
+    }
+    // The agent of the last node says that it knows its assignment.
+    t.all(99, WorkerState::Running);
+    let lease = t.cluster.nodes().lease(NodeId(99)).expect("it is up");
+    let (cluster, mut effects) = (&mut t.cluster, Vec::with_capacity(8));
+    for beat in 1..100 {
+        let (seq, same_as) = (lease.seq + beat, lease.full_seq);
+        let event = Event::Heartbeat { node: NodeId(99), boot: 1, seq, same_as };
+        effects.clear();
+        let count = allocations(|| cluster.step(Time(beat), event, &mut effects));
+        assert_eq!(effects, [Effect::Renew { node: NodeId(99), acked: seq }]);
+        assert_eq!(count, 0, "allocations of heartbeat {beat}");
+    }
+    assert!(0 < allocations(|| drop(vec![1])), "the counter counts");
+}
+
+#[test]
+fn a_tick_with_nothing_due_allocates_nothing_and_emits_nothing() {
+    let mut t = Fixture::new();
+    t.node(0, 8);
+    (0..100).for_each(|_| _ = t.submit(1, 8));
+    let (cluster, mut effects) = (&mut t.cluster, Vec::new());
+    assert_eq!(allocations(|| cluster.step(Time(1), Event::Tick, &mut effects)), 0);
+    assert!(effects.is_empty(), "{effects:?}");
+}
+
+/// Ten thousand jobs of one shape wait. What one more event allocates does not depend on how many there are.
+#[test]
+fn an_event_behind_a_long_queue_costs_the_same_as_behind_a_short_one() {
+    let submit = |t: &mut Fixture| {
+        let command = Command::Submit(Arc::new(spec(1, 8)));
+        let (cluster, mut effects) = (&mut t.cluster, Vec::with_capacity(64));
+        let event = Event::Request { id: 0, command };
+        allocations(|| cluster.step(Time(0), event, &mut effects))
+    };
+    let mut t = Fixture::new();
+    t.node(0, 8);
+    let mut counts = Vec::new();
+    for _ in 0..10_000 {
+        counts.push(submit(&mut t));
+    }
+    let mean = |counts: &[u64]| counts.iter().sum::<u64>() as f64 / counts.len() as f64;
+    let (short, long) = (mean(&counts[10..110]), mean(&counts[9_900..]));
+    println!("allocations of a submission: {short} behind 10 jobs, {long} behind 10,000");
+    assert!(long < short * 1.5 + 2.0, "{short} behind 10 jobs, {long} behind 10,000");
+    t.cluster.check();
+}
+
+#[test]
+fn ten_thousand_jobs_are_restored_quickly() {
+    let mut t = Fixture::new();
+    let nodes: Vec<u32> = (0..1_000).collect();
+    let mut effects = Vec::new();
+    for node in &nodes {
+        let report = NodeReport {
+            node: format!("node-{node}").into(),
+            boot: 1,
+            seq: 1,
+            inventory: Arc::new(inventory(8, 64, 512)),
+            revision: Revision::default(),
+            workers: Vec::new(),
+        };
+        t.cluster.step(Time(0), Event::Report(report), &mut effects);
+    }
+    let began = Instant::now();
+    for job in 0..10_000 {
+        let command = Command::Submit(Arc::new(spec(1, 1 + (job % 8) as u16)));
+        effects.clear();
+        t.cluster.step(Time(0), Event::Request { id: job, command }, &mut effects);
+    }
+    println!("10,000 submissions to 1,000 nodes: {:?}", began.elapsed());
+    let records = t.cluster.records();
+    let began = Instant::now();
+    let restored = Cluster::restore(*t.cluster.policy(), 2, records, Time(0));
+    println!("restored {} jobs in {:?}", restored.jobs().len(), began.elapsed());
+    restored.check();
+    assert_eq!(restored.records(), t.cluster.records());
+}

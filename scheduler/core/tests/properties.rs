@@ -1,0 +1,240 @@
+//! What holds for every pool and every job, tried on many.
+
+mod fixture;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aquifer_core::explain::{Change, Reason, Start, explain};
+use aquifer_core::plan::{Free, Misfit, place};
+use aquifer_core::*;
+use fixture::*;
+
+const POOLS: u64 = 400;
+
+/// A pool of a few nodes on which some jobs run.
+fn any_pool(seed: u64) -> (Fixture, Rng) {
+    let mut rng = Rng(seed);
+    let mut t = Fixture::new();
+    for node in 0..1 + rng.below(5) as u32 {
+        let mut inventory = inventory(rng.below(9) as u16, 8 + rng.below(56) as u32, 32 + rng.below(480));
+        if rng.below(4) == 0 {
+            let ascend = DeviceClass { vendor: Vendor::Ascend, model: "910b".into(), memory_bytes: 64 * GIB };
+            let ascend = Arc::new(ascend);
+            inventory.devices.iter_mut().for_each(|device| device.class = ascend.clone());
+        }
+        for device in &mut inventory.devices {
+            device.fault = (rng.below(16) == 0).then(|| "xid 79".into());
+        }
+        inventory.labels = [("rack".into(), format!("r{}", rng.below(2)).into())].into();
+        t.report(node, inventory, Vec::new());
+    }
+    for _ in 0..rng.below(6) {
+        let mut running = any_spec(&mut rng, 1);
+        running.time_limit_ms = Some(1_000 * (1 + rng.below(1_000)));
+        t.tell(Command::Submit(Arc::new(running)));
+    }
+    // Those that wait would go first, and nothing be left to find out.
+    let waiting: Vec<JobId> =
+        t.cluster.jobs().iter().filter(|job| job.ranks.is_empty()).map(|job| job.id).collect();
+    for job in waiting {
+        t.tell(Command::Cancel { job, whole_array: false });
+    }
+    (t, rng)
+}
+
+fn any_spec(rng: &mut Rng, roles: u64) -> JobSpec {
+    let mut spec = spec(1, 1);
+    spec.roles = (0..roles).map(|_| any_role(rng)).collect();
+    spec
+}
+
+fn any_role(rng: &mut Rng) -> Role {
+    let mut role = spec(1 + rng.below(4) as u32, 1).roles.remove(0);
+    let want = |rng: &mut Rng| DeviceRequest {
+        count: 1 + rng.below(8) as u16,
+        vendor: (rng.below(4) == 0).then_some(if rng.below(2) == 0 {
+            Vendor::Nvidia
+        } else {
+            Vendor::Ascend
+        }),
+        model: (rng.below(3) == 0).then(|| if rng.below(2) == 0 { "h200".into() } else { "910b".into() }),
+        memory_bytes: if rng.below(4) == 0 { rng.below(160) * GIB } else { 0 },
+    };
+    role.request.devices = (0..rng.below(3)).map(|_| want(rng)).collect();
+    role.request.cpus_milli = rng.below(24_000) as u32;
+    role.request.memory_bytes = rng.below(200) * GIB;
+    if rng.below(4) == 0 {
+        role.request.labels = vec![("rack".into(), "r0".into())];
+    }
+    role
+}
+
+#[test]
+fn a_placement_is_whole_and_within_what_is_free() {
+    let (mut placed, mut refused) = (0, 0);
+    for seed in 0..POOLS {
+        let (mut t, mut rng) = any_pool(seed);
+        let roles = 1 + rng.below(2);
+        let (answer, _) = t.ask(Command::Submit(Arc::new(any_spec(&mut rng, roles))));
+        let Ok(Answer::Submitted { first, .. }) = answer else { panic!("{answer:?}") };
+        let job = t.job(first.0);
+        // That of `check` is a recount of what is held; here it is held against what there is.
+        let mut held: BTreeMap<NodeId, (u64, u64)> = BTreeMap::new();
+        for rank in t.cluster.jobs().holding().flat_map(|job| &job.ranks) {
+            let held = held.entry(rank.node).or_default();
+            *held = (held.0 + u64::from(rank.cpus_milli), held.1 + rank.memory_bytes);
+            let devices = &t.cluster.nodes().get(rank.node).inventory.devices;
+            assert!(
+                rank.devices.iter().all(|index| devices[usize::from(*index)].fault.is_none()),
+                "SEED {seed}"
+            );
+        }
+        for (node, (cpus_milli, memory_bytes)) in held {
+            let inventory = &t.cluster.nodes().get(node).inventory;
+            assert!(cpus_milli <= inventory.cpus_milli.into(), "seed {seed}: {cpus_milli} on {node:?}");
+            assert!(memory_bytes <= inventory.memory_bytes, "seed {seed}: {memory_bytes} on {node:?}");
+        }
+        match job.ranks.len() as u32 {
+            0 => refused += 1,
+            ranks => {
+                assert_eq!(ranks, job.spec.ranks(), "seed {seed}");
+                placed += 1;
+            }
+        }
+    }
+    println!("{placed} placed, {refused} not");
+    assert!(POOLS / 10 < placed && POOLS / 10 < refused, "{placed} placed, {refused} not");
+}
+
+/// The number of ranks for which there is room is the largest number that would be placed.
+#[test]
+fn room_is_for_as_many_ranks_as_would_fit() {
+    let mut seen = 0;
+    for seed in 0..POOLS {
+        let (mut t, mut rng) = any_pool(seed);
+        t.tell(Command::Submit(Arc::new(any_spec(&mut rng, 1))));
+        let job = t.cluster.jobs().iter().next_back().expect("it");
+        if !job.ranks.is_empty() {
+            continue;
+        }
+        let free = Free::of(&t.cluster);
+        let Err(Misfit::RoomFor { ranks, of }) = place(&free, job) else { panic!("seed {seed}") };
+        for fewer in 1..=of {
+            let mut job = job.clone();
+            Arc::make_mut(&mut job.spec).roles[0].ranks = fewer;
+            assert_eq!(place(&free, &job).is_ok(), fewer <= ranks, "seed {seed}: {fewer} of {ranks}");
+        }
+        seen += u32::from(0 < ranks);
+    }
+    assert!(10 < seen, "{seen} with some room");
+}
+
+#[test]
+fn the_change_that_an_explanation_suggests_starts_the_job() {
+    let mut seen: BTreeMap<&str, u32> = BTreeMap::new();
+    for seed in 0..10 * POOLS {
+        let (mut t, mut rng) = any_pool(seed);
+        let spec = any_spec(&mut rng, 1);
+        t.tell(Command::Submit(Arc::new(spec.clone())));
+        let job = t.cluster.jobs().iter().next_back().expect("it").clone();
+        let Some(change) = explain(&t.cluster, &job).change else { continue };
+        let changed = with(spec, &change);
+        let (answer, _) = t.ask(Command::Submit(Arc::new(changed)));
+        let Ok(Answer::Submitted { first, .. }) = answer else { panic!("{answer:?}") };
+        assert!(!t.job(first.0).ranks.is_empty(), "seed {seed}: {change}");
+        *seen.entry(name(&change)).or_default() += 1;
+    }
+    println!("{seen:?}");
+    assert_eq!(seen.len(), 8, "every kind of change was suggested: {seen:?}");
+}
+
+fn name(change: &Change) -> &'static str {
+    match change {
+        Change::CpusMilli { .. } => "cpus",
+        Change::MemoryBytes { .. } => "memory",
+        Change::DeviceMemoryBytes { .. } => "device memory",
+        Change::Devices { .. } => "devices",
+        Change::Ranks { .. } => "ranks",
+        Change::Model { .. } => "model",
+        Change::Vendor { .. } => "vendor",
+        Change::Labels => "labels",
+    }
+}
+
+fn with(mut spec: JobSpec, change: &Change) -> JobSpec {
+    let role = &mut spec.roles[0];
+    let devices = &mut role.request.devices;
+    match change {
+        Change::CpusMilli { to, .. } => role.request.cpus_milli = *to,
+        Change::MemoryBytes { to, .. } => role.request.memory_bytes = *to,
+        Change::DeviceMemoryBytes { to, .. } => {
+            devices.iter_mut().for_each(|d| d.memory_bytes = d.memory_bytes.min(*to));
+        }
+        Change::Devices { to, .. } => devices.iter_mut().for_each(|d| d.count = d.count.min(*to)),
+        Change::Ranks { to, .. } => role.ranks = *to,
+        Change::Model { .. } => devices.iter_mut().for_each(|d| d.model = None),
+        Change::Vendor { .. } => devices.iter_mut().for_each(|d| (d.vendor, d.model) = (None, None)),
+        Change::Labels => role.request.labels.clear(),
+    }
+    spec
+}
+
+/// If nothing else is submitted, workers end as soon as they are told to, and jobs run to their limits.
+#[test]
+fn a_job_starts_when_its_explanation_said_it_would() {
+    let mut seen = 0;
+    for seed in 0..POOLS {
+        let (mut t, mut rng) = any_pool(seed);
+        t.tell(Command::Submit(Arc::new(any_spec(&mut rng, 1))));
+        let job = t.cluster.jobs().iter().next_back().expect("it").clone();
+        let explanation = explain(&t.cluster, &job);
+        let Start::By { at, .. } = explanation.start else { continue };
+        assert!(
+            matches!(explanation.reason, Reason::RoomFor { .. }),
+            "seed {seed}: {:?}",
+            explanation.reason
+        );
+        while t.job(job.id.0).ranks.is_empty() {
+            let next = t.cluster.deadline().expect("something to come").min(t.now + Duration::from_secs(5));
+            t.now = next;
+            t.step(Event::Tick);
+            for node in 0..t.cluster.nodes().len() as u32 {
+                obey(&mut t, node);
+            }
+        }
+        assert_eq!(t.job(job.id.0).placed, Some(at), "seed {seed}");
+        seen += 1;
+    }
+    println!("{seen} started when it was said");
+    assert!(20 < seen, "{seen}");
+}
+
+/// The node's workers that are to stop have exited; the others run.
+fn obey(t: &mut Fixture, node: u32) {
+    let id = t.cluster.nodes().by_name(&format!("node-{node}")).expect("a node");
+    let inventory = (*t.cluster.nodes().get(id).inventory).clone();
+    let report = |order: &WorkerOrder| WorkerReport {
+        id: order.id,
+        state: match order.goal {
+            Goal::Run => WorkerState::Running,
+            Goal::Stop => WorkerState::Exited(Exit::Signal(15)),
+        },
+    };
+    let workers = t.cluster.assignment(id).workers.iter().map(report).collect();
+    t.report(node, inventory, workers);
+}
+
+/// SplitMix64 (Steele et al., OOPSLA 2014).
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+}
