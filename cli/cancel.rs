@@ -8,6 +8,7 @@ use aquifer_proto::v1;
 use serde::Serialize;
 
 use crate::client::{Client, Patience};
+use crate::output::Failure;
 use crate::{Session, job, output, view, wait};
 
 /// End jobs, whatever they are doing
@@ -37,7 +38,7 @@ struct Cancelled {
 
 /// Runs the command.
 pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
-    let (mut all, mut refused) = (Vec::new(), None);
+    let (mut all, mut refused) = (Vec::new(), None::<Failure>);
     for job in &args.jobs {
         let request = v1::CancelRequest { job: job.0, whole_array: args.array };
         let cancel = async |mut client: Client| client.cancel(request).await;
@@ -53,10 +54,11 @@ pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
                 all.push(Cancelled { id: job.to_string(), cancelled: answer.cancelled });
             }
             Err(failure) if failure.exit == 3 => return Err(failure.into()),
-            // The others are still to be cancelled.
+            // The others are still to be cancelled; the last refusal is told by the exit.
             Err(failure) => {
-                output::aside(format!("{job}: {failure}"));
-                refused = refused.or(Some(failure));
+                if let Some(earlier) = refused.replace(failure) {
+                    output::aside(earlier);
+                }
             }
         }
     }

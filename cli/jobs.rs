@@ -157,14 +157,19 @@ pub fn devices(job: &view::Job) -> String {
 
 fn nodes(job: &view::Job) -> String {
     match &job.nodes[..] {
+        // Of a job that waits again, they are those of the last attempt.
+        _ if job.state == "pending" => String::new(),
         [] => String::new(),
         [one] => one.clone(),
         [first, rest @ ..] => format!("{first} +{}", rest.len()),
     }
 }
 
-/// How long it has run since it was last placed.
+/// How long it has run since it was last placed; of a job that waits again, nothing.
 pub fn runtime(job: &view::Job, now_ms: u64) -> Option<String> {
+    if job.state == "pending" {
+        return None;
+    }
     let until = job.ended_ms.unwrap_or(now_ms);
     job.placed_ms.map(|placed| units::duration(until.saturating_sub(placed)))
 }

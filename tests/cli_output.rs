@@ -376,6 +376,18 @@ fn sentences_say_what_became_of_a_job() {
     assert_eq!(watch::text(&note, &plain()), "2030-03-17 17:46:40Z  job-7 queued");
 }
 
+#[test]
+fn a_job_that_waits_again_has_no_nodes_and_no_runtime() {
+    let again =
+        Job { state: "pending".into(), reason: "waits: no node can take a rank now".into(), ..running() };
+    let text = jobs::text(&[Job { progress: None, ..again }], NOW, &plain());
+    let line = text.lines().nth(1).unwrap();
+    assert_eq!(
+        line,
+        "job-7  docs-tiny  default  pending      2  8 h200-141gb         2h30m           no node can take a rank now"
+    );
+}
+
 /// The names that scripts rely on.
 #[test]
 fn names_of_json_fields_are_kept() {
