@@ -1,28 +1,26 @@
 //! `aquifer demo`: the whole of it in two minutes, with real processes.
 
+use std::fs;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
-use std::{fs, process};
 
 use anyhow::{Context, Result, bail, ensure};
+use aquifer_core::JobId;
 use aquifer_core::explain::duration;
-use aquifer_core::{JobId, Time};
 use aquifer_proto::v1;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::rt::TokioExecutor;
 use indicatif::{ProgressBar, ProgressStyle};
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
 
-use crate::client::{Global, Pool};
+use crate::client::Global;
 use crate::job_file::Span;
-use crate::output::{Output, aside};
+use crate::output::Output;
+use crate::trial::{Trial, last_lines};
 use crate::{Session, jobs, nodes, settings, units, usage};
 
 /// See a whole pool at work: train, lose a rank, go on, serve
@@ -61,83 +59,50 @@ const PROMPT: &str = "The scheduler";
 pub fn run(args: &Args, global: &Global) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        let mut demo = Demo::start(args, global).await?;
+        let mut demo = Demo::new(args, global)?;
         let shown = tokio::select! {
             shown = demo.show(args) => shown,
             () = settings::stop_signal() => Err(anyhow::anyhow!("interrupted")),
         };
+        demo.bar.finish_and_clear();
         if args.keep && shown.is_ok() {
             demo.leave();
             return Ok(());
         }
-        let ended = demo.tear_down().await;
-        shown.and(ended)
+        let ended = demo.trial.tear_down().await;
+        shown.and(ended)?;
+        let took = demo.started.elapsed().as_secs();
+        let text = format!("\nDone in {took} s; nothing is left running. A pool that stays: aquifer up");
+        demo.output.text(text);
+        Ok(())
     })
 }
 
 struct Demo {
     started: Instant,
-    stage: u32,
     bar: ProgressBar,
-    /// All that the demonstration writes.
-    directory: PathBuf,
-    server: String,
-    processes: Vec<Child>,
-    session: Session,
+    trial: Trial,
     output: Output,
 }
 
 impl Demo {
-    async fn start(args: &Args, global: &Global) -> Result<Demo> {
-        let directory = std::env::temp_dir().join(format!("aquifer-demo-{}", process::id()));
-        fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
-        let output = Output::new(false, global.no_color);
+    fn new(args: &Args, global: &Global) -> Result<Demo> {
         let bar = ProgressBar::new(args.steps);
         bar.set_style(
-            ProgressStyle::with_template("      {bar:32} {pos:>4}/{len} {msg}").expect("a template"),
+            ProgressStyle::with_template("        {bar:32} {pos:>4}/{len} {msg}").expect("a template"),
         );
         if !std::io::stderr().is_terminal() {
             bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
         }
-        // The pool of the demonstration needs no secret; one in the environment is for another pool.
-        let own = |server: String| Global { server, token_file: None, ..global.clone() };
-        let pool = Pool::new(&own("http://127.0.0.1:1".into()))?;
-        let mut demo = Demo {
-            started: Instant::now(),
-            stage: 0,
-            bar,
-            directory,
-            server: String::new(),
-            processes: Vec::new(),
-            session: Session { pool, output: Output { json: false, ..output } },
-            output,
-        };
-        demo.say(
-            "Starting a scheduler with its embedded store, and two agents that share this machine's cores.",
-        );
-        let begun = demo.start_processes(&own).await;
-        match begun {
-            Ok(()) => Ok(demo),
-            Err(error) => {
-                demo.tear_down().await?;
-                Err(error)
-            }
-        }
+        let trial = Trial::new("demo", global)?;
+        Ok(Demo { started: Instant::now(), bar, trial, output: Output::new(false, global.no_color) })
     }
 
-    async fn start_processes(&mut self, own: &impl Fn(String) -> Global) -> Result<()> {
-        let data = self.directory.join("server");
-        let data = data.to_string_lossy();
-        let arguments = ["server", "--listen", "127.0.0.1:0", "--lease", "5s", "--data-dir", &data];
-        let mut server = self.spawn("server", &arguments)?;
-        let stdout = server.stdout.take().expect("it is piped");
-        self.processes.push(server);
-        let line = BufReader::new(stdout).lines().next_line().await?.unwrap_or_default();
-        let address = line.strip_prefix("listening on ").map(str::to_string);
-        let Some(address) = address else { bail!("the scheduler did not start: {}", self.log_of("server")) };
-        self.server = format!("http://{address}");
-        self.session.pool = Pool::new(&own(self.server.clone()))?;
-
+    async fn start_pool(&mut self) -> Result<()> {
+        self.say(
+            "Starting a scheduler with its embedded store, and two agents that share this machine's cores.",
+        );
+        self.trial.start_scheduler(&["--lease", "5s"]).await?;
         let host = aquifer_agent::host::Host::read();
         let memory = format!("{}KiB", host.memory_bytes / 2 / 1024);
         let each = (host.cores.len() / 2).clamp(1, 8);
@@ -145,57 +110,18 @@ impl Demo {
             let cores = host.cores.iter().cycle().skip(at * each).take(each).map(ToString::to_string);
             let devices = format!("cpu:{}", cores.collect::<Vec<_>>().join("+"));
             // Real accelerators, where there are some, are offered by the first agent.
-            let devices =
-                if at == 0 && Path::new("/dev/nvidiactl").exists() { devices + ",nvidia" } else { devices };
-            let state = self.directory.join(node);
-            let (state, cpus) = (state.to_string_lossy(), each.to_string());
-            let ports = format!("{}-{}", 21_000 + at * 100, 21_099 + at * 100);
-            let server = self.server.clone();
-            let arguments = [
-                "agent",
-                "--server",
-                &server,
-                "--node",
-                node,
-                "--state-dir",
-                &state,
-                "--devices",
-                &devices,
-                "--cpus",
-                &cpus,
-                "--memory",
-                &memory,
-                "--ports",
-                &ports,
-            ];
-            let agent = self.spawn(node, &arguments)?;
-            self.processes.push(agent);
+            let has_gpus = at == 0 && Path::new("/dev/nvidiactl").exists();
+            let devices = if has_gpus { devices + ",nvidia" } else { devices };
+            let (cpus, ports) = (each.to_string(), format!("{}-{}", 21_000 + at * 100, 21_099 + at * 100));
+            let offer = ["--devices", &devices, "--cpus", &cpus, "--memory", &memory, "--ports", &ports];
+            self.trial.start_agent(node, &offer).await?;
         }
-        let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
-            let nodes = self.session.pool.client().list_nodes(v1::ListNodesRequest::default()).await?;
-            if nodes.get_ref().nodes.iter().filter(|node| node.up).count() == NODES.len() {
-                return Ok(());
-            }
-            ensure!(Instant::now() < deadline, "the agents did not report: {}", self.log_of(NODES[0]));
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    /// Starts this program as another one, out of reach of the terminal's Ctrl-C.
-    fn spawn(&self, name: &str, arguments: &[&str]) -> Result<Child> {
-        let log = fs::File::create(self.directory.join(format!("{name}.log")))?;
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);
-        // Settings of the surroundings are for other daemons than these.
-        for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("AQUIFER_")) {
-            command.env_remove(key);
-        }
-        command.spawn().with_context(|| format!("cannot start {name}"))
+        Ok(())
     }
 
     async fn show(&mut self, args: &Args) -> Result<()> {
         let data = self.data(args)?;
+        self.start_pool().await?;
         let train = self.train(args, &data).await?;
         let endpoint = self.serve(train).await?;
         self.ask(&endpoint).await?;
@@ -210,7 +136,7 @@ impl Demo {
         if here.join("scheduler/core").is_dir() && here.join("proto/aquifer").is_dir() {
             return Ok(here);
         }
-        let texts = self.directory.join("texts");
+        let texts = self.trial.directory.join("texts");
         fs::create_dir_all(&texts)?;
         for (name, text) in TEXTS {
             fs::write(texts.join(name), text)?;
@@ -236,7 +162,7 @@ impl Demo {
         let program = v1::role::Program::Train(options);
         let job = self.submit("demo-train", 2, devices, program).await?;
         let (mut killed, mut seen, mut losses) = (None, 0, Vec::new());
-        let mut resumed = None;
+        let mut resumed = false;
         loop {
             let view = self.job(job).await?;
             let progress = view.ranks.first().and_then(|rank| rank.progress.clone()).unwrap_or_default();
@@ -246,14 +172,9 @@ impl Demo {
                 losses.push((step, loss));
                 seen = step;
             }
-            if let Some((at, when, _)) = killed
-                && resumed.is_none()
-                && 1 < view.attempt
-                && view.state() == v1::JobState::Running
-                && 0 < step
-            {
-                resumed = Some((at, step, Instant::duration_since(&Instant::now(), when)));
-                self.say_resumed(&view, at, progress.checkpoint_step, Instant::now() - when);
+            if let Some((at, when)) = killed.filter(|_| !resumed && 1 < view.attempt && 0 < step) {
+                self.tell_resumed(&view, at, progress.checkpoint_step, Instant::now() - when);
+                resumed = true;
             }
             match view.state() {
                 v1::JobState::Succeeded => break,
@@ -263,9 +184,10 @@ impl Demo {
                 _ => (),
             }
             let saved = progress.checkpoint_step.is_some_and(|saved| 0 < saved);
-            if killed.is_none() && saved && args.steps / 2 <= step {
+            // Between two checkpoints, so that there is something to repeat.
+            if killed.is_none() && saved && args.steps / 2 + every / 2 <= step {
                 let pid = self.kill_rank(job, &view, 1)?;
-                killed = Some((step, Instant::now(), pid));
+                killed = Some((step, Instant::now()));
                 self.say(&format!("Killed rank 1 (process {pid}) with SIGKILL at step {step}."));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -292,7 +214,7 @@ impl Demo {
         self.bar.set_message(format!("{loss}  {}  {state}", speed.unwrap_or_default()));
     }
 
-    fn say_resumed(&self, view: &v1::Job, killed_at: u64, checkpoint: Option<u64>, after: Duration) {
+    fn tell_resumed(&self, view: &v1::Job, killed_at: u64, checkpoint: Option<u64>, after: Duration) {
         let from = checkpoint.unwrap_or(0).min(killed_at);
         self.tell(&format!(
             "Attempt {} goes on from the checkpoint of step {from} after {}: {} steps are repeated, nothing else.",
@@ -305,7 +227,7 @@ impl Demo {
     /// Kills a rank's process as a crash would: its process id stands in its run directory.
     fn kill_rank(&self, job: JobId, view: &v1::Job, rank: u32) -> Result<i32> {
         let node = &view.ranks[rank as usize].node;
-        let file = self.directory.join(node).join(format!("runs/{job}.{}/{rank}/pid.json", view.attempt));
+        let file = self.trial.run_dir(node, job.0, view.attempt, rank).join("pid.json");
         let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let pid = serde_json::from_str::<Value>(&text)?["worker"].as_i64().context("no process id")? as i32;
         kill_process(Pid::from_raw(pid).context("no process")?, Signal::KILL)?;
@@ -358,18 +280,19 @@ impl Demo {
         let answer: Value =
             serde_json::from_slice(&post(&format!("{endpoint}/chat/completions"), &chat).await?)?;
         ensure!(answer["choices"][0]["message"]["role"] == "assistant", "unexpected answer {answer}");
-        self.tell("(After two minutes of training it has learnt to spell, not to think.)");
+        self.tell("(After these few steps it has learnt to spell, not to think.)");
         Ok(())
     }
 
     async fn tables(&mut self) -> Result<()> {
         self.say("What you would look at next:");
-        self.output.text(format!("\n$ aquifer nodes --server {}", self.server));
-        nodes::list(&self.session).await?;
+        let session = Session { pool: self.trial.pool.clone(), output: self.output };
+        self.output.text(format!("\n$ export AQUIFER_SERVER={}\n$ aquifer nodes", self.trial.server));
+        nodes::list(&session).await?;
         self.output.text("\n$ aquifer jobs");
-        jobs::run(jobs::Args::default(), &self.session).await?;
+        jobs::run(jobs::Args::default(), &session).await?;
         self.output.text("\n$ aquifer usage");
-        usage::run(usage::Args { since: Span(0) }, &self.session).await?;
+        usage::run(usage::Args { since: Span(0) }, &session).await?;
         self.output.text("\nThere is no dashboard yet; `aquifer watch` tells what happens as it happens.");
         Ok(())
     }
@@ -392,13 +315,12 @@ impl Demo {
             retries: 3,
             ..v1::JobSpec::default()
         };
-        let submitted = self.session.pool.client().submit(v1::SubmitRequest { spec: Some(spec) }).await?;
+        let submitted = self.trial.client().submit(v1::SubmitRequest { spec: Some(spec) }).await?;
         Ok(JobId(submitted.into_inner().job))
     }
 
     async fn devices_of_a_node(&self) -> Result<u32> {
-        let nodes =
-            self.session.pool.client().list_nodes(v1::ListNodesRequest::default()).await?.into_inner();
+        let nodes = self.trial.client().list_nodes(v1::ListNodesRequest::default()).await?.into_inner();
         let cpus = |node: &v1::Node| {
             let devices = node.inventory.iter().flat_map(|inventory| &inventory.devices);
             devices.filter(|device| device.vendor == "cpu").count() as u32
@@ -407,14 +329,12 @@ impl Demo {
     }
 
     async fn job(&self, id: JobId) -> Result<v1::Job> {
-        Ok(self.session.pool.client().get(v1::GetRequest { job: id.0 }).await?.into_inner())
+        Ok(self.trial.client().get(v1::GetRequest { job: id.0 }).await?.into_inner())
     }
 
     /// Starts a stage.
-    fn say(&mut self, text: &str) {
-        self.stage += 1;
-        let at = Time(self.started.elapsed().as_millis() as u64);
-        let line = format!("[{:>3} s] {text}", at.0 / 1000);
+    fn say(&self, text: &str) {
+        let line = format!("[{:>3} s] {text}", self.started.elapsed().as_secs());
         self.bar.suspend(|| self.output.text(line));
     }
 
@@ -423,97 +343,21 @@ impl Demo {
         self.bar.suspend(|| self.output.text(format!("        {text}")));
     }
 
-    fn log_of(&self, name: &str) -> String {
-        let log = fs::read_to_string(self.directory.join(format!("{name}.log"))).unwrap_or_default();
-        log.lines().rev().take(5).collect::<Vec<_>>().join(" / ")
-    }
-
     fn worker_log(&self, job: JobId, view: &v1::Job) -> String {
         let of = |rank: &v1::Rank| {
-            let run = format!("runs/{job}.{}/{}/log", view.attempt, rank.rank);
-            fs::read_to_string(self.directory.join(&rank.node).join(run)).unwrap_or_default()
+            last_lines(&self.trial.run_dir(&rank.node, job.0, view.attempt, rank.rank).join("log"))
         };
-        let logs: Vec<String> = view.ranks.iter().map(of).collect();
-        logs.join("\n").lines().rev().take(8).collect::<Vec<_>>().join(" / ")
+        view.ranks.iter().map(of).collect::<Vec<_>>().join(" / ")
     }
 
     /// Leaves everything up, and says how to reach and to end it.
-    fn leave(&mut self) {
-        let pids = self.processes.iter().filter_map(|child| child.id()).map(|pid| pid.to_string());
-        let pids = pids.collect::<Vec<_>>().join(" ");
-        self.output.text(format!("The pool stays up. Reach it with: export AQUIFER_SERVER={}", self.server));
-        self.output.text(format!("End it with: aquifer cancel job-2 --wait; kill {pids}"));
-        self.output.text(format!("Its files are in {}.", self.directory.display()));
-    }
-
-    /// Ends everything, and sees to it that nothing is left.
-    async fn tear_down(&mut self) -> Result<()> {
-        self.bar.finish_and_clear();
-        if !self.server.is_empty() {
-            self.cancel_all()
-                .await
-                .unwrap_or_else(|error| aside(format!("jobs could not be cancelled: {error}")));
-        }
-        let workers = self.worker_pids();
-        for child in self.processes.iter_mut().rev() {
-            if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid as i32)) {
-                _ = kill_process(pid, Signal::TERM); // It may have ended by itself.
-            }
-            if tokio::time::timeout(Duration::from_secs(5), child.wait()).await.is_err() {
-                child.kill().await?;
-            }
-        }
-        let left: Vec<i32> = workers
-            .into_iter()
-            .filter(|pid| Pid::from_raw(*pid).is_some_and(|pid| test_kill_process(pid).is_ok()))
-            .collect();
-        ensure!(left.is_empty(), "processes {left:?} are left; files are in {}", self.directory.display());
-        fs::remove_dir_all(&self.directory)?;
-        let took = self.started.elapsed().as_secs();
+    fn leave(&self) {
+        let pids = self.trial.pids().iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         self.output
-            .text(format!("\nDone in {took} s; nothing is left running. A pool that stays: aquifer up"));
-        Ok(())
+            .text(format!("The pool stays up. Reach it with: export AQUIFER_SERVER={}", self.trial.server));
+        self.output.text(format!("End it with: aquifer cancel job-2 --wait; kill {pids}"));
+        self.output.text(format!("Its files are in {}.", self.trial.directory.display()));
     }
-
-    async fn cancel_all(&self) -> Result<()> {
-        let live =
-            [v1::JobState::Pending, v1::JobState::Starting, v1::JobState::Running, v1::JobState::Stopping];
-        let request =
-            || v1::ListRequest { states: live.iter().map(|s| *s as i32).collect(), ..Default::default() };
-        let deadline = Instant::now() + Duration::from_secs(40);
-        loop {
-            let jobs = self.session.pool.client().list(request()).await?.into_inner().jobs;
-            if jobs.is_empty() {
-                return Ok(());
-            }
-            for job in jobs.iter().filter(|job| job.state() != v1::JobState::Stopping) {
-                let request = v1::CancelRequest { job: job.id, whole_array: false };
-                _ = self.session.pool.client().cancel(request).await; // It may have ended meanwhile.
-            }
-            ensure!(Instant::now() < deadline, "{} jobs do not end", jobs.len());
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-
-    /// Processes of all workers and supervisors that ever ran, from their run directories.
-    fn worker_pids(&self) -> Vec<i32> {
-        let mut pids = Vec::new();
-        for node in NODES {
-            let ranks = subdirectories(&self.directory.join(node).join("runs")).into_iter();
-            for rank in ranks.flat_map(|run| subdirectories(&run)) {
-                let text = fs::read_to_string(rank.join("pid.json")).unwrap_or_default();
-                let value: Value = serde_json::from_str(&text).unwrap_or_default();
-                let pid = |key: &str| value[key].as_i64().map(|pid| pid as i32);
-                pids.extend([pid("worker"), pid("supervisor")].into_iter().flatten());
-            }
-        }
-        pids
-    }
-}
-
-fn subdirectories(directory: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
-    entries.filter(|path| path.is_dir()).collect()
 }
 
 async fn post(url: &str, body: &Value) -> Result<Bytes> {

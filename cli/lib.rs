@@ -4,6 +4,7 @@
 //! pure functions from the structs of [`view`] to text, which `--json` prints as they are.
 
 pub mod agent;
+pub mod bench;
 pub mod cancel;
 pub mod client;
 pub mod completions;
@@ -23,6 +24,7 @@ pub mod run;
 pub mod server;
 pub mod settings;
 pub mod submit;
+pub mod trial;
 pub mod units;
 pub mod up;
 pub mod usage;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use aquifer_cli::client::Global;
-use aquifer_cli::{agent, demo, output, server, up, worker};
+use aquifer_cli::{agent, bench, demo, output, server, up, worker};
 use clap::{CommandFactory, Parser, Subcommand};
 
 /// One pool of compute, fed by every accelerator an organisation owns
@@ -29,6 +29,8 @@ enum Command {
     Server(server::Args),
     Agent(agent::Args),
     Worker(worker::Args),
+    #[command(subcommand)]
+    Bench(bench::Command),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args, &global).map(|()| ExitCode::SUCCESS),
         Command::Server(args) => done(server::run(&args, &global)),
         Command::Agent(args) => done(agent::run(&args, &global)),
+        Command::Bench(command) => bench::run(&command, &global).map(|()| ExitCode::SUCCESS),
         Command::Worker(args) => Ok(worker::run(args)),
     };
     done.unwrap_or_else(|error| output::tell(&error))

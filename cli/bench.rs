@@ -1,0 +1,311 @@
+//! `aquifer bench`: measures this program on this machine.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use aquifer_proto::v1;
+use aquifer_proto::v1::agent_message::Message as Up;
+use aquifer_proto::v1::agents_client::AgentsClient;
+use aquifer_proto::v1::scheduler_message::Message as Down;
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::Endpoint;
+
+use crate::client::Global;
+use crate::output::{Output, Side, Table, aside};
+use crate::trial::Trial;
+use crate::units;
+
+/// Measure this program on this machine
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum Command {
+    /// Measure a pool: submissions, latency, throughput, messages of agents, restart
+    ///
+    /// Starts a scheduler with its embedded store and an agent as processes of their own, in a temporary directory
+    /// on the disk that TMPDIR names, and leaves nothing behind.
+    #[command(after_help = "Example:\n  aquifer bench pool --jobs 10000")]
+    Pool(PoolArgs),
+}
+
+/// Sizes of the measurement.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PoolArgs {
+    /// Jobs of the throughput run, and of the restart
+    #[arg(long, value_name = "JOBS", default_value_t = 10_000)]
+    pub jobs: u32,
+    /// Jobs that are submitted one after the other for the latency
+    #[arg(long, value_name = "JOBS", default_value_t = 200)]
+    pub latency_jobs: u32,
+    /// Cores that the agent offers: as many jobs run at a time
+    #[arg(long, value_name = "CORES", default_value_t = 16)]
+    pub slots: u32,
+    /// Agents of the message run
+    #[arg(long, value_name = "AGENTS", default_value_t = 200)]
+    pub agents: u32,
+    /// Seconds of each run that goes by time
+    #[arg(long, value_name = "SECONDS", default_value_t = 3)]
+    pub seconds: u64,
+}
+
+/// One figure.
+#[derive(Clone, Debug, Serialize)]
+pub struct Figure {
+    /// What was measured.
+    pub name: String,
+    /// The figure.
+    pub value: f64,
+    /// Its unit.
+    pub unit: &'static str,
+}
+
+/// Runs the measurement.
+pub fn run(command: &Command, global: &Global) -> Result<()> {
+    let Command::Pool(args) = command;
+    let output = Output::new(global.json, global.no_color);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let figures = runtime.block_on(async {
+        let mut trial = Trial::new("bench", global)?;
+        let measured = measure(args, &mut trial).await;
+        let ended = trial.tear_down().await;
+        let figures = measured?;
+        ended.map(|()| figures)
+    })?;
+    if output.json {
+        output.document(&figures);
+        return Ok(());
+    }
+    let mut table = Table::new(&[("WHAT", Side::Left), ("FIGURE", Side::Right), ("UNIT", Side::Left)]);
+    for figure in &figures {
+        let value = if figure.value < 100.0 {
+            format!("{:.2}", figure.value)
+        } else {
+            units::group(figure.value as u64)
+        };
+        table.row([figure.name.clone(), value, figure.unit.into()]);
+    }
+    output.text(table.plain(&output));
+    Ok(())
+}
+
+async fn measure(args: &PoolArgs, trial: &mut Trial) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    let mut add = |name: String, value: f64, unit| figures.push(Figure { name, value, unit });
+    trial.start_scheduler(&["--log-level", "warn"]).await?;
+    let slots = args.slots.to_string();
+    let offer = ["--devices", "none", "--cpus", &slots, "--log-level", "warn"];
+    trial.start_agent("bench", &offer).await?;
+
+    aside("latency of single jobs …");
+    let (running, done) = latency(trial, args.latency_jobs).await?;
+    for (name, mut times) in [("running", running), ("end", done)] {
+        add(format!("`true`: submit to {name}, p50"), percentile(&mut times, 0.5), "ms");
+        add(format!("`true`: submit to {name}, p99"), percentile(&mut times, 0.99), "ms");
+    }
+    aside(format!("an array of {} jobs …", args.jobs));
+    let (queued_s, all_s) = throughput(trial, args.jobs).await?;
+    add(format!("array of {}: until queued", args.jobs), queued_s * 1e3, "ms");
+    add(format!("array of {} `true`, submit to last end", args.jobs), f64::from(args.jobs) / all_s, "jobs/s");
+    aside("restart …");
+    let (restart_s, jobs) = restart(trial).await?;
+    add(format!("kill -9 to first answer, {jobs} jobs in the store"), restart_s * 1e3, "ms");
+    aside("durable submissions …");
+    let span = Duration::from_secs(args.seconds);
+    for clients in [1, 64] {
+        add(
+            format!("durable submissions, {clients} clients"),
+            submissions(trial, clients, span).await?,
+            "jobs/s",
+        );
+    }
+    aside(format!("messages of {} agents …", args.agents));
+    for (name, whole) in [("heartbeats", false), ("whole reports, 8 devices and 8 workers", true)] {
+        let rate = messages(trial, args.agents, whole, span).await?;
+        add(format!("{name}, {} agents", args.agents), rate, "messages/s");
+    }
+    Ok(figures)
+}
+
+fn percentile(times_ms: &mut [f64], share: f64) -> f64 {
+    times_ms.sort_by(f64::total_cmp);
+    times_ms[((times_ms.len() - 1) as f64 * share).round() as usize]
+}
+
+/// A job of one `true` on one core; `never`: for a node that does not exist.
+fn spec(array: Option<u32>, never: bool) -> v1::SubmitRequest {
+    let labels = if never { [("bench".into(), "never".into())].into() } else { Default::default() };
+    let request = v1::Request { cpus_milli: 1000, labels, ..Default::default() };
+    let command = v1::Command { arguments: vec!["true".into()] };
+    let program = Some(v1::role::Program::Command(command));
+    let role = v1::Role { ranks: 1, request: Some(request), program, ..Default::default() };
+    let array = array.map(|last| v1::ArrayRange { first: 1, last, step: 1 });
+    v1::SubmitRequest { spec: Some(v1::JobSpec { roles: vec![role], array, ..Default::default() }) }
+}
+
+async fn watch(trial: &Trial) -> Result<Streaming<v1::Note>> {
+    let mut client = trial.client();
+    let notes = client.watch(v1::WatchRequest { after_seq: Some(0), ..Default::default() });
+    Ok(notes.await?.into_inner())
+}
+
+async fn next(notes: &mut Streaming<v1::Note>) -> Result<v1::Note> {
+    let note = tokio::time::timeout(Duration::from_secs(60), notes.message()).await;
+    note.context("nothing happened for a minute")??.context("the notes ended")
+}
+
+/// Milliseconds from submission to running and to the end, job by job.
+async fn latency(trial: &Trial, jobs: u32) -> Result<(Vec<f64>, Vec<f64>)> {
+    let mut notes = watch(trial).await?;
+    let (mut running, mut done) = (Vec::new(), Vec::new());
+    let mut client = trial.client();
+    for _ in 0..jobs {
+        let begun = Instant::now();
+        let job = client.submit(spec(None, false)).await?.into_inner().job;
+        let mut ran = None;
+        loop {
+            let note = next(&mut notes).await?;
+            let at = begun.elapsed().as_secs_f64() * 1e3;
+            match &note.kind[..] {
+                "running" if note.job == Some(job) => ran = Some(at),
+                "done" if note.job == Some(job) => {
+                    ensure!(note.text.ends_with("succeeded"), "{}", note.text);
+                    // What was over before it could be told that it ran, ran when it was over.
+                    running.push(ran.unwrap_or(at));
+                    done.push(at);
+                    break;
+                }
+                _ => (),
+            }
+        }
+    }
+    Ok((running, done))
+}
+
+/// Seconds until an array is queued, and until all of it has ended.
+async fn throughput(trial: &Trial, jobs: u32) -> Result<(f64, f64)> {
+    let begun = Instant::now();
+    let array = trial.client().submit(spec(Some(jobs), false)).await?.into_inner();
+    let queued = begun.elapsed().as_secs_f64();
+    let mut notes = watch(trial).await?;
+    let mut left = array.count;
+    while 0 < left {
+        let note = next(&mut notes).await?;
+        if note.kind == "done" && note.job.is_some_and(|job| array.job <= job) {
+            ensure!(note.text.ends_with("succeeded"), "{}", note.text);
+            left -= 1;
+        }
+    }
+    Ok((queued, begun.elapsed().as_secs_f64()))
+}
+
+/// Seconds from the death of the scheduler to the first answer of the next one, and the jobs that it has.
+async fn restart(trial: &mut Trial) -> Result<(f64, u64)> {
+    trial.kill_scheduler().await?;
+    let begun = Instant::now();
+    trial.start_scheduler(&["--log-level", "warn"]).await?;
+    let list =
+        trial.client().list(v1::ListRequest { page_size: 1, ..Default::default() }).await?.into_inner();
+    let took = begun.elapsed().as_secs_f64();
+    Ok((took, list.counts.iter().map(|count| count.jobs).sum()))
+}
+
+/// Submissions a second, each durable before the next one of its client.
+async fn submissions(trial: &Trial, clients: u32, span: Duration) -> Result<f64> {
+    let mut tasks = JoinSet::new();
+    let begun = Instant::now();
+    for _ in 0..clients {
+        let mut client = trial.client();
+        tasks.spawn(async move {
+            let mut count = 0u32;
+            while begun.elapsed() < span {
+                client.submit(spec(None, true)).await?;
+                count += 1;
+            }
+            Ok::<u32, tonic::Status>(count)
+        });
+    }
+    let mut count = 0;
+    while let Some(task) = tasks.join_next().await {
+        count += task??;
+    }
+    Ok(f64::from(count) / begun.elapsed().as_secs_f64())
+}
+
+/// Messages a second of agents that send the next as soon as the last one is answered.
+async fn messages(trial: &Trial, agents: u32, whole: bool, span: Duration) -> Result<f64> {
+    let mut tasks = JoinSet::new();
+    let endpoint = Endpoint::from_shared(trial.server.clone())?;
+    // As from as many machines: a connection each.
+    for agent in 0..agents {
+        let channel = endpoint.connect().await?;
+        tasks.spawn(converse(AgentsClient::new(channel), format!("sim-{whole}-{agent}"), whole, span));
+    }
+    let mut rate = 0.0;
+    while let Some(task) = tasks.join_next().await {
+        rate += task??;
+    }
+    Ok(rate)
+}
+
+async fn converse(
+    mut client: AgentsClient<tonic::transport::Channel>,
+    node: String,
+    whole: bool,
+    span: Duration,
+) -> Result<f64> {
+    let (outbox, messages) = mpsc::channel(4);
+    let say = async |message: Up| outbox.send(v1::AgentMessage { message: Some(message) }).await;
+    say(Up::Hello(v1::Hello { node, boot: 1, ..Default::default() })).await?;
+    let mut inbox = client.session(ReceiverStream::new(messages)).await?.into_inner();
+    say(Up::Report(report(1))).await?;
+    let mut answer = async || loop {
+        match inbox.next().await.context("the session ended")??.message {
+            Some(Down::Renew(_) | Down::Assignment(_)) => return Ok::<(), anyhow::Error>(()),
+            _ => continue,
+        }
+    };
+    answer().await?;
+    let begun = Instant::now();
+    let mut count = 0u64;
+    while begun.elapsed() < span {
+        let seq = count + 2;
+        say(match whole {
+            true => Up::Report(report(seq)),
+            false => Up::Heartbeat(v1::Heartbeat { seq, same_as: 1 }),
+        })
+        .await?;
+        answer().await?;
+        count += 1;
+    }
+    Ok(count as f64 / begun.elapsed().as_secs_f64())
+}
+
+fn report(seq: u64) -> v1::NodeReport {
+    let device = |at| v1::Device {
+        vendor: "nvidia".into(),
+        model: "h200-141gb".into(),
+        memory_bytes: 141 << 30,
+        uuid: format!("GPU-{at}"),
+        fault: None,
+    };
+    let worker = |rank| v1::WorkerReport {
+        worker: Some(v1::Worker { job: 1_000_000, attempt: 1, rank }),
+        state: Some(v1::worker_report::State::Running(v1::Empty {})),
+    };
+    let inventory = v1::Inventory {
+        devices: (0..8).map(device).collect(),
+        address: "127.0.0.1".into(),
+        first_port: 20_000,
+        last_port: 20_100,
+        ..Default::default()
+    };
+    v1::NodeReport {
+        seq,
+        inventory: Some(inventory),
+        workers: (0..8).map(worker).collect(),
+        ..Default::default()
+    }
+}
