@@ -197,7 +197,11 @@ impl Sim {
             let ranks: Vec<(&Allocation, &Node)> =
                 ranks.iter().filter_map(|rank| Some((rank, node_of(rank.node)?))).collect();
             for (rank, node) in &ranks {
-                assert!(node.takes_work(), "{id} is placed on {}", node.name);
+                assert!(
+                    node.up && node.availability == Availability::Open,
+                    "{id} is placed on {}",
+                    node.name
+                );
                 let request = &role.request;
                 assert!(request.memory_bytes <= rank.memory_bytes, "{id}: memory");
                 assert!(request.cpus_milli <= rank.cpus_milli, "{id}: processor time");

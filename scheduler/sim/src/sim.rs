@@ -336,9 +336,8 @@ impl Sim {
             Pending::SchedulerStart => self.start_scheduler(),
             Pending::Heal => {
                 for machine in 0..self.machines.len() {
-                    for device in 0..self.machines[machine].inventory.devices.len() {
-                        self.set_device_fault(machine, device, None);
-                    }
+                    let whole = (*self.machines[machine].whole).clone();
+                    self.change_inventory(machine, |inventory| *inventory = whole);
                 }
             }
         }
@@ -717,19 +716,30 @@ impl Sim {
         }
         if self.fault(self.faults.device_fault) {
             let device = self.rng.below(self.machines[machine].inventory.devices.len() as u64) as usize;
-            let breaks = self.rng.below(2) == 0;
-            self.set_device_fault(machine, device, breaks.then(|| "xid 79".into()));
+            match self.rng.below(4) {
+                0 => self.change_inventory(machine, |inventory| inventory.devices.truncate(device)),
+                1 => {
+                    let whole = (*self.machines[machine].whole).clone();
+                    self.change_inventory(machine, |inventory| *inventory = whole);
+                }
+                2 => self.set_device_fault(machine, device, Some("xid 79".into())),
+                _ => self.set_device_fault(machine, device, None),
+            }
         }
         false
     }
 
     /// A device breaks, or is healthy again.
     pub fn set_device_fault(&mut self, machine: usize, device: usize, fault: Option<Name>) {
-        self.machines[machine].change_inventory(|inventory| {
+        self.change_inventory(machine, |inventory| {
             if let Some(device) = inventory.devices.get_mut(device) {
                 device.fault = fault;
             }
         });
+    }
+
+    fn change_inventory(&mut self, machine: usize, change: impl FnOnce(&mut Inventory)) {
+        self.machines[machine].change_inventory(change);
         if self.machines[machine].agent.is_some() {
             self.wake(machine);
         }
