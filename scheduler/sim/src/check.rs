@@ -12,9 +12,9 @@ use aquifer_core::*;
 use crate::sim::{Line, Sim};
 
 /// Of steps that changed something, every so many-th is followed by a restore from the store.
-const RESTORE_EVERY: u64 = 8;
+const RESTORE_EVERY: u64 = 16;
 /// Of steps that changed nothing, every so many-th is checked as if it had.
-const RECHECK_EVERY: u64 = 8;
+const RECHECK_EVERY: u64 = 32;
 
 impl Sim {
     /// After a step, and after its commit if that was at once.

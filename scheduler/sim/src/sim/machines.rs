@@ -288,7 +288,14 @@ impl Sim {
     /// Starts a machine, with its agent.
     pub fn power_on(&mut self, machine: usize) {
         if !self.machines[machine].powered {
-            self.machines[machine].powered = true;
+            let starts_at = self.rng.below(100_000_000);
+            let it = &mut self.machines[machine];
+            it.powered = true;
+            if 0 < it.incarnation && it.returns_by_itself {
+                // Its clock begins anew, and what was written by the old one means nothing.
+                it.clock_ahead_ms = starts_at;
+                it.lease_end = Time(0);
+            }
             self.start_agent(machine);
         }
     }
