@@ -12,7 +12,7 @@ const KEPT: usize = 16_384;
 /// A note with its place in the run.
 #[derive(Clone, Debug)]
 pub struct Numbered {
-    /// From 1, without gaps.
+    /// Grows by one with every note of a term.
     pub seq: u64,
     /// When it was decided.
     pub at: Time,
@@ -27,13 +27,13 @@ pub struct Notes {
     latest: watch::Sender<u64>,
 }
 
-impl Default for Notes {
-    fn default() -> Notes {
-        Notes { kept: Mutex::default(), latest: watch::Sender::new(0) }
-    }
-}
-
 impl Notes {
+    /// No notes yet. Their numbers are above those of every earlier term, so that whoever watched an earlier
+    /// scheduler misses nothing of this one.
+    pub fn of_term(term: u64) -> Notes {
+        Notes { kept: Mutex::default(), latest: watch::Sender::new(term << 32) }
+    }
+
     /// Adds a note, and tells the log and those who watch.
     pub fn add(&self, at: Time, note: Note) {
         tracing::info!(target: "aquifer::note", kind = note.kind(), "{note}");
@@ -47,7 +47,7 @@ impl Notes {
         self.latest.send_replace(seq);
     }
 
-    /// The number of the latest note; 0 before the first.
+    /// The number of the latest note.
     pub fn latest(&self) -> u64 {
         *self.latest.borrow()
     }

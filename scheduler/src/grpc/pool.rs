@@ -128,8 +128,6 @@ impl v1::pool_server::Pool for PoolService {
         tokio::spawn(async move {
             let mut latest = shared.notes.subscribe();
             let mut seq = request.after_seq.unwrap_or(shared.notes.latest());
-            // A number of an earlier run of the scheduler: all that is known is new.
-            seq = if shared.notes.latest() < seq { 0 } else { seq };
             loop {
                 for note in shared.notes.after(seq, 256) {
                     seq = note.seq;
