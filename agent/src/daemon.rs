@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aquifer_core::agent::{Action, Message, NodeAgent};
-use aquifer_core::{Inventory, Launch as Order, Name, Ports, Time, WorkerId};
+use aquifer_core::{Exit, Inventory, Launch as Order, Name, Ports, Time, WorkerId, WorkerState};
 use aquifer_proto::v1::agent_message::Message as Up;
 use aquifer_proto::v1::scheduler_message::Message as Down;
 use aquifer_proto::{border, v1, wire};
@@ -160,7 +160,11 @@ impl Daemon {
             keep: config.keep,
             status_every: Duration::from_millis(200),
         };
-        let (launcher, workers) = Launcher::open(launcher, news).await?;
+        let (mut launcher, workers) = Launcher::open(launcher, news).await?;
+        // What its lease or its machine ended has not failed: it is not reported, and therefore lost.
+        let (lost, workers): (Vec<_>, Vec<_>) =
+            workers.into_iter().partition(|(id, _)| launcher.was_lost(*id));
+        lost.into_iter().for_each(|(id, _)| launcher.forget(id));
         let (choice, known, facts) =
             (config.devices.clone(), config.state_dir.join("devices.json"), host.clone());
         let backends = tokio::task::spawn_blocking(move || Backends::open(&choice, &facts, Some(&known)));
@@ -306,6 +310,9 @@ impl Daemon {
 
     fn on_news(&mut self, news: News) {
         match news {
+            News::State { id, state: WorkerState::Exited(Exit::Failed(_)) } if self.launcher.was_lost(id) => {
+                self.agent.on_fenced(id);
+            }
             News::State { id, state } => self.agent.on_worker(id, state),
             News::Status { id, status } => {
                 if let Some(scheduler) = &self.scheduler {

@@ -298,6 +298,11 @@ impl Launcher {
         Ok(())
     }
 
+    /// Whether the exit of a worker was no doing of its own: its lease or its machine ended it, or it never began.
+    pub fn was_lost(&self, id: WorkerId) -> bool {
+        self.shared.dirs.of(id).was_lost()
+    }
+
     /// End of the lease that an earlier launcher left on this boot of the machine, in milliseconds of the boot clock.
     pub fn lease_end_ms(&self) -> Option<u64> {
         let lease: Lease = json::read(&self.lease_path).ok()?;
@@ -555,7 +560,7 @@ impl Watcher {
             None => "its supervisor was killed".to_string(),
         };
         let exit = Exit::Failed(why.into());
-        let _ = self.dir.write_exit(&exit);
+        let _ = self.dir.write_exit(&exit, false);
         exit
     }
 
@@ -602,7 +607,7 @@ fn start_supervisors(command: &SupervisorCommand, orders: std::sync::mpsc::Recei
             started.map_err(|why| order.dir.read_exit().unwrap_or(Exit::Failed(why.into())))
         });
         if let Err(exit) = &started {
-            let _ = order.dir.write_exit(exit);
+            let _ = order.dir.write_exit(exit, false);
         }
         let _ = order.reply.send(started);
     }
@@ -657,20 +662,21 @@ fn find_runs(shared: &Shared) -> io::Result<Vec<FoundRun>> {
 }
 
 fn find_run(dir: &RunDir, boot_id: &str) -> (WorkerState, Option<(Spec, Start)>) {
-    let ended = |why: &str| {
+    let ended_as = |why: &str, lost: bool| {
         let exit = dir.read_exit().unwrap_or_else(|| {
             let exit = Exit::Failed(why.into());
-            let _ = dir.write_exit(&exit);
+            let _ = dir.write_exit(&exit, lost);
             exit
         });
         (WorkerState::Exited(exit), None)
     };
     let Ok(spec) = json::read::<Spec>(&dir.spec_path()) else {
-        return ended("the agent ended before it was started");
+        return ended_as("the agent ended before it was started", true);
     };
     if spec.boot_id != boot_id {
-        return ended("its node was restarted");
+        return ended_as("its node was restarted", true);
     }
+    let ended = |why: &str| ended_as(why, false);
     // One that has only just been started has not yet said who it is, and one that is just ending is hard to catch.
     for _ in 0..1000 {
         match dir.lock() {

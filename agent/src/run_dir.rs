@@ -85,6 +85,8 @@ struct ExitFile {
     signal: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     failed: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    lost: bool,
     ended_ms: u64,
 }
 
@@ -320,15 +322,20 @@ impl RunDir {
         }
     }
 
+    /// Whether the recorded exit was no doing of the worker's: its lease or its machine ended it, or it never began.
+    pub fn was_lost(&self) -> bool {
+        json::read::<ExitFile>(&self.exit_path()).is_ok_and(|file| file.lost)
+    }
+
     /// Records the exit. On a full disk it takes the room of `pid.json`, which has done its duty by then.
-    pub fn write_exit(&self, exit: &Exit) -> io::Result<()> {
+    pub fn write_exit(&self, exit: &Exit, lost: bool) -> io::Result<()> {
         let (mut code, mut signal, mut failed) = (None, None, None);
         match exit {
             Exit::Code(value) => code = Some(*value),
             Exit::Signal(value) => signal = Some(*value),
             Exit::Failed(why) => failed = Some(why.to_string()),
         }
-        let file = ExitFile { code, signal, failed, ended_ms: unix_ms() };
+        let file = ExitFile { code, signal, failed, lost, ended_ms: unix_ms() };
         json::replace(&self.exit_path(), &file).or_else(|error| {
             let bytes = json::bytes(&file)?;
             let pids = OpenOptions::new().write(true).open(self.pid_path()).map_err(|_| error)?;
@@ -438,7 +445,7 @@ mod tests {
         let dir = dirs.of(id);
         dir.create().unwrap();
         fs::write(dir.log_path(), vec![b'x'; bytes]).unwrap();
-        dir.write_exit(&Exit::Code(0)).unwrap();
+        dir.write_exit(&Exit::Code(0), false).unwrap();
         let exit = File::options().write(true).open(dir.exit_path()).unwrap();
         exit.set_modified(SystemTime::now() - Duration::from_secs(age_s)).unwrap();
         if forgotten {
@@ -527,7 +534,7 @@ mod tests {
         dir.create().unwrap();
         assert_eq!(dir.read_exit(), None);
         for exit in [Exit::Code(-1), Exit::Code(42), Exit::Signal(9), Exit::Failed("\"why\"\n".into())] {
-            dir.write_exit(&exit).unwrap();
+            dir.write_exit(&exit, false).unwrap();
             assert_eq!(dir.read_exit(), Some(exit));
         }
         fs::write(dir.exit_path(), "{\"ended_ms\":1}").unwrap();

@@ -30,8 +30,8 @@ use crate::{json, process};
 pub fn supervise(run_dir: &Path) -> ExitCode {
     let _ = rustix::process::setsid();
     let dir = RunDir { path: run_dir.to_path_buf() };
-    let exit = run(&dir).unwrap_or_else(|why| Exit::Failed(why.into()));
-    match dir.write_exit(&exit) {
+    let (exit, lost) = run(&dir).unwrap_or_else(|why| (Exit::Failed(why.into()), false));
+    match dir.write_exit(&exit, lost) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("aquifer: the worker {exit}; cannot write {}: {error}", dir.exit_path().display());
@@ -65,7 +65,8 @@ struct Supervisor<'a> {
     grace_end_ms: Option<u64>,
 }
 
-fn run(dir: &RunDir) -> Result<Exit, String> {
+/// Runs the worker to its end. Returns its exit, and whether the end of the lease was the cause.
+fn run(dir: &RunDir) -> Result<(Exit, bool), String> {
     let say = |what: &'static str| move |error: io::Error| format!("supervisor: {what}: {error}");
     let spec: Spec = json::read(&dir.spec_path()).map_err(say("cannot read spec.json"))?;
     let mut mask = SigSet::empty();
@@ -104,7 +105,7 @@ fn run(dir: &RunDir) -> Result<Exit, String> {
     }
     supervisor.finish();
     recorded.map_err(say("cannot write pid.json"))?;
-    Ok(supervisor.exit())
+    Ok((supervisor.exit(), matches!(supervisor.ending, Some(Ending::LeaseOver(_)))))
 }
 
 impl Supervisor<'_> {

@@ -456,7 +456,8 @@ mod tests {
 
     #[test]
     fn a_damaged_checkpoint_is_named_and_the_one_before_is_taken() {
-        let damage: [(&str, fn(&Path)); 5] = [
+        type Damage = fn(&Path);
+        let damage: [(&str, Damage); 5] = [
             ("a flipped bit in the weights", |dir| flip(&dir.join(MODEL))),
             ("a flipped bit in the moments", |dir| flip(&dir.join(OPTIMIZER))),
             ("cut weights", |dir| {

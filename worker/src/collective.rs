@@ -93,6 +93,9 @@ pub struct Timeouts {
     pub peer: Duration,
 }
 
+/// What has to be the same on all ranks: names and values for people to read, the same names in the same order.
+pub type Agreement = Vec<(String, String)>;
+
 /// What a rank says first.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Hello {
@@ -101,8 +104,7 @@ struct Hello {
     attempt: u64,
     rank: usize,
     world_size: usize,
-    /// What has to be the same on all ranks, for people to read.
-    agreement: String,
+    agreement: Agreement,
 }
 
 const PROTOCOL: &str = "aquifer-group-1";
@@ -163,7 +165,7 @@ impl Group {
     /// Where the time is over, the ranks do not agree, or `stop` was set.
     pub fn join(
         contract: &Contract,
-        agreement: &str,
+        agreement: &Agreement,
         timeouts: Timeouts,
         stop: &AtomicBool,
     ) -> Result<Group, CollectiveError> {
@@ -173,7 +175,7 @@ impl Group {
             attempt: contract.attempt,
             rank: contract.rank,
             world_size: contract.world_size,
-            agreement: agreement.into(),
+            agreement: agreement.clone(),
         };
         let address = format!("{}:{}", contract.master_addr, contract.master_port);
         let streams = match (contract.world_size, contract.rank) {
@@ -442,9 +444,10 @@ fn refusal(own: &Hello, other: &Hello) -> Option<(Kind, String)> {
         let who = format!("it is rank {} of {}", other.rank, other.world_size);
         return Some((Kind::Refuse, format!("{who}, this group has {} ranks", own.world_size)));
     }
-    if other.agreement != own.agreement {
-        let reason = format!("it trains {}, rank 0 trains {}", other.agreement, own.agreement);
-        return Some((Kind::Refuse, reason));
+    for ((name, ours), (_, theirs)) in own.agreement.iter().zip(&other.agreement) {
+        if ours != theirs {
+            return Some((Kind::Refuse, format!("its {name} is {theirs}, rank 0 has {ours}")));
+        }
     }
     None
 }
@@ -580,8 +583,12 @@ mod tests {
         Contract { rank, world_size, master_port: port, ..Contract::default() }
     }
 
+    fn model(name: &str) -> Agreement {
+        vec![("--model".into(), name.into())]
+    }
+
     fn join(contract: &Contract) -> Result<Group, CollectiveError> {
-        Group::join(contract, "tiny", TIMEOUTS, &AtomicBool::new(false))
+        Group::join(contract, &model("tiny"), TIMEOUTS, &AtomicBool::new(false))
     }
 
     #[test]
@@ -634,10 +641,10 @@ mod tests {
                 old,
                 "rank 0 refused rank 1: it belongs to attempt 2 of by-hand, this group to attempt 3"
             );
-            let other = Group::join(&attempt(1, 3), "small", TIMEOUTS, &AtomicBool::new(false));
+            let other = Group::join(&attempt(1, 3), &model("small"), TIMEOUTS, &AtomicBool::new(false));
             assert_eq!(
                 other.err().unwrap().to_string(),
-                "rank 0 refused rank 1: it trains small, rank 0 trains tiny"
+                "rank 0 refused rank 1: its --model is small, rank 0 has tiny"
             );
             // Neither of them took the place of the right one.
             let right = join(&attempt(1, 3)).unwrap();
@@ -669,8 +676,9 @@ mod tests {
         let port = free_port();
         let timeouts = Timeouts { join: Duration::from_millis(50), ..TIMEOUTS };
         let stop = AtomicBool::new(false);
-        let error =
-            |rank| Group::join(&contract(rank, 3, port), "", timeouts, &stop).err().unwrap().to_string();
+        let error = |rank| {
+            Group::join(&contract(rank, 3, port), &model("tiny"), timeouts, &stop).err().unwrap().to_string()
+        };
         assert_eq!(error(0), format!("rank 0 waited 0 s at 127.0.0.1:{port} for rank 1, rank 2 of 3 ranks"));
         assert_eq!(error(1), format!("rank 1 waited 0 s for rank 0 at 127.0.0.1:{port}: connection refused"));
     }
@@ -678,7 +686,7 @@ mod tests {
     #[test]
     fn a_signal_ends_the_wait_for_the_others() {
         let stop = AtomicBool::new(true);
-        let error = Group::join(&contract(0, 2, free_port()), "", TIMEOUTS, &stop).err().unwrap();
+        let error = Group::join(&contract(0, 2, free_port()), &model("tiny"), TIMEOUTS, &stop).err().unwrap();
         assert!(matches!(error, CollectiveError::Stopped), "{error}");
     }
 }

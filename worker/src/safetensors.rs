@@ -183,9 +183,9 @@ impl Safetensors {
             return Err(damaged(format!("{name} has {have} bytes, its shape needs {need}")));
         }
         for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(width)) {
-            *value = match bytes {
-                &[a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
-                &[a, b] => f32::from_bits(u32::from(u16::from_le_bytes([a, b])) << 16),
+            *value = match *bytes {
+                [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+                [a, b] => f32::from_bits(u32::from(u16::from_le_bytes([a, b])) << 16),
                 _ => unreachable!("chunks of two or four"),
             };
         }

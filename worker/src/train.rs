@@ -6,7 +6,7 @@
 
 use crate::args::{TrainArgs, UsageError};
 use crate::checkpoint::{CheckpointDir, Record, Settings, TrainingState, load_model};
-use crate::collective::{CollectiveError, Group, Timeouts, bytes_to_floats, floats_to_bytes};
+use crate::collective::{Agreement, CollectiveError, Group, Timeouts, bytes_to_floats, floats_to_bytes};
 use crate::contract::Contract;
 use crate::data::Dataset;
 use crate::error::WorkerError;
@@ -109,10 +109,18 @@ fn configuration(args: &TrainArgs) -> Result<ModelConfig, WorkerError> {
 }
 
 /// What has to be the same on all ranks.
-fn agreement(args: &TrainArgs, config: &ModelConfig, data: &Dataset) -> String {
-    let settings = serde_json::to_string(&settings(args)).expect("plain fields");
-    let shape = crc32fast::hash(config.to_json().as_bytes());
-    format!("model {shape:08x} with {settings} on data {:08x}", data.digest)
+fn agreement(args: &TrainArgs, config: &ModelConfig, data: &Dataset) -> Agreement {
+    let mut agreement = vec![(
+        "--model".to_string(),
+        format!("{} of shape {:08x}", args.model, crc32fast::hash(config.to_json().as_bytes())),
+    )];
+    let settings = serde_json::to_value(settings(args)).expect("plain fields");
+    for (name, value) in settings.as_object().expect("a struct") {
+        agreement.push((format!("--{}", name.replace('_', "-")), value.to_string()));
+    }
+    let text = format!("{} tokens with checksum {:08x}", data.len(), data.digest);
+    agreement.push(("--data".into(), text));
+    agreement
 }
 
 fn settings(args: &TrainArgs) -> Settings {
@@ -487,7 +495,7 @@ impl Report {
 
     /// A line about once a second, after the first step and after the last one.
     fn step(&mut self, trainer: &Trainer, step: &StepReport) {
-        self.status.loss = Some(f64::from(step.loss));
+        self.status.loss = Some((f64::from(step.loss) * 1e6).round() / 1e6);
         let (elapsed, total) = (self.since.0.elapsed(), trainer.state.record.settings.steps);
         let first = self.status.tokens_per_s.is_none();
         if first || step.step == total || Duration::from_secs(1) <= elapsed {

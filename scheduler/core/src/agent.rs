@@ -74,7 +74,8 @@ impl NodeAgent {
     /// * `boot`: larger than that of any earlier start on this node.
     /// * `workers`: those that an earlier start left running, or whose exit it may not have reported. Without
     ///   those that ended because the machine stopped or the lease ran out: they are lost, they did not fail.
-    /// * `lease_end`: end of the lease under which they run.
+    /// * `lease_end`: end of the lease under which they run, as the shell wrote it down; `Time(0)` if the
+    ///   machine was started since, as its clock may have begun anew.
     pub fn new(
         node: Name,
         inventory: Arc<Inventory>,
@@ -185,7 +186,8 @@ impl NodeAgent {
 
     /// The scheduler's answer to the message `seq`, with the whole assignment.
     ///
-    /// Without a lease an assignment is void: its workers may have been placed elsewhere by now.
+    /// Without a lease an assignment is void: its workers may have been placed elsewhere by now. The shell
+    /// writes down [`NodeAgent::lease_end`] before it acts, for the supervisors and for the next agent.
     pub fn on_assignment(&mut self, now: Time, seq: u64, assignment: Assignment) -> Vec<Action> {
         self.on_renew(seq);
         if self.lease_end <= now || assignment.revision < self.revision {

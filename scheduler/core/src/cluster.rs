@@ -395,12 +395,6 @@ pub(crate) enum Heartbeat {
 }
 
 impl Policy {
-    /// The lease that agents are told: a fifth shorter than the scheduler's own, so that workers which it ends are
-    /// dead before others take their place.
-    pub fn agent_lease(&self) -> Duration {
-        self.lease * 4 / 5
-    }
-
     /// Leases of 10 s, a first pause of 1 s.
     pub fn new(order: Order) -> Policy {
         Policy { order, lease: Duration::from_secs(10), backoff: Duration::from_secs(1) }

@@ -88,7 +88,8 @@ pub struct Queue {
 pub struct NodeReport {
     /// Node that the report is about.
     pub node: Name,
-    /// Grows with every start of the agent.
+    /// Grows with every start of the agent, even when the disk of its machine was lost: a report of a lower one
+    /// is taken for a late one, and ignored.
     pub boot: u64,
     /// Grows with every report or heartbeat of one boot.
     pub seq: u64,

@@ -93,6 +93,38 @@ fn an_event_behind_a_long_queue_costs_the_same_as_behind_a_short_one() {
     t.cluster.check();
 }
 
+/// One array fills a large pool in one round: the nodes are ranked once, not once for each job.
+#[test]
+fn one_round_fills_a_large_pool() {
+    let mut t = Fixture::new();
+    let mut effects = Vec::new();
+    for node in 0..2_000 {
+        let report = NodeReport {
+            node: format!("node-{node}").into(),
+            boot: 1,
+            seq: 1,
+            inventory: Arc::new(inventory(8, 64, 512)),
+            revision: Revision::default(),
+            workers: Vec::new(),
+        };
+        t.cluster.step(Time(0), Event::Report(report), &mut effects);
+    }
+    let mut array = spec(1, 1);
+    array.array = Some(ArrayRange { first: 1, last: 20_000, step: 1 });
+    let event = Event::Request { id: 0, command: Command::Submit(Arc::new(array)) };
+    let began = Instant::now();
+    t.cluster.step(Time(0), event, &mut effects);
+    println!("20,000 jobs, 16,000 devices on 2,000 nodes: one round of {:?}", began.elapsed());
+    assert_eq!(t.cluster.jobs().holding().count(), 16_000);
+    let nodes = t.cluster.nodes().len() as u64;
+    let first_few = t.cluster.jobs().range(JobId(1)..=JobId(8)).map(|job| job.ranks[0].node.0);
+    assert!(first_few.eq([0; 8]), "one node is filled before the next of {nodes}");
+    let submit = Event::Request { id: 1, command: Command::Submit(Arc::new(spec(1, 1))) };
+    let began = Instant::now();
+    t.cluster.step(Time(0), submit, &mut effects);
+    println!("one more that has to wait: {:?}", began.elapsed());
+}
+
 #[test]
 fn ten_thousand_jobs_are_restored_quickly() {
     let mut t = Fixture::new();

@@ -66,6 +66,23 @@ fn the_end_of_a_job_reaches_a_hundred_thousand_dependents_in_one_pass() {
     assert_eq!(notes[1], "job-2 failed: job-1, which it follows, did not succeed");
 }
 
+/// Devices that are no longer found are still held by the job that had them, and take nothing from others.
+#[test]
+fn held_devices_that_are_gone_leave_the_others_free() {
+    let mut t = Fixture::new();
+    t.node(0, 4);
+    t.submit(1, 2);
+    t.submit(1, 2);
+    t.tell(Command::Cancel { job: JobId(1), whole_array: false });
+    let second = t.job(2).clone();
+    assert_eq!(second.ranks[0].devices, [2, 3]);
+    let runs =
+        WorkerReport { id: WorkerId { job: JobId(2), attempt: 1, rank: 0 }, state: WorkerState::Running };
+    let notes = t.report(0, inventory(2, 64, 512), vec![runs]);
+    assert_eq!(notes, ["node-0 has 2 of 2 devices usable", "job-1 cancelled", "job-2 running"]);
+    assert_eq!(t.submit(1, 2), ["job-3 queued", "job-3 placed attempt=1 on node-0"]);
+}
+
 /// An agent whose node was cut off ends its worker by itself, and does not call that a failure.
 #[test]
 fn a_worker_that_its_lease_ended_is_lost_and_has_not_failed() {

@@ -12,9 +12,9 @@ use aquifer_core::*;
 use crate::sim::{Line, Sim};
 
 /// Of steps that changed something, every so many-th is followed by a restore from the store.
-const RESTORE_EVERY: u64 = 8;
+const RESTORE_EVERY: u64 = 16;
 /// Of steps that changed nothing, every so many-th is checked as if it had.
-const RECHECK_EVERY: u64 = 8;
+const RECHECK_EVERY: u64 = 32;
 
 impl Sim {
     /// After a step, and after its commit if that was at once.
@@ -197,7 +197,11 @@ impl Sim {
             let ranks: Vec<(&Allocation, &Node)> =
                 ranks.iter().filter_map(|rank| Some((rank, node_of(rank.node)?))).collect();
             for (rank, node) in &ranks {
-                assert!(node.takes_work(), "{id} is placed on {}", node.name);
+                assert!(
+                    node.up && node.availability == Availability::Open,
+                    "{id} is placed on {}",
+                    node.name
+                );
                 let request = &role.request;
                 assert!(request.memory_bytes <= rank.memory_bytes, "{id}: memory");
                 assert!(request.cpus_milli <= rank.cpus_milli, "{id}: processor time");

@@ -25,7 +25,7 @@ pub struct Faults {
     pub scheduler_crash: u64,
     /// Of workers that fail: by exit code, by signal, or at their launch.
     pub worker_fail: u64,
-    /// Of agent ticks at which a device breaks, or is found healthy again.
+    /// Of agent ticks at which devices break, are no longer found, or are healthy again.
     pub device_fault: u64,
 }
 

@@ -16,6 +16,8 @@ pub struct Machine {
     pub name: Name,
     /// What it has.
     pub inventory: Arc<Inventory>,
+    /// What it has when all of it is found.
+    pub whole: Arc<Inventory>,
     /// Whether it runs at all.
     pub powered: bool,
     /// Its agent, if that runs.
@@ -78,6 +80,7 @@ impl Machine {
     pub fn new(name: Name, inventory: Inventory, clock_ahead_ms: u64) -> Machine {
         Machine {
             name,
+            whole: Arc::new(inventory.clone()),
             inventory: Arc::new(inventory),
             powered: false,
             agent: None,

@@ -51,7 +51,7 @@ impl v1::agents_server::Agents for AgentsService {
         let (to_agent, outbox) = mpsc::channel(OUTBOX);
         let known_boot = self.known_boot(node).await?;
         let session = Arc::new(Session::new(&hello, to_agent));
-        let lease_ms = self.runtime.policy.agent_lease().as_millis() as u64;
+        let lease_ms = self.runtime.policy.granted_lease().as_millis() as u64;
         let checkpoint_root = self.runtime.shared.checkpoint_root.clone();
         let welcome = v1::Welcome { term: self.runtime.term, lease_ms, known_boot, checkpoint_root };
         session.tell(v1::scheduler_message::Message::Welcome(welcome));

@@ -34,7 +34,7 @@ impl<'a> View<'a> {
         View { data, row: 1, column: width }
     }
 
-    fn from_row(self, row: usize) -> View<'a> {
+    fn skip_rows(self, row: usize) -> View<'a> {
         View { data: &self.data[(row * self.row).min(self.data.len())..], ..self }
     }
 }
@@ -70,7 +70,7 @@ pub fn gemm(
             let first = index * rows;
             if first < size.m {
                 let part = Size { m: rows.min(size.m - first), ..size };
-                scope.spawn(move || serial(part, c, stride, a.from_row(first), b, accumulate));
+                scope.spawn(move || serial(part, c, stride, a.skip_rows(first), b, accumulate));
             }
         }
     });

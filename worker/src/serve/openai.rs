@@ -153,7 +153,8 @@ fn completion_prompt(fields: &Fields) -> Result<Vec<u32>, ApiError> {
 }
 
 fn tokens_of(items: &[Value]) -> Result<Vec<u32>, ApiError> {
-    let token = |value: &Value| value.as_u64().filter(|&token| token < 258).map(|token| token as u32);
+    let known = |token: &u32| *token <= tokenizer::EOS;
+    let token = |value: &Value| u32::try_from(value.as_u64()?).ok().filter(known);
     let tokens: Option<Vec<u32>> = items.iter().map(token).collect();
     tokens
         .filter(|tokens| !tokens.is_empty())

@@ -1,5 +1,6 @@
 //! Where a gang fits: best-fit packing, the whole gang or nothing.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cluster::Cluster;
@@ -17,6 +18,23 @@ pub struct Free<'a> {
     taken: BTreeMap<Name, u64>,
     /// Taken as if they had ended: what they hold is free.
     ended: BTreeSet<JobId>,
+    /// The nodes that a request can take, by request and alternative. Brought up to date when they are used.
+    ranked: RefCell<BTreeMap<Request, BTreeMap<Option<usize>, Ranked>>>,
+    /// Nodes that changed, in the order in which they did.
+    log: Vec<NodeId>,
+}
+
+/// The nodes that can take a rank of some request, best first.
+#[derive(Clone, Default)]
+struct Ranked {
+    /// All, as they were at first. Those before `start` have moved.
+    first: Vec<Score>,
+    start: usize,
+    /// Nodes that changed since, where they stand now; `None`: they can take no rank any more.
+    moved: BTreeMap<NodeId, Option<Score>>,
+    moved_best: BTreeSet<Score>,
+    /// How much of the log of changes it has taken in; `None`: nothing is ranked yet.
+    seen: Option<usize>,
 }
 
 /// What is free on one node.
@@ -82,7 +100,8 @@ const MAX_TRIES: u32 = 64;
 /// Ties go to the lowest node. All ranks of a role take the same alternative. Of the combinations of
 /// alternatives, and of the orders in which roles choose their nodes, the first that fits. Exact for a job of
 /// one role; of several, one whose ranks would have to be spread with foresight may be found not to fit.
-/// `O(tries * nodes log nodes + ranks)`.
+/// `O(tries * nodes log nodes + ranks)`, and without the nodes for a request
+/// that was placed before from the same free resources.
 pub fn place(free: &Free, job: &Job) -> Result<Placement, Misfit> {
     let mut search = Search { free, job, tries: 0, most: 0, over_limit: None };
     let mut roles = vec![None; job.spec.roles.len()];
@@ -122,7 +141,7 @@ impl Search<'_> {
             }
             let devices = &self.job.spec.roles[number].request.devices;
             let none = devices.is_empty().then_some(None);
-            for want in devices.iter().map(Some).chain(none) {
+            for want in (0..devices.len()).map(Some).chain(none) {
                 if let Some(changed) = self.place_role(number, want, roles, changed.clone()) {
                     return Some(changed);
                 }
@@ -135,7 +154,7 @@ impl Search<'_> {
     fn place_role(
         &mut self,
         number: usize,
-        devices: Option<&DeviceRequest>,
+        alternative: Option<usize>,
         roles: &mut Placed,
         mut changed: Changed,
     ) -> Option<Changed> {
@@ -146,7 +165,7 @@ impl Search<'_> {
         roles[number] = None;
         let earlier: usize = roles.iter().flatten().map(Vec::len).sum();
         let role = &self.job.spec.roles[number];
-        let ranks = fill(self.free, &mut changed, self.job, role, devices);
+        let ranks = fill(self.free, &mut changed, self.job, role, alternative);
         self.most = self.most.max((earlier + ranks.len()) as u32);
         if ranks.len() < role.ranks as usize {
             return None;
@@ -178,31 +197,92 @@ fn fill(
     changed: &mut Changed,
     job: &Job,
     role: &Role,
-    devices: Option<&DeviceRequest>,
+    alternative: Option<usize>,
 ) -> Vec<Allocation> {
-    let nodes = free.cluster.nodes().iter().filter(|node| node.takes_work());
-    let mut candidates: Vec<(Score, NodeFree)> = nodes
-        .filter_map(|node| {
-            let left = changed.get(&node.id).cloned().unwrap_or_else(|| free.on(node));
-            score(node, &left, &role.request, devices).map(|score| (score, left))
-        })
-        .collect();
-    candidates.sort_by_key(|(score, _)| *score);
+    let devices = alternative.map(|index| &role.request.devices[index]);
+    let score_of =
+        |id: NodeId, left: &NodeFree| score(free.cluster.nodes().get(id), left, &role.request, devices);
+    // Nodes of which an earlier role of the job took something stand elsewhere in the order.
+    let mut own: Vec<Score> = changed.iter().filter_map(|(id, left)| score_of(*id, left)).collect();
+    own.sort_unstable();
+    let mut ranked = free.ranked.borrow_mut();
+    let ranked = free.rank(&mut ranked, &role.request, alternative);
+    let stays = |score: &&Score| !changed.contains_key(&score.node);
+    let first = ranked.first[ranked.start..].iter().filter(|score| !ranked.moved.contains_key(&score.node));
+    let mut first = first.filter(stays).copied().peekable();
+    let mut moved = ranked.moved_best.iter().filter(stays).copied().peekable();
+    let mut own = own.into_iter().peekable();
+    let mut filled: Vec<(NodeId, NodeFree)> = Vec::new();
     let mut ranks = Vec::new();
     // Filling a node makes it fuller and changes no other: the order of the candidates stands.
-    for (score, mut left) in candidates {
+    while ranks.len() < role.ranks as usize {
+        let best = [first.peek(), moved.peek(), own.peek()].into_iter().flatten().min().copied();
+        let Some(score) = best else { break };
+        if first.next_if_eq(&score).is_none() && moved.next_if_eq(&score).is_none() {
+            own.next();
+        }
         let node = free.cluster.nodes().get(score.node);
+        let mut left = changed.get(&node.id).cloned().unwrap_or_else(|| free.on(node));
         while ranks.len() < role.ranks as usize
             && let Some(rank) = take_rank(node, &mut left, &role.request, devices, job, ranks.len())
         {
             ranks.push(rank);
         }
-        changed.insert(node.id, left);
-        if ranks.len() == role.ranks as usize {
-            break;
-        }
+        filled.push((node.id, left));
     }
+    changed.extend(filled);
     ranks
+}
+
+impl Free<'_> {
+    /// Whether jobs hold so many of the node's devices that a glance is enough.
+    fn is_plainly_full(&self, node: &Node, devices: Option<&DeviceRequest>) -> bool {
+        let (held, has) = (&self.cluster.nodes().held(node.id).devices, node.inventory.devices.len());
+        let wants = devices.map_or(0, |want| usize::from(want.count));
+        // Held devices may have gone from the inventory since.
+        self.ended.is_empty() && has < held.range(..has as u16).count() + wants
+    }
+
+    /// The nodes that can take a rank of the request with this alternative of its devices.
+    /// `O(nodes log nodes)` the first time, then `O(changes log nodes)`.
+    fn rank<'r>(
+        &self,
+        ranked: &'r mut BTreeMap<Request, BTreeMap<Option<usize>, Ranked>>,
+        request: &Request,
+        alternative: Option<usize>,
+    ) -> &'r Ranked {
+        if !ranked.contains_key(request) {
+            ranked.insert(request.clone(), BTreeMap::new());
+        }
+        let ranked = ranked.get_mut(request).expect("just entered").entry(alternative).or_default();
+        let devices = alternative.map(|index| &request.devices[index]);
+        let score_of = |id: NodeId| {
+            let node = self.cluster.nodes().get(id);
+            if node.takes_work() && !self.is_plainly_full(node, devices) {
+                score(node, &self.on(node), request, devices)
+            } else {
+                None
+            }
+        };
+        match ranked.seen.replace(self.log.len()) {
+            None => {
+                ranked.first = self.cluster.nodes().iter().filter_map(|node| score_of(node.id)).collect();
+                ranked.first.sort_unstable();
+            }
+            Some(seen) => {
+                for id in &self.log[seen..] {
+                    let new = score_of(*id);
+                    if let Some(Some(old)) = ranked.moved.insert(*id, new) {
+                        ranked.moved_best.remove(&old);
+                    }
+                    ranked.moved_best.extend(new);
+                }
+                let moved = |score: &&Score| ranked.moved.contains_key(&score.node);
+                ranked.start += ranked.first[ranked.start..].iter().take_while(moved).count();
+            }
+        }
+        ranked
+    }
 }
 
 fn score(node: &Node, left: &NodeFree, request: &Request, devices: Option<&DeviceRequest>) -> Option<Score> {
@@ -289,7 +369,14 @@ fn free_port(node: &Node, left: &NodeFree, job: &Job, rank: usize) -> Option<u16
 impl<'a> Free<'a> {
     /// Healthy resources of live nodes that no job holds.
     pub fn of(cluster: &'a Cluster) -> Free<'a> {
-        Free { cluster, changed: BTreeMap::new(), taken: BTreeMap::new(), ended: BTreeSet::new() }
+        Free {
+            cluster,
+            changed: BTreeMap::new(),
+            taken: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            ranked: RefCell::default(),
+            log: Vec::new(),
+        }
     }
 
     /// The same, as if some jobs that hold resources had ended.
@@ -330,6 +417,7 @@ impl<'a> Free<'a> {
     /// Hands out the resources of a placement.
     pub fn take(&mut self, queue: &Name, placement: &Placement) {
         *self.taken.entry(queue.clone()).or_default() += charge(&placement.ranks);
+        self.log.extend(placement.changed.keys());
         self.changed.extend(placement.changed.iter().map(|(node, free)| (*node, free.clone())));
     }
 

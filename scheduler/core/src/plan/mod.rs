@@ -32,7 +32,7 @@ pub struct Plan {
 
 /// Decides, from the cluster as it is at `now`.
 ///
-/// `O(starts * (queues + shapes) + shapes * nodes log nodes)`: a round only hands resources out, so a shape
+/// `O(starts * (queues + shapes + ranks log nodes) + shapes * nodes log nodes)`: a round only hands resources out, so a shape
 /// that did not fit once is not tried again in it, nor in a later one before something has become free.
 pub fn plan(cluster: &Cluster, _now: Time) -> Plan {
     let mut plan = Plan { starts: Vec::new(), unfit: cluster.unfit.clone() };

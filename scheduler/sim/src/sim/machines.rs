@@ -1,0 +1,325 @@
+//! What machines do in a run: agents that speak and are told, processes that start and end, accidents.
+
+use aquifer_core::agent::{Action, Message};
+use aquifer_core::*;
+
+use super::{Downlink, Pending, Sim, Work};
+use crate::machine::{End, Process};
+
+impl Sim {
+    pub(super) fn on_uplink(&mut self, from: usize, message: Message) {
+        match message {
+            Message::Report(report) => {
+                self.last_report[from] = Some(report.clone());
+                self.step(Event::Report(report));
+            }
+            Message::Heartbeat { boot, seq, same_as } => {
+                // A session knows its node from the report that began it.
+                let name = &self.machines[from].name;
+                let Some(cluster) = &self.cluster else { return };
+                match cluster.nodes().by_name(name) {
+                    Some(node) => self.step(Event::Heartbeat { node, boot, seq, same_as }),
+                    None => {
+                        self.send(true, |_| Pending::ToAgent {
+                            to: from,
+                            boot,
+                            downlink: Downlink::AskReport,
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives the scheduler the last report of a machine once more.
+    pub fn repeat_report(&mut self, machine: usize) {
+        if let Some(report) = self.last_report[machine].clone() {
+            self.step(Event::Report(report));
+        }
+    }
+
+    pub(super) fn on_downlink(&mut self, to: usize, boot: u64, downlink: Downlink) {
+        let (now, amid) = (self.now, self.fault(self.faults.agent_crash_amid));
+        let machine = &mut self.machines[to];
+        let own = machine.clock(now);
+        if machine.boot != boot {
+            return;
+        }
+        let Some(agent) = &mut machine.agent else { return };
+        let had_news = agent.has_news();
+        let actions = match downlink {
+            Downlink::Renew { acked } => {
+                agent.on_renew(acked);
+                Vec::new()
+            }
+            Downlink::AskReport => {
+                agent.on_ask_report();
+                Vec::new()
+            }
+            Downlink::Assign { acked, assignment } => agent.on_assignment(own, acked, assignment),
+        };
+        let has_news = agent.has_news();
+        machine.persist_lease();
+        if amid && !actions.is_empty() {
+            let done = self.rng.below(actions.len() as u64) as usize;
+            actions.into_iter().take(done).for_each(|action| self.act(to, action));
+            return self.crash_agent(to);
+        }
+        let news = has_news && (!had_news || !actions.is_empty());
+        actions.into_iter().for_each(|action| self.act(to, action));
+        if news {
+            self.wake(to);
+        }
+    }
+
+    fn act(&mut self, at: usize, action: Action) {
+        match action {
+            Action::Launch(worker, launch) => self.launch(at, worker, launch),
+            Action::Stop { worker, grace_ms } => self.stop(at, worker, grace_ms),
+            Action::Forget(worker) => {
+                let process = self.machines[at].processes.remove(&worker);
+                assert!(process.is_none_or(|process| !process.alive()), "{worker} is forgotten, but runs");
+            }
+        }
+    }
+
+    fn launch(&mut self, machine: usize, worker: WorkerId, launch: std::sync::Arc<Launch>) {
+        let elsewhere = self.launched.insert(worker, machine);
+        assert_eq!(elsewhere, None, "{worker} is launched twice");
+        let default = Work { run_ms: Some(10_000), failures: 0, exit: Exit::Code(0) };
+        let work = self.work.get(&launch.spec.name).cloned().unwrap_or(default);
+        let fails = match worker.attempt <= work.failures {
+            true if worker.rank == 0 => Some(work.exit),
+            true => None,
+            false => self.fault(self.faults.worker_fail).then(|| self.any_failure()),
+        };
+        let process = Process { launch, state: WorkerState::Starting, stopped: false, fenced: false };
+        let it = &mut self.machines[machine];
+        it.processes.insert(worker, process);
+        let incarnation = it.incarnation;
+        if !std::mem::replace(&mut it.watched, true) {
+            let at = it.seen_from_outside(it.lease_end);
+            self.push(at.max(self.now), Pending::LeaseEnd(machine));
+        }
+        let exit = |exit| Pending::Exit { machine, incarnation, worker, exit, by_itself: true };
+        if let Some(failed @ Exit::Failed(_)) = fails {
+            return self.push(self.now, exit(failed));
+        }
+        let ready = self.now.0 + self.rng.within(self.timing.start_ms);
+        self.push(Time(ready), Pending::Ready { machine, incarnation, worker });
+        match (fails, work.run_ms) {
+            (Some(failure), run_ms) => self.push(Time(ready + run_ms.unwrap_or(10_000) / 2), exit(failure)),
+            (None, Some(run_ms)) => self.push(Time(ready + run_ms), exit(Exit::Code(0))),
+            (None, None) => (),
+        }
+    }
+
+    fn any_failure(&mut self) -> Exit {
+        match self.rng.below(3) {
+            0 => Exit::Code(1 + self.rng.below(200) as i32),
+            1 => Exit::Signal(*self.rng.pick(&[6, 9, 11])),
+            _ => Exit::Failed("no such program".into()),
+        }
+    }
+
+    /// Asks a process to end: a polite one may take its grace, or be killed at its end.
+    fn stop(&mut self, machine: usize, worker: WorkerId, grace_ms: u64) {
+        let killed_in = self.rng.within(self.timing.kill_ms);
+        let polite_in = self.rng.within(self.timing.stop_ms);
+        let exits_with_0 = self.rng.below(2) == 0;
+        let it = &mut self.machines[machine];
+        let incarnation = it.incarnation;
+        let Some(process) = it.processes.get_mut(&worker).filter(|process| process.alive()) else { return };
+        process.stopped = true;
+        let (after, exit) = match polite_in < grace_ms {
+            true => (polite_in, if exits_with_0 { Exit::Code(0) } else { Exit::Signal(15) }),
+            false => (grace_ms + killed_in, Exit::Signal(9)),
+        };
+        let at = Time(self.now.0 + after);
+        self.push(at, Pending::Exit { machine, incarnation, worker, exit, by_itself: false });
+    }
+
+    /// A process is found in a new state, and its agent hears of it.
+    pub(super) fn on_process(&mut self, machine: usize, worker: WorkerId, state: WorkerState) {
+        let it = &mut self.machines[machine];
+        let Some(process) = it.processes.get_mut(&worker).filter(|process| process.alive()) else { return };
+        process.state = state.clone();
+        let fenced = process.fenced && !process.alive();
+        if let Some(agent) = &mut it.agent {
+            if fenced {
+                agent.on_fenced(worker)
+            } else {
+                agent.on_worker(worker, state)
+            }
+            self.wake(machine);
+        }
+    }
+
+    /// The supervisors of a machine look at the lease, and end their workers once it is over.
+    pub(super) fn on_lease_end(&mut self, machine: usize) {
+        let now = self.now;
+        let it = &mut self.machines[machine];
+        if it.alive().next().is_none() {
+            it.watched = false;
+            return;
+        }
+        if it.clock(now) < it.lease_end {
+            let at = it.seen_from_outside(it.lease_end);
+            return self.push(at, Pending::LeaseEnd(machine));
+        }
+        it.watched = false;
+        let alive: Vec<WorkerId> = it.alive().map(|(id, _)| id).collect();
+        self.fenced += alive.len() as u64;
+        for worker in alive {
+            self.machines[machine].processes.get_mut(&worker).expect("a process").fenced = true;
+            self.stop(machine, worker, 0);
+        }
+    }
+
+    pub(super) fn agent_tick(&mut self, machine: usize) {
+        if self.agent_accident(machine) {
+            return;
+        }
+        let (now, term, connected) = (self.now, self.term, self.cluster.is_some());
+        let lease = self.policy.granted_lease();
+        let it = &mut self.machines[machine];
+        let own = it.clock(now);
+        let Some(agent) = &mut it.agent else { return };
+        if connected && it.session != term {
+            it.session = term;
+            agent.on_session(lease);
+        }
+        let actions = agent.on_tick(own);
+        let message = connected.then(|| agent.message(own));
+        let lease_end = agent.lease_end();
+        let mute = now < it.mute_until;
+        actions.into_iter().for_each(|action| self.act(machine, action));
+        if let Some(message) = message.filter(|_| !mute) {
+            self.send(true, |_| Pending::ToScheduler { from: machine, message: message.clone() });
+        }
+        // Tick at the lease's end too, so that the fence is exact.
+        let it = &self.machines[machine];
+        let mut next = Time(now.0 + self.timing.tick_ms);
+        if own < lease_end {
+            next = next.min(it.seen_from_outside(lease_end));
+        }
+        self.tick_at(machine, next);
+    }
+
+    /// What may befall a machine at a tick of its agent. Returns whether the agent is gone.
+    fn agent_accident(&mut self, machine: usize) -> bool {
+        if self.heal_at <= self.now {
+            return false;
+        }
+        if self.fault(self.faults.node_crash) {
+            self.machines[machine].returns_by_itself = true;
+            self.power_off(machine);
+            return true;
+        }
+        if self.fault(self.faults.agent_crash) {
+            self.crash_agent(machine);
+            return true;
+        }
+        if self.fault(self.faults.reconnect) {
+            self.machines[machine].session = 0;
+        }
+        if self.fault(self.faults.partition) {
+            let until = Time(self.now.0 + self.rng.below(30_000));
+            let mute = self.rng.below(2) == 0;
+            let it = &mut self.machines[machine];
+            if mute { it.mute_until = until } else { it.deaf_until = until }
+        }
+        if self.fault(self.faults.device_fault) {
+            let device = self.rng.below(self.machines[machine].inventory.devices.len() as u64) as usize;
+            match self.rng.below(4) {
+                0 => self.change_inventory(machine, |inventory| inventory.devices.truncate(device)),
+                1 => {
+                    let whole = (*self.machines[machine].whole).clone();
+                    self.change_inventory(machine, |inventory| *inventory = whole);
+                }
+                2 => self.set_device_fault(machine, device, Some("xid 79".into())),
+                _ => self.set_device_fault(machine, device, None),
+            }
+        }
+        false
+    }
+
+    /// A device breaks, or is healthy again.
+    pub fn set_device_fault(&mut self, machine: usize, device: usize, fault: Option<Name>) {
+        self.change_inventory(machine, |inventory| {
+            if let Some(device) = inventory.devices.get_mut(device) {
+                device.fault = fault;
+            }
+        });
+    }
+
+    pub(super) fn change_inventory(&mut self, machine: usize, change: impl FnOnce(&mut Inventory)) {
+        self.machines[machine].change_inventory(change);
+        if self.machines[machine].agent.is_some() {
+            self.wake(machine);
+        }
+    }
+
+    /// Ends the agent of a machine. Another one follows by itself.
+    pub fn crash_agent(&mut self, machine: usize) {
+        self.machines[machine].stop_agent();
+        let incarnation = self.machines[machine].incarnation;
+        let at = Time(self.now.0 + self.rng.below(30_000));
+        self.push(at, Pending::AgentStart { machine, incarnation });
+    }
+
+    /// Starts the agent of a machine that runs.
+    pub fn start_agent(&mut self, machine: usize) {
+        self.machines[machine].start_agent();
+        self.tick_at(machine, self.now);
+    }
+
+    /// Ends everything on a machine.
+    pub fn power_off(&mut self, machine: usize) {
+        for worker in self.machines[machine].power_off() {
+            self.ends.insert(worker, End { exit: None, by_itself: false });
+        }
+        if self.machines[machine].returns_by_itself {
+            let at = Time(self.now.0 + self.rng.below(60_000));
+            self.push(at, Pending::PowerOn(machine));
+        }
+    }
+
+    /// Starts a machine, with its agent.
+    pub fn power_on(&mut self, machine: usize) {
+        if !self.machines[machine].powered {
+            let starts_at = self.rng.below(100_000_000);
+            let it = &mut self.machines[machine];
+            it.powered = true;
+            if 0 < it.incarnation && it.returns_by_itself {
+                // Its clock begins anew, and what was written by the old one means nothing.
+                it.clock_ahead_ms = starts_at;
+                it.lease_end = Time(0);
+            }
+            self.start_agent(machine);
+        }
+    }
+
+    /// Ends a worker process from outside of the system.
+    pub fn end_worker(&mut self, worker: WorkerId, exit: Exit) {
+        if let Some(machine) = self.launched.get(&worker).copied() {
+            let incarnation = self.machines[machine].incarnation;
+            self.handle(Pending::Exit { machine, incarnation, worker, exit, by_itself: true });
+        }
+    }
+
+    /// Has the agent speak soon.
+    fn wake(&mut self, machine: usize) {
+        let soon = Time(self.now.0 + 10);
+        if soon < self.machines[machine].next_tick {
+            self.tick_at(machine, soon);
+        }
+    }
+
+    fn tick_at(&mut self, machine: usize, at: Time) {
+        let it = &mut self.machines[machine];
+        it.next_tick = at;
+        let boot = it.boot;
+        self.push(at, Pending::AgentTick { machine, boot });
+    }
+}

@@ -1,0 +1,342 @@
+//! The HTTP interface as a client meets it, over loopback.
+
+mod support;
+
+use aquifer_worker::contract::Contract;
+use aquifer_worker::serve;
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::thread::JoinHandle;
+use support::{TempDir, Worker, loud_model, save_model, serve_args};
+use tokio::sync::oneshot;
+
+#[test]
+fn worker_process() {
+    support::become_worker_if_asked();
+}
+
+/// A server in a thread of the test, on a free port; stopped when dropped.
+struct Server {
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+    _dir: TempDir,
+}
+
+impl Server {
+    fn start(options: &[&str]) -> Server {
+        let dir = TempDir::new();
+        save_model(&loud_model(), &dir.join("loud"));
+        let model = dir.join("loud");
+        let fixed = ["--model", model.to_str().unwrap(), "--port", "0"];
+        let args = serve_args(&fixed.iter().chain(options).copied().collect::<Vec<_>>());
+        let (stop, stopped) = oneshot::channel();
+        let (ready, address) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let stopped = async {
+                let _ = stopped.await;
+            };
+            let contract = Contract { threads: 1, ..Contract::default() };
+            let ready = |address| ready.send(address).unwrap();
+            runtime.block_on(serve::run(&args, &contract, stopped, ready)).unwrap();
+        });
+        Server { address: address.recv().unwrap(), stop: Some(stop), thread: Some(thread), _dir: dir }
+    }
+
+    /// Sends a request and leaves the connection to be read.
+    fn send(&self, method: &str, path: &str, body: &str) -> BufReader<TcpStream> {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        let length = body.len();
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n");
+        stream.write_all(format!("{head}content-length: {length}\r\n\r\n{body}").as_bytes()).unwrap();
+        BufReader::new(stream)
+    }
+
+    fn call(&self, method: &str, path: &str, body: &str) -> Reply {
+        let mut stream = self.send(method, path, body);
+        let head = read_head(&mut stream);
+        let mut body = Vec::new();
+        if head.contains("transfer-encoding: chunked") {
+            while let Some(chunk) = read_chunk(&mut stream) {
+                body.extend(chunk);
+            }
+        } else {
+            stream.read_to_end(&mut body).unwrap();
+        }
+        Reply { head, body: String::from_utf8(body).unwrap() }
+    }
+
+    fn post(&self, path: &str, body: Value) -> Reply {
+        self.call("POST", path, &body.to_string())
+    }
+
+    fn text(&self, body: Value) -> String {
+        let reply = self.post("/v1/completions", body).json(200);
+        reply["choices"][0]["text"].as_str().unwrap().to_string()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let ended = self.thread.take().unwrap().join();
+        assert!(std::thread::panicking() || ended.is_ok());
+    }
+}
+
+struct Reply {
+    head: String,
+    body: String,
+}
+
+impl Reply {
+    fn json(&self, status: u16) -> Value {
+        assert!(self.head.starts_with(&format!("HTTP/1.1 {status} ")), "{} {}", self.head, self.body);
+        serde_json::from_str(&self.body).unwrap()
+    }
+
+    /// The parts of a stream; the last line is checked to be its end.
+    fn parts(&self) -> Vec<Value> {
+        assert!(self.head.contains("content-type: text/event-stream"), "{}", self.head);
+        let mut lines: Vec<_> = self.body.split_terminator("\n\n").collect();
+        assert_eq!(lines.pop(), Some("data: [DONE]"));
+        lines.iter().map(|line| serde_json::from_str(line.strip_prefix("data: ").unwrap()).unwrap()).collect()
+    }
+}
+
+fn read_head(stream: &mut BufReader<TcpStream>) -> String {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert_ne!(stream.read_line(&mut head).unwrap(), 0, "the connection ended in {head:?}");
+    }
+    head
+}
+
+fn read_chunk(stream: &mut BufReader<TcpStream>) -> Option<Vec<u8>> {
+    let mut length = String::new();
+    stream.read_line(&mut length).unwrap();
+    let length = usize::from_str_radix(length.trim(), 16).unwrap();
+    let mut chunk = vec![0; length + 2];
+    stream.read_exact(&mut chunk).unwrap();
+    chunk.truncate(length);
+    (0 < length).then_some(chunk)
+}
+
+fn greedy(prompt: &str, max_tokens: u64) -> Value {
+    json!({ "model": "loud", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0 })
+}
+
+#[test]
+fn the_model_is_listed_under_the_name_of_its_directory() {
+    let server = Server::start(&[]);
+    let list = server.call("GET", "/v1/models", "").json(200);
+    assert_eq!((&list["object"], &list["data"][0]["id"]), (&json!("list"), &json!("loud")));
+    assert_eq!(server.call("GET", "/v1/models/loud", "").json(200)["object"], "model");
+    assert_eq!(server.call("GET", "/v1/models/quiet", "").json(404)["error"]["code"], "model_not_found");
+    let health = server.call("GET", "/health", "");
+    assert_eq!(health.json(200)["status"], "ok");
+    assert!(health.head.contains("x-request-id: req-"), "{}", health.head);
+}
+
+#[test]
+fn a_completion_counts_its_tokens_and_a_seed_repeats_it() {
+    let server = Server::start(&[]);
+    let reply = server.post("/v1/completions", greedy("water", 12)).json(200);
+    assert_eq!(reply["object"], "text_completion");
+    assert_eq!(reply["choices"][0]["finish_reason"], "length");
+    assert_eq!(reply["usage"], json!({ "prompt_tokens": 6, "completion_tokens": 12, "total_tokens": 18 }));
+    let hot = |seed: u64| {
+        server.text(
+            json!({ "model": "loud", "prompt": "w", "max_tokens": 40, "temperature": 1.5, "seed": seed }),
+        )
+    };
+    assert_eq!(hot(1), hot(1));
+    assert_ne!(hot(1), hot(2));
+}
+
+#[test]
+fn greedy_text_is_the_same_alone_and_among_many() {
+    let server = Server::start(&[]);
+    let prompts: Vec<_> = (0..20).map(|i| "prompt ".repeat(i)).collect();
+    let alone: Vec<_> = prompts.iter().map(|prompt| server.text(greedy(prompt, 30))).collect();
+    let together: Vec<_> = std::thread::scope(|scope| {
+        let server = &server;
+        let ask = |prompt| scope.spawn(move || server.text(greedy(prompt, 30)));
+        let handles: Vec<_> = prompts.iter().map(|prompt| ask(prompt.as_str())).collect();
+        handles.into_iter().map(|handle| handle.join().unwrap()).collect()
+    });
+    assert_eq!(alone, together);
+}
+
+#[test]
+fn a_streamed_completion_is_the_whole_one_in_pieces() {
+    let server = Server::start(&[]);
+    let whole = server.text(greedy("water", 60));
+    let mut body = greedy("water", 60);
+    body["stream"] = true.into();
+    let parts = server.post("/v1/completions", body.clone()).parts();
+    let text: String = parts.iter().map(|part| part["choices"][0]["text"].as_str().unwrap()).collect();
+    assert_eq!(text, whole);
+    assert_eq!(parts.last().unwrap()["choices"][0]["finish_reason"], "length");
+
+    body["stream_options"] = json!({ "include_usage": true });
+    let parts = server.post("/v1/completions", body).parts();
+    let last = parts.last().unwrap();
+    assert_eq!((&last["choices"], &last["usage"]["completion_tokens"]), (&json!([]), &json!(60)));
+}
+
+#[test]
+fn a_streamed_chat_opens_with_the_role_and_closes_with_the_reason() {
+    let server = Server::start(&[]);
+    let mut body = json!({
+        "model": "loud", "messages": [{ "role": "user", "content": "hé" }],
+        "max_completion_tokens": 10, "temperature": 0,
+    });
+    let whole = server.post("/v1/chat/completions", body.clone()).json(200);
+    assert_eq!(whole["object"], "chat.completion");
+    assert_eq!(whole["choices"][0]["message"]["role"], "assistant");
+    body["stream"] = true.into();
+    let parts = server.post("/v1/chat/completions", body).parts();
+    assert_eq!(parts[0]["choices"][0]["delta"], json!({ "role": "assistant", "content": "" }));
+    assert_eq!(parts[0]["object"], "chat.completion.chunk");
+    let last = parts.last().unwrap();
+    assert_eq!(
+        (&last["choices"][0]["delta"], &last["choices"][0]["finish_reason"]),
+        (&json!({}), &json!("length"))
+    );
+    let pieces = parts.iter().filter_map(|part| part["choices"][0]["delta"]["content"].as_str());
+    assert_eq!(pieces.collect::<String>(), whole["choices"][0]["message"]["content"].as_str().unwrap());
+    assert!(parts.iter().all(|part| part["id"] == parts[0]["id"]));
+}
+
+#[test]
+fn a_stop_string_ends_the_text_before_it() {
+    let server = Server::start(&[]);
+    let text = server.text(greedy("water", 40));
+    let stop: String = text.chars().skip(3).take(2).collect();
+    let mut body = greedy("water", 40);
+    body["stop"] = json!([stop, "never said"]);
+    let reply = server.post("/v1/completions", body).json(200);
+    assert_eq!(reply["choices"][0]["text"].as_str(), text.split(&stop).next());
+    assert_eq!(reply["choices"][0]["finish_reason"], "stop");
+}
+
+#[test]
+fn errors_have_the_shape_that_clients_read() {
+    let server = Server::start(&[]);
+    let large = format!("{{\"prompt\": \"{}\"}}", "x".repeat(1 << 20));
+    let unknown = json!({ "model": "gpt-4o", "prompt": "x" }).to_string();
+    let two = json!({ "model": "loud", "prompt": "x", "n": 2 }).to_string();
+    let long = greedy(&"x".repeat(2000), 1).to_string();
+    for (method, path, body, status, code, message) in [
+        ("POST", "/v1/completions", "{", 400, None, "the body is not JSON: EOF"),
+        (
+            "POST",
+            "/v1/completions",
+            &unknown,
+            404,
+            Some("model_not_found"),
+            "the model \"gpt-4o\" does not exist",
+        ),
+        ("POST", "/v1/completions", &two, 400, None, "n is 2; only 1 is supported"),
+        (
+            "POST",
+            "/v1/completions",
+            &long,
+            400,
+            Some("context_length_exceeded"),
+            "the prompt has 2001 tokens",
+        ),
+        ("POST", "/v1/chat/completions", &large, 413, None, "the body is larger than 1048576 bytes"),
+        ("GET", "/v1/embeddings", "", 404, None, "there is nothing at this path"),
+        ("GET", "/v1/completions", "", 405, None, "this path does not know the method"),
+    ] {
+        let reply = server.call(method, path, body).json(status);
+        let error = &reply["error"];
+        assert_eq!(error["code"].as_str(), code, "{reply}");
+        assert!(error["message"].as_str().unwrap().starts_with(message), "{reply}");
+        assert_eq!(error["type"], "invalid_request_error", "{reply}");
+        assert!(error.as_object().unwrap().contains_key("param"), "{reply}");
+    }
+}
+
+#[test]
+fn a_full_queue_answers_429_and_clients_that_leave_make_room() {
+    let server = Server::start(&["--max-queue", "2"]);
+    let mut body = greedy("water", 1000);
+    body["stream"] = true.into();
+    let mut open = Vec::new();
+    let refused = loop {
+        let mut stream = server.send("POST", "/v1/completions", &body.to_string());
+        let head = read_head(&mut stream);
+        if head.starts_with("HTTP/1.1 429") {
+            break head;
+        }
+        open.push(stream);
+    };
+    let retry: u64 = refused.split("retry-after: ").nth(1).unwrap().lines().next().unwrap().parse().unwrap();
+    assert!(1 <= retry, "{refused}");
+    drop(open);
+    // Every request ends long before its last token, because nobody reads it.
+    let idle = json!({ "status": "ok", "running": 0, "waiting": 0 });
+    while server.call("GET", "/health", "").json(200) != idle {}
+    server.text(greedy("w", 1));
+}
+
+#[test]
+fn a_signal_lets_running_requests_finish_and_ends_with_success() {
+    let dir = TempDir::new();
+    save_model(&loud_model(), &dir.join("loud"));
+    let (model, run_dir) = (dir.join("loud"), dir.join("run"));
+    std::fs::create_dir_all(&run_dir).unwrap();
+    let line = ["serve", "--model", model.to_str().unwrap(), "--name", "served", "--grace", "30"];
+    let environment = [("AQUIFER_PORT", "0"), ("AQUIFER_RUN_DIR", run_dir.to_str().unwrap())];
+    let mut worker = Worker::spawn(&line, &environment);
+    let printed = worker.wait_for("serving ");
+    let endpoint = printed.split_once("serving served on ").unwrap().1.to_string();
+    let status =
+        || -> Value { serde_json::from_slice(&std::fs::read(run_dir.join("status.json")).unwrap()).unwrap() };
+    let running = status();
+    assert_eq!((&running["ready"], &running["state"]), (&json!(true), &json!("running")));
+    assert_eq!(running["endpoint"], endpoint.as_str());
+
+    let address = endpoint.strip_prefix("http://").unwrap().strip_suffix("/v1").unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    let body =
+        json!({ "model": "served", "prompt": "w", "max_tokens": 1000, "temperature": 0, "stream": true });
+    let body = body.to_string();
+    let head = format!("POST /v1/completions HTTP/1.1\r\nhost: t\r\ncontent-length: {}\r\n\r\n", body.len());
+    stream.write_all((head + &body).as_bytes()).unwrap();
+    let mut stream = BufReader::new(stream);
+    read_head(&mut stream);
+    let mut answer = read_chunk(&mut stream).unwrap();
+    worker.signal("TERM");
+    while let Some(chunk) = read_chunk(&mut stream) {
+        answer.extend(chunk);
+    }
+    assert!(answer.ends_with(b"data: [DONE]\n\n"));
+    let ended = worker.end();
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    assert_eq!((&status()["state"], &status()["ready"]), (&json!("stopping"), &json!(false)));
+    assert!(TcpStream::connect(address).is_err());
+}
+
+#[test]
+fn a_directory_without_a_model_or_a_taken_port_is_an_error_in_one_sentence() {
+    let dir = TempDir::new();
+    let empty = dir.join("empty");
+    std::fs::create_dir_all(&empty).unwrap();
+    let ended = Worker::spawn(&["serve", "--model", empty.to_str().unwrap()], &[]).end();
+    assert_eq!(ended.code, Some(1));
+    let expected = "holds no model: neither config.json and model.safetensors nor a checkpoint\n";
+    assert!(ended.stderr.ends_with(expected), "{ended:?}");
+
+    let server = Server::start(&[]);
+    save_model(&loud_model(), &dir.join("loud"));
+    let (model, port) = (dir.join("loud"), server.address.port().to_string());
+    let ended = Worker::spawn(&["serve", "--model", model.to_str().unwrap(), "--port", &port], &[]).end();
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.starts_with(&format!("cannot listen at 127.0.0.1:{port}: Address")), "{ended:?}");
+}
