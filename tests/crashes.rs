@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use aquifer_proto::v1;
-use pool::{Checks, Pool, is_alive, shell, until};
+use pool::{Checks, Pool, is_alive, send, shell, until};
 use rustix::process::Signal;
 use v1::JobState::{Running, Succeeded};
 
@@ -152,6 +152,42 @@ fn a_restart_of_the_machine_is_no_failure_of_its_jobs() {
 }
 
 #[test]
+fn a_worker_that_its_agent_had_no_time_to_start_is_no_failure_of_its_job() {
+    let mut pool = Pool::of_one(&[]);
+    let job = pool.submit(until_file(&pool, "go", 0));
+    pool.until_state(job, Running);
+    let run_dir = pool.run_dir(job, 1, 0).expect("a run directory");
+    pool.worker(job, 1, 0);
+    pool.kill_node("a");
+    // As an agent leaves it that was killed between the specification and the supervisor.
+    fs::remove_file(run_dir.join("pid.json")).expect("it was there");
+    pool.agent("a", &[]);
+    pool.until_job(job, "placed again", |job| job.attempt == 2 && job.state() == Running);
+    fs::write(pool.file("go"), "").expect("a file");
+    assert_eq!(pool.until_succeeded(job).failures, 0);
+}
+
+#[test]
+fn an_agent_that_dies_while_it_ends_workers_for_its_lease_leaves_no_failure() {
+    let mut pool = Pool::of_one(&["--lease", "2s"]);
+    let job = pool.submit(until_file(&pool, "go", 0));
+    pool.until_state(job, Running);
+    let worker = pool.worker(job, 1, 0);
+    // The agent's order to end comes before the supervisor has looked at the lease itself.
+    send(worker.supervisor, Signal::STOP);
+    pool.kill_server();
+    until("the end of the lease", || pool.agent_log("a").contains("lease ran out").then_some(()));
+    pool.kill_agent("a");
+    send(worker.supervisor, Signal::CONT);
+    until("the worker's end", || (!is_alive(worker.supervisor)).then_some(()));
+    pool.start_server();
+    pool.agent("a", &[]);
+    pool.until_job(job, "placed again", |job| job.attempt == 2 && job.state() == Running);
+    fs::write(pool.file("go"), "").expect("a file");
+    assert_eq!(pool.until_succeeded(job).failures, 0);
+}
+
+#[test]
 fn a_node_whose_state_was_lost_starts_anew() {
     let mut pool = Pool::of_one(&["--lease", "2s"]);
     let job = pool.submit(until_file(&pool, "go", 0));
@@ -258,7 +294,7 @@ fn jobs_end_though_scheduler_and_agents_are_killed_in_turn() {
     pool.agent("a", &[]);
     pool.agent("b", &[]);
     let ledger = pool.file("ledger");
-    let script = format!("sleep 0.$(($AQUIFER_ARRAY_INDEX % 7)); echo $AQUIFER_JOB $AQUIFER_ATTEMPT >> {ledger}");
+    let script = format!("sleep 0.$(($AQUIFER_ARRAY_INDEX % 7)); echo $AQUIFER_JOB >> {ledger}");
     let array = Some(v1::ArrayRange { first: 0, last: 119, step: 1 });
     let first = pool.submit(v1::JobSpec { array, ..shell(&script) });
     for round in 0..6 {
@@ -274,8 +310,9 @@ fn jobs_end_though_scheduler_and_agents_are_killed_in_turn() {
         }
     }
     for job in first..first + 120 {
+        // What was assigned to an agent that was killed before it began is assigned again; nothing is begun twice.
         let ended = pool.until_succeeded(job);
-        assert_eq!((ended.attempt, ended.failures), (1, 0), "{}", ended.last_failure);
+        assert_eq!(ended.failures, 0, "{}", ended.last_failure);
     }
     let lines: Vec<String> = pool.read("ledger").lines().map(str::to_string).collect();
     assert_eq!((lines.len(), lines.iter().collect::<BTreeSet<_>>().len()), (120, 120));

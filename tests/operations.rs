@@ -9,7 +9,8 @@ use pool::{Client, Pool, command, devices, shell, until};
 use serde_json::Value;
 use v1::JobState::{Pending, Running};
 
-const EIGHT_H200: &str = "[[device]]\nvendor = \"nvidia\"\nmodel = \"h200-141gb\"\nmemory_gib = 141\ncount = 8\n";
+const EIGHT_H200: &str =
+    "[[device]]\nvendor = \"nvidia\"\nmodel = \"h200-141gb\"\nmemory_gib = 141\ncount = 8\n";
 const FOUR_910B: &str = "[[device]]\nvendor = \"ascend\"\nmodel = \"910b\"\nmemory_gib = 64\ncount = 4\n";
 
 /// A node with the devices of a file.
@@ -36,7 +37,8 @@ fn a_drained_node_gives_its_jobs_away_and_takes_none_until_it_is_open_again() {
     let mut pool = Pool::start();
     pool.agent("a", &[]);
     let saved = pool.file("saved");
-    let script = format!("trap 'echo $AQUIFER_ATTEMPT >> {saved}; exit 0' TERM; while :; do sleep 0.02; done");
+    let script =
+        format!("trap 'echo $AQUIFER_ATTEMPT >> {saved}; exit 0' TERM; while :; do sleep 0.02; done");
     let job = pool.submit(shell(&script));
     pool.until_state(job, Running);
     // The trap is set once the loop runs.
@@ -204,7 +206,10 @@ fn what_people_look_at_agrees_with_what_runs() {
     let shown = jobs.to_string();
     assert!(shown.contains("\"finetune\"") && shown.contains("\"running\""), "{shown}");
     let one = json(&pool.aquifer(&["job", "--json", "job-1"]).ok());
-    assert_eq!((&one["id"], &one["user"], &one["state"]), (&"job-1".into(), &"ada".into(), &"running".into()));
+    assert_eq!(
+        (&one["id"], &one["user"], &one["state"]),
+        (&"job-1".into(), &"ada".into(), &"running".into())
+    );
     let usage = pool.aquifer(&["usage"]).ok();
     assert!(usage.contains("ada"), "{usage}");
     let node = pool.aquifer(&["node", "a"]).ok();

@@ -13,6 +13,7 @@ use pool::{
     start, until, until_within,
 };
 use rustix::process::Signal;
+use serde_json::Value;
 use tempfile::TempDir;
 use v1::JobState;
 
@@ -109,10 +110,7 @@ fn a_second_pool_at_the_same_place_is_refused() {
     let up = Up::new();
     let (pool, _) = up.start();
     let listen = format!("127.0.0.1:{}", up.port);
-    for (words, why) in [
-        (["up", "--listen", "127.0.0.1:0"], "store"),
-        (["up", "--listen", &listen], ""),
-    ] {
+    for (words, why) in [(["up", "--listen", "127.0.0.1:0"], "store"), (["up", "--listen", &listen], "")] {
         let done = start(up.dir(), "second", program(up.dir(), &words)).finish();
         assert_eq!(done.code, Some(1), "{done:?}");
         assert!(done.err.contains(why), "{}", done.err);
@@ -133,7 +131,8 @@ fn the_demonstration_ends_well_and_leaves_nothing() {
     }
     assert_eq!(processes_of(up.dir()), []);
     let left = fs::read_dir(up.dir()).expect("a directory").flatten();
-    let left: Vec<_> = left.filter(|entry| entry.file_name().to_string_lossy().contains("aquifer-demo")).collect();
+    let left: Vec<_> =
+        left.filter(|entry| entry.file_name().to_string_lossy().contains("aquifer-demo")).collect();
     assert!(left.is_empty(), "{left:?}");
 }
 
@@ -168,18 +167,32 @@ fn training(pool: &Pool, ranks: u32, steps: u64) -> v1::JobSpec {
     spec
 }
 
-/// Losses by step, of the lines `step N/M  loss L …` of a log.
-fn losses(log: &str) -> BTreeMap<u64, f64> {
-    let number = |line: &str, word: &str| {
-        let rest = &line[line.find(word)? + word.len()..];
-        let end = rest.trim_start().find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        rest.trim_start()[..end.min(rest.trim_start().len())].parse::<f64>().ok()
-    };
-    let of_line = |line: &str| Some((number(line, "step")? as u64, number(line, "loss")?));
-    log.lines().filter_map(of_line).collect()
+/// Losses by step, as rank 0 of an attempt tells them while the test looks on.
+type Losses = BTreeMap<u64, f64>;
+
+/// Looks at what rank 0 of a job's attempt tells of itself, until that says enough or the job has ended.
+fn watch_losses(pool: &Pool, job: u64, attempt: u32, enough: impl Fn(&Value) -> bool) -> Losses {
+    let mut losses = Losses::new();
+    until("a status that is enough, or the job's end", || {
+        let look = |losses: &mut Losses| {
+            let path = pool.run_dir(job, attempt, 0)?.join("status.json");
+            let status: Value = serde_json::from_str(&fs::read_to_string(path).ok()?).ok()?;
+            if let (Some(step), Some(loss)) = (status["step"].as_u64(), status["loss"].as_f64()) {
+                losses.insert(step, loss);
+            }
+            enough(&status).then_some(())
+        };
+        look(&mut losses).or_else(|| {
+            let ended = has_ended(&pool.job(job));
+            // Its last words may have come since.
+            ended.then(|| _ = look(&mut losses))
+        })
+    });
+    losses
 }
 
-fn agreeing(one: &BTreeMap<u64, f64>, two: &BTreeMap<u64, f64>) -> usize {
+/// Steps that both tell of; they must tell the same.
+fn agreeing(one: &Losses, two: &Losses) -> usize {
     let both = one.iter().filter_map(|(step, loss)| Some((step, loss, two.get(step)?)));
     both.map(|(step, one, two)| assert!((one - two).abs() < 1e-4, "step {step}: {one} and {two}")).count()
 }
@@ -191,33 +204,26 @@ fn two_ranks_train_like_one_and_a_killed_rank_costs_no_more_than_a_checkpoint() 
     pool.agent("b", &[]);
     let steps = 40;
     let one = pool.submit(training(&pool, 1, steps));
+    let alone = watch_losses(&pool, one, 1, |_| false);
     pool.until_succeeded(one);
-    let alone = losses(&pool.log(one));
-    assert!(2 <= alone.len(), "{:?} from {}", alone, pool.log(one));
+    assert!(5 <= alone.len() && alone.contains_key(&steps), "{alone:?}");
 
     let two = pool.submit(training(&pool, 2, steps));
-    let progress = |job: &v1::Job| job.ranks.first().and_then(|rank| rank.progress.clone());
-    pool.until_job(two, "past a checkpoint", |job| {
-        has_ended(job) || progress(job).is_some_and(|progress| Some(10) <= progress.checkpoint_step)
-    });
+    let first = watch_losses(&pool, two, 1, |status| Some(10) <= status["checkpoint_step"].as_u64());
     let victim = pool.worker(two, 1, 1).worker;
     let killed = Instant::now();
     send(victim, Signal::KILL);
-    pool.until_job(two, "repeated", |job| 2 <= job.attempt || has_ended(job));
+    pool.until_job(two, "repeated", |job| 2 <= job.attempt);
     assert!(!is_alive(victim));
+    let second = watch_losses(&pool, two, 2, |_| false);
     let ended = pool.until_succeeded(two);
     println!("from the kill to the end: {:?}", killed.elapsed());
     assert_eq!((ended.attempt, ended.failures), (2, 1), "{}", ended.last_failure);
-    let log = |attempt| {
-        let logs = pool.logs(v1::LogsRequest { job: two, attempt: Some(attempt), rank: Some(0), ..Default::default() });
-        logs.into_values().collect::<String>()
-    };
-    let (first, second) = (losses(&log(1)), losses(&log(2)));
-    let agree = agreeing(&alone, &first) + agreeing(&alone, &second);
-    assert!(2 <= agree, "{alone:?} {first:?} {second:?}");
-    let from = *second.keys().next().expect("a step");
-    assert!(10 < from, "the second attempt begins with step {from}");
-    assert_eq!(second.keys().last(), alone.keys().last());
+    let (before, after) = (agreeing(&alone, &first), agreeing(&alone, &second));
+    assert!(1 <= before && 3 <= after, "{alone:?} {first:?} {second:?}");
+    let from = second.keys().find(|step| 0 < **step).expect("a step");
+    assert!(10 <= *from, "the second attempt begins with step {from}");
+    assert!(second.contains_key(&steps), "{second:?}");
 }
 
 #[test]

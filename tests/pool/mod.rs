@@ -150,17 +150,24 @@ impl Client {
         let found = until_or(PATIENCE, || {
             let found = self.job(job);
             let so = is_so(&found);
-            last = Some(found);
-            so.then(|| last.clone()).flatten()
+            let over = so || has_ended(&found);
+            last = Some(found.clone());
+            over.then_some((so, found))
         });
-        found.unwrap_or_else(|| panic!("job-{job} is never {what}: {last:#?}"))
+        match (found, last) {
+            (Some((true, found)), _) => found,
+            (_, last) => {
+                let last = last.expect("an answer");
+                let (state, reason) = (last.state().as_str_name(), &last.reason);
+                panic!("job-{job} is never {what}: {state}, attempt {}, {reason}", last.attempt)
+            }
+        }
     }
 
     /// Waits for a job to be in a state.
     #[track_caller]
     pub fn until_state(&self, job: u64, state: v1::JobState) -> v1::Job {
-        self.until_job(job, state.as_str_name(), |job| job.state() == state || has_ended(job))
-            .in_state(state)
+        self.until_job(job, state.as_str_name(), |job| job.state() == state || has_ended(job)).in_state(state)
     }
 
     /// Waits for a job's success.
@@ -543,7 +550,9 @@ impl Pool {
         let agent = start(self.dir(), name, program(self.dir(), &words));
         self.agents.insert(name.into(), agent);
         let agent = &self.agents[name];
-        until("the agent's session", || agent.err().contains("session with the scheduler began").then_some(()));
+        until("the agent's session", || {
+            agent.err().contains("session with the scheduler began").then_some(())
+        });
         until("the node is up", || self.node(name).filter(|node| node.up && node.version != ""));
     }
 
@@ -636,9 +645,8 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         let failed_before = thread::panicking();
-        let ended = (!failed_before).then(|| {
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.end()))
-        });
+        let ended =
+            (!failed_before).then(|| std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.end())));
         if !matches!(ended, Some(Ok(()))) {
             self.tell();
             self.agents.clear();
