@@ -39,7 +39,7 @@ impl Up {
         let words = ["up", "--listen", &listen, "--cpus", "2", "--devices", "none"];
         let mut up = start(self.dir(), "up", program(self.dir(), &words));
         up.until_out("The pool is up at ");
-        (up, Client::new(&format!("http://{listen}")))
+        (up, Client::new(&format!("http://{listen}"), None))
     }
 
     fn aquifer(&self, words: &[&str]) -> Running {

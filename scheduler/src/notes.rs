@@ -12,7 +12,7 @@ const KEPT: usize = 16_384;
 /// A note with its place in the run.
 #[derive(Clone, Debug)]
 pub struct Numbered {
-    /// From 1, without gaps.
+    /// Without gaps, and above all numbers of earlier runs.
     pub seq: u64,
     /// When it was decided.
     pub at: Time,
@@ -25,15 +25,24 @@ pub struct Numbered {
 pub struct Notes {
     kept: Mutex<VecDeque<Numbered>>,
     latest: watch::Sender<u64>,
+    /// Number before the first.
+    start: u64,
 }
 
 impl Default for Notes {
     fn default() -> Notes {
-        Notes { kept: Mutex::default(), latest: watch::Sender::new(0) }
+        Notes::of_term(0)
     }
 }
 
 impl Notes {
+    /// The notes of a scheduler of this term. Their numbers are above those of all earlier terms, so that a reader who
+    /// comes back after a restart is told all that has happened since.
+    pub fn of_term(term: u64) -> Notes {
+        let start = term << 32;
+        Notes { kept: Mutex::default(), latest: watch::Sender::new(start), start }
+    }
+
     /// Adds a note, and tells the log and those who watch.
     pub fn add(&self, at: Time, note: Note) {
         tracing::info!(target: "aquifer::note", kind = note.kind(), "{note}");
@@ -47,9 +56,14 @@ impl Notes {
         self.latest.send_replace(seq);
     }
 
-    /// The number of the latest note; 0 before the first.
+    /// The number of the latest note, or the one before the first.
     pub fn latest(&self) -> u64 {
         *self.latest.borrow()
+    }
+
+    /// Where to go on for a reader who has seen `seq`, maybe in an earlier run or in one whose store was lost.
+    pub fn position(&self, seq: u64) -> u64 {
+        if self.latest() < seq { self.start } else { seq.max(self.start) }
     }
 
     /// Notes after `seq`, as far as they are kept, at most `most`.

@@ -106,7 +106,8 @@ impl Runtime {
             "restored"
         );
         let (inputs, receiver) = mpsc::channel(4096);
-        let shared = Arc::new(Shared { checkpoint_root, ..Shared::default() });
+        let notes = Notes::of_term(opened.term);
+        let shared = Arc::new(Shared { checkpoint_root, notes, ..Shared::default() });
         let runtime = Runtime { inputs, shared: shared.clone(), term: opened.term, policy };
         let (failed, failure) = oneshot::channel();
         let timer = tokio::runtime::Builder::new_current_thread()

@@ -19,8 +19,10 @@ use aquifer_proto::v1::pool_client::PoolClient;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 /// How long anything may take on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -83,37 +85,52 @@ pub fn devices(mut spec: v1::JobSpec, ranks: u32, wanted: &[(u32, &str)]) -> v1:
     spec
 }
 
+/// Puts a token into calls, if there is one.
+#[derive(Clone)]
+pub struct Bearer(Option<String>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            let value = format!("Bearer {token}").parse().expect("a token that can be sent");
+            request.metadata_mut().insert("authorization", value);
+        }
+        Ok(request)
+    }
+}
+
+/// The connection of a client.
+pub type Connection = InterceptedService<Channel, Bearer>;
+
+/// The generated client.
+pub type Stub = PoolClient<Connection>;
+
 /// A gRPC client whose calls return when they are answered.
 pub struct Client {
     runtime: Runtime,
-    stub: PoolClient<Channel>,
+    connection: Connection,
 }
 
 impl Client {
     /// Nothing is sent before the first call.
-    pub fn new(url: &str) -> Client {
+    pub fn new(url: &str, token: Option<&str>) -> Client {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let endpoint = Endpoint::from_shared(url.to_string()).expect("a URL").tcp_nodelay(true);
         let channel = runtime.block_on(async { endpoint.connect_lazy() });
-        Client { runtime, stub: PoolClient::new(channel).max_decoding_message_size(64 << 20) }
+        let connection = InterceptedService::new(channel, Bearer(token.map(Into::into)));
+        Client { runtime, connection }
     }
 
     /// One call, once.
-    pub fn once<A>(
-        &self,
-        call: impl AsyncFnOnce(PoolClient<Channel>) -> Result<Response<A>, Status>,
-    ) -> Result<A, Status> {
-        let call = call(self.stub.clone());
+    pub fn once<A>(&self, call: impl AsyncFnOnce(Stub) -> Result<Response<A>, Status>) -> Result<A, Status> {
+        let call = call(self.stub());
         let answered = self.block_on(async { tokio::time::timeout(PATIENCE, call).await });
         answered.expect("an answer in time").map(Response::into_inner)
     }
 
     /// A call that is repeated while no scheduler answers.
     #[track_caller]
-    pub fn call<A>(
-        &self,
-        call: impl AsyncFn(PoolClient<Channel>) -> Result<Response<A>, Status>,
-    ) -> Result<A, Status> {
+    pub fn call<A>(&self, call: impl AsyncFn(Stub) -> Result<Response<A>, Status>) -> Result<A, Status> {
         until("an answer of the scheduler", || match self.once(&call) {
             Err(status) if is_lost(&status) => None,
             answer => Some(answer),
@@ -126,8 +143,13 @@ impl Client {
     }
 
     /// The generated client.
-    pub fn stub(&self) -> PoolClient<Channel> {
-        self.stub.clone()
+    pub fn stub(&self) -> Stub {
+        PoolClient::new(self.connection()).max_decoding_message_size(64 << 20)
+    }
+
+    /// For the generated clients of other services.
+    pub fn connection(&self) -> Connection {
+        self.connection.clone()
     }
 
     /// Submits a job, and returns the first of what it made.
@@ -442,6 +464,7 @@ pub struct Pool {
     agent_flags: HashMap<String, Vec<String>>,
     agents: BTreeMap<String, Running>,
     client: Client,
+    token: Option<String>,
 }
 
 /// What clients can do is done through the pool.
@@ -467,6 +490,15 @@ impl Pool {
 
     /// A scheduler with these flags.
     pub fn with(flags: &[&str]) -> Pool {
+        Pool::new(flags, None)
+    }
+
+    /// A scheduler that wants a token.
+    pub fn with_token(token: &str) -> Pool {
+        Pool::new(&[], Some(token))
+    }
+
+    fn new(flags: &[&str], token: Option<&str>) -> Pool {
         let home = TempDir::with_prefix("aquifer-test-").expect("a temporary directory");
         fs::create_dir(home.path().join("home")).expect("a home");
         let port = free_ports(1);
@@ -477,8 +509,12 @@ impl Pool {
             server: None,
             agent_flags: HashMap::new(),
             agents: BTreeMap::new(),
-            client: Client::new(&format!("http://127.0.0.1:{port}")),
+            client: Client::new(&format!("http://127.0.0.1:{port}"), token),
+            token: token.map(Into::into),
         };
+        if let Some(token) = token {
+            fs::write(pool.file("token"), token).expect("a token file");
+        }
         pool.start_server();
         pool
     }
@@ -503,9 +539,15 @@ impl Pool {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    /// Flags that present the token, if one is wanted.
+    fn token_flags(&self) -> Vec<String> {
+        let file = self.token.as_ref().map(|_| self.file("token"));
+        file.into_iter().flat_map(|file| ["--token-file".into(), file]).collect()
+    }
+
     /// Another client.
     pub fn another_client(&self) -> Client {
-        Client::new(&self.url())
+        Client::new(&self.url(), self.token.as_deref())
     }
 
     /// Starts the scheduler, the first time or again, and waits until it listens.
@@ -514,7 +556,8 @@ impl Pool {
         let data = self.file("server");
         let listen = format!("127.0.0.1:{}", self.port);
         let mut words = vec!["server", "--listen", &listen, "--data-dir", &data];
-        words.extend(self.server_flags.iter().map(String::as_str));
+        let token = self.token_flags();
+        words.extend(self.server_flags.iter().chain(&token).map(String::as_str));
         let mut server = start(self.dir(), "server", program(self.dir(), &words));
         server.until_out("listening on ");
         self.server = Some(server);
@@ -543,7 +586,7 @@ impl Pool {
                 words.extend(if flags.contains(&flag) { vec![] } else { vec![flag, default] });
             }
             words.extend(flags);
-            let words = words.iter().map(ToString::to_string).collect();
+            let words = words.iter().map(ToString::to_string).chain(self.token_flags()).collect();
             self.agent_flags.insert(name.into(), words);
         }
         let words: Vec<&str> = self.agent_flags[name].iter().map(String::as_str).collect();
