@@ -282,8 +282,6 @@ pub fn resolve(spec: &mut v1::JobSpec, job: JobId, checkpoint_dir: &str) {
 pub fn check(spec: &v1::JobSpec) -> Result<core::JobSpec, FileError> {
     border::job_spec(spec).map_err(|invalid| {
         let Invalid { field, value, allowed } = invalid;
-        // The border escapes what it has quoted.
-        let value = value.replace("\\\"", "\"").replace("\\\\", "\\");
         let unnamed = matches!(&spec.roles[..], [role] if role.name.is_empty());
         FileError::new(format!("{} is {value}: {allowed}", key(&field, unnamed)))
     })

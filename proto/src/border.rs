@@ -32,16 +32,14 @@ const DAY_MS: u64 = 86_400_000;
 const YEAR_MS: u64 = 366 * DAY_MS;
 
 impl Invalid {
-    /// A complaint about a field.
+    /// A complaint about a field. Text that came from outside is given quoted and escaped: `format!("{text:?}")`.
     pub fn new(field: impl Into<String>, value: impl ToString, allowed: impl Into<String>) -> Invalid {
-        let (value, mut short) = (value.to_string(), String::new());
-        for character in value.chars().take(64) {
-            short.extend(character.escape_debug());
+        let mut value = value.to_string();
+        if let Some((end, _)) = value.char_indices().nth(64) {
+            value.truncate(end);
+            value.push('…');
         }
-        if short.len() < value.len() {
-            short.push('…');
-        }
-        Invalid { field: field.into(), value: short, allowed: allowed.into() }
+        Invalid { field: field.into(), value, allowed: allowed.into() }
     }
 }
 
@@ -170,7 +168,7 @@ fn device_request(field: &str, wire: &v1::DeviceRequest) -> Checked<DeviceReques
 }
 
 fn vendor(field: &str, text: &str) -> Checked<Vendor> {
-    text.parse().map_err(|unknown: UnknownVendor| Invalid::new(field, text, unknown.to_string()))
+    text.parse().map_err(|unknown: UnknownVendor| Invalid::new(field, format!("{text:?}"), unknown.to_string()))
 }
 
 fn memory(field: &str, bytes: u64) -> Checked<u64> {
@@ -189,7 +187,7 @@ fn arguments(field: &str, arguments: &[String]) -> Checked<Vec<Name>> {
         return Err(Invalid::new(field, "empty", "expected a program and its arguments"));
     }
     if let Some(at) = arguments.iter().position(|argument| argument.contains('\0')) {
-        return Err(Invalid::new(format!("{field}[{at}]"), &arguments[at], "must not contain a zero byte"));
+        return Err(Invalid::new(format!("{field}[{at}]"), format!("{:?}", arguments[at]), "must not contain a zero byte"));
     }
     Ok(arguments.iter().map(|argument| argument.as_str().into()).collect())
 }

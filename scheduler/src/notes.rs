@@ -12,7 +12,7 @@ const KEPT: usize = 16_384;
 /// A note with its place in the run.
 #[derive(Clone, Debug)]
 pub struct Numbered {
-    /// Without gaps, and above all numbers of earlier runs.
+    /// Grows by one with every note of a term.
     pub seq: u64,
     /// When it was decided.
     pub at: Time,
@@ -25,19 +25,13 @@ pub struct Numbered {
 pub struct Notes {
     kept: Mutex<VecDeque<Numbered>>,
     latest: watch::Sender<u64>,
-    /// Number before the first.
+    /// The number before the first.
     start: u64,
 }
 
-impl Default for Notes {
-    fn default() -> Notes {
-        Notes::of_term(0)
-    }
-}
-
 impl Notes {
-    /// The notes of a scheduler of this term. Their numbers are above those of all earlier terms, so that a reader who
-    /// comes back after a restart is told all that has happened since.
+    /// No notes yet. Their numbers are above those of every earlier term, so that whoever watched an earlier
+    /// scheduler misses nothing of this one.
     pub fn of_term(term: u64) -> Notes {
         let start = term << 32;
         Notes { kept: Mutex::default(), latest: watch::Sender::new(start), start }
@@ -56,12 +50,12 @@ impl Notes {
         self.latest.send_replace(seq);
     }
 
-    /// The number of the latest note, or the one before the first.
+    /// The number of the latest note.
     pub fn latest(&self) -> u64 {
         *self.latest.borrow()
     }
 
-    /// Where to go on for a reader who has seen `seq`, maybe in an earlier run or in one whose store was lost.
+    /// Where a reader goes on who has seen `seq`: maybe in an earlier term, or in a later one whose store was lost.
     pub fn position(&self, seq: u64) -> u64 {
         if self.latest() < seq { self.start } else { seq.max(self.start) }
     }
@@ -76,5 +70,23 @@ impl Notes {
     /// Says when there are new ones.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.latest.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_of_any_other_run_goes_on_before_the_first_note_and_then_waits() {
+        let notes = Notes::of_term(7);
+        for seen in [0, 3, (6 << 32) + 9, 7 << 32, (7 << 32) + 1, 8 << 32, u64::MAX] {
+            assert_eq!(notes.position(seen), notes.latest(), "{seen}: there is nothing new yet");
+        }
+        notes.add(Time(1), Note::QueueSet("red".into()));
+        for seen in [0, (6 << 32) + 9, 7 << 32, 8 << 32] {
+            assert_eq!(notes.after(notes.position(seen), 9).len(), 1, "{seen}");
+        }
+        assert_eq!(notes.after(notes.position(notes.latest()), 9).len(), 0);
     }
 }

@@ -55,7 +55,6 @@ pub struct Session {
 }
 
 /// What the loop shares with the services.
-#[derive(Default)]
 pub struct Shared {
     /// Directory for the checkpoints of jobs that name none; may be empty.
     pub checkpoint_root: String,
@@ -106,8 +105,12 @@ impl Runtime {
             "restored"
         );
         let (inputs, receiver) = mpsc::channel(4096);
-        let notes = Notes::of_term(opened.term);
-        let shared = Arc::new(Shared { checkpoint_root, notes, ..Shared::default() });
+        let shared = Arc::new(Shared {
+            checkpoint_root,
+            notes: Notes::of_term(opened.term),
+            sessions: Mutex::default(),
+            progress: Mutex::default(),
+        });
         let runtime = Runtime { inputs, shared: shared.clone(), term: opened.term, policy };
         let (failed, failure) = oneshot::channel();
         let timer = tokio::runtime::Builder::new_current_thread()

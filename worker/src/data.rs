@@ -185,7 +185,8 @@ mod tests {
     #[test]
     fn a_pass_meets_every_sample_once_and_the_next_in_another_order() {
         let dir = TempDir::new();
-        let text: String = (0..1000).map(|i| char::from(b'a' + (i % 26) as u8)).collect();
+        // Nothing is left over, so that passes differ in their order only.
+        let text: String = (0..999).map(|i| char::from(b'a' + (i % 26) as u8)).collect();
         fs::write(dir.path().join("text"), text).unwrap();
         let data = Dataset::load(dir.path()).unwrap();
         let samples = data.samples(10) as u64;

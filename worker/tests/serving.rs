@@ -285,25 +285,22 @@ fn a_full_queue_answers_429_and_clients_that_leave_make_room() {
     server.text(greedy("w", 1));
 }
 
-#[test]
-fn a_signal_lets_running_requests_finish_and_ends_with_success() {
-    let dir = TempDir::new();
+/// A worker process with one request in the middle of its answer.
+fn serving_process(dir: &TempDir, grace: &str) -> (Worker, String, BufReader<TcpStream>) {
     save_model(&loud_model(), &dir.join("loud"));
     let (model, run_dir) = (dir.join("loud"), dir.join("run"));
     std::fs::create_dir_all(&run_dir).unwrap();
-    let line = ["serve", "--model", model.to_str().unwrap(), "--name", "served", "--grace", "30"];
+    let line = ["serve", "--model", model.to_str().unwrap(), "--name", "served", "--grace", grace];
     let environment = [("AQUIFER_PORT", "0"), ("AQUIFER_RUN_DIR", run_dir.to_str().unwrap())];
     let mut worker = Worker::spawn(&line, &environment);
     let printed = worker.wait_for("serving ");
     let endpoint = printed.split_once("serving served on ").unwrap().1.to_string();
-    let status =
-        || -> Value { serde_json::from_slice(&std::fs::read(run_dir.join("status.json")).unwrap()).unwrap() };
-    let running = status();
+    let running = status(dir);
     assert_eq!((&running["ready"], &running["state"]), (&json!(true), &json!("running")));
     assert_eq!(running["endpoint"], endpoint.as_str());
 
-    let address = endpoint.strip_prefix("http://").unwrap().strip_suffix("/v1").unwrap();
-    let mut stream = TcpStream::connect(address).unwrap();
+    let address = endpoint.strip_prefix("http://").unwrap().strip_suffix("/v1").unwrap().to_string();
+    let mut stream = TcpStream::connect(&address).unwrap();
     let body =
         json!({ "model": "served", "prompt": "w", "max_tokens": 1000, "temperature": 0, "stream": true });
     let body = body.to_string();
@@ -311,16 +308,40 @@ fn a_signal_lets_running_requests_finish_and_ends_with_success() {
     stream.write_all((head + &body).as_bytes()).unwrap();
     let mut stream = BufReader::new(stream);
     read_head(&mut stream);
-    let mut answer = read_chunk(&mut stream).unwrap();
+    read_chunk(&mut stream).unwrap();
+    (worker, address, stream)
+}
+
+fn status(dir: &TempDir) -> Value {
+    serde_json::from_slice(&std::fs::read(dir.join("run/status.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn a_signal_lets_running_requests_finish_and_ends_with_success() {
+    let dir = TempDir::new();
+    let (worker, address, mut stream) = serving_process(&dir, "60");
     worker.signal("TERM");
+    let mut answer = Vec::new();
     while let Some(chunk) = read_chunk(&mut stream) {
         answer.extend(chunk);
     }
     assert!(answer.ends_with(b"data: [DONE]\n\n"));
     let ended = worker.end();
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
-    assert_eq!((&status()["state"], &status()["ready"]), (&json!("stopping"), &json!(false)));
+    assert_eq!((&status(&dir)["state"], &status(&dir)["ready"]), (&json!("stopping"), &json!(false)));
     assert!(TcpStream::connect(address).is_err());
+}
+
+#[test]
+fn requests_that_take_longer_than_the_grace_are_cut() {
+    let dir = TempDir::new();
+    let (worker, _, mut stream) = serving_process(&dir, "0");
+    worker.signal("TERM");
+    let mut rest = Vec::new();
+    // Cut in the middle of a chunk, or after an event that says so.
+    let _ = stream.read_to_end(&mut rest);
+    assert!(!String::from_utf8_lossy(&rest).contains("[DONE]"));
+    assert_eq!(worker.end().code, Some(0));
 }
 
 #[test]

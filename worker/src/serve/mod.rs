@@ -127,8 +127,9 @@ pub async fn run(
     status.message = "finishing running requests".into();
     file.update(&status);
     if tokio::time::timeout(Duration::from_secs(args.grace), &mut server).await.is_err() {
-        // Drops the connections, and with them the requests that nobody waits for any more.
+        app.engine.abandon();
         server.abort();
+        // That it was aborted is no news.
         let _ = server.await;
     }
     status.message = "stopped".into();
