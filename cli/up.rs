@@ -125,11 +125,11 @@ async fn run_agent(config: AgentConfig, stopped: oneshot::Receiver<()>) -> Resul
     ran.map_err(|error| Failure::refused(error.to_string(), "See `aquifer up --help`."))
 }
 
-/// Waits until the node is up, and opens it to work.
+/// Waits until the agent has reported, and opens its node to work: what is placed before may be lost to it.
 async fn open_node(pool: &Pool, name: &str) -> Result<v1::Node, Failure> {
     loop {
         let node = find(pool, name).await?;
-        if let Some(node) = node.filter(|node| node.up) {
+        if let Some(node) = node.filter(|node| node.up && !node.version.is_empty()) {
             if node.availability() == v1::Availability::Draining {
                 let request = v1::NodeRequest { name: name.into() };
                 pool.client().uncordon(request).await.map_err(|status| pool.failure(&status))?;

@@ -129,6 +129,8 @@ struct Daemon {
     surroundings: Surroundings,
     hello: watch::Sender<v1::Hello>,
     scheduler: Option<mpsc::Sender<v1::AgentMessage>>,
+    /// Told last, so that trying again for hours is one line in the log; empty once there was a session.
+    no_session_because: String,
     /// The inventory that this session's scheduler was told last.
     told_inventory: Option<Arc<Inventory>>,
     inventory: Arc<Inventory>,
@@ -192,6 +194,7 @@ impl Daemon {
             surroundings,
             hello,
             scheduler: None,
+            no_session_because: String::new(),
             told_inventory: None,
             inventory,
             reporting: false,
@@ -242,6 +245,7 @@ impl Daemon {
                 self.lease = Duration::from_millis(welcome.lease_ms);
                 self.surroundings.checkpoint_root = welcome.checkpoint_root;
                 self.agent.on_session(self.lease);
+                self.no_session_because.clear();
                 (self.scheduler, self.told_inventory, self.reporting) = (Some(scheduler), None, false);
                 tracing::info!(term = welcome.term, "session with the scheduler began");
             }
@@ -284,8 +288,9 @@ impl Daemon {
     fn end_session(&mut self, why: &str) {
         if self.scheduler.take().is_some() {
             tracing::warn!("session with the scheduler ended: {why}");
-        } else {
-            tracing::debug!("no session with the scheduler: {why}");
+        } else if self.no_session_because != why {
+            tracing::warn!("no session with the scheduler: {why}");
+            self.no_session_because = why.into();
         }
     }
 

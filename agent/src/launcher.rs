@@ -435,6 +435,8 @@ impl Watcher {
     }
 
     async fn watch(mut self, start: Start) {
+        // The agent that was to start it was killed first.
+        let never_began = matches!(start, Start::Orphaned) && !self.dir.pid_path().exists();
         let (supervisor, started) = match start {
             Start::New { supervisor, started } => (Some(supervisor), Some(started)),
             Start::Adopted { supervisor } => (Some(supervisor), None),
@@ -448,7 +450,7 @@ impl Watcher {
         self.look_at_status().await;
         let exit = match self.dir.read_exit() {
             Some(exit) => exit,
-            None => self.end_orphans(code).await,
+            None => self.end_orphans(code, never_began).await,
         };
         self.exited(exit).await;
     }
@@ -535,7 +537,7 @@ impl Watcher {
     }
 
     /// The supervisor left no exit: ends what is left of the worker and says why.
-    async fn end_orphans(&mut self, supervisor_code: Option<i32>) -> Exit {
+    async fn end_orphans(&mut self, supervisor_code: Option<i32>, never_began: bool) -> Exit {
         let pids: Option<run_dir::Pids> = json::read(&self.dir.pid_path()).ok();
         let supervisor = pids.as_ref().map(|pids| (pids.supervisor, pids.supervisor_start));
         loop {
@@ -557,10 +559,11 @@ impl Watcher {
                 "it ended, but its exit could not be written: the disk is full or read-only".to_string()
             }
             Some(code) => format!("its supervisor could not run: it exited with {code}"),
+            None if never_began => "the agent ended before it was started".to_string(),
             None => "its supervisor was killed".to_string(),
         };
         let exit = Exit::Failed(why.into());
-        let _ = self.dir.write_exit(&exit, false);
+        let _ = self.dir.write_exit(&exit, never_began);
         exit
     }
 

@@ -39,7 +39,7 @@ impl v1::agents_server::Agents for AgentsService {
         let mut inbox = request.into_inner();
         let first = inbox.next().await.transpose()?.and_then(|message| message.message);
         let Some(v1::agent_message::Message::Hello(hello)) = first else {
-            return Err(Status::invalid_argument("a session begins with hello"));
+            return Err(border::Invalid::new("message", "no hello", "a session begins with hello").into());
         };
         let node = border::name("hello.node", &hello.node)?;
         if self.runtime.term < hello.term {
@@ -109,8 +109,10 @@ async fn carry(
                 runtime.shared.set_progress(worker, progress);
             }
             Some(Message::Log(answer)) => session.on_log(answer),
-            Some(Message::Hello(_)) => return Err(Status::invalid_argument("a session has one hello")),
-            None => return Err(Status::invalid_argument("a message without content")),
+            Some(Message::Hello(_)) => {
+                return Err(border::Invalid::new("message", "hello", "a session has one hello").into());
+            }
+            None => return Err(border::Invalid::new("message", "absent", "expected content").into()),
         }
     }
     Ok(())

@@ -55,7 +55,7 @@ fn unavailable(ended: Ended) -> Status {
 fn refused(refusal: Refusal) -> Status {
     let text = refusal.to_string();
     match refusal {
-        Refusal::Malformed(_) => Status::invalid_argument(text),
+        Refusal::Malformed(_) => border::Invalid::new("spec", "malformed", text).into(),
         Refusal::UnknownJob(_) | Refusal::UnknownNode(_) | Refusal::UnknownQueue(_) => {
             Status::not_found(text)
         }
@@ -67,6 +67,11 @@ fn refused(refusal: Refusal) -> Status {
 fn spec_of(spec: Option<v1::JobSpec>) -> Result<Arc<JobSpec>, Status> {
     let spec = spec.ok_or_else(|| border::Invalid::new("spec", "absent", "expected a job"))?;
     Ok(Arc::new(border::job_spec(&spec)?))
+}
+
+/// Checks a name that may be left out.
+fn name_if_given(field: &str, name: &str) -> Result<(), border::Invalid> {
+    if name.is_empty() { Ok(()) } else { border::name(field, name).map(|_| ()) }
 }
 
 #[tonic::async_trait]
@@ -101,6 +106,13 @@ impl v1::pool_server::Pool for PoolService {
             size @ 1..=MAX_PAGE => size,
             size => return Err(border::Invalid::new("page_size", size, "at most 1,000").into()),
         };
+        for (at, state) in request.states.iter().enumerate() {
+            if v1::JobState::try_from(*state).unwrap_or_default() == v1::JobState::Unspecified {
+                let field = format!("states[{at}]");
+                return Err(border::Invalid::new(field, state, "expected a state of a job").into());
+            }
+        }
+        name_if_given("queue", &request.queue)?;
         let before = match &request.page_token[..] {
             "" => u64::MAX,
             token => token.parse().map_err(|_| {
@@ -123,11 +135,13 @@ impl v1::pool_server::Pool for PoolService {
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Reply<Self::WatchStream> {
         let request = request.into_inner();
+        request.job.map(|job| border::job_id("job", job)).transpose()?;
+        name_if_given("node", &request.node)?;
         let (sink, notes) = mpsc::channel(64);
         let shared = self.runtime.shared.clone();
         tokio::spawn(async move {
             let mut latest = shared.notes.subscribe();
-            let mut seq = request.after_seq.unwrap_or(shared.notes.latest());
+            let mut seq = shared.notes.position(request.after_seq.unwrap_or(shared.notes.latest()));
             loop {
                 for note in shared.notes.after(seq, 256) {
                     seq = note.seq;
@@ -154,6 +168,9 @@ impl v1::pool_server::Pool for PoolService {
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Reply<Self::LogsStream> {
         let request = request.into_inner();
         border::job_id("job", request.job)?;
+        if request.attempt == Some(0) {
+            return Err(border::Invalid::new("attempt", 0, "expected an attempt's number, from 1").into());
+        }
         let (sink, chunks) = mpsc::channel(16);
         tokio::spawn(logs::stream(self.runtime.clone(), request, sink));
         Ok(Response::new(Box::pin(ReceiverStream::new(chunks))))
@@ -198,6 +215,7 @@ impl v1::pool_server::Pool for PoolService {
 
     async fn list_nodes(&self, request: Request<v1::ListNodesRequest>) -> Reply<v1::ListNodesResponse> {
         let name = request.into_inner().name;
+        name_if_given("name", &name)?;
         let shared = self.runtime.shared.clone();
         let wanted = name.clone();
         let nodes = self.query(move |cluster| {

@@ -81,7 +81,8 @@ pub fn ranks(cluster: &Cluster, shared: &Shared, job: &Job) -> Vec<v1::Rank> {
 /// A node.
 pub fn node(cluster: &Cluster, shared: &Shared, node: &Node) -> v1::Node {
     let held = cluster.nodes().held(node.id);
-    let session = shared.session(&node.name);
+    // Before its first report, what is told of the node is what an earlier agent said.
+    let session = shared.session(&node.name).filter(|session| session.id().is_some());
     let lease = cluster.nodes().lease(node.id);
     v1::Node {
         name: node.name.to_string(),

@@ -1,0 +1,235 @@
+//! What administrators and impatient users do, through the command line, on a pool of real processes.
+
+mod pool;
+
+use std::fs;
+
+use aquifer_proto::v1;
+use pool::{Client, Pool, command, devices, shell, until};
+use serde_json::Value;
+use v1::JobState::{Pending, Running};
+
+const EIGHT_H200: &str =
+    "[[device]]\nvendor = \"nvidia\"\nmodel = \"h200-141gb\"\nmemory_gib = 141\ncount = 8\n";
+const FOUR_910B: &str = "[[device]]\nvendor = \"ascend\"\nmodel = \"910b\"\nmemory_gib = 64\ncount = 4\n";
+
+/// A node with the devices of a file.
+fn node_of(pool: &mut Pool, name: &str, file: &str) {
+    let path = pool.file(&format!("{name}.toml"));
+    fs::write(&path, file).expect("a file of devices");
+    pool.agent(name, &["--devices", &format!("fake:{path}")]);
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+fn sleeper() -> v1::JobSpec {
+    command(&["sleep", "1000"])
+}
+
+fn node_of_job(client: &Client, job: u64) -> String {
+    client.job(job).ranks[0].node.clone()
+}
+
+#[test]
+fn a_drained_node_gives_its_jobs_away_and_takes_none_until_it_is_open_again() {
+    let mut pool = Pool::start();
+    pool.agent("a", &[]);
+    let saved = pool.file("saved");
+    let script =
+        format!("trap 'echo $AQUIFER_ATTEMPT >> {saved}; exit 0' TERM; while :; do sleep 0.02; done");
+    let job = pool.submit(shell(&script));
+    pool.until_state(job, Running);
+    // The trap is set once the loop runs.
+    until("the loop", || pool.processes().iter().any(|(_, words)| words.starts_with("sleep")).then_some(()));
+    pool.agent("b", &[]);
+    let told = pool.aquifer(&["drain", "--wait", "a"]).ok();
+    assert_eq!(told, "a takes no new work, and what runs there is stopped\na is drained\n");
+    let again = pool.until_job(job, "placed again", |job| job.attempt == 2 && job.state() == Running);
+    assert_eq!((&again.ranks[0].node[..], again.failures), ("b", 0));
+    assert_eq!(pool.read("saved"), "1\n");
+    assert!(pool.aquifer(&["nodes"]).ok().contains("draining"));
+
+    pool.aquifer(&["cordon", "b"]).ok();
+    let waits = pool.submit(sleeper());
+    assert_eq!(pool.job(waits).state(), Pending);
+    let why = pool.aquifer(&["explain", &format!("job-{waits}")]).ok();
+    assert!(why.contains("cordoned") && why.contains("draining"), "{why}");
+    assert_eq!(pool.job(job).state(), Running, "what runs on a cordoned node runs on");
+    pool.aquifer(&["uncordon", "a"]).ok();
+    pool.until_state(waits, Running);
+    assert_eq!(node_of_job(&pool, waits), "a");
+    let done = pool.aquifer(&["cordon", "nobody"]);
+    assert_eq!(done.code, Some(1), "{}", done.err);
+}
+
+#[test]
+fn what_an_administrator_said_survives_a_restart() {
+    let mut pool = Pool::of_one(&[]);
+    pool.aquifer(&["cordon", "a"]).ok();
+    pool.aquifer(&["queues", "set", "red", "--weight", "3", "--guaranteed", "2", "--limit", "4"]).ok();
+    pool.kill_server();
+    pool.start_server();
+    let queues = json(&pool.aquifer(&["queues", "--json"]).ok());
+    let red = queues.as_array().expect("queues").iter().find(|queue| queue["name"] == "red");
+    assert_eq!(red.expect("the queue")["weight"], 3);
+    let nodes = json(&pool.aquifer(&["nodes", "--json"]).ok());
+    assert_eq!(nodes[0]["availability"], "cordoned");
+    let job = pool.submit(command(&["true"]));
+    until("the node is up again", || pool.node("a").filter(|node| node.up && !node.version.is_empty()));
+    assert_eq!(pool.job(job).state(), Pending);
+    pool.aquifer(&["uncordon", "a"]).ok();
+    pool.until_succeeded(job);
+}
+
+#[test]
+fn a_gang_of_two_times_eight_cards_gets_whole_nodes() {
+    let mut pool = Pool::start();
+    node_of(&mut pool, "a", EIGHT_H200);
+    let script = "echo $CUDA_VISIBLE_DEVICES";
+    let gang = pool.submit(devices(shell(&format!("{script}; sleep 1000")), 2, &[(8, "h200")]));
+    let waits = pool.job(gang);
+    assert_eq!(waits.state(), Pending);
+    assert!(waits.reason.contains("room for 1 of 2 ranks"), "{}", waits.reason);
+    node_of(&mut pool, "b", EIGHT_H200);
+    let runs = pool.until_state(gang, Running);
+    let all: Vec<u32> = (0..8).collect();
+    let mut nodes = Vec::new();
+    for rank in &runs.ranks {
+        assert_eq!((&rank.devices, &rank.model[..]), (&all, "h200-141gb"));
+        nodes.push(rank.node.as_str());
+    }
+    nodes.sort();
+    assert_eq!(nodes, ["a", "b"]);
+    until("both logs", || {
+        let logs = pool.logs(v1::LogsRequest { job: gang, ..Default::default() });
+        (logs.len() == 2 && logs.values().all(|log| log == "0,1,2,3,4,5,6,7\n")).then_some(())
+    });
+
+    let waits = pool.submit(devices(shell(script), 1, &[(2, "h200")]));
+    let why = pool.aquifer(&["explain", &format!("job-{waits}")]).ok();
+    assert!(why.contains(&format!("job-{gang}")) && why.contains("0 of 8"), "{why}");
+    pool.cancel(gang);
+    pool.until_succeeded(waits);
+    assert_eq!(pool.log(waits), "0,1\n");
+}
+
+#[test]
+fn alternatives_are_taken_in_their_order_and_seen_by_the_worker() {
+    let mut pool = Pool::start();
+    node_of(&mut pool, "a", EIGHT_H200);
+    node_of(&mut pool, "b", FOUR_910B);
+    let script = "echo cuda=$CUDA_VISIBLE_DEVICES ascend=$ASCEND_RT_VISIBLE_DEVICES; sleep 1000";
+    let either = || devices(shell(script), 1, &[(8, "h200"), (4, "910b")]);
+    for (model, said) in
+        [("h200-141gb", "cuda=0,1,2,3,4,5,6,7 ascend=\n"), ("910b", "cuda= ascend=0,1,2,3\n")]
+    {
+        let job = pool.submit(either());
+        assert_eq!(pool.until_state(job, Running).ranks[0].model, model);
+        until("its log", || (pool.log(job) == said).then_some(()));
+    }
+    let third = pool.submit(either());
+    assert_eq!(pool.job(third).state(), Pending);
+}
+
+#[test]
+fn a_card_that_breaks_is_used_no_more_and_a_repaired_one_is() {
+    let mut pool = Pool::start();
+    node_of(&mut pool, "a", FOUR_910B);
+    let broken = format!("{FOUR_910B}faults = {{ 2 = \"fell off the bus\" }}\n");
+    fs::write(pool.file("a.toml"), broken).expect("a file of devices");
+    pool.until_note("3 of 4");
+    let shown = pool.aquifer(&["node", "a"]).ok();
+    assert!(shown.contains("fell off the bus"), "{shown}");
+    let four = pool.submit(devices(command(&["true"]), 1, &[(4, "910b")]));
+    assert_eq!(pool.job(four).state(), Pending);
+    let three = pool.submit(devices(shell("echo $ASCEND_RT_VISIBLE_DEVICES"), 1, &[(3, "910b")]));
+    pool.until_succeeded(three);
+    assert_eq!(pool.log(three), "0,1,3\n");
+    let why = pool.aquifer(&["explain", "job-1"]).ok();
+    assert!(why.contains("no node") || why.contains("never") || why.contains("3"), "{why}");
+    fs::write(pool.file("a.toml"), FOUR_910B).expect("a file of devices");
+    pool.until_succeeded(four);
+}
+
+#[test]
+fn plan_tells_what_submit_would_do_and_does_nothing() {
+    let mut pool = Pool::start();
+    node_of(&mut pool, "a", EIGHT_H200);
+    let file = pool.file("job.yaml");
+    fs::write(&file, "command: [sleep, 1000]\ndevices: {count: 6, class: h200}\n").expect("a job file");
+    let plan = pool.aquifer(&["plan", &file]).ok();
+    assert!(plan.contains("would start now") && plan.contains("h200-141gb 0-5"), "{plan}");
+    assert_eq!(pool.jobs().len(), 0);
+    pool.aquifer(&["submit", &file]).ok();
+    pool.until_state(1, Running);
+    let plan = pool.aquifer(&["plan", &file]).ok();
+    assert!(plan.contains("would wait") && plan.contains("job-1"), "{plan}");
+    let plan = json(&pool.aquifer(&["plan", "--json", "--set", "devices.count=2", &file]).ok());
+    assert_eq!(plan["starts_now"], true);
+    assert_eq!(pool.jobs().len(), 1);
+}
+
+#[test]
+fn a_queue_never_holds_more_than_its_limit() {
+    let mut pool = Pool::start();
+    node_of(&mut pool, "a", EIGHT_H200);
+    pool.aquifer(&["queues", "set", "red", "--limit", "3"]).ok();
+    let of_red = || v1::JobSpec { queue: "red".into(), ..devices(sleeper(), 1, &[(2, "h200")]) };
+    let first = pool.submit(of_red());
+    pool.until_state(first, Running);
+    let second = pool.submit(of_red());
+    let other = pool.submit(devices(sleeper(), 1, &[(2, "h200")]));
+    pool.until_state(other, Running);
+    assert_eq!(pool.job(second).state(), Pending);
+    let why = pool.aquifer(&["explain", &format!("job-{second}")]).ok();
+    assert!(why.contains("red") && why.contains("limit"), "{why}");
+    pool.aquifer(&["queues", "set", "red", "--limit", "none"]).ok();
+    pool.until_state(second, Running);
+    let nobody = v1::SubmitRequest { spec: Some(v1::JobSpec { queue: "nobody".into(), ..sleeper() }) };
+    let refused = pool.call(async |mut stub| stub.submit(nobody.clone()).await).expect_err("no such queue");
+    assert_eq!(refused.code(), tonic::Code::NotFound);
+}
+
+#[test]
+fn what_people_look_at_agrees_with_what_runs() {
+    let mut pool = Pool::start();
+    node_of(&mut pool, "a", EIGHT_H200);
+    let job = pool.submit(v1::JobSpec {
+        name: "finetune".into(),
+        user: "ada".into(),
+        ..devices(sleeper(), 1, &[(4, "h200")])
+    });
+    pool.until_state(job, Running);
+    let jobs = json(&pool.aquifer(&["jobs", "--json"]).ok());
+    let shown = jobs.to_string();
+    assert!(shown.contains("\"finetune\"") && shown.contains("\"running\""), "{shown}");
+    let one = json(&pool.aquifer(&["job", "--json", "job-1"]).ok());
+    assert_eq!(
+        (&one["id"], &one["user"], &one["state"]),
+        (&"job-1".into(), &"ada".into(), &"running".into())
+    );
+    let usage = pool.aquifer(&["usage"]).ok();
+    assert!(usage.contains("ada"), "{usage}");
+    let node = pool.aquifer(&["node", "a"]).ok();
+    assert!(node.contains("h200-141gb"), "{node}");
+    for words in [&["jobs"][..], &["nodes"], &["queues"], &["job", "job-1"], &["logs", "job-1"]] {
+        pool.aquifer(words).ok();
+    }
+    for words in [&["job", "job-9"][..], &["logs", "job-9"], &["node", "nobody"], &["explain", "job-9"]] {
+        let done = pool.aquifer(words);
+        assert_eq!((done.code, &done.out[..]), (Some(1), ""), "{words:?}: {}", done.err);
+    }
+}
+
+#[test]
+fn a_job_with_a_label_waits_for_a_node_that_has_it() {
+    let mut pool = Pool::of_one(&[]);
+    let done = pool.aquifer(&["run", "--detach", "--label", "zone=north", "--", "true"]);
+    assert!(done.ok().contains("job-1"));
+    assert_eq!(pool.job(1).state(), Pending);
+    pool.agent("b", &["--labels", "zone=north,rack=r1"]);
+    pool.until_succeeded(1);
+    assert_eq!(node_of_job(&pool, 1), "b");
+}
