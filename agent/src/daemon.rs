@@ -21,7 +21,7 @@ use crate::device::{Backends, DeviceChoice, DeviceError};
 use crate::host::Host;
 use crate::launcher::{Launcher, LauncherConfig, LauncherError, News, SupervisorCommand};
 use crate::process;
-use crate::run_dir::{Retention, Status};
+use crate::run_dir::{LogError, Retention, Status};
 use crate::session::{self, Incoming, Link};
 
 /// How often devices are looked at.
@@ -366,22 +366,28 @@ impl Daemon {
     fn answer_log(&self, question: v1::LogQuestion) {
         let Some(scheduler) = self.scheduler.clone() else { return };
         let logs = self.launcher.logs();
+        let worker = border::worker_id("log.worker", question.worker.as_ref());
+        let is_launched = worker.as_ref().is_ok_and(|worker| self.agent.workers().contains_key(worker));
         tokio::spawn(async move {
-            let id = question.id;
-            let answer = match border::worker_id("log.worker", question.worker.as_ref()) {
-                Err(invalid) => v1::LogAnswer { id, unavailable: invalid.to_string(), ..Default::default() },
-                Ok(worker) => {
-                    let wait = Duration::from_millis(question.wait_ms.into());
-                    let most = question.max_bytes.min(MAX_LOG_PIECE) as usize;
+            let answer = async {
+                let wait = Duration::from_millis(question.wait_ms.into());
+                let most = question.max_bytes.min(MAX_LOG_PIECE) as usize;
+                let worker = worker.map_err(|invalid| invalid.to_string())?;
+                let deadline = Instant::now() + wait;
+                loop {
                     match logs.follow(worker, question.offset, most, wait).await {
-                        Ok(chunk) => {
-                            v1::LogAnswer { id, data: chunk.data, ended: chunk.ended, ..Default::default() }
+                        // It is just being launched: its files are not there yet.
+                        Err(LogError::Unknown(_)) if is_launched && Instant::now() < deadline => {
+                            tokio::time::sleep(Duration::from_millis(2)).await;
                         }
-                        Err(error) => {
-                            v1::LogAnswer { id, unavailable: error.to_string(), ..Default::default() }
-                        }
+                        read => return read.map_err(|error| error.to_string()),
                     }
                 }
+            };
+            let id = question.id;
+            let answer = match answer.await {
+                Ok(chunk) => v1::LogAnswer { id, data: chunk.data, ended: chunk.ended, ..Default::default() },
+                Err(unavailable) => v1::LogAnswer { id, unavailable, ..Default::default() },
             };
             _ = scheduler.send(v1::AgentMessage { message: Some(Up::Log(answer)) }).await;
         });
