@@ -366,23 +366,27 @@ impl Daemon {
     fn answer_log(&self, question: v1::LogQuestion) {
         let Some(scheduler) = self.scheduler.clone() else { return };
         let logs = self.launcher.logs();
+        let worker = border::worker_id("log.worker", question.worker.as_ref());
+        let is_starting =
+            worker.as_ref().is_ok_and(|id| self.agent.workers().get(id) == Some(&WorkerState::Starting));
         tokio::spawn(async move {
-            let id = question.id;
-            let answer = match border::worker_id("log.worker", question.worker.as_ref()) {
-                Err(invalid) => v1::LogAnswer { id, unavailable: invalid.to_string(), ..Default::default() },
-                Ok(worker) => {
-                    let wait = Duration::from_millis(question.wait_ms.into());
-                    let most = question.max_bytes.min(MAX_LOG_PIECE) as usize;
-                    match logs.follow(worker, question.offset, most, wait).await {
-                        Ok(chunk) => {
-                            v1::LogAnswer { id, data: chunk.data, ended: chunk.ended, ..Default::default() }
-                        }
-                        Err(error) => {
-                            v1::LogAnswer { id, unavailable: error.to_string(), ..Default::default() }
-                        }
-                    }
+            let wait = Duration::from_millis(question.wait_ms.into());
+            let (from, most) = (question.offset, question.max_bytes.min(MAX_LOG_PIECE) as usize);
+            let read = match worker {
+                Err(invalid) => Err(invalid.to_string()),
+                Ok(id) => {
+                    let read = match is_starting {
+                        true => logs.follow_from_start(id, from, most, wait).await,
+                        false => logs.follow(id, from, most, wait).await,
+                    };
+                    read.map_err(|error| error.to_string())
                 }
             };
+            let mut answer = v1::LogAnswer { id: question.id, ..Default::default() };
+            match read {
+                Ok(chunk) => (answer.data, answer.ended) = (chunk.data, chunk.ended),
+                Err(why) => answer.unavailable = why,
+            }
             _ = scheduler.send(v1::AgentMessage { message: Some(Up::Log(answer)) }).await;
         });
     }

@@ -168,7 +168,8 @@ fn device_request(field: &str, wire: &v1::DeviceRequest) -> Checked<DeviceReques
 }
 
 fn vendor(field: &str, text: &str) -> Checked<Vendor> {
-    text.parse().map_err(|unknown: UnknownVendor| Invalid::new(field, format!("{text:?}"), unknown.to_string()))
+    text.parse()
+        .map_err(|unknown: UnknownVendor| Invalid::new(field, format!("{text:?}"), unknown.to_string()))
 }
 
 fn memory(field: &str, bytes: u64) -> Checked<u64> {
@@ -187,7 +188,11 @@ fn arguments(field: &str, arguments: &[String]) -> Checked<Vec<Name>> {
         return Err(Invalid::new(field, "empty", "expected a program and its arguments"));
     }
     if let Some(at) = arguments.iter().position(|argument| argument.contains('\0')) {
-        return Err(Invalid::new(format!("{field}[{at}]"), format!("{:?}", arguments[at]), "must not contain a zero byte"));
+        return Err(Invalid::new(
+            format!("{field}[{at}]"),
+            format!("{:?}", arguments[at]),
+            "must not contain a zero byte",
+        ));
     }
     Ok(arguments.iter().map(|argument| argument.as_str().into()).collect())
 }
