@@ -77,6 +77,16 @@ fn run_prints_while_the_program_runs() {
 }
 
 #[test]
+fn who_follows_a_log_from_the_first_moment_on_reads_all_of_it() {
+    let pool = Pool::of_one(&[]);
+    for _ in 0..50 {
+        let job = pool.submit(shell("echo said"));
+        let logs = pool.logs(v1::LogsRequest { job, follow: true, ..Default::default() });
+        assert_eq!(logs.get(&(1, 0)).map(String::as_str), Some("said\n"), "job-{job}");
+    }
+}
+
+#[test]
 fn an_interrupted_run_cancels_its_job() {
     let pool = Pool::of_one(&[]);
     let mut run = pool.begin(&["run", "--", "sh", "-c", "echo here; sleep 1000"]);

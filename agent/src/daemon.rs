@@ -21,7 +21,7 @@ use crate::device::{Backends, DeviceChoice, DeviceError};
 use crate::host::Host;
 use crate::launcher::{Launcher, LauncherConfig, LauncherError, News, SupervisorCommand};
 use crate::process;
-use crate::run_dir::{LogError, Retention, Status};
+use crate::run_dir::{Retention, Status};
 use crate::session::{self, Incoming, Link};
 
 /// How often devices are looked at.
@@ -367,28 +367,26 @@ impl Daemon {
         let Some(scheduler) = self.scheduler.clone() else { return };
         let logs = self.launcher.logs();
         let worker = border::worker_id("log.worker", question.worker.as_ref());
-        let is_launched = worker.as_ref().is_ok_and(|worker| self.agent.workers().contains_key(worker));
+        let is_starting =
+            worker.as_ref().is_ok_and(|id| self.agent.workers().get(id) == Some(&WorkerState::Starting));
         tokio::spawn(async move {
-            let answer = async {
-                let wait = Duration::from_millis(question.wait_ms.into());
-                let most = question.max_bytes.min(MAX_LOG_PIECE) as usize;
-                let worker = worker.map_err(|invalid| invalid.to_string())?;
-                let deadline = Instant::now() + wait;
-                loop {
-                    match logs.follow(worker, question.offset, most, wait).await {
-                        // It is just being launched: its files are not there yet.
-                        Err(LogError::Unknown(_)) if is_launched && Instant::now() < deadline => {
-                            tokio::time::sleep(Duration::from_millis(2)).await;
-                        }
-                        read => return read.map_err(|error| error.to_string()),
-                    }
+            let wait = Duration::from_millis(question.wait_ms.into());
+            let (from, most) = (question.offset, question.max_bytes.min(MAX_LOG_PIECE) as usize);
+            let read = match worker {
+                Err(invalid) => Err(invalid.to_string()),
+                Ok(id) => {
+                    let read = match is_starting {
+                        true => logs.follow_from_start(id, from, most, wait).await,
+                        false => logs.follow(id, from, most, wait).await,
+                    };
+                    read.map_err(|error| error.to_string())
                 }
             };
-            let id = question.id;
-            let answer = match answer.await {
-                Ok(chunk) => v1::LogAnswer { id, data: chunk.data, ended: chunk.ended, ..Default::default() },
-                Err(unavailable) => v1::LogAnswer { id, unavailable, ..Default::default() },
-            };
+            let mut answer = v1::LogAnswer { id: question.id, ..Default::default() };
+            match read {
+                Ok(chunk) => (answer.data, answer.ended) = (chunk.data, chunk.ended),
+                Err(why) => answer.unavailable = why,
+            }
             _ = scheduler.send(v1::AgentMessage { message: Some(Up::Log(answer)) }).await;
         });
     }

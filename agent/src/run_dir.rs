@@ -216,6 +216,31 @@ impl Logs {
             pause = (pause * 2).min(Duration::from_millis(50));
         }
     }
+
+    /// Like [`Logs::follow`], for a worker that is just being started: until it has a log, there is nothing to read.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the log cannot be read.
+    pub async fn follow_from_start(
+        &self,
+        id: WorkerId,
+        offset: u64,
+        max: usize,
+        wait: Duration,
+    ) -> Result<LogChunk, LogError> {
+        let deadline = tokio::time::Instant::now() + wait;
+        loop {
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            match self.follow(id, offset, max, left).await {
+                Err(LogError::Unknown(_)) if left.is_zero() => {
+                    return Ok(LogChunk { data: Vec::new(), next_offset: offset, ended: false });
+                }
+                Err(LogError::Unknown(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
+                read => return read,
+            }
+        }
+    }
 }
 
 impl RunDirs {

@@ -130,6 +130,13 @@ async fn read_rank(
                 return Some((rank, offset));
             }
             None => tokio::time::sleep(PAUSE).await,
+            // The agent has not yet been told of the worker.
+            Some(answer) if !answer.unavailable.is_empty() && is_to_come(&runtime, worker).await => {
+                if !follow {
+                    return Some((rank, offset));
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
             Some(answer) if !answer.unavailable.is_empty() => {
                 sink.send(Ok(chunk(Vec::new(), answer.unavailable))).await.ok()?;
                 return Some((rank, offset));
@@ -148,4 +155,13 @@ async fn read_rank(
             return None;
         }
     }
+}
+
+/// Whether a worker is assigned, but its agent has not reported it.
+async fn is_to_come(runtime: &Runtime, worker: WorkerId) -> bool {
+    let is_to_come = runtime.query(move |cluster| {
+        let job = cluster.jobs().get(worker.job).filter(|job| job.attempt == worker.attempt)?;
+        Some(job.ranks.get(worker.rank as usize)?.worker == RankState::Assigned)
+    });
+    is_to_come.await.is_ok_and(|is_to_come| is_to_come == Some(true))
 }

@@ -116,7 +116,11 @@ impl v1::pool_server::Pool for PoolService {
         let before = match &request.page_token[..] {
             "" => u64::MAX,
             token => token.parse().map_err(|_| {
-                border::Invalid::new("page_token", token, "expected a token of an earlier answer")
+                border::Invalid::new(
+                    "page_token",
+                    format!("{token:?}"),
+                    "expected a token of an earlier answer",
+                )
             })?,
         };
         let shared = self.runtime.shared.clone();
