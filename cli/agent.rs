@@ -19,13 +19,13 @@ use crate::units::{parse_milli, parse_size};
 /// It offers the node's devices to the scheduler that --server names, and runs workers on them. Workers outlive it:
 /// an agent that is started again in time, in the same state directory, goes on with them.
 ///
-/// Settings come from flags, then from the environment, then from the table [agent] of the file that --config names,
+/// Settings come from flags, then from the environment, then from the table `[agent]` of the file that --config names,
 /// then from the defaults.
 ///
 /// Example: aquifer agent --server http://head:7700 --token-file /etc/aquifer/token --address node7
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Args {
-    /// TOML file with settings: a table [agent] with the names of these flags
+    /// TOML file with settings: a table `[agent]` with the names of these flags
     #[arg(long, env = "AQUIFER_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// The stable name of the node: letters, digits, '.', '_', '-'. Default: the host name

@@ -16,13 +16,13 @@ use crate::units::parse_duration;
 
 /// Run the scheduler
 ///
-/// Settings come from flags, then from the environment, then from the table [server] of the file that --config
+/// Settings come from flags, then from the environment, then from the table `[server]` of the file that --config
 /// names, then from the defaults. The first line on standard output is the address it listens on.
 ///
 /// Example: aquifer server --listen 0.0.0.0:7700 --token-file /etc/aquifer/token --data-dir /var/lib/aquifer
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Args {
-    /// TOML file with settings: a table [server] with the names of these flags
+    /// TOML file with settings: a table `[server]` with the names of these flags
     #[arg(long, env = "AQUIFER_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Address to listen on; beyond loopback a token is needed. Default: 127.0.0.1:7700

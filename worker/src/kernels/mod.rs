@@ -1,6 +1,6 @@
 //! The arithmetic of a transformer, forward and backward, written out by hand.
 //!
-//! [`reference`] is the specification: naive loops, shapes and sources in its comments. Every method of
+//! [`mod@reference`] is the specification: naive loops, shapes and sources in its comments. Every method of
 //! [`Kernels`] does what the function of the same name there does, and is that function unless a backend has a
 //! faster one. [`Cpu`] is the backend that trains and serves.
 //!
@@ -151,7 +151,7 @@ pub struct AdamW {
     pub update: u64,
 }
 
-/// The operations a backend offers. See [`reference`] for what each one computes.
+/// The operations a backend offers. See [`mod@reference`] for what each one computes.
 pub trait Kernels: Send + Sync {
     /// `y[R, O] = x[R, I] * w[O, I]^T`, or `+=` with `accumulate`. A row of `y` depends on its row of `x` alone,
     /// bit for bit, as long as `rows` stays on one side of [`MAX_DECODE_ROWS`].

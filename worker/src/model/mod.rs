@@ -2,7 +2,7 @@
 //!
 //! * `x` is the residual stream, `[N, hidden]`.
 //! * a layer is `x += o(attention(rope(q(n)), rope(k(n)), v(n)))` with `n = norm(x)`, then
-//!   `x += down(swiglu(gate(n), up(n)))` with `n = norm(x)` again ([`Model::layer_forward`]).
+//!   `x += down(swiglu(gate(n), up(n)))` with `n = norm(x)` again (`Model::layer_forward`).
 //! * [`training`] runs whole sequences and keeps what the backward pass reads; [`inference`] runs any number of
 //!   sequences over their caches.
 //!
