@@ -1,5 +1,6 @@
 //! `aquifer demo`: the whole of it in two minutes, with real processes.
 
+use std::cell::Cell;
 use std::fs;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ use crate::client::Global;
 use crate::job_file::Span;
 use crate::output::Output;
 use crate::trial::{Trial, last_lines};
-use crate::{Session, jobs, nodes, settings, units, usage};
+use crate::{Session, jobs, nodes, settings, submit, units, usage};
 
 /// See a whole pool at work: train, lose a rank, go on, serve
 ///
@@ -83,6 +84,8 @@ struct Demo {
     bar: ProgressBar,
     trial: Trial,
     output: Output,
+    /// The last step that a line was printed about.
+    told_step: Cell<u64>,
 }
 
 impl Demo {
@@ -95,7 +98,8 @@ impl Demo {
             bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
         }
         let trial = Trial::new("demo", global)?;
-        Ok(Demo { started: Instant::now(), bar, trial, output: Output::new(false, global.no_color) })
+        let output = Output::new(false, global.no_color);
+        Ok(Demo { started: Instant::now(), bar, trial, output, told_step: Cell::new(0) })
     }
 
     async fn start_pool(&mut self) -> Result<()> {
@@ -167,7 +171,7 @@ impl Demo {
             let view = self.job(job).await?;
             let progress = view.ranks.first().and_then(|rank| rank.progress.clone()).unwrap_or_default();
             let step = progress.step.unwrap_or(0);
-            self.show_progress(&view, &progress);
+            self.show_progress(args, &view, &progress);
             if let Some(loss) = progress.loss.filter(|_| seen < step) {
                 losses.push((step, loss));
                 seen = step;
@@ -203,7 +207,7 @@ impl Demo {
         Ok(job)
     }
 
-    fn show_progress(&self, view: &v1::Job, progress: &v1::Progress) {
+    fn show_progress(&self, args: &Args, view: &v1::Job, progress: &v1::Progress) {
         self.bar.set_position(progress.step.unwrap_or(0));
         let loss = progress.loss.map(|loss| format!("loss {loss:.3}")).unwrap_or_default();
         let speed = progress.tokens_per_s.map(|speed| format!("{} tokens/s", units::group(speed as u64)));
@@ -211,7 +215,14 @@ impl Demo {
             v1::JobState::Running => String::new(),
             state => format!("({})", state.as_str_name().trim_start_matches("JOB_STATE_").to_lowercase()),
         };
-        self.bar.set_message(format!("{loss}  {}  {state}", speed.unwrap_or_default()));
+        let text = format!("{loss}  {}  {state}", speed.unwrap_or_default());
+        // Without a terminal there is no bar: a line now and then tells the same.
+        let step = progress.step.unwrap_or(0);
+        if self.bar.is_hidden() && self.told_step.get() + args.steps / 10 <= step && state.is_empty() {
+            self.told_step.set(step);
+            self.tell(&format!("step {step}/{}  {}", args.steps, text.trim_end()));
+        }
+        self.bar.set_message(text);
     }
 
     fn tell_resumed(&self, view: &v1::Job, killed_at: u64, checkpoint: Option<u64>, after: Duration) {
@@ -310,7 +321,7 @@ impl Demo {
         let role = v1::Role { ranks, request: Some(request), program: Some(program), ..v1::Role::default() };
         let spec = v1::JobSpec {
             name: name.into(),
-            user: std::env::var("USER").unwrap_or_default(),
+            user: submit::user(),
             roles: vec![role],
             retries: 3,
             ..v1::JobSpec::default()

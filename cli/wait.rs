@@ -5,21 +5,40 @@ use std::time::Duration;
 use anyhow::Result;
 use aquifer_proto::core::JobId;
 use aquifer_proto::v1;
+use tonic::{Response, Status, Streaming};
 
 use crate::client::Patience;
 use crate::output::Failure;
 use crate::{Session, job, view};
 
 /// Waits until a job has ended.
-pub async fn ended(job: JobId, session: &Session) -> Result<v1::Job, Failure> {
-    let mut pause = Pause::default();
-    loop {
-        let found = job::get(job, Patience::Endless, session).await?;
-        if view::has_ended(found.state()) {
-            return Ok(found);
-        }
-        pause.wait().await;
+pub async fn ended(id: JobId, session: &Session) -> Result<v1::Job, Failure> {
+    let mut job = job::get(id, Patience::Endless, session).await?;
+    if view::has_ended(job.state()) {
+        return Ok(job);
     }
+    loop {
+        // Whoever watches first and asks then misses nothing; without a watch, asking every second does.
+        let request = v1::WatchRequest { job: Some(id.0), ..Default::default() };
+        let notes = session.pool.client().watch(request).await.map(Response::into_inner);
+        job = job::get(id, Patience::Endless, session).await?;
+        if view::has_ended(job.state()) {
+            return Ok(job);
+        }
+        _ = tokio::time::timeout(Duration::from_secs(1), done(notes)).await;
+    }
+}
+
+/// Waits for the note that a job has ended, or for ever if there are no notes.
+async fn done(notes: Result<Streaming<v1::Note>, Status>) {
+    if let Ok(mut notes) = notes {
+        while let Ok(Some(note)) = notes.message().await {
+            if note.kind == "done" {
+                return;
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 /// Pauses between two questions: short at first, then a second.

@@ -206,12 +206,14 @@ impl Logs {
         wait: Duration,
     ) -> Result<LogChunk, LogError> {
         let deadline = tokio::time::Instant::now() + wait;
+        let mut pause = Duration::from_millis(2);
         loop {
             let chunk = self.read(id, offset, max)?;
             if !chunk.data.is_empty() || chunk.ended || deadline <= tokio::time::Instant::now() {
                 return Ok(chunk);
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(50));
         }
     }
 

@@ -167,7 +167,8 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Change::CpusMilli { from, to } => {
-                write!(f, "{} cores a rank instead of {}", milli((*to).into()), milli((*from).into()))
+                let unit = if *to == 1000 { "core" } else { "cores" };
+                write!(f, "{} {unit} a rank instead of {}", milli((*to).into()), milli((*from).into()))
             }
             Change::MemoryBytes { from, to } => {
                 write!(f, "{} of memory a rank instead of {}", bytes(*to), bytes(*from))
