@@ -19,9 +19,9 @@ pub struct JobFlags {
     /// Larger goes first within the queue: -1000 to 1000. Default: 0
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub priority: Option<Whole<-1000, 1000>>,
-    /// Number of equal workers, placed together or not at all: 1 to 100,000. Default: 1
+    /// Number of equal workers, placed together or not at all: 1 to 65,536. Default: 1
     #[arg(long, value_name = "N")]
-    pub ranks: Option<Whole<1, 100_000>>,
+    pub ranks: Option<Whole<1, 65_536>>,
     /// Devices of each rank: 0 to 4,096. Default: 0; with another device flag, and for train and serve: 1
     #[arg(long, value_name = "N")]
     pub devices: Option<Whole<0, 4096>>,

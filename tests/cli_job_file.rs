@@ -139,7 +139,7 @@ fn a_setting_that_cannot_be_is_named() {
     assert_eq!(error(&["ranks"]), "--set ranks: expected KEY=VALUE, like train.steps=400");
     assert_eq!(
         error(&["ranks=many"]),
-        "--set ranks=many: ranks is \"many\": expected a whole number from 1 to 100,000"
+        "--set ranks=many: ranks is \"many\": expected a whole number from 1 to 65,536"
     );
     assert!(
         error(&["rank=1"])

@@ -78,7 +78,7 @@ fn a_bad_file_is_exit_code_1_and_names_file_line_and_key() {
     assert_eq!((code, &out[..]), (Some(1), ""));
     assert_eq!(
         err,
-        "aquifer: standard input, line 2: ranks is \"many\": expected a whole number from 1 to 100,000\n  \
+        "aquifer: standard input, line 2: ranks is \"many\": expected a whole number from 1 to 65,536\n  \
          docs/job-file.md has every key with its limits; `aquifer submit --dry-run` checks without sending\n"
     );
     let (code, _, err) = told(&aquifer(&["submit", "/no/such/file"], ""));

@@ -34,7 +34,7 @@ pub struct JobFile {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<Given<Whole<-1000, 1000>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ranks: Option<Given<Whole<1, 100_000>>>,
+    pub ranks: Option<Given<Whole<1, 65_536>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub devices: Option<Devices>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -77,7 +77,7 @@ pub struct Role {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ranks: Option<Given<Whole<1, 100_000>>>,
+    pub ranks: Option<Given<Whole<1, 65_536>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub devices: Option<Devices>,
     #[serde(skip_serializing_if = "Option::is_none")]

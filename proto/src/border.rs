@@ -21,8 +21,6 @@ pub struct Invalid {
 
 type Checked<T> = Result<T, Invalid>;
 
-/// Ranks of a job, at most.
-pub const MAX_RANKS: u64 = 100_000;
 /// Bytes of a program's arguments, at most.
 pub const MAX_ARGUMENTS: usize = 1 << 20;
 /// Bytes of a job's environment, at most.
