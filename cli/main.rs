@@ -1,6 +1,5 @@
 //! `aquifer`: one pool of compute, fed by every accelerator an organisation owns.
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use aquifer_cli::client::Global;
@@ -36,10 +35,8 @@ enum Command {
 fn main() -> ExitCode {
     // The supervisor of a worker is this program too, but nothing of the command line: it must stay small, quick to
     // start, and single-threaded.
-    let mut words = std::env::args_os().skip(1);
-    if words.next().is_some_and(|word| word == "supervise") {
-        let run_dir = words.next().unwrap_or_default();
-        return aquifer_agent::supervise(Path::new(&run_dir));
+    if std::env::args_os().nth(1).is_some_and(|word| word == "supervise") {
+        return aquifer_agent::supervise();
     }
     let Cli { global, command } = Cli::parse();
     let done = |done: Result<(), output::Failure>| done.map(|()| ExitCode::SUCCESS).map_err(Into::into);

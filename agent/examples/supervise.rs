@@ -1,11 +1,5 @@
-//! The supervisor alone, as tests and benchmarks of this crate start it: `supervise DIR`.
+//! The fork server and its supervisors alone, as tests and benchmarks of this crate start them.
 
-use std::path::Path;
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    match std::env::args_os().nth(1) {
-        Some(dir) => aquifer_agent::supervise(Path::new(&dir)),
-        None => ExitCode::from(2),
-    }
+fn main() -> std::process::ExitCode {
+    aquifer_agent::supervise()
 }

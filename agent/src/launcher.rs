@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -13,15 +12,16 @@ use std::{env, fs, io, thread};
 
 use aquifer_core::{Exit, WorkerId, WorkerState};
 use nix::sys::signal::SigSet;
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use crate::cgroup::{Cgroups, Limits};
+use crate::fork_server::{ForkError, ForkServer};
 use crate::run_dir::{self, Lease, LogChunk, LogError, Logs, Retention, RunDir, RunDirs, Spec, Status};
-use crate::{json, process};
+use crate::{json, process, supervisor};
 
 /// A worker to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ pub enum News {
     Status { id: WorkerId, status: Status },
 }
 
-/// Command of the supervisor; the run directory is added as its last argument.
+/// Command of the fork server, from which supervisors come; the state directory is added as its last argument.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct SupervisorCommand {
@@ -127,7 +127,8 @@ struct Shared {
     cgroups: Cgroups,
     status_every: Duration,
     news: mpsc::Sender<News>,
-    spawner: std::sync::mpsc::Sender<Order>,
+    /// `None`: no more orders.
+    spawner: std::sync::mpsc::Sender<Option<Order>>,
 }
 
 /// A worker that is not yet forgotten.
@@ -191,10 +192,11 @@ impl Launcher {
         }
 
         let (spawner, orders) = std::sync::mpsc::channel();
-        let command = config.supervisor;
+        let (command, boot) = (config.supervisor, boot_id.clone());
+        let spawner_dir = state_dir.clone();
         thread::Builder::new()
             .name("spawner".to_string())
-            .spawn(move || start_supervisors(&command, orders))
+            .spawn(move || Spawner::new(command, spawner_dir, boot).run(orders))
             .map_err(|error| LauncherError::Machine(format!("cannot start a thread: {error}")))?;
         let cgroups = if config.enforce_limits { Cgroups::open() } else { Cgroups::default() };
         let shared = Shared { dirs, boot_id, cgroups, status_every: config.status_every, news, spawner };
@@ -386,6 +388,8 @@ impl Drop for Launcher {
                 task.abort();
             }
         }
+        // The fork server ends with the launcher, not with the last task that the runtime drops.
+        let _ = self.shared.spawner.send(None);
     }
 }
 
@@ -424,7 +428,7 @@ impl Watcher {
     async fn launch(mut self, spec: Box<Spec>) {
         let (reply, started) = oneshot::channel();
         let order = Order { spec, dir: self.dir.clone(), stop: self.stop.clone(), reply };
-        let sent = self.shared.spawner.send(order).is_ok();
+        let sent = self.shared.spawner.send(Some(order)).is_ok();
         match started.await {
             Ok(Ok(start)) => self.watch(start).await,
             Ok(Err(exit)) => self.exited(exit).await,
@@ -442,66 +446,68 @@ impl Watcher {
             Start::Adopted { supervisor } => (Some(supervisor), None),
             Start::Orphaned => (None, None),
         };
-        let code = match supervisor {
+        let unwritten = match supervisor {
             // One that cannot be watched is ended like one that was killed: what may run unseen must not run.
-            Some(supervisor) => self.until_supervisor_ends(supervisor, started).await.unwrap_or(None),
-            None => None,
+            Some(supervisor) => self.until_supervisor_ends(supervisor, started).await.unwrap_or(false),
+            None => false,
         };
         self.look_at_status().await;
         let exit = match self.dir.read_exit() {
             Some(exit) => exit,
-            None => self.end_orphans(code, never_began).await,
+            None => self.end_orphans(unwritten, never_began).await,
         };
         self.exited(exit).await;
     }
 
-    /// Returns the supervisor's exit code, if it was this process's child and exited.
+    /// Returns whether the supervisor said that it could not write the exit.
     async fn until_supervisor_ends(
         &mut self,
         supervisor: OwnedFd,
         started: Option<OwnedFd>,
-    ) -> io::Result<Option<i32>> {
-        let supervisor = watched(supervisor)?;
+    ) -> io::Result<bool> {
+        let handle = watched(supervisor)?;
         let mut started = started.map(watched).transpose()?;
+        let mut words = None;
         let mut status_tick = tokio::time::interval_at(
             tokio::time::Instant::now() + self.shared.status_every,
             self.shared.status_every,
         );
         status_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut launcher_lives = true;
-        self.send_stop(&supervisor);
+        self.send_stop(&handle);
         loop {
             tokio::select! {
                 biased;
-                ready = supervisor.readable() => {
+                ready = handle.readable() => {
                     ready?.retain_ready();
                     break;
                 }
                 ready = readable(started.as_ref()) => {
                     ready?;
-                    let pipe = started.take().expect("it was readable");
-                    if rustix::io::read(pipe.get_ref(), &mut [0; 1]) == Ok(1) && !self.by_status {
+                    let pipe = started.take().expect("it was readable").into_inner();
+                    if read_byte(&pipe) == Some(supervisor::STARTED) && !self.by_status {
                         self.running().await;
                     }
+                    words = Some(pipe);
                 }
                 wanted = self.stop.changed(), if launcher_lives => match wanted {
-                    Ok(()) => self.send_stop(&supervisor),
+                    Ok(()) => self.send_stop(&handle),
                     Err(_) => launcher_lives = false,
                 },
                 _ = status_tick.tick() => self.look_at_status().await,
             }
         }
-        // A supervisor that was so fast that its end was seen first.
-        if let Some(pipe) = started.take()
-            && rustix::io::read(pipe.get_ref(), &mut [0; 1]) == Ok(1)
-            && !self.by_status
-        {
-            self.running().await;
+        // What it said so fast that its end was seen first, and its last word.
+        let Some(words) = words.or(started.map(AsyncFd::into_inner)) else { return Ok(false) };
+        let mut unwritten = false;
+        while let Some(word) = read_byte(&words) {
+            match word {
+                supervisor::STARTED if !self.by_status => self.running().await,
+                supervisor::UNWRITTEN => unwritten = true,
+                _ => (),
+            }
         }
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        let ended =
-            rustix::process::waitid(WaitId::PidFd(std::os::fd::AsFd::as_fd(supervisor.get_ref())), options);
-        Ok(ended.ok().flatten().and_then(|status| status.exit_status()))
+        Ok(unwritten)
     }
 
     fn send_stop(&mut self, supervisor: &AsyncFd<OwnedFd>) {
@@ -537,7 +543,7 @@ impl Watcher {
     }
 
     /// The supervisor left no exit: ends what is left of the worker and says why.
-    async fn end_orphans(&mut self, supervisor_code: Option<i32>, never_began: bool) -> Exit {
+    async fn end_orphans(&mut self, unwritten: bool, never_began: bool) -> Exit {
         let pids: Option<run_dir::Pids> = json::read(&self.dir.pid_path()).ok();
         let supervisor = pids.as_ref().map(|pids| (pids.supervisor, pids.supervisor_start));
         loop {
@@ -554,13 +560,10 @@ impl Watcher {
         if let Some(group) = &self.cgroup {
             group.remove();
         }
-        let why = match supervisor_code {
-            Some(74) => {
-                "it ended, but its exit could not be written: the disk is full or read-only".to_string()
-            }
-            Some(code) => format!("its supervisor could not run: it exited with {code}"),
-            None if never_began => "the agent ended before it was started".to_string(),
-            None => "its supervisor was killed".to_string(),
+        let why = match (unwritten, never_began) {
+            (true, _) => "it ended, but its exit could not be written: the disk is full or read-only",
+            (false, true) => "the agent ended before it was started",
+            (false, false) => "its supervisor was killed",
         };
         let exit = Exit::Failed(why.into());
         let _ = self.dir.write_exit(&exit, never_began);
@@ -581,6 +584,12 @@ fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(fd)
 }
 
+/// `None` at the end of a pipe that its writer has left.
+fn read_byte(pipe: &OwnedFd) -> Option<u8> {
+    let mut byte = [0];
+    (rustix::io::read(pipe, &mut byte) == Ok(1)).then_some(byte[0])
+}
+
 /// Never ready where there is no pipe.
 async fn readable(pipe: Option<&AsyncFd<OwnedFd>>) -> io::Result<()> {
     match pipe {
@@ -589,63 +598,88 @@ async fn readable(pipe: Option<&AsyncFd<OwnedFd>>) -> io::Result<()> {
     }
 }
 
-/// The body of the thread that starts supervisors, so that the runtime never waits for a fork.
-fn start_supervisors(command: &SupervisorCommand, orders: std::sync::mpsc::Receiver<Order>) {
-    // A supervisor begins with its signals blocked: a stop that comes early waits for it instead of killing it.
-    let mut mask = SigSet::empty();
-    mask.add(nix::sys::signal::SIGTERM);
-    mask.add(nix::sys::signal::SIGQUIT);
-    let _ = mask.thread_block();
-    let own: Vec<OsString> = env::vars_os()
-        .map(|(key, _)| key)
-        .filter(|key| key.to_string_lossy().starts_with("AQUIFER_"))
-        .collect();
-    for order in orders {
-        let started = match *order.stop.borrow() {
-            Stop::No => None,
-            Stop::WithGrace | Stop::AtOnce => Some(Err(Exit::Failed("stopped before it was started".into()))),
-        };
-        let started = started.unwrap_or_else(|| {
-            let started = start_supervisor(command, &own, &order);
-            started.map_err(|why| order.dir.read_exit().unwrap_or(Exit::Failed(why.into())))
-        });
-        if let Err(exit) = &started {
-            let _ = order.dir.write_exit(exit, false);
-        }
-        let _ = order.reply.send(started);
-    }
+/// Starts supervisors, on a thread of its own, so that the runtime never waits for a fork.
+struct Spawner {
+    command: SupervisorCommand,
+    state_dir: PathBuf,
+    boot_id: String,
+    /// Variables that are the agent's own.
+    own_env: Vec<OsString>,
+    /// `None` before the first order, and after it was found dead.
+    server: Option<ForkServer>,
 }
 
-fn start_supervisor(
-    command: &SupervisorCommand,
-    own_env: &[OsString],
-    order: &Order,
-) -> Result<Start, String> {
-    let dir = &order.dir;
-    let say = |path: PathBuf| move |error: io::Error| format!("{}: {error}", path.display());
-    dir.create().map_err(say(dir.path.clone()))?;
-    let lock = dir.lock().map_err(say(dir.lock_path()))?;
-    let lock = lock.ok_or("another supervisor runs it")?;
-    if dir.exit_path().exists() {
-        return Err("it was started before".to_string());
+impl Spawner {
+    fn new(command: SupervisorCommand, state_dir: PathBuf, boot_id: String) -> Spawner {
+        let is_own = |key: &OsString| key.to_string_lossy().starts_with("AQUIFER_");
+        let own_env = env::vars_os().map(|(key, _)| key).filter(is_own).collect();
+        Spawner { command, state_dir, boot_id, own_env, server: None }
     }
-    json::write(&dir.spec_path(), &order.spec).map_err(say(dir.spec_path()))?;
-    let log = dir.open_log().map_err(say(dir.log_path()))?;
-    let (started, pipe) = io::pipe().map_err(|error| format!("cannot make a pipe: {error}"))?;
-    let mut supervisor = Command::new(&command.program);
-    supervisor.args(&command.args).arg(&dir.path).stdin(lock).stdout(pipe).stderr(log);
-    for key in own_env {
-        supervisor.env_remove(key);
-    }
-    let cannot = |error: io::Error| format!("cannot start supervisor {}: {error}", command.program.display());
-    let mut child = supervisor.spawn().map_err(cannot)?;
-    match rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
-        Ok(supervisor) => Ok(Start::New { supervisor, started: started.into() }),
-        Err(errno) => {
-            // The worker, if there is one by now, dies with it.
-            let _ = child.kill().and_then(|()| child.wait());
-            Err(cannot(errno.into()))
+
+    fn run(mut self, orders: std::sync::mpsc::Receiver<Option<Order>>) {
+        // A supervisor begins with its signals blocked: a stop that comes early waits for it instead of killing it.
+        let mut mask = SigSet::empty();
+        mask.add(nix::sys::signal::SIGTERM);
+        mask.add(nix::sys::signal::SIGQUIT);
+        let _ = mask.thread_block();
+        for order in orders.into_iter().map_while(|order| order) {
+            let started = match *order.stop.borrow() {
+                Stop::No => None,
+                Stop::WithGrace | Stop::AtOnce => {
+                    Some(Err(Exit::Failed("stopped before it was started".into())))
+                }
+            };
+            let started = started.unwrap_or_else(|| {
+                let started = self.start(&order);
+                started.map_err(|why| order.dir.read_exit().unwrap_or(Exit::Failed(why.into())))
+            });
+            if let Err(exit) = &started {
+                let _ = order.dir.write_exit(exit, false);
+            }
+            let _ = order.reply.send(started);
         }
+    }
+
+    fn start(&mut self, order: &Order) -> Result<Start, String> {
+        let dir = &order.dir;
+        let say = |path: PathBuf| move |error: io::Error| format!("{}: {error}", path.display());
+        dir.create().map_err(say(dir.path.clone()))?;
+        let lock = dir.lock().map_err(say(dir.lock_path()))?;
+        let lock = lock.ok_or("another supervisor runs it")?;
+        if dir.exit_path().exists() {
+            return Err("it was started before".to_string());
+        }
+        json::write(&dir.spec_path(), &order.spec).map_err(say(dir.spec_path()))?;
+        let log = dir.open_log().map_err(say(dir.log_path()))?;
+        let (started, pipe) = io::pipe().map_err(|error| format!("cannot make a pipe: {error}"))?;
+        let started = OwnedFd::from(started);
+        // A server that was killed is found out by asking it; only then is it known that nothing was started.
+        for _ in 0..2 {
+            let server = match self.server.take() {
+                Some(server) => server,
+                None => ForkServer::start(&self.command, &self.state_dir, &self.own_env)?,
+            };
+            match server.fork(&dir.path, [lock.as_fd(), pipe.as_fd(), log.as_fd()]) {
+                Ok(supervisor) => {
+                    self.server = Some(server);
+                    return Ok(Start::New { supervisor, started });
+                }
+                Err(ForkError::Refused(error)) => {
+                    self.server = Some(server);
+                    return Err(format!("cannot fork a supervisor: {error}"));
+                }
+                Err(ForkError::NotAsked) => (),
+                Err(ForkError::NoAnswer) => {
+                    drop((server, lock, pipe, log));
+                    return match find_run(dir, &self.boot_id).1 {
+                        Some((_, Start::Adopted { supervisor })) => Ok(Start::New { supervisor, started }),
+                        Some((_, start)) => Ok(start),
+                        None => Err("the fork server was killed".to_string()),
+                    };
+                }
+            }
+        }
+        Err("the fork server was killed".to_string())
     }
 }
 

@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod command;
 mod daemon;
 pub mod device;
+mod fork_server;
 pub mod host;
 mod json;
 pub mod launcher;
@@ -19,6 +20,6 @@ mod supervisor;
 
 pub use cgroup::Limits;
 pub use daemon::{AgentConfig, AgentError, run};
+pub use fork_server::supervise;
 pub use launcher::{Launch, Launcher, LauncherConfig, LauncherError, News, Ready, SupervisorCommand};
 pub use run_dir::{LogChunk, LogError, Logs, Retention, Status};
-pub use supervisor::supervise;

@@ -3,11 +3,12 @@
 //! It starts the worker, records how it ended, ends it when told to (SIGTERM: with grace; SIGQUIT: at once) or when
 //! the lease runs out, and does not leave before everything that the worker started is gone. It has one thread.
 //!
-//! The launcher gives it: the locked `lock` as standard input, held until this process dies; a pipe as standard
-//! output, which gets one byte when the worker has started; the log as standard error.
+//! It is forked by the fork server, and needs it no more. The launcher gives it: the locked `lock` as standard input,
+//! held until this process dies; a pipe as standard output, which gets one byte when the worker has started; the log
+//! as standard error.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -23,21 +24,30 @@ use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, 
 use crate::run_dir::{Lease, Pids, RunDir, Spec, unix_ms};
 use crate::{json, process};
 
-/// Runs the worker of a run directory to its end.
-///
-/// To be called first thing in `main`, before any thread is started. Ends with 0 if the worker's exit was recorded,
-/// whatever it was, and with 74 if it could not be.
-pub fn supervise(run_dir: &Path) -> ExitCode {
+/// What the launcher reads from the pipe: the worker has started.
+pub(crate) const STARTED: u8 = b'1';
+
+/// What the launcher reads from the pipe: the worker has ended, but its exit could not be written.
+pub(crate) const UNWRITTEN: u8 = b'!';
+
+/// Runs the worker of a run directory to its end, in a process that was forked for it.
+pub(crate) fn run(run_dir: &Path) -> ExitCode {
     let _ = rustix::process::setsid();
     let dir = RunDir { path: run_dir.to_path_buf() };
-    let (exit, lost) = run(&dir).unwrap_or_else(|why| (Exit::Failed(why.into()), false));
+    let (exit, lost) = run_worker(&dir).unwrap_or_else(|why| (Exit::Failed(why.into()), false));
     match dir.write_exit(&exit, lost) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("aquifer: the worker {exit}; cannot write {}: {error}", dir.exit_path().display());
-            ExitCode::from(74)
+            tell(UNWRITTEN);
+            ExitCode::FAILURE
         }
     }
+}
+
+/// Says something to the launcher, which need not be there any more.
+fn tell(what: u8) {
+    let _ = rustix::io::write(rustix::stdio::stdout(), &[what]);
 }
 
 /// Why the worker is being ended.
@@ -66,9 +76,11 @@ struct Supervisor<'a> {
 }
 
 /// Runs the worker to its end. Returns its exit, and whether the end of the lease was the cause.
-fn run(dir: &RunDir) -> Result<(Exit, bool), String> {
+fn run_worker(dir: &RunDir) -> Result<(Exit, bool), String> {
     let say = |what: &'static str| move |error: io::Error| format!("supervisor: {what}: {error}");
     let spec: Spec = json::read(&dir.spec_path()).map_err(say("cannot read spec.json"))?;
+    // All supervisors have the arguments of the fork server: this is how `ps` tells them apart.
+    let _ = std::ffi::CString::new(spec.id.as_str()).map(|id| rustix::thread::set_name(&id));
     let mut mask = SigSet::empty();
     for signal in [nix::sys::signal::SIGCHLD, nix::sys::signal::SIGTERM, nix::sys::signal::SIGQUIT] {
         mask.add(signal);
@@ -98,7 +110,7 @@ fn run(dir: &RunDir) -> Result<(Exit, bool), String> {
         Supervisor { spec: &spec, worker, ended: None, ending: None, lease_ms, grace_end_ms: None };
     match recorded {
         Ok(()) => {
-            let _ = io::stdout().write_all(b"1").and_then(|()| io::stdout().flush());
+            tell(STARTED);
             supervisor.watch(&signals);
         }
         Err(_) => supervisor.kill(),

@@ -152,15 +152,27 @@ impl Fixture {
         value[key].as_i64().unwrap() as i32
     }
 
-    /// Processes that have to do with this fixture: its directory is in their arguments or their environment.
+    /// Supervisors and workers of this fixture.
     fn processes(&self) -> Vec<String> {
+        self.all_processes().into_iter().filter(|process| !process.contains(" (supervise) ")).collect()
+    }
+
+    /// Process ids of the fork servers: unlike the supervisors they are called what their program is.
+    fn fork_servers(&self) -> Vec<i32> {
+        let all = self.all_processes().into_iter().filter(|process| process.contains(" (supervise) "));
+        all.map(|process| process.split(' ').next().unwrap().parse().unwrap()).collect()
+    }
+
+    /// Processes that have to do with this fixture: its directory is in their arguments or their environment.
+    fn all_processes(&self) -> Vec<String> {
         let mark = self.dir.path().to_str().unwrap().to_string();
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
             let text = |file: &str| String::from_utf8_lossy(&read(file)).replace('\0', " ");
             if text("environ").contains(&mark) || text("cmdline").contains(&mark) {
-                found.push(format!("{} {}", entry.file_name().to_string_lossy(), text("cmdline")));
+                let (pid, name) = (entry.file_name(), text("comm"));
+                found.push(format!("{} ({}) {}", pid.to_string_lossy(), name.trim(), text("cmdline")));
             }
         }
         found
@@ -170,13 +182,18 @@ impl Fixture {
     fn done(mut self) {
         self.launcher = None;
         assert_eq!(self.processes(), Vec::<String>::new());
+        let deadline = Instant::now() + PATIENCE;
+        while !self.all_processes().is_empty() {
+            assert!(Instant::now() < deadline, "the fork server outlives its agent");
+            std::thread::yield_now();
+        }
     }
 }
 
 impl Drop for Fixture {
     /// A test that failed leaves nothing behind either.
     fn drop(&mut self) {
-        for process in self.processes() {
+        for process in self.all_processes() {
             let pid = process.split(' ').next().unwrap().parse().unwrap();
             let _ = rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
         }
@@ -316,7 +333,8 @@ async fn a_supervisor_that_cannot_be_started_is_the_jobs_failure() {
 #[tokio::test]
 async fn a_supervisor_that_is_something_else_is_the_jobs_failure() {
     let mut t = Fixture::with(|config| config.supervisor.program = "/bin/false".into()).await;
-    assert_eq!(t.run(worker(&["/bin/true"])).await, failed("its supervisor could not run: it exited with 1"));
+    let why = "cannot start supervisor /bin/false: it ended at once: exit status: 1";
+    assert_eq!(t.run(worker(&["/bin/true"])).await, failed(why));
     t.done();
 }
 
@@ -563,6 +581,74 @@ async fn the_worker_of_a_killed_supervisor_is_killed_and_reported() {
     t.drop_agent();
     t.open().await;
     assert_eq!(t.found, [(id(0), WorkerState::Exited(failed("its supervisor was killed")))]);
+    t.done();
+}
+
+#[tokio::test]
+async fn a_killed_fork_server_is_missed_by_no_worker_and_replaced() {
+    let mut t = Fixture::new().await;
+    let gate = t.dir.path().join("gate");
+    let script = format!("while [ ! -e {} ]; do sleep 0.01; done; exit 42", gate.display());
+    t.start(shell(&script)).await;
+    t.start(Launch { id: id(1), ..worker(&["/bin/sleep", "1017"]) }).await;
+    let servers = t.fork_servers();
+    let [server] = servers[..] else { panic!("fork servers {servers:?}") };
+    kill_9(server);
+    eventually("the death of the fork server", || !is_alive(server)).await;
+    assert!([0, 1].iter().all(|rank| is_alive(t.pid(id(*rank), "worker"))));
+    t.start(Launch { id: id(2), ..shell(&script) }).await;
+    assert!(!t.fork_servers().contains(&server));
+    t.launcher().stop(id(1), false);
+    assert_eq!(t.exit_of(id(1)).await, Exit::Signal(15));
+    fs::write(gate, "").unwrap();
+    let exits = [t.hear().await, t.hear().await];
+    for rank in [0, 2] {
+        let exited = News::State { id: id(rank), state: WorkerState::Exited(Exit::Code(42)) };
+        assert!(exits.contains(&exited), "{exits:?}");
+    }
+    t.done();
+}
+
+#[tokio::test]
+async fn workers_are_adopted_when_agent_and_fork_server_were_killed() {
+    let mut t = Fixture::new().await;
+    let gate = t.dir.path().join("gate");
+    let script = format!("echo ready; until [ -e {} ]; do sleep 0.01; done; exit 42", gate.display());
+    let mut agent = agent_process(&mut t, 0, &script).await;
+    t.fork_servers().into_iter().for_each(kill_9);
+    kill_9(agent.id() as i32);
+    agent.wait().unwrap();
+    eventually("no fork server", || t.fork_servers().is_empty()).await;
+    t.open().await;
+    assert_eq!(t.found, [(id(0), WorkerState::Running)]);
+    assert_eq!(t.run(Launch { id: id(1), ..worker(&["/bin/true"]) }).await, Exit::Code(0));
+    fs::write(gate, "").unwrap();
+    assert_eq!(t.exit_of(id(0)).await, Exit::Code(42));
+    t.done();
+}
+
+#[tokio::test]
+async fn supervisors_are_reaped_as_they_end() {
+    let mut t = Fixture::new().await;
+    for rank in 0..20 {
+        assert_eq!(t.run(Launch { id: id(rank), ..worker(&["/bin/true"]) }).await, Exit::Code(0));
+    }
+    let servers = t.fork_servers();
+    let children = format!("/proc/{0}/task/{0}/children", servers[0]);
+    assert_eq!(servers.len(), 1);
+    eventually("no zombies", || fs::read_to_string(&children).unwrap().is_empty()).await;
+    t.done();
+}
+
+#[tokio::test]
+async fn an_exit_that_cannot_be_written_is_said() {
+    let mut t = Fixture::new().await;
+    let gate = t.dir.path().join("gate");
+    t.start(shell(&format!("while [ ! -e {} ]; do sleep 0.01; done", gate.display()))).await;
+    fs::remove_dir_all(t.run_dir(id(0))).unwrap();
+    fs::write(gate, "").unwrap();
+    let why = "it ended, but its exit could not be written: the disk is full or read-only";
+    assert_eq!(t.exit_of(id(0)).await, failed(why));
     t.done();
 }
 
