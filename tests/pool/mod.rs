@@ -228,9 +228,14 @@ impl Pool {
                 _ = self.call(async |mut stub| stub.cancel(request).await); // It may have ended by now.
             }
         }
-        let supervised = || self.processes().into_iter().filter(|(_, words)| words.contains("supervise "));
+        // The process that supervisors are forked from stays for as long as its agent; they have names of their own.
+        let is_supervisor = |pid: i32| {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            name.starts_with("job-")
+        };
         if !self.agents.is_empty() {
-            until("no worker is left", || supervised().next().is_none().then_some(()));
+            let left = || self.processes().into_iter().any(|(pid, _)| is_supervisor(pid));
+            until("no supervisor is left", || (!left()).then_some(()));
         }
         let daemons = self.agents.len() + usize::from(self.server.is_some());
         assert!(daemons <= self.processes().len(), "processes of this pool are found at all");
