@@ -12,6 +12,7 @@ mod check;
 pub mod faults;
 pub mod machine;
 pub mod rng;
+pub mod rounds;
 pub mod script;
 pub mod sim;
 pub mod store;
