@@ -6,4 +6,5 @@
 pub mod files;
 pub mod gavel;
 pub mod lengths;
+pub mod philly;
 pub mod report;
