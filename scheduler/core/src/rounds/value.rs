@@ -63,7 +63,8 @@ fn urgency(job: &Job, goal: Goal) -> u128 {
 /// time, or cannot meet it any more.
 fn tightness(job: &Job) -> u64 {
     let due = job.due_in_ms.and_then(|due| u64::try_from(due).ok()).unwrap_or(0);
-    let fastest = job.modes.iter().map(|mode| mode.left_ms).min().unwrap_or(0);
+    let left = |(at, mode): (usize, &Mode)| mode.left_ms + if job.current == Some(at) { 0 } else { job.restart_ms };
+    let fastest = job.modes.iter().enumerate().map(left).min().unwrap_or(0);
     let permille = u128::from(fastest) * 1000 / u128::from(due.max(1));
     if permille <= 1000 { permille as u64 } else { 0 }
 }

@@ -58,35 +58,38 @@ impl Nodes {
         true
     }
 
-    /// Makes room for a gang by moving smaller ones, as few devices as possible; returns the jobs that lost their
-    /// place. There may be too little room all the same.
-    pub fn clear_for(&mut self, devices: u32) -> Vec<usize> {
+    /// Makes room for a gang by moving smaller ones, from the nodes where that does least harm; returns the jobs
+    /// that lost their place. There may be too little room all the same.
+    pub fn clear_for(&mut self, devices: u32, harm: &dyn Fn(usize) -> u64) -> Vec<usize> {
         let want = devices.min(PER_NODE);
         let mut out = Vec::new();
         for _ in 0..devices.div_ceil(PER_NODE) {
-            // Devices of each node that gangs smaller than this one hold; larger ones stay.
-            let mut movable = vec![0; self.free.len()];
-            for parts in self.held.values() {
+            // Jobs on each node that may move, the least harm first.
+            let mut movable: Vec<Vec<(u64, usize, u32)>> = vec![Vec::new(); self.free.len()];
+            for (job, parts) in &self.held {
                 if let [(node, held)] = parts[..]
                     && held < want
                 {
-                    movable[node] += held;
+                    movable[node].push((harm(*job), *job, held));
                 }
             }
-            let enough = |node: &usize| self.free[*node] < want && want <= self.free[*node] + movable[*node];
-            let least = (0..self.free.len()).filter(enough).min_by_key(|node| want - self.free[*node]);
-            let Some(node) = least else { break };
-            let mut there: Vec<_> = self.held.iter().filter(|held| held.1.len() == 1 && held.1[0].0 == node).collect();
-            there.sort_by_key(|held| (held.1[0].1, *held.0));
-            let mut missing = want - self.free[node];
-            let mut moved = Vec::new();
-            for (job, parts) in there {
-                if missing == 0 || want <= parts[0].1 {
-                    break;
+            let mut least: Option<(u64, Vec<usize>)> = None;
+            for (node, mut jobs) in movable.into_iter().enumerate().filter(|of| self.free[of.0] < want) {
+                jobs.sort_unstable();
+                let (mut missing, mut sum, mut moved) = (want - self.free[node], 0, Vec::new());
+                for (harm, job, held) in jobs {
+                    if missing == 0 {
+                        break;
+                    }
+                    missing = missing.saturating_sub(held);
+                    sum += harm;
+                    moved.push(job);
                 }
-                missing = missing.saturating_sub(parts[0].1);
-                moved.push(*job);
+                if missing == 0 && least.as_ref().is_none_or(|least| sum < least.0) {
+                    least = Some((sum, moved));
+                }
             }
+            let Some((_, moved)) = least else { break };
             moved.iter().for_each(|job| self.release(*job));
             out.extend(moved);
         }

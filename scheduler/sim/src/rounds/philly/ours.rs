@@ -66,6 +66,11 @@ pub fn run(trace: &Trace, due_s: Option<&Jct>) -> Outcome {
     outcome
 }
 
+/// What a restart does to a job: much to one with little left.
+fn harm(at: &State) -> u64 {
+    (RESTART_MS << 20) / at.left_ms
+}
+
 struct Sim<'a> {
     trace: &'a Trace,
     now_ms: u64,
@@ -161,7 +166,7 @@ impl Sim<'_> {
         while let Some((devices, job)) = waiting.pop() {
             let mut placed = self.nodes.place(job, devices);
             if !placed {
-                let moved = self.nodes.clear_for(devices);
+                let moved = self.nodes.clear_for(devices, &|job| harm(&self.active[&job]));
                 placed = self.nodes.place(job, devices);
                 for other in moved {
                     let held = self.trace.jobs[other].devices;
