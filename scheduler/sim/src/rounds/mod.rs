@@ -8,3 +8,4 @@ pub mod gavel;
 pub mod lengths;
 pub mod philly;
 pub mod report;
+pub mod scale;

@@ -14,3 +14,10 @@ pub fn percentile(of: &[f64], percent: f64) -> f64 {
     let (low, high) = (sorted[at as usize], sorted[(at as usize + 1).min(last)]);
     low + (high - low) * at.fract()
 }
+
+/// The largest ratio of a figure to its reference, and how many percent of them are above `limit`.
+pub fn worst_and_over(of: &[f64], reference: &[f64], limit: f64) -> (f64, f64) {
+    let ratios: Vec<f64> = of.iter().zip(reference).map(|(of, reference)| of / reference).collect();
+    let over = ratios.iter().filter(|ratio| limit < **ratio).count();
+    (ratios.iter().copied().fold(0.0, f64::max), 100.0 * over as f64 / ratios.len().max(1) as f64)
+}

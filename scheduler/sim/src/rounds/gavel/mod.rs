@@ -11,3 +11,9 @@ mod trace;
 pub use sim::Outcome;
 pub use sim::{Active, Policy, Run, View, simulate};
 pub use trace::{Job, Rates, generate};
+
+/// Devices of each class in the paper's physical cluster: V100, P100, K80.
+pub const POOL: [u32; 3] = [8, 16, 24];
+
+/// Seconds of a round.
+pub const ROUND_S: f64 = 360.0;

@@ -31,6 +31,20 @@ pub enum Objective {
     Fifo,
 }
 
+impl Objective {
+    /// All of them.
+    pub const ALL: [Objective; 8] = [
+        Objective::Isolated,
+        Objective::LeastShare,
+        Objective::LeastThroughput,
+        Objective::WaterFilling,
+        Objective::FinishTime,
+        Objective::Makespan,
+        Objective::SumThroughput,
+        Objective::Fifo,
+    ];
+}
+
 /// A policy of shares.
 pub struct Shares {
     objective: Objective,
@@ -109,7 +123,7 @@ impl Shares {
         let rows = program.jobs.len();
         let shares = match self.objective {
             Objective::Isolated => (0..rows).map(|row| program.isolated(row)).collect(),
-            Objective::LeastShare => program.least(&vec![[1.0; 3]; rows], &[]),
+            Objective::LeastShare => program.equal_time(),
             Objective::LeastThroughput => program.least(&program.normalised(), &[]),
             Objective::WaterFilling => program.water_filling(),
             Objective::FinishTime => self.finish_time(view, &program),
@@ -236,6 +250,20 @@ impl Program {
     fn isolated(&self, row: usize) -> [f64; 3] {
         let part = self.devices.map(|devices| devices / self.jobs.len() as f64 / self.jobs[row].devices);
         part.map(|share| share / part.iter().sum::<f64>().max(1.0))
+    }
+
+    /// The same device time for everybody, capped at running always, spread over the classes in proportion. All
+    /// classes being worth the same, the linear program has many optima; this is the one in the middle.
+    fn equal_time(&self) -> Vec<[f64; 3]> {
+        let all: f64 = self.devices.iter().sum();
+        let used = |level: f64| self.jobs.iter().map(|job| level.min(job.devices)).sum::<f64>();
+        let (mut low, mut high) = (0.0, all);
+        for _ in 0..60 {
+            let middle = (low + high) / 2.0;
+            if used(middle) <= all { low = middle } else { high = middle }
+        }
+        let share = |job: &Row| self.devices.map(|devices| (low / job.devices).min(1.0) * devices / all);
+        self.jobs.iter().map(share).collect()
     }
 
     /// Rates against those under time in proportion to the classes' devices, times the gang's size.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::super::super::Rng;
+use crate::Rng;
 
 /// Names of the classes, in the order of every array here.
 pub const CLASSES: [&str; 3] = ["v100", "p100", "k80"];
@@ -101,7 +101,7 @@ pub fn generate(rates: &Rates, seed: u64, jobs: usize, gap_s: f64, longest_h: f6
             4
         };
         let usable = |(key, rates): &(&(String, u32), &[f64; 3])| key.1 == devices && 0.0 < rates[0];
-        let kinds: Vec<_> = self::Rates::entries(rates).filter(usable).collect();
+        let kinds: Vec<_> = rates.entries().filter(usable).collect();
         let ((model, _), rates) = kinds[(unit() * kinds.len() as f64) as usize];
         let hours = 0.1 + (longest_h - 0.1) * unit();
         let steps = (hours * 3600.0 * rates[0]).max(1.0) as u64;

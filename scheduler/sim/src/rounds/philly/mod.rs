@@ -3,6 +3,7 @@
 //! Source of the trace: Jeon et al., "Analysis of large-scale multi-tenant GPU clusters for DNN training
 //! workloads", ATC 2019.
 
+pub mod check;
 mod nodes;
 pub mod ours;
 pub mod queues;

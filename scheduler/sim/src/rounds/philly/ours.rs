@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use aquifer_core::rounds::{Class, Goal, Job, Mode, plan};
 
+use super::check::{Entry, check};
 use super::nodes::{Nodes, PER_NODE};
 use super::queues::Jct;
 use super::trace::Trace;
@@ -36,9 +37,16 @@ struct State {
 /// * `due_s`: seconds from submission within which each job should end.
 ///
 /// # Panics
-/// If a node is overbooked.
+/// If [`check`] finds a fault in what was decided.
 pub fn run(trace: &Trace, due_s: Option<&Jct>) -> Outcome {
-    let mut sim = Sim { trace, now_ms: 0, active: BTreeMap::new(), nodes: Nodes::new(trace.pool), stops: 0 };
+    let mut sim = Sim {
+        trace,
+        now_ms: 0,
+        active: BTreeMap::new(),
+        nodes: Nodes::new(trace.pool),
+        stops: 0,
+        log: Vec::new(),
+    };
     let mut outcome = Outcome { jct_s: vec![f64::NAN; trace.jobs.len()], stops: 0, rounds: 0 };
     let arrival_ms = |job: usize| (trace.jobs[job].arrival_s * 1000.0) as u64;
     let mut next = 0;
@@ -58,11 +66,9 @@ pub fn run(trace: &Trace, due_s: Option<&Jct>) -> Outcome {
         }
         sim.round();
         outcome.rounds += 1;
-        if outcome.rounds % 1024 == 0 {
-            sim.nodes.check();
-        }
     }
     outcome.stops = sim.stops;
+    check(trace, &sim.log, &outcome);
     outcome
 }
 
@@ -77,6 +83,7 @@ struct Sim<'a> {
     active: BTreeMap<usize, State>,
     nodes: Nodes,
     stops: u32,
+    log: Vec<Entry>,
 }
 
 impl Sim<'_> {
@@ -94,6 +101,7 @@ impl Sim<'_> {
         for job in &ended {
             self.nodes.release(*job);
             self.active.remove(job);
+            self.note(*job);
         }
         ended
     }
@@ -102,9 +110,17 @@ impl Sim<'_> {
         let all: Vec<usize> = self.active.keys().copied().collect();
         let wanted: u32 = all.iter().map(|job| self.trace.jobs[*job].devices).sum();
         // Everybody fits: there is nothing to decide.
-        let chosen = if wanted <= self.trace.pool * PER_NODE { all } else { self.choose(&all, self.trace.pool * PER_NODE) };
-        let stopped: Vec<usize> =
-            self.active.keys().copied().filter(|job| 0 < self.nodes.held(*job) && !chosen.contains(job)).collect();
+        let chosen = if wanted <= self.trace.pool * PER_NODE {
+            all
+        } else {
+            self.choose(&all, self.trace.pool * PER_NODE)
+        };
+        let stopped: Vec<usize> = self
+            .active
+            .keys()
+            .copied()
+            .filter(|job| 0 < self.nodes.held(*job) && !chosen.contains(job))
+            .collect();
         for job in stopped {
             self.stop(job);
         }
@@ -147,13 +163,20 @@ impl Sim<'_> {
 
     fn stop(&mut self, job: usize) {
         self.nodes.release(job);
+        self.note(job);
         self.stops += 1;
+    }
+
+    /// Writes down where a job is now.
+    fn note(&mut self, job: usize) {
+        self.log.push(Entry { at_ms: self.now_ms, job, parts: self.nodes.parts(job).to_vec() });
     }
 
     fn begin(&mut self, job: usize) {
         let at = self.active.get_mut(&job).expect("it is there");
         at.left_ms += if at.begun { RESTART_MS } else { 0 };
         at.begun = true;
+        self.note(job);
     }
 
     /// Starts those of them that do not run, the largest first; smaller ones make room. Returns who did not fit.
@@ -164,26 +187,22 @@ impl Sim<'_> {
         waiting.sort_by_key(|(devices, job)| (*devices, std::cmp::Reverse(*job)));
         let mut failed = Vec::new();
         while let Some((devices, job)) = waiting.pop() {
-            let mut placed = self.nodes.place(job, devices);
-            if !placed {
+            if !self.nodes.place(job, devices) {
+                let before = self.nodes.clone();
                 let moved = self.nodes.clear_for(devices, &|job| harm(&self.active[&job]));
-                placed = self.nodes.place(job, devices);
+                if !self.nodes.place(job, devices) {
+                    self.nodes = before;
+                    failed.push(job);
+                    continue;
+                }
                 for other in moved {
-                    let held = self.trace.jobs[other].devices;
-                    // Where it stood, if that did not help.
-                    if !placed && self.nodes.place(other, held) {
-                        continue;
-                    }
                     self.stops += 1;
-                    let at = waiting.partition_point(|at| at.0 <= held);
-                    waiting.insert(at, (held, other));
+                    self.note(other);
+                    let held = self.trace.jobs[other].devices;
+                    waiting.insert(waiting.partition_point(|at| at.0 <= held), (held, other));
                 }
             }
-            if placed {
-                self.begin(job);
-            } else {
-                failed.push(job);
-            }
+            self.begin(job);
         }
         failed
     }
