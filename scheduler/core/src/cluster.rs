@@ -216,7 +216,7 @@ impl Cluster {
             for (worker, rank) in workers(job) {
                 let held = held.get_mut(&rank.node).expect("a node that exists");
                 for device in &rank.devices {
-                    assert!(held.devices.insert(*device), "{worker}: device {device} is used twice");
+                    held.take_device(worker, *device, rank.slice);
                 }
                 assert!(held.ports.insert(rank.port), "{worker}: port {} is used twice", rank.port);
                 held.cpus_milli += u64::from(rank.cpus_milli);

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cluster::Cluster;
-use crate::jobs::{Job, charge_milli};
-use crate::nodes::Node;
+use crate::jobs::Job;
+use crate::nodes::{HeldDevice, Node, give_device};
 use crate::types::*;
 
 /// What a round can still hand out: the cluster's free resources, less what the round took.
@@ -40,13 +40,36 @@ struct Ranked {
 /// What is free on one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeFree {
-    /// Healthy devices that no job holds, by index, ascending.
-    pub devices: Vec<u16>,
+    /// Healthy devices that are not wholly held, by index, ascending.
+    pub devices: Vec<DeviceFree>,
     /// Thousandths of a core.
     pub cpus_milli: u64,
     /// Main memory, in bytes.
     pub memory_bytes: u64,
     ports: BTreeSet<u16>,
+}
+
+/// What is free of one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceFree {
+    /// Index on its node.
+    pub index: u16,
+    /// Of its compute, in thousandths; 1,000: nothing of the device is held.
+    pub compute_milli: u32,
+    /// Of its memory, in bytes.
+    pub memory_bytes: u64,
+}
+
+impl DeviceFree {
+    /// Whether the device can take what is asked of it; `None`: all.
+    pub fn takes(&self, slice: Option<Slice>, class: &DeviceClass) -> bool {
+        match slice.map(|slice| slice.granted(class)) {
+            None => self.compute_milli == 1000,
+            Some(granted) => {
+                granted.compute_milli <= self.compute_milli && granted.memory_bytes <= self.memory_bytes
+            }
+        }
+    }
 }
 
 impl NodeFree {
@@ -84,8 +107,8 @@ pub enum Misfit {
 pub struct Score {
     /// Free accelerators on a node whose processors alone are wanted: others may need them together.
     pub accelerators_blocked: usize,
-    /// Free devices left on the node.
-    pub devices_left: usize,
+    /// Free devices left on the node, in thousandths of one.
+    pub devices_left_milli: u32,
     /// Free processor time left on the node, in thousandths of a core.
     pub cpus_left_milli: u64,
     /// Makes the choice unique.
@@ -188,7 +211,7 @@ impl Search<'_> {
 
 /// What ranks count against their queue, in thousandths of a device.
 fn charge(ranks: &[Allocation]) -> u64 {
-    ranks.iter().map(|rank| charge_milli(rank.devices.len() as u64, rank.cpus_milli)).sum()
+    ranks.iter().map(|rank| rank.charge_milli).sum()
 }
 
 /// As many ranks of the role as fit, but no more than it has.
@@ -238,7 +261,8 @@ impl Free<'_> {
     /// Whether jobs hold so many of the node's devices that a glance is enough.
     fn is_plainly_full(&self, node: &Node, devices: Option<&DeviceRequest>) -> bool {
         let (held, has) = (&self.cluster.nodes().held(node.id).devices, node.inventory.devices.len());
-        let wants = devices.map_or(0, |want| usize::from(want.count));
+        let whole = devices.filter(|want| want.slice.is_none());
+        let wants = whole.map_or(0, |want| usize::from(want.count));
         // Held devices may have gone from the inventory since.
         self.ended.is_empty() && has < held.range(..has as u16).count() + wants
     }
@@ -287,13 +311,18 @@ impl Free<'_> {
 
 fn score(node: &Node, left: &NodeFree, request: &Request, devices: Option<&DeviceRequest>) -> Option<Score> {
     let chosen = choose(node, left, request, devices)?;
-    let accelerators = |index: &&u16| node.inventory.devices[**index as usize].class.vendor != Vendor::Cpu;
-    let free_accelerators = left.devices.iter().filter(accelerators).count();
-    let takes_accelerators = chosen.iter().filter(accelerators).count();
-    let cpus_milli = cpus_of(node, request, &chosen);
+    let accelerator = |index: u16| node.inventory.devices[index as usize].class.vendor != Vendor::Cpu;
+    let free_accelerators = left.devices.iter().filter(|device| accelerator(device.index)).count();
+    let takes_accelerators = chosen.iter().filter(|index| accelerator(**index)).count();
+    let cpus_milli = cpus_of(node, request, devices, &chosen);
+    let left_milli: u32 = left.devices.iter().map(|device| device.compute_milli).sum();
+    let taken_milli = match slice_on(node, devices, &chosen) {
+        None => 1000 * chosen.len() as u32,
+        Some(slice) => slice.compute_milli * chosen.len() as u32,
+    };
     Some(Score {
         accelerators_blocked: if takes_accelerators == 0 { free_accelerators } else { 0 },
-        devices_left: left.devices.len() - chosen.len(),
+        devices_left_milli: left_milli - taken_milli,
         cpus_left_milli: left.cpus_milli - u64::from(cpus_milli),
         node: node.id,
     })
@@ -310,25 +339,35 @@ fn choose(
     if left.memory_bytes < request.memory_bytes || !request.labels.iter().all(labelled) {
         return None;
     }
-    let fits = |chosen: &Vec<u16>| u64::from(cpus_of(node, request, chosen)) <= left.cpus_milli;
+    let fits = |chosen: &Vec<u16>| u64::from(cpus_of(node, request, devices, chosen)) <= left.cpus_milli;
     let Some(want) = devices else { return Some(Vec::new()).filter(fits) };
-    let mut classes: BTreeMap<&DeviceClass, Vec<u16>> = BTreeMap::new();
-    for index in &left.devices {
-        let class = &*node.inventory.devices[*index as usize].class;
-        if want.accepts(class) {
-            classes.entry(class).or_default().push(*index);
+    let mut classes: BTreeMap<&DeviceClass, Vec<DeviceFree>> = BTreeMap::new();
+    for device in &left.devices {
+        let class = &*node.inventory.devices[device.index as usize].class;
+        if want.accepts(class) && device.takes(want.slice, class) {
+            classes.entry(class).or_default().push(*device);
         }
     }
     let enough = classes.into_values().filter(|devices| usize::from(want.count) <= devices.len());
     let mut chosen = enough.min_by_key(Vec::len)?;
-    chosen.truncate(want.count.into());
+    // The fullest devices that take the slice; whole ones are all alike.
+    chosen.sort_by_key(|device| (device.compute_milli, device.memory_bytes, device.index));
+    let mut chosen: Vec<u16> = chosen.iter().map(|device| device.index).take(want.count.into()).collect();
+    chosen.sort_unstable();
     Some(chosen).filter(fits)
 }
 
+/// What a rank is given of each of its devices; `None`: all.
+fn slice_on(node: &Node, devices: Option<&DeviceRequest>, chosen: &[u16]) -> Option<Slice> {
+    let class = &node.inventory.devices[*chosen.first()? as usize].class;
+    devices?.slice.map(|slice| slice.granted(class))
+}
+
 /// Processor time of a rank: what it asks for, but at least the cores that are its devices.
-fn cpus_of(node: &Node, request: &Request, devices: &[u16]) -> u32 {
+fn cpus_of(node: &Node, request: &Request, devices: Option<&DeviceRequest>, chosen: &[u16]) -> u32 {
     let is_core = |index: &&u16| node.inventory.devices[**index as usize].class.vendor == Vendor::Cpu;
-    request.cpus_milli.max(1000 * devices.iter().filter(is_core).count() as u32)
+    let each = slice_on(node, devices, chosen).map_or(1000, |slice| slice.compute_milli);
+    request.cpus_milli.max(each * chosen.iter().filter(is_core).count() as u32)
 }
 
 fn take_rank(
@@ -341,14 +380,30 @@ fn take_rank(
 ) -> Option<Allocation> {
     let chosen = choose(node, left, request, devices)?;
     let port = free_port(node, left, job, rank)?;
-    let cpus_milli = cpus_of(node, request, &chosen);
-    left.devices.retain(|device| !chosen.contains(device));
+    let cpus_milli = cpus_of(node, request, devices, &chosen);
+    let slice = slice_on(node, devices, &chosen);
+    let taken = |device: &&mut DeviceFree| chosen.contains(&device.index);
+    for device in left.devices.iter_mut().filter(taken) {
+        device.compute_milli -= slice.map_or(1000, |slice| slice.compute_milli);
+        device.memory_bytes -= slice.map_or(device.memory_bytes, |slice| slice.memory_bytes);
+    }
+    left.devices.retain(|device| 0 < device.compute_milli);
     left.cpus_milli -= u64::from(cpus_milli);
     left.memory_bytes -= request.memory_bytes;
     left.ports.insert(port);
+    let share_milli = |index: &u16| {
+        let class = &node.inventory.devices[*index as usize].class;
+        slice.map_or(1000, |slice| slice.share_milli(class))
+    };
+    let charge_milli = match chosen.is_empty() {
+        true => cpus_milli.into(),
+        false => chosen.iter().map(share_milli).sum(),
+    };
     Some(Allocation {
         node: node.id,
         devices: chosen,
+        slice,
+        charge_milli,
         cpus_milli,
         memory_bytes: request.memory_bytes,
         port,
@@ -392,9 +447,29 @@ impl<'a> Free<'a> {
         let held = self.cluster.nodes().held(node.id);
         let inventory = &node.inventory;
         let healthy = |index: &u16| inventory.devices.get(*index as usize).is_some_and(|d| d.fault.is_none());
-        let indices = 0..inventory.devices.len() as u16;
+        let mut held_devices = held.devices.clone();
+        for job in &self.ended {
+            let ranks = &self.cluster.jobs().get(*job).expect("a job that holds resources").ranks;
+            for rank in ranks.iter().filter(|rank| rank.node == node.id) {
+                for device in &rank.devices {
+                    give_device(&mut held_devices, *device, rank.slice);
+                }
+            }
+        }
+        let devices = (0..inventory.devices.len() as u16).filter(healthy).map(|index| {
+            let memory_bytes = inventory.devices[index as usize].class.memory_bytes;
+            match held_devices.get(&index) {
+                None => DeviceFree { index, compute_milli: 1000, memory_bytes },
+                Some(HeldDevice::Whole) => DeviceFree { index, compute_milli: 0, memory_bytes: 0 },
+                Some(HeldDevice::Slices(held)) => DeviceFree {
+                    index,
+                    compute_milli: 1000 - held.compute_milli,
+                    memory_bytes: memory_bytes.saturating_sub(held.memory_bytes),
+                },
+            }
+        });
         let mut free = NodeFree {
-            devices: indices.filter(|index| healthy(index) && !held.devices.contains(index)).collect(),
+            devices: devices.filter(|device| 0 < device.compute_milli).collect(),
             cpus_milli: u64::from(inventory.cpus_milli).saturating_sub(held.cpus_milli),
             memory_bytes: inventory.memory_bytes.saturating_sub(held.memory_bytes),
             ports: held.ports.clone(),
@@ -402,14 +477,10 @@ impl<'a> Free<'a> {
         for job in &self.ended {
             let ranks = &self.cluster.jobs().get(*job).expect("a job that holds resources").ranks;
             for rank in ranks.iter().filter(|rank| rank.node == node.id) {
-                free.devices.extend(rank.devices.iter().filter(|index| healthy(index)));
                 free.cpus_milli += u64::from(rank.cpus_milli);
                 free.memory_bytes += rank.memory_bytes;
                 free.ports.remove(&rank.port);
             }
-        }
-        if !self.ended.is_empty() {
-            free.devices.sort_unstable();
         }
         free
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::cluster::Cluster;
 use crate::jobs::Shape;
 use crate::types::*;
-pub use fit::{Free, Misfit, NodeFree, Score, place};
+pub use fit::{DeviceFree, Free, Misfit, NodeFree, Score, place};
 
 /// Who goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
