@@ -43,7 +43,10 @@ fn baselines_equal_their_published_curves() {
     let expected = directory.join("expected_results/analysis_allo_discrete.csv.gz");
     let text = read_text(&expected).unwrap();
     let table = Table::parse(&expected, &text, &["workload", "sc_policy", "seed"], &[]).unwrap();
-    println!("{:<12} {:<14} {:>4} {:>8} {:>8} {:>8} {:>6}", "list", "policy", "seed", "ours", "theirs", "diff", "at");
+    println!(
+        "{:<12} {:<14} {:>4} {:>8} {:>8} {:>8} {:>6}",
+        "list", "policy", "seed", "ours", "theirs", "diff", "at"
+    );
     let (mut exact, mut runs) = (0, 0);
     for list in openb::lists(&directory) {
         let pods = openb::read(&directory, &list).unwrap();
@@ -61,7 +64,8 @@ fn baselines_equal_their_published_curves() {
                 let curve = metrics::fill(&workload, &log).curve;
                 let theirs = published(&table, &list, name, seed).expect("a published curve");
                 let difference = |demand: usize| Some((curve[demand]? - theirs[demand]?).abs());
-                let worst = (0..=129).filter_map(|at| Some((difference(at)?, at))).max_by(|a, b| a.0.total_cmp(&b.0));
+                let worst =
+                    (0..=129).filter_map(|at| Some((difference(at)?, at))).max_by(|a, b| a.0.total_cmp(&b.0));
                 let (worst, at) = worst.unwrap();
                 println!(
                     "{list:<12} {:<14} {seed:>4} {:>8.2} {:>8.2} {worst:>8.2} {at:>6}",
@@ -81,4 +85,22 @@ fn baselines_equal_their_published_curves() {
         }
     }
     println!("{exact} of {runs} runs equal to 0.01 percentage points over the whole curve");
+}
+
+#[test]
+fn the_scheduler_of_the_pool_fills_the_public_trace() {
+    let Some(traces) = env::var_os("AQUIFER_TRACES").map(PathBuf::from) else {
+        println!("skipped: AQUIFER_TRACES does not name a directory with the public traces");
+        return;
+    };
+    let pods = openb::read(&traces.join("openb"), "default").unwrap();
+    let workload = order::shuffled(&pods, 1300, 42);
+    for kind in [Kind::Ours, Kind::Fgd] {
+        let begun = std::time::Instant::now();
+        let mut policy = kind.policy(&workload, 42).unwrap();
+        let (log, _) = engine::run(&workload, &mut *policy, Mode::Fill, &Watch::default());
+        check::check(&workload, &log).unwrap();
+        let fill = metrics::fill(&workload, &log);
+        println!("{kind}: {:?} {:?} {:?} {:?}", fill.at(90), fill.at(100), fill.at(130), begun.elapsed());
+    }
 }

@@ -102,7 +102,9 @@ impl Checker<'_> {
         let seen = self.seen[entry.job as usize];
         self.seen[entry.job as usize] = match (entry.what, seen) {
             (What::Arrived, Seen::Nothing) if entry.at_ms == job.at_ms => Seen::Arrived,
-            (What::Arrived, _) => return Err(format!("arrives, which it should once and at {} ms", job.at_ms)),
+            (What::Arrived, _) => {
+                return Err(format!("arrives, which it should once and at {} ms", job.at_ms));
+            }
             (What::Started { first, count }, Seen::Arrived) => {
                 self.start(entry.job, first, count)?;
                 self.verified.starts += 1;
@@ -140,7 +142,11 @@ impl Checker<'_> {
                 return Err(format!("there is no node {}", rank.node));
             };
             if rank.devices.count_ones() != u32::from(spec.devices) {
-                return Err(format!("asks for {} devices and has {}", spec.devices, rank.devices.count_ones()));
+                return Err(format!(
+                    "asks for {} devices and has {}",
+                    spec.devices,
+                    rank.devices.count_ones()
+                ));
             }
             if 0 < spec.devices {
                 let Some(class) = self.workload.classes.get(usize::from(node.class)) else {
@@ -153,7 +159,10 @@ impl Checker<'_> {
             let used = &mut self.used[rank.node as usize];
             used.cpus_milli += u64::from(spec.cpus_milli);
             if u64::from(node.cpus_milli) < used.cpus_milli {
-                return Err(format!("{}: {} of {} thousandths of a core", node.name, used.cpus_milli, node.cpus_milli));
+                return Err(format!(
+                    "{}: {} of {} thousandths of a core",
+                    node.name, used.cpus_milli, node.cpus_milli
+                ));
             }
             used.memory_bytes += spec.memory_bytes;
             if node.memory_bytes < used.memory_bytes {
@@ -161,7 +170,10 @@ impl Checker<'_> {
             }
             for device in (0..u16::BITS).filter(|device| rank.devices >> device & 1 == 1) {
                 if u32::from(node.devices) <= device {
-                    return Err(format!("{} has {} devices, and not number {device}", node.name, node.devices));
+                    return Err(format!(
+                        "{} has {} devices, and not number {device}",
+                        node.name, node.devices
+                    ));
                 }
                 let (milli, bytes) = used.devices.entry(device).or_default();
                 *milli += u64::from(spec.share_milli);

@@ -38,8 +38,15 @@ pub struct Watch<'a> {
 ///
 /// At equal times jobs end before others arrive, and each event is decided before the next is told.
 pub fn run(workload: &Workload, policy: &mut dyn Policy, mode: Mode, watch: &Watch) -> (Log, Latency) {
-    let mut run =
-        Run { workload, policy, mode, watch, log: Log::default(), ends: BinaryHeap::new(), latency: Latency::default() };
+    let mut run = Run {
+        workload,
+        policy,
+        mode,
+        watch,
+        log: Log::default(),
+        ends: BinaryHeap::new(),
+        latency: Latency::default(),
+    };
     for (job, arrival) in workload.jobs.iter().enumerate() {
         run.until(arrival.at_ms);
         run.arrive(arrival.at_ms, job as u32);

@@ -34,8 +34,7 @@ pub fn fill(workload: &Workload, log: &Log) -> Fill {
     };
     let (mut arrived, mut used) = (0, 0);
     let mut fill = Fill::default();
-    let mut free: Vec<Vec<u64>> =
-        workload.nodes.iter().map(|node| vec![1000; node.devices.into()]).collect();
+    let mut free: Vec<Vec<u64>> = workload.nodes.iter().map(|node| vec![1000; node.devices.into()]).collect();
     for (at, entry) in log.entries.iter().enumerate() {
         let spec = workload.spec_of(entry.job);
         let accepted = &mut fill.accepted[spec.size()];
@@ -61,7 +60,8 @@ pub fn fill(workload: &Workload, log: &Log) -> Fill {
             add(arrived, used);
         }
     }
-    fill.curve = bins.iter().map(|(sum, count)| (0 < *count).then(|| to_cents(sum / *count as f64))).collect();
+    fill.curve =
+        bins.iter().map(|(sum, count)| (0 < *count).then(|| to_cents(sum / *count as f64))).collect();
     fill.idle_milli = free.iter().flatten().sum();
     fill.sliver_milli = free.iter().flatten().filter(|free| **free < 1000).sum();
     fill

@@ -7,6 +7,7 @@
 //! figure, so that no policy is believed.
 
 pub mod check;
+pub mod compare;
 pub mod engine;
 pub mod input;
 pub mod log;

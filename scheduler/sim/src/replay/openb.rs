@@ -152,12 +152,14 @@ pub fn read_arrivals(path: &Path, workload: &Workload) -> Result<Arrivals, Input
     };
     for (line, text) in text.lines().enumerate() {
         if let Some(places) = text.strip_prefix("perm ") {
-            let places: Option<Vec<u32>> = places.split_whitespace().map(|place| place.parse().ok()).collect();
+            let places: Option<Vec<u32>> =
+                places.split_whitespace().map(|place| place.parse().ok()).collect();
             let mut sorted = places.clone().unwrap_or_default();
             sorted.sort_unstable();
-            arrivals.permutation = places
-                .filter(|_| sorted.iter().copied().eq(0..nodes))
-                .ok_or_else(|| error(line, "perm", format!("expected a permutation of 0 to {}", nodes - 1)))?;
+            arrivals.permutation =
+                places.filter(|_| sorted.iter().copied().eq(0..nodes)).ok_or_else(|| {
+                    error(line, "perm", format!("expected a permutation of 0 to {}", nodes - 1))
+                })?;
         } else if !text.trim().is_empty() {
             let number = text.trim().parse().ok().filter(|at| *at < workload.jobs.len() as u32);
             let pod = number.or_else(|| by_name.get(text.trim()).copied());

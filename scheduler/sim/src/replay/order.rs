@@ -44,12 +44,17 @@ pub fn shuffled(workload: &Workload, demand_milli: u64, seed: u64) -> Workload {
 /// all devices.
 ///
 /// * `run_ms`: runs are made no shorter and no longer than this.
-pub fn poisson(workload: &Workload, load_milli: u64, arrivals: u32, run_ms: (u64, u64), seed: u64) -> Workload {
+pub fn poisson(
+    workload: &Workload,
+    load_milli: u64,
+    arrivals: u32,
+    run_ms: (u64, u64),
+    seed: u64,
+) -> Workload {
     let mut rng = Rng(seed ^ 0x0905_5015);
     let clipped = |job: &Job| job.run_ms.clamp(run_ms.0, run_ms.1);
-    let work = |job: &Job| {
-        u128::from(workload.specs[job.spec as usize].devices_milli()) * u128::from(clipped(job))
-    };
+    let work =
+        |job: &Job| u128::from(workload.specs[job.spec as usize].devices_milli()) * u128::from(clipped(job));
     let all: u128 = workload.jobs.iter().map(work).sum();
     // Mean time between arrivals, in milliseconds.
     let offered = workload.capacity_milli() as f64 * load_milli as f64 / 1000.0;

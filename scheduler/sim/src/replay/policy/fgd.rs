@@ -45,7 +45,9 @@ impl Target {
         }
         let total: u64 = counts.values().map(|(count, _)| count).sum();
         let mut sorted: Vec<_> = counts.into_iter().collect();
-        sorted.sort_by(|(a, (a_count, _)), (b, (b_count, _))| (b_count, Reverse(a)).cmp(&(a_count, Reverse(b))));
+        sorted.sort_by(|(a, (a_count, _)), (b, (b_count, _))| {
+            (b_count, Reverse(a)).cmp(&(a_count, Reverse(b)))
+        });
         let expected = POPULARITY * total as f64;
         let (mut taken, mut target) = (0.0, Target { typical: Vec::new(), shares: Vec::new() });
         for ((cpus_milli, share_milli, devices, _), (count, allowed)) in sorted {

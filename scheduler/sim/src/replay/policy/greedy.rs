@@ -100,8 +100,7 @@ impl<'a> Greedy<'a> {
             scores.nodes.iter().position(|score| *score == best)?
         };
         let spec = &self.workload.specs[spec_index as usize];
-        let devices =
-            self.scorer.devices(&self.pool.nodes[node], self.prepared[node], spec, &mut self.rng);
+        let devices = self.scorer.devices(&self.pool.nodes[node], self.prepared[node], spec, &mut self.rng);
         Some(Rank { node: node as u32, devices: if spec.devices == 0 { 0 } else { devices } })
     }
 
@@ -146,7 +145,7 @@ impl<'a> Greedy<'a> {
 impl Policy for Greedy<'_> {
     fn submit(&mut self, _now_ms: u64, job: u32, starts: &mut Vec<Start>) {
         let spec = self.workload.jobs[job as usize].spec;
-        // Jobs of the same request that wait have found no room since.
+        // Where jobs of the same request wait, nothing has been freed that would do.
         if self.waiting.contains_key(&spec) || !self.start(job, starts) {
             let place = self.place_in_line(job);
             self.waiting.entry(spec).or_default().insert(place);

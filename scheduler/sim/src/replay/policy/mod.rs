@@ -2,7 +2,7 @@
 
 mod fgd;
 mod greedy;
-//ours
+mod ours;
 mod pool;
 mod score;
 
@@ -11,6 +11,7 @@ use std::str::FromStr;
 
 pub use fgd::Target;
 pub use greedy::Greedy;
+pub use ours::Ours;
 
 pub use pool::{NodeState, Pool};
 pub use score::Scorer;
@@ -95,7 +96,7 @@ impl Kind {
     pub fn policy(self, workload: &Workload, seed: u64) -> Result<Box<dyn Policy + '_>, String> {
         Ok(match Scorer::new(self, workload) {
             Some(scorer) => Box::new(Greedy::new(workload, scorer, Rng(seed ^ 0x0cad_0111))),
-            None => return Err("ours".into()),
+            None => Box::new(Ours::new(workload)?),
         })
     }
 }

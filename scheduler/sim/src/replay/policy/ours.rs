@@ -183,17 +183,11 @@ impl<'a> Ours<'a> {
 
 /// What a rank asks for, in the words of the scheduler.
 fn request(spec: &Spec) -> Request {
-    let slice = spec.is_share().then_some(Slice {
-        compute_milli: spec.share_milli.into(),
-        memory_bytes: spec.slice_memory_bytes,
-    });
-    let device = |vendor, model| DeviceRequest {
-        count: spec.devices.into(),
-        vendor,
-        model,
-        memory_bytes: 0,
-        slice,
-    };
+    let slice = spec
+        .is_share()
+        .then_some(Slice { compute_milli: spec.share_milli.into(), memory_bytes: spec.slice_memory_bytes });
+    let device =
+        |vendor, model| DeviceRequest { count: spec.devices.into(), vendor, model, memory_bytes: 0, slice };
     let plain = spec.wants.iter().all(|want| want.vendor.is_none() && want.model.is_some());
     let devices = if spec.devices == 0 {
         Vec::new()
@@ -223,6 +217,14 @@ impl Replayed for Ours<'_> {
         for (node, rank) in nodes.into_iter().zip(0..) {
             self.report(now_ms, node.0 as usize, Some(WorkerId { job: id, attempt, rank }), starts);
         }
+    }
+
+    fn deadline_ms(&self) -> Option<u64> {
+        self.cluster.deadline().map(|at| at.0)
+    }
+
+    fn tick(&mut self, now_ms: u64, starts: &mut Vec<Start>) {
+        self.step(now_ms, Event::Tick, starts);
     }
 
     fn withdraw(&mut self, now_ms: u64, job: u32) {

@@ -95,7 +95,8 @@ fn best_fit(node: &NodeState, spec: &Spec) -> i64 {
 /// Source: `dot_product_score.go` of the simulator of FGD, dimensions merged, normalised by the largest node; Grandl
 /// et al., "Multi-resource packing for cluster schedulers", SIGCOMM 2014.
 fn dot_product(node: &NodeState, spec: &Spec) -> i64 {
-    let cpus = f64::from(node.cpus_milli.0) / MOST_CPUS_MILLI * (f64::from(spec.cpus_milli) / MOST_CPUS_MILLI);
+    let cpus =
+        f64::from(node.cpus_milli.0) / MOST_CPUS_MILLI * (f64::from(spec.cpus_milli) / MOST_CPUS_MILLI);
     let most = MOST_DEVICES_MILLI as f64;
     let devices = node.free_milli() as f64 / most * (asked_milli(spec) as f64 / most);
     (100.0 * (1.0 - (0.0 + cpus + devices) / 2.0)) as i64
@@ -150,8 +151,7 @@ fn billionths(fraction: f64) -> i64 {
 fn volcano(node: &NodeState, spec: &Spec) -> i64 {
     let used = |free: f64, all: f64, asked: f64| if 0.0 < asked { (all - free + asked) / all } else { 0.0 };
     let cpus = used(node.cpus_milli.0.into(), node.cpus_milli.1.into(), spec.cpus_milli.into());
-    let memory =
-        used(node.memory_bytes.0 as f64, node.memory_bytes.1 as f64, spec.memory_bytes as f64);
+    let memory = used(node.memory_bytes.0 as f64, node.memory_bytes.1 as f64, spec.memory_bytes as f64);
     let all_milli = u64::from(node.devices) * u64::from(WHOLE);
     let devices = used(node.free_milli() as f64, all_milli as f64, asked_milli(spec) as f64);
     let weights = [0 < spec.cpus_milli, 0 < spec.memory_bytes, 0 < spec.devices];
@@ -176,8 +176,7 @@ fn kai(node: &NodeState, spec: &Spec) -> i64 {
 fn spread(node: &NodeState, spec: &Spec) -> i64 {
     let free = |free: f64, all: f64, asked: f64| if 0.0 < all { (free - asked) / all } else { 0.0 };
     let cpus = free(node.cpus_milli.0.into(), node.cpus_milli.1.into(), spec.cpus_milli.into());
-    let memory =
-        free(node.memory_bytes.0 as f64, node.memory_bytes.1 as f64, spec.memory_bytes as f64);
+    let memory = free(node.memory_bytes.0 as f64, node.memory_bytes.1 as f64, spec.memory_bytes as f64);
     let all_milli = f64::from(node.devices) * f64::from(WHOLE);
     let devices = free(node.free_milli() as f64, all_milli, asked_milli(spec) as f64);
     match spec.devices {
