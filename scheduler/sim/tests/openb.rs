@@ -104,3 +104,36 @@ fn the_scheduler_of_the_pool_fills_the_public_trace() {
         println!("{kind}: {:?} {:?} {:?} {:?}", fill.at(90), fill.at(100), fill.at(130), begun.elapsed());
     }
 }
+
+#[test]
+fn churn_separates_the_policies_as_published() {
+    let Some(traces) = env::var_os("AQUIFER_TRACES").map(PathBuf::from) else {
+        println!("skipped: AQUIFER_TRACES does not name a directory with the public traces");
+        return;
+    };
+    let arrivals: u32 = env::var("ARRIVALS").map_or(400_000, |text| text.parse().unwrap());
+    let pods = openb::read(&traces.join("openb"), "default").unwrap();
+    for load in [900, 940, 980] {
+        for kind in [Kind::Ours, Kind::Fgd, Kind::GpuPacking] {
+            for seed in 1..=3 {
+                let workload = order::poisson(&pods, load, arrivals, openb::RUN_MS, seed);
+                let begun = std::time::Instant::now();
+                let mut policy = kind.policy(&workload, seed).unwrap();
+                let (log, _) = engine::run(&workload, &mut *policy, Mode::Churn, &Watch::default());
+                let took = begun.elapsed();
+                check::check(&workload, &log).unwrap();
+                let figures = metrics::queueing(&workload, &log, arrivals as usize * 2 / 5);
+                println!(
+                    "{load} {kind:<14} {seed} used {:.2} waited {:.2} eight {:.0} p99 {:.0} share p99 {:.0} left {} {:?}",
+                    figures.used_percent,
+                    figures.waited_percent,
+                    figures.wait_by_size[5].mean / 1000.0,
+                    figures.wait_by_size[5].p99 as f64 / 1000.0,
+                    figures.wait_by_size[1].p99 as f64 / 1000.0,
+                    figures.left_waiting,
+                    took,
+                );
+            }
+        }
+    }
+}

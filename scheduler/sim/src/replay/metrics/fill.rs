@@ -1,7 +1,8 @@
-//! Figures of a run, from its log alone.
+//! Figures of a static fill.
 
-use super::log::{Log, What};
-use super::workload::{SIZES, Workload};
+use super::Usage;
+use crate::replay::log::{Log, What};
+use crate::replay::workload::{SIZES, Workload};
 
 /// Demand at which a fill is looked at, in per cent of all devices.
 pub const DEMANDS: [usize; 3] = [90, 100, 130];
@@ -24,18 +25,11 @@ pub fn fill(workload: &Workload, log: &Log) -> Fill {
     let capacity = workload.capacity_milli().max(1);
     let percent = |milli: u64| milli as f64 / (capacity as f64 / 1000.0) / 10.0;
     let mut bins: Vec<(f64, u64)> = Vec::new();
-    let mut add = |arrived: u64, used: u64| {
-        let bin = percent(arrived).round_ties_even() as usize;
-        if bins.len() <= bin {
-            bins.resize(bin + 1, (0.0, 0));
-        }
-        bins[bin].0 += to_cents(percent(used));
-        bins[bin].1 += 1;
-    };
-    let (mut arrived, mut used) = (0, 0);
+    let mut usage = Usage::new(workload, log);
     let mut fill = Fill::default();
-    let mut free: Vec<Vec<u64>> = workload.nodes.iter().map(|node| vec![1000; node.devices.into()]).collect();
+    let mut arrived = 0;
     for (at, entry) in log.entries.iter().enumerate() {
+        usage.see(entry.job, entry.what);
         let spec = workload.spec_of(entry.job);
         let accepted = &mut fill.accepted[spec.size()];
         match entry.what {
@@ -43,27 +37,22 @@ pub fn fill(workload: &Workload, log: &Log) -> Fill {
                 arrived += spec.devices_milli();
                 accepted.0 += 1;
             }
-            What::Started { first, count } => {
-                used += spec.devices_milli();
-                accepted.1 += 1;
-                for rank in log.ranks_of(first, count) {
-                    let free = free[rank.node as usize].iter_mut().enumerate();
-                    let taken = free.filter(|(device, _)| rank.devices >> device & 1 == 1);
-                    taken.for_each(|(_, free)| *free -= u64::from(spec.share_milli));
-                }
-            }
+            What::Started { .. } => accepted.1 += 1,
             What::Ended | What::Dropped => (),
         }
         // One point an arrival, after its decision.
-        let next = log.entries.get(at + 1);
-        if next.is_none_or(|next| next.what == What::Arrived) {
-            add(arrived, used);
+        if log.entries.get(at + 1).is_none_or(|next| next.what == What::Arrived) {
+            let bin = percent(arrived).round_ties_even() as usize;
+            if bins.len() <= bin {
+                bins.resize(bin + 1, (0.0, 0));
+            }
+            bins[bin].0 += to_cents(percent(usage.used_milli));
+            bins[bin].1 += 1;
         }
     }
-    fill.curve =
-        bins.iter().map(|(sum, count)| (0 < *count).then(|| to_cents(sum / *count as f64))).collect();
-    fill.idle_milli = free.iter().flatten().sum();
-    fill.sliver_milli = free.iter().flatten().filter(|free| **free < 1000).sum();
+    fill.curve = bins.iter().map(|(sum, count)| (0 < *count).then(|| to_cents(sum / *count as f64))).collect();
+    fill.idle_milli = usage.idle_milli();
+    fill.sliver_milli = usage.sliver_milli;
     fill
 }
 
