@@ -6,6 +6,8 @@ use std::io::Read;
 use std::path::Path;
 use std::str::FromStr;
 
+use serde_json::Value;
+
 /// What is wrong with an input, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InputError {
@@ -143,9 +145,62 @@ impl Table {
         Ok(Table { file, columns, rows })
     }
 
+    /// The same table from a list of JSON objects; a row's number counts as its line.
+    ///
+    /// # Errors
+    /// As of [`Table::parse`]; a value must be a text, a number, or a list of texts, which is joined by `|`.
+    pub fn from_objects(
+        file: &Path,
+        objects: &[&serde_json::Map<String, Value>],
+        required: &[&str],
+        known: &[&str],
+    ) -> Result<Table, InputError> {
+        let file = file.display().to_string();
+        let names: Vec<&str> = required.iter().chain(known).copied().collect();
+        let columns = names.iter().enumerate().map(|(at, name)| (name.to_string(), at)).collect();
+        let mut rows = Vec::new();
+        for (line, object) in (1..).zip(objects) {
+            let error = |column: &str, value: String, expected: String| InputError {
+                file: file.clone(),
+                line,
+                column: column.into(),
+                value,
+                expected,
+            };
+            let mut cells = vec![String::new(); names.len()];
+            for (key, value) in *object {
+                let known = format!("no such key; known are {}", names.join(", "));
+                let at = names.iter().position(|name| name == key);
+                let at = at.ok_or_else(|| error(key, value.to_string(), known))?;
+                let cell = cell(value);
+                cells[at] = cell.ok_or_else(|| {
+                    error(key, value.to_string(), "expected a text, a number, or a list of texts".into())
+                })?;
+            }
+            if let Some(lacks) = required.iter().find(|name| !object.contains_key(**name)) {
+                return Err(error(lacks, String::new(), "this key lacks".into()));
+            }
+            rows.push((line, cells));
+        }
+        Ok(Table { file, columns, rows })
+    }
+
     /// The rows.
     pub fn rows(&self) -> impl Iterator<Item = Row<'_>> {
         self.rows.iter().map(|(line, cells)| Row { table: self, line: *line, cells })
+    }
+}
+
+fn cell(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Array(list) => {
+            let texts: Option<Vec<&str>> = list.iter().map(Value::as_str).collect();
+            Some(texts?.join("|"))
+        }
+        Value::Null => Some(String::new()),
+        Value::Bool(_) | Value::Object(_) => None,
     }
 }
 

@@ -14,5 +14,8 @@ pub mod log;
 pub mod metrics;
 pub mod openb;
 pub mod order;
+pub mod plot;
 pub mod policy;
+pub mod synthetic;
+pub mod trace;
 pub mod workload;
