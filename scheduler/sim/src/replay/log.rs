@@ -1,5 +1,7 @@
 //! What a policy decided, in the order in which it did: all that figures and checks may look at.
 
+use super::workload::Workload;
+
 /// One rank of a job, on its node and devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rank {
@@ -63,5 +65,31 @@ impl Log {
     /// The ranks of a start.
     pub fn ranks_of(&self, first: u32, count: u32) -> &[Rank] {
         &self.ranks[first as usize..(first + count) as usize]
+    }
+}
+
+impl Log {
+    /// The log as a table: time in milliseconds, job, what happened, and of starts the node and devices of each rank,
+    /// as `node-1:0+1`.
+    pub fn csv(&self, workload: &Workload) -> String {
+        let mut text = String::from("time_ms,job,event,ranks\n");
+        for entry in &self.entries {
+            let (what, ranks) = match entry.what {
+                What::Arrived => ("arrived", String::new()),
+                What::Started { first, count } => {
+                    let ranks = self.ranks_of(first, count).iter().map(|rank| {
+                        let devices = (0..16).filter(|device| rank.devices >> device & 1 == 1);
+                        let devices: Vec<String> = devices.map(|device| device.to_string()).collect();
+                        format!("{}:{}", workload.nodes[rank.node as usize].name, devices.join("+"))
+                    });
+                    ("started", ranks.collect::<Vec<_>>().join(" "))
+                }
+                What::Ended => ("ended", String::new()),
+                What::Dropped => ("dropped", String::new()),
+            };
+            let job = &workload.jobs[entry.job as usize].name;
+            text += &format!("{},{job},{what},{ranks}\n", entry.at_ms);
+        }
+        text
     }
 }

@@ -108,7 +108,8 @@ fn add_jobs(workload: &mut Workload, options: Options, rng: &mut Rng) {
     }
     workload.refresh_allowed();
     // Arrivals are spread so that the devices which they ask for over time make the load.
-    let work = |job: &Job| u128::from(workload.specs[job.spec as usize].devices_milli()) * u128::from(job.run_ms);
+    let work =
+        |job: &Job| u128::from(workload.specs[job.spec as usize].devices_milli()) * u128::from(job.run_ms);
     let all: u128 = workload.jobs.iter().map(work).sum();
     let offered = workload.capacity_milli() as f64 * options.load_milli as f64 / 1000.0;
     let pause_ms = all as f64 / f64::from(options.jobs.max(1)) / offered.max(1.0);

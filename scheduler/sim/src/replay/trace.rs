@@ -75,7 +75,8 @@ fn table(path: &Path, key: &str, columns: (&[&str], &[&str])) -> Result<Table, I
         ..InputError::file(path, format!("is no JSON: {error}"))
     })?;
     let list = value.get(key).unwrap_or(&value).as_array();
-    let list = list.ok_or_else(|| InputError::file(path, format!("expected a list, or one under {key:?}")))?;
+    let list =
+        list.ok_or_else(|| InputError::file(path, format!("expected a list, or one under {key:?}")))?;
     let objects: Option<Vec<&Map<String, Value>>> = list.iter().map(Value::as_object).collect();
     let objects = objects.ok_or_else(|| InputError::file(path, "expected a list of objects"))?;
     Table::from_objects(path, &objects, columns.0, columns.1)
@@ -198,7 +199,8 @@ fn wants(text: &str) -> Result<Vec<Want>, String> {
     let one = |text: &str| match text.split_once(':') {
         None => Ok(Want { vendor: None, model: Some(text.into()) }),
         Some((vendor, model)) => {
-            let vendor = vendor.parse().map_err(|error: aquifer_core::types::UnknownVendor| error.to_string())?;
+            let vendor =
+                vendor.parse().map_err(|error: aquifer_core::types::UnknownVendor| error.to_string())?;
             Ok(Want { vendor: Some(vendor), model: (!model.is_empty()).then(|| model.into()) })
         }
     };

@@ -50,7 +50,8 @@ pub fn fill(workload: &Workload, log: &Log) -> Fill {
             bins[bin].1 += 1;
         }
     }
-    fill.curve = bins.iter().map(|(sum, count)| (0 < *count).then(|| to_cents(sum / *count as f64))).collect();
+    fill.curve =
+        bins.iter().map(|(sum, count)| (0 < *count).then(|| to_cents(sum / *count as f64))).collect();
     fill.idle_milli = usage.idle_milli();
     fill.sliver_milli = usage.sliver_milli;
     fill

@@ -32,7 +32,15 @@ struct Usage<'a> {
 impl<'a> Usage<'a> {
     fn new(workload: &'a Workload, log: &'a Log) -> Usage<'a> {
         let free = workload.nodes.iter().map(|node| vec![WHOLE; node.devices.into()]).collect();
-        Usage { workload, log, free, running: BTreeMap::new(), used_milli: 0, sliver_milli: 0, waiting: BTreeSet::new() }
+        Usage {
+            workload,
+            log,
+            free,
+            running: BTreeMap::new(),
+            used_milli: 0,
+            sliver_milli: 0,
+            waiting: BTreeSet::new(),
+        }
     }
 
     /// Takes in one entry of the log.
