@@ -27,7 +27,11 @@ fn gavel(directory: &Path) -> Result<(), String> {
         let all =
             [Isolated, LeastShare, LeastThroughput, WaterFilling, FinishTime, Makespan, SumThroughput, Fifo];
         for goal in [Goal::Stream, Goal::Batch] {
-            row(&format!("ours {goal:?}"), &run(&mut Ours { goal, learned: None, restart_s: 0.0 }), &isolated);
+            row(
+                &format!("ours {goal:?}"),
+                &run(&mut Ours { goal, learned: None, restart_s: 0.0 }),
+                &isolated,
+            );
         }
         for objective in if std::env::var("BASE").is_ok() { &all[..] } else { &[][..] } {
             let objective = *objective;

@@ -41,7 +41,7 @@ pub fn fluid(classes: &[Class], jobs: &[Job], slack_permille: u64) -> Fluid {
             // Load against capacity in units of 2^-16, at most 3.
             let capacity = (u128::from(classes[class].devices) * bound).max(1);
             let load = ((asked.load[class] << 16) / capacity).min(3 << 16) as i128;
-            let step = *price as i128 * (load - (1 << 16)) * 6 / (20 + turn as i128) >> 16;
+            let step = (*price as i128 * (load - (1 << 16)) * 6 / (20 + turn as i128)) >> 16;
             *price = (*price as i128 + step).max(1 << 12) as u128;
         }
         let sum = prices.iter().sum::<u128>().max(1);
@@ -126,7 +126,7 @@ impl Asked {
         };
         let mut time = 0;
         for (at, part) in [(first, part), (second, (1 << 20) - part)] {
-            let ran = u128::from(job.modes[at].left_ms) * part >> 20;
+            let ran = (u128::from(job.modes[at].left_ms) * part) >> 20;
             self.load[job.modes[at].class] += ran * u128::from(job.modes[at].devices);
             time += ran;
         }

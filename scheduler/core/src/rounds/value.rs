@@ -51,7 +51,7 @@ fn urgency(job: &Job, goal: Goal) -> u128 {
     assert!((1..=1 << 40).contains(&lean.left_ms) && 0 < lean.devices, "{lean:?} is out of range");
     let left = u128::from(lean.left_ms);
     let width = (u128::from(lean.devices) << 16).isqrt();
-    let root = (left * width << 16).isqrt();
+    let root = ((left * width) << 16).isqrt();
     let waited = match goal {
         Goal::Stream => (1000 * u128::from(job.waited_ms) / left).min(1 << 30),
         Goal::Batch => 0,
@@ -63,7 +63,8 @@ fn urgency(job: &Job, goal: Goal) -> u128 {
 /// time, or cannot meet it any more.
 fn tightness(job: &Job) -> u64 {
     let due = job.due_in_ms.and_then(|due| u64::try_from(due).ok()).unwrap_or(0);
-    let left = |(at, mode): (usize, &Mode)| mode.left_ms + if job.current == Some(at) { 0 } else { job.restart_ms };
+    let left =
+        |(at, mode): (usize, &Mode)| mode.left_ms + if job.current == Some(at) { 0 } else { job.restart_ms };
     let fastest = job.modes.iter().enumerate().map(left).min().unwrap_or(0);
     let permille = u128::from(fastest) * 1000 / u128::from(due.max(1));
     if permille <= 1000 { permille as u64 } else { 0 }

@@ -102,9 +102,17 @@ impl Sim<'_> {
         let all: Vec<usize> = self.active.keys().copied().collect();
         let wanted: u32 = all.iter().map(|job| self.trace.jobs[*job].devices).sum();
         // Everybody fits: there is nothing to decide.
-        let chosen = if wanted <= self.trace.pool * PER_NODE { all } else { self.choose(&all, self.trace.pool * PER_NODE) };
-        let stopped: Vec<usize> =
-            self.active.keys().copied().filter(|job| 0 < self.nodes.held(*job) && !chosen.contains(job)).collect();
+        let chosen = if wanted <= self.trace.pool * PER_NODE {
+            all
+        } else {
+            self.choose(&all, self.trace.pool * PER_NODE)
+        };
+        let stopped: Vec<usize> = self
+            .active
+            .keys()
+            .copied()
+            .filter(|job| 0 < self.nodes.held(*job) && !chosen.contains(job))
+            .collect();
         for job in stopped {
             self.stop(job);
         }

@@ -23,7 +23,8 @@ pub type Jct = Vec<f64>;
 pub fn private(trace: &Trace) -> Jct {
     let mut all = vec![0.0; trace.jobs.len()];
     for (cluster, nodes) in trace.nodes.iter().enumerate() {
-        let of: Vec<usize> = (0..trace.jobs.len()).filter(|job| trace.jobs[*job].cluster == cluster).collect();
+        let of: Vec<usize> =
+            (0..trace.jobs.len()).filter(|job| trace.jobs[*job].cluster == cluster).collect();
         for (job, jct) in of.iter().zip(run(trace, &of, *nodes, Order::Fifo)) {
             all[*job] = jct;
         }
@@ -70,7 +71,9 @@ fn run(trace: &Trace, jobs: &[usize], nodes: u32, order: Order) -> Jct {
         let mut too_large = u32::MAX;
         loop {
             let share = |cluster: usize| match order {
-                Order::Drf => u64::from(used[cluster]) * 1_000_000 / u64::from(trace.nodes[cluster] * PER_NODE),
+                Order::Drf => {
+                    u64::from(used[cluster]) * 1_000_000 / u64::from(trace.nodes[cluster] * PER_NODE)
+                }
                 _ => 0,
             };
             let open = waiting.range(..(too_large.min(nodes.free() + 1), 0));

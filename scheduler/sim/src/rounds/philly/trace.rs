@@ -72,7 +72,6 @@ impl Trace {
         });
         Ok(Trace { jobs: jobs.collect(), nodes, pool: parts.iter().sum() })
     }
-
 }
 
 /// Seconds since 1970, seconds of run, devices, cluster.
