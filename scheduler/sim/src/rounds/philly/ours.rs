@@ -58,7 +58,7 @@ pub fn run(trace: &Trace, due_s: Option<&Jct>) -> Outcome {
         }
         sim.round();
         outcome.rounds += 1;
-        if outcome.rounds % 1024 == 0 {
+        if outcome.rounds.is_multiple_of(1024) {
             sim.nodes.check();
         }
     }
