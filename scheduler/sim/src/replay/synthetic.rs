@@ -153,7 +153,7 @@ fn spec(workload: &Workload, rng: &mut Rng) -> Spec {
     Spec {
         ranks,
         cpus_milli: if devices == 0 { per_device } else { (per_device * milli / 1000).max(500) },
-        memory_bytes: *rng.pick(&[4u64, 8, 16]) * u64::from(devices.max(1)) << 30,
+        memory_bytes: (*rng.pick(&[4u64, 8, 16]) * u64::from(devices.max(1))) << 30,
         devices,
         share_milli,
         slice_memory_bytes: 0,
