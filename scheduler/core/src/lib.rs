@@ -17,6 +17,7 @@ pub mod jobs;
 mod lifecycle;
 pub mod nodes;
 pub mod plan;
+pub mod rounds;
 pub mod types;
 
 pub use cluster::{Cluster, Policy};

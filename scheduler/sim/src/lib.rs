@@ -13,6 +13,7 @@ pub mod faults;
 pub mod machine;
 pub mod replay;
 pub mod rng;
+pub mod rounds;
 pub mod script;
 pub mod sim;
 pub mod store;

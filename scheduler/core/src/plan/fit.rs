@@ -1,8 +1,11 @@
 //! Where a gang fits: best-fit packing, the whole gang or nothing.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use super::price::Prices;
+use super::score::{Score, choose, cpus_of, slice_on};
 use crate::cluster::Cluster;
 use crate::jobs::Job;
 use crate::nodes::{HeldDevice, Node, give_device};
@@ -11,7 +14,7 @@ use crate::types::*;
 /// What a round can still hand out: the cluster's free resources, less what the round took.
 #[derive(Clone)]
 pub struct Free<'a> {
-    cluster: &'a Cluster,
+    pub(super) cluster: &'a Cluster,
     /// Nodes of which the round took something.
     changed: BTreeMap<NodeId, NodeFree>,
     /// Added by the round to what queues hold, in thousandths of a device.
@@ -22,6 +25,8 @@ pub struct Free<'a> {
     ranked: RefCell<BTreeMap<Request, BTreeMap<Option<usize>, Ranked>>>,
     /// Nodes that changed, in the order in which they did.
     log: Vec<NodeId>,
+    /// See [`Free::scarcity`].
+    pub(super) scarcity: OnceCell<BTreeMap<Arc<DeviceClass>, i64>>,
 }
 
 /// The nodes that can take a rank of some request, best first.
@@ -61,6 +66,12 @@ pub struct DeviceFree {
 }
 
 impl DeviceFree {
+    /// The part of the device that both its free compute and its free memory allow, in thousandths.
+    pub(super) fn share_milli(&self, class: &DeviceClass) -> u64 {
+        let memory = (u128::from(self.memory_bytes) * 1000).checked_div(class.memory_bytes.into());
+        u64::from(self.compute_milli).min(memory.unwrap_or(1000) as u64)
+    }
+
     /// Whether the device can take what is asked of it; `None`: all.
     pub fn takes(&self, slice: Option<Slice>, class: &DeviceClass) -> bool {
         match slice.map(|slice| slice.granted(class)) {
@@ -100,19 +111,6 @@ pub enum Misfit {
     /// Its queue would hold more than its limit. In thousandths of a device.
     #[allow(missing_docs)]
     QueueLimit { held: u64, wants: u64, limit: u64 },
-}
-
-/// How good a node is for a rank; the smallest wins. Fields in order of importance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Score {
-    /// Free accelerators on a node whose processors alone are wanted: others may need them together.
-    pub accelerators_blocked: usize,
-    /// Free devices left on the node, in thousandths of one.
-    pub devices_left_milli: u32,
-    /// Free processor time left on the node, in thousandths of a core.
-    pub cpus_left_milli: u64,
-    /// Makes the choice unique.
-    pub node: NodeId,
 }
 
 /// Alternatives and orders of roles that are tried for one job, at most.
@@ -224,7 +222,7 @@ fn fill(
 ) -> Vec<Allocation> {
     let devices = alternative.map(|index| &role.request.devices[index]);
     let score_of =
-        |id: NodeId, left: &NodeFree| score(free.cluster.nodes().get(id), left, &role.request, devices);
+        |id: NodeId, left: &NodeFree| free.score(free.cluster.nodes().get(id), left, &role.request, devices);
     // Nodes of which an earlier role of the job took something stand elsewhere in the order.
     let mut own: Vec<Score> = changed.iter().filter_map(|(id, left)| score_of(*id, left)).collect();
     own.sort_unstable();
@@ -247,7 +245,8 @@ fn fill(
         let node = free.cluster.nodes().get(score.node);
         let mut left = changed.get(&node.id).cloned().unwrap_or_else(|| free.on(node));
         while ranks.len() < role.ranks as usize
-            && let Some(rank) = take_rank(node, &mut left, &role.request, devices, job, ranks.len())
+            && let Some(rank) =
+                take_rank(free.cluster.prices(), node, &mut left, &role.request, devices, job, ranks.len())
         {
             ranks.push(rank);
         }
@@ -283,7 +282,7 @@ impl Free<'_> {
         let score_of = |id: NodeId| {
             let node = self.cluster.nodes().get(id);
             if node.takes_work() && !self.is_plainly_full(node, devices) {
-                score(node, &self.on(node), request, devices)
+                self.score(node, &self.on(node), request, devices)
             } else {
                 None
             }
@@ -309,68 +308,8 @@ impl Free<'_> {
     }
 }
 
-fn score(node: &Node, left: &NodeFree, request: &Request, devices: Option<&DeviceRequest>) -> Option<Score> {
-    let chosen = choose(node, left, request, devices)?;
-    let accelerator = |index: u16| node.inventory.devices[index as usize].class.vendor != Vendor::Cpu;
-    let free_accelerators = left.devices.iter().filter(|device| accelerator(device.index)).count();
-    let takes_accelerators = chosen.iter().filter(|index| accelerator(**index)).count();
-    let cpus_milli = cpus_of(node, request, devices, &chosen);
-    let left_milli: u32 = left.devices.iter().map(|device| device.compute_milli).sum();
-    let taken_milli = match slice_on(node, devices, &chosen) {
-        None => 1000 * chosen.len() as u32,
-        Some(slice) => slice.compute_milli * chosen.len() as u32,
-    };
-    Some(Score {
-        accelerators_blocked: if takes_accelerators == 0 { free_accelerators } else { 0 },
-        devices_left_milli: left_milli - taken_milli,
-        cpus_left_milli: left.cpus_milli - u64::from(cpus_milli),
-        node: node.id,
-    })
-}
-
-/// Devices that a rank would take on the node, if it fits there: of the scarcest class that has enough.
-fn choose(
-    node: &Node,
-    left: &NodeFree,
-    request: &Request,
-    devices: Option<&DeviceRequest>,
-) -> Option<Vec<u16>> {
-    let labelled = |(key, value): &(Name, Name)| node.inventory.labels.get(key) == Some(value);
-    if left.memory_bytes < request.memory_bytes || !request.labels.iter().all(labelled) {
-        return None;
-    }
-    let fits = |chosen: &Vec<u16>| u64::from(cpus_of(node, request, devices, chosen)) <= left.cpus_milli;
-    let Some(want) = devices else { return Some(Vec::new()).filter(fits) };
-    let mut classes: BTreeMap<&DeviceClass, Vec<DeviceFree>> = BTreeMap::new();
-    for device in &left.devices {
-        let class = &*node.inventory.devices[device.index as usize].class;
-        if want.accepts(class) && device.takes(want.slice, class) {
-            classes.entry(class).or_default().push(*device);
-        }
-    }
-    let enough = classes.into_values().filter(|devices| usize::from(want.count) <= devices.len());
-    let mut chosen = enough.min_by_key(Vec::len)?;
-    // The fullest devices that take the slice; whole ones are all alike.
-    chosen.sort_by_key(|device| (device.compute_milli, device.memory_bytes, device.index));
-    let mut chosen: Vec<u16> = chosen.iter().map(|device| device.index).take(want.count.into()).collect();
-    chosen.sort_unstable();
-    Some(chosen).filter(fits)
-}
-
-/// What a rank is given of each of its devices; `None`: all.
-fn slice_on(node: &Node, devices: Option<&DeviceRequest>, chosen: &[u16]) -> Option<Slice> {
-    let class = &node.inventory.devices[*chosen.first()? as usize].class;
-    devices?.slice.map(|slice| slice.granted(class))
-}
-
-/// Processor time of a rank: what it asks for, but at least the cores that are its devices.
-fn cpus_of(node: &Node, request: &Request, devices: Option<&DeviceRequest>, chosen: &[u16]) -> u32 {
-    let is_core = |index: &&u16| node.inventory.devices[**index as usize].class.vendor == Vendor::Cpu;
-    let each = slice_on(node, devices, chosen).map_or(1000, |slice| slice.compute_milli);
-    request.cpus_milli.max(each * chosen.iter().filter(is_core).count() as u32)
-}
-
 fn take_rank(
+    prices: &Prices,
     node: &Node,
     left: &mut NodeFree,
     request: &Request,
@@ -378,7 +317,7 @@ fn take_rank(
     job: &Job,
     rank: usize,
 ) -> Option<Allocation> {
-    let chosen = choose(node, left, request, devices)?;
+    let chosen = choose(prices, node, left, request, devices)?;
     let port = free_port(node, left, job, rank)?;
     let cpus_milli = cpus_of(node, request, devices, &chosen);
     let slice = slice_on(node, devices, &chosen);
@@ -431,6 +370,7 @@ impl<'a> Free<'a> {
             ended: BTreeSet::new(),
             ranked: RefCell::default(),
             log: Vec::new(),
+            scarcity: OnceCell::new(),
         }
     }
 

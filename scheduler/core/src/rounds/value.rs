@@ -1,0 +1,93 @@
+//! What each way to run a job is worth in this round.
+
+use super::fill::Offer;
+use super::fluid::{self, Fluid};
+use super::{Class, Goal, Job, Mode};
+
+/// Worth of a job of mean urgency in its leanest mode.
+pub const ONE: u128 = 1 << 32;
+
+/// Thousandths by which a job that runs is preferred to one that does not.
+const STAY_PERMILLE: u128 = 400;
+/// Greatest rise of urgency for a job without laxity: `TIGHT * 1000 / SOFT_PERMILLE`.
+const TIGHT: u64 = 10;
+/// Keeps the rise finite.
+const SOFT_PERMILLE: u64 = 20;
+/// Weight of the common end against the jobs' own urgency, in [`Goal::Batch`].
+const COMMON: u128 = 1000;
+/// Thousandths that the common end may be after its bound.
+const SLACK_PERMILLE: u64 = 10;
+
+/// Offers of every job, by the indices of its modes.
+///
+/// # Panics
+/// If a mode is out of its ranges.
+pub fn offers(classes: &[Class], jobs: &[Job], goal: Goal) -> Vec<Vec<Offer>> {
+    let urgencies: Vec<u128> = jobs.iter().map(|job| urgency(job, goal)).collect();
+    let mean = (urgencies.iter().sum::<u128>() / (jobs.len().max(1) as u128)).max(1);
+    let fluid = (goal == Goal::Batch).then(|| fluid::fluid(classes, jobs, SLACK_PERMILLE));
+    let offers = |(index, job): (usize, &Job)| {
+        let tight = tightness(job).max(fluid.as_ref().map_or(0, |fluid| fluid.tight_permille[index]));
+        let urgency = urgencies[index] * ONE / mean * rise(tight) / 1000;
+        let of = |(at, mode): (usize, &Mode)| Offer {
+            class: mode.class,
+            devices: mode.devices,
+            value: (own(job, at, urgency, goal) + common(fluid.as_ref(), index, mode, jobs.len())).max(1),
+        };
+        job.modes.iter().enumerate().map(of).collect()
+    };
+    jobs.iter().enumerate().map(offers).collect()
+}
+
+/// The mode with the least service.
+fn leanest(job: &Job) -> Option<&Mode> {
+    job.modes.iter().min_by_key(|mode| u128::from(mode.left_ms) * u128::from(mode.devices))
+}
+
+/// `weight * (1 + waited / left) / sqrt(left * sqrt(devices))` of the leanest mode; in a batch, where all end
+/// together, waiting counts for nothing.
+fn urgency(job: &Job, goal: Goal) -> u128 {
+    let Some(lean) = leanest(job) else { return 0 };
+    assert!((1..=1 << 40).contains(&lean.left_ms) && 0 < lean.devices, "{lean:?} is out of range");
+    let left = u128::from(lean.left_ms);
+    let width = (u128::from(lean.devices) << 16).isqrt();
+    let root = ((left * width) << 16).isqrt();
+    let waited = match goal {
+        Goal::Stream => (1000 * u128::from(job.waited_ms) / left).min(1 << 30),
+        Goal::Batch => 0,
+    };
+    ((u128::from(job.weight_permille) << 40) / root) * (1000 + waited) / 1000
+}
+
+/// The part of the time until it is due that a job needs on its fastest mode, in thousandths; 0 if it has no due
+/// time, or cannot meet it any more.
+fn tightness(job: &Job) -> u64 {
+    let due = job.due_in_ms.and_then(|due| u64::try_from(due).ok()).unwrap_or(0);
+    let left =
+        |(at, mode): (usize, &Mode)| mode.left_ms + if job.current == Some(at) { 0 } else { job.restart_ms };
+    let fastest = job.modes.iter().enumerate().map(left).min().unwrap_or(0);
+    let permille = u128::from(fastest) * 1000 / u128::from(due.max(1));
+    if permille <= 1000 { permille as u64 } else { 0 }
+}
+
+/// `1 + 10 / (1.02 - tightness)`, in thousandths.
+fn rise(tight_permille: u64) -> u128 {
+    let room = 1000 - tight_permille.min(1000) + SOFT_PERMILLE;
+    u128::from(1000 + if tight_permille == 0 { 0 } else { TIGHT * 1_000_000 / room })
+}
+
+/// Urgency times speed against the leanest mode; more if it stays, less for what a start costs. In a batch jobs
+/// take turns, and only the costs count.
+fn own(job: &Job, at: usize, urgency: u128, goal: Goal) -> u128 {
+    let (mode, lean) = (&job.modes[at], leanest(job).expect("it has modes"));
+    let stays = job.current == Some(at);
+    let left = mode.left_ms + if stays { 0 } else { job.restart_ms };
+    let stay = if stays && goal == Goal::Stream { STAY_PERMILLE } else { 0 };
+    urgency * u128::from(lean.left_ms) / u128::from(left) * (1000 + stay) / 1000
+}
+
+/// What a job's running takes from the common end, against the mean of all jobs.
+fn common(fluid: Option<&Fluid>, job: usize, mode: &Mode, jobs: usize) -> u128 {
+    let Some(fluid) = fluid else { return 0 };
+    COMMON * jobs as u128 * u128::from(fluid.burden_ms[job]) * ONE / u128::from(mode.left_ms)
+}
