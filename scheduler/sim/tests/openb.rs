@@ -67,7 +67,7 @@ fn baselines_equal_their_published_curves() {
                 let theirs = published(&table, &list, name, seed).expect("a published curve");
                 let difference = |demand: usize| Some((curve[demand]? - theirs[demand]?).abs());
                 let worst =
-                    (0..=129).filter_map(|at| Some((difference(at)?, at))).max_by(|a, b| a.0.total_cmp(&b.0));
+                    (0..=130).filter_map(|at| Some((difference(at)?, at))).max_by(|a, b| a.0.total_cmp(&b.0));
                 let (worst, at) = worst.unwrap();
                 println!(
                     "{list:<12} {:<14} {seed:>4} {:>8.2} {:>8.2} {worst:>8.2} {at:>6}",
