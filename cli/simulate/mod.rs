@@ -59,7 +59,7 @@ pub struct Args {
     #[arg(long, value_name = "MODE", default_value = "static", value_parser = ["static", "churn", "replay"])]
     pub mode: String,
     /// Devices asked for, as a part of all: by the end of a static fill, default 1.3; over time in churn, default 0.9
-    #[arg(long, value_name = "LOAD")]
+    #[arg(long, value_name = "LOAD", allow_hyphen_values = true)]
     pub load: Option<String>,
     /// Arrivals in churn, of which the first 40 % are not looked at
     #[arg(long, value_name = "JOBS", default_value_t = 400_000)]

@@ -7,10 +7,10 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use aquifer_sim::replay::engine::{self, Mode, Watch};
+use aquifer_sim::replay::engine::{Mode, Watch};
 use aquifer_sim::replay::input::{Table, read_text};
 use aquifer_sim::replay::policy::Kind;
-use aquifer_sim::replay::{check, metrics, openb, order};
+use aquifer_sim::replay::{compare, metrics, openb, order};
 
 /// The policies that curves were published for, with the names that they have there.
 const PUBLISHED: [(Kind, &str); 6] = [
@@ -21,6 +21,14 @@ const PUBLISHED: [(Kind, &str); 6] = [
     (Kind::BestFit, "05-BestFit"),
     (Kind::Fgd, "06-FGD"),
 ];
+
+fn traces() -> Option<PathBuf> {
+    let traces = env::var_os("AQUIFER_TRACES").map(PathBuf::from);
+    if traces.is_none() {
+        println!("skipped: AQUIFER_TRACES does not name a directory with the public traces");
+    }
+    traces.map(|traces| traces.join("openb"))
+}
 
 /// The published curve of a run: allocated devices in per cent, by demand.
 fn published(table: &Table, list: &str, policy: &str, seed: u64) -> Option<Vec<Option<f64>>> {
@@ -34,11 +42,7 @@ fn published(table: &Table, list: &str, policy: &str, seed: u64) -> Option<Vec<O
 
 #[test]
 fn baselines_equal_their_published_curves() {
-    let Some(traces) = env::var_os("AQUIFER_TRACES").map(PathBuf::from) else {
-        println!("skipped: AQUIFER_TRACES does not name a directory with the public traces");
-        return;
-    };
-    let directory = traces.join("openb");
+    let Some(directory) = traces() else { return };
     let arrivals = env::var_os("AQUIFER_ARRIVALS").map_or(directory.join("arrivals"), PathBuf::from);
     let expected = directory.join("expected_results/analysis_allo_discrete.csv.gz");
     let text = read_text(&expected).unwrap();
@@ -58,14 +62,12 @@ fn baselines_equal_their_published_curves() {
             }
             let workload = order::as_listed(&pods, &openb::read_arrivals(&path, &pods).unwrap());
             for (kind, name) in PUBLISHED {
-                let mut policy = kind.policy(&workload, seed).unwrap();
-                let (log, _) = engine::run(&workload, &mut *policy, Mode::Fill, &Watch::default());
-                check::check(&workload, &log).unwrap();
-                let curve = metrics::fill(&workload, &log).curve;
+                let run = compare::run(&workload, kind, Mode::Fill, seed, &Watch::default()).unwrap();
+                let curve = metrics::fill(&workload, &run.log).curve;
                 let theirs = published(&table, &list, name, seed).expect("a published curve");
                 let difference = |demand: usize| Some((curve[demand]? - theirs[demand]?).abs());
                 let worst =
-                    (0..=129).filter_map(|at| Some((difference(at)?, at))).max_by(|a, b| a.0.total_cmp(&b.0));
+                    (0..=130).filter_map(|at| Some((difference(at)?, at))).max_by(|a, b| a.0.total_cmp(&b.0));
                 let (worst, at) = worst.unwrap();
                 println!(
                     "{list:<12} {:<14} {seed:>4} {:>8.2} {:>8.2} {worst:>8.2} {at:>6}",
@@ -79,61 +81,45 @@ fn baselines_equal_their_published_curves() {
                 } else {
                     runs += 1;
                     exact += usize::from(worst < 0.015);
-                    assert!(worst < 0.5, "{kind} on {list}, seed {seed}: {worst:.2} off at {at} %");
+                    assert!(worst < 0.4, "{kind} on {list}, seed {seed}: {worst:.2} off at {at} %");
                 }
             }
         }
     }
     println!("{exact} of {runs} runs equal to 0.01 percentage points over the whole curve");
+    assert!(runs == 0 || runs - exact <= runs / 20, "{exact} of {runs} runs are equal");
+}
+
+/// Both directions of what the public comparison shows: under departures fragmentation gradient descent lets jobs of 8
+/// devices wait less than best fit does, and the load that is offered is what is used.
+#[test]
+fn churn_separates_the_policies() {
+    let Some(directory) = traces() else { return };
+    let pods = openb::read(&directory, "default").unwrap();
+    let workload = order::poisson(&pods, 900, 150_000, openb::RUN_MS, 1);
+    let figures = [Kind::Fgd, Kind::BestFit].map(|kind| {
+        let run = compare::run(&workload, kind, Mode::Churn, 1, &Watch::default()).unwrap();
+        metrics::queueing(&workload, &run.log, 75_000)
+    });
+    let eight = figures.map(|figures| {
+        println!("used {:.2} %, 8 devices wait {:?}", figures.used_percent, figures.wait_by_size[5]);
+        assert!((85.0..95.0).contains(&figures.used_percent), "used {:.2} %", figures.used_percent);
+        figures.wait_by_size[5]
+    });
+    assert!(50 < eight[0].count && eight[0].mean < eight[1].mean, "{eight:?}");
 }
 
 #[test]
 fn the_scheduler_of_the_pool_fills_the_public_trace() {
-    let Some(traces) = env::var_os("AQUIFER_TRACES").map(PathBuf::from) else {
-        println!("skipped: AQUIFER_TRACES does not name a directory with the public traces");
-        return;
-    };
-    let pods = openb::read(&traces.join("openb"), "default").unwrap();
-    let workload = order::shuffled(&pods, 1300, 42);
-    for kind in [Kind::Ours, Kind::Fgd] {
-        let begun = std::time::Instant::now();
-        let mut policy = kind.policy(&workload, 42).unwrap();
-        let (log, _) = engine::run(&workload, &mut *policy, Mode::Fill, &Watch::default());
-        check::check(&workload, &log).unwrap();
-        let fill = metrics::fill(&workload, &log);
-        println!("{kind}: {:?} {:?} {:?} {:?}", fill.at(90), fill.at(100), fill.at(130), begun.elapsed());
-    }
-}
-
-#[test]
-fn churn_separates_the_policies_as_published() {
-    let Some(traces) = env::var_os("AQUIFER_TRACES").map(PathBuf::from) else {
-        println!("skipped: AQUIFER_TRACES does not name a directory with the public traces");
-        return;
-    };
-    let arrivals: u32 = env::var("ARRIVALS").map_or(400_000, |text| text.parse().unwrap());
-    let pods = openb::read(&traces.join("openb"), "default").unwrap();
-    for load in [900, 940, 980] {
-        for kind in [Kind::Ours, Kind::Fgd, Kind::GpuPacking] {
-            for seed in 1..=3 {
-                let workload = order::poisson(&pods, load, arrivals, openb::RUN_MS, seed);
-                let begun = std::time::Instant::now();
-                let mut policy = kind.policy(&workload, seed).unwrap();
-                let (log, _) = engine::run(&workload, &mut *policy, Mode::Churn, &Watch::default());
-                let took = begun.elapsed();
-                check::check(&workload, &log).unwrap();
-                let figures = metrics::queueing(&workload, &log, arrivals as usize * 2 / 5);
-                println!(
-                    "{load} {kind:<14} {seed} used {:.2} waited {:.2} eight {:.0} p99 {:.0} share p99 {:.0} left {} {:?}",
-                    figures.used_percent,
-                    figures.waited_percent,
-                    figures.wait_by_size[5].mean / 1000.0,
-                    figures.wait_by_size[5].p99 as f64 / 1000.0,
-                    figures.wait_by_size[1].p99 as f64 / 1000.0,
-                    figures.left_waiting,
-                    took,
-                );
-            }
-        }
+    let Some(directory) = traces() else { return };
+    for list in openb::lists(&directory) {
+        let pods = openb::read(&directory, &list).unwrap();
+        let workload = order::shuffled(&pods, 1300, 42);
+        let [ours, best_fit] = [Kind::Ours, Kind::BestFit].map(|kind| {
+            let run = compare::run(&workload, kind, Mode::Fill, 42, &Watch::default()).unwrap();
+            metrics::fill(&workload, &run.log).at(130).unwrap()
+        });
+        println!("{list}: ours {ours:.2}, best fit {best_fit:.2}");
+        assert!(best_fit - 3.0 < ours, "{list}: ours {ours:.2}, best fit {best_fit:.2}");
     }
 }

@@ -92,17 +92,19 @@ fn draw(svg: &mut String, panel: &Panel, top: f64) {
     ));
     for (at, line) in panel.lines.iter().enumerate() {
         let color = COLORS[at % COLORS.len()];
+        // More lines than colours: the others are dashed.
+        let dash = if at < COLORS.len() { "" } else { " stroke-dasharray=\"6 3\"" };
         let path: Vec<String> =
             line.points.iter().map(|(across, up)| format!("{:.1} {:.1}", x(*across), y(*up))).collect();
         let key = upper + 8.0 + 18.0 * at as f64;
         if !path.is_empty() {
             say(format!(
-                "<path d=\"M{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"1.6\"/>\n",
+                "<path d=\"M{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"1.6\"{dash}/>\n",
                 path.join("L")
             ));
         }
         say(format!(
-            "<line x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{key:.1}\" y2=\"{key:.1}\" stroke=\"{color}\" stroke-width=\"3\"/>\n\
+            "<line x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{key:.1}\" y2=\"{key:.1}\" stroke=\"{color}\" stroke-width=\"3\"{dash}/>\n\
              <text x=\"{:.1}\" y=\"{:.1}\">{}</text>\n",
             right + 14.0,
             right + 32.0,

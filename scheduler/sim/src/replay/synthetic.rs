@@ -57,7 +57,7 @@ const SIGMA: f64 = 1.5;
 const RUN_LIMITS: (u64, u64) = (100, 50);
 
 /// Generates a workload: nodes of several makers, jobs of all sizes that arrive as a Poisson process, run times whose
-/// logarithms are normally distributed, three queues. A third of the jobs accepts only some kinds of devices.
+/// logarithms are normally distributed, three queues. A third of the jobs accepts one kind of device alone.
 pub fn generate(options: Options) -> Workload {
     let mut rng = Rng(options.seed ^ 0x5173_7e71);
     let mut workload = Workload::default();
@@ -131,16 +131,20 @@ fn spec(workload: &Workload, rng: &mut Rng) -> Spec {
         None => true,
     });
     let (ranks, devices, share_milli, _) = *size.expect("sizes make 1,000");
-    let wide: Vec<&DeviceClass> = workload
+    // By node that can take a rank, its class: a gang must fit, on an empty pool, on the nodes of one class.
+    let wide: Vec<u8> = workload
         .nodes
         .iter()
         .filter(|node| 0 < devices && devices <= node.devices)
-        .map(|node| &workload.classes[usize::from(node.class)])
+        .map(|node| node.class)
         .collect();
-    let wants = match wide.is_empty() || rng.below(3) != 0 {
+    let ranks = if devices == 0 { ranks } else { ranks.min(wide.len() as u32).max(1) };
+    let of_class = |class: u8| wide.iter().filter(|other| **other == class).count();
+    let enough: Vec<u8> = wide.iter().copied().filter(|class| ranks as usize <= of_class(*class)).collect();
+    let wants = match enough.is_empty() || rng.below(3) != 0 {
         true => Vec::new(),
         false => {
-            let class = *rng.pick(&wide);
+            let class = &workload.classes[usize::from(*rng.pick(&enough))];
             vec![Want { vendor: Some(class.vendor), model: Some(class.model.clone()) }]
         }
     };
