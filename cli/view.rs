@@ -413,6 +413,11 @@ pub fn has_ended(state: v1::JobState) -> bool {
     STATES[UNENDED..].iter().any(|(ended, _)| *ended == state)
 }
 
+/// All states in which a job has ended.
+pub fn ended_states() -> Vec<i32> {
+    STATES[UNENDED..].iter().map(|(state, _)| i32::from(*state)).collect()
+}
+
 fn rank_state(state: v1::RankState) -> &'static str {
     match state {
         v1::RankState::Unspecified => "unknown",
