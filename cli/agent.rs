@@ -135,7 +135,8 @@ impl Args {
 pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
     let resolved = args.resolve(global)?;
     settings::start_logging(&resolved.log_format, &resolved.log_level)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    // One thread: what the agent does is little, and half of it would be to wake the other one.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::refused(format!("cannot start: {error}"), ""))?;
     let ran = runtime.block_on(aquifer_agent::run(resolved.config, settings::stop_signal()));
     runtime.shutdown_timeout(Duration::from_secs(1));

@@ -34,6 +34,12 @@ pub struct JobFlags {
     /// Least memory of each device, with its unit: 80GiB. Default: any
     #[arg(long, value_name = "SIZE")]
     pub device_memory: Option<Size>,
+    /// Part of each device's compute: 40%. Default: as large as that of the memory, or the whole device
+    #[arg(long, value_name = "PERCENT")]
+    pub slice_compute: Option<Percent>,
+    /// Part of each device's memory, with its unit: 20GiB. Default: as large as that of the compute
+    #[arg(long, value_name = "SIZE")]
+    pub slice_memory: Option<Size>,
     /// Cores of each rank, in steps of 0.001. Default: 1
     #[arg(long, value_name = "CORES")]
     pub cpus: Option<Cpus>,
@@ -133,11 +139,13 @@ impl JobFlags {
     }
 
     fn apply_to_roles(&self, file: &mut JobFile) -> Result<(), Failure> {
-        let device_flags = self.class.is_some() || self.vendor.is_some() || self.device_memory.is_some();
+        let slice = self.slice_compute.is_some() || self.slice_memory.is_some();
+        let device_flags =
+            self.class.is_some() || self.vendor.is_some() || self.device_memory.is_some() || slice;
         let of_one_role = [
             ("--ranks", self.ranks.is_some()),
             ("--devices", self.devices.is_some()),
-            ("--class, --vendor and --device-memory", device_flags),
+            ("--class, --vendor, --device-memory and --slice-...", device_flags),
             ("--cpus", self.cpus.is_some()),
             ("--memory", self.memory.is_some()),
             ("--label", !self.labels.is_empty()),
@@ -169,6 +177,11 @@ impl JobFlags {
                     device.class = self.class.clone().or(device.class.take());
                     device.vendor = self.vendor.map(Given).or(device.vendor);
                     device.memory = self.device_memory.map(Given).or(device.memory);
+                    if slice {
+                        let part = device.slice.get_or_insert_default();
+                        part.compute = self.slice_compute.map(Given).or(part.compute);
+                        part.memory = self.slice_memory.map(Given).or(part.memory);
+                    }
                 }
             }
             _ => (),

@@ -23,6 +23,7 @@ pub mod queues;
 pub mod run;
 pub mod server;
 pub mod settings;
+pub mod simulate;
 pub mod submit;
 pub mod trial;
 pub mod units;

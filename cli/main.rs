@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use aquifer_cli::client::Global;
-use aquifer_cli::{agent, bench, demo, output, server, up, worker};
+use aquifer_cli::{agent, bench, demo, output, server, simulate, up, worker};
 use clap::{CommandFactory, Parser, Subcommand};
 
 /// One pool of compute, fed by every accelerator an organisation owns
@@ -28,6 +28,7 @@ enum Command {
     Server(server::Args),
     Agent(agent::Args),
     Worker(worker::Args),
+    Simulate(Box<simulate::Args>),
     #[command(subcommand)]
     Bench(bench::Command),
 }
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         Command::Agent(args) => done(agent::run(&args, &global)),
         Command::Bench(command) => bench::run(&command, &global).map(|()| ExitCode::SUCCESS),
         Command::Worker(args) => Ok(worker::run(args)),
+        Command::Simulate(args) => simulate::run(&args, &global).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| output::tell(&error))
 }

@@ -14,6 +14,9 @@ use crate::logs::{Printer, Reader};
 use crate::output::{Failure, aside, write_out};
 use crate::{Session, job, submit, view, wait};
 
+/// How long an element of an array may have ended before that is told.
+const LONGEST_LAG: Duration = Duration::from_millis(50);
+
 /// Run a command on the pool, print what it prints, and wait for its end
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
@@ -117,13 +120,20 @@ async fn narrate(id: JobId, session: &Session) -> Failure {
 
 /// Waits for all elements of an array, and tells how each of them ended.
 async fn follow_array(first: JobId, count: u32, session: &Session) -> Result<ExitCode> {
+    let (mut next, end) = (first.0, first.0 + u64::from(count.max(1)));
     let mut failed = 0;
-    for id in first.0..first.0 + u64::from(count.max(1)) {
-        let job = view::Job::from(&wait::ended(JobId(id), session).await?);
-        failed += u32::from(job.state != "succeeded");
-        match session.output.json {
-            true => session.output.line(&job),
-            false => session.output.text(wait::sentence(&job)),
+    while next < end {
+        let mut ended = vec![wait::ended(JobId(next), session).await?];
+        // Where hundreds end in a second, they are asked about together.
+        tokio::time::sleep(LONGEST_LAG.min(Duration::from_millis(next - first.0))).await;
+        ended.extend(ended_from(next + 1, end, session).await?);
+        next += ended.len() as u64;
+        for job in ended.iter().map(view::Job::from) {
+            failed += u32::from(job.state != "succeeded");
+            match session.output.json {
+                true => session.output.line(&job),
+                false => session.output.text(wait::sentence(&job)),
+            }
         }
     }
     if failed == 0 {
@@ -133,6 +143,22 @@ async fn follow_array(first: JobId, count: u32, session: &Session) -> Result<Exi
         "`aquifer logs JOB` prints what one of them said, `aquifer job JOB` how it ended; first: {first}"
     );
     Err(Failure::refused(format!("{failed} of {count} jobs did not succeed"), next).into())
+}
+
+/// The jobs from `next` on, before `end`, up to the first that has not ended; 256 at most.
+async fn ended_from(next: u64, end: u64, session: &Session) -> Result<Vec<v1::Job>> {
+    let page_size = 256.min(end - next) as u32;
+    if page_size == 0 {
+        return Ok(Vec::new());
+    }
+    let page_token = (next + u64::from(page_size)).to_string();
+    let request =
+        v1::ListRequest { states: view::ended_states(), page_size, page_token, ..Default::default() };
+    let list = async |mut client: Client| client.list(request.clone()).await;
+    let mut jobs = session.pool.call(Patience::Endless, list).await?.jobs;
+    jobs.reverse();
+    let jobs = jobs.into_iter().skip_while(|job| job.id < next).zip(next..);
+    Ok(jobs.take_while(|(job, id)| job.id == *id).map(|(job, _)| job).collect())
 }
 
 fn exit(job: &view::Job, session: &Session) -> ExitCode {

@@ -1,6 +1,7 @@
 //! A pool of its own for a demonstration or a measurement: a scheduler and agents as processes of this program, on
 //! loopback, in a temporary directory, of which nothing is left in the end.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -143,9 +144,19 @@ impl Trial {
                 child.kill().await?;
             }
         }
+        // What runs nothing ends with its agent, but a moment later.
         let lives = |pid: &i32| Pid::from_raw(*pid).is_some_and(|pid| test_kill_process(pid).is_ok());
-        let left: Vec<i32> = workers.into_iter().filter(lives).collect();
-        ensure!(left.is_empty(), "processes {left:?} are left; files are in {}", self.directory.display());
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let mut left = workers;
+        loop {
+            left.retain(lives);
+            if left.is_empty() {
+                break;
+            }
+            let files = self.directory.display();
+            ensure!(Instant::now() < deadline, "processes {left:?} are left; files are in {files}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
         fs::remove_dir_all(&self.directory)?;
         Ok(())
     }
@@ -170,7 +181,7 @@ impl Trial {
     }
 
     /// Processes of all workers and supervisors whose run directories are still there.
-    fn worker_pids(&self) -> Vec<i32> {
+    fn worker_pids(&self) -> BTreeSet<i32> {
         let nodes = self.agents.iter().map(|(node, _)| self.directory.join(node).join("runs"));
         let runs = nodes.flat_map(|runs| subdirectories(&runs));
         let pids = runs.flat_map(|run| subdirectories(&run)).flat_map(|rank| {

@@ -159,6 +159,17 @@ pub struct DeviceRequest {
     pub vendor: String,
     pub model: String,
     pub memory_bytes: u64,
+    /// Part of each device that is wanted; absent: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slice: Option<Slice>,
+}
+
+/// A part of one device; 0: as large a share as that of the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Slice {
+    pub compute_milli: u32,
+    pub memory_bytes: u64,
 }
 
 /// Options of the bundled trainer.
@@ -402,6 +413,11 @@ pub fn has_ended(state: v1::JobState) -> bool {
     STATES[UNENDED..].iter().any(|(ended, _)| *ended == state)
 }
 
+/// All states in which a job has ended.
+pub fn ended_states() -> Vec<i32> {
+    STATES[UNENDED..].iter().map(|(state, _)| i32::from(*state)).collect()
+}
+
 fn rank_state(state: v1::RankState) -> &'static str {
     match state {
         v1::RankState::Unspecified => "unknown",
@@ -559,6 +575,9 @@ impl From<&core::Role> for Role {
             vendor: device.vendor.map(|vendor| vendor.to_string()).unwrap_or_default(),
             model: device.model.as_deref().unwrap_or_default().into(),
             memory_bytes: device.memory_bytes,
+            slice: device
+                .slice
+                .map(|slice| Slice { compute_milli: slice.compute_milli, memory_bytes: slice.memory_bytes }),
         };
         let (mut command, mut train, mut serve) = (None, None, None);
         match &role.program {

@@ -104,7 +104,7 @@ fn workers_that_their_lease_ended_while_the_scheduler_was_away_are_placed_again(
     pool.until_state(job, Running);
     let worker = pool.worker(job, 1, 0);
     pool.kill_server();
-    until("the end of the lease", || (!is_alive(worker.supervisor)).then_some(()));
+    until("the end of the lease", || (!is_alive(worker.worker)).then_some(()));
     pool.start_server();
     pool.until_job(job, "placed again", |job| job.attempt == 2 && job.state() == Running);
     fs::write(pool.file("go"), "").expect("a file");
@@ -326,7 +326,7 @@ fn a_stopped_scheduler_process_that_wakes_up_changes_nothing() {
     let worker = pool.worker(job, 1, 0);
     // As after a suspend: everything is late, and the lease may be over for the agent but not for the scheduler.
     pool.signal_server(Signal::STOP);
-    until("the end of the lease", || (!is_alive(worker.supervisor)).then_some(()));
+    until("the end of the lease", || (!is_alive(worker.worker)).then_some(()));
     pool.signal_server(Signal::CONT);
     fs::write(pool.file("go"), "").expect("a file");
     let ended = pool.until_succeeded(job);

@@ -8,7 +8,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aquifer_core::WorkerId;
 use serde::{Deserialize, Serialize};
 
 use crate::process;
@@ -30,12 +29,20 @@ pub(crate) struct Cgroups {
     cpu: Option<PathBuf>,
 }
 
-/// The groups of one worker: one of version 2, or up to two of version 1.
+/// The groups of one worker at a time: one of version 2, or up to two of version 1.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Group {
     unified: Option<PathBuf>,
     memory: Option<PathBuf>,
     cpu: Option<PathBuf>,
+}
+
+/// Groups that were made, with their limits, until this is dropped.
+pub(crate) struct Made {
+    group: Group,
+    cpus_milli: u32,
+    memory_bytes: u64,
+    join: Vec<File>,
 }
 
 /// Where the hierarchies are mounted, and the agent's own place in each.
@@ -71,10 +78,9 @@ impl Cgroups {
         Limits { cpu: unified || self.cpu.is_some(), memory: unified || self.memory.is_some() }
     }
 
-    /// The group of a worker; `None` if nothing can be enforced.
-    pub fn group(&self, id: WorkerId) -> Option<Group> {
-        let name = format!("{}.{}.{}", id.job, id.attempt, id.rank);
-        let group = |parent: &Option<PathBuf>| parent.as_ref().map(|parent| parent.join(&name));
+    /// The group of this name, for one worker at a time; `None` if nothing can be enforced.
+    pub fn group(&self, name: &str) -> Option<Group> {
+        let group = |parent: &Option<PathBuf>| parent.as_ref().map(|parent| parent.join(name));
         let group =
             Group { unified: group(&self.unified), memory: group(&self.memory), cpu: group(&self.cpu) };
         let any = group.dirs().next().is_some();
@@ -83,14 +89,14 @@ impl Cgroups {
 }
 
 impl Group {
-    /// Makes the groups with their limits, 0 for none. A process joins by writing `0` to each of the files.
-    pub fn create(&self, cpus_milli: u32, memory_bytes: u64) -> io::Result<Vec<File>> {
+    /// Makes the groups with their limits, 0 for none.
+    pub fn make(&self, cpus_milli: u32, memory_bytes: u64) -> io::Result<Made> {
         const PERIOD_US: u64 = 100_000;
         let quota_us = u64::from(cpus_milli) * PERIOD_US / 1000;
-        let mut join = Vec::new();
+        let mut made = Made { group: self.clone(), cpus_milli, memory_bytes, join: Vec::new() };
         for dir in self.dirs() {
             make(dir)?;
-            join.push(OpenOptions::new().write(true).open(dir.join("cgroup.procs"))?);
+            made.join.push(OpenOptions::new().write(true).open(dir.join("cgroup.procs"))?);
         }
         if let (Some(dir), true) = (&self.unified, 0 < cpus_milli) {
             fs::write(dir.join("cpu.max"), format!("{quota_us} {PERIOD_US}"))?;
@@ -107,7 +113,7 @@ impl Group {
             fs::write(dir.join("memory.limit_in_bytes"), memory_bytes.to_string())?;
             let _ = fs::write(dir.join("memory.memsw.limit_in_bytes"), memory_bytes.to_string());
         }
-        Ok(join)
+        Ok(made)
     }
 
     /// Whether the kernel killed a member because the group's memory was used up.
@@ -143,6 +149,26 @@ impl Group {
 
     fn dirs(&self) -> impl Iterator<Item = &PathBuf> {
         [&self.unified, &self.memory, &self.cpu].into_iter().flatten()
+    }
+}
+
+impl Made {
+    /// Whether a worker with these limits can take it over from one that has ended. What that one left in memory,
+    /// files in `/dev/shm` say, still counts: so nobody takes over a limit of memory.
+    pub fn suits(&self, group: &Group, cpus_milli: u32, memory_bytes: u64) -> bool {
+        (&self.group, self.cpus_milli, self.memory_bytes) == (group, cpus_milli, memory_bytes)
+            && memory_bytes == 0
+    }
+
+    /// A process joins by writing `0` to each of these files.
+    pub fn join(&self) -> &[File] {
+        &self.join
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        self.group.remove();
     }
 }
 
@@ -241,6 +267,6 @@ mod tests {
         assert_eq!(places("proc /proc proc rw 0 0\n", ""), Places::default());
         let none = Cgroups::default();
         assert_eq!(none.limits(), Limits::default());
-        assert_eq!(none.group(WorkerId { job: aquifer_core::JobId(1), attempt: 1, rank: 0 }), None);
+        assert_eq!(none.group("1"), None);
     }
 }

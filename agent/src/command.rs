@@ -52,6 +52,10 @@ pub fn launch(id: WorkerId, order: &Order, seen: Visibility, surroundings: &Surr
     set("AQUIFER_ROLE", role.name.to_string());
     set("AQUIFER_PORT", rank.port.to_string());
     set("AQUIFER_CPUS", aquifer_core::explain::milli(rank.cpus_milli.into()));
+    if let Some(slice) = rank.slice {
+        set("AQUIFER_DEVICE_COMPUTE_MILLI", slice.compute_milli.to_string());
+        set("AQUIFER_DEVICE_MEMORY_BYTES", slice.memory_bytes.to_string());
+    }
     if let Some(index) = order.array_index {
         set("AQUIFER_ARRAY_INDEX", index.to_string());
     }

@@ -26,6 +26,11 @@ use crate::session::{self, Incoming, Link};
 
 /// How often devices are looked at.
 const DEVICES_EVERY: Duration = Duration::from_secs(5);
+/// So many workers that come or go at a time put off what is told of them by a millisecond: the busier a node, the more
+/// is told at once. A node that is less busy than that tells everything as it happens.
+const CHANGES_PER_MS: u32 = 4;
+/// Longest that news is put off.
+const LONGEST_SILENCE: Duration = Duration::from_millis(5);
 /// Bytes of one piece of a log, at most.
 const MAX_LOG_PIECE: u32 = 256 << 10;
 
@@ -106,6 +111,7 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
             }
             Some(backends) = refreshed.recv() => daemon.on_refreshed(backends),
             () = sleep_until(daemon.heartbeat_due), if daemon.scheduler.is_some() => daemon.send_message(),
+            () = sleep_until(daemon.talk_due), if daemon.has_to_talk() => (),
             () = sleep_until(daemon.lease_due()) => daemon.on_lease_end(),
             () = sleep_until(devices_due) => {
                 devices_due = Instant::now() + DEVICES_EVERY;
@@ -138,6 +144,8 @@ struct Daemon {
     reporting: bool,
     lease: Duration,
     heartbeat_due: Instant,
+    /// News waits until then.
+    talk_due: Instant,
     lease_written: Time,
 }
 
@@ -200,16 +208,27 @@ impl Daemon {
             reporting: false,
             lease: Duration::ZERO,
             heartbeat_due: Instant::now(),
+            talk_due: Instant::now(),
             lease_written: lease_end,
         };
         Ok((daemon, link, told))
     }
 
-    /// Tells news, unless a report is still under way.
+    /// Tells news, if it is time to.
     fn talk(&mut self) {
-        if self.scheduler.is_some() && !self.reporting && self.agent.has_news() {
+        let now = Instant::now();
+        if self.has_to_talk() && self.talk_due <= now {
             self.send_message();
+            let workers = self.agent.workers().values();
+            let changing = workers.filter(|state| **state != WorkerState::Running).count() as u32;
+            self.talk_due =
+                now + Duration::from_millis((changing / CHANGES_PER_MS).into()).min(LONGEST_SILENCE);
         }
+    }
+
+    /// Whether there is news, and no report under way.
+    fn has_to_talk(&self) -> bool {
+        self.scheduler.is_some() && !self.reporting && self.agent.has_news()
     }
 
     fn send_message(&mut self) {

@@ -1,36 +1,27 @@
 //! The fork server: the small process that all supervisors of an agent are forked from.
 //!
-//! To start the agent's own large binary anew for every worker costs a millisecond of processor time in its loader; to
-//! fork a process of one thread that has touched few pages costs a tenth of that. So the agent starts one such process
-//! and asks it for each supervisor, over a socket that the server has as its standard input.
+//! To start the agent's own large binary anew for a supervisor costs a millisecond of processor time in its loader,
+//! and memory of its own; to fork a process of one thread that has touched few pages costs a tenth of that. So the
+//! agent starts one such process and asks it for each supervisor, over a socket that the server has as its standard
+//! input.
 //!
-//! A request is the path of a run directory and three descriptors, the supervisor's standard input, output and error.
-//! The answer is an error number, 0 with a handle on the supervisor. Nothing needs the server once it has answered:
-//! it may be killed at any time, and it ends when the agent does.
+//! A request is the socket on which the supervisor is to be told what to run. The answer is an error number, 0 with a
+//! handle on the supervisor. Nothing needs the server once it has answered: it may be killed at any time, and it ends
+//! when the agent does.
 
-use std::ffi::{OsStr, OsString};
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 
 use nix::sys::signal::{SIGCHLD, SigHandler};
 use nix::unistd::ForkResult;
-use rustix::cmsg_space;
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-};
 use rustix::process::{Pid, PidfdFlags, WaitOptions};
 
 use crate::launcher::SupervisorCommand;
-use crate::supervisor;
-
-/// Longest path of a run directory, in bytes: that of the kernel.
-const MAX_PATH: usize = 4096;
+use crate::{socket, supervisor};
 
 /// The agent's end. Dropping it ends the server, but no supervisor.
 pub(crate) struct ForkServer {
@@ -38,12 +29,10 @@ pub(crate) struct ForkServer {
     process: Child,
 }
 
-/// Why there is no handle on a supervisor.
+/// Why there is no supervisor.
 pub(crate) enum ForkError {
-    /// The server was gone already: nothing was started.
-    NotAsked,
-    /// The server went away: nobody knows.
-    NoAnswer,
+    /// The server is gone. A supervisor that it may have forked runs nothing, and ends with the socket it was given.
+    Gone,
     /// The machine refused.
     Refused(io::Error),
 }
@@ -60,9 +49,7 @@ impl ForkServer {
         let cannot = |error: &dyn std::fmt::Display| {
             format!("cannot start supervisor {}: {error}", command.program.display())
         };
-        let (socket, theirs) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .map_err(|errno| cannot(&io::Error::from(errno)))?;
+        let (socket, theirs) = socket::pair().map_err(|errno| cannot(&io::Error::from(errno)))?;
         let mut server = Command::new(&command.program);
         server.args(&command.args).arg(state_dir).stdin(theirs).stdout(Stdio::null());
         for key in own_env {
@@ -81,21 +68,19 @@ impl ForkServer {
         }
     }
 
-    /// Starts the supervisor of a run directory and returns a handle on it.
-    pub fn fork(&self, run_dir: &Path, descriptors: [BorrowedFd; 3]) -> Result<OwnedFd, ForkError> {
-        if MAX_PATH < run_dir.as_os_str().len() {
-            return Err(ForkError::Refused(Errno::NAMETOOLONG.into()));
-        }
-        match send(self.socket.as_fd(), run_dir.as_os_str().as_bytes(), &descriptors) {
+    /// Starts a supervisor that listens on `theirs`, and returns a handle on it.
+    pub fn fork(&self, theirs: OwnedFd) -> Result<OwnedFd, ForkError> {
+        match socket::send(self.socket.as_fd(), b"1", &[theirs.as_fd()]) {
             Ok(()) => (),
-            Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => return Err(ForkError::NotAsked),
+            Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => return Err(ForkError::Gone),
             Err(errno) => return Err(ForkError::Refused(errno.into())),
         }
         match receive_answer(&self.socket) {
             Ok((0, Some(supervisor))) => Ok(supervisor),
-            Ok((errno, None)) if errno != 0 => Err(ForkError::Refused(io::Error::from_raw_os_error(errno))),
-            // An answer without its handle: this process has no room for another descriptor.
-            Ok(_) | Err(_) => Err(ForkError::NoAnswer),
+            // Its handle did not arrive: this process has no room for another descriptor.
+            Ok((0, None)) => Err(ForkError::Refused(Errno::MFILE.into())),
+            Ok((errno, _)) => Err(ForkError::Refused(io::Error::from_raw_os_error(errno))),
+            Err(_) => Err(ForkError::Gone),
         }
     }
 }
@@ -109,7 +94,7 @@ impl Drop for ForkServer {
 
 fn receive_answer(socket: &OwnedFd) -> Result<(i32, Option<OwnedFd>), Errno> {
     let mut errno = [0; 4];
-    let (length, mut descriptors) = receive(socket.as_fd(), &mut errno)?;
+    let (length, mut descriptors) = socket::receive(socket.as_fd(), &mut errno)?;
     match length {
         4 => Ok((i32::from_ne_bytes(errno), descriptors.pop())),
         _ => Err(Errno::CONNRESET),
@@ -117,28 +102,27 @@ fn receive_answer(socket: &OwnedFd) -> Result<(i32, Option<OwnedFd>), Errno> {
 }
 
 /// Serves an agent, on the socket that is standard input, until the agent is gone. In each supervisor that is forked
-/// this returns too, when its worker has ended.
+/// this returns too, when there is nothing more for it to run.
 ///
 /// To be called first thing in `main`, before any thread is started.
 pub fn supervise() -> ExitCode {
     // A signal from the agent's terminal is not for the supervisors, nor for what they are forked from.
     let _ = rustix::process::setsid();
-    let mut socket = rustix::stdio::stdin();
-    let mut path = [0; MAX_PATH];
+    let agent = rustix::stdio::stdin();
     let mut answer: Result<Option<OwnedFd>, Errno> = Ok(None);
     loop {
         let (errno, handle) = match &answer {
             Ok(handle) => (0, handle.as_ref().map(|handle| handle.as_fd())),
             Err(errno) => (errno.raw_os_error(), None),
         };
-        if send(socket, &errno.to_ne_bytes(), handle.as_slice()).is_err() {
+        if socket::send(agent, &errno.to_ne_bytes(), handle.as_slice()).is_err() {
             return ExitCode::SUCCESS;
         }
-        let (length, descriptors) = match receive(socket, &mut path) {
+        let mut descriptors = match socket::receive(agent, &mut [0]) {
             Ok((0, _)) | Err(_) => return ExitCode::SUCCESS,
-            Ok(request) => request,
+            Ok((_, descriptors)) => descriptors,
         };
-        let Ok([input, output, error]) = <[OwnedFd; 3]>::try_from(descriptors) else {
+        let Some(orders) = descriptors.pop() else {
             answer = Err(Errno::MFILE);
             continue;
         };
@@ -149,17 +133,13 @@ pub fn supervise() -> ExitCode {
         let forked = unsafe { nix::unistd::fork() };
         match forked {
             Ok(ForkResult::Child) => {
-                let _ = rustix::stdio::dup2_stdin(input);
-                let _ = rustix::stdio::dup2_stdout(output);
-                let _ = rustix::stdio::dup2_stderr(error);
                 drop(answer);
-                return supervisor::run(Path::new(OsStr::from_bytes(&path[..length])));
+                return supervisor::serve(orders);
             }
             Ok(ForkResult::Parent { child }) => {
                 let child = Pid::from_raw(child.as_raw()).expect("a process");
                 answer = rustix::process::pidfd_open(child, PidfdFlags::empty()).map(Some);
                 if answer.is_err() {
-                    // The worker, if there is one by now, dies with it.
                     let _ = rustix::process::kill_process(child, rustix::process::Signal::KILL);
                 }
             }
@@ -167,7 +147,6 @@ pub fn supervise() -> ExitCode {
         }
         on_child_exit(SigHandler::SigIgn);
         while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
-        socket = rustix::stdio::stdin();
     }
 }
 
@@ -176,32 +155,4 @@ fn on_child_exit(handler: SigHandler) {
     #[allow(unsafe_code)]
     let set = unsafe { nix::sys::signal::signal(SIGCHLD, handler) };
     set.expect("SIGCHLD can be handled");
-}
-
-fn send(socket: BorrowedFd, bytes: &[u8], descriptors: &[BorrowedFd]) -> Result<(), Errno> {
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(3))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !descriptors.is_empty() {
-        control.push(SendAncillaryMessage::ScmRights(descriptors));
-    }
-    let bytes = [IoSlice::new(bytes)];
-    rustix::io::retry_on_intr(|| rustix::net::sendmsg(socket, &bytes, &mut control, SendFlags::NOSIGNAL))?;
-    Ok(())
-}
-
-/// The number of bytes, 0 at the end, and the descriptors that came with them.
-fn receive(socket: BorrowedFd, bytes: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(3))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut bytes = [IoSliceMut::new(bytes)];
-    let received = rustix::io::retry_on_intr(|| {
-        rustix::net::recvmsg(socket, &mut bytes, &mut control, RecvFlags::CMSG_CLOEXEC)
-    })?;
-    let mut descriptors = Vec::with_capacity(3);
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            descriptors.extend(rights);
-        }
-    }
-    Ok((received.bytes, descriptors))
 }

@@ -3,30 +3,69 @@
 //! A crash of a process keeps what it wrote; a crash of the machine also ends every worker, and the boot id that
 //! each run directory holds says so.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Replaces a file by rename, so that a reader sees the old content or the new.
 pub fn replace(path: &Path, value: &impl Serialize) -> io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let temporary = Path::new(&temporary);
-    let written = write(temporary, value).and_then(|()| fs::rename(temporary, path));
-    if written.is_err() {
-        let _ = fs::remove_file(temporary);
-    }
-    written
+    Room::reserve(path, value)?.put()
 }
 
 /// Writes a file in place, readable by its owner alone.
 pub fn write(path: &Path, value: &impl Serialize) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(&bytes(value)?)
+    open(path)?.write_all(&bytes(value)?)
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+/// A file that is written but has not yet its name. Dropped without it, it is removed.
+pub struct Room {
+    file: File,
+    temporary: PathBuf,
+    path: PathBuf,
+    named: bool,
+}
+
+impl Room {
+    /// Writes the file. What is to be known only later needs no more room on the disk than `value` does.
+    pub fn reserve(path: &Path, value: &impl Serialize) -> io::Result<Room> {
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(".tmp");
+        let temporary = PathBuf::from(temporary);
+        let mut room = Room { file: open(&temporary)?, temporary, path: path.to_owned(), named: false };
+        room.file.write_all(&bytes(value)?)?;
+        Ok(room)
+    }
+
+    /// Changes its content, and gives it its name.
+    pub fn put_instead(self, value: &impl Serialize) -> io::Result<()> {
+        let bytes = bytes(value)?;
+        self.file.write_all_at(&bytes, 0)?;
+        self.file.set_len(bytes.len() as u64)?;
+        self.put()
+    }
+
+    /// Gives it its name.
+    pub fn put(mut self) -> io::Result<()> {
+        fs::rename(&self.temporary, &self.path)?;
+        self.named = true;
+        Ok(())
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if !self.named {
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
 }
 
 /// One line of JSON, with its line end.
@@ -38,7 +77,7 @@ pub fn bytes(value: &impl Serialize) -> io::Result<Vec<u8>> {
 
 /// Reads a file of at most `max` bytes.
 pub fn read_bytes(path: &Path, max: u64) -> io::Result<Vec<u8>> {
-    let file = fs::File::open(path)?;
+    let file = File::open(path)?;
     let mut bytes = Vec::with_capacity(file.metadata()?.len().min(max) as usize + 1);
     file.take(max + 1).read_to_end(&mut bytes)?;
     if max < bytes.len() as u64 {

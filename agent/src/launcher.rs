@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,16 +11,13 @@ use std::time::{Duration, Instant};
 use std::{env, fs, io, thread};
 
 use aquifer_core::{Exit, WorkerId, WorkerState};
-use nix::sys::signal::SigSet;
 use rustix::process::{Pid, PidfdFlags, Signal};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use crate::cgroup::{Cgroups, Limits};
-use crate::fork_server::{ForkError, ForkServer};
 use crate::run_dir::{self, Lease, LogChunk, LogError, Logs, Retention, RunDir, RunDirs, Spec, Status};
+use crate::supervisors::{Supervisor, Supervisors};
 use crate::{json, process, supervisor};
 
 /// A worker to start.
@@ -124,11 +121,10 @@ pub struct Launcher {
 struct Shared {
     dirs: RunDirs,
     boot_id: String,
-    cgroups: Cgroups,
+    limits: Limits,
     status_every: Duration,
     news: mpsc::Sender<News>,
-    /// `None`: no more orders.
-    spawner: std::sync::mpsc::Sender<Option<Order>>,
+    supervisors: Supervisors,
 }
 
 /// A worker that is not yet forgotten.
@@ -140,28 +136,10 @@ struct Worker {
 
 /// How a worker should be stopped. Only ever grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Stop {
+pub(crate) enum Stop {
     No,
     WithGrace,
     AtOnce,
-}
-
-/// For the thread that starts supervisors.
-struct Order {
-    spec: Box<Spec>,
-    dir: RunDir,
-    stop: watch::Receiver<Stop>,
-    reply: oneshot::Sender<Result<Start, Exit>>,
-}
-
-/// From where the watching of a worker begins.
-enum Start {
-    /// Its supervisor was started; a byte comes through the pipe when the worker has.
-    New { supervisor: OwnedFd, started: OwnedFd },
-    /// Its supervisor was found.
-    Adopted { supervisor: OwnedFd },
-    /// Its supervisor is dead and left no word.
-    Orphaned,
 }
 
 impl Launcher {
@@ -191,15 +169,11 @@ impl Launcher {
             _ => fs::remove_file(&probe).map_err(unusable)?,
         }
 
-        let (spawner, orders) = std::sync::mpsc::channel();
-        let (command, boot) = (config.supervisor, boot_id.clone());
-        let spawner_dir = state_dir.clone();
-        thread::Builder::new()
-            .name("spawner".to_string())
-            .spawn(move || Spawner::new(command, spawner_dir, boot).run(orders))
-            .map_err(|error| LauncherError::Machine(format!("cannot start a thread: {error}")))?;
         let cgroups = if config.enforce_limits { Cgroups::open() } else { Cgroups::default() };
-        let shared = Shared { dirs, boot_id, cgroups, status_every: config.status_every, news, spawner };
+        let limits = cgroups.limits();
+        let supervisors = Supervisors::new(config.supervisor, state_dir.clone(), cgroups)
+            .map_err(|error| LauncherError::Machine(format!("cannot start a thread: {error}")))?;
+        let shared = Shared { dirs, boot_id, limits, status_every: config.status_every, news, supervisors };
         let mut launcher = Launcher {
             shared: Arc::new(shared),
             workers: BTreeMap::new(),
@@ -241,7 +215,7 @@ impl Launcher {
             dir,
             state: WorkerState::Starting,
             by_status,
-            cgroup: spec.cgroup.clone(),
+            cgroup: None,
             status_version: None,
             stop: stop_wanted,
             ended: ended.clone(),
@@ -332,7 +306,7 @@ impl Launcher {
 
     /// What is enforced on workers.
     pub fn limits(&self) -> Limits {
-        self.shared.cgroups.limits()
+        self.shared.limits
     }
 
     fn spec(&self, launch: Launch, dir: &RunDir) -> Spec {
@@ -350,14 +324,15 @@ impl Launcher {
             grace_ms: launch.grace_ms,
             by_status: launch.ready == Ready::ByStatus,
             lease: launch.exclusive.then(|| self.lease_path.clone()),
-            cgroup: self.shared.cgroups.group(launch.id),
+            // That of the supervisor that gets it.
+            cgroup: None,
         }
     }
 
-    fn adopt(&mut self, id: WorkerId, state: WorkerState, run: Option<(Spec, Start)>) {
+    fn adopt(&mut self, id: WorkerId, state: WorkerState, run: Option<FoundRun>) {
         let (stop, stop_wanted) = watch::channel(Stop::No);
         let ended = Arc::new(AtomicBool::new(run.is_none()));
-        let task = run.map(|(spec, start)| {
+        let task = run.map(|FoundRun { spec, supervisor }| {
             let watcher = Watcher {
                 shared: self.shared.clone(),
                 id,
@@ -369,7 +344,7 @@ impl Launcher {
                 stop: stop_wanted,
                 ended: ended.clone(),
             };
-            tokio::spawn(watcher.watch(start)).abort_handle()
+            tokio::spawn(watcher.watch_found(supervisor)).abort_handle()
         });
         self.workers.insert(id, Worker { stop, ended, task });
     }
@@ -388,8 +363,8 @@ impl Drop for Launcher {
                 task.abort();
             }
         }
-        // The fork server ends with the launcher, not with the last task that the runtime drops.
-        let _ = self.shared.spawner.send(None);
+        // They end with the launcher, not with the last task that the runtime drops.
+        self.shared.supervisors.end();
     }
 }
 
@@ -426,31 +401,28 @@ struct Watcher {
 
 impl Watcher {
     async fn launch(mut self, spec: Box<Spec>) {
-        let (reply, started) = oneshot::channel();
-        let order = Order { spec, dir: self.dir.clone(), stop: self.stop.clone(), reply };
-        let sent = self.shared.spawner.send(Some(order)).is_ok();
-        match started.await {
-            Ok(Ok(start)) => self.watch(start).await,
-            Ok(Err(exit)) => self.exited(exit).await,
-            Err(_) => {
-                self.exited(Exit::Failed(format!("the agent cannot launch any more ({sent})").into())).await
+        let start = self.shared.supervisors.start(spec, self.dir.clone(), self.stop.clone());
+        match start.await {
+            Ok(supervisor) => {
+                self.cgroup = supervisor.group.clone();
+                let unwritten = self.until_run_ends(supervisor, false).await;
+                self.ended(unwritten, false).await;
             }
+            Err(exit) => self.exited(exit).await,
         }
     }
 
-    async fn watch(mut self, start: Start) {
+    async fn watch_found(mut self, supervisor: Option<OwnedFd>) {
         // The agent that was to start it was killed first.
-        let never_began = matches!(start, Start::Orphaned) && !self.dir.pid_path().exists();
-        let (supervisor, started) = match start {
-            Start::New { supervisor, started } => (Some(supervisor), Some(started)),
-            Start::Adopted { supervisor } => (Some(supervisor), None),
-            Start::Orphaned => (None, None),
-        };
-        let unwritten = match supervisor {
-            // One that cannot be watched is ended like one that was killed: what may run unseen must not run.
-            Some(supervisor) => self.until_supervisor_ends(supervisor, started).await.unwrap_or(false),
-            None => false,
-        };
+        let never_began = supervisor.is_none() && !self.dir.pid_path().exists();
+        // One that cannot be watched is ended like one that was killed: what may run unseen must not run.
+        if let Some(Ok(supervisor)) = supervisor.map(Supervisor::found) {
+            self.until_run_ends(supervisor, true).await;
+        }
+        self.ended(false, never_began).await;
+    }
+
+    async fn ended(&mut self, unwritten: bool, never_began: bool) {
         self.look_at_status().await;
         let exit = match self.dir.read_exit() {
             Some(exit) => exit,
@@ -460,63 +432,43 @@ impl Watcher {
     }
 
     /// Returns whether the supervisor said that it could not write the exit.
-    async fn until_supervisor_ends(
-        &mut self,
-        supervisor: OwnedFd,
-        started: Option<OwnedFd>,
-    ) -> io::Result<bool> {
-        let handle = watched(supervisor)?;
-        let mut started = started.map(watched).transpose()?;
-        let mut words = None;
+    ///
+    /// * `started`: whether it can be told to stop. Before the worker has started it takes a signal for one that was
+    ///   meant for its last worker.
+    async fn until_run_ends(&mut self, supervisor: Supervisor, mut started: bool) -> bool {
         let mut status_tick = tokio::time::interval_at(
             tokio::time::Instant::now() + self.shared.status_every,
             self.shared.status_every,
         );
         status_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut launcher_lives = true;
-        self.send_stop(&handle);
+        let mut told = Stop::No;
         loop {
+            let wanted = *self.stop.borrow_and_update();
+            if started && told < wanted {
+                let with_grace = wanted == Stop::WithGrace;
+                supervisor.signal(if with_grace { Signal::TERM } else { Signal::QUIT });
+                told = wanted;
+            }
             tokio::select! {
                 biased;
-                ready = handle.readable() => {
-                    ready?.retain_ready();
-                    break;
-                }
-                ready = readable(started.as_ref()) => {
-                    ready?;
-                    let pipe = started.take().expect("it was readable").into_inner();
-                    if read_byte(&pipe) == Some(supervisor::STARTED) && !self.by_status {
-                        self.running().await;
+                word = supervisor.word() => match word {
+                    Some(supervisor::STARTED) => {
+                        started = true;
+                        if !self.by_status {
+                            self.running().await;
+                        }
                     }
-                    words = Some(pipe);
-                }
-                wanted = self.stop.changed(), if launcher_lives => match wanted {
-                    Ok(()) => self.send_stop(&handle),
-                    Err(_) => launcher_lives = false,
+                    Some(word) => {
+                        self.shared.supervisors.take_back(supervisor);
+                        return word == supervisor::UNWRITTEN;
+                    }
+                    None => return false,
                 },
+                wanted = self.stop.changed(), if launcher_lives => launcher_lives = wanted.is_ok(),
                 _ = status_tick.tick() => self.look_at_status().await,
             }
         }
-        // What it said so fast that its end was seen first, and its last word.
-        let Some(words) = words.or(started.map(AsyncFd::into_inner)) else { return Ok(false) };
-        let mut unwritten = false;
-        while let Some(word) = read_byte(&words) {
-            match word {
-                supervisor::STARTED if !self.by_status => self.running().await,
-                supervisor::UNWRITTEN => unwritten = true,
-                _ => (),
-            }
-        }
-        Ok(unwritten)
-    }
-
-    fn send_stop(&mut self, supervisor: &AsyncFd<OwnedFd>) {
-        let signal = match *self.stop.borrow_and_update() {
-            Stop::No => return,
-            Stop::WithGrace => Signal::TERM,
-            Stop::AtOnce => Signal::QUIT,
-        };
-        let _ = rustix::process::pidfd_send_signal(supervisor.get_ref(), signal);
     }
 
     async fn look_at_status(&mut self) {
@@ -576,117 +528,17 @@ impl Watcher {
     }
 }
 
-/// Has the runtime wait for a descriptor to become readable.
-fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` is open until it is dropped, and nothing here takes it out of the `AsyncFd`.
-    #[allow(unsafe_code)]
-    let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE)? };
-    Ok(fd)
+/// A run that has not ended.
+struct FoundRun {
+    spec: Spec,
+    /// A handle on its supervisor; `None` if that is dead and left no word.
+    supervisor: Option<OwnedFd>,
 }
 
-/// `None` at the end of a pipe that its writer has left.
-fn read_byte(pipe: &OwnedFd) -> Option<u8> {
-    let mut byte = [0];
-    (rustix::io::read(pipe, &mut byte) == Ok(1)).then_some(byte[0])
-}
-
-/// Never ready where there is no pipe.
-async fn readable(pipe: Option<&AsyncFd<OwnedFd>>) -> io::Result<()> {
-    match pipe {
-        Some(pipe) => pipe.readable().await.map(|_| ()),
-        None => std::future::pending().await,
-    }
-}
-
-/// Starts supervisors, on a thread of its own, so that the runtime never waits for a fork.
-struct Spawner {
-    command: SupervisorCommand,
-    state_dir: PathBuf,
-    boot_id: String,
-    /// Variables that are the agent's own.
-    own_env: Vec<OsString>,
-    /// `None` before the first order, and after it was found dead.
-    server: Option<ForkServer>,
-}
-
-impl Spawner {
-    fn new(command: SupervisorCommand, state_dir: PathBuf, boot_id: String) -> Spawner {
-        let is_own = |key: &OsString| key.to_string_lossy().starts_with("AQUIFER_");
-        let own_env = env::vars_os().map(|(key, _)| key).filter(is_own).collect();
-        Spawner { command, state_dir, boot_id, own_env, server: None }
-    }
-
-    fn run(mut self, orders: std::sync::mpsc::Receiver<Option<Order>>) {
-        // A supervisor begins with its signals blocked: a stop that comes early waits for it instead of killing it.
-        let mut mask = SigSet::empty();
-        mask.add(nix::sys::signal::SIGTERM);
-        mask.add(nix::sys::signal::SIGQUIT);
-        let _ = mask.thread_block();
-        for order in orders.into_iter().map_while(|order| order) {
-            let started = match *order.stop.borrow() {
-                Stop::No => None,
-                Stop::WithGrace | Stop::AtOnce => {
-                    Some(Err(Exit::Failed("stopped before it was started".into())))
-                }
-            };
-            let started = started.unwrap_or_else(|| {
-                let started = self.start(&order);
-                started.map_err(|why| order.dir.read_exit().unwrap_or(Exit::Failed(why.into())))
-            });
-            if let Err(exit) = &started {
-                let _ = order.dir.write_exit(exit, false);
-            }
-            let _ = order.reply.send(started);
-        }
-    }
-
-    fn start(&mut self, order: &Order) -> Result<Start, String> {
-        let dir = &order.dir;
-        let say = |path: PathBuf| move |error: io::Error| format!("{}: {error}", path.display());
-        dir.create().map_err(say(dir.path.clone()))?;
-        let lock = dir.lock().map_err(say(dir.lock_path()))?;
-        let lock = lock.ok_or("another supervisor runs it")?;
-        if dir.exit_path().exists() {
-            return Err("it was started before".to_string());
-        }
-        json::write(&dir.spec_path(), &order.spec).map_err(say(dir.spec_path()))?;
-        let log = dir.open_log().map_err(say(dir.log_path()))?;
-        let (started, pipe) = io::pipe().map_err(|error| format!("cannot make a pipe: {error}"))?;
-        let started = OwnedFd::from(started);
-        // A server that was killed is found out by asking it; only then is it known that nothing was started.
-        for _ in 0..2 {
-            let server = match self.server.take() {
-                Some(server) => server,
-                None => ForkServer::start(&self.command, &self.state_dir, &self.own_env)?,
-            };
-            match server.fork(&dir.path, [lock.as_fd(), pipe.as_fd(), log.as_fd()]) {
-                Ok(supervisor) => {
-                    self.server = Some(server);
-                    return Ok(Start::New { supervisor, started });
-                }
-                Err(ForkError::Refused(error)) => {
-                    self.server = Some(server);
-                    return Err(format!("cannot fork a supervisor: {error}"));
-                }
-                Err(ForkError::NotAsked) => (),
-                Err(ForkError::NoAnswer) => {
-                    drop((server, lock, pipe, log));
-                    return match find_run(dir, &self.boot_id).1 {
-                        Some((_, Start::Adopted { supervisor })) => Ok(Start::New { supervisor, started }),
-                        Some((_, start)) => Ok(start),
-                        None => Err("the fork server was killed".to_string()),
-                    };
-                }
-            }
-        }
-        Err("the fork server was killed".to_string())
-    }
-}
-
-type FoundRun = (WorkerId, WorkerState, Option<(Spec, Start)>);
+type Found = (WorkerId, WorkerState, Option<FoundRun>);
 
 /// Looks at every run directory that is not forgotten.
-fn find_runs(shared: &Shared) -> io::Result<Vec<FoundRun>> {
+fn find_runs(shared: &Shared) -> io::Result<Vec<Found>> {
     let mut found = Vec::new();
     for id in shared.dirs.list()? {
         let dir = shared.dirs.of(id);
@@ -698,7 +550,7 @@ fn find_runs(shared: &Shared) -> io::Result<Vec<FoundRun>> {
     Ok(found)
 }
 
-fn find_run(dir: &RunDir, boot_id: &str) -> (WorkerState, Option<(Spec, Start)>) {
+fn find_run(dir: &RunDir, boot_id: &str) -> (WorkerState, Option<FoundRun>) {
     let ended_as = |why: &str, lost: bool| {
         let exit = dir.read_exit().unwrap_or_else(|| {
             let exit = Exit::Failed(why.into());
@@ -722,12 +574,13 @@ fn find_run(dir: &RunDir, boot_id: &str) -> (WorkerState, Option<(Spec, Start)>)
             Ok(None) => (),
             Err(error) => return ended(&format!("its lock cannot be read: {error}")),
         }
-        if let Some(supervisor) = open_supervisor(dir) {
-            return (state_of(dir, &spec), Some((spec, Start::Adopted { supervisor })));
+        let supervisor = open_supervisor(dir);
+        if supervisor.is_some() {
+            return (state_of(dir, &spec), Some(FoundRun { spec, supervisor }));
         }
         thread::sleep(Duration::from_millis(5));
     }
-    (state_of(dir, &spec), Some((spec, Start::Orphaned)))
+    (state_of(dir, &spec), Some(FoundRun { spec, supervisor: None }))
 }
 
 /// A handle on the supervisor: the very process that `pid.json` names, or the one that has the lock as its input.

@@ -16,7 +16,10 @@ pub mod launcher;
 mod process;
 pub mod run_dir;
 mod session;
+mod socket;
+mod spawn;
 mod supervisor;
+mod supervisors;
 
 pub use cgroup::Limits;
 pub use daemon::{AgentConfig, AgentError, run};

@@ -36,7 +36,7 @@ pub fn parse_stat(text: &[u8]) -> Option<Stat> {
 
 /// `None` if there is no such process.
 pub fn stat(pid: i32) -> Option<Stat> {
-    // One read is enough, and this is asked twice for every launch.
+    // One read is enough.
     let mut line = [0; 1024];
     let length = fs::File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut line).ok()?;
     parse_stat(&line[..length])

@@ -7,7 +7,7 @@
 //!   runs/job-7.1/0/                 job 7, attempt 1, rank 0
 //!     spec.json                     all that is needed to start it: command, environment, limits, … (mode 0600)
 //!     lock                          flock held for as long as the supervisor lives
-//!     pid.json                      process ids of supervisor and worker, with their start times
+//!     pid.json                      process ids of supervisor, with its start time, and worker
 //!     status.json                   written by the worker, replaced atomically; see [`Status`]
 //!     exit.json                     {"code": 0, …}, {"signal": 9, …} or {"failed": "why", …}, with "ended_ms"
 //!     log                           standard output and standard error, appended
@@ -64,7 +64,6 @@ pub(crate) struct Pids {
     pub supervisor: i32,
     pub supervisor_start: u64,
     pub worker: i32,
-    pub worker_start: u64,
     pub boot_id: String,
     pub started_ms: u64,
 }

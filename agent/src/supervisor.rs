@@ -1,18 +1,20 @@
 //! The supervisor: a small process beside each worker that outlives the agent.
 //!
 //! It starts the worker, records how it ended, ends it when told to (SIGTERM: with grace; SIGQUIT: at once) or when
-//! the lease runs out, and does not leave before everything that the worker started is gone. It has one thread.
+//! the lease runs out, and does not end the run before everything that the worker started is gone. It has one thread.
 //!
-//! It is forked by the fork server, and needs it no more. The launcher gives it: the locked `lock` as standard input,
-//! held until this process dies; a pipe as standard output, which gets one byte when the worker has started; the log
-//! as standard error.
+//! It is forked by the fork server, and needs it no more. From the launcher it has a socket, on which it is told what
+//! to run: the path of a run directory, its `lock` and its log, which are its standard input and error for as long as the
+//! run lasts. It answers that the worker has started, and then that it has ended: from then on it can run another. When
+//! there is nobody who could tell it to, it ends.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use aquifer_core::Exit;
 use nix::sys::signal::SigSet;
@@ -21,33 +23,137 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
+use crate::cgroup::{Group, Made};
 use crate::run_dir::{Lease, Pids, RunDir, Spec, unix_ms};
-use crate::{json, process};
+use crate::spawn::spawn;
+use crate::{json, process, socket};
 
-/// What the launcher reads from the pipe: the worker has started.
+/// Longest path of a run directory, in bytes: that of the kernel.
+const MAX_PATH: usize = 4096;
+
+/// How long control groups are kept for the next worker.
+const GROUPS_KEPT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// What the launcher is told: the worker has started.
 pub(crate) const STARTED: u8 = b'1';
 
-/// What the launcher reads from the pipe: the worker has ended, but its exit could not be written.
+/// What the launcher is told: the worker has ended, and its exit is written.
+pub(crate) const ENDED: u8 = b'0';
+
+/// What the launcher is told: the worker has ended, but its exit could not be written.
 pub(crate) const UNWRITTEN: u8 = b'!';
 
-/// Runs the worker of a run directory to its end, in a process that was forked for it.
-pub(crate) fn run(run_dir: &Path) -> ExitCode {
+/// What stays the same from run to run.
+struct Tools {
+    orders: OwnedFd,
+    signals: SignalFd,
+    timer: Option<OwnedFd>,
+    /// `/dev/null`.
+    nothing: File,
+    /// When this process was started.
+    started: u64,
+    /// The control groups of the last worker: to make and to remove them costs more than the next one's start.
+    groups: Option<Made>,
+}
+
+/// Runs the workers that are ordered on a socket, one after the other, until its other end is closed.
+pub(crate) fn serve(orders: OwnedFd) -> ExitCode {
     let _ = rustix::process::setsid();
+    let mut tools = match Tools::new(orders) {
+        Ok(tools) => tools,
+        Err(why) => {
+            eprintln!("aquifer: supervisor: {why}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut path = [0; MAX_PATH];
+    while let Ok((length @ 1.., descriptors)) = socket::receive(tools.orders.as_fd(), &mut path) {
+        let Ok([lock, log]) = <[OwnedFd; 2]>::try_from(descriptors) else {
+            return ExitCode::FAILURE; // Too many open files: what was ordered has not begun.
+        };
+        // What was meant for the last worker must not reach this one. Whoever means this one is told by the lock, or
+        // by what is said once it has started.
+        while let Ok(Some(_)) = tools.signals.read_signal() {}
+        let _ = rustix::stdio::dup2_stderr(log);
+        let _ = rustix::stdio::dup2_stdin(lock);
+        let word = run(Path::new(OsStr::from_bytes(&path[..length])), &mut tools);
+        tools.rest();
+        tools.tell(word);
+        if !tools.has_orders_within(GROUPS_KEPT) {
+            tools.groups = None;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Runs the worker of a run directory to its end, and writes how it ended.
+fn run(run_dir: &Path, tools: &mut Tools) -> u8 {
     let dir = RunDir { path: run_dir.to_path_buf() };
-    let (exit, lost) = run_worker(&dir).unwrap_or_else(|why| (Exit::Failed(why.into()), false));
+    let (exit, lost) = run_worker(&dir, tools).unwrap_or_else(|why| (Exit::Failed(why.into()), false));
     match dir.write_exit(&exit, lost) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => ENDED,
         Err(error) => {
             eprintln!("aquifer: the worker {exit}; cannot write {}: {error}", dir.exit_path().display());
-            tell(UNWRITTEN);
-            ExitCode::FAILURE
+            UNWRITTEN
         }
     }
 }
 
-/// Says something to the launcher, which need not be there any more.
-fn tell(what: u8) {
-    let _ = rustix::io::write(rustix::stdio::stdout(), &[what]);
+impl Tools {
+    fn new(orders: OwnedFd) -> Result<Tools, String> {
+        let nothing = File::options().read(true).write(true).open("/dev/null");
+        let mut mask = SigSet::empty();
+        for signal in [nix::sys::signal::SIGCHLD, nix::sys::signal::SIGTERM, nix::sys::signal::SIGQUIT] {
+            mask.add(signal);
+        }
+        mask.thread_block().map_err(|errno| format!("cannot block signals: {errno}"))?;
+        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK);
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+            .map_err(|errno| format!("cannot become a subreaper: {errno}"))?;
+        let tools = Tools {
+            orders,
+            signals: signals.map_err(|errno| format!("signalfd: {errno}"))?,
+            timer: boot_timer(),
+            nothing: nothing.map_err(|error| format!("/dev/null: {error}"))?,
+            started: process::start_time(rustix::process::getpid().as_raw_pid()),
+            groups: None,
+        };
+        tools.rest();
+        Ok(tools)
+    }
+
+    /// Lets go of what belongs to a run, the lock last, or to the agent.
+    fn rest(&self) {
+        let _ = rustix::thread::set_name(c"idle");
+        let _ = rustix::stdio::dup2_stderr(&self.nothing);
+        let _ = rustix::stdio::dup2_stdin(&self.nothing);
+    }
+
+    fn has_orders_within(&self, time: Timespec) -> bool {
+        let mut waits = [PollFd::new(&self.orders, PollFlags::IN)];
+        rustix::event::poll(&mut waits, Some(&time)) != Ok(0)
+    }
+
+    /// Makes the control groups of a worker, unless those of the last one will do.
+    fn prepare_groups(&mut self, spec: &Spec) -> Result<(), String> {
+        let Some(group) = &spec.cgroup else {
+            self.groups = None;
+            return Ok(());
+        };
+        let (cpus_milli, memory_bytes) = (spec.cpus_milli, spec.memory_bytes);
+        if self.groups.as_ref().is_some_and(|made| made.suits(group, cpus_milli, memory_bytes)) {
+            return Ok(());
+        }
+        self.groups = None;
+        let made = group.make(cpus_milli, memory_bytes);
+        self.groups = Some(made.map_err(|error| format!("cannot make its control group: {error}"))?);
+        Ok(())
+    }
+
+    /// Says something to the launcher, which need not be there any more.
+    fn tell(&self, what: u8) {
+        let _ = socket::send(self.orders.as_fd(), &[what], &[]);
+    }
 }
 
 /// Why the worker is being ended.
@@ -76,42 +182,36 @@ struct Supervisor<'a> {
 }
 
 /// Runs the worker to its end. Returns its exit, and whether the end of the lease was the cause.
-fn run_worker(dir: &RunDir) -> Result<(Exit, bool), String> {
+fn run_worker(dir: &RunDir, tools: &mut Tools) -> Result<(Exit, bool), String> {
     let say = |what: &'static str| move |error: io::Error| format!("supervisor: {what}: {error}");
     let spec: Spec = json::read(&dir.spec_path()).map_err(say("cannot read spec.json"))?;
     // All supervisors have the arguments of the fork server: this is how `ps` tells them apart.
     let _ = std::ffi::CString::new(spec.id.as_str()).map(|id| rustix::thread::set_name(&id));
-    let mut mask = SigSet::empty();
-    for signal in [nix::sys::signal::SIGCHLD, nix::sys::signal::SIGTERM, nix::sys::signal::SIGQUIT] {
-        mask.add(signal);
-    }
-    mask.thread_block().map_err(|errno| format!("supervisor: cannot block signals: {errno}"))?;
-    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK);
-    let signals = signals.map_err(|errno| format!("supervisor: signalfd: {errno}"))?;
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
-        .map_err(|errno| format!("supervisor: cannot become a subreaper: {errno}"))?;
     let lease_ms = match &spec.lease {
         Some(file) => Some(read_lease(file, &spec.boot_id).map_err(|why| format!("no lease: {why}"))?),
         None => None,
     };
 
-    let worker = spawn(&spec, dir)?;
-    let own = rustix::process::getpid().as_raw_pid();
-    let pids = Pids {
-        supervisor: own,
-        supervisor_start: process::start_time(own),
-        worker: worker.as_raw_pid(),
-        worker_start: process::start_time(worker.as_raw_pid()),
+    let mut pids = Pids {
+        supervisor: rustix::process::getpid().as_raw_pid(),
+        supervisor_start: tools.started,
+        worker: i32::MAX,
         boot_id: spec.boot_id.clone(),
         started_ms: unix_ms(),
     };
-    let recorded = json::replace(&dir.pid_path(), &pids);
+    // A worker may fill the disk before this process gets to say who it is.
+    let room = json::Room::reserve(&dir.pid_path(), &pids).map_err(say("cannot write pid.json"))?;
+    tools.prepare_groups(&spec)?;
+    let groups = tools.groups.as_ref().map_or(&[][..], Made::join);
+    let worker = spawn(&spec, &dir.path, tools.nothing.as_fd(), groups)?;
+    pids.worker = worker.as_raw_pid();
+    let recorded = room.put_instead(&pids);
     let mut supervisor =
         Supervisor { spec: &spec, worker, ended: None, ending: None, lease_ms, grace_end_ms: None };
     match recorded {
         Ok(()) => {
-            tell(STARTED);
-            supervisor.watch(&signals);
+            tools.tell(STARTED);
+            supervisor.watch(tools);
         }
         Err(_) => supervisor.kill(),
     }
@@ -122,23 +222,19 @@ fn run_worker(dir: &RunDir) -> Result<(Exit, bool), String> {
 
 impl Supervisor<'_> {
     /// Returns when the worker's first process has ended.
-    fn watch(&mut self, signals: &SignalFd) {
-        let mut timer = None;
+    fn watch(&mut self, tools: &Tools) {
         while self.ended.is_none() {
             let deadline_ms = [self.lease_ms, self.grace_end_ms].into_iter().flatten().min();
-            let mut waits = vec![PollFd::new(signals, PollFlags::IN)];
+            let mut waits = vec![PollFd::new(&tools.signals, PollFlags::IN)];
             let mut timeout = None;
             if let Some(deadline_ms) = deadline_ms {
-                if timer.is_none() {
-                    timer = boot_timer();
-                }
-                match &timer {
+                match &tools.timer {
                     Some(timer) if arm(timer, deadline_ms) => waits.push(PollFd::new(timer, PollFlags::IN)),
                     _ => timeout = Some(&Timespec { tv_sec: 1, tv_nsec: 0 }),
                 }
             }
             let _ = rustix::event::poll(&mut waits, timeout);
-            self.on_signals(signals);
+            self.on_signals(&tools.signals);
             if self.ended.is_none() {
                 self.on_time(process::boot_time_ms());
             }
@@ -237,16 +333,13 @@ impl Supervisor<'_> {
     fn exit(&self) -> Exit {
         let status = self.ended;
         let signal = status.and_then(|status| status.terminating_signal());
-        let out_of_memory = self.spec.cgroup.as_ref().is_some_and(|group| group.ran_out_of_memory());
-        if let Some(group) = &self.spec.cgroup {
-            group.remove();
-        }
+        let limited = self.spec.cgroup.as_ref().filter(|_| 0 < self.spec.memory_bytes);
         match (&self.ending, signal, status.and_then(|status| status.exit_status())) {
             (Some(Ending::LeaseOver(why)), ..) => Exit::Failed(format!("lease ran out: {why}").into()),
             (Some(Ending::GraceOver { grace_ms }), ..) => {
                 Exit::Failed(format!("killed: it did not stop within {grace_ms} ms").into())
             }
-            (None, Some(9), _) if out_of_memory => {
+            (None, Some(9), _) if limited.is_some_and(Group::ran_out_of_memory) => {
                 let mib = self.spec.memory_bytes >> 20;
                 Exit::Failed(format!("out of memory: it may use {mib} MiB").into())
             }
@@ -254,87 +347,6 @@ impl Supervisor<'_> {
             (_, None, Some(code)) => Exit::Code(code),
             (_, None, None) => Exit::Failed("supervisor: its exit was not seen".into()),
         }
-    }
-}
-
-/// Starts the worker: own process group, its cores, its control groups; it dies with this process.
-fn spawn(spec: &Spec, dir: &RunDir) -> Result<Pid, String> {
-    let (program, args) = spec.command.split_first().ok_or("command is empty")?;
-    let working_dir = spec.working_dir.as_deref().unwrap_or(&dir.path);
-    let log =
-        io::stderr().as_fd().try_clone_to_owned().map_err(|error| format!("cannot open the log: {error}"))?;
-    let cores = match spec.cpu_affinity.is_empty() {
-        true => None,
-        false => Some(crate::host::cpu_set(&spec.cpu_affinity)?),
-    };
-    let groups: Vec<File> = match &spec.cgroup {
-        Some(group) => {
-            let made = group.create(spec.cpus_milli, spec.memory_bytes);
-            made.map_err(|error| format!("cannot make its control group: {error}"))?
-        }
-        None => Vec::new(),
-    };
-    let supervisor = rustix::process::getpid();
-    let mut command = Command::new(program);
-    command.args(args).current_dir(working_dir).process_group(0);
-    command.envs(spec.env.iter().map(|(key, value)| (key, value)));
-    command.stdin(Stdio::null()).stdout(log).stderr(Stdio::inherit());
-    let before_exec = move || {
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-        if rustix::process::getppid() != Some(supervisor) {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
-        for group in &groups {
-            rustix::io::write(group, b"0")?;
-        }
-        if let Some(cores) = &cores {
-            rustix::thread::sched_setaffinity(None, cores)?;
-        }
-        SigSet::empty().thread_set_mask()?;
-        Ok(())
-    };
-    // SAFETY: between fork and exec the closure makes system calls only; it allocates nothing and takes no lock.
-    #[allow(unsafe_code)]
-    unsafe {
-        command.pre_exec(before_exec);
-    }
-    match command.spawn() {
-        Ok(child) => Ok(Pid::from_child(&child)),
-        Err(error) => {
-            if let Some(group) = &spec.cgroup {
-                group.remove();
-            }
-            Err(why_not_started(program, spec.working_dir.as_deref(), &error))
-        }
-    }
-}
-
-/// Says in a sentence why a program could not be started; the kernel's error does not tell which path it means.
-fn why_not_started(program: &str, working_dir: Option<&Path>, error: &io::Error) -> String {
-    use io::ErrorKind::{NotFound, PermissionDenied};
-    if let Some(dir) = working_dir {
-        match std::fs::metadata(dir).map(|meta| meta.is_dir()) {
-            Ok(true) => (),
-            Ok(false) => return format!("working_dir {}: not a directory", dir.display()),
-            Err(error) if error.kind() == NotFound => {
-                return format!("working_dir {}: no such directory", dir.display());
-            }
-            Err(error) => return format!("working_dir {}: {error}", dir.display()),
-        }
-        let enter = rustix::fs::access(dir, rustix::fs::Access::EXEC_OK);
-        if error.kind() == PermissionDenied && enter.is_err() {
-            return format!("working_dir {}: permission denied", dir.display());
-        }
-    }
-    let is_path = program.contains('/');
-    match error.kind() {
-        NotFound if !is_path => format!("program {program}: not found in PATH"),
-        NotFound if Path::new(program).exists() => {
-            format!("program {program}: its interpreter does not exist")
-        }
-        NotFound => format!("program {program}: no such file"),
-        PermissionDenied => format!("program {program}: permission denied"),
-        _ => format!("program {program}: {error}"),
     }
 }
 

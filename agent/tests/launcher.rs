@@ -152,9 +152,11 @@ impl Fixture {
         value[key].as_i64().unwrap() as i32
     }
 
-    /// Supervisors and workers of this fixture.
+    /// Workers of this fixture, and supervisors that run one.
     fn processes(&self) -> Vec<String> {
-        self.all_processes().into_iter().filter(|process| !process.contains(" (supervise) ")).collect()
+        let spare =
+            |process: &String| [" (supervise) ", " (idle) "].iter().any(|name| process.contains(name));
+        self.all_processes().into_iter().filter(|process| !spare(process)).collect()
     }
 
     /// Process ids of the fork servers: unlike the supervisors they are called what their program is.
@@ -179,14 +181,10 @@ impl Fixture {
     }
 
     /// Nothing may be left.
-    fn done(mut self) {
+    async fn done(mut self) {
         self.launcher = None;
         assert_eq!(self.processes(), Vec::<String>::new());
-        let deadline = Instant::now() + PATIENCE;
-        while !self.all_processes().is_empty() {
-            assert!(Instant::now() < deadline, "the fork server outlives its agent");
-            std::thread::yield_now();
-        }
+        eventually("all processes end with their agent", || self.all_processes().is_empty()).await;
     }
 }
 
@@ -230,14 +228,14 @@ async fn a_worker_runs_and_its_exit_code_arrives() {
     t.launcher().launch(shell("exit 42"));
     assert_eq!(t.hear().await, News::State { id: id(0), state: WorkerState::Running });
     assert_eq!(t.hear().await, News::State { id: id(0), state: WorkerState::Exited(Exit::Code(42)) });
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
 async fn a_signal_that_ends_a_worker_is_told() {
     let mut t = Fixture::new().await;
     assert_eq!(t.run(shell("kill -USR1 $$")).await, Exit::Signal(10));
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -253,7 +251,7 @@ async fn both_outputs_arrive_in_the_log_and_can_be_read_in_pieces() {
     assert_eq!((behind.data.len(), behind.next_offset, behind.ended), (0, 19, true));
     let error = t.launcher().read_log(id(7), 0, 100).unwrap_err();
     assert_eq!(error.to_string(), "job-1.1/7 never ran here, or its log was pruned");
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -272,7 +270,7 @@ async fn following_a_log_waits_for_what_comes_and_ends_with_the_worker() {
     assert_eq!(two.data, b"two\n");
     assert!(logs.follow(id(0), two.next_offset, 100, PATIENCE).await.unwrap().ended);
     assert_eq!(t.exit_of(id(0)).await, Exit::Code(0));
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -285,7 +283,7 @@ async fn the_environment_is_the_agents_with_the_launchs_over_it() {
     assert_eq!(t.log(id(0)), format!("hello world\n{dir}\n{dir}\n"));
     let mode = fs::metadata(t.run_dir(id(0)).join("spec.json")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600, "the environment may hold secrets");
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -316,7 +314,7 @@ async fn each_failure_to_start_has_its_sentence() {
         let expected = News::State { id: id(rank), state: WorkerState::Exited(failed(&why)) };
         assert_eq!(t.hear().await, expected, "nothing comes before it");
     }
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -327,7 +325,7 @@ async fn a_supervisor_that_cannot_be_started_is_the_jobs_failure() {
     t.drop_agent();
     t.open().await;
     assert_eq!(t.found, [(id(0), WorkerState::Exited(failed(why)))]);
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -335,7 +333,7 @@ async fn a_supervisor_that_is_something_else_is_the_jobs_failure() {
     let mut t = Fixture::with(|config| config.supervisor.program = "/bin/false".into()).await;
     let why = "cannot start supervisor /bin/false: it ended at once: exit status: 1";
     assert_eq!(t.run(worker(&["/bin/true"])).await, failed(why));
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -345,7 +343,7 @@ async fn a_run_directory_that_cannot_be_made_is_the_jobs_failure() {
     fs::write(&attempt, "in the way").unwrap();
     let why = format!("{}: Not a directory (os error 20)", t.run_dir(id(0)).display());
     assert_eq!(t.run(worker(&["/bin/true"])).await, failed(&why));
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -360,7 +358,7 @@ async fn a_state_directory_belongs_to_one_agent_and_must_be_one() {
     let config = LauncherConfig { state_dir: file.clone(), ..t.config.clone() };
     let error = Launcher::open(config, sender).await.err().unwrap().to_string();
     assert!(error.starts_with(&format!("state directory {}: ", file.display())), "{error}");
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -371,7 +369,7 @@ async fn a_worker_that_obeys_is_stopped_by_sigterm() {
     t.launcher().stop(id(0), false);
     assert_eq!(t.exit_of(id(0)).await, Exit::Code(3));
     assert!(t.log(id(0)).ends_with("saving\n"));
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -384,7 +382,7 @@ async fn a_worker_that_ignores_sigterm_is_killed_after_its_grace() {
     t.launcher().stop(id(0), false);
     assert_eq!(t.exit_of(id(0)).await, failed("killed: it did not stop within 200 ms"));
     assert!(Duration::from_millis(200) <= asked.elapsed());
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -396,7 +394,7 @@ async fn a_stop_at_once_does_not_wait_for_the_grace() {
     t.launcher().stop(id(0), true);
     t.launcher().stop(id(0), false);
     assert_eq!(t.exit_of(id(0)).await, Exit::Signal(9));
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -411,7 +409,7 @@ async fn a_grace_that_began_is_kept_by_the_supervisor_when_the_agent_is_gone() {
     eventually("the end of all processes", || t.processes().is_empty()).await;
     t.open().await;
     assert_eq!(t.found, [(id(0), WorkerState::Exited(failed("killed: it did not stop within 300 ms")))]);
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -427,7 +425,7 @@ async fn a_stop_right_behind_the_launch_is_not_lost() {
         let allowed = [Exit::Signal(15), Exit::Signal(9), failed("stopped before it was started")];
         assert!(allowed.contains(&exit), "{exit}");
     }
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -437,7 +435,7 @@ async fn nothing_that_a_worker_started_outlives_it() {
                   (env -i setsid sleep 1005 &); sleep 0.05; exit 5";
     assert_eq!(t.run(shell(script)).await, Exit::Code(5));
     assert_eq!(running("sleep 100[1-5]"), "", "one is left");
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -453,7 +451,7 @@ async fn an_agent_that_is_dropped_and_reopened_adopts_the_same_process() {
     assert!(is_alive(pid));
     fs::write(gate, "").unwrap();
     assert_eq!(t.exit_of(id(0)).await, Exit::Code(42));
-    t.done();
+    t.done().await;
 }
 
 /// Starts an agent of its own process, and waits until its one worker says that it is ready.
@@ -488,7 +486,7 @@ async fn a_worker_survives_kill_9_of_its_agent_and_its_exit_code_arrives() {
     fs::write(gate, "").unwrap();
     assert_eq!(t.exit_of(id(0)).await, Exit::Code(42));
     assert_eq!(t.log(id(0)), "ready\n", "what is the agent's own does not reach its workers");
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -503,7 +501,7 @@ async fn an_exit_while_there_is_no_agent_is_found_by_the_next() {
     eventually("the end of all processes", || t.processes().is_empty()).await;
     t.open().await;
     assert_eq!(t.found, [(id(0), WorkerState::Exited(Exit::Code(43)))]);
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -518,7 +516,7 @@ async fn an_exclusive_worker_ends_with_the_lease_when_there_is_no_agent() {
     eventually("the end of all processes", || t.processes().is_empty()).await;
     t.open().await;
     assert_eq!(t.found, [(id(0), WorkerState::Exited(failed("lease ran out: the agent did not renew it")))]);
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -526,7 +524,7 @@ async fn a_worker_that_is_not_exclusive_outlives_the_lease() {
     let mut t = Fixture::new().await;
     t.launcher().extend_lease(Duration::from_millis(50)).unwrap();
     assert_eq!(t.run(shell("sleep 0.3; exit 6")).await, Exit::Code(6));
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -537,7 +535,7 @@ async fn a_lease_that_is_renewed_lets_an_exclusive_worker_run_on() {
     t.launcher().extend_lease(Duration::from_secs(60)).unwrap();
     t.launcher().extend_lease(Duration::from_millis(1)).unwrap();
     assert_eq!(t.exit_of(id(0)).await, Exit::Code(7));
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -550,7 +548,7 @@ async fn without_a_lease_no_exclusive_worker_is_started() {
         failed(&format!("no lease: {}: No such file or directory (os error 2)", lease.display()))
     );
     assert_eq!(t.log(id(0)), "");
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -561,7 +559,7 @@ async fn a_lease_file_of_rubbish_ends_exclusive_workers_once_the_known_lease_is_
     fs::write(t.config.state_dir.join("lease"), "{\"boot_id\":").unwrap();
     let exit = t.exit_of(id(0)).await;
     assert!(matches!(&exit, Exit::Failed(why) if why.starts_with("lease ran out: ")), "{exit}");
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -581,7 +579,7 @@ async fn the_worker_of_a_killed_supervisor_is_killed_and_reported() {
     t.drop_agent();
     t.open().await;
     assert_eq!(t.found, [(id(0), WorkerState::Exited(failed("its supervisor was killed")))]);
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -606,7 +604,7 @@ async fn a_killed_fork_server_is_missed_by_no_worker_and_replaced() {
         let exited = News::State { id: id(rank), state: WorkerState::Exited(Exit::Code(42)) };
         assert!(exits.contains(&exited), "{exits:?}");
     }
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -624,20 +622,55 @@ async fn workers_are_adopted_when_agent_and_fork_server_were_killed() {
     assert_eq!(t.run(Launch { id: id(1), ..worker(&["/bin/true"]) }).await, Exit::Code(0));
     fs::write(gate, "").unwrap();
     assert_eq!(t.exit_of(id(0)).await, Exit::Code(42));
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
-async fn supervisors_are_reaped_as_they_end() {
+async fn a_supervisor_runs_one_worker_after_the_other_and_is_replaced_when_it_was_killed() {
     let mut t = Fixture::new().await;
+    let mut supervisors = Vec::new();
     for rank in 0..20 {
-        assert_eq!(t.run(Launch { id: id(rank), ..worker(&["/bin/true"]) }).await, Exit::Code(0));
+        let script = "[ $(grep -c . /proc/$PPID/task/$PPID/children) = 1 ]; exit $?";
+        assert_eq!(t.run(Launch { id: id(rank), ..shell(script) }).await, Exit::Code(0), "it has one child");
+        supervisors.push(t.pid(id(rank), "supervisor"));
     }
-    let servers = t.fork_servers();
-    let children = format!("/proc/{0}/task/{0}/children", servers[0]);
-    assert_eq!(servers.len(), 1);
-    eventually("no zombies", || fs::read_to_string(&children).unwrap().is_empty()).await;
-    t.done();
+    supervisors.dedup();
+    let [first] = supervisors[..] else { panic!("supervisors {supervisors:?}") };
+    assert!(t.fork_servers().len() == 1 && is_alive(first));
+    kill_9(first);
+    eventually("its death", || !is_alive(first)).await;
+    assert_eq!(t.run(Launch { id: id(20), ..worker(&["/bin/true"]) }).await, Exit::Code(0));
+    assert_ne!(t.pid(id(20), "supervisor"), first);
+    let children = format!("/proc/{0}/task/{0}/children", t.fork_servers()[0]);
+    let count = || fs::read_to_string(&children).unwrap().split_ascii_whitespace().count();
+    eventually("no zombies", || count() == 1).await;
+    t.done().await;
+}
+
+#[tokio::test]
+async fn a_signal_for_the_last_worker_of_a_supervisor_does_not_reach_the_next() {
+    let mut t = Fixture::new().await;
+    assert_eq!(t.run(worker(&["/bin/true"])).await, Exit::Code(0));
+    let supervisor = t.pid(id(0), "supervisor");
+    for signal in [Signal::TERM, Signal::QUIT] {
+        rustix::process::kill_process(Pid::from_raw(supervisor).unwrap(), signal).unwrap();
+    }
+    assert_eq!(t.run(Launch { id: id(1), ..shell("sleep 0.1; exit 9") }).await, Exit::Code(9));
+    assert_eq!(t.pid(id(1), "supervisor"), supervisor);
+    t.done().await;
+}
+
+#[tokio::test]
+async fn a_script_that_names_no_interpreter_is_run_by_the_shell() {
+    let mut t = Fixture::new().await;
+    let script = t.dir.path().join("script");
+    fs::write(&script, "echo $0 $1; exit 4\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut launch = worker(&["script", "argument"]);
+    launch.env = vec![("PATH".to_string(), format!("/no/such:{}", t.dir.path().display()))];
+    assert_eq!(t.run(launch).await, Exit::Code(4));
+    assert_eq!(t.log(id(0)), format!("{} argument\n", script.display()));
+    t.done().await;
 }
 
 #[tokio::test]
@@ -649,7 +682,7 @@ async fn an_exit_that_cannot_be_written_is_said() {
     fs::write(gate, "").unwrap();
     let why = "it ended, but its exit could not be written: the disk is full or read-only";
     assert_eq!(t.exit_of(id(0)).await, failed(why));
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -664,7 +697,7 @@ async fn a_supervisor_that_was_killed_while_there_was_no_agent_is_found_by_the_n
     t.open().await;
     assert_eq!(t.found, [(id(0), WorkerState::Running)]);
     assert_eq!(t.exit_of(id(0)).await, failed("its supervisor was killed"));
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -694,7 +727,7 @@ async fn a_process_that_took_a_dead_supervisors_number_is_left_alone() {
     assert!(is_alive(other.id() as i32));
     other.kill().unwrap();
     other.wait().unwrap();
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -712,7 +745,7 @@ async fn a_run_of_an_earlier_boot_is_over() {
     assert!(is_alive(pid), "a process of that number is none of ours");
     kill_9(pid);
     eventually("the end of all processes", || t.processes().is_empty()).await;
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -731,7 +764,7 @@ async fn one_id_is_launched_once() {
     t.launcher().forget(id(0));
     assert_eq!(t.run(shell(&script)).await, Exit::Code(0), "the exit that was recorded stands");
     assert_eq!(t.log(id(0)), "once\n");
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -755,7 +788,7 @@ async fn a_worker_that_announces_itself_runs_once_its_status_says_so() {
     let News::Status { status, .. } = t.hear().await else { panic!("the last status was lost") };
     assert_eq!(status.step, Some(3));
     assert_eq!(t.hear().await, News::State { id: id(0), state: WorkerState::Exited(Exit::Code(0)) });
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -765,7 +798,7 @@ async fn a_worker_is_pinned_to_its_cores() {
     let launch = shell("grep Cpus_allowed_list /proc/self/status");
     assert_eq!(t.run(Launch { cpu_affinity: vec![core], ..launch }).await, Exit::Code(0));
     assert_eq!(t.log(id(0)), format!("Cpus_allowed_list:\t{core}\n"));
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -775,7 +808,7 @@ async fn a_worker_inherits_neither_the_lock_nor_blocked_signals() {
     let log = t.log(id(0));
     assert!(log.contains("SigBlk:\t0000000000000000"), "{log}");
     assert!(!log.contains("/lock"), "{log}");
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -783,13 +816,13 @@ async fn memory_beyond_the_limit_is_the_end_and_is_said() {
     let mut t = Fixture::with(|config| config.enforce_limits = true).await;
     if !t.launcher().limits().memory {
         eprintln!("skipped: no control group with a memory limit can be made here");
-        return t.done();
+        return t.done().await;
     }
     let hungry = Launch { memory_bytes: 32 << 20, ..worker(&["/usr/bin/tail", "/dev/zero"]) };
     assert_eq!(t.run(hungry).await, failed("out of memory: it may use 32 MiB"));
     let modest = Launch { id: id(1), memory_bytes: 32 << 20, cpus_milli: 500, ..worker(&["/bin/true"]) };
     assert_eq!(t.run(modest).await, Exit::Code(0));
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -808,7 +841,7 @@ async fn two_hundred_workers_run_at_once() {
         let News::State { state, .. } = t.hear().await else { panic!("no state") };
         assert_eq!(state, WorkerState::Exited(Exit::Signal(15)));
     }
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -825,7 +858,7 @@ async fn forgotten_runs_are_pruned_and_not_reported_again() {
     assert_eq!(t.found, [(id(4), WorkerState::Exited(Exit::Code(0)))]);
     eventually("pruned", || !t.run_dir(id(0)).exists() && !t.run_dir(id(1)).exists()).await;
     assert!([2, 3, 4].iter().all(|rank| t.run_dir(id(*rank)).exists()));
-    t.done();
+    t.done().await;
 }
 
 #[tokio::test]
@@ -839,7 +872,7 @@ async fn a_full_disk_is_the_jobs_failure_with_its_reason() {
         Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "aquifer-test", small_text]).output();
     if !mount.is_ok_and(|done| done.status.success()) {
         eprintln!("skipped: no small file system can be mounted here");
-        return t.done();
+        return t.done().await;
     }
     t.config.state_dir = small.clone();
     t.open().await;
@@ -857,5 +890,5 @@ async fn a_full_disk_is_the_jobs_failure_with_its_reason() {
         "{next}"
     );
     assert_eq!(found[0], (id(0), WorkerState::Exited(Exit::Code(8))));
-    t.done();
+    t.done().await;
 }

@@ -150,6 +150,19 @@ pub struct Device {
     pub vendor: Option<Given<Maker>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Given<Size>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slice: Option<DevicePart>,
+}
+
+/// A part of one device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs)]
+pub struct DevicePart {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compute: Option<Given<Percent>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Given<Size>>,
 }
 
 /// Why a job file cannot be accepted.
@@ -310,6 +323,7 @@ impl<'de> Deserialize<'de> for Devices {
             class: Option<String>,
             vendor: Option<Given<Maker>>,
             memory: Option<Given<Size>>,
+            slice: Option<DevicePart>,
             any_of: Option<Vec<Device>>,
         }
         struct Read;
@@ -334,9 +348,9 @@ impl<'de> Deserialize<'de> for Devices {
                 self.visit_str(&count.to_string())
             }
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Devices, A::Error> {
-                let Map { count, class, vendor, memory, any_of } =
+                let Map { count, class, vendor, memory, slice, any_of } =
                     Map::deserialize(MapAccessDeserializer::new(map))?;
-                let one = Device { count, class, vendor, memory };
+                let one = Device { count, class, vendor, memory, slice };
                 match any_of {
                     None => Ok(Devices { any_of: vec![one] }),
                     Some(_) if one != Device::default() => Err(de::Error::custom(

@@ -24,6 +24,10 @@ pub struct Whole<const MIN: i64, const MAX: i64>(pub i64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cpus(pub u32);
 
+/// A part of a device, in thousandths: `40%`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Percent(pub u32);
+
 /// A size in bytes, at most 1 PiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size(pub u64);
@@ -86,6 +90,20 @@ impl FromStr for Cpus {
     fn from_str(text: &str) -> Result<Cpus, String> {
         let milli = units::parse_milli(text).ok().filter(|milli| *milli <= 10_000_000);
         milli.map(|milli| Cpus(milli as u32)).ok_or_else(Cpus::expected)
+    }
+}
+
+impl Scalar for Percent {
+    fn expected() -> String {
+        "expected a percentage above 0% and at most 100% with at most one decimal, like 40% or 12.5%".into()
+    }
+}
+impl FromStr for Percent {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Percent, String> {
+        let milli = text.strip_suffix('%').and_then(|number| units::parse_milli(number.trim_end()).ok());
+        let milli = milli.filter(|milli| (1..=100_000).contains(milli) && milli % 100 == 0);
+        milli.map(|milli| Percent(milli as u32 / 100)).ok_or_else(Percent::expected)
     }
 }
 
@@ -209,6 +227,11 @@ impl FromStr for Kind {
 impl<const MIN: i64, const MAX: i64> fmt::Display for Whole<MIN, MAX> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
+    }
+}
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", units::milli(u64::from(self.0) * 100))
     }
 }
 impl fmt::Display for Cpus {

@@ -129,6 +129,11 @@ impl Devices {
             put(&mut device.class, over.class.clone());
             put(&mut device.vendor, over.vendor);
             put(&mut device.memory, over.memory);
+            if let Some(over) = over.slice {
+                let slice = device.slice.get_or_insert_default();
+                put(&mut slice.compute, over.compute);
+                put(&mut slice.memory, over.memory);
+            }
         }
     }
 }

@@ -294,8 +294,12 @@ fn key(field: &str, at_top: bool) -> String {
     let field = if at_top { field.strip_prefix("roles[0].").unwrap_or(field) } else { field };
     let devices = field.contains(".devices[") || field.starts_with("request.devices[");
     let mut key = field.replace("request.", "").replace(".arguments", "");
-    for (wire, file) in [("cpus_milli", "cpus"), ("memory_bytes", "memory"), ("time_limit_ms", "time_limit")]
-    {
+    for (wire, file) in [
+        ("compute_milli", "compute"),
+        ("cpus_milli", "cpus"),
+        ("memory_bytes", "memory"),
+        ("time_limit_ms", "time_limit"),
+    ] {
         key = key.replace(wire, file);
     }
     key = key.replace("grace_ms", "grace").replace("client_key", "--key").replace("devices[0]", "devices");
@@ -308,6 +312,10 @@ fn device(device: &Device) -> v1::DeviceRequest {
         vendor: device.vendor.map(|given| given.0.to_string()).unwrap_or_default(),
         model: device.class.clone().unwrap_or_default(),
         memory_bytes: device.memory.map_or(0, |given| given.0.0),
+        slice: device.slice.map(|slice| v1::Slice {
+            compute_milli: slice.compute.map_or(0, |given| given.0.0),
+            memory_bytes: slice.memory.map_or(0, |given| given.0.0),
+        }),
     }
 }
 
@@ -374,6 +382,10 @@ fn role_of(role: &core::Role) -> Role {
         class: device.model.as_deref().map(String::from),
         vendor: device.vendor.map(|vendor| Given(Maker(vendor))),
         memory: (device.memory_bytes != 0).then_some(Given(Size(device.memory_bytes))),
+        slice: device.slice.map(|slice| DevicePart {
+            compute: (slice.compute_milli != 0).then_some(Given(Percent(slice.compute_milli))),
+            memory: (slice.memory_bytes != 0).then_some(Given(Size(slice.memory_bytes))),
+        }),
     };
     let mut file = Role {
         name: Some(role.name.to_string()),

@@ -152,6 +152,10 @@ fn request(field: &str, wire: &v1::Request) -> Checked<Request> {
 fn device_request(field: &str, wire: &v1::DeviceRequest) -> Checked<DeviceRequest> {
     let count = u16::try_from(wire.count).ok().filter(|count| (1..=4096).contains(count));
     let model = text(&format!("{field}.model"), &wire.model.to_lowercase(), 128)?;
+    if !model.is_empty() && model.split('|').any(str::is_empty) {
+        let shown = format!("{model:?}");
+        return Err(Invalid::new(format!("{field}.model"), shown, "expected models joined by |, none empty"));
+    }
     Ok(DeviceRequest {
         count: count.ok_or_else(|| {
             Invalid::new(format!("{field}.count"), wire.count, "expected 1 to 4,096 devices a rank")
@@ -162,7 +166,20 @@ fn device_request(field: &str, wire: &v1::DeviceRequest) -> Checked<DeviceReques
         },
         model: (!model.is_empty()).then_some(model),
         memory_bytes: memory(&format!("{field}.memory_bytes"), wire.memory_bytes)?,
+        slice: wire.slice.as_ref().map(|wire| slice(&format!("{field}.slice"), wire)).transpose()?,
     })
+}
+
+fn slice(field: &str, wire: &v1::Slice) -> Checked<Slice> {
+    if 1000 < wire.compute_milli {
+        let allowed = "expected 1 to 1,000 thousandths of a device";
+        return Err(Invalid::new(format!("{field}.compute_milli"), wire.compute_milli, allowed));
+    }
+    let memory_bytes = memory(&format!("{field}.memory_bytes"), wire.memory_bytes)?;
+    if wire.compute_milli == 0 && memory_bytes == 0 {
+        return Err(Invalid::new(field, "empty", "expected compute_milli, memory_bytes or both"));
+    }
+    Ok(Slice { compute_milli: wire.compute_milli, memory_bytes })
 }
 
 fn vendor(field: &str, text: &str) -> Checked<Vendor> {
@@ -416,6 +433,10 @@ pub fn allocation(wire: &v1::Allocation) -> Checked<Allocation> {
     Ok(Allocation {
         node: NodeId(wire.node),
         devices: wire.devices.iter().map(index).collect::<Checked<Vec<u16>>>()?,
+        slice: wire
+            .slice
+            .map(|wire| Slice { compute_milli: wire.compute_milli, memory_bytes: wire.memory_bytes }),
+        charge_milli: wire.charge_milli,
         cpus_milli: wire.cpus_milli,
         memory_bytes: wire.memory_bytes,
         port: port.map_err(|_| Invalid::new("allocation.port", wire.port, "at most 65,535"))?,

@@ -73,7 +73,12 @@ fn device_request(request: &DeviceRequest) -> v1::DeviceRequest {
         vendor: request.vendor.map(|vendor| vendor.to_string()).unwrap_or_default(),
         model: request.model.as_deref().unwrap_or_default().into(),
         memory_bytes: request.memory_bytes,
+        slice: request.slice.map(slice),
     }
+}
+
+fn slice(slice: Slice) -> v1::Slice {
+    v1::Slice { compute_milli: slice.compute_milli, memory_bytes: slice.memory_bytes }
 }
 
 /// What a node offers.
@@ -130,6 +135,8 @@ pub fn allocation(allocation: &Allocation) -> v1::Allocation {
         memory_bytes: allocation.memory_bytes,
         port: allocation.port.into(),
         state: rank_state(allocation.worker).into(),
+        slice: allocation.slice.map(slice),
+        charge_milli: allocation.charge_milli,
     }
 }
 

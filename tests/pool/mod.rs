@@ -228,7 +228,8 @@ impl Pool {
                 _ = self.call(async |mut stub| stub.cancel(request).await); // It may have ended by now.
             }
         }
-        // The process that supervisors are forked from stays for as long as its agent; they have names of their own.
+        // The process that supervisors are forked from stays for as long as its agent, and so do those that run nothing;
+        // those that do are called after it.
         let is_supervisor = |pid: i32| {
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
             name.starts_with("job-")

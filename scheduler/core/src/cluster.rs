@@ -8,6 +8,7 @@ use crate::effect::*;
 use crate::event::*;
 use crate::jobs::*;
 use crate::nodes::*;
+use crate::plan::price::{self, Prices};
 use crate::plan::{self, Order};
 use crate::types::*;
 
@@ -46,6 +47,10 @@ pub struct Cluster {
     round_at: Option<Time>,
     /// Shapes that found no room in the last round, and since when nothing has become free.
     pub(crate) unfit: BTreeSet<Arc<Shape>>,
+    /// Learned from what was asked for. Derived from the jobs, see [`price::learned_from`].
+    prices: Arc<Prices>,
+    /// The last job that they are learned from.
+    priced: u64,
     // Collected during one step, empty between steps.
     touched_jobs: BTreeSet<JobId>,
     touched_nodes: BTreeSet<NodeId>,
@@ -76,6 +81,8 @@ impl Cluster {
             revision: Revision { term, count: 0 },
             round_at: Some(now),
             unfit: BTreeSet::new(),
+            prices: Arc::default(),
+            priced: 0,
             touched_jobs: BTreeSet::new(),
             touched_nodes: BTreeSet::new(),
             touched_queues: BTreeSet::new(),
@@ -117,6 +124,7 @@ impl Cluster {
             assert_eq!(id.0, cluster.jobs.len() + 1, "identities have no gaps");
             cluster.jobs.insert(cluster.now, job);
         }
+        cluster.learn_prices();
         cluster
     }
 
@@ -144,6 +152,7 @@ impl Cluster {
         self.ring_timers(now);
         if self.round_at.is_some_and(|at| at <= now) {
             self.round_at = None;
+            self.learn_prices();
             let plan = plan::plan(self, now);
             self.unfit = plan.unfit;
             for (id, ranks) in plan.starts {
@@ -161,6 +170,20 @@ impl Cluster {
     /// When it last stepped; time never goes back before it.
     pub fn now(&self) -> Time {
         self.now
+    }
+
+    /// What parts of devices are worth.
+    pub fn prices(&self) -> &Prices {
+        &self.prices
+    }
+
+    /// Brings the prices up to date with the jobs that were submitted.
+    fn learn_prices(&mut self) {
+        let last = price::learned_from(self.jobs.len());
+        if last != self.priced {
+            self.priced = last;
+            self.prices = Arc::new(Prices::learn(self.jobs.range(price::window(last)).map(|job| &*job.spec)));
+        }
     }
 
     /// The rules.
@@ -216,7 +239,7 @@ impl Cluster {
             for (worker, rank) in workers(job) {
                 let held = held.get_mut(&rank.node).expect("a node that exists");
                 for device in &rank.devices {
-                    assert!(held.devices.insert(*device), "{worker}: device {device} is used twice");
+                    held.take_device(worker, *device, rank.slice);
                 }
                 assert!(held.ports.insert(rank.port), "{worker}: port {} is used twice", rank.port);
                 held.cpus_milli += u64::from(rank.cpus_milli);

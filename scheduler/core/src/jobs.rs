@@ -153,15 +153,14 @@ pub enum Dependency {
 }
 
 impl Job {
-    /// Devices that it holds now.
-    pub fn devices_held(&self) -> u64 {
-        self.ranks.iter().map(|rank| rank.devices.len() as u64).sum()
+    /// Devices that it holds now, in thousandths of one.
+    pub fn devices_held_milli(&self) -> u64 {
+        self.ranks.iter().filter(|rank| !rank.devices.is_empty()).map(|rank| rank.charge_milli).sum()
     }
 
-    /// What it counts against its queue, in thousandths of a device. See [`charge_milli`].
+    /// What it counts against its queue, in thousandths of a device. See [`Allocation::charge_milli`].
     pub fn charge_milli(&self) -> u64 {
-        let charge = |rank: &Allocation| charge_milli(rank.devices.len() as u64, rank.cpus_milli);
-        self.ranks.iter().map(charge).sum()
+        self.ranks.iter().map(|rank| rank.charge_milli).sum()
     }
 
     /// When its time limit ends it.
@@ -181,11 +180,6 @@ impl Job {
     pub fn shape(&self) -> Shape {
         Shape(self.spec.roles.iter().map(|role| (role.ranks, role.request.clone())).collect())
     }
-}
-
-/// What a rank counts against its queue: 1,000 a device, or its thousandths of a core if it has no device.
-pub fn charge_milli(devices: u64, cpus_milli: u32) -> u64 {
-    if 0 < devices { devices * 1000 } else { u64::from(cpus_milli) }
 }
 
 impl Jobs {

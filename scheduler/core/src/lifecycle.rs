@@ -35,6 +35,11 @@ impl Cluster {
         if spec.roles.is_empty() || spec.roles.iter().any(empty) {
             return Err(Refusal::Malformed("a job has at least one rank, and a device request one device"));
         }
+        let beyond = |slice: Slice| 1000 < slice.compute_milli || slice == Slice::default();
+        let mut devices = spec.roles.iter().flat_map(|role| &role.request.devices);
+        if devices.any(|device| device.slice.is_some_and(beyond)) {
+            return Err(Refusal::Malformed("a slice has 1 to 1,000 thousandths of a device, or memory"));
+        }
         if MAX_RANKS < spec.roles.iter().map(|role| u64::from(role.ranks)).sum() {
             return Err(Refusal::Malformed("a job has at most 65,536 ranks"));
         }
@@ -405,7 +410,7 @@ impl Job {
     fn add_usage(&mut self, now: Time, lost: bool) {
         let Some(placed) = self.placed.filter(|_| !self.ranks.is_empty()) else { return };
         let ms = now.since(placed);
-        let device_ms = self.devices_held() * ms;
+        let device_ms = self.devices_held_milli() * ms / 1000;
         self.usage.device_ms += device_ms;
         let cpus: u64 = self.ranks.iter().map(|rank| u64::from(rank.cpus_milli)).sum();
         self.usage.cpu_milli_ms += cpus * ms;

@@ -39,8 +39,8 @@ pub struct Lease {
 /// What placed jobs hold on a node. Derived from the jobs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Held {
-    /// Devices, by index.
-    pub devices: BTreeSet<u16>,
+    /// Devices of which something is held, by index.
+    pub devices: BTreeMap<u16, HeldDevice>,
     /// Thousandths of a core.
     pub cpus_milli: u64,
     /// Main memory, in bytes.
@@ -49,6 +49,15 @@ pub struct Held {
     pub ports: BTreeSet<u16>,
     /// Workers that are not known gone.
     pub workers: BTreeSet<WorkerId>,
+}
+
+/// What is held of one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum HeldDevice {
+    Whole,
+    /// Its slices, summed.
+    Slices(Slice),
 }
 
 /// All nodes.
@@ -81,7 +90,7 @@ impl Held {
     fn change(&mut self, worker: WorkerId, rank: &Allocation, add: bool) {
         if add {
             for device in &rank.devices {
-                assert!(self.devices.insert(*device), "{worker}: device {device} is held twice");
+                self.take_device(worker, *device, rank.slice);
             }
             assert!(self.ports.insert(rank.port), "{worker}: port {} is held twice", rank.port);
             self.cpus_milli += u64::from(rank.cpus_milli);
@@ -89,13 +98,45 @@ impl Held {
             self.workers.insert(worker);
         } else {
             for device in &rank.devices {
-                self.devices.remove(device);
+                give_device(&mut self.devices, *device, rank.slice);
             }
             self.ports.remove(&rank.port);
             self.cpus_milli -= u64::from(rank.cpus_milli);
             self.memory_bytes -= rank.memory_bytes;
             self.workers.remove(&worker);
         }
+    }
+}
+
+impl Held {
+    /// # Panics
+    /// When the device has not so much left.
+    pub(crate) fn take_device(&mut self, worker: WorkerId, device: u16, slice: Option<Slice>) {
+        let before = self.devices.get(&device).copied();
+        let after = match (before, slice) {
+            (None, None) => HeldDevice::Whole,
+            (None, Some(slice)) => HeldDevice::Slices(slice),
+            (Some(HeldDevice::Slices(held)), Some(slice)) => HeldDevice::Slices(Slice {
+                compute_milli: held.compute_milli + slice.compute_milli,
+                memory_bytes: held.memory_bytes + slice.memory_bytes,
+            }),
+            (Some(_), _) => panic!("{worker}: device {device} is held twice"),
+        };
+        if let HeldDevice::Slices(held) = after {
+            assert!(held.compute_milli <= 1000, "{worker}: device {device} is held {held:?}");
+        }
+        self.devices.insert(device, after);
+    }
+}
+
+/// Gives back what a rank held of a device.
+pub(crate) fn give_device(devices: &mut BTreeMap<u16, HeldDevice>, device: u16, slice: Option<Slice>) {
+    match (devices.get_mut(&device), slice) {
+        (Some(HeldDevice::Slices(held)), Some(slice)) if slice.compute_milli < held.compute_milli => {
+            held.compute_milli -= slice.compute_milli;
+            held.memory_bytes -= slice.memory_bytes;
+        }
+        _ => _ = devices.remove(&device),
     }
 }
 

@@ -176,9 +176,21 @@ pub struct DeviceRequest {
     pub count: u16,
     /// Required maker.
     pub vendor: Option<Vendor>,
-    /// Required model, or its first words: `h100` accepts `h100-80gb-hbm3`.
+    /// Required model, or its first words: `h100` accepts `h100-80gb-hbm3`. Several that are equally good are
+    /// joined by `|`.
     pub model: Option<Name>,
     /// Least memory of each device, in bytes.
+    pub memory_bytes: u64,
+    /// What is wanted of each device; `None`: all of it.
+    pub slice: Option<Slice>,
+}
+
+/// A part of one device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Slice {
+    /// Of its compute, in thousandths. In a request, 0 means as large a share as that of the memory.
+    pub compute_milli: u32,
+    /// Of its memory, in bytes. In a request, 0 means as large a share as that of the compute.
     pub memory_bytes: u64,
 }
 
@@ -232,6 +244,11 @@ pub struct Allocation {
     pub node: NodeId,
     /// Device indices on that node, ascending.
     pub devices: Vec<u16>,
+    /// What it holds of each of them; `None`: all.
+    pub slice: Option<Slice>,
+    /// What it counts against its queue, in thousandths of a device: 1,000 a whole device, the larger share of a
+    /// slice, or its thousandths of a core if it has no device.
+    pub charge_milli: u64,
     /// Held processor time, in thousandths of a core.
     pub cpus_milli: u32,
     /// Held main memory, in bytes.
@@ -363,13 +380,39 @@ impl ArrayRange {
 }
 
 impl DeviceRequest {
-    /// Whether devices of the class will do.
+    /// Whether devices of the class will do, when nothing of them is held.
     pub fn accepts(&self, class: &DeviceClass) -> bool {
         self.vendor.is_none_or(|vendor| vendor == class.vendor)
             && self.memory_bytes <= class.memory_bytes
-            && self.model.as_deref().is_none_or(|want| {
-                class.model.strip_prefix(want).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+            && self.slice.is_none_or(|slice| slice.memory_bytes <= class.memory_bytes)
+            && self.model.as_deref().is_none_or(|models| {
+                let begins = |want| class.model.strip_prefix(want);
+                models.split('|').filter_map(begins).any(|rest| rest.is_empty() || rest.starts_with('-'))
             })
+    }
+}
+
+impl Slice {
+    /// What is given where `self` is asked for: both parts spelt out, each at least what was asked, so that of
+    /// each the whole device has room for no more than it should.
+    pub fn granted(self, class: &DeviceClass) -> Slice {
+        let share = |part: u128, whole: u128| if whole == 0 { 0 } else { (part * 1000).div_ceil(whole) };
+        let compute_milli = match self.compute_milli {
+            0 => share(self.memory_bytes.into(), class.memory_bytes.into()).clamp(1, 1000) as u32,
+            asked => asked,
+        };
+        let memory_bytes = match self.memory_bytes {
+            0 => (u128::from(class.memory_bytes) * u128::from(self.compute_milli) / 1000) as u64,
+            asked => asked,
+        };
+        Slice { compute_milli, memory_bytes }
+    }
+
+    /// The larger of its two shares of a device, in thousandths, rounded up.
+    pub fn share_milli(self, class: &DeviceClass) -> u64 {
+        let memory =
+            (u128::from(self.memory_bytes) * 1000).checked_div(class.memory_bytes.into()).unwrap_or(0);
+        u64::from(self.compute_milli).max(memory as u64)
     }
 }
 

@@ -61,6 +61,8 @@ fn any_role(rng: &mut Rng) -> Role {
         }),
         model: (rng.below(3) == 0).then(|| if rng.below(2) == 0 { "h200".into() } else { "910b".into() }),
         memory_bytes: if rng.below(4) == 0 { rng.below(160) * GIB } else { 0 },
+        slice: (rng.below(3) == 0)
+            .then(|| Slice { compute_milli: 1 + rng.below(1000) as u32, memory_bytes: rng.below(80) * GIB }),
     };
     role.request.devices = (0..rng.below(3)).map(|_| want(rng)).collect();
     role.request.cpus_milli = rng.below(24_000) as u32;

@@ -215,9 +215,10 @@ impl Sim {
             let takes = |want: &DeviceRequest, (rank, node): &(&Allocation, &Node)| {
                 let class = |index: &u16| node.inventory.devices[*index as usize].class.clone();
                 let classes: BTreeSet<Arc<DeviceClass>> = rank.devices.iter().map(class).collect();
+                let granted = |class: &Arc<DeviceClass>| want.slice.map(|slice| slice.granted(class));
                 rank.devices.len() == usize::from(want.count)
                     && classes.len() == 1
-                    && classes.iter().all(|class| want.accepts(class))
+                    && classes.iter().all(|class| want.accepts(class) && granted(class) == rank.slice)
             };
             let devices = &role.request.devices;
             let same = devices.iter().any(|want| ranks.iter().all(|rank| takes(want, rank)));
@@ -229,7 +230,7 @@ impl Sim {
     /// What really runs.
     pub(crate) fn check_processes(&self) {
         let mut attempts: BTreeMap<JobId, WorkerId> = BTreeMap::new();
-        let mut devices: Vec<u16> = Vec::new();
+        let mut devices: BTreeMap<u16, Slice> = BTreeMap::new();
         let mut ports: Vec<u16> = Vec::new();
         for machine in &self.machines {
             devices.clear();
@@ -240,9 +241,16 @@ impl Sim {
                 assert_eq!(other.attempt, worker.attempt, "two attempts of {} run: {other}", worker.job);
                 let allocation = &process.launch.allocation;
                 for device in &allocation.devices {
-                    let both = || format!("device {device} of {} is used twice, by {worker}", machine.name);
-                    assert!(!devices.contains(device), "{}", both());
-                    devices.push(*device);
+                    // A device that a worker holds may have gone from the machine since.
+                    let has = machine.inventory.devices.get(usize::from(*device));
+                    let memory_bytes = has.map_or(u64::MAX, |device| device.class.memory_bytes);
+                    let whole = Slice { compute_milli: 1000, memory_bytes };
+                    let (used, takes) =
+                        (devices.entry(*device).or_default(), allocation.slice.unwrap_or(whole));
+                    used.compute_milli += takes.compute_milli;
+                    used.memory_bytes += takes.memory_bytes;
+                    let within = used.compute_milli <= 1000 && used.memory_bytes <= memory_bytes;
+                    assert!(within, "device {device} of {} is used {used:?} with {worker}", machine.name);
                 }
                 assert!(!ports.contains(&allocation.port), "port {} of {}", allocation.port, machine.name);
                 ports.push(allocation.port);

@@ -11,6 +11,7 @@
 mod check;
 pub mod faults;
 pub mod machine;
+pub mod replay;
 pub mod rng;
 pub mod rounds;
 pub mod script;

@@ -338,7 +338,7 @@ fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inve
     Ok(inventory)
 }
 
-/// `2x8:h200`, `trainer=2x8:h200|16:910b`, `1x0`, `1x2:@nvidia>=80`.
+/// `2x8:h200`, `trainer=2x8:h200|16:910b`, `1x0`, `1x2:@nvidia>=80`, `1x1/400:h200` (400 thousandths of a device).
 fn role(word: &str) -> Result<Role, String> {
     let (name, word) = match word.split_once('=') {
         Some((name, word)) if !name.contains('>') => (name, word),
@@ -358,8 +358,12 @@ fn device_request(text: &str) -> Result<DeviceRequest, String> {
         None => (text, 0),
     };
     let (count, what) = text.split_once(':').unwrap_or((text, ""));
+    let (count, slice) = match count.split_once('/') {
+        Some((count, milli)) => (count, Some(Slice { compute_milli: number(milli)?, memory_bytes: 0 })),
+        None => (count, None),
+    };
     let mut request =
-        DeviceRequest { count: number(count)?, memory_bytes: memory_gib * GIB, ..Default::default() };
+        DeviceRequest { count: number(count)?, memory_bytes: memory_gib * GIB, slice, ..Default::default() };
     match what.strip_prefix('@') {
         Some(vendor) => {
             request.vendor = Some(vendor.parse().map_err(|unknown: UnknownVendor| unknown.to_string())?)

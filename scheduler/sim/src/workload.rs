@@ -113,7 +113,12 @@ fn any_role(rng: &mut Rng, name: &str) -> Role {
             (Some(Vendor::Cpu), Some("core")),
         ]);
         let memory_bytes = if rng.below(5) == 0 { 60 * GIB } else { 0 };
-        DeviceRequest { count: rng.within((1, 8)) as u16, vendor, model: model.map(Into::into), memory_bytes }
+        let slice = (rng.below(3) == 0).then(|| Slice {
+            compute_milli: 50 * rng.within((1, 20)) as u32,
+            memory_bytes: if rng.below(2) == 0 { 0 } else { GIB * rng.within((1, 80)) },
+        });
+        let count = rng.within((1, if slice.is_some() { 2 } else { 8 })) as u16;
+        DeviceRequest { count, vendor, model: model.map(Into::into), memory_bytes, slice }
     };
     let devices = match rng.below(6) {
         0 => Vec::new(),

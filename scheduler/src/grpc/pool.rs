@@ -327,7 +327,7 @@ fn usage(cluster: &Cluster, since: Time) -> v1::UsageResponse {
             Phase::Done(Outcome::Failed(_) | Outcome::Unreachable(_) | Outcome::TimedOut) => row.failed += 1,
             Phase::Done(Outcome::Cancelled) | Phase::Pending(_) | Phase::Active | Phase::Stopping(_) => (),
         }
-        row.device_ms += job.usage.device_ms + job.devices_held() * view;
+        row.device_ms += job.usage.device_ms + job.devices_held_milli() * view / 1000;
         row.lost_device_ms += job.usage.lost_device_ms;
         row.cpu_milli_ms += job.usage.cpu_milli_ms
             + job.ranks.iter().map(|rank| u64::from(rank.cpus_milli)).sum::<u64>() * view;

@@ -7,7 +7,7 @@ use crate::cluster::Cluster;
 use crate::event::Availability;
 use crate::jobs::*;
 use crate::nodes::Node;
-use crate::plan::{Free, Misfit, place};
+use crate::plan::{DeviceFree, Free, Misfit, place};
 use crate::types::*;
 
 mod text;
@@ -265,7 +265,8 @@ fn verdict(free: &Free, node: &Node, request: &Request) -> Verdict {
         let of = best(&mut all.clone());
         let fault = |index: &u16| node.inventory.devices[*index as usize].fault.is_some();
         let healthy = best(&mut all.filter(|index| !fault(index)));
-        let free = best(&mut left.devices.iter().copied());
+        let takes = |device: &&DeviceFree| device.takes(want.slice, class_of(device.index));
+        let free = best(&mut left.devices.iter().filter(takes).map(|device| device.index));
         let wants = u32::from(want.count);
         if wants <= free {
             short = None;

@@ -1,17 +1,20 @@
 //! Where a gang fits: best-fit packing, the whole gang or nothing.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use super::price::Prices;
+use super::score::{Score, choose, cpus_of, slice_on};
 use crate::cluster::Cluster;
-use crate::jobs::{Job, charge_milli};
-use crate::nodes::Node;
+use crate::jobs::Job;
+use crate::nodes::{HeldDevice, Node, give_device};
 use crate::types::*;
 
 /// What a round can still hand out: the cluster's free resources, less what the round took.
 #[derive(Clone)]
 pub struct Free<'a> {
-    cluster: &'a Cluster,
+    pub(super) cluster: &'a Cluster,
     /// Nodes of which the round took something.
     changed: BTreeMap<NodeId, NodeFree>,
     /// Added by the round to what queues hold, in thousandths of a device.
@@ -22,6 +25,8 @@ pub struct Free<'a> {
     ranked: RefCell<BTreeMap<Request, BTreeMap<Option<usize>, Ranked>>>,
     /// Nodes that changed, in the order in which they did.
     log: Vec<NodeId>,
+    /// See [`Free::scarcity`].
+    pub(super) scarcity: OnceCell<BTreeMap<Arc<DeviceClass>, i64>>,
 }
 
 /// The nodes that can take a rank of some request, best first.
@@ -40,13 +45,42 @@ struct Ranked {
 /// What is free on one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeFree {
-    /// Healthy devices that no job holds, by index, ascending.
-    pub devices: Vec<u16>,
+    /// Healthy devices that are not wholly held, by index, ascending.
+    pub devices: Vec<DeviceFree>,
     /// Thousandths of a core.
     pub cpus_milli: u64,
     /// Main memory, in bytes.
     pub memory_bytes: u64,
     ports: BTreeSet<u16>,
+}
+
+/// What is free of one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceFree {
+    /// Index on its node.
+    pub index: u16,
+    /// Of its compute, in thousandths; 1,000: nothing of the device is held.
+    pub compute_milli: u32,
+    /// Of its memory, in bytes.
+    pub memory_bytes: u64,
+}
+
+impl DeviceFree {
+    /// The part of the device that both its free compute and its free memory allow, in thousandths.
+    pub(super) fn share_milli(&self, class: &DeviceClass) -> u64 {
+        let memory = (u128::from(self.memory_bytes) * 1000).checked_div(class.memory_bytes.into());
+        u64::from(self.compute_milli).min(memory.unwrap_or(1000) as u64)
+    }
+
+    /// Whether the device can take what is asked of it; `None`: all.
+    pub fn takes(&self, slice: Option<Slice>, class: &DeviceClass) -> bool {
+        match slice.map(|slice| slice.granted(class)) {
+            None => self.compute_milli == 1000,
+            Some(granted) => {
+                granted.compute_milli <= self.compute_milli && granted.memory_bytes <= self.memory_bytes
+            }
+        }
+    }
 }
 
 impl NodeFree {
@@ -77,19 +111,6 @@ pub enum Misfit {
     /// Its queue would hold more than its limit. In thousandths of a device.
     #[allow(missing_docs)]
     QueueLimit { held: u64, wants: u64, limit: u64 },
-}
-
-/// How good a node is for a rank; the smallest wins. Fields in order of importance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Score {
-    /// Free accelerators on a node whose processors alone are wanted: others may need them together.
-    pub accelerators_blocked: usize,
-    /// Free devices left on the node.
-    pub devices_left: usize,
-    /// Free processor time left on the node, in thousandths of a core.
-    pub cpus_left_milli: u64,
-    /// Makes the choice unique.
-    pub node: NodeId,
 }
 
 /// Alternatives and orders of roles that are tried for one job, at most.
@@ -188,7 +209,7 @@ impl Search<'_> {
 
 /// What ranks count against their queue, in thousandths of a device.
 fn charge(ranks: &[Allocation]) -> u64 {
-    ranks.iter().map(|rank| charge_milli(rank.devices.len() as u64, rank.cpus_milli)).sum()
+    ranks.iter().map(|rank| rank.charge_milli).sum()
 }
 
 /// As many ranks of the role as fit, but no more than it has.
@@ -201,7 +222,7 @@ fn fill(
 ) -> Vec<Allocation> {
     let devices = alternative.map(|index| &role.request.devices[index]);
     let score_of =
-        |id: NodeId, left: &NodeFree| score(free.cluster.nodes().get(id), left, &role.request, devices);
+        |id: NodeId, left: &NodeFree| free.score(free.cluster.nodes().get(id), left, &role.request, devices);
     // Nodes of which an earlier role of the job took something stand elsewhere in the order.
     let mut own: Vec<Score> = changed.iter().filter_map(|(id, left)| score_of(*id, left)).collect();
     own.sort_unstable();
@@ -224,7 +245,8 @@ fn fill(
         let node = free.cluster.nodes().get(score.node);
         let mut left = changed.get(&node.id).cloned().unwrap_or_else(|| free.on(node));
         while ranks.len() < role.ranks as usize
-            && let Some(rank) = take_rank(node, &mut left, &role.request, devices, job, ranks.len())
+            && let Some(rank) =
+                take_rank(free.cluster.prices(), node, &mut left, &role.request, devices, job, ranks.len())
         {
             ranks.push(rank);
         }
@@ -238,7 +260,8 @@ impl Free<'_> {
     /// Whether jobs hold so many of the node's devices that a glance is enough.
     fn is_plainly_full(&self, node: &Node, devices: Option<&DeviceRequest>) -> bool {
         let (held, has) = (&self.cluster.nodes().held(node.id).devices, node.inventory.devices.len());
-        let wants = devices.map_or(0, |want| usize::from(want.count));
+        let whole = devices.filter(|want| want.slice.is_none());
+        let wants = whole.map_or(0, |want| usize::from(want.count));
         // Held devices may have gone from the inventory since.
         self.ended.is_empty() && has < held.range(..has as u16).count() + wants
     }
@@ -259,7 +282,7 @@ impl Free<'_> {
         let score_of = |id: NodeId| {
             let node = self.cluster.nodes().get(id);
             if node.takes_work() && !self.is_plainly_full(node, devices) {
-                score(node, &self.on(node), request, devices)
+                self.score(node, &self.on(node), request, devices)
             } else {
                 None
             }
@@ -285,53 +308,8 @@ impl Free<'_> {
     }
 }
 
-fn score(node: &Node, left: &NodeFree, request: &Request, devices: Option<&DeviceRequest>) -> Option<Score> {
-    let chosen = choose(node, left, request, devices)?;
-    let accelerators = |index: &&u16| node.inventory.devices[**index as usize].class.vendor != Vendor::Cpu;
-    let free_accelerators = left.devices.iter().filter(accelerators).count();
-    let takes_accelerators = chosen.iter().filter(accelerators).count();
-    let cpus_milli = cpus_of(node, request, &chosen);
-    Some(Score {
-        accelerators_blocked: if takes_accelerators == 0 { free_accelerators } else { 0 },
-        devices_left: left.devices.len() - chosen.len(),
-        cpus_left_milli: left.cpus_milli - u64::from(cpus_milli),
-        node: node.id,
-    })
-}
-
-/// Devices that a rank would take on the node, if it fits there: of the scarcest class that has enough.
-fn choose(
-    node: &Node,
-    left: &NodeFree,
-    request: &Request,
-    devices: Option<&DeviceRequest>,
-) -> Option<Vec<u16>> {
-    let labelled = |(key, value): &(Name, Name)| node.inventory.labels.get(key) == Some(value);
-    if left.memory_bytes < request.memory_bytes || !request.labels.iter().all(labelled) {
-        return None;
-    }
-    let fits = |chosen: &Vec<u16>| u64::from(cpus_of(node, request, chosen)) <= left.cpus_milli;
-    let Some(want) = devices else { return Some(Vec::new()).filter(fits) };
-    let mut classes: BTreeMap<&DeviceClass, Vec<u16>> = BTreeMap::new();
-    for index in &left.devices {
-        let class = &*node.inventory.devices[*index as usize].class;
-        if want.accepts(class) {
-            classes.entry(class).or_default().push(*index);
-        }
-    }
-    let enough = classes.into_values().filter(|devices| usize::from(want.count) <= devices.len());
-    let mut chosen = enough.min_by_key(Vec::len)?;
-    chosen.truncate(want.count.into());
-    Some(chosen).filter(fits)
-}
-
-/// Processor time of a rank: what it asks for, but at least the cores that are its devices.
-fn cpus_of(node: &Node, request: &Request, devices: &[u16]) -> u32 {
-    let is_core = |index: &&u16| node.inventory.devices[**index as usize].class.vendor == Vendor::Cpu;
-    request.cpus_milli.max(1000 * devices.iter().filter(is_core).count() as u32)
-}
-
 fn take_rank(
+    prices: &Prices,
     node: &Node,
     left: &mut NodeFree,
     request: &Request,
@@ -339,16 +317,32 @@ fn take_rank(
     job: &Job,
     rank: usize,
 ) -> Option<Allocation> {
-    let chosen = choose(node, left, request, devices)?;
+    let chosen = choose(prices, node, left, request, devices)?;
     let port = free_port(node, left, job, rank)?;
-    let cpus_milli = cpus_of(node, request, &chosen);
-    left.devices.retain(|device| !chosen.contains(device));
+    let cpus_milli = cpus_of(node, request, devices, &chosen);
+    let slice = slice_on(node, devices, &chosen);
+    let taken = |device: &&mut DeviceFree| chosen.contains(&device.index);
+    for device in left.devices.iter_mut().filter(taken) {
+        device.compute_milli -= slice.map_or(1000, |slice| slice.compute_milli);
+        device.memory_bytes -= slice.map_or(device.memory_bytes, |slice| slice.memory_bytes);
+    }
+    left.devices.retain(|device| 0 < device.compute_milli);
     left.cpus_milli -= u64::from(cpus_milli);
     left.memory_bytes -= request.memory_bytes;
     left.ports.insert(port);
+    let share_milli = |index: &u16| {
+        let class = &node.inventory.devices[*index as usize].class;
+        slice.map_or(1000, |slice| slice.share_milli(class))
+    };
+    let charge_milli = match chosen.is_empty() {
+        true => cpus_milli.into(),
+        false => chosen.iter().map(share_milli).sum(),
+    };
     Some(Allocation {
         node: node.id,
         devices: chosen,
+        slice,
+        charge_milli,
         cpus_milli,
         memory_bytes: request.memory_bytes,
         port,
@@ -376,6 +370,7 @@ impl<'a> Free<'a> {
             ended: BTreeSet::new(),
             ranked: RefCell::default(),
             log: Vec::new(),
+            scarcity: OnceCell::new(),
         }
     }
 
@@ -392,9 +387,29 @@ impl<'a> Free<'a> {
         let held = self.cluster.nodes().held(node.id);
         let inventory = &node.inventory;
         let healthy = |index: &u16| inventory.devices.get(*index as usize).is_some_and(|d| d.fault.is_none());
-        let indices = 0..inventory.devices.len() as u16;
+        let mut held_devices = held.devices.clone();
+        for job in &self.ended {
+            let ranks = &self.cluster.jobs().get(*job).expect("a job that holds resources").ranks;
+            for rank in ranks.iter().filter(|rank| rank.node == node.id) {
+                for device in &rank.devices {
+                    give_device(&mut held_devices, *device, rank.slice);
+                }
+            }
+        }
+        let devices = (0..inventory.devices.len() as u16).filter(healthy).map(|index| {
+            let memory_bytes = inventory.devices[index as usize].class.memory_bytes;
+            match held_devices.get(&index) {
+                None => DeviceFree { index, compute_milli: 1000, memory_bytes },
+                Some(HeldDevice::Whole) => DeviceFree { index, compute_milli: 0, memory_bytes: 0 },
+                Some(HeldDevice::Slices(held)) => DeviceFree {
+                    index,
+                    compute_milli: 1000 - held.compute_milli,
+                    memory_bytes: memory_bytes.saturating_sub(held.memory_bytes),
+                },
+            }
+        });
         let mut free = NodeFree {
-            devices: indices.filter(|index| healthy(index) && !held.devices.contains(index)).collect(),
+            devices: devices.filter(|device| 0 < device.compute_milli).collect(),
             cpus_milli: u64::from(inventory.cpus_milli).saturating_sub(held.cpus_milli),
             memory_bytes: inventory.memory_bytes.saturating_sub(held.memory_bytes),
             ports: held.ports.clone(),
@@ -402,14 +417,10 @@ impl<'a> Free<'a> {
         for job in &self.ended {
             let ranks = &self.cluster.jobs().get(*job).expect("a job that holds resources").ranks;
             for rank in ranks.iter().filter(|rank| rank.node == node.id) {
-                free.devices.extend(rank.devices.iter().filter(|index| healthy(index)));
                 free.cpus_milli += u64::from(rank.cpus_milli);
                 free.memory_bytes += rank.memory_bytes;
                 free.ports.remove(&rank.port);
             }
-        }
-        if !self.ended.is_empty() {
-            free.devices.sort_unstable();
         }
         free
     }

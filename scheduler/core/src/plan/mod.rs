@@ -2,6 +2,8 @@
 
 mod fit;
 mod order;
+pub mod price;
+mod score;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,7 +11,8 @@ use std::sync::Arc;
 use crate::cluster::Cluster;
 use crate::jobs::Shape;
 use crate::types::*;
-pub use fit::{Free, Misfit, NodeFree, Score, place};
+pub use fit::{DeviceFree, Free, Misfit, NodeFree, place};
+pub use score::Score;
 
 /// Who goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

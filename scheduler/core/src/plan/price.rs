@@ -1,0 +1,211 @@
+//! What parts of devices are worth, learned from what was asked for.
+//!
+//! A device that is shared ends up filled by some combination of slices, and some space stays over. Which
+//! combinations waste least depends on the sizes that come: 810 thousandths leave 190, which is worth something only
+//! if slices of that size are asked for. The linear program over all combinations (a cutting-stock problem) knows;
+//! its dual prices say what a slice of a size brings and what a free part of a device can still bring. A placement
+//! then costs what the part loses in value less what the slice brings: zero where the best combinations would put it.
+//!
+//! Source of the idea: Gilmore and Gomory, "A linear programming approach to the cutting-stock problem", Operations
+//! Research 9(6), 1961; prices as a rule for requests that arrive one by one: Talluri and van Ryzin, "An analysis of
+//! bid-price controls for network revenue management", Management Science 44(11), 1998.
+
+use std::collections::BTreeMap;
+
+use crate::types::*;
+
+/// Costs and values count in parts of a thousandth of a device: so many make one.
+pub const UNIT: i64 = 1024;
+
+/// Sizes are told apart in hundredths of a device.
+const STEPS: usize = 100;
+
+/// Rounds of dual ascent; more change placements no more on the traces that were tried.
+const ASCENTS: u64 = 300;
+
+/// Jobs that prices are learned from, at most: the last ones.
+const WINDOW: u64 = 4096;
+
+/// Prices, and what else the demand says about placing well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prices {
+    /// What a free part of a device can still bring, by hundredths of it: `[0..=100]`, never falling.
+    value: Vec<i64>,
+    /// What a slice brings, by its hundredths: `[0..=100]`.
+    price: Vec<i64>,
+    /// Processor time that is asked for with a device, in thousandths of a core; 0: none.
+    pub cpus_milli_per_device: u64,
+    /// Requests that only some classes can take, with their part of the whole demand in millionths.
+    pub choosy: Vec<(DeviceRequest, u64)>,
+}
+
+impl Default for Prices {
+    /// Every part is worth its size.
+    fn default() -> Prices {
+        let size = |at: usize| at as i64 * 1000 / STEPS as i64 * UNIT;
+        let sizes: Vec<i64> = (0..=STEPS).map(size).collect();
+        Prices { value: sizes.clone(), price: sizes, cpus_milli_per_device: 0, choosy: Vec::new() }
+    }
+}
+
+/// The number of jobs up to which prices are learned when there are `jobs`: they change seldom, and the same jobs
+/// always give the same prices, so that nothing of them has to be stored.
+pub fn learned_from(jobs: u64) -> u64 {
+    match jobs {
+        0..64 => 0,
+        64..WINDOW => 1 << jobs.ilog2(),
+        _ => jobs / (WINDOW / 4) * (WINDOW / 4),
+    }
+}
+
+/// The first job of the window that ends with job `last`.
+pub fn window(last: u64) -> std::ops::RangeInclusive<JobId> {
+    JobId(last.saturating_sub(WINDOW) + 1)..=JobId(last)
+}
+
+impl Prices {
+    /// Learns from what jobs ask for. `O(jobs + ASCENTS * sizes * STEPS)`: about a millisecond.
+    pub fn learn<'a>(specs: impl Iterator<Item = &'a JobSpec>) -> Prices {
+        let mut demand = [0u64; STEPS + 1];
+        let (mut milli, mut cpus_milli) = (0u64, 0u64);
+        let mut choosy: BTreeMap<DeviceRequest, u64> = BTreeMap::new();
+        for role in specs.flat_map(|spec| &spec.roles) {
+            let Some(want) = role.request.devices.first().filter(|want| want.vendor != Some(Vendor::Cpu))
+            else {
+                continue;
+            };
+            // What share a part of the memory is, only a class of devices can say.
+            let share = want.slice.map_or(1000, |slice| u64::from(slice.compute_milli));
+            let devices = u64::from(role.ranks) * u64::from(want.count);
+            demand[step_up(share)] += devices;
+            milli += devices * share;
+            cpus_milli += u64::from(role.ranks) * u64::from(role.request.cpus_milli);
+            if want.vendor.is_some() || want.model.is_some() || want.memory_bytes != 0 {
+                let which = DeviceRequest { count: 1, slice: None, ..want.clone() };
+                *choosy.entry(which).or_default() += devices * share;
+            }
+        }
+        if milli == 0 {
+            return Prices::default();
+        }
+        let part = |(which, of): (DeviceRequest, u64)| (which, (of * 1_000_000 / milli));
+        let (value, price) = ascend(&demand);
+        Prices {
+            value,
+            price,
+            cpus_milli_per_device: cpus_milli * 1000 / milli,
+            choosy: choosy.into_iter().map(part).filter(|(_, millionths)| 0 < *millionths).collect(),
+        }
+    }
+
+    /// What it costs to take `takes` thousandths of a device of which `free` are free; 0 where the best combinations
+    /// would take them.
+    pub fn cost(&self, free_milli: u64, takes_milli: u64) -> i64 {
+        let at = |milli: u64| self.value[milli as usize * STEPS / 1000];
+        at(free_milli) - at(free_milli - takes_milli) - self.price[step_up(takes_milli)]
+    }
+}
+
+fn step_up(milli: u64) -> usize {
+    (milli as usize * STEPS).div_ceil(1000).min(STEPS)
+}
+
+/// Values and prices by dual ascent over the ways to fill one device.
+///
+/// The program: fill devices, as many as the demand would need if nothing were wasted, with as much as can be, but
+/// take between [`LEAST`] and [`MOST`] of each size's demand: most of what comes has to be taken as it comes, and
+/// somewhat more may come. A price rises while the best combination at these prices has too little of its size,
+/// and falls while it has too much; the mean of the second half of the way is near to the optimum.
+fn ascend(demand: &[u64; STEPS + 1]) -> (Vec<i64>, Vec<i64>) {
+    /// In tenths of the demand.
+    const LEAST: i64 = 9;
+    const MOST: i64 = 13;
+    let natural = Prices::default().price;
+    let sizes: Vec<usize> = (1..=STEPS).filter(|size| demand[*size] != 0).collect();
+    let devices_steps: u64 = sizes.iter().map(|size| demand[*size] * *size as u64).sum();
+    // Of each size, so many a device, in 2^-20.
+    let wanted =
+        |size: usize| ((u128::from(demand[size]) << 20) * STEPS as u128 / u128::from(devices_steps)) as i64;
+    let wanted: Vec<i64> = sizes.iter().map(|size| wanted(*size)).collect();
+    let mut price = natural.clone();
+    let mut sum = vec![0; STEPS + 1];
+    for ascent in 0..ASCENTS {
+        let (_, last) = fill(&sizes, &price);
+        let mut has = vec![0i64; STEPS + 1];
+        let mut left = STEPS;
+        while left != 0 {
+            match last[left] {
+                0 => left -= 1,
+                size => {
+                    has[size] += 1 << 20;
+                    left -= size;
+                }
+            }
+        }
+        // 200 thousandths of a device at first, then as the inverse of the root.
+        let stride = 200 * UNIT * 64 / ((ascent + 1) * 64 * 64).isqrt() as i64;
+        for (size, wanted) in sizes.iter().zip(&wanted) {
+            let bound = if natural[*size] < price[*size] { LEAST } else { MOST };
+            let lacks = (wanted * bound / 10 - has[*size]).clamp(-1 << 20, 1 << 20);
+            price[*size] += (stride * lacks) >> 20;
+        }
+        if ASCENTS / 2 <= ascent {
+            sizes.iter().for_each(|size| sum[*size] += price[*size]);
+        }
+    }
+    let mut price = natural;
+    for size in &sizes {
+        price[*size] = sum[*size] / (ASCENTS - ASCENTS / 2) as i64;
+    }
+    let (value, _) = fill(&sizes, &price);
+    (value, price)
+}
+
+/// The best that each part of a device can be filled with: its value, and the size that it takes first, 0 for none.
+fn fill(sizes: &[usize], price: &[i64]) -> (Vec<i64>, Vec<usize>) {
+    let (mut value, mut first) = (vec![0; STEPS + 1], vec![0; STEPS + 1]);
+    for part in 1..=STEPS {
+        value[part] = value[part - 1];
+        for size in sizes.iter().take_while(|size| **size <= part) {
+            let with = value[part - size] + price[*size];
+            if value[part] < with {
+                (value[part], first[part]) = (with, *size);
+            }
+        }
+    }
+    (value, first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(sizes: &[(u64, u64)]) -> Prices {
+        let mut demand = [0; STEPS + 1];
+        sizes.iter().for_each(|(milli, count)| demand[step_up(*milli)] = *count);
+        let (value, price) = ascend(&demand);
+        Prices { value, price, ..Prices::default() }
+    }
+
+    #[test]
+    fn parts_that_nobody_can_fill_are_worth_nothing() {
+        let prices = of(&[(810, 50), (320, 20), (1000, 100)]);
+        assert_eq!(prices.value[19], 0, "190 thousandths take no 320");
+        assert!(0 < prices.value[32]);
+        assert!(prices.value.is_sorted());
+    }
+
+    #[test]
+    fn a_slice_goes_where_the_rest_fits_the_others() {
+        // 600 and 400 fill a device; of 600, a slice of 400 leaves 200, which nobody wants.
+        let prices = of(&[(600, 50), (400, 50)]);
+        assert!(prices.cost(400, 400) < prices.cost(600, 400));
+        assert!(prices.cost(1000, 400) < prices.cost(600, 400));
+    }
+
+    #[test]
+    fn a_slice_of_unknown_size_costs_what_the_others_lose() {
+        let prices = of(&[(500, 10)]);
+        assert!(prices.cost(490, 490) < prices.cost(1000, 490), "a part that no other can use comes first");
+    }
+}
