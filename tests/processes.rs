@@ -242,6 +242,20 @@ fn a_gang_ends_as_a_whole_when_one_rank_fails() {
 }
 
 #[test]
+fn an_array_that_is_waited_for_tells_each_end_once_and_in_order() {
+    let pool = Pool::of_one(&[]);
+    let script = "[ $AQUIFER_ARRAY_INDEX != 41 ]";
+    let done = pool.aquifer(&["run", "--array", "1-300", "--", "sh", "-c", script]);
+    let expected = (1..=300).map(|job| match job {
+        41 => "job-41 failed: rank 0 on a exited with 1".to_string(),
+        _ => format!("job-{job} succeeded"),
+    });
+    assert_eq!(done.out.lines().collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+    assert_eq!(done.code, Some(1));
+    assert!(done.err.contains("1 of 300 jobs did not succeed"), "{}", done.err);
+}
+
+#[test]
 fn an_array_runs_every_index_once_and_what_follows_waits_for_all() {
     let pool = Pool::of_one(&[]);
     let ledger = pool.file("ledger");

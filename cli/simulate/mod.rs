@@ -64,7 +64,7 @@ pub struct Args {
     /// Arrivals in churn, of which the first 40 % are not looked at
     #[arg(long, value_name = "JOBS", default_value_t = 400_000)]
     pub count: u32,
-    /// What if there were more: [NODESx]DEVICESxMODEL[:MEMORY], as 8xh200 or 4x8xh200. May be repeated
+    /// What if there were more nodes: 8xh200 is one of eight devices, 4x8xh200:141GiB four. May be repeated
     #[arg(long, value_name = "NODES")]
     pub add: Vec<String>,
     /// Measure how long decisions take. The output then differs from run to run
