@@ -1,17 +1,19 @@
 //! Which ready jobs start now, and where. Pure: reads the cluster, returns a [`Plan`].
 
 mod fit;
+mod index;
 mod order;
 pub mod price;
+mod room;
 mod score;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::cluster::Cluster;
 use crate::jobs::Shape;
 use crate::types::*;
-pub use fit::{DeviceFree, Free, Misfit, NodeFree, place};
+pub use fit::{Free, Misfit, fits, place};
+pub use room::{DeviceFree, NodeFree, Room};
 pub use score::Score;
 
 /// Who goes first.
@@ -33,23 +35,22 @@ pub struct Plan {
     pub unfit: BTreeSet<Arc<Shape>>,
 }
 
-/// Decides, from the cluster as it is at `now`.
+/// Decides, from the cluster as it is at `now`, and takes from `free` what it hands out.
 ///
-/// `O(starts * (queues + shapes + ranks log nodes) + shapes * nodes log nodes)`: a round only hands resources out, so a shape
+/// `O(starts * (queues + shapes + ranks log nodes) + shapes * log nodes)`: a round only hands resources out, so a shape
 /// that did not fit once is not tried again in it, nor in a later one before something has become free.
-pub fn plan(cluster: &Cluster, _now: Time) -> Plan {
+pub fn plan(free: &mut Free, _now: Time) -> Plan {
+    let cluster = free.cluster;
     let mut plan = Plan { starts: Vec::new(), unfit: cluster.unfit.clone() };
     let mut ready = order::Ready::of(cluster);
-    let mut free = Free::of(cluster);
-    while let Some((job, shape)) = ready.best(&free) {
+    while let Some((job, shape)) = ready.best(free) {
         if plan.unfit.contains(shape) {
             ready.drop_shape(&job.spec.queue, shape);
             continue;
         }
-        match place(&free, job) {
-            Ok(placement) => {
-                free.take(&job.spec.queue, &placement);
-                plan.starts.push((job.id, placement.ranks));
+        match place(free, job) {
+            Ok(ranks) => {
+                plan.starts.push((job.id, ranks));
                 ready.pop(job, shape);
             }
             // Of this queue no job of the shape can start; of another one it may.
