@@ -9,7 +9,7 @@ use crate::event::*;
 use crate::jobs::*;
 use crate::nodes::*;
 use crate::plan::price::{self, Prices};
-use crate::plan::{self, Free, Order, Room};
+use crate::plan::{self, Free, Kept, Order, Room, Turnover};
 use crate::types::*;
 
 /// Name of the queue that always exists.
@@ -47,13 +47,20 @@ pub struct Cluster {
     round_at: Option<Time>,
     /// Shapes that found no room in the last round, and since when nothing has become free.
     pub(crate) unfit: BTreeSet<Arc<Shape>>,
+    /// Of those, the ones that would fit but for what is kept for others.
+    pub(crate) kept_from: BTreeSet<Arc<Shape>>,
+    /// What is kept for wide jobs. Soft state.
+    pub(crate) kept: Kept,
+    /// Wide jobs that ended of late. Derived from the jobs.
+    pub(crate) turnover: Turnover,
     /// What is free. Derived from the nodes and what is held on them.
     room: Room,
     /// Learned from what was asked for. Derived from the jobs, see [`price::learned_from`].
     prices: Arc<Prices>,
     /// The last job that they are learned from.
     priced: u64,
-    // Collected during one step, empty between steps.
+    // Collected since the last round, or during one step.
+    pub(crate) freed: Vec<NodeId>,
     touched_jobs: BTreeSet<JobId>,
     touched_nodes: BTreeSet<NodeId>,
     touched_queues: BTreeSet<Name>,
@@ -83,9 +90,13 @@ impl Cluster {
             revision: Revision { term, count: 0 },
             round_at: Some(now),
             unfit: BTreeSet::new(),
+            kept_from: BTreeSet::new(),
+            kept: Kept::default(),
+            turnover: Turnover::default(),
             room: Room::default(),
             prices: Arc::default(),
             priced: 0,
+            freed: Vec::new(),
             touched_jobs: BTreeSet::new(),
             touched_nodes: BTreeSet::new(),
             touched_queues: BTreeSet::new(),
@@ -118,7 +129,7 @@ impl Cluster {
         }
         for (id, job) in jobs {
             for (worker, rank) in workers(&job) {
-                cluster.nodes.hold(worker, rank);
+                cluster.nodes.hold(worker, rank, job.span());
                 if rank.worker == RankState::Gone {
                     cluster.nodes.worker_gone(worker, rank.node);
                 }
@@ -128,6 +139,12 @@ impl Cluster {
             cluster.jobs.insert(cluster.now, job);
         }
         cluster.learn_prices();
+        let mut ended: Vec<_> = cluster.jobs.iter().filter_map(|job| Some((job.ended?, job))).collect();
+        ended.retain(|(at, _)| cluster.now <= *at + plan::LATELY);
+        ended.sort_by_key(|(at, _)| *at);
+        for (at, job) in ended {
+            cluster.turnover.enter(at, job);
+        }
         for node in cluster.nodes.iter() {
             cluster.room.refresh(node, cluster.nodes.held(node.id));
         }
@@ -159,11 +176,16 @@ impl Cluster {
         if self.round_at.is_some_and(|at| at <= now) {
             self.round_at = None;
             self.learn_prices();
-            let room = std::mem::take(&mut self.room);
-            let mut free = Free::in_room(self, room);
+            if self.turnover.forget(now) {
+                self.kept.choose();
+            }
+            self.room.protect_idle(!self.turnover.is_empty());
+            let (room, kept) = (std::mem::take(&mut self.room), std::mem::take(&mut self.kept));
+            let mut free = Free::in_room(self, room, kept);
             let plan = plan::plan(&mut free, now);
-            self.room = free.into_room();
-            self.unfit = plan.unfit;
+            (self.room, self.kept) = free.into_parts();
+            (self.unfit, self.kept_from) = (plan.unfit, plan.kept_from);
+            self.freed.clear();
             for (id, ranks) in plan.starts {
                 self.place(now, id, ranks);
             }
@@ -253,14 +275,9 @@ impl Cluster {
             }
             for (worker, rank) in workers(job) {
                 let held = held.get_mut(&rank.node).expect("a node that exists");
-                for device in &rank.devices {
-                    held.take_device(worker, *device, rank.slice);
-                }
-                assert!(held.ports.insert(rank.port), "{worker}: port {} is used twice", rank.port);
-                held.cpus_milli += u64::from(rank.cpus_milli);
-                held.memory_bytes += rank.memory_bytes;
-                if rank.worker != RankState::Gone {
-                    held.workers.insert(worker);
+                held.change(worker, rank, job.span(), true);
+                if rank.worker == RankState::Gone {
+                    held.workers.remove(&worker);
                 }
             }
         }
@@ -297,6 +314,8 @@ impl Cluster {
     pub(crate) fn change_node(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
         self.touched_nodes.insert(id);
         change(self.nodes.get_mut(id));
+        self.kept.forget();
+        self.plan_at(self.now);
         self.refresh_room(id);
     }
 
@@ -334,10 +353,29 @@ impl Cluster {
         self.round_at = Some(self.round_at.map_or(at, |earlier| earlier.min(at)));
     }
 
-    /// Plans again for all who wait: something has become free.
+    /// Plans again for those who wait and could use what has become free on a node.
+    pub(crate) fn plan_freed(&mut self, at: Time, node: NodeId) {
+        self.freed.push(node);
+        self.plan_at(at);
+    }
+
+    /// Plans again for all who wait.
     pub(crate) fn plan_anew(&mut self, at: Time) {
         self.unfit.clear();
+        self.kept_from.clear();
+        self.freed.clear();
+        self.kept.forget();
         self.plan_at(at);
+    }
+
+    /// A job has become ready. Another one of its shape may have been kept from room that it may take.
+    pub(crate) fn reopen(&mut self, id: JobId) {
+        if !self.kept_from.is_empty() {
+            let shape = self.jobs.get(id).expect("a job that exists").shape();
+            if self.kept_from.remove(&shape) {
+                self.unfit.remove(&shape);
+            }
+        }
     }
 
     /// Adds to and takes from what a queue holds.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
+use crate::nodes::{Span, Until};
 use crate::types::*;
 
 /// A job and its placement.
@@ -109,12 +110,20 @@ pub enum Why {
     Drained { rank: u32, node: Name },
 }
 
-/// What must be equal for two jobs to fit alike: ranks and request, role by role.
+/// What must be equal for two jobs to fit alike.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Shape(pub Vec<(u32, Request)>);
+pub struct Shape {
+    /// Ranks and request, role by role.
+    pub roles: Vec<(u32, Request)>,
+    /// A job that ends in time may use what is kept for another.
+    pub time_limit_ms: Option<u64>,
+}
 
 /// Jobs that wait and could be placed as soon as there is room, by queue and shape, best first.
-type Ready = BTreeMap<Name, BTreeMap<Arc<Shape>, BTreeSet<(Reverse<i32>, JobId)>>>;
+type Ready = BTreeMap<Name, Lines>;
+
+/// Jobs of one queue that could be placed, by shape, best first.
+pub type Lines = BTreeMap<Arc<Shape>, BTreeSet<(Reverse<i32>, JobId)>>;
 
 /// All jobs, with indexes. The indexes are derived: [`Jobs::check`] recounts them.
 #[derive(Clone, Debug, Default)]
@@ -171,6 +180,17 @@ impl Job {
         }
     }
 
+    /// For how long it holds its resources.
+    pub fn span(&self) -> Span {
+        let serves = |role: &Role| matches!(role.program, Program::Serve(_));
+        let until = match self.expected_end() {
+            Some(end) => Until::Time(end),
+            None if self.spec.roles.iter().any(serves) => Until::Never,
+            None => Until::Unknown,
+        };
+        Span { since: self.placed.unwrap_or(self.submitted), until }
+    }
+
     /// Whether all ranks are reported running.
     pub fn all_running(&self) -> bool {
         self.ranks.iter().all(|rank| rank.worker == RankState::Running)
@@ -178,7 +198,8 @@ impl Job {
 
     /// Its identity for placement.
     pub fn shape(&self) -> Shape {
-        Shape(self.spec.roles.iter().map(|role| (role.ranks, role.request.clone())).collect())
+        let roles = self.spec.roles.iter().map(|role| (role.ranks, role.request.clone())).collect();
+        Shape { roles, time_limit_ms: self.spec.time_limit_ms }
     }
 }
 

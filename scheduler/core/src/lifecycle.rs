@@ -83,6 +83,7 @@ impl Cluster {
                 self.finish(now, id, Outcome::Unreachable(dependency));
             }
         }
+        self.reopen(first);
         self.plan_at(now);
         Ok(Answer::Submitted { first, count, repeated: false })
     }
@@ -235,7 +236,7 @@ impl Cluster {
         });
         let job = self.jobs.get(id).expect("a placed job");
         for (worker, rank) in workers(job) {
-            self.nodes.hold(worker, rank);
+            self.nodes.hold(worker, rank, job.span());
         }
         let (queue, charge) = (job.spec.queue.clone(), job.charge_milli());
         let nodes = job.ranks.iter().map(|rank| self.nodes.get(rank.node).name.clone()).collect();
@@ -340,16 +341,20 @@ impl Cluster {
     fn release(&mut self, now: Time, id: JobId, outcome: Option<Outcome>) {
         let job = self.jobs.get(id).expect("a job that holds resources").clone();
         for (worker, rank) in workers(&job) {
-            self.nodes.release(worker, rank);
+            self.nodes.release(worker, rank, job.span());
         }
         for node in job.ranks.iter().map(|rank| rank.node).collect::<BTreeSet<NodeId>>() {
             self.refresh_room(node);
+            self.plan_freed(now, node);
         }
         self.charge(&job.spec.queue, 0, job.charge_milli());
-        if job.ranks.is_empty() {
-            self.plan_at(now)
-        } else {
-            self.plan_anew(now)
+        self.plan_at(now);
+        self.kept.leave(id);
+        if outcome.is_some() {
+            let wide = self.turnover.enter(now, &job);
+            if wide {
+                self.kept.choose();
+            }
         }
         let failed = matches!(job.last_failure, Some(Why::WorkerFailed { .. }));
         let pause = if failed { self.pause(job.failures) } else { Duration::ZERO };
@@ -373,6 +378,7 @@ impl Cluster {
     /// Brings the indexes of a job up to date that time or another job has made ready.
     fn change_job_index(&mut self, id: JobId) {
         self.jobs.update(self.now, id, |_| ());
+        self.reopen(id);
     }
 
     fn rank_state(&self, worker: WorkerId) -> RankState {

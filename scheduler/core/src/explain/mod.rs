@@ -8,7 +8,7 @@ use crate::cluster::Cluster;
 use crate::event::Availability;
 use crate::jobs::*;
 use crate::nodes::Node;
-use crate::plan::{DeviceFree, Free, Misfit, fits};
+use crate::plan::{DeviceFree, Free, Misfit, Owner, fits};
 use crate::types::*;
 
 mod text;
@@ -46,6 +46,8 @@ pub enum Reason {
     QueueLimit { queue: Name, held: u64, wants: u64, limit: u64 },
     /// No node of the pool could take a rank, even an empty one.
     NoSuchNode { nodes: u32 },
+    /// The room that it would fit into is kept for another job that goes first, or for wide jobs to come.
+    Kept(Owner),
     /// Not all ranks fit at once.
     RoomFor { ranks: u32, of: u32 },
     /// It fits: the next round places it.
@@ -175,6 +177,7 @@ pub fn reason(free: &mut Free, job: &Job) -> Reason {
         Err(Misfit::QueueLimit { held, wants, limit }) => {
             Reason::QueueLimit { queue: job.spec.queue.clone(), held, wants, limit }
         }
+        Err(Misfit::Kept(owner)) => Reason::Kept(owner),
         Err(Misfit::RoomFor { ranks, of }) => {
             let possible = |role: &Role| {
                 cluster.nodes().iter().any(|node| could_ever(&idle_verdict(node, &role.request)))
@@ -349,6 +352,10 @@ fn start(cluster: &Cluster, job: &Job, reason: &Reason) -> Start {
         Reason::Follows(dependency) => return Start::Unknown(format!("{dependency} has to succeed first")),
         Reason::QueueLimit { queue, wants, limit, .. } if limit < wants => {
             return Start::Unknown(format!("it wants more than queue {queue} may ever hold"));
+        }
+        Reason::Kept(Owner::Job(job)) => return Start::Unknown(format!("{job} goes first")),
+        Reason::Kept(Owner::Wide) => {
+            return Start::Unknown("it starts as soon as something else becomes free".into());
         }
         Reason::QueueLimit { .. } | Reason::RoomFor { .. } => (),
     }

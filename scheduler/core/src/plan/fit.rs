@@ -1,10 +1,14 @@
 //! Where a gang fits: best-fit packing, the whole gang or nothing.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use super::Plan;
+use super::reserve::{self, Kept, Owner};
 use super::room::{NodeFree, Room};
 use crate::cluster::Cluster;
-use crate::jobs::Job;
+use crate::jobs::{Job, Lines, Shape};
 use crate::nodes::Node;
 use crate::types::*;
 
@@ -13,6 +17,7 @@ use crate::types::*;
 pub struct Free<'a> {
     pub(super) cluster: &'a Cluster,
     room: Room,
+    pub(super) kept: Kept,
     /// Of the classes of devices, as the round found it. See [`Room::scarcity`].
     scarcity: Vec<i64>,
     /// Added by the round to what queues hold, in thousandths of a device.
@@ -31,6 +36,8 @@ pub enum Misfit {
         /// Ranks that the job has.
         of: u32,
     },
+    /// It would fit, but for what is kept.
+    Kept(Owner),
     /// Its queue would hold more than its limit. In thousandths of a device.
     #[allow(missing_docs)]
     QueueLimit { held: u64, wants: u64, limit: u64 },
@@ -47,25 +54,25 @@ const MAX_TRIES: u32 = 64;
 /// one role; of several, one whose ranks would have to be spread with foresight may be found not to fit.
 /// `O(tries * nodes of the gang * log nodes + ranks)` where many nodes are alike, see [`Room::best`].
 pub fn place(free: &mut Free, job: &Job) -> Result<Vec<Allocation>, Misfit> {
-    let mut search = Search { free, job, before: Vec::new(), tries: 0, most: 0, over_limit: None };
+    let mut search = Search::of(free, job);
     let mut roles = vec![None; job.spec.roles.len()];
     if search.next_role(&mut roles) {
         let ranks: Vec<Allocation> = roles.into_iter().flatten().flatten().collect();
         let taken = free.taken.entry(job.spec.queue.clone()).or_default();
         *taken += charge(&ranks);
+        free.kept.placed(job.id, ranks.iter().map(|rank| rank.node));
         return Ok(ranks);
     }
     search.undo(0);
-    Err(search.over_limit.unwrap_or(Misfit::RoomFor { ranks: search.most, of: job.spec.ranks() }))
+    Err(search.misfit())
 }
 
 /// Whether [`place`] would place the job; takes nothing.
 pub fn fits(free: &mut Free, job: &Job) -> Result<(), Misfit> {
-    let mut search = Search { free, job, before: Vec::new(), tries: 0, most: 0, over_limit: None };
+    let mut search = Search::of(free, job);
     let fits = search.next_role(&mut vec![None; job.spec.roles.len()]);
     search.undo(0);
-    let misfit = search.over_limit.unwrap_or(Misfit::RoomFor { ranks: search.most, of: job.spec.ranks() });
-    if fits { Ok(()) } else { Err(misfit) }
+    if fits { Ok(()) } else { Err(search.misfit()) }
 }
 
 /// The search through the alternatives of a job, and what it met on its way.
@@ -79,12 +86,26 @@ struct Search<'s, 'a> {
     most: u32,
     /// Why the first whole placement was refused.
     over_limit: Option<Misfit>,
+    /// Whom the first node is kept for that was passed over.
+    kept_for: Cell<Option<Owner>>,
 }
 
 /// Ranks of the roles that a search has placed.
 type Placed = [Option<Vec<Allocation>>];
 
-impl Search<'_, '_> {
+impl<'s, 'a> Search<'s, 'a> {
+    fn of(free: &'s mut Free<'a>, job: &'s Job) -> Search<'s, 'a> {
+        let (before, kept_for) = (Vec::new(), Cell::new(None));
+        Search { free, job, before, tries: 0, most: 0, over_limit: None, kept_for }
+    }
+
+    /// Why it found no placement.
+    fn misfit(&mut self) -> Misfit {
+        let room_for = Misfit::RoomFor { ranks: self.most, of: self.job.spec.ranks() };
+        let kept = self.kept_for.get().map(Misfit::Kept);
+        self.over_limit.take().or(kept).unwrap_or(room_for)
+    }
+
     /// Places the roles that are not placed yet. If they do not fit, gives back what it took.
     fn next_role(&mut self, roles: &mut Placed) -> bool {
         if roles.iter().all(Option::is_some) {
@@ -145,14 +166,19 @@ impl Search<'_, '_> {
 
     /// As many ranks of the role as fit, but no more than it has.
     fn fill(&mut self, role: &Role, alternative: Option<usize>) -> Vec<Allocation> {
-        let Free { cluster, room, scarcity, .. } = &mut *self.free;
+        let Free { cluster, room, scarcity, kept, .. } = &mut *self.free;
         let (job, request) = (self.job, &role.request);
         let devices = alternative.map(|index| &request.devices[index]);
         let mut ranks = Vec::new();
         while ranks.len() < role.ranks as usize {
             let passes = |id: NodeId, free: &NodeFree| {
                 let node = cluster.nodes().get(id);
-                has_labels(node, request) && free_port(node, free, job, ranks.len()).is_some()
+                let fits = has_labels(node, request) && free_port(node, free, job, ranks.len()).is_some();
+                let owner = if fits { kept.keeps(cluster, job, id) } else { None };
+                if owner.is_some() && self.kept_for.get().is_none() {
+                    self.kept_for.set(owner);
+                }
+                fits && owner.is_none()
             };
             let Some(best) = room.best(request, devices, scarcity, &passes) else { break };
             let node = cluster.nodes().get(best.node);
@@ -183,7 +209,7 @@ impl Search<'_, '_> {
     }
 }
 
-fn has_labels(node: &Node, request: &Request) -> bool {
+pub(super) fn has_labels(node: &Node, request: &Request) -> bool {
     request.labels.iter().all(|(key, value)| node.inventory.labels.get(key) == Some(value))
 }
 
@@ -205,18 +231,57 @@ fn free_port(node: &Node, left: &NodeFree, job: &Job, rank: usize) -> Option<u16
 impl<'a> Free<'a> {
     /// Healthy resources of live nodes that no job holds. Copies what the cluster knows of them: `O(nodes)`.
     pub fn of(cluster: &'a Cluster) -> Free<'a> {
-        Free::in_room(cluster, cluster.room().clone())
+        Free::in_room(cluster, cluster.room().clone(), cluster.kept.clone())
     }
 
     /// The same, of a room that is up to date.
-    pub(crate) fn in_room(cluster: &'a Cluster, room: Room) -> Free<'a> {
+    pub(crate) fn in_room(cluster: &'a Cluster, room: Room, kept: Kept) -> Free<'a> {
         let scarcity = room.scarcity();
-        Free { cluster, room, scarcity, taken: BTreeMap::new(), ended: BTreeSet::new() }
+        Free { cluster, room, kept, scarcity, taken: BTreeMap::new(), ended: BTreeSet::new() }
     }
 
-    /// Gives the room back, without what was taken from it.
-    pub(crate) fn into_room(self) -> Room {
-        self.room
+    /// Gives the room back, without what was taken from it, and what is kept of it.
+    pub(crate) fn into_parts(self) -> (Room, Kept) {
+        (self.room, self.kept)
+    }
+
+    /// Keeps room for jobs of these shapes, and for wide ones to come, see [`Kept::renew`].
+    pub(super) fn keep(&mut self, freed: &[NodeId], unfit: &BTreeSet<Arc<Shape>>, placed: &BTreeSet<JobId>) {
+        self.kept.renew(self.cluster, freed, unfit, placed);
+    }
+
+    /// Tries shapes again that were found not to fit, if what has become free may change that.
+    pub(super) fn wake(&mut self, freed: &[NodeId], plan: &mut Plan) {
+        if self.kept.take_lost() {
+            plan.kept_from.iter().for_each(|shape| _ = plan.unfit.remove(shape));
+            plan.kept_from.clear();
+        }
+        let (room, cluster, kept) = (&self.room, self.cluster, &self.kept);
+        let firsts = |shape: &Shape| {
+            let first = |queue: &'a Lines| Some(queue.get(shape)?.first()?.1);
+            let firsts: Vec<JobId> = cluster.jobs().ready().values().filter_map(first).collect();
+            firsts.into_iter().map(|id| cluster.jobs().get(id).expect("a ready job"))
+        };
+        let tired = |shape: &Arc<Shape>| firsts(shape).any(|job| reserve::is_tired(cluster, job));
+        for shape in plan.kept_from.iter().filter(|shape| tired(shape)) {
+            plan.unfit.remove(shape);
+        }
+        for node in freed {
+            let takes = |(_, request): &(u32, Request)| {
+                has_labels(cluster.nodes().get(*node), request) && room.takes(*node, request)
+            };
+            let is_kept = |job: &Job| kept.keeps(cluster, job, *node).is_some();
+            let fit: Vec<Arc<Shape>> =
+                plan.unfit.iter().filter(|shape| shape.roles.iter().any(takes)).cloned().collect();
+            for shape in fit {
+                if firsts(&shape).len() != 0 && firsts(&shape).all(is_kept) {
+                    plan.kept_from.insert(shape);
+                } else {
+                    plan.unfit.remove(&shape);
+                }
+            }
+        }
+        plan.kept_from.retain(|shape| plan.unfit.contains(shape));
     }
 
     /// The same, as if some jobs that hold resources had ended.
@@ -227,7 +292,7 @@ impl<'a> Free<'a> {
             let job = cluster.jobs().get(*id).expect("a job that holds resources");
             for (worker, rank) in crate::cluster::workers(job) {
                 let held = held.entry(rank.node).or_insert_with(|| cluster.nodes().held(rank.node).clone());
-                held.change(worker, rank, false);
+                held.change(worker, rank, job.span(), false);
             }
         }
         for (node, held) in held {

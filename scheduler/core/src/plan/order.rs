@@ -60,9 +60,10 @@ impl<'a> Line<'a> {
 }
 
 impl<'a> Ready<'a> {
-    pub fn of(cluster: &'a Cluster) -> Ready<'a> {
+    /// * `unfit`: shapes that are known not to fit.
+    pub fn of(cluster: &'a Cluster, unfit: &BTreeSet<Arc<Shape>>) -> Ready<'a> {
         let lines = |shapes: &'a BTreeMap<Arc<Shape>, _>| {
-            let open = shapes.iter().filter(|(shape, _)| !cluster.unfit.contains(*shape));
+            let open = shapes.iter().filter(|(shape, _)| !unfit.contains(*shape));
             open.filter_map(|(shape, jobs)| Some((shape, Line::of(jobs)?))).collect()
         };
         let queues = cluster.jobs().ready().iter().map(|(queue, shapes)| (queue, lines(shapes)));

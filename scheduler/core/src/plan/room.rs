@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::index::{Entry, Gap, Group, Wanted};
 use super::price::{Prices, UNIT};
-use super::score::{Score, Strand, Take, beside_cost, scarcity};
+use super::score::{Score, Strand, Take, Weights, beside_cost, scarcity};
 use crate::nodes::{Held, HeldDevice, Node};
 use crate::types::*;
 
@@ -114,6 +114,7 @@ pub struct Room {
     /// Free accelerators of each class on nodes that take work, in thousandths of one.
     free_milli: Vec<u64>,
     prices: Arc<Prices>,
+    weights: Weights,
     /// Sets of classes, and which part of the demand, in millionths, can use no others.
     choosy: Vec<(Vec<u16>, u64)>,
 }
@@ -202,6 +203,15 @@ impl Room {
         self.find_choosy();
     }
 
+    /// Whether idle nodes are for wide jobs, see [`Weights`].
+    pub(crate) fn protect_idle(&mut self, protect: bool) {
+        let weights = if protect { Weights::PROTECT } else { Weights::HINTS };
+        if weights != self.weights {
+            self.weights = weights;
+            self.asked.clear();
+        }
+    }
+
     fn find_choosy(&mut self) {
         let accelerators: Vec<u16> = (0..self.classes.len() as u16)
             .filter(|class| self.classes[usize::from(*class)].vendor != Vendor::Cpu)
@@ -258,7 +268,7 @@ impl Room {
         for device in accelerators(&node.free, &self.classes) {
             self.free_milli[usize::from(device.class)] += u64::from(device.compute_milli);
         }
-        let (entry, gaps) = summary(id, &node.free, &self.classes);
+        let (entry, gaps) = summary(id, &node.free, node.inventory.devices.len(), &self.classes);
         node.entry = Some(entry);
         for gap in gaps {
             let group = *self.gap_ids.entry(gap).or_insert_with(|| {
@@ -369,7 +379,7 @@ impl Room {
         for (gap, id) in self.gaps[asked.seen..].iter().map(|(gap, _)| gap).zip(asked.seen as u32..) {
             let Some(class) = gap.class().map(usize::from) else { continue };
             let Some(take) = &asked.takes[class] else { continue };
-            if let Some(cost) = take.gap_cost(&self.prices, gap, &self.classes[class]) {
+            if let Some(cost) = take.gap_cost(&self.prices, &self.weights, gap, &self.classes[class]) {
                 asked.gaps.push((cost, id));
             }
         }
@@ -392,6 +402,26 @@ impl Room {
         scores.filter(|score| passes(score.node, self.on(score.node))).min()
     }
 
+    /// Whether a rank would fit on a node that takes work.
+    pub(super) fn takes(&self, id: NodeId, request: &Request) -> bool {
+        let RoomNode { free, entry, .. } = &self.nodes[id.0 as usize];
+        let enough = |cpus_milli: u32| u64::from(cpus_milli) <= free.cpus_milli;
+        let takes = |want: &DeviceRequest| {
+            free.devices.iter().any(|first| {
+                let take = Take::of(want, &self.classes[usize::from(first.class)]);
+                take.is_some_and(|take| {
+                    let alike =
+                        free.devices.iter().filter(|device| device.class == first.class && take.fits(device));
+                    enough(take.cpus_milli(request)) && usize::from(take.count) <= alike.count()
+                })
+            })
+        };
+        entry.is_some()
+            && request.memory_bytes <= free.memory_bytes
+            && enough(request.cpus_milli)
+            && (request.devices.is_empty() || request.devices.iter().any(takes))
+    }
+
     /// The devices that a rank would take on a node of which so much is free, if it fits there.
     pub(super) fn choose(
         &self,
@@ -409,9 +439,10 @@ impl Room {
             devices_milli += device.compute_milli;
             if self.classes[usize::from(device.class)].vendor != Vendor::Cpu {
                 free_milli += device.compute_milli;
-                whole += i64::from(device.compute_milli == 1000);
+                whole += u16::from(device.compute_milli == 1000);
             }
         }
+        let idle = 1 < whole && usize::from(whole) == self.nodes[id.0 as usize].inventory.devices.len();
         let core_value = self.prices.core_value;
         let score = |take: Option<&Take>, cost: i64| {
             let cpus_milli = take.map_or(request.cpus_milli, |take| take.cpus_milli(request));
@@ -440,7 +471,9 @@ impl Room {
             // Those that lose least by it; whole devices are all alike.
             let mut fit: Vec<(i64, u16)> = match take.slice {
                 Some(_) => fit
-                    .map(|device| (take.part_cost(&self.prices, device, device_class), device.index))
+                    .map(|device| {
+                        (take.part_cost(&self.prices, &self.weights, device, device_class), device.index)
+                    })
                     .collect(),
                 None => fit.map(|device| (0, device.index)).collect(),
             };
@@ -452,8 +485,11 @@ impl Room {
             fit.truncate(take.count.into());
             let gap_cost = match (take.cores, take.slice) {
                 (true, _) => beside_cost(free_milli != 0),
-                (false, Some(_)) => fit.iter().map(|(cost, _)| cost).sum(),
-                (false, None) => whole * UNIT,
+                (false, Some(_)) => {
+                    fit.iter().map(|(cost, _)| cost).sum::<i64>()
+                        + if idle { self.weights.breaks * UNIT } else { 0 }
+                }
+                (false, None) => self.weights.whole_cost(whole, idle, take.count),
             };
             let scarce = scarcity[usize::from(class)] * i64::from(take.accelerators_milli());
             let (score, cpus_milli) = score(Some(&take), gap_cost + scarce)?;
@@ -462,9 +498,8 @@ impl Room {
             Some((fitting, device_class, Chosen { score, devices, take: Some(take), cpus_milli }))
         };
         let chosen = classes.into_iter().filter_map(of_class);
-        let best = chosen.min_by(|one, other| {
-            (one.2.score, one.0, one.1).cmp(&(other.2.score, other.0, other.1))
-        });
+        let best =
+            chosen.min_by(|one, other| (one.2.score, one.0, one.1).cmp(&(other.2.score, other.0, other.1)));
         best.map(|(_, _, chosen)| chosen)
     }
 
@@ -478,19 +513,25 @@ impl Room {
         for ((node, held), known) in nodes.zip(&self.nodes) {
             let name = &node.name;
             let classes = known.class_of.iter().map(|class| &self.classes[usize::from(*class)]);
-            assert!(classes.eq(node.inventory.devices.iter().map(|device| &device.class)), "classes of {name}");
+            assert!(
+                classes.eq(node.inventory.devices.iter().map(|device| &device.class)),
+                "classes of {name}"
+            );
             let free = NodeFree::of(&node.inventory, held, &known.class_of);
             assert_eq!(known.free, free, "what is free on {name}");
             assert_eq!(known.entry.is_some(), node.takes_work(), "whether {name} is indexed");
             if known.entry.is_none() {
                 continue;
             }
-            let (entry, gaps) = summary(node.id, &free, &self.classes);
+            let (entry, gaps) = summary(node.id, &free, node.inventory.devices.len(), &self.classes);
             assert_eq!(known.entry, Some(entry), "the entry of {name}");
             let indexed = known.groups.iter().map(|group| self.gaps[*group as usize].0);
             assert!(indexed.eq(gaps.iter().copied()), "the gaps of {name}");
             for group in &known.groups {
-                assert!(self.gaps[*group as usize].1.iter().any(|other| *other == entry), "{name} in a group");
+                assert!(
+                    self.gaps[*group as usize].1.iter().any(|other| *other == entry),
+                    "{name} in a group"
+                );
             }
             entries += gaps.len();
             for device in accelerators(&free, &self.classes) {
@@ -511,7 +552,7 @@ fn accelerators<'a>(
 }
 
 /// A node as its groups know it, and the gaps that it has, ascending.
-fn summary(id: NodeId, free: &NodeFree, classes: &[Arc<DeviceClass>]) -> (Entry, Vec<Gap>) {
+fn summary(id: NodeId, free: &NodeFree, devices: usize, classes: &[Arc<DeviceClass>]) -> (Entry, Vec<Gap>) {
     let free_milli: u32 = accelerators(free, classes).map(|device| device.compute_milli).sum();
     let entry = Entry {
         devices_milli: free.devices.iter().map(|device| device.compute_milli).sum(),
@@ -522,15 +563,24 @@ fn summary(id: NodeId, free: &NodeFree, classes: &[Arc<DeviceClass>]) -> (Entry,
     };
     let all = accelerators(free, classes).filter(|device| device.compute_milli == 1000).count() as u16;
     let beside = free_milli != 0;
+    let idle = 1 < all && usize::from(all) == devices;
     let mut gaps = vec![Gap::Cores { beside }];
     for &DeviceFree { class, compute_milli, memory_bytes, .. } in &free.devices {
         let cores = classes[usize::from(class)].vendor == Vendor::Cpu;
-        gaps.push(Gap::Part { class, compute_milli, memory_bytes, beside: cores && beside });
+        gaps.push(Gap::Part {
+            class,
+            compute_milli,
+            memory_bytes,
+            beside: cores && beside,
+            idle: idle && !cores,
+        });
         if compute_milli != 1000 {
             continue;
         }
         let count = |gap: &mut Gap| match gap {
-            Gap::Whole { class: of, count, .. } | Gap::WholeCores { class: of, count, .. } if *of == class => {
+            Gap::Whole { class: of, count, .. } | Gap::WholeCores { class: of, count, .. }
+                if *of == class =>
+            {
                 *count += 1;
                 true
             }
@@ -539,7 +589,7 @@ fn summary(id: NodeId, free: &NodeFree, classes: &[Arc<DeviceClass>]) -> (Entry,
         if !gaps.iter_mut().any(count) {
             gaps.push(match cores {
                 true => Gap::WholeCores { class, count: 1, beside },
-                false => Gap::Whole { class, count: 1, all },
+                false => Gap::Whole { class, count: 1, all, idle },
             });
         }
     }

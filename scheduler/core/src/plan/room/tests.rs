@@ -2,6 +2,9 @@
 
 use super::*;
 use crate::event::Availability;
+use crate::nodes::{Span, Until};
+
+const SPAN: Span = Span { since: Time(0), until: Until::Unknown };
 
 struct Rng(u64);
 
@@ -106,7 +109,7 @@ fn the_index_finds_what_a_look_at_every_node_finds() {
             if rng.below(3) == 0 && !running.is_empty() {
                 let (worker, rank) = running.swap_remove(rng.below(running.len() as u64) as usize);
                 let at = rank.node.0 as usize;
-                held[at].change(worker, &rank, false);
+                held[at].change(worker, &rank, SPAN, false);
                 room.refresh(&nodes[at], &held[at]);
             }
             let (request, scarcity) = (request(&mut rng), room.scarcity());
@@ -137,7 +140,7 @@ fn the_index_finds_what_a_look_at_every_node_finds() {
             let mut left = left;
             left.take(&rank);
             room.change(best.node, left);
-            held[best.node.0 as usize].change(worker, &rank, true);
+            held[best.node.0 as usize].change(worker, &rank, SPAN, true);
             running.push((worker, rank));
         }
         room.check(nodes.iter().zip(&held));
