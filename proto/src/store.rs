@@ -19,6 +19,7 @@ pub enum Kind {
     Job,
     Node,
     Queue,
+    Usage,
 }
 
 /// A record as bytes, under its identity.
@@ -52,6 +53,10 @@ pub fn encode(record: &Record) -> Row {
         Record::Queue(queue) => {
             (Kind::Queue, queue.name.as_bytes().into(), wire::queue(queue).encode_to_vec())
         }
+        Record::Usage(queue, usage) => {
+            let wire = v1::StoredUsage { at_ms: usage.at.0, spent: usage.spent };
+            (Kind::Usage, queue.as_bytes().into(), wire.encode_to_vec())
+        }
     };
     Row { kind, key, value }
 }
@@ -77,6 +82,10 @@ pub fn decode_all(rows: impl IntoIterator<Item = Row>) -> Result<Vec<Record>, Un
             decode(row, |wire| decode_node(id, &wire)).map(Record::Node)
         }
         Kind::Queue => decode(row, |wire| border::queue(&wire)).map(Record::Queue),
+        Kind::Usage => decode(row, |wire: v1::StoredUsage| {
+            let queue = border::name("queue", &String::from_utf8_lossy(&row.key))?;
+            Ok(Record::Usage(queue, QueueUsage { at: Time(wire.at_ms), spent: wire.spent }))
+        }),
         Kind::Spec => unreachable!("specifications were set apart"),
     });
     others.collect()
@@ -117,6 +126,7 @@ fn encode_job(job: &Job) -> v1::StoredJob {
         attempt: job.attempt,
         failures: job.failures,
         ranks: job.ranks.iter().map(wire::allocation).collect(),
+        worth_milli: Some(job.worth_milli),
         last_nodes: job.last_nodes.iter().map(|node| node.0).collect(),
         placed_ms: job.placed.map(|time| time.0),
         first_placed_ms: job.first_placed.map(|time| time.0),
@@ -173,6 +183,7 @@ fn decode_job(id: u64, wire: &v1::StoredJob, specs: &BTreeMap<u64, Arc<JobSpec>>
         None => return Err(Invalid::new("phase", "absent", "expected a phase")),
     };
     let element = |index| ArrayElement { first: JobId(wire.spec), index };
+    let ranks = wire.ranks.iter().map(border::allocation).collect::<Result<Vec<Allocation>, _>>()?;
     Ok(Job {
         id: JobId(id),
         spec,
@@ -181,7 +192,8 @@ fn decode_job(id: u64, wire: &v1::StoredJob, specs: &BTreeMap<u64, Arc<JobSpec>>
         phase,
         attempt: wire.attempt,
         failures: wire.failures,
-        ranks: wire.ranks.iter().map(border::allocation).collect::<Result<_, _>>()?,
+        worth_milli: wire.worth_milli.unwrap_or(ranks.iter().map(|rank| rank.charge_milli).sum()),
+        ranks,
         last_nodes: wire.last_nodes.iter().copied().map(NodeId).collect(),
         placed: wire.placed_ms.map(Time),
         first_placed: wire.first_placed_ms.map(Time),

@@ -15,11 +15,12 @@ const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
 type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
-const TABLES: [(Kind, Table); 4] = [
+const TABLES: [(Kind, Table); 5] = [
     (Kind::Spec, TableDefinition::new("specs")),
     (Kind::Job, TableDefinition::new("jobs")),
     (Kind::Node, TableDefinition::new("nodes")),
     (Kind::Queue, TableDefinition::new("queues")),
+    (Kind::Usage, TableDefinition::new("usages")),
 ];
 
 /// A file that one scheduler at a time has open.

@@ -108,15 +108,16 @@ pub enum Misfit {
         /// Ranks that the job has.
         of: u32,
     },
-    /// Its queue would hold more than its limit. In thousandths of a device.
+    /// Its queue, or one above that, would hold more than its limit. In thousandths of a device.
     #[allow(missing_docs)]
-    QueueLimit { held: u64, wants: u64, limit: u64 },
+    QueueLimit { queue: Name, held: u64, wants: u64, limit: u64 },
 }
 
 /// Alternatives and orders of roles that are tried for one job, at most.
 const MAX_TRIES: u32 = 64;
 
-/// Places all ranks of a job, each on the fullest node that can take it, within the limit of its queue.
+/// Places all ranks of a job, each on the fullest node that can take it, within the limits of its queue
+/// and of those above it.
 ///
 /// Ties go to the lowest node. All ranks of a role take the same alternative. Of the combinations of
 /// alternatives, and of the orders in which roles choose their nodes, the first that fits. Exact for a job of
@@ -195,15 +196,19 @@ impl Search<'_> {
         self.next_role(roles, changed)
     }
 
+    /// Whether its queue, and every one above that, may hold as much more.
     fn is_within_limit(&mut self, roles: &Placed) -> bool {
-        let queue = &self.job.spec.queue;
-        let Some(limit) = self.free.cluster.queues[queue].limit_milli else { return true };
-        let (held, wants) =
-            (self.free.held_by(queue), roles.iter().flatten().map(|ranks| charge(ranks)).sum());
-        if limit < held + wants {
-            self.over_limit.get_or_insert(Misfit::QueueLimit { held, wants, limit });
+        let wants = roles.iter().flatten().map(|ranks| charge(ranks)).sum();
+        for queue in self.free.cluster.queues.line(&self.job.spec.queue) {
+            let Some(limit) = queue.limit_milli else { continue };
+            let held = self.free.held_by(&queue.name);
+            if limit < held + wants {
+                let queue = queue.name.clone();
+                self.over_limit.get_or_insert(Misfit::QueueLimit { queue, held, wants, limit });
+                return false;
+            }
         }
-        held + wants <= limit
+        true
     }
 }
 
@@ -427,16 +432,19 @@ impl<'a> Free<'a> {
 
     /// Hands out the resources of a placement.
     pub fn take(&mut self, queue: &Name, placement: &Placement) {
-        *self.taken.entry(queue.clone()).or_default() += charge(&placement.ranks);
+        for queue in self.cluster.queues.line(queue) {
+            *self.taken.entry(queue.name.clone()).or_default() += charge(&placement.ranks);
+        }
         self.log.extend(placement.changed.keys());
         self.changed.extend(placement.changed.iter().map(|(node, free)| (*node, free.clone())));
     }
 
-    /// What the queue holds, in thousandths of a device.
+    /// What the queue and those below it hold, in thousandths of a device.
     pub fn held_by(&self, queue: &Name) -> u64 {
-        let ended = |job: &&JobId| self.cluster.jobs().get(**job).is_some_and(|job| job.spec.queue == *queue);
+        let within = |job: &Job| self.cluster.queues.is_within(&job.spec.queue, queue);
+        let ended = |job: &&JobId| self.cluster.jobs().get(**job).is_some_and(within);
         let given_back: u64 = self.ended.iter().filter(ended).map(|job| self.charge_of(*job)).sum();
-        self.cluster.queue_held(queue) + self.taken.get(queue).copied().unwrap_or(0) - given_back
+        self.cluster.queues.held_milli(queue) + self.taken.get(queue).copied().unwrap_or(0) - given_back
     }
 
     fn charge_of(&self, job: JobId) -> u64 {

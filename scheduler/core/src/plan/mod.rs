@@ -17,10 +17,11 @@ pub use score::Score;
 /// Who goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// By priority, then by time of submission, whatever the queue.
+    /// By priority and waiting, whatever the queue. See [`Turn`](crate::jobs::Turn).
     Priority,
-    /// The queue that holds least for its weight first, those below their guarantee before all others;
-    /// within it by priority, then by time of submission.
+    /// From the top down to a queue: of the children of a queue, those that, or one below which, hold less than
+    /// their guarantee before all others; then the one that used least for its weight, where what it holds
+    /// counts with its decayed past. Within the queue by priority and waiting.
     FairShare,
 }
 
@@ -35,13 +36,14 @@ pub struct Plan {
 
 /// Decides, from the cluster as it is at `now`.
 ///
-/// `O(starts * (queues + shapes + ranks log nodes) + shapes * nodes log nodes)`: a round only hands resources out, so a shape
-/// that did not fit once is not tried again in it, nor in a later one before something has become free.
-pub fn plan(cluster: &Cluster, _now: Time) -> Plan {
+/// `O(starts * (depth * children + shapes + ranks log nodes) + shapes * nodes log nodes)`, and once `O(queues * depth)`: a
+/// round only hands resources out, so a shape that did not fit once is not tried again in it, nor in a later one before
+/// something has become free.
+pub fn plan(cluster: &Cluster, now: Time) -> Plan {
     let mut plan = Plan { starts: Vec::new(), unfit: cluster.unfit.clone() };
-    let mut ready = order::Ready::of(cluster);
+    let mut ready = order::Ready::of(cluster, now);
     let mut free = Free::of(cluster);
-    while let Some((job, shape)) = ready.best(&free) {
+    while let Some((job, shape)) = ready.best() {
         if plan.unfit.contains(shape) {
             ready.drop_shape(&job.spec.queue, shape);
             continue;
@@ -49,11 +51,11 @@ pub fn plan(cluster: &Cluster, _now: Time) -> Plan {
         match place(&free, job) {
             Ok(placement) => {
                 free.take(&job.spec.queue, &placement);
+                ready.pop(job, shape, &placement.ranks);
                 plan.starts.push((job.id, placement.ranks));
-                ready.pop(job, shape);
             }
-            // Of this queue no job of the shape can start; of another one it may.
-            Err(Misfit::QueueLimit { .. }) => ready.drop_shape(&job.spec.queue, shape),
+            // Of this queue and those below it no job of the shape can start; of another one it may.
+            Err(Misfit::QueueLimit { queue, .. }) => ready.drop_shape(&queue, shape),
             Err(Misfit::RoomFor { .. }) => _ = plan.unfit.insert(shape.clone()),
         }
     }
