@@ -208,6 +208,21 @@ impl Job {
     }
 }
 
+impl Shape {
+    /// What a job of the shape will about count against its queue, in thousandths of a device: as much as its first
+    /// alternatives take.
+    pub fn wants_milli(&self) -> u64 {
+        let wants = |request: &Request| match request.devices.first() {
+            None => u64::from(request.cpus_milli),
+            Some(devices) => {
+                let share = devices.slice.map_or(1000, |slice| slice.compute_milli);
+                u64::from(devices.count) * u64::from(if share == 0 { 1000 } else { share })
+            }
+        };
+        self.0.iter().map(|(ranks, request)| u64::from(*ranks) * wants(request)).sum()
+    }
+}
+
 impl Jobs {
     /// No jobs.
     ///

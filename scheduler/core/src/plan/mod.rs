@@ -20,8 +20,8 @@ pub enum Order {
     /// By priority and waiting, whatever the queue. See [`Turn`](crate::jobs::Turn).
     Priority,
     /// From the top down to a queue: of the children of a queue, those that, or one below which, hold less than
-    /// their guarantee before all others; then the one that used least for its weight, where what it holds
-    /// counts with its decayed past. Within the queue by priority and waiting.
+    /// their guarantee before all others; then the one that will have used least for its weight when its next job
+    /// has started, where what it holds counts with its decayed past. Within the queue by priority and waiting.
     FairShare,
 }
 

@@ -38,6 +38,16 @@ struct Branch<'a> {
     used: u128,
     /// Whether it, or one below it that has jobs, holds less than its guarantee.
     is_short: bool,
+    next: Option<Next>,
+}
+
+/// The job that a branch starts next.
+#[derive(Clone, Copy)]
+struct Next {
+    /// Where: itself, or below it.
+    branch: usize,
+    /// What the job will use. See [`Decay::claim`].
+    claim: u128,
 }
 
 /// Jobs of one queue and shape, best first. Never empty.
@@ -46,7 +56,12 @@ struct Line<'a> {
     head: Turn,
 }
 
-/// How well a child is served, the worst first: whether it has its guarantee, then what it used for its weight.
+/// How well a child of a branch is served, the worst first: whether it has its guarantee, then what it will have
+/// used for its weight once its next job has started. So where all want more, each gets its share of what there
+/// is, rounded down to whole jobs.
+///
+/// Source: D'Hondt's method; Balinski and Young, "Fair Representation", 1982: it alone of its kind stays within
+/// the lower quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Served {
     short: Reverse<bool>,
@@ -97,23 +112,13 @@ impl<'a> Branch<'a> {
             own_used: 0,
             used: 0,
             is_short: false,
+            next: None,
         }
     }
 
     /// The best of its own jobs: its turn and its shape.
     fn head(&self) -> Option<(Turn, &'a Arc<Shape>)> {
         self.lines.iter().map(|(shape, line)| (line.head, *shape)).min_by_key(|(turn, _)| *turn)
-    }
-
-    fn served(&self) -> Served {
-        let share = Share { used: self.used, weight: self.weight };
-        Served { short: Reverse(self.is_short), share }
-    }
-
-    /// Its own jobs, as one more child.
-    fn own_served(&self) -> Option<Served> {
-        let share = Share { used: self.own_used, weight: 1 };
-        (!self.lines.is_empty()).then_some(Served { short: Reverse(false), share })
     }
 }
 
@@ -143,7 +148,7 @@ impl<'a> Ready<'a> {
                 }
             }
             // A branch comes after its parent.
-            (0..ready.branches.len()).rev().for_each(|at| ready.look_for_guarantees(at));
+            (0..ready.branches.len()).rev().for_each(|at| ready.look_ahead(at));
         }
         ready
     }
@@ -167,33 +172,37 @@ impl<'a> Ready<'a> {
         at
     }
 
-    fn look_for_guarantees(&mut self, at: usize) {
+    /// Brings up to date what a branch starts next. `O(children + shapes)`.
+    fn look_ahead(&mut self, at: usize) {
         let branch = &self.branches[at];
-        self.branches[at].is_short = branch.held_milli < branch.guaranteed_milli
-            || branch.children.values().any(|child| self.branches[*child].is_short);
+        let children = branch.children.values().map(|child| &self.branches[*child]);
+        let is_short =
+            branch.held_milli < branch.guaranteed_milli || children.clone().any(|child| child.is_short);
+        let own = branch.head().map(|(_, shape)| {
+            let claim = self.decay.claim(0, shape.wants_milli());
+            let share = Share { used: branch.own_used + claim, weight: 1 };
+            (Served { short: Reverse(false), share }, Next { branch: at, claim })
+        });
+        let of_children = children.filter_map(|child| {
+            let next = child.next?;
+            let share = Share { used: child.used + next.claim, weight: child.weight };
+            Some((Served { short: Reverse(child.is_short), share }, next))
+        });
+        // Ties go to its own jobs, then by name.
+        let next = own.into_iter().chain(of_children).min_by_key(|(served, _)| *served);
+        (self.branches[at].is_short, self.branches[at].next) = (is_short, next.map(|(_, next)| next));
     }
 
-    /// The next job, counting what this round handed out. `O(depth * children + shapes)`.
+    /// The next job, counting what this round handed out. `O(shapes)`; by priority alone, `O(queues * shapes)`.
     pub fn best(&self) -> Option<(&'a Job, &'a Arc<Shape>)> {
         let ((_, id), shape) = match self.cluster.policy().order {
             Order::Priority => self.branches.iter().filter_map(Branch::head).min_by_key(|(turn, _)| *turn)?,
-            Order::FairShare => self.worst_served(POOL).head()?,
+            Order::FairShare => self.branches[self.branches[POOL].next?.branch].head()?,
         };
         Some((self.cluster.jobs().get(id).expect("a ready job"), shape))
     }
 
-    /// The queue at or below a branch whose own jobs go first. Ties go to the queue above, then by name.
-    fn worst_served(&self, at: usize) -> &Branch<'a> {
-        let branch = &self.branches[at];
-        let worst = branch.children.values().min_by_key(|child| self.branches[**child].served());
-        match (worst, branch.own_served()) {
-            (Some(child), None) => self.worst_served(*child),
-            (Some(child), Some(own)) if self.branches[*child].served() < own => self.worst_served(*child),
-            (_, _) => branch,
-        }
-    }
-
-    /// Removes a job that was placed, and charges its queue, for this round.
+    /// Removes a job that was placed, and charges its queue, for this round. `O(depth * (children + shapes))`.
     pub fn pop(&mut self, job: &Job, shape: &Arc<Shape>, ranks: &[Allocation]) {
         let at = self.index[&job.spec.queue];
         let line = self.branches[at].lines.get_mut(shape).expect("the line of the best job");
@@ -238,13 +247,13 @@ impl<'a> Ready<'a> {
         }
     }
 
-    /// Takes a branch without jobs off the one above it, else looks for guarantees.
+    /// Takes a branch without jobs off the one above it, else looks what it starts next.
     fn prune(&mut self, at: usize) {
         let Branch { name, parent, .. } = self.branches[at];
         if let Some(name) = name.filter(|_| self.branches[at].is_bare()) {
             self.branches[parent].children.remove(name);
         } else {
-            self.look_for_guarantees(at);
+            self.look_ahead(at);
         }
     }
 }
