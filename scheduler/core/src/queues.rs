@@ -124,7 +124,7 @@ impl Decay {
             if now.0 < next {
                 return QueueUsage { at: now, spent: add(spent, now.0 - at.0) };
             }
-            let faded = (u128::from(add(spent, next - at.0)) * SIXTEENTH >> 64) as u64;
+            let faded = ((u128::from(add(spent, next - at.0)) * SIXTEENTH) >> 64) as u64;
             // A whole period that changes nothing: nor will any other.
             let steady = faded == spent && at.0.is_multiple_of(period);
             (at, spent) = (Time(if steady { now.0 / period * period } else { next }), faded);
