@@ -259,16 +259,26 @@ impl Queues {
     }
 
     /// Enters queues as stored, in any order; of one name the last.
+    ///
+    /// # Panics
+    /// When they are no tree.
     pub(crate) fn restore(&mut self, queues: Vec<Queue>, usages: &BTreeMap<Name, QueueUsage>) {
         for queue in queues {
             let usage = usages.get(&queue.name).copied().unwrap_or_default();
             let state = State { queue, own: Charge::default(), held_milli: 0, usage };
             self.table.insert(state.queue.name.clone(), state);
         }
+        for queue in self.iter() {
+            let depth = self.line(&queue.name).take(self.table.len()).count();
+            let top = self.line(&queue.name).nth(depth - 1).expect("the last of them");
+            assert_eq!(top.parent, None, "queue {} is below no top queue", queue.name);
+        }
     }
 
     /// Makes a queue or changes it. It keeps its jobs, what they hold, and what it used.
     pub(crate) fn set(&mut self, queue: Queue) {
+        let above = queue.parent.iter().any(|parent| self.is_within(parent, &queue.name));
+        assert!(!above, "queue {} would be below itself", queue.name);
         match self.table.get_mut(&queue.name) {
             Some(state) => state.queue = queue,
             None => {

@@ -255,7 +255,7 @@ impl Round {
         }
         let held: u64 = self.own.values().map(|own| own.held).sum();
         let could_start = |queue: &&Name| 0 < self.own[*queue].waiting && self.may_start(pool, queue);
-        if held < pool.devices && 0 < pool.t.cluster.nodes().len() {
+        if held < pool.devices && !pool.t.cluster.nodes().is_empty() {
             assert_eq!(
                 pool.queues.iter().find(could_start),
                 None,
@@ -423,7 +423,7 @@ fn what_queues_have_used_comes_to_the_ratio_of_their_weights() {
         pool.submit(&pool.queues[first].clone(), 7);
         pool.t.pass(2 * half_life);
         pool.queues.clone().iter().for_each(|queue| pool.submit(queue, 320));
-        for _ in 0..8 * 16 {
+        for _ in 0..4 * 16 {
             pool.t.pass(half_life / 16);
             pool.end_some(&mut rng);
         }
