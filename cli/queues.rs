@@ -164,12 +164,18 @@ pub fn text(queues: &[view::Queue], output: &Output) -> String {
             queue.limit_milli.map_or("none".into(), units::milli),
             units::milli(queue.held_milli),
             format!("{} h", units::hours(queue.used_device_ms)),
-            format!("{}.{}%", queue.share_millionths / 10_000, queue.share_millionths / 1000 % 10),
+            percent(queue.share_millionths),
             units::group(queue.pending_jobs),
             units::group(queue.running_jobs),
         ]);
     }
     table.plain(output)
+}
+
+/// Millionths for people: `33.3%`.
+fn percent(millionths: u32) -> String {
+    let tenths = (millionths + 500) / 1000;
+    format!("{}.{}%", tenths / 10, tenths % 10)
 }
 
 /// The queues below `parent`, each followed by those below it, with their depth.

@@ -196,16 +196,16 @@ impl Queues {
             }
             *weights.entry(state.queue.parent.as_ref()).or_default() += u64::from(state.queue.weight);
         }
+        // Rounded down at every level, so with digits to spare; at last to the nearest.
         let part = |whole: u128, queue: &Queue| {
             whole * u128::from(queue.weight) / u128::from(weights[&queue.parent.as_ref()])
         };
+        let share = |name: &Name| self.line(name).fold(10_u128.pow(18), part);
         let overview = |state: &'a State| Overview {
             queue: &state.queue,
             held_milli: state.held_milli,
             spent: spent[&state.queue.name],
-            // Rounded down at every level, so with digits to spare.
-            share_millionths: (self.line(&state.queue.name).fold(10_u128.pow(18), part) / 10_u128.pow(12))
-                as u32,
+            share_millionths: ((share(&state.queue.name) + 5 * 10_u128.pow(11)) / 10_u128.pow(12)) as u32,
         };
         self.table.values().map(overview).collect()
     }
