@@ -9,7 +9,7 @@ use crate::event::*;
 use crate::jobs::*;
 use crate::nodes::*;
 use crate::plan::price::{self, Prices};
-use crate::plan::{self, Order};
+use crate::plan::{self, Free, Order, Room};
 use crate::queues::Queues;
 use crate::types::*;
 
@@ -51,6 +51,8 @@ pub struct Cluster {
     round_at: Option<Time>,
     /// Shapes that found no room in the last round, and since when nothing has become free.
     pub(crate) unfit: BTreeSet<Arc<Shape>>,
+    /// What is free. Derived from the nodes and what is held on them.
+    room: Room,
     /// Learned from what was asked for. Derived from the jobs, see [`price::learned_from`].
     prices: Arc<Prices>,
     /// The last job that they are learned from.
@@ -85,6 +87,7 @@ impl Cluster {
             revision: Revision { term, count: 0 },
             round_at: Some(now),
             unfit: BTreeSet::new(),
+            room: Room::default(),
             prices: Arc::default(),
             priced: 0,
             touched_jobs: BTreeSet::new(),
@@ -131,6 +134,9 @@ impl Cluster {
             cluster.jobs.insert(cluster.now, job);
         }
         cluster.learn_prices();
+        for node in cluster.nodes.iter() {
+            cluster.room.refresh(node, cluster.nodes.held(node.id));
+        }
         cluster
     }
 
@@ -159,7 +165,10 @@ impl Cluster {
         if self.round_at.is_some_and(|at| at <= now) {
             self.round_at = None;
             self.learn_prices();
-            let plan = plan::plan(self, now);
+            let room = std::mem::take(&mut self.room);
+            let mut free = Free::in_room(self, room);
+            let plan = plan::plan(&mut free, now);
+            self.room = free.into_room();
             self.unfit = plan.unfit;
             for (id, ranks) in plan.starts {
                 self.place(now, id, ranks);
@@ -189,6 +198,7 @@ impl Cluster {
         if last != self.priced {
             self.priced = last;
             self.prices = Arc::new(Prices::learn(self.jobs.range(price::window(last)).map(|job| &*job.spec)));
+            self.room.set_prices(self.prices.clone());
         }
     }
 
@@ -205,6 +215,11 @@ impl Cluster {
     /// The nodes.
     pub fn nodes(&self) -> &Nodes {
         &self.nodes
+    }
+
+    /// What is free.
+    pub(crate) fn room(&self) -> &Room {
+        &self.room
     }
 
     /// The queues.
@@ -255,6 +270,7 @@ impl Cluster {
             assert_eq!(*self.nodes.held(id), held, "what is held on {}", self.nodes.get(id).name);
         }
         self.queues.check(&charges);
+        self.room.check(self.nodes.iter().map(|node| (node, self.nodes.held(node.id))));
     }
 
     // ---- For the files beside this one: the only ways to change a record, each of which marks it. ----
@@ -279,9 +295,15 @@ impl Cluster {
         self.jobs.insert(self.now, job);
     }
 
-    pub(crate) fn node_mut(&mut self, id: NodeId) -> &mut Node {
+    pub(crate) fn change_node(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
         self.touched_nodes.insert(id);
-        self.nodes.get_mut(id)
+        change(self.nodes.get_mut(id));
+        self.refresh_room(id);
+    }
+
+    /// Brings what is free on a node up to date.
+    pub(crate) fn refresh_room(&mut self, id: NodeId) {
+        self.room.refresh(self.nodes.get(id), self.nodes.held(id));
     }
 
     pub(crate) fn add_node(&mut self, name: Name) -> NodeId {
@@ -290,6 +312,7 @@ impl Cluster {
         let availability = Availability::Open;
         self.nodes.insert(Node { id, name, inventory, up: false, boot: 0, availability }, self.revision);
         self.touched_nodes.insert(id);
+        self.refresh_room(id);
         id
     }
 

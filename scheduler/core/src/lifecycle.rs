@@ -1,6 +1,6 @@
 //! What happens to jobs and nodes: the transitions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -106,7 +106,7 @@ impl Cluster {
     fn set_node(&mut self, now: Time, name: Name, availability: Availability) -> Result<Answer, Refusal> {
         let id = self.nodes.by_name(&name).ok_or_else(|| Refusal::UnknownNode(name.clone()))?;
         if self.nodes.get(id).availability != availability {
-            self.node_mut(id).availability = availability;
+            self.change_node(id, |node| node.availability = availability);
             self.note(Note::NodeSet { node: name.clone(), availability });
             if availability == Availability::Open {
                 self.plan_anew(now);
@@ -161,10 +161,11 @@ impl Cluster {
             let usable =
                 report.inventory.devices.iter().filter(|device| device.fault.is_none()).count() as u32;
             let devices = report.inventory.devices.len() as u32;
-            let node = self.node_mut(id);
-            node.boot = report.boot;
-            node.up = true;
-            node.inventory = report.inventory;
+            self.change_node(id, |node| {
+                node.boot = report.boot;
+                node.up = true;
+                node.inventory = report.inventory;
+            });
             self.plan_anew(now);
             let node = report.node.clone();
             if joined {
@@ -198,7 +199,7 @@ impl Cluster {
 
     pub(crate) fn expire_leases(&mut self, now: Time) {
         for id in self.nodes.expired(now) {
-            self.node_mut(id).up = false;
+            self.change_node(id, |node| node.up = false);
             let name = self.nodes.get(id).name.clone();
             self.note(Note::NodeLost(name));
             for worker in self.workers_on(id) {
@@ -219,7 +220,7 @@ impl Cluster {
         }
     }
 
-    /// Places a job that a plan, made from this very state, starts.
+    /// Places a job that a plan, made from this very state, starts. Its resources are taken from the room already.
     pub(crate) fn place(&mut self, now: Time, id: JobId, ranks: Vec<Allocation>) {
         let worth_milli = ranks.iter().map(|rank| self.nodes.get(rank.node).worth_milli(rank)).sum();
         self.change_job(id, |job| {
@@ -340,6 +341,9 @@ impl Cluster {
         let job = self.jobs.get(id).expect("a job that holds resources").clone();
         for (worker, rank) in workers(&job) {
             self.nodes.release(worker, rank);
+        }
+        for node in job.ranks.iter().map(|rank| rank.node).collect::<BTreeSet<NodeId>>() {
+            self.refresh_room(node);
         }
         if job.ranks.is_empty() {
             self.plan_at(now)

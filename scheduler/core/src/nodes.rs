@@ -97,7 +97,7 @@ impl Node {
 
 impl Held {
     /// Adds (or removes) what a rank holds.
-    fn change(&mut self, worker: WorkerId, rank: &Allocation, add: bool) {
+    pub(crate) fn change(&mut self, worker: WorkerId, rank: &Allocation, add: bool) {
         if add {
             for device in &rank.devices {
                 self.take_device(worker, *device, rank.slice);

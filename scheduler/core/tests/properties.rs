@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_core::explain::{Change, Reason, Start, explain};
-use aquifer_core::plan::{Free, Misfit, place};
+use aquifer_core::plan::{Free, Misfit, fits};
 use aquifer_core::*;
 use fixture::*;
 
@@ -121,12 +121,12 @@ fn room_is_for_as_many_ranks_as_would_fit() {
         if !job.ranks.is_empty() {
             continue;
         }
-        let free = Free::of(&t.cluster);
-        let Err(Misfit::RoomFor { ranks, of }) = place(&free, job) else { panic!("seed {seed}") };
+        let mut free = Free::of(&t.cluster);
+        let Err(Misfit::RoomFor { ranks, of }) = fits(&mut free, job) else { panic!("seed {seed}") };
         for fewer in 1..=of {
             let mut job = job.clone();
             Arc::make_mut(&mut job.spec).roles[0].ranks = fewer;
-            assert_eq!(place(&free, &job).is_ok(), fewer <= ranks, "seed {seed}: {fewer} of {ranks}");
+            assert_eq!(fits(&mut free, &job).is_ok(), fewer <= ranks, "seed {seed}: {fewer} of {ranks}");
         }
         seen += u32::from(0 < ranks);
     }

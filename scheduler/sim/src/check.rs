@@ -6,7 +6,7 @@ use std::sync::Arc;
 use aquifer_core::explain::{Reason, Start, explain};
 use aquifer_core::jobs::{Job, Outcome, Phase, Why};
 use aquifer_core::nodes::Node;
-use aquifer_core::plan::plan;
+use aquifer_core::plan::{Free, plan};
 use aquifer_core::*;
 
 use crate::sim::{Line, Sim};
@@ -39,7 +39,7 @@ impl Sim {
                 let (lived, again) = (cluster.assignment(node.id), restored.assignment(node.id));
                 assert_eq!(lived.workers, again.workers, "the assignment of {}", node.name);
             }
-            let missed = plan(&restored, self.now).starts;
+            let missed = plan(&mut Free::of(&restored), self.now).starts;
             // With several roles, less room may be better room: such a job may wait for the next round.
             let one_role = |id: &JobId| cluster.jobs().get(*id).is_some_and(|job| job.spec.roles.len() == 1);
             let missed = missed.iter().map(|(id, _)| *id).find(one_role);
@@ -335,7 +335,7 @@ impl Sim {
         let mut text = format!("at {}, term {}\n", self.now, self.term);
         let Some(cluster) = &self.cluster else { return text + "no scheduler\n" };
         for job in cluster.jobs().iter().filter(|job| !matches!(job.phase, Phase::Done(_))) {
-            let reason = aquifer_core::explain::reason(cluster, job);
+            let reason = aquifer_core::explain::reason(&mut Free::of(cluster), job);
             text += &format!("{} {reason}: {:?} {:?}\n", job.id, job.phase, job.spec.roles);
             text += &job.ranks.iter().map(|rank| format!("    {rank:?}\n")).collect::<String>();
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_core::jobs::Job;
-use aquifer_core::plan::{Free, Order, place};
+use aquifer_core::plan::{self, Free, Order};
 use aquifer_core::*;
 
 use crate::faults::{Faults, Timing};
@@ -241,5 +241,5 @@ fn idle_pool(policy: Policy, pool: &[Inventory], queues: &[&str], order: (usize,
 
 fn fits(idle: &Cluster, spec: &JobSpec) -> bool {
     let job = Job::new(JobId(1), Arc::new(spec.clone()), None, Time(0));
-    place(&Free::of(idle), &job).is_ok()
+    plan::fits(&mut Free::of(idle), &job).is_ok()
 }

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use aquifer_core::jobs::{Job, Outcome, Phase, Shape};
+use aquifer_core::plan::Free;
 use aquifer_core::queues::Overview;
 use aquifer_core::*;
 use aquifer_proto::{border, v1, wire};
@@ -99,7 +100,9 @@ impl v1::pool_server::Pool for PoolService {
         let shared = self.runtime.shared.clone();
         let job = self.query(move |cluster| {
             let job = cluster.jobs().get(id)?;
-            Some(view::job(cluster, &shared, job, Some(&explain::reason(cluster, job))))
+            let waits = matches!(job.phase, Phase::Pending(_));
+            let reason = waits.then(|| explain::reason(&mut Free::of(cluster), job));
+            Some(view::job(cluster, &shared, job, reason.as_ref()))
         });
         job.await?.map(Response::new).ok_or_else(|| refused(Refusal::UnknownJob(id)))
     }
@@ -305,15 +308,17 @@ fn list(
     };
     let mut jobs = cluster.jobs().range(..JobId(before)).rev().filter(wanted).peekable();
     let mut reasons: BTreeMap<(Name, Shape), explain::Reason> = BTreeMap::new();
+    let mut free = None;
+    let mut reason = |job| explain::reason(free.get_or_insert_with(|| Free::of(cluster)), job);
     let mut page = Vec::new();
     for job in jobs.by_ref().take(page_size) {
         // Jobs of one queue and shape that wait for room wait for the same reason.
         let reason = match job.phase {
             Phase::Pending(not_before) if not_before <= cluster.now() && job.spec.after.is_empty() => {
                 let key = (job.spec.queue.clone(), job.shape());
-                Some(reasons.entry(key).or_insert_with(|| explain::reason(cluster, job)).clone())
+                Some(reasons.entry(key).or_insert_with(|| reason(job)).clone())
             }
-            Phase::Pending(_) => Some(explain::reason(cluster, job)),
+            Phase::Pending(_) => Some(reason(job)),
             Phase::Active | Phase::Stopping(_) | Phase::Done(_) => None,
         };
         page.push(view::job(cluster, shared, job, reason.as_ref()));

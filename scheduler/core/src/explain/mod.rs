@@ -1,5 +1,6 @@
 //! Why a job waits, in the terms of its user. Pure: asks the same functions that decide.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use crate::cluster::Cluster;
 use crate::event::Availability;
 use crate::jobs::*;
 use crate::nodes::Node;
-use crate::plan::{DeviceFree, Free, Misfit, place};
+use crate::plan::{DeviceFree, Free, Misfit, fits};
 use crate::types::*;
 
 mod text;
@@ -141,19 +142,21 @@ pub enum Change {
 ///
 /// `O(nodes log nodes * log jobs)` for a waiting job.
 pub fn explain(cluster: &Cluster, job: &Job) -> Explanation {
-    let reason = reason(cluster, job);
+    let mut free = Free::of(cluster);
+    let reason = reason(&mut free, job);
     let waits = !matches!(reason, Reason::NotWaiting(_));
-    let roles = if waits { verdicts(cluster, job) } else { Vec::new() };
+    let roles = if waits { verdicts(&free, job) } else { Vec::new() };
     let lacks_room = matches!(reason, Reason::RoomFor { .. } | Reason::QueueLimit { .. });
     let blockers = if lacks_room { blockers(cluster, job, &reason) } else { Vec::new() };
     let start = start(cluster, job, &reason);
     let unfit = matches!(reason, Reason::RoomFor { .. } | Reason::NoSuchNode { .. });
-    let change = if unfit { change(cluster, job) } else { None };
+    let change = if unfit { change(&mut free, job) } else { None };
     Explanation { reason, roles, blockers, start, change }
 }
 
-/// What stands in the way of a job: the first line of its explanation.
-pub fn reason(cluster: &Cluster, job: &Job) -> Reason {
+/// What stands in the way of a job: the first line of its explanation. Leaves `free` as it was.
+pub fn reason(free: &mut Free, job: &Job) -> Reason {
+    let cluster = free.cluster();
     match job.phase {
         Phase::Pending(not_before) if cluster.now() < not_before => {
             return Reason::Pauses { until: not_before, failures: job.failures };
@@ -167,8 +170,8 @@ pub fn reason(cluster: &Cluster, job: &Job) -> Reason {
     if let Some(dependency) = job.spec.after.iter().find(unmet) {
         return Reason::Follows(*dependency);
     }
-    match place(&Free::of(cluster), job) {
-        Ok(_) => Reason::Next,
+    match fits(free, job) {
+        Ok(()) => Reason::Next,
         Err(Misfit::QueueLimit { queue, held, wants, limit }) => {
             Reason::QueueLimit { queue, held, wants, limit }
         }
@@ -190,12 +193,11 @@ fn could_ever(verdict: &Verdict) -> bool {
     !matches!(verdict, Label { .. } | NoDevice | FewDevices { .. } | FewCpus { .. } | FewMemory { .. })
 }
 
-fn verdicts(cluster: &Cluster, job: &Job) -> Vec<RoleVerdict> {
-    let free = Free::of(cluster);
+fn verdicts(free: &Free, job: &Job) -> Vec<RoleVerdict> {
     let verdicts = job.spec.roles.iter().map(|role| {
         let mut counts: BTreeMap<Verdict, u32> = BTreeMap::new();
-        for node in cluster.nodes().iter() {
-            *counts.entry(verdict(&free, node, &role.request)).or_default() += 1;
+        for node in free.cluster().nodes().iter() {
+            *counts.entry(verdict(free, node, &role.request)).or_default() += 1;
         }
         let mut nodes: Vec<(Verdict, u32)> = counts.into_iter().collect();
         nodes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
@@ -362,7 +364,7 @@ fn start(cluster: &Cluster, job: &Job, reason: &Reason) -> Start {
     ends.extend(endless.map(|job| (Time(u64::MAX), job.id)));
     let fits_after = |count: usize| {
         let ended: BTreeSet<JobId> = ends[..count].iter().map(|(_, id)| *id).collect();
-        place(&Free::without(cluster, ended), job).is_ok()
+        fits(&mut Free::without(cluster, ended), job).is_ok()
     };
     if !fits_after(ends.len()) {
         return Start::Unknown(
@@ -383,12 +385,12 @@ fn start(cluster: &Cluster, job: &Job, reason: &Reason) -> Start {
 }
 
 /// Tries changes from the least painful on; of each the smallest that works.
-fn change(cluster: &Cluster, job: &Job) -> Option<Change> {
-    let free = Free::of(cluster);
+fn change(free: &mut Free, job: &Job) -> Option<Change> {
+    let free = RefCell::new(free);
     let fits = |edit: &dyn Fn(&mut Role)| {
         let mut spec = (*job.spec).clone();
         spec.roles.iter_mut().for_each(edit);
-        place(&free, &Job { spec: spec.into(), ..job.clone() }).is_ok()
+        fits(&mut free.borrow_mut(), &Job { spec: spec.into(), ..job.clone() }).is_ok()
     };
     let each_device = |edit: &dyn Fn(&mut DeviceRequest), role: &mut Role| {
         role.request.devices.iter_mut().for_each(edit);

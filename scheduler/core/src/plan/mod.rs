@@ -1,17 +1,19 @@
 //! Which ready jobs start now, and where. Pure: reads the cluster, returns a [`Plan`].
 
 mod fit;
+mod index;
 mod order;
 pub mod price;
+mod room;
 mod score;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::cluster::Cluster;
 use crate::jobs::Shape;
 use crate::types::*;
-pub use fit::{DeviceFree, Free, Misfit, NodeFree, place};
+pub use fit::{Free, Misfit, fits, place};
+pub use room::{DeviceFree, NodeFree, Room};
 pub use score::Score;
 
 /// Who goes first.
@@ -34,25 +36,24 @@ pub struct Plan {
     pub unfit: BTreeSet<Arc<Shape>>,
 }
 
-/// Decides, from the cluster as it is at `now`.
+/// Decides, from the cluster as it is at `now`, and takes from `free` what it hands out.
 ///
-/// `O(starts * (depth * children + shapes + ranks log nodes) + shapes * nodes log nodes)`, and once `O(queues * depth)`: a
+/// `O(starts * (depth * (children + shapes) + ranks log nodes) + shapes * log nodes)`, and once `O(queues * depth)`: a
 /// round only hands resources out, so a shape that did not fit once is not tried again in it, nor in a later one before
 /// something has become free.
-pub fn plan(cluster: &Cluster, now: Time) -> Plan {
+pub fn plan(free: &mut Free, now: Time) -> Plan {
+    let cluster = free.cluster;
     let mut plan = Plan { starts: Vec::new(), unfit: cluster.unfit.clone() };
     let mut ready = order::Ready::of(cluster, now);
-    let mut free = Free::of(cluster);
     while let Some((job, shape)) = ready.best() {
         if plan.unfit.contains(shape) {
             ready.drop_shape(&job.spec.queue, shape);
             continue;
         }
-        match place(&free, job) {
-            Ok(placement) => {
-                free.take(&job.spec.queue, &placement);
-                ready.pop(job, shape, &placement.ranks);
-                plan.starts.push((job.id, placement.ranks));
+        match place(free, job) {
+            Ok(ranks) => {
+                ready.pop(job, shape, &ranks);
+                plan.starts.push((job.id, ranks));
             }
             // Of this queue and those below it no job of the shape can start; of another one it may.
             Err(Misfit::QueueLimit { queue, .. }) => ready.drop_shape(&queue, shape),

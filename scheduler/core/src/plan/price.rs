@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use crate::types::*;
 
 /// Costs and values count in parts of a thousandth of a device: so many make one.
-pub const UNIT: i64 = 1024;
+pub const UNIT: i64 = 1 << 16;
 
 /// Sizes are told apart in hundredths of a device.
 const STEPS: usize = 100;
@@ -33,8 +33,8 @@ pub struct Prices {
     value: Vec<i64>,
     /// What a slice brings, by its hundredths: `[0..=100]`.
     price: Vec<i64>,
-    /// Processor time that is asked for with a device, in thousandths of a core; 0: none.
-    pub cpus_milli_per_device: u64,
+    /// What a thousandth of a core is worth beside free devices, in [`UNIT`]s of a thousandth of a device; 0: nothing.
+    pub core_value: i64,
     /// Requests that only some classes can take, with their part of the whole demand in millionths.
     pub choosy: Vec<(DeviceRequest, u64)>,
 }
@@ -44,7 +44,7 @@ impl Default for Prices {
     fn default() -> Prices {
         let size = |at: usize| at as i64 * 1000 / STEPS as i64 * UNIT;
         let sizes: Vec<i64> = (0..=STEPS).map(size).collect();
-        Prices { value: sizes.clone(), price: sizes, cpus_milli_per_device: 0, choosy: Vec::new() }
+        Prices { value: sizes.clone(), price: sizes, core_value: 0, choosy: Vec::new() }
     }
 }
 
@@ -93,7 +93,7 @@ impl Prices {
         Prices {
             value,
             price,
-            cpus_milli_per_device: cpus_milli * 1000 / milli,
+            core_value: core_value(milli, cpus_milli),
             choosy: choosy.into_iter().map(part).filter(|(_, millionths)| 0 < *millionths).collect(),
         }
     }
@@ -104,6 +104,15 @@ impl Prices {
         let at = |milli: u64| self.value[milli as usize * STEPS / 1000];
         at(free_milli) - at(free_milli - takes_milli) - self.price[step_up(takes_milli)]
     }
+}
+
+/// Where `cpus_milli` are asked for with `devices_milli`. Those that ask for less are served by what those that ask for
+/// more leave, so a tenth less suffices. Rounded to five bits, so that it changes as seldom as it may.
+fn core_value(devices_milli: u64, cpus_milli: u64) -> i64 {
+    let value = u128::from(devices_milli) * UNIT as u128 * 10;
+    let value = value.checked_div(u128::from(cpus_milli) * 9).unwrap_or(0).min(1 << 24) as u64;
+    let drop = (u64::BITS - value.leading_zeros()).saturating_sub(5);
+    ((value + (1 << drop >> 1)) >> drop << drop) as i64
 }
 
 fn step_up(milli: u64) -> usize {

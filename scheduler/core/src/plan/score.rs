@@ -1,17 +1,21 @@
 //! What a placement costs the pool: the score by which nodes and devices are compared.
+//!
+//! In [`UNIT`]s of a thousandth of a device, a rank on a node costs
+//!
+//! * what the taken parts of devices could have brought beyond this rank ([`Prices::cost`]);
+//! * accelerators that are stranded: left without the processor time that is asked for with them ([`Strand`]);
+//! * of a class that is scarce for those who can use no other, their chance to miss it ([`scarcity`]);
+//! * for ranks of whole devices, a little for every free one on the node, so that wide gaps stay wide.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
-use super::fit::{DeviceFree, Free, NodeFree};
+use super::index::Gap;
 use super::price::{Prices, UNIT};
-use crate::nodes::Node;
+use super::room::DeviceFree;
 use crate::types::*;
 
 /// How good a node is for a rank; the smallest wins. Fields in order of importance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Score {
-    /// What the pool loses by it, in [`UNIT`]s of a thousandth of a device. See `Free::cost`.
+    /// What the pool loses by it, in [`UNIT`]s of a thousandth of a device.
     pub cost: i64,
     /// Free devices left on the node, in thousandths of one.
     pub devices_left_milli: u32,
@@ -21,180 +25,146 @@ pub struct Score {
     pub node: NodeId,
 }
 
-impl Free<'_> {
-    pub(super) fn score(
-        &self,
-        node: &Node,
-        left: &NodeFree,
-        request: &Request,
-        devices: Option<&DeviceRequest>,
-    ) -> Option<Score> {
-        let prices = self.cluster.prices();
-        let chosen = choose(prices, node, left, request, devices)?;
-        let cpus_milli = cpus_of(node, request, devices, &chosen);
-        let taken_milli = match slice_on(node, devices, &chosen) {
-            None => 1000 * chosen.len() as u32,
-            Some(slice) => slice.compute_milli * chosen.len() as u32,
-        };
-        let left_milli: u32 = left.devices.iter().map(|device| device.compute_milli).sum();
-        Some(Score {
-            cost: self.cost(node, left, devices, &chosen, cpus_milli),
-            devices_left_milli: left_milli - taken_milli,
-            cpus_left_milli: left.cpus_milli - u64::from(cpus_milli),
-            node: node.id,
-        })
+/// What a rank takes where it is given devices of some class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Take {
+    /// How many.
+    pub count: u16,
+    /// Of each; `None`: all.
+    pub slice: Option<Slice>,
+    /// The larger share of the slice, in thousandths of a device.
+    share_milli: u64,
+    /// Whether the devices are cores.
+    pub cores: bool,
+}
+
+impl Take {
+    /// `None`: the class will not do.
+    pub fn of(want: &DeviceRequest, class: &DeviceClass) -> Option<Take> {
+        let slice = want.slice.map(|slice| slice.granted(class));
+        let share_milli = slice.map_or(1000, |slice| slice.share_milli(class));
+        let cores = class.vendor == Vendor::Cpu;
+        want.accepts(class).then_some(Take { count: want.count, slice, share_milli, cores })
     }
 
-    /// What the pool loses when a rank takes the chosen devices, in [`UNIT`]s of a thousandth of a device:
+    /// Whether a device has enough left.
+    pub fn fits(&self, device: &DeviceFree) -> bool {
+        device.has(self.slice)
+    }
+
+    /// Of all its devices together, in thousandths of one.
+    pub fn devices_milli(&self) -> u32 {
+        u32::from(self.count) * self.slice.map_or(1000, |slice| slice.compute_milli)
+    }
+
+    /// Of accelerators.
+    pub fn accelerators_milli(&self) -> u32 {
+        if self.cores { 0 } else { self.devices_milli() }
+    }
+
+    /// What it counts against its queue: 1,000 a whole device, the larger share of a slice.
+    pub fn charge_milli(&self) -> u64 {
+        u64::from(self.count) * self.share_milli
+    }
+
+    /// Processor time of the rank: what it asks for, but at least the cores that are its devices.
+    pub fn cpus_milli(&self, request: &Request) -> u32 {
+        request.cpus_milli.max(if self.cores { self.devices_milli() } else { 0 })
+    }
+
+    /// What it costs to take a slice of the device: besides its loss of value, a little for what is left over and for
+    /// beginning a device, as what is learned is not all.
+    pub fn part_cost(&self, prices: &Prices, device: &DeviceFree, class: &DeviceClass) -> i64 {
+        const BEGINS: i64 = 5;
+        let free_milli = device.share_milli(class);
+        let takes_milli = self.share_milli.min(free_milli);
+        let left_over = (free_milli - takes_milli) as i64 * UNIT / 10;
+        let begins = if device.compute_milli == 1000 { BEGINS * UNIT } else { 0 };
+        prices.cost(free_milli, takes_milli) + left_over + begins
+    }
+
+    /// What a gap costs that the rank would take; `None`: it is no gap for it.
     ///
-    /// * what the taken parts of devices could have brought beyond this rank ([`Prices::cost`]);
-    /// * accelerators that are stranded: left without the processor time that is asked for with them;
-    /// * of a class that is scarce for those who can use no other, their chance to miss it;
-    /// * for ranks of whole devices, a little for every free one beside them, so that wide gaps stay wide.
-    fn cost(
-        &self,
-        node: &Node,
-        left: &NodeFree,
-        devices: Option<&DeviceRequest>,
-        chosen: &[u16],
-        cpus_milli: u32,
-    ) -> i64 {
-        let prices = self.cluster.prices();
-        let class = |index: u16| &node.inventory.devices[index as usize].class;
-        let is_accelerator = |index: u16| class(index).vendor != Vendor::Cpu;
-        let accelerators = || left.devices.iter().filter(|device| is_accelerator(device.index));
-        let free_milli: i64 = accelerators().map(|device| i64::from(device.compute_milli)).sum();
-        let slice = slice_on(node, devices, chosen);
-        let takes_milli: i64 = match chosen.first() {
-            Some(first) if is_accelerator(*first) => {
-                let each = slice.map_or(1000, |slice| i64::from(slice.compute_milli));
-                each * chosen.len() as i64
+    /// Defined for whole devices, and for a slice of one: those of several have no gap of their own.
+    pub fn gap_cost(&self, prices: &Prices, gap: &Gap, class: &DeviceClass) -> Option<i64> {
+        match *gap {
+            Gap::Whole { count, all, .. } => {
+                (self.slice.is_none() && self.count <= count).then_some(i64::from(all) * UNIT)
             }
-            _ => 0,
-        };
-        // Devices that the free processor time does not suffice for.
-        let stranded = |devices_milli: i64, cpus_milli: i64| match prices.cpus_milli_per_device as i64 {
-            0 => 0,
-            // Those that ask for less are served by what those that ask for more leave.
-            each => (devices_milli * UNIT - cpus_milli * UNIT * 10_000 / (each * 9)).max(0),
-        };
-        let cpus = left.cpus_milli as i64;
-        let mut cost =
-            stranded(free_milli - takes_milli, cpus - i64::from(cpus_milli)) - stranded(free_milli, cpus);
-        if takes_milli == 0 {
-            // Others may need the accelerators with the processors.
-            return cost + if free_milli == 0 { 0 } else { UNIT };
-        }
-        let first = class(chosen[0]);
-        cost += self.scarcity().get(first).copied().unwrap_or(0) * takes_milli;
-        match slice {
-            Some(slice) => {
-                let of = |index: &u16| left.devices.iter().find(|device| device.index == *index);
-                cost + chosen
-                    .iter()
-                    .filter_map(of)
-                    .map(|device| part_cost(prices, device, slice, first))
-                    .sum::<i64>()
+            Gap::WholeCores { count, beside, .. } => {
+                (self.slice.is_none() && self.count <= count).then(|| beside_cost(beside))
             }
-            None => cost + UNIT * accelerators().filter(|device| device.compute_milli == 1000).count() as i64,
+            Gap::Part { compute_milli, memory_bytes, beside, .. } => {
+                let device = DeviceFree { index: 0, class: 0, compute_milli, memory_bytes };
+                (self.slice.is_some() && self.fits(&device)).then(|| match self.cores {
+                    true => beside_cost(beside),
+                    false => self.part_cost(prices, &device, class),
+                })
+            }
+            Gap::Cores { .. } => None,
         }
     }
+}
 
-    /// For every class the chance, in [`UNIT`]s, that those who can use few classes miss what is taken of it: their
-    /// part of the demand until the pool is full, over what is free for them. As the round found it.
-    fn scarcity(&self) -> &BTreeMap<Arc<DeviceClass>, i64> {
-        self.scarcity.get_or_init(|| {
-            let choosy = &self.cluster.prices().choosy;
-            if choosy.is_empty() {
-                return BTreeMap::new();
-            }
-            let mut free: BTreeMap<Arc<DeviceClass>, u64> = BTreeMap::new();
-            for node in self.cluster.nodes().iter().filter(|node| node.takes_work()) {
-                for device in &self.on(node).devices {
-                    let class = &node.inventory.devices[device.index as usize].class;
-                    if class.vendor != Vendor::Cpu {
-                        *free.entry(class.clone()).or_default() += u64::from(device.compute_milli);
-                    }
-                }
-            }
-            let all: u64 = free.values().sum();
-            let mut scarcity: BTreeMap<Arc<DeviceClass>, i64> = BTreeMap::new();
-            for (want, millionths) in choosy {
-                let suits = || free.iter().filter(|(class, _)| want.accepts(class));
-                if suits().count() == free.len() {
-                    continue;
-                }
-                let suiting: u64 = suits().map(|(_, free)| free).sum();
-                let expected = u128::from(all) * u128::from(*millionths) / 1_000_000;
-                let chance = (expected * UNIT as u128 / u128::from(suiting.max(1))) as i64;
-                for (class, _) in suits() {
-                    *scarcity.entry(class.clone()).or_default() += chance;
-                }
-            }
-            scarcity
-        })
+/// Others may need the free accelerators beside the processors.
+pub(super) fn beside_cost(beside: bool) -> i64 {
+    if beside { UNIT } else { 0 }
+}
+
+/// What a rank does to the balance of a node.
+///
+/// The imbalance of a node is the worth of its free accelerators less that of its free processor time: above 0,
+/// accelerators are stranded. A rank that takes more of accelerators than of processor time relieves a node that has
+/// too few processors; one that takes less strands accelerators, unless processor time is plenty.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Strand {
+    /// What is added to the imbalance.
+    shift: i64,
+    /// Whether processor time is worth anything.
+    counts: bool,
+}
+
+impl Strand {
+    pub fn of(accelerators_milli: u32, cpus_milli: u32, core_value: i64) -> Strand {
+        let shift = i64::from(cpus_milli) * core_value - i64::from(accelerators_milli) * UNIT;
+        Strand { shift, counts: core_value != 0 }
+    }
+
+    pub fn imbalance(free_milli: i64, cpus_milli: i64, core_value: i64) -> i64 {
+        free_milli * UNIT - cpus_milli * core_value
+    }
+
+    /// Accelerators that it strands on a node; below 0: that it relieves.
+    pub fn cost(&self, imbalance: i64) -> i64 {
+        if self.counts { (imbalance + self.shift).max(0) - imbalance.max(0) } else { 0 }
+    }
+
+    /// The least cost that there can be. It falls with the imbalance if the shift is below 0, else it rises.
+    pub fn least(&self) -> i64 {
+        if self.counts { self.shift.min(0) } else { 0 }
+    }
+
+    /// The least cost on nodes of an imbalance in `least..=most`.
+    pub fn least_cost(&self, least: i64, most: i64) -> i64 {
+        self.cost(if self.shift < 0 { most } else { least })
     }
 }
 
-/// What it costs to take a slice of the device: besides its loss of value, a little for what is left over and for
-/// beginning a device, as what is learned is not all.
-fn part_cost(prices: &Prices, device: &DeviceFree, slice: Slice, class: &DeviceClass) -> i64 {
-    const BEGINS: i64 = 5;
-    let free_milli = device.share_milli(class);
-    let takes_milli = slice.share_milli(class).min(free_milli);
-    let left_over = (free_milli - takes_milli) as i64 * UNIT / 10;
-    let begins = if device.compute_milli == 1000 { BEGINS * UNIT } else { 0 };
-    prices.cost(free_milli, takes_milli) + left_over + begins
-}
-
-/// Devices that a rank would take on the node, if it fits there: of the scarcest class that has enough.
-pub(super) fn choose(
-    prices: &Prices,
-    node: &Node,
-    left: &NodeFree,
-    request: &Request,
-    devices: Option<&DeviceRequest>,
-) -> Option<Vec<u16>> {
-    let labelled = |(key, value): &(Name, Name)| node.inventory.labels.get(key) == Some(value);
-    if left.memory_bytes < request.memory_bytes || !request.labels.iter().all(labelled) {
-        return None;
+/// For every class the chance, in [`UNIT`]s, that those who can use few classes miss what is taken of it: their part of
+/// the demand until the pool is full, over what is free for them.
+///
+/// * `free_milli`: free of each class of accelerators, in thousandths of a device.
+/// * `choosy`: sets of classes, and which part of the demand, in millionths, can use no others.
+pub(super) fn scarcity(free_milli: &[u64], choosy: &[(Vec<u16>, u64)]) -> Vec<i64> {
+    /// Of one set: enough to keep everybody else out, and far from what a sum of costs can hold.
+    const MOST: u128 = 64 * UNIT as u128;
+    let all: u64 = free_milli.iter().sum();
+    let mut scarcity = vec![0; free_milli.len()];
+    for (classes, millionths) in choosy {
+        let free: u64 = classes.iter().map(|class| free_milli[usize::from(*class)]).sum();
+        let wanted = u128::from(all) * u128::from(*millionths) * UNIT as u128 / 1_000_000;
+        let chance = (wanted / u128::from(free.max(1))).min(MOST) as i64;
+        classes.iter().for_each(|class| scarcity[usize::from(*class)] += chance);
     }
-    let fits = |chosen: &Vec<u16>| u64::from(cpus_of(node, request, devices, chosen)) <= left.cpus_milli;
-    let Some(want) = devices else { return Some(Vec::new()).filter(fits) };
-    let mut classes: BTreeMap<&DeviceClass, Vec<DeviceFree>> = BTreeMap::new();
-    for device in &left.devices {
-        let class = &*node.inventory.devices[device.index as usize].class;
-        if want.accepts(class) && device.takes(want.slice, class) {
-            classes.entry(class).or_default().push(*device);
-        }
-    }
-    let enough = classes.into_values().filter(|devices| usize::from(want.count) <= devices.len());
-    let mut chosen = enough.min_by_key(Vec::len)?;
-    if let Some(slice) = want.slice {
-        // Those that lose least by it; whole devices are all alike.
-        let class = &node.inventory.devices[chosen[0].index as usize].class;
-        let slice = slice.granted(class);
-        chosen.sort_by_cached_key(|device| (part_cost(prices, device, slice, class), device.index));
-    }
-    let mut chosen: Vec<u16> = chosen.iter().map(|device| device.index).take(want.count.into()).collect();
-    chosen.sort_unstable();
-    Some(chosen).filter(fits)
-}
-
-/// What a rank is given of each of its devices; `None`: all.
-pub(super) fn slice_on(node: &Node, devices: Option<&DeviceRequest>, chosen: &[u16]) -> Option<Slice> {
-    let class = &node.inventory.devices[*chosen.first()? as usize].class;
-    devices?.slice.map(|slice| slice.granted(class))
-}
-
-/// Processor time of a rank: what it asks for, but at least the cores that are its devices.
-pub(super) fn cpus_of(
-    node: &Node,
-    request: &Request,
-    devices: Option<&DeviceRequest>,
-    chosen: &[u16],
-) -> u32 {
-    let is_core = |index: &&u16| node.inventory.devices[**index as usize].class.vendor == Vendor::Cpu;
-    let each = slice_on(node, devices, chosen).map_or(1000, |slice| slice.compute_milli);
-    request.cpus_milli.max(each * chosen.iter().filter(is_core).count() as u32)
+    scarcity
 }

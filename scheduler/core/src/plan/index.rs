@@ -1,0 +1,251 @@
+//! Nodes in groups of equal gaps, so that the best one for a rank is found without looking at them all.
+//!
+//! What a rank costs on a node has two parts. One depends on the gap that it takes, of which there are few kinds in a
+//! pool ([`Gap`]): nodes that have such a gap are one group. The other depends on a single number of the node, its
+//! imbalance of free devices and processor time ([`Strand`]), and only rises or only falls with it. Within a group nodes
+//! are sorted as ties are broken and cut into short runs that know their bounds, so that a search passes over nearly all
+//! of them.
+
+use super::score::{Score, Strand};
+use crate::types::*;
+
+/// A kind of gap on a node; classes are numbered by the room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Gap {
+    /// For ranks without devices: whether free accelerators are beside.
+    Cores { beside: bool },
+    /// Whole free accelerators: of the class, and of all classes.
+    Whole { class: u16, count: u16, all: u16 },
+    /// Whole free devices that are cores.
+    WholeCores { class: u16, count: u16, beside: bool },
+    /// A device of which something is free.
+    Part { class: u16, compute_milli: u32, memory_bytes: u64, beside: bool },
+}
+
+impl Gap {
+    /// The class of its devices, if it has devices.
+    pub fn class(&self) -> Option<u16> {
+        match self {
+            Gap::Cores { .. } => None,
+            Gap::Whole { class, .. } | Gap::WholeCores { class, .. } | Gap::Part { class, .. } => {
+                Some(*class)
+            }
+        }
+    }
+}
+
+/// A node, as its groups know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// Free of all devices, in thousandths of one.
+    pub devices_milli: u32,
+    /// Free processor time, in thousandths of a core.
+    pub cpus_milli: u32,
+    pub node: NodeId,
+    /// Free of the accelerators, in thousandths of one.
+    pub free_milli: u32,
+    /// Free main memory.
+    pub memory_bytes: u64,
+}
+
+/// What a search wants of a group's nodes.
+pub(super) struct Wanted {
+    pub cpus_milli: u32,
+    pub memory_bytes: u64,
+    /// What it takes of the node's devices, in thousandths of one.
+    pub devices_milli: u32,
+    /// What its gap costs.
+    pub cost: i64,
+    pub strand: Strand,
+}
+
+/// Nodes with the same gap, by `(devices_milli, cpus_milli, node)`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Group {
+    runs: Vec<Run>,
+}
+
+/// Entries of a run, at most.
+const RUN: usize = 48;
+
+#[derive(Clone, Debug, Default)]
+struct Run {
+    entries: Vec<Entry>,
+    bounds: Bounds,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Bounds {
+    most_cpus_milli: u32,
+    most_memory_bytes: u64,
+    /// Of the imbalance, see [`Strand`].
+    least: i64,
+    most: i64,
+}
+
+impl Default for Bounds {
+    fn default() -> Bounds {
+        Bounds { most_cpus_milli: 0, most_memory_bytes: 0, least: i64::MAX, most: i64::MIN }
+    }
+}
+
+impl Entry {
+    fn place(&self) -> (u32, u32, NodeId) {
+        (self.devices_milli, self.cpus_milli, self.node)
+    }
+
+    fn imbalance(&self, core_value: i64) -> i64 {
+        Strand::imbalance(self.free_milli.into(), self.cpus_milli.into(), core_value)
+    }
+}
+
+impl Bounds {
+    fn add(&mut self, entry: &Entry, core_value: i64) {
+        let imbalance = entry.imbalance(core_value);
+        self.most_cpus_milli = self.most_cpus_milli.max(entry.cpus_milli);
+        self.most_memory_bytes = self.most_memory_bytes.max(entry.memory_bytes);
+        self.least = self.least.min(imbalance);
+        self.most = self.most.max(imbalance);
+    }
+}
+
+impl Run {
+    fn of(entries: Vec<Entry>, core_value: i64) -> Run {
+        let mut run = Run { entries, bounds: Bounds::default() };
+        run.bound(core_value);
+        run
+    }
+
+    fn bound(&mut self, core_value: i64) {
+        self.bounds = Bounds::default();
+        self.entries.iter().for_each(|entry| self.bounds.add(entry, core_value));
+    }
+}
+
+impl Group {
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.runs.iter().flat_map(|run| &run.entries)
+    }
+
+    /// The run in which an entry is, or belongs.
+    fn run_of(&self, entry: &Entry) -> usize {
+        let before = |run: &Run| run.entries.last().is_some_and(|last| last.place() < entry.place());
+        self.runs.partition_point(before).min(self.runs.len().saturating_sub(1))
+    }
+
+    /// `O(log runs + runs / 1,000 + RUN)`.
+    pub fn insert(&mut self, entry: Entry, core_value: i64) {
+        let at = self.run_of(&entry);
+        let Some(run) = self.runs.get_mut(at) else {
+            return self.runs.push(Run::of(vec![entry], core_value));
+        };
+        let inner = run.entries.partition_point(|other| other.place() < entry.place());
+        run.entries.insert(inner, entry);
+        if run.entries.len() <= RUN {
+            return run.bounds.add(&entry, core_value);
+        }
+        let upper = run.entries.split_off(RUN / 2);
+        run.bound(core_value);
+        self.runs.insert(at + 1, Run::of(upper, core_value));
+    }
+
+    /// # Panics
+    /// When it is not there.
+    pub fn remove(&mut self, entry: &Entry, core_value: i64) {
+        let at = self.run_of(entry);
+        let run = &mut self.runs[at];
+        let inner = run.entries.binary_search_by_key(&entry.place(), Entry::place);
+        run.entries.remove(inner.expect("an entry of the group"));
+        if run.entries.is_empty() {
+            self.runs.remove(at);
+            return;
+        }
+        let len = run.entries.len();
+        if self.runs.get(at + 1).is_some_and(|next| len + next.entries.len() <= RUN / 2) {
+            let next = self.runs.remove(at + 1);
+            self.runs[at].entries.extend(next.entries);
+        }
+        self.runs[at].bound(core_value);
+    }
+
+    /// Brings the bounds up to date after the value of processor time has changed.
+    pub fn bound(&mut self, core_value: i64) {
+        self.runs.iter_mut().for_each(|run| run.bound(core_value));
+    }
+
+    /// Improves on `best` with a node of the group that passes, if one does.
+    pub fn improve(
+        &self,
+        wanted: &Wanted,
+        core_value: i64,
+        best: &mut Option<Score>,
+        passes: &mut dyn FnMut(NodeId) -> bool,
+    ) {
+        for Run { entries, bounds } in &self.runs {
+            if bounds.most_cpus_milli < wanted.cpus_milli || bounds.most_memory_bytes < wanted.memory_bytes {
+                continue;
+            }
+            let least = wanted.cost + wanted.strand.least_cost(bounds.least, bounds.most);
+            let fullest = entries[0].devices_milli.saturating_sub(wanted.devices_milli);
+            if best.is_some_and(|best| (best.cost, best.devices_left_milli) < (least, fullest)) {
+                continue;
+            }
+            for entry in entries {
+                if entry.cpus_milli < wanted.cpus_milli || entry.memory_bytes < wanted.memory_bytes {
+                    continue;
+                }
+                let score = Score {
+                    cost: wanted.cost + wanted.strand.cost(entry.imbalance(core_value)),
+                    devices_left_milli: entry.devices_milli - wanted.devices_milli,
+                    cpus_left_milli: u64::from(entry.cpus_milli - wanted.cpus_milli),
+                    node: entry.node,
+                };
+                if best.is_none_or(|best| score < best) && passes(entry.node) {
+                    *best = Some(score);
+                    if score.cost == wanted.cost + wanted.strand.least() {
+                        // Those that follow cost no less, and come later in the order.
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(at: u32) -> Entry {
+        let spread = at.wrapping_mul(2_654_435_761);
+        Entry {
+            devices_milli: spread % 8_000,
+            cpus_milli: spread / 7 % 64_000,
+            node: NodeId(at),
+            free_milli: spread % 8_000,
+            memory_bytes: u64::from(spread % 512),
+        }
+    }
+
+    /// Entered and removed in another order, a group is sorted, complete, and as tightly bounded as made afresh.
+    #[test]
+    fn a_group_keeps_its_entries_sorted_and_bounded() {
+        let mut group = Group::default();
+        (0..5_000).for_each(|at| group.insert(entry(at), 700));
+        (0..5_000).filter(|at| at % 3 != 0).for_each(|at| group.remove(&entry(at), 700));
+        let mut left: Vec<Entry> = (0..5_000).filter(|at| at % 3 == 0).map(entry).collect();
+        left.sort_by_key(Entry::place);
+        assert!(group.iter().eq(&left));
+        for run in &group.runs {
+            assert!(!run.entries.is_empty() && run.entries.len() <= RUN);
+            assert_eq!(run.bounds, Run::of(run.entries.clone(), 700).bounds);
+        }
+        assert!(group.runs.len() < 4 * left.len() / RUN, "{} runs", group.runs.len());
+        (0..5_000).filter(|at| at % 3 == 0).for_each(|at| group.remove(&entry(at), 700));
+        assert!(group.is_empty());
+    }
+}

@@ -1,0 +1,559 @@
+//! What is free on every node, and the index over it. Derived from the nodes and what is held on them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::index::{Entry, Gap, Group, Wanted};
+use super::price::{Prices, UNIT};
+use super::score::{Score, Strand, Take, beside_cost, scarcity};
+use crate::nodes::{Held, HeldDevice, Node};
+use crate::types::*;
+
+/// What is free on one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFree {
+    /// Healthy devices that are not wholly held, by index, ascending.
+    pub devices: Vec<DeviceFree>,
+    /// Thousandths of a core.
+    pub cpus_milli: u64,
+    /// Main memory, in bytes.
+    pub memory_bytes: u64,
+    /// That workers hold, ascending.
+    pub(super) ports: Vec<u16>,
+}
+
+/// What is free of one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceFree {
+    /// Index on its node.
+    pub index: u16,
+    /// Its class, as the room numbers them.
+    pub(super) class: u16,
+    /// Of its compute, in thousandths; 1,000: nothing of the device is held.
+    pub compute_milli: u32,
+    /// Of its memory, in bytes.
+    pub memory_bytes: u64,
+}
+
+impl DeviceFree {
+    /// The part of the device that both its free compute and its free memory allow, in thousandths.
+    pub(super) fn share_milli(&self, class: &DeviceClass) -> u64 {
+        let memory = (u128::from(self.memory_bytes) * 1000).checked_div(class.memory_bytes.into());
+        u64::from(self.compute_milli).min(memory.unwrap_or(1000) as u64)
+    }
+
+    /// Whether the device can take what is asked of it; `None`: all.
+    pub fn takes(&self, slice: Option<Slice>, class: &DeviceClass) -> bool {
+        self.has(slice.map(|slice| slice.granted(class)))
+    }
+
+    /// Whether so much of it is free; `None`: all.
+    pub(super) fn has(&self, granted: Option<Slice>) -> bool {
+        match granted {
+            None => self.compute_milli == 1000,
+            Some(granted) => {
+                granted.compute_milli <= self.compute_milli && granted.memory_bytes <= self.memory_bytes
+            }
+        }
+    }
+}
+
+impl NodeFree {
+    /// Number of ports that workers hold.
+    pub fn ports_held(&self) -> u32 {
+        self.ports.len() as u32
+    }
+
+    /// What is free on a node of which so much is held.
+    fn of(inventory: &Inventory, held: &Held, class_of: &[u16]) -> NodeFree {
+        let healthy = inventory.devices.iter().zip(0u16..).filter(|(device, _)| device.fault.is_none());
+        let free = healthy.map(|(device, index)| {
+            let memory_bytes = device.class.memory_bytes;
+            let (compute_milli, memory_bytes) = match held.devices.get(&index) {
+                None => (1000, memory_bytes),
+                Some(HeldDevice::Whole) => (0, 0),
+                Some(HeldDevice::Slices(held)) => {
+                    (1000 - held.compute_milli, memory_bytes.saturating_sub(held.memory_bytes))
+                }
+            };
+            DeviceFree { index, class: class_of[usize::from(index)], compute_milli, memory_bytes }
+        });
+        NodeFree {
+            devices: free.filter(|device| 0 < device.compute_milli).collect(),
+            cpus_milli: u64::from(inventory.cpus_milli).saturating_sub(held.cpus_milli),
+            memory_bytes: inventory.memory_bytes.saturating_sub(held.memory_bytes),
+            ports: held.ports.iter().copied().collect(),
+        }
+    }
+
+    /// Takes what a rank holds.
+    pub(super) fn take(&mut self, rank: &Allocation) {
+        for device in self.devices.iter_mut().filter(|device| rank.devices.contains(&device.index)) {
+            device.compute_milli -= rank.slice.map_or(1000, |slice| slice.compute_milli);
+            device.memory_bytes -= rank.slice.map_or(device.memory_bytes, |slice| slice.memory_bytes);
+        }
+        self.devices.retain(|device| 0 < device.compute_milli);
+        self.cpus_milli -= u64::from(rank.cpus_milli);
+        self.memory_bytes -= rank.memory_bytes;
+        let at = self.ports.partition_point(|port| *port < rank.port);
+        self.ports.insert(at, rank.port);
+    }
+}
+
+/// What is free on all nodes, and where it is found.
+#[derive(Clone, Debug, Default)]
+pub struct Room {
+    classes: Vec<Arc<DeviceClass>>,
+    class_ids: BTreeMap<Arc<DeviceClass>, u16>,
+    nodes: Vec<RoomNode>,
+    /// Kinds of gaps that were ever met since the index was made, each with its group.
+    gaps: Vec<(Gap, Group)>,
+    gap_ids: BTreeMap<Gap, u32>,
+    /// Requests that were searched for, prepared.
+    asked: BTreeMap<DeviceRequest, Asked>,
+    /// Free accelerators of each class on nodes that take work, in thousandths of one.
+    free_milli: Vec<u64>,
+    prices: Arc<Prices>,
+    /// Sets of classes, and which part of the demand, in millionths, can use no others.
+    choosy: Vec<(Vec<u16>, u64)>,
+}
+
+/// Prepared requests, at most; when there are more, they are prepared anew.
+const ASKED: usize = 1024;
+/// Kinds of gaps, at most, unless more are in use.
+const GAPS: usize = 8192;
+
+#[derive(Clone, Debug, Default)]
+struct RoomNode {
+    inventory: Arc<Inventory>,
+    /// Of its devices, by index.
+    class_of: Vec<u16>,
+    free: NodeFree,
+    /// As it stands in the groups of its gaps; `None`: it takes no work.
+    entry: Option<Entry>,
+    groups: Vec<u32>,
+}
+
+/// A request for devices against what the pool has.
+#[derive(Clone, Debug, Default)]
+struct Asked {
+    /// What a rank takes, by class.
+    takes: Vec<Option<Take>>,
+    /// Gaps for it, the cheapest first, with what they cost.
+    gaps: Vec<(i64, u32)>,
+    /// Gaps that were looked at.
+    seen: usize,
+}
+
+/// Devices chosen on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Chosen {
+    pub score: Score,
+    /// Ascending.
+    pub devices: Vec<u16>,
+    /// `None`: the rank takes no devices.
+    pub take: Option<Take>,
+    pub cpus_milli: u32,
+}
+
+impl Room {
+    /// What is free on the node.
+    pub fn on(&self, node: NodeId) -> &NodeFree {
+        &self.nodes[node.0 as usize].free
+    }
+
+    /// Brings a node up to date. Nodes are entered in the order of their identities.
+    /// `O(gaps of the node * log nodes)`.
+    pub(crate) fn refresh(&mut self, node: &Node, held: &Held) {
+        let id = node.id.0 as usize;
+        if id == self.nodes.len() {
+            self.nodes.push(RoomNode::default());
+        }
+        if !Arc::ptr_eq(&self.nodes[id].inventory, &node.inventory) {
+            let class_of = node.inventory.devices.iter().map(|device| self.class_id(&device.class)).collect();
+            self.nodes[id].class_of = class_of;
+            self.nodes[id].inventory = node.inventory.clone();
+        }
+        let class_of = &self.nodes[id].class_of;
+        let free = NodeFree::of(&node.inventory, held, class_of);
+        self.set(node.id, free, node.takes_work());
+    }
+
+    fn class_id(&mut self, class: &Arc<DeviceClass>) -> u16 {
+        if let Some(id) = self.class_ids.get(class) {
+            return *id;
+        }
+        let id = u16::try_from(self.classes.len()).expect("fewer than 65,536 classes of devices");
+        self.classes.push(class.clone());
+        self.class_ids.insert(class.clone(), id);
+        self.free_milli.push(0);
+        self.asked.clear();
+        self.find_choosy();
+        id
+    }
+
+    /// Places are priced anew.
+    pub(crate) fn set_prices(&mut self, prices: Arc<Prices>) {
+        if self.prices.core_value != prices.core_value {
+            self.gaps.iter_mut().for_each(|(_, group)| group.bound(prices.core_value));
+        }
+        self.prices = prices;
+        self.asked.clear();
+        self.find_choosy();
+    }
+
+    fn find_choosy(&mut self) {
+        let accelerators: Vec<u16> = (0..self.classes.len() as u16)
+            .filter(|class| self.classes[usize::from(*class)].vendor != Vendor::Cpu)
+            .collect();
+        let mut choosy: BTreeMap<Vec<u16>, u64> = BTreeMap::new();
+        for (want, millionths) in &self.prices.choosy {
+            let accepts = |class: &u16| want.accepts(&self.classes[usize::from(*class)]);
+            let classes: Vec<u16> = accelerators.iter().copied().filter(accepts).collect();
+            if !classes.is_empty() && classes.len() < accelerators.len() {
+                *choosy.entry(classes).or_default() += millionths;
+            }
+        }
+        self.choosy = choosy.into_iter().collect();
+    }
+
+    /// See [`scarcity`].
+    pub(super) fn scarcity(&self) -> Vec<i64> {
+        scarcity(&self.free_milli, &self.choosy)
+    }
+
+    /// Sets what is free on a node.
+    fn set(&mut self, id: NodeId, free: NodeFree, open: bool) {
+        self.unindex(id);
+        self.nodes[id.0 as usize].free = free;
+        if open {
+            self.index(id);
+        }
+    }
+
+    /// Changes what is free on a node that takes work; returns what was free before.
+    pub(super) fn change(&mut self, id: NodeId, free: NodeFree) -> NodeFree {
+        self.unindex(id);
+        let before = std::mem::replace(&mut self.nodes[id.0 as usize].free, free);
+        self.index(id);
+        before
+    }
+
+    fn unindex(&mut self, id: NodeId) {
+        let node = &mut self.nodes[id.0 as usize];
+        let Some(entry) = node.entry.take() else { return };
+        for group in node.groups.drain(..) {
+            self.gaps[group as usize].1.remove(&entry, self.prices.core_value);
+        }
+        for device in accelerators(&node.free, &self.classes) {
+            self.free_milli[usize::from(device.class)] -= u64::from(device.compute_milli);
+        }
+    }
+
+    fn index(&mut self, id: NodeId) {
+        if GAPS <= self.gaps.len() {
+            self.forget_gaps();
+        }
+        let node = &mut self.nodes[id.0 as usize];
+        for device in accelerators(&node.free, &self.classes) {
+            self.free_milli[usize::from(device.class)] += u64::from(device.compute_milli);
+        }
+        let (entry, gaps) = summary(id, &node.free, &self.classes);
+        node.entry = Some(entry);
+        for gap in gaps {
+            let group = *self.gap_ids.entry(gap).or_insert_with(|| {
+                self.gaps.push((gap, Group::default()));
+                self.gaps.len() as u32 - 1
+            });
+            self.gaps[group as usize].1.insert(entry, self.prices.core_value);
+            node.groups.push(group);
+        }
+    }
+
+    /// Forgets the kinds of gaps that no node has, if they are most.
+    fn forget_gaps(&mut self) {
+        if self.gaps.len() / 2 < self.gaps.iter().filter(|(_, group)| !group.is_empty()).count() {
+            return;
+        }
+        let mut kept = vec![u32::MAX; self.gaps.len()];
+        let gaps = std::mem::take(&mut self.gaps);
+        for (old, gap) in gaps.into_iter().enumerate().filter(|(_, (_, group))| !group.is_empty()) {
+            kept[old] = self.gaps.len() as u32;
+            self.gaps.push(gap);
+        }
+        self.gap_ids = self.gaps.iter().zip(0..).map(|((gap, _), id)| (*gap, id)).collect();
+        self.asked.clear();
+        for node in &mut self.nodes {
+            node.groups.iter_mut().for_each(|group| *group = kept[*group as usize]);
+        }
+    }
+
+    /// The best node for one rank, of those that pass.
+    ///
+    /// Passes over groups and runs that cannot be better; `O(gaps + log nodes)` where many nodes are alike, never more
+    /// than `O(gaps * nodes)`.
+    pub(super) fn best(
+        &mut self,
+        request: &Request,
+        devices: Option<&DeviceRequest>,
+        scarcity: &[i64],
+        passes: &dyn Fn(NodeId, &NodeFree) -> bool,
+    ) -> Option<Score> {
+        if let Some(want) = devices {
+            if want.slice.is_some() && 1 < want.count {
+                return self.scan(request, devices, scarcity, passes);
+            }
+            self.prepare(want);
+        }
+        let core_value = self.prices.core_value;
+        let nodes = &self.nodes;
+        let passes = &mut |id: NodeId| passes(id, &nodes[id.0 as usize].free);
+        let wanted = |take: Option<&Take>, cost: i64| {
+            let cpus_milli = take.map_or(request.cpus_milli, |take| take.cpus_milli(request));
+            let accelerators_milli = take.map_or(0, Take::accelerators_milli);
+            Wanted {
+                cpus_milli,
+                memory_bytes: request.memory_bytes,
+                devices_milli: take.map_or(0, Take::devices_milli),
+                cost,
+                strand: Strand::of(accelerators_milli, cpus_milli, core_value),
+            }
+        };
+        let mut best = None;
+        let Some(want) = devices else {
+            for beside in [false, true] {
+                if let Some(group) = self.gap_ids.get(&Gap::Cores { beside }) {
+                    let wanted = wanted(None, beside_cost(beside));
+                    self.gaps[*group as usize].1.improve(&wanted, core_value, &mut best, passes);
+                }
+            }
+            return best;
+        };
+        let asked = &self.asked[want];
+        let by_class: Vec<Option<Wanted>> = (asked.takes.iter().zip(scarcity))
+            .map(|(take, scarcity)| {
+                let take = take.as_ref()?;
+                Some(wanted(Some(take), scarcity * i64::from(take.accelerators_milli())))
+            })
+            .collect();
+        let least = by_class.iter().flatten().map(|wanted| wanted.cost + wanted.strand.least()).min();
+        for (cost, group) in &asked.gaps {
+            if best.is_some_and(|best: Score| best.cost < cost + least.unwrap_or(0)) {
+                break;
+            }
+            let (gap, group) = &self.gaps[*group as usize];
+            if group.is_empty() {
+                continue;
+            }
+            let of_class = gap.class().and_then(|class| by_class[usize::from(class)].as_ref());
+            let of_class = of_class.expect("a class that is accepted");
+            let wanted = Wanted { cost: of_class.cost + cost, ..*of_class };
+            group.improve(&wanted, core_value, &mut best, passes);
+        }
+        best
+    }
+
+    /// Brings what is known of a request up to date.
+    fn prepare(&mut self, want: &DeviceRequest) {
+        if !self.asked.contains_key(want) {
+            if ASKED <= self.asked.len() {
+                self.asked.clear();
+            }
+            let takes = self.classes.iter().map(|class| Take::of(want, class)).collect();
+            self.asked.insert(want.clone(), Asked { takes, ..Asked::default() });
+        }
+        let asked = self.asked.get_mut(want).expect("just entered");
+        if asked.seen == self.gaps.len() {
+            return;
+        }
+        for (gap, id) in self.gaps[asked.seen..].iter().map(|(gap, _)| gap).zip(asked.seen as u32..) {
+            let Some(class) = gap.class().map(usize::from) else { continue };
+            let Some(take) = &asked.takes[class] else { continue };
+            if let Some(cost) = take.gap_cost(&self.prices, gap, &self.classes[class]) {
+                asked.gaps.push((cost, id));
+            }
+        }
+        asked.gaps.sort_unstable();
+        asked.seen = self.gaps.len();
+    }
+
+    /// As [`Room::best`], by looking at every node: what the index is checked against.
+    pub(super) fn scan(
+        &self,
+        request: &Request,
+        devices: Option<&DeviceRequest>,
+        scarcity: &[i64],
+        passes: &dyn Fn(NodeId, &NodeFree) -> bool,
+    ) -> Option<Score> {
+        let open = (0..).zip(&self.nodes).filter(|(_, node)| node.entry.is_some());
+        let scores = open.filter_map(|(id, node)| {
+            Some(self.choose(NodeId(id), &node.free, request, devices, scarcity)?.score)
+        });
+        scores.filter(|score| passes(score.node, self.on(score.node))).min()
+    }
+
+    /// The devices that a rank would take on a node of which so much is free, if it fits there.
+    pub(super) fn choose(
+        &self,
+        id: NodeId,
+        left: &NodeFree,
+        request: &Request,
+        devices: Option<&DeviceRequest>,
+        scarcity: &[i64],
+    ) -> Option<Chosen> {
+        if left.memory_bytes < request.memory_bytes {
+            return None;
+        }
+        let (mut devices_milli, mut free_milli, mut whole) = (0, 0, 0);
+        for device in &left.devices {
+            devices_milli += device.compute_milli;
+            if self.classes[usize::from(device.class)].vendor != Vendor::Cpu {
+                free_milli += device.compute_milli;
+                whole += i64::from(device.compute_milli == 1000);
+            }
+        }
+        let core_value = self.prices.core_value;
+        let score = |take: Option<&Take>, cost: i64| {
+            let cpus_milli = take.map_or(request.cpus_milli, |take| take.cpus_milli(request));
+            let taken_milli = take.map_or(0, Take::accelerators_milli);
+            let strand = Strand::of(taken_milli, cpus_milli, core_value);
+            let imbalance = Strand::imbalance(free_milli.into(), left.cpus_milli as i64, core_value);
+            let score = Score {
+                cost: cost + strand.cost(imbalance),
+                devices_left_milli: devices_milli - take.map_or(0, Take::devices_milli),
+                cpus_left_milli: left.cpus_milli.checked_sub(cpus_milli.into())?,
+                node: id,
+            };
+            Some((score, cpus_milli))
+        };
+        let Some(want) = devices else {
+            let (score, cpus_milli) = score(None, beside_cost(free_milli != 0))?;
+            return Some(Chosen { score, devices: Vec::new(), take: None, cpus_milli });
+        };
+        let mut classes: Vec<u16> = left.devices.iter().map(|device| device.class).collect();
+        classes.sort_unstable();
+        classes.dedup();
+        let of_class = |class: u16| {
+            let device_class = &self.classes[usize::from(class)];
+            let take = Take::of(want, device_class)?;
+            let fit = left.devices.iter().filter(|device| device.class == class && take.fits(device));
+            // Those that lose least by it; whole devices are all alike.
+            let mut fit: Vec<(i64, u16)> = match take.slice {
+                Some(_) => fit
+                    .map(|device| (take.part_cost(&self.prices, device, device_class), device.index))
+                    .collect(),
+                None => fit.map(|device| (0, device.index)).collect(),
+            };
+            let fitting = fit.len();
+            if fitting < usize::from(take.count) {
+                return None;
+            }
+            fit.sort_unstable();
+            fit.truncate(take.count.into());
+            let gap_cost = match (take.cores, take.slice) {
+                (true, _) => beside_cost(free_milli != 0),
+                (false, Some(_)) => fit.iter().map(|(cost, _)| cost).sum(),
+                (false, None) => whole * UNIT,
+            };
+            let scarce = scarcity[usize::from(class)] * i64::from(take.accelerators_milli());
+            let (score, cpus_milli) = score(Some(&take), gap_cost + scarce)?;
+            let mut devices: Vec<u16> = fit.into_iter().map(|(_, index)| index).collect();
+            devices.sort_unstable();
+            Some((fitting, device_class, Chosen { score, devices, take: Some(take), cpus_milli }))
+        };
+        let chosen = classes.into_iter().filter_map(of_class);
+        let best =
+            chosen.min_by(|one, other| (one.2.score, one.0, one.1).cmp(&(other.2.score, other.0, other.1)));
+        best.map(|(_, _, chosen)| chosen)
+    }
+
+    /// Checks everything against a recount.
+    ///
+    /// # Panics
+    /// When something is not what it should be.
+    pub(crate) fn check<'a>(&self, nodes: impl Iterator<Item = (&'a Node, &'a Held)>) {
+        let mut entries = 0;
+        let mut free_milli = vec![0; self.classes.len()];
+        for ((node, held), known) in nodes.zip(&self.nodes) {
+            let name = &node.name;
+            let classes = known.class_of.iter().map(|class| &self.classes[usize::from(*class)]);
+            assert!(
+                classes.eq(node.inventory.devices.iter().map(|device| &device.class)),
+                "classes of {name}"
+            );
+            let free = NodeFree::of(&node.inventory, held, &known.class_of);
+            assert_eq!(known.free, free, "what is free on {name}");
+            assert_eq!(known.entry.is_some(), node.takes_work(), "whether {name} is indexed");
+            if known.entry.is_none() {
+                continue;
+            }
+            let (entry, gaps) = summary(node.id, &free, &self.classes);
+            assert_eq!(known.entry, Some(entry), "the entry of {name}");
+            let indexed = known.groups.iter().map(|group| self.gaps[*group as usize].0);
+            assert!(indexed.eq(gaps.iter().copied()), "the gaps of {name}");
+            for group in &known.groups {
+                assert!(
+                    self.gaps[*group as usize].1.iter().any(|other| *other == entry),
+                    "{name} in a group"
+                );
+            }
+            entries += gaps.len();
+            for device in accelerators(&free, &self.classes) {
+                free_milli[usize::from(device.class)] += u64::from(device.compute_milli);
+            }
+        }
+        let indexed: usize = self.gaps.iter().map(|(_, group)| group.iter().count()).sum();
+        assert_eq!(indexed, entries, "entries of the index");
+        assert_eq!(self.free_milli, free_milli, "what is free of each class");
+    }
+}
+
+fn accelerators<'a>(
+    free: &'a NodeFree,
+    classes: &'a [Arc<DeviceClass>],
+) -> impl Iterator<Item = &'a DeviceFree> {
+    free.devices.iter().filter(|device| classes[usize::from(device.class)].vendor != Vendor::Cpu)
+}
+
+/// A node as its groups know it, and the gaps that it has, ascending.
+fn summary(id: NodeId, free: &NodeFree, classes: &[Arc<DeviceClass>]) -> (Entry, Vec<Gap>) {
+    let free_milli: u32 = accelerators(free, classes).map(|device| device.compute_milli).sum();
+    let entry = Entry {
+        devices_milli: free.devices.iter().map(|device| device.compute_milli).sum(),
+        cpus_milli: u32::try_from(free.cpus_milli).unwrap_or(u32::MAX),
+        node: id,
+        free_milli,
+        memory_bytes: free.memory_bytes,
+    };
+    let all = accelerators(free, classes).filter(|device| device.compute_milli == 1000).count() as u16;
+    let beside = free_milli != 0;
+    let mut gaps = vec![Gap::Cores { beside }];
+    for &DeviceFree { class, compute_milli, memory_bytes, .. } in &free.devices {
+        let cores = classes[usize::from(class)].vendor == Vendor::Cpu;
+        gaps.push(Gap::Part { class, compute_milli, memory_bytes, beside: cores && beside });
+        if compute_milli != 1000 {
+            continue;
+        }
+        let count = |gap: &mut Gap| match gap {
+            Gap::Whole { class: of, count, .. } | Gap::WholeCores { class: of, count, .. }
+                if *of == class =>
+            {
+                *count += 1;
+                true
+            }
+            _ => false,
+        };
+        if !gaps.iter_mut().any(count) {
+            gaps.push(match cores {
+                true => Gap::WholeCores { class, count: 1, beside },
+                false => Gap::Whole { class, count: 1, all },
+            });
+        }
+    }
+    gaps.sort_unstable();
+    gaps.dedup();
+    (entry, gaps)
+}
+
+#[cfg(test)]
+mod tests;

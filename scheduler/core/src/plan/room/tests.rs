@@ -1,0 +1,147 @@
+//! The index finds what a look at every node finds.
+
+use super::*;
+use crate::event::Availability;
+
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+
+    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize].clone()
+    }
+}
+
+const GIB: u64 = 1 << 30;
+
+fn classes() -> Vec<Arc<DeviceClass>> {
+    let class = |vendor, model: &str, gib: u64| {
+        Arc::new(DeviceClass { vendor, model: model.into(), memory_bytes: gib * GIB })
+    };
+    vec![
+        class(Vendor::Nvidia, "h100-80gb", 80),
+        class(Vendor::Nvidia, "t4", 16),
+        class(Vendor::Ascend, "910b", 64),
+        class(Vendor::Cpu, "zen4", 0),
+    ]
+}
+
+/// Mostly of one class; sometimes of two, or with faults.
+fn inventory(rng: &mut Rng) -> Inventory {
+    let classes = classes();
+    let main = rng.pick(&classes);
+    let device = |rng: &mut Rng, at: u64| Device {
+        class: if rng.below(12) == 0 { rng.pick(&classes) } else { main.clone() },
+        uuid: at.to_string().into(),
+        fault: (rng.below(20) == 0).then(|| "xid 79".into()),
+        speed_milli: 1000,
+    };
+    Inventory {
+        devices: (0..rng.pick(&[0, 1, 2, 4, 8, 8, 8])).map(|at| device(rng, at)).collect(),
+        cpus_milli: rng.pick(&[8_000, 64_000, 96_000, 128_000]),
+        memory_bytes: rng.pick(&[64, 512]) * GIB,
+        ports: Ports { first: 1, last: 60_000 },
+        ..Inventory::default()
+    }
+}
+
+fn request(rng: &mut Rng) -> Request {
+    let vendor = rng.pick(&[None, None, Some(Vendor::Nvidia), Some(Vendor::Cpu)]);
+    let model = if rng.below(4) == 0 { Some(rng.pick(&["h100", "t4", "910b|t4"]).into()) } else { None };
+    let slice = Slice {
+        compute_milli: rng.pick(&[0, 100, 250, 500, 810]),
+        memory_bytes: rng.pick(&[0, 0, 4, 20]) * GIB,
+    };
+    let want = DeviceRequest {
+        count: rng.pick(&[1, 1, 1, 2, 4, 8]),
+        vendor,
+        model,
+        memory_bytes: 0,
+        slice: (rng.below(2) == 0 && slice != Slice::default()).then_some(slice),
+    };
+    Request {
+        devices: if rng.below(8) == 0 { Vec::new() } else { vec![want] },
+        cpus_milli: rng.pick(&[0, 1_000, 4_000, 9_000, 30_000]),
+        memory_bytes: rng.pick(&[0, 1, 40]) * GIB,
+        labels: Vec::new(),
+    }
+}
+
+fn prices(rng: &mut Rng) -> Prices {
+    let core_value = rng.pick(&[0, 800, 6_500, 70_000]);
+    let choosy = DeviceRequest { count: 1, model: Some("t4".into()), ..DeviceRequest::default() };
+    let choosy = if rng.below(2) == 0 { vec![(choosy, rng.below(600_000))] } else { Vec::new() };
+    let mut prices = Prices::default();
+    (prices.core_value, prices.choosy) = (core_value, choosy);
+    prices
+}
+
+#[test]
+fn the_index_finds_what_a_look_at_every_node_finds() {
+    let (mut found, mut not) = (0, 0);
+    for seed in 0..60 {
+        let mut rng = Rng(seed);
+        let mut room = Room::default();
+        room.set_prices(Arc::new(prices(&mut rng)));
+        let nodes: Vec<Node> = (0..1 + rng.below(120) as u32)
+            .map(|id| Node {
+                id: NodeId(id),
+                name: format!("node-{id}").into(),
+                inventory: Arc::new(inventory(&mut rng)),
+                up: rng.below(10) != 0,
+                boot: 1,
+                availability: Availability::Open,
+            })
+            .collect();
+        let mut held: Vec<Held> = nodes.iter().map(|_| Held::default()).collect();
+        nodes.iter().zip(&held).for_each(|(node, held)| room.refresh(node, held));
+        let mut running: Vec<(WorkerId, Allocation)> = Vec::new();
+        for step in 0..400 {
+            if step == 200 {
+                room.set_prices(Arc::new(prices(&mut rng)));
+            }
+            if rng.below(3) == 0 && !running.is_empty() {
+                let (worker, rank) = running.swap_remove(rng.below(running.len() as u64) as usize);
+                let at = rank.node.0 as usize;
+                held[at].change(worker, &rank, false);
+                room.refresh(&nodes[at], &held[at]);
+            }
+            let (request, scarcity) = (request(&mut rng), room.scarcity());
+            let modulo = rng.pick(&[1, 1, 3]);
+            let passes = |node: NodeId, _: &NodeFree| node.0 % modulo == 0;
+            let devices = request.devices.first();
+            let best = room.best(&request, devices, &scarcity, &passes);
+            assert_eq!(best, room.scan(&request, devices, &scarcity, &passes), "seed {seed}: {request:?}");
+            let Some(best) = best else {
+                not += 1;
+                continue;
+            };
+            found += 1;
+            let left = room.on(best.node).clone();
+            let chosen = room.choose(best.node, &left, &request, devices, &scarcity).expect("it fits");
+            assert_eq!(chosen.score, best);
+            let worker = WorkerId { job: JobId(step + 1), attempt: 1, rank: 0 };
+            let rank = Allocation {
+                node: best.node,
+                devices: chosen.devices,
+                slice: chosen.take.and_then(|take| take.slice),
+                charge_milli: 0,
+                cpus_milli: chosen.cpus_milli,
+                memory_bytes: request.memory_bytes,
+                port: 1 + step as u16,
+                worker: RankState::Assigned,
+            };
+            let mut left = left;
+            left.take(&rank);
+            room.change(best.node, left);
+            held[best.node.0 as usize].change(worker, &rank, true);
+            running.push((worker, rank));
+        }
+        room.check(nodes.iter().zip(&held));
+    }
+    assert!(5_000 < found && 2_000 < not, "{found} found, {not} not");
+}
