@@ -315,7 +315,12 @@ impl Sim {
         for client in &self.clients {
             match &client.answer {
                 Some(Ok(Answer::Submitted { repeated: true, .. })) => saw("answered as repeated", 1),
+                Some(Err(Refusal::Queue(_))) => saw("queue refused", 1),
                 Some(Err(_)) => saw("refused", 1),
+                Some(Ok(Answer::Done)) => match &client.command {
+                    Command::SetQueue(queue) if queue.parent.is_some() => saw("queue below another", 1),
+                    _ => (),
+                },
                 _ => (),
             }
         }
