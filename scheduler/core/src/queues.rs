@@ -113,8 +113,11 @@ impl Decay {
     pub fn advance(&self, usage: QueueUsage, held_milli: u64, now: Time) -> QueueUsage {
         /// `2^(-1/16)`, in units of `2^-64`.
         const SIXTEENTH: u128 = 0xf525_7d15_2486_cc2c;
-        if self.half_life_ms == 0 || now <= usage.at {
-            return QueueUsage { at: usage.at.max(now), ..usage };
+        if self.half_life_ms == 0 {
+            return QueueUsage { at: usage.at.max(now), spent: 0 };
+        }
+        if now <= usage.at {
+            return usage;
         }
         let period = (self.half_life_ms / 16).max(1);
         let QueueUsage { mut at, mut spent } = usage;
