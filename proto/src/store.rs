@@ -249,3 +249,38 @@ fn decode_node(id: NodeId, wire: &v1::StoredNode) -> Result<Node, Invalid> {
         availability,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a store that was written before queues had parents and jobs a worth.
+    #[test]
+    fn a_record_without_the_newer_fields_reads_as_it_was_meant() {
+        let queue = v1::Queue { name: "red".into(), weight: 2, ..v1::Queue::default() };
+        let rank = v1::Allocation { charge_milli: 1_500, port: 1, ..v1::Allocation::default() };
+        let job = v1::StoredJob {
+            spec: 1,
+            phase: Some(v1::stored_job::Phase::Active(true)),
+            attempt: 1,
+            ranks: vec![v1::Allocation { state: v1::RankState::Running.into(), ..rank }],
+            ..v1::StoredJob::default()
+        };
+        let role = v1::Role {
+            ranks: 1,
+            program: Some(v1::role::Program::Command(v1::Command { arguments: vec!["true".into()] })),
+            ..v1::Role::default()
+        };
+        let spec = v1::JobSpec { roles: vec![role], ..v1::JobSpec::default() };
+        let row = |kind, key: &[u8], value| Row { kind, key: key.into(), value };
+        let id = 1_u64.to_be_bytes();
+        let rows = [
+            row(Kind::Spec, &id, spec.encode_to_vec()),
+            row(Kind::Job, &id, job.encode_to_vec()),
+            row(Kind::Queue, b"red", queue.encode_to_vec()),
+        ];
+        let records = decode_all(rows).expect("records");
+        let [Record::Job(job), Record::Queue(queue)] = &records[..] else { panic!("{records:?}") };
+        assert_eq!((job.worth_milli, queue.parent.as_ref()), (1_500, None));
+    }
+}
