@@ -16,7 +16,7 @@ use aquifer_sim::{Sim, workload};
 const PATIENCE: Time = Time(20_000_000);
 
 /// What a swarm must have met, or it proves nothing.
-const SIGHTS: [&str; 28] = [
+const SIGHTS: [&str; 30] = [
     "agent-restarted",
     "answered as repeated",
     "array",
@@ -33,6 +33,8 @@ const SIGHTS: [&str; 28] = [
     "node-up",
     "not launched",
     "placed",
+    "queue below another",
+    "queue refused",
     "queue-set",
     "rank lost",
     "refused",

@@ -10,6 +10,7 @@ use crate::jobs::*;
 use crate::nodes::*;
 use crate::plan::price::{self, Prices};
 use crate::plan::{self, Free, Kept, Order, Room, Turnover};
+use crate::queues::Queues;
 use crate::types::*;
 
 /// Name of the queue that always exists.
@@ -25,6 +26,11 @@ pub struct Policy {
     pub lease: Duration,
     /// Pause before a job that failed is placed again. Doubles with every failure, up to 64 times.
     pub backoff: Duration,
+    /// After so long what a queue has used counts half. Zero: only what it holds counts.
+    pub half_life: Duration,
+    /// For so long a job waits to gain one in priority over those that are submitted then. The priority of a job
+    /// is a bound on how long it can be passed by others of its queue: nothing starves.
+    pub ageing: Duration,
 }
 
 /// All that the scheduler knows.
@@ -36,9 +42,7 @@ pub struct Cluster {
     pub(crate) policy: Policy,
     pub(crate) jobs: Jobs,
     pub(crate) nodes: Nodes,
-    pub(crate) queues: BTreeMap<Name, Queue>,
-    /// What each queue holds, in thousandths of a device. Derived from the jobs.
-    pub(crate) queue_held: BTreeMap<Name, u64>,
+    pub(crate) queues: Queues,
     /// When it last stepped.
     pub(crate) now: Time,
     /// Of the last assignment that was changed.
@@ -64,6 +68,7 @@ pub struct Cluster {
     touched_jobs: BTreeSet<JobId>,
     touched_nodes: BTreeSet<NodeId>,
     touched_queues: BTreeSet<Name>,
+    touched_usages: BTreeSet<Name>,
     reassigned: BTreeSet<NodeId>,
     new_specs: Vec<JobId>,
     notes: Vec<Note>,
@@ -82,10 +87,9 @@ impl Cluster {
     ) -> Cluster {
         let mut cluster = Cluster {
             policy,
-            jobs: Jobs::default(),
+            jobs: Jobs::new(policy.ageing),
             nodes: Nodes::default(),
-            queues: BTreeMap::new(),
-            queue_held: BTreeMap::new(),
+            queues: Queues::new(policy.half_life),
             now,
             revision: Revision { term, count: 0 },
             round_at: Some(now),
@@ -100,24 +104,26 @@ impl Cluster {
             touched_jobs: BTreeSet::new(),
             touched_nodes: BTreeSet::new(),
             touched_queues: BTreeSet::new(),
+            touched_usages: BTreeSet::new(),
             reassigned: BTreeSet::new(),
             new_specs: Vec::new(),
             notes: Vec::new(),
         };
-        let (mut jobs, mut nodes) = (BTreeMap::new(), BTreeMap::new());
+        let (mut jobs, mut nodes, mut usages) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut queues = vec![Queue::new(DEFAULT_QUEUE.into())];
         for record in records {
             match record {
                 Record::Job(job) => _ = jobs.insert(job.id, job),
                 Record::Node(node) => _ = nodes.insert(node.id, node),
-                Record::Queue(queue) => _ = cluster.queues.insert(queue.name.clone(), queue),
+                Record::Queue(queue) => queues.push(queue),
+                Record::Usage(queue, usage) => _ = usages.insert(queue, usage),
                 Record::Spec(..) => (),
             }
         }
-        let default = Queue::new(DEFAULT_QUEUE.into());
-        cluster.queues.entry(default.name.clone()).or_insert(default);
+        cluster.queues.restore(queues, &usages);
         // A clock that was set back must not make time run backwards.
-        let latest =
-            jobs.values().flat_map(|job| [Some(job.submitted), job.placed, job.ended]).flatten().max();
+        let of_jobs = jobs.values().flat_map(|job| [Some(job.submitted), job.placed, job.ended]).flatten();
+        let latest = of_jobs.chain(usages.values().map(|usage| usage.at)).max();
         cluster.now = now.max(latest.unwrap_or(now));
         for (id, node) in nodes {
             let up = node.up;
@@ -134,7 +140,7 @@ impl Cluster {
                     cluster.nodes.worker_gone(worker, rank.node);
                 }
             }
-            cluster.charge(&job.spec.queue, job.charge_milli(), 0);
+            cluster.queues.hold(&job.spec.queue, job.charge(), Charge::default());
             assert_eq!(id.0, cluster.jobs.len() + 1, "identities have no gaps");
             cluster.jobs.insert(cluster.now, job);
         }
@@ -238,22 +244,18 @@ impl Cluster {
         &self.room
     }
 
-    /// The queues, with what each holds, in thousandths of a device.
-    pub fn queues(&self) -> impl Iterator<Item = (&Queue, u64)> {
-        self.queues.values().map(|queue| (queue, self.queue_held(&queue.name)))
-    }
-
-    /// What a queue holds, in thousandths of a device.
-    pub fn queue_held(&self, queue: &str) -> u64 {
-        self.queue_held.get(queue).copied().unwrap_or(0)
+    /// The queues.
+    pub fn queues(&self) -> &Queues {
+        &self.queues
     }
 
     /// Durable part of the state, but for specifications: for comparison with a restored one.
     pub fn records(&self) -> Vec<Record> {
         let jobs = self.jobs.iter().cloned().map(Record::Job);
         let nodes = self.nodes.iter().cloned().map(Record::Node);
-        let queues = self.queues.values().cloned().map(Record::Queue);
-        jobs.chain(nodes).chain(queues).collect()
+        let queues = self.queues.iter().cloned().map(Record::Queue);
+        let usages = self.queues.usages().map(|(queue, usage)| Record::Usage(queue.clone(), usage));
+        jobs.chain(nodes).chain(queues).chain(usages).collect()
     }
 
     /// Checks what must hold between steps. `O(jobs + nodes)`.
@@ -263,16 +265,16 @@ impl Cluster {
     pub fn check(&self) {
         self.jobs.check(self.now);
         let mut held: BTreeMap<NodeId, Held> = self.nodes.iter().map(|n| (n.id, Held::default())).collect();
-        let mut queue_held: BTreeMap<Name, u64> = BTreeMap::new();
+        let mut charges: BTreeMap<Name, Charge> = BTreeMap::new();
         for job in self.jobs.iter() {
             let holds = matches!(job.phase, Phase::Active | Phase::Stopping(_));
             assert!(holds || job.ranks.is_empty(), "{} holds resources while {:?}", job.id, job.phase);
             if job.phase == Phase::Active {
                 assert_eq!(job.ranks.len(), job.spec.ranks() as usize, "{} is a partial gang", job.id);
             }
-            if holds {
-                *queue_held.entry(job.spec.queue.clone()).or_default() += job.charge_milli();
-            }
+            let (charge, own) = (job.charge(), charges.entry(job.spec.queue.clone()).or_default());
+            own.milli += charge.milli;
+            own.worth_milli += charge.worth_milli;
             for (worker, rank) in workers(job) {
                 let held = held.get_mut(&rank.node).expect("a node that exists");
                 held.change(worker, rank, job.span(), true);
@@ -284,9 +286,8 @@ impl Cluster {
         for (id, held) in held {
             assert_eq!(*self.nodes.held(id), held, "what is held on {}", self.nodes.get(id).name);
         }
+        self.queues.check(&charges);
         self.room.check(self.nodes.iter().map(|node| (node, self.nodes.held(node.id))));
-        queue_held.retain(|_, held| 0 < *held);
-        assert_eq!(self.queue_held, queue_held, "what the queues hold");
     }
 
     // ---- For the files beside this one: the only ways to change a record, each of which marks it. ----
@@ -336,7 +337,7 @@ impl Cluster {
 
     pub(crate) fn set_queue(&mut self, queue: Queue) {
         self.touched_queues.insert(queue.name.clone());
-        self.queues.insert(queue.name.clone(), queue);
+        self.queues.set(queue);
     }
 
     /// Notes that the nodes of a job's ranks have something new to do.
@@ -378,13 +379,10 @@ impl Cluster {
         }
     }
 
-    /// Adds to and takes from what a queue holds.
-    pub(crate) fn charge(&mut self, queue: &Name, add_milli: u64, take_milli: u64) {
-        let held = self.queue_held.entry(queue.clone()).or_default();
-        *held = *held + add_milli - take_milli;
-        if *held == 0 {
-            self.queue_held.remove(queue);
-        }
+    /// Adds to and takes from what a queue's jobs hold.
+    pub(crate) fn charge(&mut self, queue: &Name, add: Charge, take: Charge) {
+        self.touched_usages.insert(queue.clone());
+        self.queues.charge(self.now, queue, add, take);
     }
 
     /// Ends the step: emits every change once, then the answers, then the notes.
@@ -399,7 +397,12 @@ impl Cluster {
             effects.push(Effect::Save(Record::Node(self.nodes.get(id).clone())));
         }
         while let Some(name) = self.touched_queues.pop_first() {
-            effects.push(Effect::Save(Record::Queue(self.queues[&name].clone())));
+            effects
+                .push(Effect::Save(Record::Queue(self.queues.get(&name).expect("a touched queue").clone())));
+        }
+        while let Some(name) = self.touched_usages.pop_first() {
+            let usage = self.queues.usage(&name);
+            effects.push(Effect::Save(Record::Usage(name, usage)));
         }
         let mut reporter = reporter;
         while let Some(id) = self.reassigned.pop_first() {
@@ -479,9 +482,17 @@ pub(crate) enum Heartbeat {
 }
 
 impl Policy {
-    /// Leases of 10 s, a first pause of 1 s.
+    /// Leases of 10 s, a first pause of 1 s. Usage counts half after a day, so that a team which did without the
+    /// pool for a day is served first on the next, and nobody pays for last month; an hour of waiting is worth one
+    /// of priority.
     pub fn new(order: Order) -> Policy {
-        Policy { order, lease: Duration::from_secs(10), backoff: Duration::from_secs(1) }
+        Policy {
+            order,
+            lease: Duration::from_secs(10),
+            backoff: Duration::from_secs(1),
+            half_life: Duration::from_secs(24 * 3600),
+            ageing: Duration::from_secs(3600),
+        }
     }
 
     /// The lease that agents are told: shorter by a fifth, the time that remains to kill their workers
@@ -492,8 +503,8 @@ impl Policy {
 }
 
 impl Queue {
-    /// A queue of weight 1 with no guarantee and no limit.
+    /// A top queue of weight 1 with no guarantee and no limit.
     pub fn new(name: Name) -> Queue {
-        Queue { name, weight: 1, guaranteed_milli: 0, limit_milli: None }
+        Queue { name, parent: None, weight: 1, guaranteed_milli: 0, limit_milli: None }
     }
 }

@@ -18,9 +18,7 @@ impl Cluster {
             Command::Cancel { job, whole_array } => self.cancel(now, job, whole_array),
             Command::SetNode { node, availability } => self.set_node(now, node, availability),
             Command::SetQueue(queue) => {
-                if queue.weight == 0 {
-                    return Err(Refusal::Malformed("a queue's weight is at least 1"));
-                }
+                self.queues.check_queue(&queue).map_err(Refusal::Queue)?;
                 self.note(Note::QueueSet(queue.name.clone()));
                 self.set_queue(queue);
                 self.plan_at(now);
@@ -51,7 +49,7 @@ impl Cluster {
             let taken = Refusal::KeyTaken(spec.client_key.clone(), job);
             return if same { Ok(Some(job)) } else { Err(taken) };
         }
-        if !self.queues.contains_key(&spec.queue) {
+        if self.queues.get(&spec.queue).is_none() {
             return Err(Refusal::UnknownQueue(spec.queue.clone()));
         }
         match spec.after.iter().find(|job| self.jobs.get(**job).is_none()) {
@@ -225,6 +223,7 @@ impl Cluster {
 
     /// Places a job that a plan, made from this very state, starts. Its resources are taken from the room already.
     pub(crate) fn place(&mut self, now: Time, id: JobId, ranks: Vec<Allocation>) {
+        let worth_milli = ranks.iter().map(|rank| self.nodes.get(rank.node).worth_milli(rank)).sum();
         self.change_job(id, |job| {
             assert!(matches!(job.phase, Phase::Pending(_)), "{id} is placed twice");
             job.phase = Phase::Active;
@@ -233,15 +232,16 @@ impl Cluster {
             job.first_placed = job.first_placed.or(Some(now));
             job.last_nodes = ranks.iter().map(|rank| rank.node).collect();
             job.ranks = ranks;
+            job.worth_milli = worth_milli;
         });
         let job = self.jobs.get(id).expect("a placed job");
         for (worker, rank) in workers(job) {
             self.nodes.hold(worker, rank, job.span());
         }
-        let (queue, charge) = (job.spec.queue.clone(), job.charge_milli());
+        let (queue, charge) = (job.spec.queue.clone(), job.charge());
         let nodes = job.ranks.iter().map(|rank| self.nodes.get(rank.node).name.clone()).collect();
         let note = Note::Placed { job: id, attempt: job.attempt, nodes };
-        self.charge(&queue, charge, 0);
+        self.charge(&queue, charge, Charge::default());
         self.reassign(id);
         self.note(note);
     }
@@ -347,20 +347,20 @@ impl Cluster {
             self.refresh_room(node);
             self.plan_freed(now, node);
         }
-        self.charge(&job.spec.queue, 0, job.charge_milli());
+        if !job.ranks.is_empty() {
+            self.charge(&job.spec.queue, Charge::default(), job.charge());
+        }
         self.plan_at(now);
         self.kept.leave(id);
-        if outcome.is_some() {
-            let wide = self.turnover.enter(now, &job);
-            if wide {
-                self.kept.choose();
-            }
+        if outcome.is_some() && self.turnover.enter(now, &job) {
+            self.kept.choose();
         }
         let failed = matches!(job.last_failure, Some(Why::WorkerFailed { .. }));
         let pause = if failed { self.pause(job.failures) } else { Duration::ZERO };
         self.change_job(id, |job| {
             job.add_usage(now, outcome.is_none());
             job.ranks.clear();
+            job.worth_milli = 0;
             match outcome {
                 None => job.phase = Phase::Pending(now + pause),
                 Some(outcome) => {
@@ -408,6 +408,7 @@ impl Job {
             attempt: 0,
             failures: 0,
             ranks: Vec::new(),
+            worth_milli: 0,
             last_nodes: Vec::new(),
             placed: None,
             first_placed: None,

@@ -106,6 +106,16 @@ struct Entry {
 }
 
 impl Node {
+    /// What a rank on it counts for the usage of its queue, in thousandths of a reference device: its charge, by
+    /// the mean speed of its devices; without devices just the charge.
+    pub fn worth_milli(&self, rank: &Allocation) -> u64 {
+        let speed = |index: &u16| self.inventory.devices.get(usize::from(*index))?.speed_milli.into();
+        let speeds: u64 = rank.devices.iter().filter_map(speed).map(u64::from).sum();
+        (rank.charge_milli * speeds)
+            .checked_div(1000 * rank.devices.len() as u64)
+            .unwrap_or(rank.charge_milli)
+    }
+
     /// Whether new work may be placed on it.
     pub fn takes_work(&self) -> bool {
         self.up && self.availability == Availability::Open

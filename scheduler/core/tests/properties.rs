@@ -204,7 +204,7 @@ fn a_job_starts_when_its_explanation_said_it_would() {
             t.now = next;
             t.step(Event::Tick);
             for node in 0..t.cluster.nodes().len() as u32 {
-                obey(&mut t, node);
+                t.obey(node);
             }
         }
         assert_eq!(t.job(job.id.0).placed, Some(at), "seed {seed}");
@@ -212,21 +212,6 @@ fn a_job_starts_when_its_explanation_said_it_would() {
     }
     println!("{seen} started when it was said");
     assert!(20 < seen, "{seen}");
-}
-
-/// The node's workers that are to stop have exited; the others run.
-fn obey(t: &mut Fixture, node: u32) {
-    let id = t.cluster.nodes().by_name(&format!("node-{node}")).expect("a node");
-    let inventory = (*t.cluster.nodes().get(id).inventory).clone();
-    let report = |order: &WorkerOrder| WorkerReport {
-        id: order.id,
-        state: match order.goal {
-            Goal::Run => WorkerState::Running,
-            Goal::Stop => WorkerState::Exited(Exit::Signal(15)),
-        },
-    };
-    let workers = t.cluster.assignment(id).workers.iter().map(report).collect();
-    t.report(node, inventory, workers);
 }
 
 /// SplitMix64 (Steele et al., OOPSLA 2014).

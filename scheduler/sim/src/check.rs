@@ -91,13 +91,15 @@ impl Sim {
         }
         assert!(self.store.nodes.values().eq(cluster.nodes().iter()), "a node is not stored as it is");
         // The default queue is not stored before somebody changes it.
-        for (queue, _) in cluster.queues() {
+        for queue in cluster.queues().iter() {
             let stored = self.store.queues.get(&queue.name);
             assert!(
                 stored == Some(queue) || (stored.is_none() && *queue == Queue::new("default".into())),
                 "queue {} is not stored as it is",
                 queue.name
             );
+            let used = self.store.usages.get(&queue.name).copied().unwrap_or_default();
+            assert_eq!(used, cluster.queues().usage(&queue.name), "the stored usage of queue {}", queue.name);
         }
     }
 
@@ -186,9 +188,11 @@ impl Sim {
         assert_eq!(job.ranks.len(), job.spec.ranks() as usize, "{id}: the gang is whole");
         // With one commit for many steps, the limit may be another by now.
         if let Some(cluster) = self.cluster.as_ref().filter(|_| self.timing.commit_ms == (0, 0)) {
-            let queue = cluster.queues().find(|(queue, _)| queue.name == job.spec.queue).expect("its queue");
-            let within = queue.0.limit_milli.is_none_or(|limit| queue.1 <= limit);
-            assert!(within, "{id} takes queue {} above its limit", job.spec.queue);
+            for queue in cluster.queues().line(&job.spec.queue) {
+                let held = cluster.queues().held_milli(&queue.name);
+                let within = queue.limit_milli.is_none_or(|limit| held <= limit);
+                assert!(within, "{id} takes queue {} above its limit", queue.name);
+            }
         }
         // A later step of the same batch may have changed the node since.
         let node_of = |node: NodeId| -> Option<&Node> {
@@ -317,7 +321,12 @@ impl Sim {
         for client in &self.clients {
             match &client.answer {
                 Some(Ok(Answer::Submitted { repeated: true, .. })) => saw("answered as repeated", 1),
+                Some(Err(Refusal::Queue(_))) => saw("queue refused", 1),
                 Some(Err(_)) => saw("refused", 1),
+                Some(Ok(Answer::Done)) => match &client.command {
+                    Command::SetQueue(queue) if queue.parent.is_some() => saw("queue below another", 1),
+                    _ => (),
+                },
                 _ => (),
             }
         }
@@ -365,6 +374,7 @@ fn same_job(one: &Job, other: &Job) -> bool {
         attempt,
         failures,
         ranks,
+        worth_milli,
         last_nodes,
         placed,
         first_placed,
@@ -375,6 +385,7 @@ fn same_job(one: &Job, other: &Job) -> bool {
     (Arc::ptr_eq(spec, &other.spec) || *spec == other.spec)
         && (id, array, submitted, phase) == (&other.id, &other.array, &other.submitted, &other.phase)
         && (attempt, failures, ranks) == (&other.attempt, &other.failures, &other.ranks)
+        && worth_milli == &other.worth_milli
         && (last_nodes, placed) == (&other.last_nodes, &other.placed)
         && (first_placed, ended) == (&other.first_placed, &other.ended)
         && (last_failure, usage) == (&other.last_failure, &other.usage)

@@ -42,7 +42,7 @@ pub enum Reason {
     Follows(JobId),
     /// It failed and pauses until then.
     Pauses { until: Time, failures: u32 },
-    /// Its queue would hold more than its limit, in thousandths of a device.
+    /// `queue`, its own or one above that, would hold more than its limit, in thousandths of a device.
     QueueLimit { queue: Name, held: u64, wants: u64, limit: u64 },
     /// No node of the pool could take a rank, even an empty one.
     NoSuchNode { nodes: u32 },
@@ -174,8 +174,8 @@ pub fn reason(free: &mut Free, job: &Job) -> Reason {
     }
     match fits(free, job) {
         Ok(()) => Reason::Next,
-        Err(Misfit::QueueLimit { held, wants, limit }) => {
-            Reason::QueueLimit { queue: job.spec.queue.clone(), held, wants, limit }
+        Err(Misfit::QueueLimit { queue, held, wants, limit }) => {
+            Reason::QueueLimit { queue, held, wants, limit }
         }
         Err(Misfit::Kept(owner)) => Reason::Kept(owner),
         Err(Misfit::RoomFor { ranks, of }) => {
@@ -309,7 +309,11 @@ fn verdict(free: &Free, node: &Node, request: &Request) -> Verdict {
 }
 
 fn blockers(cluster: &Cluster, job: &Job, reason: &Reason) -> Vec<Blocker> {
-    let of_queue = matches!(reason, Reason::QueueLimit { .. });
+    let limited = match reason {
+        Reason::QueueLimit { queue, .. } => Some(queue),
+        _ => None,
+    };
+    let of_queue = limited.is_some();
     let suits = |node: NodeId| {
         let node = cluster.nodes().get(node);
         let takes = |role: &Role| idle_verdict(node, &role.request) == Verdict::Takes;
@@ -318,7 +322,7 @@ fn blockers(cluster: &Cluster, job: &Job, reason: &Reason) -> Vec<Blocker> {
     let wants_devices = job.spec.roles.iter().any(|role| !role.request.devices.is_empty());
     let mut blockers: Vec<Blocker> = Vec::new();
     for holder in cluster.jobs().holding() {
-        if of_queue && holder.spec.queue != job.spec.queue {
+        if limited.is_some_and(|queue| !cluster.queues().is_within(&holder.spec.queue, queue)) {
             continue;
         }
         let ranks = || holder.ranks.iter().filter(|rank| suits(rank.node));

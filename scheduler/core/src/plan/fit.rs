@@ -38,16 +38,16 @@ pub enum Misfit {
     },
     /// It would fit, but for what is kept.
     Kept(Owner),
-    /// Its queue would hold more than its limit. In thousandths of a device.
+    /// Its queue, or one above that, would hold more than its limit. In thousandths of a device.
     #[allow(missing_docs)]
-    QueueLimit { held: u64, wants: u64, limit: u64 },
+    QueueLimit { queue: Name, held: u64, wants: u64, limit: u64 },
 }
 
 /// Alternatives and orders of roles that are tried for one job, at most.
 const MAX_TRIES: u32 = 64;
 
-/// Places all ranks of a job, each where it costs least, within the limit of its queue, and takes what they hold from
-/// `free`. By rank. A job that does not fit leaves `free` as it was.
+/// Places all ranks of a job, each where it costs least, within the limits of its queue and of those above it, and
+/// takes what they hold from `free`. By rank. A job that does not fit leaves `free` as it was.
 ///
 /// Ties go to the lowest node. All ranks of a role take the same alternative. Of the combinations of
 /// alternatives, and of the orders in which roles choose their nodes, the first that fits. Exact for a job of
@@ -58,8 +58,9 @@ pub fn place(free: &mut Free, job: &Job) -> Result<Vec<Allocation>, Misfit> {
     let mut roles = vec![None; job.spec.roles.len()];
     if search.next_role(&mut roles) {
         let ranks: Vec<Allocation> = roles.into_iter().flatten().flatten().collect();
-        let taken = free.taken.entry(job.spec.queue.clone()).or_default();
-        *taken += charge(&ranks);
+        for queue in free.cluster.queues().line(&job.spec.queue) {
+            *free.taken.entry(queue.name.clone()).or_default() += charge(&ranks);
+        }
         free.kept.placed(job.id, ranks.iter().map(|rank| rank.node));
         return Ok(ranks);
     }
@@ -153,15 +154,19 @@ impl<'s, 'a> Search<'s, 'a> {
         }
     }
 
+    /// Whether its queue, and every one above that, may hold as much more.
     fn is_within_limit(&mut self, roles: &Placed) -> bool {
-        let queue = &self.job.spec.queue;
-        let Some(limit) = self.free.cluster.queues[queue].limit_milli else { return true };
-        let (held, wants) =
-            (self.free.held_by(queue), roles.iter().flatten().map(|ranks| charge(ranks)).sum());
-        if limit < held + wants {
-            self.over_limit.get_or_insert(Misfit::QueueLimit { held, wants, limit });
+        let wants = roles.iter().flatten().map(|ranks| charge(ranks)).sum();
+        for queue in self.free.cluster.queues().line(&self.job.spec.queue) {
+            let Some(limit) = queue.limit_milli else { continue };
+            let held = self.free.held_by(&queue.name);
+            if limit < held + wants {
+                let queue = queue.name.clone();
+                self.over_limit.get_or_insert(Misfit::QueueLimit { queue, held, wants, limit });
+                return false;
+            }
         }
-        held + wants <= limit
+        true
     }
 
     /// As many ranks of the role as fit, but no more than it has.
@@ -312,11 +317,12 @@ impl<'a> Free<'a> {
         self.room.on(node.id)
     }
 
-    /// What the queue holds, in thousandths of a device.
+    /// What the queue and those below it hold, in thousandths of a device.
     pub fn held_by(&self, queue: &Name) -> u64 {
-        let ended = |job: &&JobId| self.cluster.jobs().get(**job).is_some_and(|job| job.spec.queue == *queue);
+        let within = |job: &Job| self.cluster.queues().is_within(&job.spec.queue, queue);
+        let ended = |job: &&JobId| self.cluster.jobs().get(**job).is_some_and(within);
         let given_back: u64 = self.ended.iter().filter(ended).map(|job| self.charge_of(*job)).sum();
-        self.cluster.queue_held(queue) + self.taken.get(queue).copied().unwrap_or(0) - given_back
+        self.cluster.queues().held_milli(queue) + self.taken.get(queue).copied().unwrap_or(0) - given_back
     }
 
     fn charge_of(&self, job: JobId) -> u64 {

@@ -22,10 +22,11 @@ pub use score::Score;
 /// Who goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// By priority, then by time of submission, whatever the queue.
+    /// By priority and waiting, whatever the queue. See [`Turn`](crate::jobs::Turn).
     Priority,
-    /// The queue that holds least for its weight first, those below their guarantee before all others;
-    /// within it by priority, then by time of submission.
+    /// From the top down to a queue: of the children of a queue, those that, or one below which, hold less than
+    /// their guarantee before all others; then the one that will have used least for its weight when its next job
+    /// has started, where what it holds counts with its decayed past. Within the queue by priority and waiting.
     FairShare,
 }
 
@@ -42,17 +43,18 @@ pub struct Plan {
 
 /// Decides, from the cluster as it is at `now`, and takes from `free` what it hands out.
 ///
-/// `O(starts * (queues + shapes + ranks log nodes) + shapes * log nodes)`: a round only hands resources out, so a shape
-/// that did not fit once is not tried again in it, nor in a later one before something has become free.
-pub fn plan(free: &mut Free, _now: Time) -> Plan {
+/// `O(starts * (depth * (children + shapes) + ranks log nodes) + shapes * log nodes)`, and once `O(queues * depth)`: a
+/// round only hands resources out, so a shape that did not fit once is not tried again in it, nor in a later one before
+/// something has become free.
+pub fn plan(free: &mut Free, now: Time) -> Plan {
     let cluster = free.cluster;
     let mut plan =
         Plan { unfit: cluster.unfit.clone(), kept_from: cluster.kept_from.clone(), ..Plan::default() };
     let mut placed = BTreeSet::new();
     free.keep(&cluster.freed, &plan.unfit, &placed);
     free.wake(&cluster.freed, &mut plan);
-    let mut ready = order::Ready::of(cluster, &plan.unfit);
-    while let Some((job, shape)) = ready.best(free) {
+    let mut ready = order::Ready::of(cluster, now, &plan.unfit);
+    while let Some((job, shape)) = ready.best() {
         if plan.unfit.contains(shape) {
             ready.drop_shape(&job.spec.queue, shape);
             continue;
@@ -60,11 +62,11 @@ pub fn plan(free: &mut Free, _now: Time) -> Plan {
         match place(free, job) {
             Ok(ranks) => {
                 placed.insert(job.id);
+                ready.pop(job, shape, &ranks);
                 plan.starts.push((job.id, ranks));
-                ready.pop(job, shape);
             }
-            // Of this queue no job of the shape can start; of another one it may.
-            Err(Misfit::QueueLimit { .. }) => ready.drop_shape(&job.spec.queue, shape),
+            // Of this queue and those below it no job of the shape can start; of another one it may.
+            Err(Misfit::QueueLimit { queue, .. }) => ready.drop_shape(&queue, shape),
             Err(Misfit::Kept(_)) => {
                 plan.kept_from.insert(shape.clone());
                 plan.unfit.insert(shape.clone());

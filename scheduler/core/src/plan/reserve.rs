@@ -6,7 +6,6 @@
 //! come and go, the next ones are expected, and nodes are kept for them before they come; what is kept for nobody yet
 //! is denied to others for a while only.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -221,7 +220,7 @@ impl Kept {
                 }
             }
         }
-        waiting.sort_unstable_by_key(|job| place(job));
+        waiting.sort_unstable_by_key(|job| cluster.jobs().turn(job));
         waiting.truncate(MOST_JOBS);
         waiting
     }
@@ -277,11 +276,12 @@ impl Kept {
     /// Whom a node is kept for, if that keeps `job` from it: somebody who goes first, and whom it may delay.
     pub(super) fn keeps(&self, cluster: &Cluster, job: &Job, node: NodeId) -> Option<Owner> {
         let owner = *self.owners.get(&node)?;
+        let turn = |job: &Job| cluster.jobs().turn(job);
         let keeps = match owner {
             Owner::Wide => !is_tired(cluster, job) && !fills(cluster.nodes().get(node), &job.spec),
             Owner::Job(id) => {
                 let first = cluster.jobs().get(id).filter(|first| matches!(first.phase, Phase::Pending(_)));
-                let goes_first = first.is_some_and(|first| first.id != job.id && place(first) < place(job));
+                let goes_first = first.is_some_and(|first| first.id != job.id && turn(first) < turn(job));
                 goes_first && !self.is_back_in_time(cluster.now(), job, id)
             }
         };
@@ -300,11 +300,6 @@ impl Kept {
     pub fn start(&self, job: JobId) -> Option<Until> {
         self.starts.get(&job).copied()
     }
-}
-
-/// Place in the order, wherever jobs find room.
-fn place(job: &Job) -> (Reverse<i32>, JobId) {
-    (Reverse(job.spec.priority), job.id)
 }
 
 /// Whether a job has waited so long that it may use what is kept for jobs to come.

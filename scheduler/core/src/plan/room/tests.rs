@@ -41,6 +41,7 @@ fn inventory(rng: &mut Rng) -> Inventory {
         class: if rng.below(12) == 0 { rng.pick(&classes) } else { main.clone() },
         uuid: at.to_string().into(),
         fault: (rng.below(20) == 0).then(|| "xid 79".into()),
+        speed_milli: 1000,
     };
     Inventory {
         devices: (0..rng.pick(&[0, 1, 2, 4, 8, 8, 8])).map(|at| device(rng, at)).collect(),
