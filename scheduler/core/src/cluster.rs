@@ -195,6 +195,9 @@ impl Cluster {
             for (id, ranks) in plan.starts {
                 self.place(now, id, ranks);
             }
+            if plan.is_unfinished {
+                self.plan_at(Time(now.0 + 1));
+            }
         }
         self.flush(reporter, effects);
     }

@@ -39,6 +39,8 @@ pub struct Plan {
     pub unfit: BTreeSet<Arc<Shape>>,
     /// Of those, the ones that would fit but for what is kept for others.
     pub kept_from: BTreeSet<Arc<Shape>>,
+    /// Whether another round must follow at once: something is kept no more.
+    pub is_unfinished: bool,
 }
 
 /// Decides, from the cluster as it is at `now`, and takes from `free` what it hands out.
@@ -80,5 +82,6 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
             }
         }
     }
+    plan.is_unfinished = !plan.kept_from.is_empty() && free.kept.has_lost();
     plan
 }

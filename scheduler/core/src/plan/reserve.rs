@@ -139,6 +139,11 @@ impl Kept {
         }
     }
 
+    /// Whether [`Kept::take_lost`] would say so.
+    pub(super) fn has_lost(&self) -> bool {
+        self.lost
+    }
+
     /// Whether nodes are kept no more since this was asked last.
     pub(super) fn take_lost(&mut self) -> bool {
         std::mem::take(&mut self.lost)
@@ -183,7 +188,8 @@ impl Kept {
         }
         // What starts later leaves others more time.
         let is_later = |(job, start): (&JobId, &Until)| self.starts.get(job).is_none_or(|now| start < now);
-        self.lost |= before.keys().any(|node| !self.owners.contains_key(node)) || starts.iter().any(is_later);
+        self.lost |= before.iter().any(|(node, owner)| self.owners.get(node) != Some(owner))
+            || starts.iter().any(is_later);
     }
 
     /// Whether a node that is not kept is much sooner empty than one that is.
