@@ -186,10 +186,10 @@ impl Kept {
                 self.owners.insert(node, Owner::Wide);
             }
         }
-        // What starts later leaves others more time.
-        let is_later = |(job, start): (&JobId, &Until)| self.starts.get(job).is_none_or(|now| start < now);
+        // What starts later, or at a time that is known now, may leave others time.
+        let is_other = |(job, start): (&JobId, &Until)| self.starts.get(job) != Some(start);
         self.lost |= before.iter().any(|(node, owner)| self.owners.get(node) != Some(owner))
-            || starts.iter().any(is_later);
+            || starts.iter().any(is_other);
     }
 
     /// Whether a node that is not kept is much sooner empty than one that is.
