@@ -42,11 +42,11 @@ impl Sim {
             let missed = plan(&mut Free::of(&restored), self.now).starts;
             // With several roles, less room may be better room: such a job may wait for the next round.
             let one_role = |id: &JobId| cluster.jobs().get(*id).is_some_and(|job| job.spec.roles.len() == 1);
-            // What is kept for others is soft state: a restored scheduler may keep other nodes.
+            // What is kept for others is soft state: a restored scheduler may keep other nodes, and place elsewhere.
             let mut free = Free::of(cluster);
             let mut denied = |id: &JobId| {
                 let job = cluster.jobs().get(*id).expect("a job that would start");
-                matches!(reason(&mut free, job), Reason::Kept(_))
+                reason(&mut free, job) != Reason::Next
             };
             let missed = missed.iter().map(|(id, _)| *id).find(|id| one_role(id) && !denied(id));
             assert!(
@@ -155,8 +155,8 @@ impl Sim {
         }
     }
 
-    /// A record that is about to be written, against what really happened.
-    pub(crate) fn check_record(&self, record: &Record) {
+    /// A record that is about to be written, with those that follow it, against what really happened.
+    pub(crate) fn check_record(&self, record: &Record, later: &[Record]) {
         let Record::Job(job) = record else { return };
         let earlier = self.store.jobs.get(&job.id);
         if job.phase == Phase::Done(Outcome::Succeeded) && earlier.is_none_or(|was| was.phase != job.phase) {
@@ -171,7 +171,7 @@ impl Sim {
             self.check_failures(job);
         }
         if job.phase == Phase::Active && earlier.is_none_or(|was| was.attempt < job.attempt) {
-            self.check_placement(job);
+            self.check_placement(job, later);
         }
     }
 
@@ -192,7 +192,7 @@ impl Sim {
     }
 
     /// A placement gives every rank what was asked for, from nodes that take work.
-    fn check_placement(&self, job: &Job) {
+    fn check_placement(&self, job: &Job, later: &[Record]) {
         let id = job.id;
         assert_eq!(job.ranks.len(), job.spec.ranks() as usize, "{id}: the gang is whole");
         // With one commit for many steps, the limit may be another by now.
@@ -207,7 +207,8 @@ impl Sim {
         let node_of = |node: NodeId| -> Option<&Node> {
             let stored = self.store.nodes.get(&node)?;
             let live = self.cluster.as_ref()?.nodes().get(node);
-            (stored == live).then_some(live)
+            let changes = |record: &Record| matches!(record, Record::Node(changed) if changed.id == node);
+            (stored == live && !later.iter().any(changes)).then_some(live)
         };
         let mut rank = 0;
         for role in &job.spec.roles {

@@ -52,7 +52,7 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
     let cluster = free.cluster;
     let mut plan =
         Plan { unfit: cluster.unfit.clone(), kept_from: cluster.kept_from.clone(), ..Plan::default() };
-    let mut placed = BTreeSet::new();
+    let (mut placed, mut at_limit) = (BTreeSet::new(), false);
     free.keep(&cluster.freed, &plan.unfit, &placed);
     free.wake(&cluster.freed, &mut plan);
     let mut ready = order::Ready::of(cluster, now, &plan.unfit);
@@ -68,7 +68,10 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
                 plan.starts.push((job.id, ranks));
             }
             // Of this queue and those below it no job of the shape can start; of another one it may.
-            Err(Misfit::QueueLimit { queue, .. }) => ready.drop_shape(&queue, shape),
+            Err(Misfit::QueueLimit { queue, .. }) => {
+                ready.drop_shape(&queue, shape);
+                at_limit = true;
+            }
             Err(Misfit::Kept(_)) => {
                 plan.kept_from.insert(shape.clone());
                 plan.unfit.insert(shape.clone());
@@ -82,6 +85,7 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
             }
         }
     }
-    plan.is_unfinished = !plan.kept_from.is_empty() && free.kept.has_lost();
+    // At its limit, a job may have been kept from the alternative that counts less.
+    plan.is_unfinished = free.kept.has_lost() && (at_limit || !plan.kept_from.is_empty());
     plan
 }

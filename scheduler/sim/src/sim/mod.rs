@@ -401,9 +401,10 @@ impl Sim {
         if crash == Some(CrashPoint::BeforeCommit) || self.fault(self.faults.scheduler_crash) {
             return self.crash_scheduler();
         }
-        let Batch { mut saves, mut acts } = std::mem::take(&mut self.batch);
-        for record in saves.drain(..) {
-            self.check_record(&record);
+        let Batch { saves, mut acts } = std::mem::take(&mut self.batch);
+        let mut saves = saves.into_iter();
+        while let Some(record) = saves.next() {
+            self.check_record(&record, saves.as_slice());
             self.store.write(record);
         }
         if crash == Some(CrashPoint::AfterCommit) || self.fault(self.faults.scheduler_crash) {
