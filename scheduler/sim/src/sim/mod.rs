@@ -401,12 +401,13 @@ impl Sim {
         if crash == Some(CrashPoint::BeforeCommit) || self.fault(self.faults.scheduler_crash) {
             return self.crash_scheduler();
         }
-        let Batch { saves, mut acts } = std::mem::take(&mut self.batch);
-        let mut saves = saves.into_iter();
-        while let Some(record) = saves.next() {
-            self.check_record(&record, saves.as_slice());
+        let Batch { mut saves, mut acts } = std::mem::take(&mut self.batch);
+        let mut records = saves.drain(..);
+        while let Some(record) = records.next() {
+            self.check_record(&record, records.as_slice());
             self.store.write(record);
         }
+        drop(records);
         if crash == Some(CrashPoint::AfterCommit) || self.fault(self.faults.scheduler_crash) {
             return self.crash_scheduler();
         }
