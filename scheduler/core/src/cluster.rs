@@ -198,6 +198,9 @@ impl Cluster {
             if plan.is_unfinished {
                 self.plan_at(Time(now.0 + 1));
             }
+            if let Some(at) = plan.tired_at {
+                self.plan_at(at);
+            }
         }
         self.flush(reporter, unknown, effects);
     }

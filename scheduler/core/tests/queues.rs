@@ -560,20 +560,3 @@ fn usage_is_of_reference_devices() {
     let used = t.cluster.queues().overview(t.now)[0];
     assert_eq!((used.held_milli, used.spent), (2_000, 5_000 * 1_000));
 }
-
-/// SplitMix64 (Steele et al., OOPSLA 2014).
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-
-    fn pick<'a, T>(&mut self, of: &'a [T]) -> Option<&'a T> {
-        if of.is_empty() { None } else { Some(&of[self.below(of.len() as u64) as usize]) }
-    }
-}

@@ -262,12 +262,8 @@ impl<'a> Free<'a> {
             plan.kept_from.clear();
         }
         let (room, cluster, kept) = (&self.room, self.cluster, &self.kept);
-        let firsts = |shape: &Shape| {
-            let first = |queue: &'a Lines| Some(queue.get(shape)?.first()?.1);
-            let firsts: Vec<JobId> = cluster.jobs().ready().values().filter_map(first).collect();
-            firsts.into_iter().map(|id| cluster.jobs().get(id).expect("a ready job"))
-        };
-        let tired = |shape: &Arc<Shape>| firsts(shape).any(|job| reserve::is_tired(cluster, job));
+        let tired =
+            |shape: &Arc<Shape>| self.firsts(shape).any(|job| reserve::tired_at(job) <= cluster.now());
         for shape in plan.kept_from.iter().filter(|shape| tired(shape)) {
             plan.unfit.remove(shape);
         }
@@ -279,7 +275,7 @@ impl<'a> Free<'a> {
             let fit: Vec<Arc<Shape>> =
                 plan.unfit.iter().filter(|shape| shape.roles.iter().any(takes)).cloned().collect();
             for shape in fit {
-                if firsts(&shape).len() != 0 && firsts(&shape).all(is_kept) {
+                if self.firsts(&shape).next().is_some() && self.firsts(&shape).all(is_kept) {
                     plan.kept_from.insert(shape);
                 } else {
                     plan.unfit.remove(&shape);
@@ -287,6 +283,21 @@ impl<'a> Free<'a> {
             }
         }
         plan.kept_from.retain(|shape| plan.unfit.contains(shape));
+    }
+
+    /// When the next of those that are kept from room has waited so long that it may use what is kept for jobs to come.
+    pub(super) fn tired_at(&self, plan: &Plan) -> Option<Time> {
+        let (now, kept_from) =
+            (self.cluster.now(), plan.kept_from.iter().filter(|_| self.kept.is_for_others()));
+        let tired = kept_from.flat_map(|shape| self.firsts(shape)).map(reserve::tired_at);
+        tired.filter(|at| now < *at).min()
+    }
+
+    /// Of every queue with ready jobs of the shape the one that goes first.
+    fn firsts(&self, shape: &Shape) -> impl Iterator<Item = &'a Job> {
+        let jobs = self.cluster.jobs();
+        let first = |queue: &'a Lines| Some(queue.get(shape)?.first()?.1);
+        jobs.ready().values().filter_map(first).map(|id| jobs.get(id).expect("a ready job"))
     }
 
     /// The same, as if some jobs that hold resources had ended.

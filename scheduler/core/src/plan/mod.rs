@@ -41,6 +41,8 @@ pub struct Plan {
     pub kept_from: BTreeSet<Arc<Shape>>,
     /// Whether another round must follow at once: something is kept no more.
     pub is_unfinished: bool,
+    /// When one of those that are kept from room has waited so long that it may use it.
+    pub tired_at: Option<Time>,
 }
 
 /// Decides, from the cluster as it is at `now`, and takes from `free` what it hands out.
@@ -85,6 +87,7 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
             }
         }
     }
+    plan.tired_at = free.tired_at(&plan);
     // At its limit, a job may have been kept from the alternative that counts less.
     plan.is_unfinished = free.kept.has_lost() && (at_limit || !plan.kept_from.is_empty());
     plan

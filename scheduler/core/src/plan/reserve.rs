@@ -139,6 +139,11 @@ impl Kept {
         }
     }
 
+    /// Whether something is kept for jobs to come.
+    pub(super) fn is_for_others(&self) -> bool {
+        self.owners.values().any(|owner| *owner == Owner::Wide)
+    }
+
     /// Whether [`Kept::take_lost`] would say so.
     pub(super) fn has_lost(&self) -> bool {
         self.lost
@@ -284,7 +289,7 @@ impl Kept {
         let owner = *self.owners.get(&node)?;
         let turn = |job: &Job| cluster.jobs().turn(job);
         let keeps = match owner {
-            Owner::Wide => !is_tired(cluster, job) && !fills(cluster.nodes().get(node), &job.spec),
+            Owner::Wide => cluster.now() < tired_at(job) && !fills(cluster.nodes().get(node), &job.spec),
             Owner::Job(id) => {
                 let first = cluster.jobs().get(id).filter(|first| matches!(first.phase, Phase::Pending(_)));
                 let goes_first = first.is_some_and(|first| first.id != job.id && turn(first) < turn(job));
@@ -308,9 +313,9 @@ impl Kept {
     }
 }
 
-/// Whether a job has waited so long that it may use what is kept for jobs to come.
-pub(super) fn is_tired(cluster: &Cluster, job: &Job) -> bool {
-    job.submitted + TIRED <= cluster.now()
+/// When a job has waited so long that it may use what is kept for jobs to come.
+pub(super) fn tired_at(job: &Job) -> Time {
+    job.submitted + TIRED
 }
 
 /// Whether ranks take more than half of a usual node of eight devices, or may take several nodes.
