@@ -7,6 +7,7 @@ use aquifer_proto::v1;
 use aquifer_proto::v1::agent_message::Message as Up;
 use aquifer_proto::v1::agents_client::AgentsClient;
 use aquifer_proto::v1::scheduler_message::Message as Down;
+use aquifer_sim::bench;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -29,6 +30,21 @@ pub enum Command {
     /// on the disk that TMPDIR names, and leaves nothing behind.
     #[command(after_help = "Example:\n  aquifer bench pool --jobs 10000")]
     Pool(PoolArgs),
+    /// Measure decisions: the scheduler's core alone, in pools of many sizes
+    #[command(after_help = "Example:\n  aquifer bench decisions --nodes 1000,10000")]
+    Decisions(DecisionsArgs),
+}
+
+/// Sizes of the pools.
+#[derive(Clone, Debug, clap::Args)]
+pub struct DecisionsArgs {
+    /// Nodes of each pool, with eight devices each
+    #[arg(long, value_name = "NODES", value_delimiter = ',', default_values_t = [1_000, 5_000, 10_000, 50_000],
+        value_parser = clap::value_parser!(u32).range(1..=200_000))]
+    pub nodes: Vec<u32>,
+    /// Jobs that wait
+    #[arg(long, value_name = "JOBS", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=2_000_000))]
+    pub pending: u32,
 }
 
 /// Sizes of the measurement.
@@ -64,8 +80,14 @@ pub struct Figure {
 
 /// Runs the measurement.
 pub fn run(command: &Command, global: &Global) -> Result<()> {
-    let Command::Pool(args) = command;
     let output = Output::new(global.json, global.no_color);
+    let args = match command {
+        Command::Pool(args) => args,
+        Command::Decisions(args) => {
+            decisions(args, &output);
+            return Ok(());
+        }
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let figures = runtime.block_on(async {
         let mut trial = Trial::new("bench", global)?;
@@ -89,6 +111,49 @@ pub fn run(command: &Command, global: &Global) -> Result<()> {
     }
     output.text(table.plain(&output));
     Ok(())
+}
+
+/// Runs the measurement of the core.
+fn decisions(args: &DecisionsArgs, output: &Output) {
+    let mut table = Table::new(&[
+        ("NODES", Side::Right),
+        ("WHAT", Side::Left),
+        ("FIGURE", Side::Right),
+        ("UNIT", Side::Left),
+    ]);
+    let mut document = Vec::new();
+    for nodes in &args.nodes {
+        aside(format!("{nodes} nodes …"));
+        let figures = bench::measure(*nodes, args.pending, crate::simulate::nanoseconds);
+        let per_s = |ns: u64| f64::from(figures.placed) * 1e9 / ns.max(1) as f64;
+        let us = |ns: u64| ns as f64 / 1e3;
+        let mut rows = vec![
+            (
+                format!("jobs placed in one round, of {} that wait", figures.waiting),
+                f64::from(figures.placed),
+                "jobs",
+            ),
+            ("placements, deciding alone".into(), per_s(figures.round_ns), "jobs/s"),
+            ("placements, with records and orders".into(), per_s(figures.step_ns), "jobs/s"),
+            ("a submission that waits, p50".into(), us(figures.unfit.p50), "µs"),
+            ("a submission that waits, p99".into(), us(figures.unfit.p99), "µs"),
+            ("an end, and who takes its place, p50".into(), us(figures.ends.p50), "µs"),
+            ("an end, and who takes its place, p99".into(), us(figures.ends.p99), "µs"),
+            ("explaining one that waits".into(), figures.explain_ns as f64 / 1e6, "ms"),
+        ];
+        rows.extend(figures.gangs.iter().map(|(ranks, ns)| {
+            (format!("a gang of {ranks} ranks in the idle pool"), *ns as f64 / 1e6, "ms")
+        }));
+        for (name, value, unit) in rows {
+            let shown = if value < 100.0 { format!("{value:.2}") } else { units::group(value as u64) };
+            table.row([units::group((*nodes).into()), name.clone(), shown, unit.into()]);
+            document.push(Figure { name: format!("{nodes} nodes: {name}"), value, unit });
+        }
+    }
+    match output.json {
+        true => output.document(&document),
+        false => output.text(table.plain(output)),
+    }
 }
 
 async fn measure(args: &PoolArgs, trial: &mut Trial) -> Result<Vec<Figure>> {

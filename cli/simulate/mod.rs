@@ -150,7 +150,7 @@ fn simulate(args: &Args, mode: Mode, workload: &Workload, kind: Kind, seed: u64)
 }
 
 /// Since the first call.
-fn nanoseconds() -> u64 {
+pub(crate) fn nanoseconds() -> u64 {
     static BEGUN: OnceLock<Instant> = OnceLock::new();
     BEGUN.get_or_init(Instant::now).elapsed().as_nanos() as u64
 }

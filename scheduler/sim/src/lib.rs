@@ -8,6 +8,7 @@
 // What may not be used is listed in `clippy.toml`, with the reasons.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod bench;
 mod check;
 pub mod faults;
 pub mod machine;
