@@ -158,7 +158,7 @@ impl Kept {
     /// else waits or is to come, or one of the nodes that were freed is sooner empty than one that was chosen. Nodes
     /// that an endless service holds are not waited for.
     ///
-    /// `O(kept)` without a reason, else `O(shapes + waiting * nodes)`.
+    /// `O(kept)` without a reason, else `O(shapes + nodes log nodes + waiting * kept)` where nodes are alike.
     ///
     /// * `unfit`: the shapes that were found not to fit.
     /// * `placed`: jobs that the round has placed.
@@ -176,8 +176,11 @@ impl Kept {
         self.chosen = true;
         let starts = std::mem::take(&mut self.starts);
         let before = std::mem::take(&mut self.owners);
-        for job in self.waiting(cluster, unfit, placed) {
-            self.keep_for(cluster, job);
+        let waiting = self.waiting(cluster, unfit, placed);
+        let nobody = waiting.is_empty() && cluster.turnover.is_empty();
+        let soonest = if nobody { Vec::new() } else { soonest(cluster) };
+        for job in waiting {
+            self.keep_for(cluster, &soonest, job);
         }
         let mut to_come: BTreeMap<Arc<Hosts>, usize> = BTreeMap::new();
         for (shape, count) in &cluster.turnover.counts {
@@ -187,9 +190,10 @@ impl Kept {
             // Their number in a part of the time, and by how much it may be larger.
             let expected = (count + (PARTS * count).isqrt()).div_ceil(PARTS);
             let share = hosts[0].iter().filter(|ranks| **ranks != 0).count() / HEADROOM;
-            for node in self.soonest(cluster, &hosts[0]).into_iter().take(expected.min(share)) {
-                self.owners.insert(node, Owner::Wide);
-            }
+            let is_free = |node: &&NodeId| hosts[0][node.0 as usize] != 0 && !self.owners.contains_key(node);
+            let chosen: Vec<NodeId> =
+                soonest.iter().filter(is_free).take(expected.min(share)).copied().collect();
+            self.owners.extend(chosen.into_iter().map(|node| (node, Owner::Wide)));
         }
         // What starts later, or at a time that is known now, may leave others time.
         let is_other = |(job, start): (&JobId, &Until)| self.starts.get(job) != Some(start);
@@ -250,30 +254,21 @@ impl Kept {
         hosts.clone()
     }
 
-    /// Nodes that could take ranks and are kept for nobody, the soonest empty first.
-    fn soonest(&self, cluster: &Cluster, hosts: &[u32]) -> Vec<NodeId> {
-        let could = |(node, ranks): &(NodeId, &u32)| **ranks != 0 && !self.owners.contains_key(node);
-        let empty_in = |(node, _)| Some((cluster.nodes().held(node).empty_in(cluster.now())?, node));
-        let nodes = (0..).map(NodeId).zip(hosts).filter(could);
-        let mut soonest: Vec<(u64, NodeId)> = nodes.filter_map(empty_in).collect();
-        soonest.sort_unstable();
-        soonest.into_iter().map(|(_, node)| node).collect()
-    }
-
     /// Keeps nodes that will have room for all ranks of the job, the soonest empty first, if they suffice.
-    fn keep_for(&mut self, cluster: &Cluster, job: &Job) {
+    fn keep_for(&mut self, cluster: &Cluster, soonest: &[NodeId], job: &Job) {
         let hosts = self.hosts(cluster, &Arc::new(job.shape()));
         let mut chosen: BTreeSet<NodeId> = BTreeSet::new();
         let mut start = Until::Time(cluster.now());
         for (role, hosts) in job.spec.roles.iter().zip(hosts.iter()) {
             let mut left = role.ranks;
-            for node in self.soonest(cluster, hosts) {
+            for node in soonest {
                 if left == 0 {
                     break;
                 }
-                if chosen.insert(node) {
-                    left -= hosts[node.0 as usize].min(left);
-                    start = start.max(cluster.nodes().held(node).until());
+                let ranks = hosts[node.0 as usize];
+                if ranks != 0 && !self.owners.contains_key(node) && chosen.insert(*node) {
+                    left -= ranks.min(left);
+                    start = start.max(cluster.nodes().held(*node).until());
                 }
             }
             if left != 0 {
@@ -311,6 +306,14 @@ impl Kept {
     pub fn start(&self, job: JobId) -> Option<Until> {
         self.starts.get(&job).copied()
     }
+}
+
+/// Nodes that get empty by themselves, the soonest first.
+fn soonest(cluster: &Cluster) -> Vec<NodeId> {
+    let empty_in = |node: &Node| Some((cluster.nodes().held(node.id).empty_in(cluster.now())?, node.id));
+    let mut soonest: Vec<(u64, NodeId)> = cluster.nodes().iter().filter_map(empty_in).collect();
+    soonest.sort_unstable();
+    soonest.into_iter().map(|(_, node)| node).collect()
 }
 
 /// When a job has waited so long that it may use what is kept for jobs to come.
