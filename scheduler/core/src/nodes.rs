@@ -87,10 +87,35 @@ pub enum HeldDevice {
     Slices(Slice),
 }
 
+/// What says when a node is empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Expiry {
+    until: Until,
+    ranks: u64,
+    since_sum: u64,
+}
+
+impl Expiry {
+    /// In how many milliseconds all that is held is expected to be given back; `None`: not by itself.
+    ///
+    /// What has no time limit is expected to run for as long again as it has run: durations are spread so widely that
+    /// what is old lasts. The sum of the ages is about the median of the last end, where an end within `t` has the
+    /// chance `t / (age + t)`.
+    pub(crate) fn empty_in(&self, now: Time) -> Option<u64> {
+        match self.until {
+            Until::Time(end) => Some(end.since(now)),
+            Until::Unknown => Some((self.ranks * (now.0 + SHORTEST_MS)).saturating_sub(self.since_sum)),
+            Until::Never => None,
+        }
+    }
+}
+
 /// All nodes.
 #[derive(Clone, Debug, Default)]
 pub struct Nodes {
     entries: Vec<Entry>,
+    /// Of each node, beside each other: all are looked at together.
+    expiries: Vec<Expiry>,
     by_name: BTreeMap<Name, NodeId>,
     /// No lease runs out before this; `None`: no node is up.
     next_expiry: Option<Time>,
@@ -123,19 +148,8 @@ impl Node {
 }
 
 impl Held {
-    /// In how many milliseconds all that is held is expected to be given back; `None`: not by itself.
-    ///
-    /// What has no time limit is expected to run for as long again as it has run: durations are spread so widely that
-    /// what is old lasts. The sum of the ages is about the median of the last end, where an end within `t` has the
-    /// chance `t / (age + t)`.
-    pub fn empty_in(&self, now: Time) -> Option<u64> {
-        match self.until() {
-            Until::Time(end) => Some(end.since(now)),
-            Until::Unknown => {
-                Some((self.ends.len() as u64 * (now.0 + SHORTEST_MS)).saturating_sub(self.since_sum))
-            }
-            Until::Never => None,
-        }
+    pub(crate) fn expiry(&self) -> Expiry {
+        Expiry { until: self.until(), ranks: self.ends.len() as u64, since_sum: self.since_sum }
     }
 
     /// When all that is held is given back, at the latest.
@@ -252,6 +266,7 @@ impl Nodes {
     pub(crate) fn insert(&mut self, node: Node, revision: Revision) {
         assert_eq!(node.id.0 as usize, self.entries.len(), "identities have no gaps");
         self.by_name.insert(node.name.clone(), node.id);
+        self.expiries.push(Held::default().expiry());
         self.entries.push(Entry { node, lease: Lease::default(), held: Held::default(), revision });
     }
 
@@ -281,12 +296,23 @@ impl Nodes {
 
     /// Enters what a rank holds.
     pub(crate) fn hold(&mut self, worker: WorkerId, rank: &Allocation, span: Span) {
-        self.entries[rank.node.0 as usize].held.change(worker, rank, span, true);
+        self.change_held(worker, rank, span, true);
     }
 
     /// Gives back what a rank held.
     pub(crate) fn release(&mut self, worker: WorkerId, rank: &Allocation, span: Span) {
-        self.entries[rank.node.0 as usize].held.change(worker, rank, span, false);
+        self.change_held(worker, rank, span, false);
+    }
+
+    fn change_held(&mut self, worker: WorkerId, rank: &Allocation, span: Span, add: bool) {
+        let node = rank.node.0 as usize;
+        self.entries[node].held.change(worker, rank, span, add);
+        self.expiries[node] = self.entries[node].held.expiry();
+    }
+
+    /// What says when each node is empty, by identity.
+    pub(crate) fn expiries(&self) -> &[Expiry] {
+        &self.expiries
     }
 
     /// The worker is known gone; its resources are held until all of its job are.

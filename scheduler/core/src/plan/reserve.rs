@@ -6,7 +6,8 @@
 //! come and go, the next ones are expected, and nodes are kept for them before they come; what is kept for nobody yet
 //! is denied to others for a while only.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,7 +43,9 @@ pub struct Kept {
     /// When the kept nodes of a waiting job are all free.
     starts: BTreeMap<JobId, Until>,
     /// For every shape that room was kept for how many ranks of it each node could take.
-    hosts: BTreeMap<Arc<Shape>, Arc<Hosts>>,
+    hosts: BTreeMap<Arc<Shape>, usize>,
+    /// What [`Kept::hosts`] points to; no two are equal.
+    sets: Vec<Arc<Hosts>>,
     /// Whether nodes were chosen since there was a reason to.
     chosen: bool,
     /// When the next of those that wait has waited long enough for room to be kept.
@@ -177,23 +180,12 @@ impl Kept {
         let starts = std::mem::take(&mut self.starts);
         let before = std::mem::take(&mut self.owners);
         let waiting = self.waiting(cluster, unfit, placed);
-        let nobody = waiting.is_empty() && cluster.turnover.is_empty();
-        let soonest = if nobody { Vec::new() } else { soonest(cluster) };
-        for job in waiting {
-            self.keep_for(cluster, &soonest, job);
-        }
-        let mut to_come: BTreeMap<Arc<Hosts>, usize> = BTreeMap::new();
-        for (shape, count) in &cluster.turnover.counts {
-            *to_come.entry(self.hosts(cluster, shape)).or_default() += count;
-        }
-        for (hosts, count) in to_come {
-            // Their number in a part of the time, and by how much it may be larger.
-            let expected = (count + (PARTS * count).isqrt()).div_ceil(PARTS);
-            let share = hosts[0].iter().filter(|ranks| **ranks != 0).count() / HEADROOM;
-            let is_free = |node: &&NodeId| hosts[0][node.0 as usize] != 0 && !self.owners.contains_key(node);
-            let chosen: Vec<NodeId> =
-                soonest.iter().filter(is_free).take(expected.min(share)).copied().collect();
-            self.owners.extend(chosen.into_iter().map(|node| (node, Owner::Wide)));
+        if !(waiting.is_empty() && cluster.turnover.is_empty()) {
+            let mut soonest = Soonest::of(cluster);
+            for job in waiting {
+                self.keep_for(cluster, &mut soonest, job);
+            }
+            self.keep_for_those_to_come(cluster, &mut soonest);
         }
         // What starts later, or at a time that is known now, may leave others time.
         let is_other = |(job, start): (&JobId, &Until)| self.starts.get(job) != Some(start);
@@ -207,7 +199,7 @@ impl Kept {
         if others.peek().is_none() {
             return false;
         }
-        let empty_in = |node: &NodeId| cluster.nodes().held(*node).empty_in(cluster.now());
+        let empty_in = |node: &NodeId| empty_in(cluster, *node);
         let latest = self.owners.keys().filter_map(empty_in).max().unwrap_or(0);
         others.filter_map(empty_in).any(|soon| soon < latest / SOONER)
     }
@@ -240,43 +232,68 @@ impl Kept {
         waiting
     }
 
-    fn hosts(&mut self, cluster: &Cluster, shape: &Arc<Shape>) -> Arc<Hosts> {
-        let hosts = self.hosts.entry(shape.clone()).or_insert_with(|| {
-            let of_role = |(ranks, request): &(u32, Request)| {
-                let of_node = |node: &Node| match node.takes_work() {
-                    true => ranks_when_idle(node, request).min(*ranks),
-                    false => 0,
-                };
-                cluster.nodes().iter().map(of_node).collect()
+    /// Which nodes could take ranks of the shape, as an index of [`Kept::sets`].
+    fn hosts(&mut self, cluster: &Cluster, shape: &Arc<Shape>) -> usize {
+        if let Some(hosts) = self.hosts.get(shape) {
+            return *hosts;
+        }
+        let of_role = |(ranks, request): &(u32, Request)| {
+            let of_node = |node: &Node| match node.takes_work() {
+                true => ranks_when_idle(node, request).min(*ranks),
+                false => 0,
             };
-            Arc::new(shape.roles.iter().map(of_role).collect())
+            cluster.nodes().iter().map(of_node).collect()
+        };
+        let hosts: Hosts = shape.roles.iter().map(of_role).collect();
+        let known = self.sets.iter().position(|known| **known == hosts);
+        let hosts = known.unwrap_or_else(|| {
+            self.sets.push(Arc::new(hosts));
+            self.sets.len() - 1
         });
-        hosts.clone()
+        self.hosts.insert(shape.clone(), hosts);
+        hosts
     }
 
     /// Keeps nodes that will have room for all ranks of the job, the soonest empty first, if they suffice.
-    fn keep_for(&mut self, cluster: &Cluster, soonest: &[NodeId], job: &Job) {
+    fn keep_for(&mut self, cluster: &Cluster, soonest: &mut Soonest, job: &Job) {
         let hosts = self.hosts(cluster, &Arc::new(job.shape()));
+        let hosts = self.sets[hosts].clone();
         let mut chosen: BTreeSet<NodeId> = BTreeSet::new();
         let mut start = Until::Time(cluster.now());
         for (role, hosts) in job.spec.roles.iter().zip(hosts.iter()) {
             let mut left = role.ranks;
-            for node in soonest {
+            for at in 0.. {
                 if left == 0 {
                     break;
                 }
+                let Some(node) = soonest.get(at) else { return };
                 let ranks = hosts[node.0 as usize];
-                if ranks != 0 && !self.owners.contains_key(node) && chosen.insert(*node) {
+                if ranks != 0 && !self.owners.contains_key(&node) && chosen.insert(node) {
                     left -= ranks.min(left);
-                    start = start.max(cluster.nodes().held(*node).until());
+                    start = start.max(cluster.nodes().held(node).until());
                 }
-            }
-            if left != 0 {
-                return;
             }
         }
         self.starts.insert(job.id, start);
         self.owners.extend(chosen.into_iter().map(|node| (node, Owner::Job(job.id))));
+    }
+
+    /// Keeps nodes for as many wide jobs as are expected.
+    fn keep_for_those_to_come(&mut self, cluster: &Cluster, soonest: &mut Soonest) {
+        let mut to_come: BTreeMap<usize, usize> = BTreeMap::new();
+        for (shape, count) in &cluster.turnover.counts {
+            *to_come.entry(self.hosts(cluster, shape)).or_default() += count;
+        }
+        for (hosts, count) in to_come {
+            let hosts = self.sets[hosts].clone();
+            // Their number in a part of the time, and by how much it may be larger.
+            let expected = (count + (PARTS * count).isqrt()).div_ceil(PARTS);
+            let share = hosts[0].iter().filter(|ranks| **ranks != 0).count() / HEADROOM;
+            let nodes = (0..).map_while(|at| soonest.get(at));
+            let is_free = |node: &NodeId| hosts[0][node.0 as usize] != 0 && !self.owners.contains_key(node);
+            let chosen: Vec<NodeId> = nodes.filter(is_free).take(expected.min(share)).collect();
+            self.owners.extend(chosen.into_iter().map(|node| (node, Owner::Wide)));
+        }
     }
 
     /// Whom a node is kept for, if that keeps `job` from it: somebody who goes first, and whom it may delay.
@@ -308,12 +325,30 @@ impl Kept {
     }
 }
 
-/// Nodes that get empty by themselves, the soonest first.
-fn soonest(cluster: &Cluster) -> Vec<NodeId> {
-    let empty_in = |node: &Node| Some((cluster.nodes().held(node.id).empty_in(cluster.now())?, node.id));
-    let mut soonest: Vec<(u64, NodeId)> = cluster.nodes().iter().filter_map(empty_in).collect();
-    soonest.sort_unstable();
-    soonest.into_iter().map(|(_, node)| node).collect()
+/// In how many milliseconds a node is expected to be empty; `None`: not by itself.
+fn empty_in(cluster: &Cluster, node: NodeId) -> Option<u64> {
+    cluster.nodes().expiries()[node.0 as usize].empty_in(cluster.now())
+}
+
+/// Nodes that get empty by themselves, the soonest first. Sorted as far as they are asked for.
+struct Soonest {
+    rest: BinaryHeap<Reverse<(u64, NodeId)>>,
+    first: Vec<NodeId>,
+}
+
+impl Soonest {
+    fn of(cluster: &Cluster) -> Soonest {
+        let expiries = cluster.nodes().expiries().iter().zip((0..).map(NodeId));
+        let empty_in = expiries.filter_map(|(expiry, node)| Some((expiry.empty_in(cluster.now())?, node)));
+        Soonest { rest: empty_in.map(Reverse).collect::<Vec<_>>().into(), first: Vec::new() }
+    }
+
+    fn get(&mut self, at: usize) -> Option<NodeId> {
+        while self.first.len() <= at {
+            self.first.push(self.rest.pop()?.0.1);
+        }
+        Some(self.first[at])
+    }
 }
 
 /// When a job has waited so long that it may use what is kept for jobs to come.
