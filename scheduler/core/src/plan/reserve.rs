@@ -193,15 +193,15 @@ impl Kept {
             || starts.iter().any(is_other);
     }
 
-    /// Whether a node that is not kept is much sooner empty than one that is.
+    /// Whether a node that is not kept is much sooner empty than one that a job waits for.
     fn is_sooner(&self, cluster: &Cluster, freed: &[NodeId]) -> bool {
-        let mut others = freed.iter().filter(|node| !self.owners.contains_key(node)).peekable();
-        if others.peek().is_none() {
+        if self.starts.is_empty() {
             return false;
         }
-        let empty_in = |node: &NodeId| empty_in(cluster, *node);
-        let latest = self.owners.keys().filter_map(empty_in).max().unwrap_or(0);
-        others.filter_map(empty_in).any(|soon| soon < latest / SOONER)
+        let awaited = self.owners.iter().filter(|(_, owner)| **owner != Owner::Wide).map(|(node, _)| node);
+        let latest = awaited.filter_map(|node| empty_in(cluster, *node)).max().unwrap_or(0);
+        let others = freed.iter().filter(|node| !self.owners.contains_key(node));
+        others.filter_map(|node| empty_in(cluster, *node)).any(|soon| soon < latest / SOONER)
     }
 
     /// Those that room is kept for, in the order in which they are served.
