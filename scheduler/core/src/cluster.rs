@@ -9,7 +9,7 @@ use crate::event::*;
 use crate::jobs::*;
 use crate::nodes::*;
 use crate::plan::price::{self, Prices};
-use crate::plan::{self, Free, Order, Room};
+use crate::plan::{self, Free, Futile, Order, Room};
 use crate::types::*;
 
 /// Name of the queue that always exists.
@@ -25,6 +25,8 @@ pub struct Policy {
     pub lease: Duration,
     /// Pause before a job that failed is placed again. Doubles with every failure, up to 64 times.
     pub backoff: Duration,
+    /// Whether running jobs are stopped for better ones that wait. See [`plan::preempt`].
+    pub preemption: bool,
 }
 
 /// All that the scheduler knows.
@@ -47,6 +49,10 @@ pub struct Cluster {
     round_at: Option<Time>,
     /// Shapes that found no room in the last round, and since when nothing has become free.
     pub(crate) unfit: BTreeSet<Arc<Shape>>,
+    /// Jobs for which no victims were found, and since when nothing has changed that could help them.
+    pub(crate) futile: Futile,
+    /// When jobs that run had their last checkpoint, if that was in this attempt. Soft state, from reports.
+    checkpoints: BTreeMap<JobId, Time>,
     /// What is free. Derived from the nodes and what is held on them.
     room: Room,
     /// Learned from what was asked for. Derived from the jobs, see [`price::learned_from`].
@@ -54,6 +60,8 @@ pub struct Cluster {
     /// The last job that they are learned from.
     priced: u64,
     // Collected during one step, empty between steps.
+    /// Jobs for which others that gave way to them have gone, with when that was decided: they go first.
+    pub(crate) freed_for: BTreeSet<(JobId, Time)>,
     touched_jobs: BTreeSet<JobId>,
     touched_nodes: BTreeSet<NodeId>,
     touched_queues: BTreeSet<Name>,
@@ -83,6 +91,9 @@ impl Cluster {
             revision: Revision { term, count: 0 },
             round_at: Some(now),
             unfit: BTreeSet::new(),
+            futile: Futile::default(),
+            checkpoints: BTreeMap::new(),
+            freed_for: BTreeSet::new(),
             room: Room::default(),
             prices: Arc::default(),
             priced: 0,
@@ -159,15 +170,26 @@ impl Cluster {
         if self.round_at.is_some_and(|at| at <= now) {
             self.round_at = None;
             self.learn_prices();
+            if self.jobs.preemptors().next().is_some() {
+                // What is kept for them may lie elsewhere than in the last round.
+                self.unfit.clear();
+            }
             let room = std::mem::take(&mut self.room);
             let mut free = Free::in_room(self, room);
             let plan = plan::plan(&mut free, now);
             self.room = free.into_room();
-            self.unfit = plan.unfit;
+            (self.unfit, self.futile) = (plan.unfit, plan.futile);
             for (id, ranks) in plan.starts {
                 self.place(now, id, ranks);
             }
+            for preemption in plan.preemptions {
+                self.preempt(now, preemption);
+            }
+            if plan.is_unfinished {
+                self.plan_at(now);
+            }
         }
+        self.freed_for.clear();
         self.flush(reporter, effects);
     }
 
@@ -209,6 +231,13 @@ impl Cluster {
     /// The nodes.
     pub fn nodes(&self) -> &Nodes {
         &self.nodes
+    }
+
+    /// What a job that runs would lose if it were stopped now: time since its last checkpoint, or since it was placed,
+    /// in milliseconds.
+    pub fn unsaved_ms(&self, job: &Job) -> u64 {
+        let saved = job.placed.max(self.checkpoints.get(&job.id).copied());
+        saved.map_or(0, |saved| self.now.since(saved))
     }
 
     /// What is free.
@@ -298,6 +327,10 @@ impl Cluster {
         self.touched_nodes.insert(id);
         change(self.nodes.get_mut(id));
         self.refresh_room(id);
+        if self.jobs.preemptors().next().is_some() {
+            // What was kept on it for them may have to be kept elsewhere.
+            self.plan_anew(self.now);
+        }
     }
 
     /// Brings what is free on a node up to date.
@@ -334,9 +367,21 @@ impl Cluster {
         self.round_at = Some(self.round_at.map_or(at, |earlier| earlier.min(at)));
     }
 
+    /// A job has a checkpoint that is so old.
+    pub(crate) fn on_checkpoint(&mut self, job: JobId, age_ms: u64) {
+        let saved = Time(self.now.0.saturating_sub(age_ms));
+        let known = self.checkpoints.entry(job).or_insert(saved);
+        *known = saved.max(*known);
+    }
+
+    pub(crate) fn forget_checkpoint(&mut self, job: JobId) {
+        self.checkpoints.remove(&job);
+    }
+
     /// Plans again for all who wait: something has become free.
     pub(crate) fn plan_anew(&mut self, at: Time) {
         self.unfit.clear();
+        self.futile.clear();
         self.plan_at(at);
     }
 
@@ -441,9 +486,9 @@ pub(crate) enum Heartbeat {
 }
 
 impl Policy {
-    /// Leases of 10 s, a first pause of 1 s.
+    /// Leases of 10 s, a first pause of 1 s, preemption.
     pub fn new(order: Order) -> Policy {
-        Policy { order, lease: Duration::from_secs(10), backoff: Duration::from_secs(1) }
+        Policy { order, lease: Duration::from_secs(10), backoff: Duration::from_secs(1), preemption: true }
     }
 
     /// The lease that agents are told: shorter by a fifth, the time that remains to kill their workers

@@ -203,7 +203,7 @@ fn a_job_starts_when_its_explanation_said_it_would() {
             t.now = next;
             t.step(Event::Tick);
             for node in 0..t.cluster.nodes().len() as u32 {
-                obey(&mut t, node);
+                t.obey(node);
             }
         }
         assert_eq!(t.job(job.id.0).placed, Some(at), "seed {seed}");
@@ -211,32 +211,4 @@ fn a_job_starts_when_its_explanation_said_it_would() {
     }
     println!("{seen} started when it was said");
     assert!(20 < seen, "{seen}");
-}
-
-/// The node's workers that are to stop have exited; the others run.
-fn obey(t: &mut Fixture, node: u32) {
-    let id = t.cluster.nodes().by_name(&format!("node-{node}")).expect("a node");
-    let inventory = (*t.cluster.nodes().get(id).inventory).clone();
-    let report = |order: &WorkerOrder| WorkerReport {
-        id: order.id,
-        state: match order.goal {
-            Goal::Run => WorkerState::Running,
-            Goal::Stop => WorkerState::Exited(Exit::Signal(15)),
-        },
-    };
-    let workers = t.cluster.assignment(id).workers.iter().map(report).collect();
-    t.report(node, inventory, workers);
-}
-
-/// SplitMix64 (Steele et al., OOPSLA 2014).
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
 }

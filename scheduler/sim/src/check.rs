@@ -6,7 +6,7 @@ use std::sync::Arc;
 use aquifer_core::explain::{Reason, Start, explain};
 use aquifer_core::jobs::{Job, Outcome, Phase, Why};
 use aquifer_core::nodes::Node;
-use aquifer_core::plan::{Free, plan};
+use aquifer_core::plan::{Free, free_for_all, plan};
 use aquifer_core::*;
 
 use crate::sim::{Line, Sim};
@@ -39,11 +39,15 @@ impl Sim {
                 let (lived, again) = (cluster.assignment(node.id), restored.assignment(node.id));
                 assert_eq!(lived.workers, again.workers, "the assignment of {}", node.name);
             }
-            let missed = plan(&mut Free::of(&restored), self.now).starts;
+            let again = plan(&mut Free::of(&restored), self.now);
             // With several roles, less room may be better room: such a job may wait for the next round.
             let one_role = |id: &JobId| cluster.jobs().get(*id).is_some_and(|job| job.spec.roles.len() == 1);
-            let missed = missed.iter().map(|(id, _)| *id).find(one_role);
+            let missed = again.starts.iter().map(|(id, _)| *id).find(one_role);
             assert_eq!(missed, None, "no round was planned for a job that fits");
+            if cluster.deadline().is_none_or(|at| self.now < at) {
+                let missed = again.preemptions.iter().map(|it| it.job).find(one_role);
+                assert_eq!(missed, None, "no victims were sought for a job for which there are some");
+            }
             self.check_explained();
         }
     }
@@ -121,10 +125,39 @@ impl Sim {
                     assert!(!told.contains(node), "{node:?} is told two things in one step");
                     told.push(*node);
                 }
+                Effect::Note(Note::Preempted { job, by, .. }) => self.check_preempted(*job, *by),
                 Effect::Save(_) | Effect::Note(_) => (),
             }
         }
         assert_eq!(replies, usize::from(request.is_some()), "one answer to each request");
+    }
+
+    /// A victim has a lower priority, or its queue holds more than its guarantee, also without it.
+    fn check_preempted(&self, victim: JobId, by: JobId) {
+        let cluster = self.cluster.as_ref().expect("a scheduler");
+        let job = |id| cluster.jobs().get(id).expect("a job");
+        let (victim, by) = (job(victim), job(by));
+        assert!(
+            matches!(by.phase, Phase::Pending(_)),
+            "{} gives way to {}, which waits not",
+            victim.id,
+            by.id
+        );
+        if victim.spec.queue == by.spec.queue {
+            let (less, more) = (victim.spec.priority, by.spec.priority);
+            assert!(less < more, "{} gives way to {} of no higher priority", victim.id, by.id);
+            return;
+        }
+        let guaranteed = |of: &Job| {
+            let of = cluster.queues().find(|(queue, _)| queue.name == of.spec.queue);
+            of.expect("its queue").0.guaranteed_milli
+        };
+        assert!(0 < guaranteed(by), "{} gives way to {}, which is guaranteed nothing", victim.id, by.id);
+        let queue = &victim.spec.queue;
+        let promised = cluster.jobs().preemptors().any(|(job, _)| job.spec.queue == *queue);
+        let stopping = cluster.jobs().stopping().filter(|job| job.spec.queue == *queue);
+        let left = cluster.queue_held(queue) - stopping.map(Job::charge_milli).sum::<u64>();
+        assert!(promised || guaranteed(victim) <= left, "{queue} is left {left} of its guarantee");
     }
 
     /// An answer, at the moment at which it leaves.
@@ -296,6 +329,7 @@ impl Sim {
                         Why::WorkerFailed { .. } => "worker failed",
                         Why::RankLost { .. } => "rank lost",
                         Why::Drained { .. } => "drained",
+                        Why::Preempted { .. } => "preempted",
                     },
                     1,
                 ),
@@ -304,6 +338,10 @@ impl Sim {
                 }
                 Note::AgentRestarted { workers: 1.., .. } => saw("workers adopted", 1),
                 Note::ArrayQueued { .. } => saw("array", 1),
+                Note::Preempted { job, by, .. } => {
+                    let queue = |id: &JobId| &self.store.jobs[id].spec.queue;
+                    saw(if queue(job) == queue(by) { "preempted by priority" } else { "reclaimed" }, 1);
+                }
                 _ => (),
             }
         }
@@ -331,7 +369,7 @@ impl Sim {
         let mut text = format!("at {}, term {}\n", self.now, self.term);
         let Some(cluster) = &self.cluster else { return text + "no scheduler\n" };
         for job in cluster.jobs().iter().filter(|job| !matches!(job.phase, Phase::Done(_))) {
-            let reason = aquifer_core::explain::reason(&mut Free::of(cluster), job);
+            let reason = aquifer_core::explain::reason(&mut free_for_all(cluster), job);
             text += &format!("{} {reason}: {:?} {:?}\n", job.id, job.phase, job.spec.roles);
             text += &job.ranks.iter().map(|rank| format!("    {rank:?}\n")).collect::<String>();
         }

@@ -12,13 +12,13 @@ use crate::types::*;
 #[derive(Clone)]
 pub struct Free<'a> {
     pub(super) cluster: &'a Cluster,
-    room: Room,
+    pub(super) room: Room,
     /// Of the classes of devices, as the round found it. See [`Room::scarcity`].
-    scarcity: Vec<i64>,
+    pub(super) scarcity: Vec<i64>,
     /// Added by the round to what queues hold, in thousandths of a device.
-    taken: BTreeMap<Name, u64>,
+    pub(super) taken: BTreeMap<Name, u64>,
     /// Taken as if they had ended: what they hold is free.
-    ended: BTreeSet<JobId>,
+    pub(super) ended: BTreeSet<JobId>,
 }
 
 /// Why a job does not start now.
@@ -160,20 +160,7 @@ impl Search<'_, '_> {
             while ranks.len() < role.ranks as usize {
                 let Some(chosen) = room.choose(node.id, &left, request, devices, scarcity) else { break };
                 let Some(port) = free_port(node, &left, job, ranks.len()) else { break };
-                let charge_milli = match &chosen.take {
-                    Some(take) => take.charge_milli(),
-                    None => chosen.cpus_milli.into(),
-                };
-                let rank = Allocation {
-                    node: node.id,
-                    devices: chosen.devices,
-                    slice: chosen.take.and_then(|take| take.slice),
-                    charge_milli,
-                    cpus_milli: chosen.cpus_milli,
-                    memory_bytes: request.memory_bytes,
-                    port,
-                    worker: RankState::Assigned,
-                };
+                let rank = chosen.allocation(node.id, request, port);
                 left.take(&rank);
                 ranks.push(rank);
             }
@@ -183,12 +170,12 @@ impl Search<'_, '_> {
     }
 }
 
-fn has_labels(node: &Node, request: &Request) -> bool {
+pub(super) fn has_labels(node: &Node, request: &Request) -> bool {
     request.labels.iter().all(|(key, value)| node.inventory.labels.get(key) == Some(value))
 }
 
 /// What ranks count against their queue, in thousandths of a device.
-fn charge(ranks: &[Allocation]) -> u64 {
+pub(super) fn charge(ranks: &[Allocation]) -> u64 {
     ranks.iter().map(|rank| rank.charge_milli).sum()
 }
 

@@ -4,7 +4,7 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Free, Order};
+use super::{Free, Order, preempt};
 use crate::cluster::Cluster;
 use crate::jobs::{Job, Shape};
 use crate::types::*;
@@ -62,8 +62,12 @@ impl<'a> Line<'a> {
 impl<'a> Ready<'a> {
     pub fn of(cluster: &'a Cluster) -> Ready<'a> {
         let lines = |shapes: &'a BTreeMap<Arc<Shape>, _>| {
-            let open = shapes.iter().filter(|(shape, _)| !cluster.unfit.contains(*shape));
-            open.filter_map(|(shape, jobs)| Some((shape, Line::of(jobs)?))).collect()
+            let lines = shapes.iter().filter_map(|(shape, jobs)| Some((shape, Line::of(jobs)?)));
+            let is_open = |(shape, line): &(&Arc<Shape>, Line)| {
+                let head = || cluster.jobs().get(line.head.1).expect("a ready job");
+                !cluster.unfit.contains(*shape) || preempt::is_worth_a_search(cluster, head(), shape)
+            };
+            lines.filter(is_open).collect()
         };
         let queues = cluster.jobs().ready().iter().map(|(queue, shapes)| (queue, lines(shapes)));
         let queues = queues.filter(|(_, lines): &(_, BTreeMap<_, _>)| !lines.is_empty()).collect();

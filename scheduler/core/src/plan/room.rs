@@ -156,6 +156,22 @@ pub(super) struct Chosen {
     pub cpus_milli: u32,
 }
 
+impl Chosen {
+    /// What the rank then holds.
+    pub fn allocation(self, node: NodeId, request: &Request, port: u16) -> Allocation {
+        Allocation {
+            node,
+            charge_milli: self.take.as_ref().map_or(self.cpus_milli.into(), Take::charge_milli),
+            devices: self.devices,
+            slice: self.take.and_then(|take| take.slice),
+            cpus_milli: self.cpus_milli,
+            memory_bytes: request.memory_bytes,
+            port,
+            worker: RankState::Assigned,
+        }
+    }
+}
+
 impl Room {
     /// What is free on the node.
     pub fn on(&self, node: NodeId) -> &NodeFree {
@@ -462,9 +478,8 @@ impl Room {
             Some((fitting, device_class, Chosen { score, devices, take: Some(take), cpus_milli }))
         };
         let chosen = classes.into_iter().filter_map(of_class);
-        let best = chosen.min_by(|one, other| {
-            (one.2.score, one.0, one.1).cmp(&(other.2.score, other.0, other.1))
-        });
+        let best =
+            chosen.min_by(|one, other| (one.2.score, one.0, one.1).cmp(&(other.2.score, other.0, other.1)));
         best.map(|(_, _, chosen)| chosen)
     }
 
@@ -478,7 +493,10 @@ impl Room {
         for ((node, held), known) in nodes.zip(&self.nodes) {
             let name = &node.name;
             let classes = known.class_of.iter().map(|class| &self.classes[usize::from(*class)]);
-            assert!(classes.eq(node.inventory.devices.iter().map(|device| &device.class)), "classes of {name}");
+            assert!(
+                classes.eq(node.inventory.devices.iter().map(|device| &device.class)),
+                "classes of {name}"
+            );
             let free = NodeFree::of(&node.inventory, held, &known.class_of);
             assert_eq!(known.free, free, "what is free on {name}");
             assert_eq!(known.entry.is_some(), node.takes_work(), "whether {name} is indexed");
@@ -490,7 +508,10 @@ impl Room {
             let indexed = known.groups.iter().map(|group| self.gaps[*group as usize].0);
             assert!(indexed.eq(gaps.iter().copied()), "the gaps of {name}");
             for group in &known.groups {
-                assert!(self.gaps[*group as usize].1.iter().any(|other| *other == entry), "{name} in a group");
+                assert!(
+                    self.gaps[*group as usize].1.iter().any(|other| *other == entry),
+                    "{name} in a group"
+                );
             }
             entries += gaps.len();
             for device in accelerators(&free, &self.classes) {
@@ -530,7 +551,9 @@ fn summary(id: NodeId, free: &NodeFree, classes: &[Arc<DeviceClass>]) -> (Entry,
             continue;
         }
         let count = |gap: &mut Gap| match gap {
-            Gap::Whole { class: of, count, .. } | Gap::WholeCores { class: of, count, .. } if *of == class => {
+            Gap::Whole { class: of, count, .. } | Gap::WholeCores { class: of, count, .. }
+                if *of == class =>
+            {
                 *count += 1;
                 true
             }

@@ -168,6 +168,7 @@ impl<'a> Ours<'a> {
                 true => WorkerState::Exited(Exit::Code(0)),
                 false => WorkerState::Running,
             },
+            checkpoint_age_ms: None,
         });
         let report = NodeReport {
             node: agent.name.clone(),
