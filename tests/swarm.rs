@@ -16,7 +16,7 @@ use aquifer_sim::{Sim, workload};
 const PATIENCE: Time = Time(20_000_000);
 
 /// What a swarm must have met, or it proves nothing.
-const SIGHTS: [&str; 28] = [
+const SIGHTS: [&str; 31] = [
     "agent-restarted",
     "answered as repeated",
     "array",
@@ -33,8 +33,11 @@ const SIGHTS: [&str; 28] = [
     "node-up",
     "not launched",
     "placed",
+    "preempted",
+    "preempted by priority",
     "queue-set",
     "rank lost",
+    "reclaimed",
     "refused",
     "running",
     "scheduler restarted",

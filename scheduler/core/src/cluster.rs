@@ -186,7 +186,7 @@ impl Cluster {
                 self.preempt(now, preemption);
             }
             if plan.is_unfinished {
-                self.plan_at(now);
+                self.plan_at(Time(now.0 + 1));
             }
         }
         self.freed_for.clear();
@@ -383,6 +383,14 @@ impl Cluster {
         self.unfit.clear();
         self.futile.clear();
         self.plan_at(at);
+    }
+
+    /// Seeks victims again where there were none.
+    pub(crate) fn seek_anew(&mut self, at: Time) {
+        self.futile.clear();
+        if self.policy.preemption && !self.jobs.ready().is_empty() {
+            self.plan_at(at);
+        }
     }
 
     /// Adds to and takes from what a queue holds.

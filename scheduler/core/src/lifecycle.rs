@@ -250,9 +250,10 @@ impl Cluster {
         let nodes = job.ranks.iter().map(|rank| self.nodes.get(rank.node).name.clone()).collect();
         let note = Note::Placed { job: id, attempt: job.attempt, nodes };
         self.charge(&queue, charge, 0);
-        if 0 < self.queues[&queue].guaranteed_milli {
-            // It may hold more than that by now, which others may reclaim.
-            self.futile.clear();
+        let guaranteed = self.queues[&queue].guaranteed_milli;
+        if 0 < guaranteed && guaranteed < self.queue_held(&queue) {
+            // Others may reclaim what is more.
+            self.seek_anew(Time(now.0 + 1));
         }
         self.reassign(id);
         self.note(note);
@@ -302,6 +303,7 @@ impl Cluster {
             job.last_failure = Some(why.clone());
         });
         self.reassign(id);
+        self.seek_anew(self.now);
         self.note(Note::Requeued { job: id, why });
     }
 
@@ -331,6 +333,7 @@ impl Cluster {
             job.phase = Phase::Stopping(then);
         });
         self.reassign(id);
+        self.seek_anew(self.now);
         self.note(Note::Stopping { job: id, why: outcome });
     }
 

@@ -27,9 +27,7 @@ impl Gap {
     pub fn class(&self) -> Option<u16> {
         match self {
             Gap::Cores { .. } => None,
-            Gap::Whole { class, .. } | Gap::WholeCores { class, .. } | Gap::Part { class, .. } => {
-                Some(*class)
-            }
+            Gap::Whole { class, .. } | Gap::WholeCores { class, .. } | Gap::Part { class, .. } => Some(*class),
         }
     }
 }

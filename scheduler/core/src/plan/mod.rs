@@ -79,7 +79,6 @@ pub fn plan(free: &mut Free, _now: Time) -> Plan {
             None => ready.drop_shape(&job.spec.queue, shape),
         }
     }
-    plan.is_unfinished = promises.is_unfinished();
-    promises.end(free, &plan.starts);
+    plan.is_unfinished = promises.end(free, &plan.starts);
     plan
 }

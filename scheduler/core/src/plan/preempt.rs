@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::Order;
 use super::fit::{Free, Misfit, charge, fits, has_labels, place};
-use super::room::NodeFree;
+use super::room::{NodeFree, Room};
 use crate::cluster::{Cluster, workers};
 use crate::jobs::{Job, Phase, Shape};
 use crate::types::*;
@@ -97,21 +97,35 @@ pub fn free_for_all(cluster: &Cluster) -> Free<'_> {
     free
 }
 
-/// What a round promises to jobs to which others give way.
+/// Ranks of jobs that leave, by node.
+type Leaving<'a> = BTreeMap<NodeId, Vec<(WorkerId, &'a Allocation)>>;
+/// What is given to ranks, by node.
+type Given = BTreeMap<NodeId, Vec<Allocation>>;
+
+/// What a round promises to jobs to which others give way. Of what is free, all others see only what stays free once
+/// the victims have left and those jobs have started.
+#[derive(Default)]
 pub struct Promises<'a> {
-    /// What will be free once all that stops has stopped, and all that was promised and handed out is taken.
-    /// Made when it is needed.
-    soon: Option<Soon<'a>>,
     jobs: BTreeSet<JobId>,
-    /// Nodes of which something is kept.
-    kept: BTreeSet<NodeId>,
+    promised: Given,
+    /// By queue, in thousandths of a device: all that is promised, and how much of it goes beyond what victims give back.
+    charges: BTreeMap<Name, (u64, u64)>,
+    victims: BTreeSet<JobId>,
+    /// What the victims hold.
+    leaving: Leaving<'a>,
+    /// The round's starts.
+    started: Given,
+    /// How many of them were counted.
+    seen: usize,
     searches: u32,
-    /// Whether one of the jobs starts in this round.
-    is_kept: bool,
+    /// Whether those for whom there were no victims may find some in another round.
+    is_news: bool,
+    /// Whether a job waits because what stops already is enough.
+    waits: bool,
 }
 
 impl<'a> Promises<'a> {
-    /// Starts the jobs whose victims have gone, and keeps the room of those whose victims have not.
+    /// Starts the jobs whose victims have left, and keeps the room of those whose victims have not.
     pub fn of(free: &mut Free<'a>, starts: &mut Vec<(JobId, Vec<Allocation>)>) -> Promises<'a> {
         let jobs = free.cluster.jobs();
         let freed_for = free.cluster.freed_for.iter().filter_map(|(id, at)| Some((jobs.get(*id)?, *at)));
@@ -120,25 +134,23 @@ impl<'a> Promises<'a> {
         let preemptors: BTreeSet<(Time, Reverse<i32>, JobId)> = (freed_for.chain(jobs.preemptors()))
             .map(|(job, at)| (at, Reverse(job.spec.priority), job.id))
             .collect();
-        let mut promises = Promises {
-            soon: None,
-            jobs: BTreeSet::new(),
-            kept: BTreeSet::new(),
-            searches: 0,
-            is_kept: false,
-        };
+        let mut promises = Promises::default();
         for (.., id) in preemptors {
             let job = jobs.get(id).expect("a job that waits");
-            let soon = promises.soon.get_or_insert_with(|| Soon::of(free, starts));
-            let Ok(ranks) = soon.place(job) else { continue };
+            let victims: Vec<&Job> = jobs.victims_of(id).collect();
+            let mut search = Search::new(free, &promises);
+            victims.iter().for_each(|victim| search.give(victim));
+            let ranks = search.place(job);
+            victims.iter().for_each(|victim| search.take_back(victim));
+            let Ok(ranks) = ranks else { continue };
             promises.jobs.insert(id);
-            if take(free, job, &ranks) {
+            if is_within_limit(free, job, &ranks) && take(free, job, &ranks) {
                 starts.push((id, ranks));
-                soon.handed_out += 1;
-                promises.is_kept = true;
+                promises.is_news = true;
             } else {
-                promises.keep(free, job, &ranks);
+                promises.promise(free, job, &victims, ranks);
             }
+            promises.catch_up(starts);
         }
         promises
     }
@@ -148,13 +160,7 @@ impl<'a> Promises<'a> {
         self.jobs.contains(&job)
     }
 
-    /// Whether victims must be sought in another round: there were more jobs to seek them for than one round may, or
-    /// one that was promised its room starts, and may give way itself once it runs.
-    pub fn is_unfinished(&self) -> bool {
-        self.is_kept || MAX_SEARCHES < self.searches
-    }
-
-    /// Seeks victims for a job that finds no room, and keeps what they will leave. Remembers when there are none.
+    /// Seeks victims for a job that finds no room, and promises it what they will leave. Remembers when there are none.
     pub fn seek(
         &mut self,
         free: &mut Free<'a>,
@@ -170,16 +176,22 @@ impl<'a> Promises<'a> {
         if MAX_SEARCHES < self.searches {
             return None;
         }
-        let soon = self.soon.get_or_insert_with(|| Soon::of(free, starts));
-        soon.catch_up(starts);
-        let Some((victims, ranks)) = soon.make_room(job) else {
-            if !self.is_kept {
+        self.catch_up(starts);
+        let mut search = Search::new(free, self);
+        if search.fits_soon(job) {
+            self.waits = true;
+            return None;
+        }
+        let Some((victims, ranks)) = search.make_room(job) else {
+            if !self.is_news {
                 futile.entry(job.spec.queue.clone()).or_default().insert(shape.clone(), job.spec.priority);
             }
             return None;
         };
         self.jobs.insert(job.id);
-        self.keep(free, job, &ranks);
+        self.promise(free, job, &victims, ranks);
+        self.is_news = true;
+        futile.clear();
         let victim = |victim: &Job| Victim {
             job: victim.id,
             lost_device_ms: cluster.unsaved_ms(victim) * victim.devices_held_milli() / 1000,
@@ -187,40 +199,52 @@ impl<'a> Promises<'a> {
         Some(Preemption { job: job.id, victims: victims.into_iter().map(victim).collect() })
     }
 
-    /// Leaves to others, of the nodes of a promised placement, what is free now and will be with the job there.
-    fn keep(&mut self, free: &mut Free, job: &Job, ranks: &[Allocation]) {
-        let soon = &self.soon.as_ref().expect("a promise was made of it").free;
-        for id in nodes(ranks) {
-            let left = both(free.room.on(id), soon.room.on(id));
-            free.room.change(id, left);
-            self.kept.insert(id);
-        }
+    fn promise(&mut self, free: &mut Free<'a>, job: &Job, victims: &[&'a Job], ranks: Vec<Allocation>) {
         let queue = &job.spec.queue;
-        let more = soon.held_by(queue).saturating_sub(free.held_by(queue));
+        let own = victims.iter().filter(|victim| victim.spec.queue == *queue);
+        let leaves: u64 = own.map(|victim| victim.charge_milli()).sum();
+        let more = charge(&ranks).saturating_sub(leaves);
         *free.taken.entry(queue.clone()).or_default() += more;
+        let charges = self.charges.entry(queue.clone()).or_default();
+        *charges = (charges.0 + charge(&ranks), charges.1 + more);
+        self.victims.extend(victims.iter().map(|victim| victim.id));
+        for (worker, rank) in victims.iter().flat_map(|victim| workers(victim)) {
+            self.leaving.entry(rank.node).or_default().push((worker, rank));
+        }
+        let changed = nodes(&ranks);
+        give_to(&mut self.promised, &ranks);
+        let mut search = Search::new(free, self);
+        changed.into_iter().for_each(|node| search.refresh_node(node));
     }
 
-    /// Gives back to `free` what was kept, so that only what was handed out is taken from it.
-    pub fn end(self, free: &mut Free, starts: &[(JobId, Vec<Allocation>)]) {
-        for id in self.kept {
-            free.room.refresh(free.cluster.nodes().get(id), free.cluster.nodes().held(id));
-            let mut left = free.room.on(id).clone();
-            let ranks = starts.iter().flat_map(|(_, ranks)| ranks);
-            ranks.filter(|rank| rank.node == id).for_each(|rank| left.take(rank));
-            free.room.change(id, left);
-        }
+    /// Counts what the round has handed out since.
+    fn catch_up(&mut self, starts: &[(JobId, Vec<Allocation>)]) {
+        starts[self.seen..].iter().for_each(|(_, ranks)| give_to(&mut self.started, ranks));
+        self.seen = starts.len();
+    }
+
+    /// Gives back to `free` what is kept, so that only what was handed out is taken from it. Returns whether victims
+    /// must be sought in another round: there are more jobs to seek them for than one round may, or those that stop now
+    /// or start may help jobs for which there were none.
+    pub fn end(mut self, free: &mut Free<'a>, starts: &[(JobId, Vec<Allocation>)]) -> bool {
+        self.catch_up(starts);
+        // After what was handed out, what is kept may lie elsewhere, and what stops may not be enough.
+        let is_open = self.waits || !self.promised.is_empty();
+        let kept = std::mem::take(&mut self.promised);
+        let mut search = Search::new(free, &self);
+        kept.into_keys().for_each(|node| search.refresh_node(node));
+        self.is_news || MAX_SEARCHES < self.searches || (is_open && !starts.is_empty())
     }
 }
 
-/// What will be free once all that stops has stopped.
-struct Soon<'a> {
-    free: Free<'a>,
-    /// What is taken as gone, by node.
-    gone: BTreeMap<NodeId, Vec<(WorkerId, &'a Allocation)>>,
-    /// What is handed out or promised, by node.
-    taken: BTreeMap<NodeId, Vec<Allocation>>,
-    /// How many of the round's starts are among it.
-    handed_out: usize,
+/// A search for victims: `free` is changed as if some had left.
+struct Search<'s, 'a> {
+    free: &'s mut Free<'a>,
+    promises: &'s Promises<'a>,
+    /// Taken as if they had left.
+    gone: Leaving<'a>,
+    /// Whether all victims of promises are taken as gone as well.
+    kept_promises: bool,
     work: usize,
 }
 
@@ -234,36 +258,9 @@ struct Candidate<'a> {
 /// What may still be taken of other queues, in thousandths of a device.
 type Spare<'a> = BTreeMap<&'a Name, u64>;
 
-impl<'a> Soon<'a> {
-    /// `free` has nothing kept, and everything taken that was handed out.
-    fn of(free: &Free<'a>, starts: &[(JobId, Vec<Allocation>)]) -> Soon<'a> {
-        let (gone, taken) = (BTreeMap::new(), BTreeMap::new());
-        let mut soon = Soon { free: free.clone(), gone, taken, handed_out: starts.len(), work: 0 };
-        starts.iter().for_each(|(_, ranks)| soon.note_taken(ranks));
-        free.cluster.jobs().stopping().for_each(|job| soon.give(job));
-        soon
-    }
-
-    fn note_taken(&mut self, ranks: &[Allocation]) {
-        for rank in ranks {
-            self.taken.entry(rank.node).or_default().push(rank.clone());
-        }
-    }
-
-    /// Takes what the round has handed out since.
-    fn catch_up(&mut self, starts: &[(JobId, Vec<Allocation>)]) {
-        for (id, ranks) in &starts[self.handed_out..] {
-            let job = self.free.cluster.jobs().get(*id).expect("a job that starts");
-            assert!(take(&mut self.free, job, ranks), "{id} was given what is promised to others");
-            self.note_taken(ranks);
-        }
-        self.handed_out = starts.len();
-    }
-
-    fn place(&mut self, job: &Job) -> Result<Vec<Allocation>, Misfit> {
-        let ranks = place(&mut self.free, job)?;
-        self.note_taken(&ranks);
-        Ok(ranks)
+impl<'s, 'a> Search<'s, 'a> {
+    fn new(free: &'s mut Free<'a>, promises: &'s Promises<'a>) -> Search<'s, 'a> {
+        Search { free, promises, gone: BTreeMap::new(), kept_promises: false, work: 0 }
     }
 
     /// From now on the job is taken as gone.
@@ -276,7 +273,7 @@ impl<'a> Soon<'a> {
     }
 
     /// The job stays after all.
-    fn take_back(&mut self, job: &'a Job) {
+    fn take_back(&mut self, job: &Job) {
         self.free.ended.remove(&job.id);
         for node in nodes(&job.ranks) {
             self.gone.get_mut(&node).expect("it was given").retain(|(worker, _)| worker.job != job.id);
@@ -289,68 +286,109 @@ impl<'a> Soon<'a> {
         self.work += job.ranks.len();
     }
 
+    /// What is free on a node with those gone who are taken as gone, and stays free when all promises are kept.
     fn refresh_node(&mut self, id: NodeId) {
         let node = self.free.cluster.nodes().get(id);
         if !node.takes_work() {
             return;
         }
-        let mut held = self.free.cluster.nodes().held(id).clone();
-        self.gone.get(&id).into_iter().flatten().for_each(|(worker, rank)| held.change(*worker, rank, false));
-        self.free.room.refresh(node, &held);
-        if let Some(ranks) = self.taken.get(&id) {
-            let mut left = self.free.room.on(id).clone();
-            ranks.iter().for_each(|rank| left.take(rank));
-            self.free.room.change(id, left);
-        }
+        let left = |room: &mut Room, leaving: &[&Leaving], given: &[&Given]| {
+            let mut held = self.free.cluster.nodes().held(id).clone();
+            for (worker, rank) in leaving.iter().filter_map(|leaving| leaving.get(&id)).flatten() {
+                held.change(*worker, rank, false);
+            }
+            room.refresh(node, &held);
+            let mut left = room.on(id).clone();
+            given.iter().filter_map(|given| given.get(&id)).flatten().for_each(|rank| left.take(rank));
+            left
+        };
+        let Promises { promised, leaving, started, .. } = self.promises;
+        let room = &mut self.free.room;
+        let then = (promised.contains_key(&id) || self.kept_promises)
+            .then(|| left(room, &[&self.gone, leaving], &[started, promised]));
+        let free = match (self.kept_promises, then) {
+            (true, Some(then)) => then,
+            (_, then) => {
+                let now = left(room, &[&self.gone], &[started]);
+                then.map_or(now.clone(), |then| both(&now, &then))
+            }
+        };
+        room.change(id, free);
+    }
+
+    /// Places the job, and takes nothing.
+    fn place(&mut self, job: &Job) -> Result<Vec<Allocation>, Misfit> {
+        let ranks = place(self.free, job)?;
+        *self.free.taken.get_mut(&job.spec.queue).expect("it was placed") -= charge(&ranks);
+        nodes(&ranks).into_iter().for_each(|node| self.refresh_node(node));
+        Ok(ranks)
     }
 
     fn fits(&mut self, job: &Job) -> bool {
         self.work += job.spec.ranks() as usize;
-        fits(&mut self.free, job).is_ok()
+        fits(self.free, job).is_ok()
     }
 
-    /// The victims for a job, which are then taken as gone, and where the job then starts.
+    /// Whether the job fits once all that stops already has stopped.
+    fn fits_soon(&mut self, job: &Job) -> bool {
+        let jobs = self.free.cluster.jobs();
+        let others: Vec<&Job> =
+            jobs.stopping().filter(|job| !self.promises.victims.contains(&job.id)).collect();
+        if others.is_empty() && self.promises.victims.is_empty() {
+            return false;
+        }
+        self.kept_promises = true;
+        others.iter().for_each(|job| self.give(job));
+        self.promises.leaving.keys().for_each(|node| self.refresh_node(*node));
+        let fits = self.fits(job);
+        self.kept_promises = false;
+        others.iter().for_each(|job| self.take_back(job));
+        self.promises.leaving.keys().for_each(|node| self.refresh_node(*node));
+        fits
+    }
+
+    /// The victims for a job, and where it starts once they have left. Leaves `free` as it was.
     fn make_room(&mut self, job: &'a Job) -> Option<(Vec<&'a Job>, Vec<Allocation>)> {
+        let misfit = fits(self.free, job).err()?;
         self.work = 0;
-        // What stops already may be enough.
-        let misfit = fits(&mut self.free, job).err()?;
-        let of_one_node = job.spec.ranks() == 1 && matches!(misfit, Misfit::RoomFor { .. });
         let candidates = self.candidates(job);
-        let spare: Spare = candidates
-            .iter()
-            .map(|candidate| &candidate.job.spec.queue)
-            .map(|queue| {
-                let guaranteed = self.free.cluster.queues[queue].guaranteed_milli;
-                (queue, self.free.held_by(queue).saturating_sub(guaranteed))
-            })
-            .collect();
-        let victims = match of_one_node {
+        let queues: BTreeSet<&Name> = candidates.iter().map(|candidate| &candidate.job.spec.queue).collect();
+        let spare: Spare = queues.into_iter().map(|queue| (queue, self.spare_milli(queue))).collect();
+        let victims = match job.spec.ranks() == 1 && matches!(misfit, Misfit::RoomFor { .. }) {
             true => self.on_one_node(job, &candidates, &spare),
             false => self.on_many_nodes(job, &candidates, &spare, &misfit),
         }?;
-        let ranks = place(&mut self.free, job).expect("it was proved to fit");
+        let ranks = self.place(job).expect("it was proved to fit");
         let queue = &job.spec.queue;
         let reclaims = victims.iter().any(|victim| victim.spec.queue != *queue);
-        if reclaims && self.free.cluster.queues[queue].guaranteed_milli < self.free.held_by(queue) {
-            *self.free.taken.get_mut(queue).expect("it was placed") -= charge(&ranks);
-            nodes(&ranks).into_iter().for_each(|node| self.refresh_node(node));
-            victims.into_iter().for_each(|victim| self.take_back(victim));
-            return None;
-        }
-        self.note_taken(&ranks);
-        Some((victims, ranks))
+        let held = self.free.held_by(queue) + charge(&ranks);
+        victims.iter().for_each(|victim| self.take_back(victim));
+        let is_guaranteed = held <= self.free.cluster.queues[queue].guaranteed_milli;
+        (!reclaims || is_guaranteed).then_some((victims, ranks))
+    }
+
+    /// What a queue will hold beyond its guarantee once all that stops has stopped and all promises are kept.
+    fn spare_milli(&self, queue: &Name) -> u64 {
+        let cluster = self.free.cluster;
+        let victims = self.promises.victims.iter().filter_map(|id| cluster.jobs().get(*id));
+        let others = cluster.jobs().stopping().filter(|job| !self.promises.victims.contains(&job.id));
+        let stops = victims.chain(others).filter(|job| job.spec.queue == *queue);
+        let stops: u64 = stops.map(Job::charge_milli).sum();
+        let (promised, more) = self.promises.charges.get(queue).copied().unwrap_or_default();
+        let held = self.free.held_by(queue) + promised - more - stops;
+        held.saturating_sub(cluster.queues[queue].guaranteed_milli)
     }
 
     /// Those that lose least first.
     fn candidates(&self, job: &Job) -> Vec<Candidate<'a>> {
-        let cluster = self.free.cluster;
+        let cluster: &'a Cluster = self.free.cluster;
         let own = cluster.jobs().active_in(&job.spec.queue);
         let others =
             (cluster.queues.keys().filter(|queue| **queue != job.spec.queue && may_reclaim(cluster, job)))
                 .flat_map(|queue| cluster.jobs().active_in(queue));
         let own = own.take_while(|victim| may_take(cluster, job, victim));
         let others = others.filter(|victim| may_take(cluster, job, victim));
-        let gone = |victim: &&Job| self.free.ended.contains(&victim.id);
+        let gone = |victim: &&Job| self.promises.victims.contains(&victim.id);
         let mut candidates: Vec<Candidate> = (own
             .chain(others)
             .filter(|victim| !gone(victim))
@@ -436,11 +474,11 @@ impl<'a> Soon<'a> {
         };
         order.retain(|candidate| allows(&mut spare, job, candidate.job));
         let mut given = 0;
-        let mut fits_with = |soon: &mut Soon<'a>, count: usize| {
-            order[count.min(given)..given].iter().for_each(|candidate| soon.take_back(candidate.job));
-            order[given.min(count)..count].iter().for_each(|candidate| soon.give(candidate.job));
+        let mut fits_with = |search: &mut Search<'s, 'a>, count: usize| {
+            order[count.min(given)..given].iter().for_each(|candidate| search.take_back(candidate.job));
+            order[given.min(count)..count].iter().for_each(|candidate| search.give(candidate.job));
             given = count;
-            soon.fits(job)
+            search.fits(job)
         };
         if !fits_with(self, order.len()) {
             fits_with(self, 0);
@@ -560,6 +598,12 @@ fn take(free: &mut Free, job: &Job, ranks: &[Allocation]) -> bool {
     true
 }
 
+/// Whether the queue may hold a placement besides what it holds still.
+fn is_within_limit(free: &Free, job: &Job, ranks: &[Allocation]) -> bool {
+    let limit = free.cluster.queues[&job.spec.queue].limit_milli;
+    limit.is_none_or(|limit| free.held_by(&job.spec.queue) + charge(ranks) <= limit)
+}
+
 fn covers(left: &NodeFree, rank: &Allocation) -> bool {
     let has = |index: &u16| {
         let at = left.devices.binary_search_by_key(index, |device| device.index);
@@ -586,6 +630,12 @@ fn both(one: &NodeFree, other: &NodeFree) -> NodeFree {
         cpus_milli: one.cpus_milli.min(other.cpus_milli),
         memory_bytes: one.memory_bytes.min(other.memory_bytes),
         ports: ports.into_iter().collect(),
+    }
+}
+
+fn give_to(given: &mut Given, ranks: &[Allocation]) {
+    for rank in ranks {
+        given.entry(rank.node).or_default().push(rank.clone());
     }
 }
 

@@ -48,6 +48,7 @@ impl<'a> Ours<'a> {
             order: Order::Priority,
             lease: Duration::from_millis(u64::MAX),
             backoff: Duration::from_secs(1),
+            preemption: false,
         };
         let mut ours = Ours {
             workload,
