@@ -40,6 +40,10 @@ pub struct Args {
     /// Who goes first: `fair-share` over the queues, or `priority` alone. Default: fair-share
     #[arg(long, env = "AQUIFER_ORDER", value_name = "ORDER")]
     pub order: Option<String>,
+    /// Stop running jobs, with their grace, for those of a higher priority or a queue below its guarantee: `on` or
+    /// `off`. Default: on
+    #[arg(long, env = "AQUIFER_PREEMPTION", value_name = "ON|OFF")]
+    pub preemption: Option<String>,
     /// Directory, on storage that all nodes see, for the checkpoints of jobs that name none. Default: `checkpoints`
     /// in the data directory
     #[arg(long, env = "AQUIFER_CHECKPOINT_ROOT", value_name = "DIR")]
@@ -83,6 +87,11 @@ impl Args {
             "priority" => Ok(Order::Priority),
             _ => Err("expected fair-share or priority".into()),
         })?;
+        let preemption = settings.take("preemption", self.preemption.as_ref(), "on", |text| match text {
+            "on" => Ok(true),
+            "off" => Ok(false),
+            _ => Err("expected on or off".into()),
+        })?;
         let root = self.checkpoint_root.as_ref();
         let checkpoint_root = settings.take("checkpoint-root", root, &checkpoints, absolute)?;
         let log_format = settings.take("log-format", self.log_format.as_ref(), "text", log_format)?;
@@ -91,7 +100,7 @@ impl Args {
         let file = settings.take_optional("token-file", None, |text| Ok(PathBuf::from(text)))?;
         settings.finish()?;
         let token = settings::token(global.token_file.as_deref().or(file.as_deref()))?;
-        let policy = Policy { order, lease, backoff };
+        let policy = Policy { order, lease, backoff, preemption };
         let checkpoint_root = checkpoint_root.display().to_string();
         let config = ServerConfig { listen, token, policy, checkpoint_root };
         Ok(Resolved { config, store: data_dir.join("store.redb"), log_format, log_level })

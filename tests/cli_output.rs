@@ -195,6 +195,7 @@ fn explanation() -> Explanation {
         start_ms: Some(NOW + 724_000),
         start_text: "Expected to start within 12 min, when job-7 reaches its time limit.".into(),
         change: "1 ranks instead of 2".into(),
+        gave_way_to: None,
     }
 }
 
@@ -226,7 +227,7 @@ fn a_plan_says_where_or_why_not() {
         plan::text(&refused, NOW, &plain())
             .starts_with("The job would wait: room for 1 of 2 ranks.\n\nNODES")
     );
-    let starts = Plan { starts_now: true, workers: running().workers, explanation: None };
+    let starts = Plan { starts_now: true, workers: running().workers, ..Plan::default() };
     assert_eq!(
         plan::text(&starts, NOW, &plain()),
         "\

@@ -47,46 +47,10 @@ impl Sim {
                     && cluster.jobs().victims_of(*id).next().is_none()
             };
             let missed = again.starts.iter().map(|(id, _)| *id).find(one_role);
-            let about = |id: &JobId| {
-                let j = cluster.jobs().get(*id).unwrap();
-                (
-                    j.id,
-                    j.spec.queue.clone(),
-                    j.spec.priority,
-                    j.phase.clone(),
-                    j.last_failure.clone(),
-                    j.placed,
-                )
-            };
-            if let Some(m) = missed {
-                eprintln!(
-                    "{:?} missed {:?} preemptors {:?} starts {:?} stopping {:?}",
-                    cluster.now(),
-                    about(&m),
-                    cluster.jobs().preemptors().map(|(j, at)| (about(&j.id), at)).collect::<Vec<_>>(),
-                    again.starts.iter().map(|s| s.0).collect::<Vec<_>>(),
-                    cluster.jobs().stopping().map(|j| about(&j.id)).collect::<Vec<_>>()
-                );
-            }
             assert_eq!(missed, None, "no round was planned for a job that fits");
             // Not while more rounds are to follow at once.
             if cluster.deadline().is_none_or(|at| self.now.0 + 1 < at.0) {
                 let missed = again.preemptions.iter().map(|it| it.job).find(one_role);
-                let found: Vec<_> = again.preemptions.iter().filter(|it| Some(it.job) == missed).collect();
-                let about = |id: &JobId| {
-                    let j = cluster.jobs().get(*id).unwrap();
-                    (j.id, j.spec.queue.clone(), j.spec.priority, j.phase.clone(), j.charge_milli(), j.placed)
-                };
-                for p in &found {
-                    eprintln!(
-                        "{:?} {:?} victims {:?} queues {:?} stopping {:?}",
-                        cluster.now(),
-                        about(&p.job),
-                        p.victims.iter().map(|v| about(&v.job)).collect::<Vec<_>>(),
-                        cluster.queues().collect::<Vec<_>>(),
-                        cluster.jobs().stopping().map(|j| about(&j.id)).collect::<Vec<_>>()
-                    );
-                }
                 assert_eq!(missed, None, "no victims were sought for a job for which there are some");
             }
             self.check_explained();

@@ -202,8 +202,8 @@ impl v1::pool_server::Pool for PoolService {
             let mut effects = Vec::new();
             let event = Event::Request { id: 0, command: Command::Submit(spec.into()) };
             what_if.step(cluster.now(), event, &mut effects);
-            let answer = effects.into_iter().find_map(|effect| match effect {
-                Effect::Reply(_, result) => Some(result),
+            let answer = effects.iter().find_map(|effect| match effect {
+                Effect::Reply(_, result) => Some(result.clone()),
                 _ => None,
             });
             let Answer::Submitted { first, .. } = answer.expect("one reply a request")? else {
@@ -215,6 +215,7 @@ impl v1::pool_server::Pool for PoolService {
                 starts_now: job.phase == Phase::Active,
                 ranks: view::ranks(&what_if, &shared, job),
                 explanation: Some(view::explanation(what_if.now(), first, &explanation)),
+                victims: effects.iter().filter_map(|effect| view::victim(&what_if, first, effect)).collect(),
             })
         });
         plan.await?.map(Response::new).map_err(refused)
