@@ -47,7 +47,7 @@ fn a_better_job_takes_the_devices_of_a_training_that_later_resumes_from_its_chec
     });
 
     let file = pool.file("high.yaml");
-    fs::write(&file, "command: [\"true\"]\ndevices: {count: 1, class: cpu}\npriority: 5\n")
+    fs::write(&file, "command: [\"true\"]\ndevices: {count: 1, vendor: cpu}\npriority: 5\n")
         .expect("a job file");
     let plan = pool.aquifer(&["plan", &file]).ok();
     assert!(plan.contains("once another one has stopped") && plan.contains("job-1"), "{plan}");
@@ -69,5 +69,5 @@ fn a_better_job_takes_the_devices_of_a_training_that_later_resumes_from_its_chec
     assert_eq!((ended.failures, ended.attempt), (0, 2));
     assert_eq!(status(&pool, low, 2).expect("its last words")["step"].as_u64(), Some(steps));
     let log = pool.log(low);
-    assert!(log.contains(&format!("step {saved}")), "it resumed from step {saved}: {log}");
+    assert!(log.contains(&format!(", from step {saved}")), "it resumed from step {saved}: {log}");
 }
