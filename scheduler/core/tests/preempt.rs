@@ -285,3 +285,49 @@ fn a_scheduler_that_takes_over_keeps_the_room() {
     assert_eq!(t.submit(1, 1), ["job-4 queued"]);
     assert_eq!(t.obey(1), ["job-3 placed attempt=1 on node-0 node-1"]);
 }
+
+#[test]
+fn of_one_node_the_job_goes_that_was_placed_last() {
+    let mut t = Fixture::new();
+    t.node(0, 8);
+    t.submit(1, 4);
+    t.now = Time(3_000);
+    t.submit(1, 4);
+    t.now = Time(4_000);
+    let notes = t.submit_with(1, 2, high);
+    assert_eq!(notes[1..], ["job-2 preempted: it gives way to job-3, at a cost of 4.000 device seconds"]);
+}
+
+/// While victims stop, no others are chosen for the same job, even if the room of those is of no use any more.
+#[test]
+fn no_further_victims_are_chosen_before_the_first_have_gone() {
+    let mut t = Fixture::new();
+    t.node(0, 8);
+    t.node(1, 8);
+    t.submit(1, 8);
+    t.submit(1, 8);
+    let victim = |notes: &[String]| if notes[1].starts_with("job-1") { 0 } else { 1 };
+    let first = victim(&t.submit_with(1, 8, high));
+    let node = format!("node-{first}").into();
+    let notes = t.tell(Command::SetNode { node, availability: Availability::Cordoned });
+    assert_eq!(notes, [format!("node-{first} cordoned")]);
+    assert_eq!(t.pass(second()), [""; 0]);
+    let notes = t.obey(first);
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    assert!(notes[0].contains("gives way to job-3"), "{notes:?}");
+}
+
+/// What a slice counts is known when it is placed: by its memory, more than the queue is guaranteed.
+#[test]
+fn a_slice_that_counts_more_than_the_guarantee_reclaims_nothing() {
+    let mut t = Fixture::new();
+    t.node(0, 1);
+    t.tell(Command::SetQueue(Queue { guaranteed_milli: 400, ..Queue::new("blue".into()) }));
+    t.submit(1, 1);
+    let half = Slice { compute_milli: 0, memory_bytes: class().memory_bytes / 2 };
+    let notes = t.submit_with(1, 1, |spec| {
+        spec.queue = "blue".into();
+        spec.roles[0].request.devices[0].slice = Some(half);
+    });
+    assert_eq!(notes, ["job-2 queued"]);
+}
