@@ -45,6 +45,9 @@ pub struct Args {
     /// A workload from the first seed: NODESxJOBS
     #[arg(long, value_name = "SIZE")]
     pub synthetic: Option<String>,
+    /// So many pools like this one, joined to one
+    #[arg(long, value_name = "COPIES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub times: u32,
     /// Orders of arrival of a static fill: a directory with files LIST.SEED.txt. Default: shuffled by the seed
     #[arg(long, value_name = "DIR")]
     pub arrivals: Option<PathBuf>,
@@ -90,7 +93,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         _ => Mode::Fill,
     };
     let seeds = source::seeds(&args.seeds)?;
-    let base = source::base(args, seeds[0])?;
+    let base = source::base(args, seeds[0])?.times(args.times);
     let mut report = Report::new(&args.mode, &base, &seeds);
     for (at, seed) in seeds.iter().enumerate() {
         let arrivals = source::arrivals(args, mode, &base, *seed)?;

@@ -169,6 +169,18 @@ impl Workload {
         }
     }
 
+    /// The same jobs on so many copies of the nodes.
+    pub fn times(mut self, copies: u32) -> Workload {
+        let nodes = self.nodes.clone();
+        for copy in 1..copies {
+            self.nodes.extend(nodes.iter().map(|node| {
+                let name = format!("{}-{copy}", node.name).into();
+                Node { name, ..node.clone() }
+            }));
+        }
+        self
+    }
+
     /// The index of a queue, entered if it is new.
     pub fn queue(&mut self, name: &str) -> u16 {
         let known = self.queues.iter().position(|known| **known == *name);
