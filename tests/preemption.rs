@@ -63,6 +63,9 @@ fn a_better_job_takes_the_devices_of_a_training_that_later_resumes_from_its_chec
     assert!(0 < victim.device_ms && victim.lost_device_ms < victim.device_ms, "{victim:?}");
     let why = pool.aquifer(&["explain", "job-1"]).ok();
     assert!(why.contains("gave way to job-2"), "{why}");
+    pool.kill_server();
+    pool.start_server();
+    assert_eq!(pool.job(low).last_failure, "it gave way to job-2");
     pool.until_succeeded(high);
 
     let ended = pool.until_succeeded(low);
