@@ -149,7 +149,7 @@ impl Cluster {
     pub fn step(&mut self, now: Time, event: Event, effects: &mut Vec<Effect>) {
         let now = self.now.max(now);
         self.now = now;
-        let mut reporter = None;
+        let (mut reporter, mut unknown) = (None, None);
         match event {
             Event::Request { id, command } => {
                 let result = self.on_command(now, command);
@@ -159,7 +159,7 @@ impl Cluster {
             Event::Heartbeat { node, boot, seq, same_as } => {
                 match self.on_heartbeat(now, node, boot, seq, same_as) {
                     Heartbeat::Renewed => reporter = Some(node),
-                    Heartbeat::Unknown => effects.push(Effect::AskReport(node)),
+                    Heartbeat::Unknown => unknown = Some(node),
                     Heartbeat::Late => (),
                 }
             }
@@ -190,7 +190,7 @@ impl Cluster {
             }
         }
         self.freed_for.clear();
-        self.flush(reporter, effects);
+        self.flush(reporter, unknown, effects);
     }
 
     /// When to call [`Cluster::step`] next if no event comes before. `None`: never.
@@ -403,7 +403,7 @@ impl Cluster {
     }
 
     /// Ends the step: emits every change once, then the answers, then the notes.
-    fn flush(&mut self, reporter: Option<NodeId>, effects: &mut Vec<Effect>) {
+    fn flush(&mut self, reporter: Option<NodeId>, unknown: Option<NodeId>, effects: &mut Vec<Effect>) {
         for id in self.new_specs.drain(..) {
             effects.push(Effect::Save(Record::Spec(id, self.jobs.get(id).expect("a new job").spec.clone())));
         }
@@ -416,12 +416,14 @@ impl Cluster {
         while let Some(name) = self.touched_queues.pop_first() {
             effects.push(Effect::Save(Record::Queue(self.queues[&name].clone())));
         }
-        let mut reporter = reporter;
+        let (mut reporter, mut unknown) = (reporter, unknown);
         while let Some(id) = self.reassigned.pop_first() {
             reporter = reporter.filter(|node| *node != id);
             self.revision.count += 1;
             self.nodes.set_revision(id, self.revision);
             if self.nodes.get(id).up {
+                // Its next heartbeat is not known either, and asks again.
+                unknown = unknown.filter(|node| *node != id);
                 effects.push(self.assign(id));
             }
         }
@@ -433,6 +435,7 @@ impl Cluster {
                 effects.push(self.assign(id));
             }
         }
+        effects.extend(unknown.map(Effect::AskReport));
         effects.extend(self.notes.drain(..).map(Effect::Note));
     }
 

@@ -40,6 +40,7 @@ pub type Futile = BTreeMap<Name, BTreeMap<Arc<Shape>, i32>>;
 
 /// Waiting jobs for which victims are sought in one round, at most. The next round follows at once.
 const MAX_SEARCHES: u32 = 8;
+
 /// Whether a running job may be stopped for one that waits. What may be taken of a queue in all is for the search.
 ///
 /// Within a queue the strictly higher priority takes. Across queues a queue that is within its guarantee, and with the

@@ -127,22 +127,34 @@ impl<'s, 'a> Search<'s, 'a> {
 
     /// The victims for a job, and where it starts once they have left. Leaves `free` as it was.
     pub fn make_room(&mut self, job: &'a Job) -> Option<(Vec<&'a Job>, Vec<Allocation>)> {
+        let queue = &job.spec.queue;
+        let mut candidates = self.candidates(job);
+        let (victims, ranks) = self.choose(job, &candidates)?;
+        let is_own = |victim: &Job| victim.spec.queue == *queue;
+        // What the job counts is only known once it is placed.
+        let guaranteed = self.free.cluster.queues[queue].guaranteed_milli;
+        let leaves: u64 =
+            victims.iter().filter(|victim| is_own(victim)).map(|victim| victim.charge_milli()).sum();
+        let reclaims = !victims.iter().all(|victim| is_own(victim));
+        if reclaims && guaranteed < self.free.held_by(queue) + charge(&ranks) - leaves {
+            candidates.retain(|candidate| is_own(candidate.job));
+            return self.choose(job, &candidates);
+        }
+        Some((victims, ranks))
+    }
+
+    fn choose(&mut self, job: &Job, candidates: &[Candidate<'a>]) -> Option<(Vec<&'a Job>, Vec<Allocation>)> {
         let misfit = fits(self.free, job).err()?;
         self.work = 0;
-        let candidates = self.candidates(job);
         let queues: BTreeSet<&Name> = candidates.iter().map(|candidate| &candidate.job.spec.queue).collect();
         let spare: Spare = queues.into_iter().map(|queue| (queue, self.spare_milli(queue))).collect();
         let victims = match job.spec.ranks() == 1 && matches!(misfit, Misfit::RoomFor { .. }) {
-            true => self.on_one_node(job, &candidates, &spare),
-            false => self.on_many_nodes(job, &candidates, &spare, &misfit),
+            true => self.on_one_node(job, candidates, &spare),
+            false => self.on_many_nodes(job, candidates, &spare, &misfit),
         }?;
         let ranks = self.place(job).expect("it was proved to fit");
-        let queue = &job.spec.queue;
-        let reclaims = victims.iter().any(|victim| victim.spec.queue != *queue);
-        let held = self.free.held_by(queue) + charge(&ranks);
         victims.iter().for_each(|victim| self.take_back(victim));
-        let is_guaranteed = held <= self.free.cluster.queues[queue].guaranteed_milli;
-        (!reclaims || is_guaranteed).then_some((victims, ranks))
+        Some((victims, ranks))
     }
 
     /// What a queue will hold beyond its guarantee once all that stops has stopped and all promises are kept.
