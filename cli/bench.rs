@@ -290,6 +290,7 @@ fn report(seq: u64) -> v1::NodeReport {
         memory_bytes: 141 << 30,
         uuid: format!("GPU-{at}"),
         fault: None,
+        speed_milli: 1000,
     };
     let worker = |rank| v1::WorkerReport {
         worker: Some(v1::Worker { job: 1_000_000, attempt: 1, rank }),

@@ -143,6 +143,9 @@ impl Pool {
             Code::PermissionDenied => "ask an administrator of the pool",
             Code::NotFound => "`aquifer jobs --all`, `aquifer nodes` and `aquifer queues` tell what there is",
             Code::AlreadyExists => "choose another --key, or leave it out",
+            Code::InvalidArgument if status.message().starts_with("queue.") => {
+                "correct it and try again; `aquifer queues` shows the tree"
+            }
             Code::InvalidArgument => {
                 "correct it and try again; docs/job-file.md has every key with its limits"
             }

@@ -13,7 +13,8 @@ use crate::{Session, units, view};
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Example:
-  aquifer queues set research --weight 3 --guaranteed 16 --limit 64")]
+  aquifer queues set research --weight 3 --guaranteed 16 --limit 64
+  aquifer queues set vision --parent research --weight 2 --guaranteed 8")]
 pub struct Args {
     #[command(subcommand)]
     #[allow(missing_docs)]
@@ -28,7 +29,8 @@ pub enum Command {
     /// Make a queue, or change what is given of one
     #[command(after_help = "\
 Example:
-  aquifer queues set research --weight 3 --guaranteed 16 --limit none")]
+  aquifer queues set research --weight 3 --guaranteed 16 --limit none
+  aquifer queues set vision --parent research --weight 2 --guaranteed 8")]
     Set(SetArgs),
 }
 
@@ -38,13 +40,19 @@ pub struct SetArgs {
     /// Name of the queue: letters, digits, '.', '_', '-'
     #[arg(value_name = "QUEUE")]
     pub name: String,
-    /// Share of what is contended, relative to other queues: 1 to 1,000,000. Default: as it is; of a new queue: 1
+    /// Queue whose share it divides, or `none` for the pool. Default: as it is; of a new queue: none
+    #[arg(long, value_name = "QUEUE", value_parser = parent)]
+    pub parent: Option<Parent>,
+    /// Share of what is contended, relative to the other queues of its parent: 1 to 1,000,000. Default: as it is; of
+    /// a new queue: 1
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub weight: Option<u32>,
-    /// Devices up to which the queue goes first. Default: as it is; of a new queue: 0
+    /// Devices up to which the queue goes first: at most its limit, and with the other queues of its parent at most
+    /// what that is guaranteed. Default: as it is; of a new queue: 0
     #[arg(long, value_name = "DEVICES", value_parser = units::parse_milli)]
     pub guaranteed: Option<u64>,
-    /// Devices that it never holds more of, or `none`. Default: as it is; of a new queue: none
+    /// Devices that it, with the queues below it, never holds more of, or `none`. Default: as it is; of a new queue:
+    /// none
     #[arg(long, value_name = "DEVICES", value_parser = limit)]
     pub limit: Option<Limit>,
 }
@@ -52,6 +60,14 @@ pub struct SetArgs {
 /// The most that a queue holds, in thousandths of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit(pub Option<u64>);
+
+/// The name of the queue above, if there is one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parent(pub Option<String>);
+
+fn parent(text: &str) -> Result<Parent, String> {
+    Ok(Parent((text != "none").then(|| text.into())))
+}
 
 fn limit(text: &str) -> Result<Limit, String> {
     match text {
@@ -85,6 +101,11 @@ async fn set(args: SetArgs, queues: &[view::Queue], session: &Session) -> Result
     let known = queues.iter().find(|queue| queue.name == args.name);
     let queue = v1::Queue {
         name: args.name.clone(),
+        parent: match args.parent {
+            Some(Parent(parent)) => parent,
+            None => known.and_then(|queue| queue.parent.clone()),
+        }
+        .unwrap_or_default(),
         weight: args.weight.or(known.map(|queue| queue.weight)).unwrap_or(1),
         guaranteed_milli: args.guaranteed.or(known.map(|queue| queue.guaranteed_milli)).unwrap_or(0),
         limit_milli: match args.limit {
@@ -99,6 +120,7 @@ async fn set(args: SetArgs, queues: &[view::Queue], session: &Session) -> Result
     session.pool.call(Patience::Long, set).await?;
     let view = view::Queue {
         name: queue.name,
+        parent: (!queue.parent.is_empty()).then_some(queue.parent),
         weight: queue.weight,
         guaranteed_milli: queue.guaranteed_milli,
         limit_milli: queue.limit_milli,
@@ -110,8 +132,9 @@ async fn set(args: SetArgs, queues: &[view::Queue], session: &Session) -> Result
     }
     let limit =
         view.limit_milli.map_or("no limit".into(), |limit| format!("a limit of {}", units::milli(limit)));
+    let below = view.parent.map_or(String::new(), |parent| format!(", below {parent},"));
     session.output.text(format!(
-        "queue {} has the weight {}, {} devices guaranteed and {limit}",
+        "queue {}{below} has the weight {}, {} devices guaranteed and {limit}",
         view.name,
         view.weight,
         units::milli(view.guaranteed_milli),
@@ -119,28 +142,48 @@ async fn set(args: SetArgs, queues: &[view::Queue], session: &Session) -> Result
     Ok(())
 }
 
-/// The queues for people.
+/// The queues for people, each indented below its parent.
 pub fn text(queues: &[view::Queue], output: &Output) -> String {
     let columns = [
         ("QUEUE", Side::Left),
         ("WEIGHT", Side::Right),
         ("GUARANTEED", Side::Right),
         ("LIMIT", Side::Right),
-        ("HELD", Side::Right),
+        ("HOLDS", Side::Right),
+        ("USAGE", Side::Right),
+        ("SHARE", Side::Right),
         ("PENDING", Side::Right),
         ("RUNNING", Side::Right),
     ];
     let mut table = Table::new(&columns).elastic(&[0]);
-    for queue in queues {
+    for (depth, queue) in tree(queues, None, 0) {
         table.row([
-            queue.name.clone(),
+            format!("{:1$}{2}", "", 2 * depth, queue.name),
             units::group(queue.weight.into()),
             units::milli(queue.guaranteed_milli),
             queue.limit_milli.map_or("none".into(), units::milli),
             units::milli(queue.held_milli),
+            format!("{} h", units::hours(queue.used_device_ms)),
+            percent(queue.share_millionths),
             units::group(queue.pending_jobs),
             units::group(queue.running_jobs),
         ]);
     }
     table.plain(output)
+}
+
+/// Millionths for people: `33.3%`.
+fn percent(millionths: u32) -> String {
+    let tenths = (millionths + 500) / 1000;
+    format!("{}.{}%", tenths / 10, tenths % 10)
+}
+
+/// The queues below `parent`, each followed by those below it, with their depth.
+fn tree<'a>(queues: &'a [view::Queue], parent: Option<&str>, depth: usize) -> Vec<(usize, &'a view::Queue)> {
+    let mut rows = Vec::new();
+    for queue in queues.iter().filter(|queue| queue.parent.as_deref() == parent) {
+        rows.push((depth, queue));
+        rows.extend(tree(queues, Some(&queue.name), depth + 1));
+    }
+    rows
 }

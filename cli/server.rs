@@ -14,6 +14,8 @@ use crate::output::{Failure, write_out};
 use crate::settings::{self, Settings};
 use crate::units::parse_duration;
 
+const YEAR_MS: u64 = 365 * 86_400_000;
+
 /// Run the scheduler
 ///
 /// Settings come from flags, then from the environment, then from the table `[server]` of the file that --config
@@ -40,6 +42,13 @@ pub struct Args {
     /// Who goes first: `fair-share` over the queues, or `priority` alone. Default: fair-share
     #[arg(long, env = "AQUIFER_ORDER", value_name = "ORDER")]
     pub order: Option<String>,
+    /// After so long what a queue has used counts half against it: 1h to 365d, or 0 to count only what it holds.
+    /// Default: 1d
+    #[arg(long, env = "AQUIFER_HALF_LIFE", value_name = "DURATION")]
+    pub half_life: Option<String>,
+    /// For so long a job waits to gain one in priority: 0 (priorities count nothing) to 365d. Default: 1h
+    #[arg(long, env = "AQUIFER_AGEING", value_name = "DURATION")]
+    pub ageing: Option<String>,
     /// Stop running jobs, with their grace, for those of a higher priority or a queue below its guarantee: `on` or
     /// `off`. Default: on
     #[arg(long, env = "AQUIFER_PREEMPTION", value_name = "ON|OFF")]
@@ -87,6 +96,11 @@ impl Args {
             "priority" => Ok(Order::Priority),
             _ => Err("expected fair-share or priority".into()),
         })?;
+        let half_life = settings.take("half-life", self.half_life.as_ref(), "1d", |text| match text {
+            "0" => Ok(Duration::ZERO),
+            text => between(text, 3_600_000, YEAR_MS).map_err(|why| format!("{why}, or 0")),
+        })?;
+        let ageing = settings.take("ageing", self.ageing.as_ref(), "1h", |t| between(t, 0, YEAR_MS))?;
         let preemption = settings.take("preemption", self.preemption.as_ref(), "on", |text| match text {
             "on" => Ok(true),
             "off" => Ok(false),
@@ -100,7 +114,7 @@ impl Args {
         let file = settings.take_optional("token-file", None, |text| Ok(PathBuf::from(text)))?;
         settings.finish()?;
         let token = settings::token(global.token_file.as_deref().or(file.as_deref()))?;
-        let policy = Policy { order, lease, backoff, preemption };
+        let policy = Policy { order, lease, backoff, half_life, ageing, preemption };
         let checkpoint_root = checkpoint_root.display().to_string();
         let config = ServerConfig { listen, token, policy, checkpoint_root };
         Ok(Resolved { config, store: data_dir.join("store.redb"), log_format, log_level })

@@ -39,6 +39,12 @@ pub struct Args {
     /// Main memory to offer, like 64GiB. Default: all
     #[arg(long, env = "AQUIFER_MEMORY", value_name = "SIZE")]
     pub memory: Option<String>,
+    /// After so long what a queue has used counts half, as for `aquifer server`. Default: 1d
+    #[arg(long, env = "AQUIFER_HALF_LIFE", value_name = "DURATION")]
+    pub half_life: Option<String>,
+    /// Waiting that counts as much as one of priority, as for `aquifer server`. Default: 1h
+    #[arg(long, env = "AQUIFER_AGEING", value_name = "DURATION")]
+    pub ageing: Option<String>,
     /// What to log: error, warn, info, debug, trace. Default: warn
     #[arg(
         long,
@@ -65,6 +71,8 @@ async fn run_both(args: &Args, global: &Global) -> Result<(), Failure> {
     let of_server = server::Args {
         listen: args.listen.clone(),
         data_dir: Some(data_dir.join("server").display().to_string()),
+        half_life: args.half_life.clone(),
+        ageing: args.ageing.clone(),
         ..server::Args::default()
     };
     let of_server = of_server.resolve(global)?;

@@ -345,10 +345,17 @@ pub struct Device {
 #[allow(missing_docs)]
 pub struct Queue {
     pub name: String,
+    /// The queue whose share it divides; `None`: it divides the pool.
+    pub parent: Option<String>,
     pub weight: u32,
     pub guaranteed_milli: u64,
     pub limit_milli: Option<u64>,
+    /// With what the queues below it hold.
     pub held_milli: u64,
+    /// As much as still counts, with that of the queues below it: time of a reference device.
+    pub used_device_ms: u64,
+    /// The part of the pool that it gets when all queues want more, in millionths.
+    pub share_millionths: u32,
     pub pending_jobs: u64,
     pub running_jobs: u64,
 }
@@ -722,10 +729,13 @@ impl From<&v1::QueueState> for Queue {
         let queue = wire.queue.clone().unwrap_or_default();
         Queue {
             name: queue.name,
+            parent: (!queue.parent.is_empty()).then_some(queue.parent),
             weight: queue.weight,
             guaranteed_milli: queue.guaranteed_milli,
             limit_milli: queue.limit_milli,
             held_milli: wire.held_milli,
+            used_device_ms: wire.used_device_ms,
+            share_millionths: wire.share_millionths,
             pending_jobs: wire.pending_jobs,
             running_jobs: wire.running_jobs,
         }

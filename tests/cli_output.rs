@@ -328,20 +328,31 @@ DEVICE  MODEL       VENDOR   MEMORY  STATE               UUID
 fn queues_and_usage_are_tables_of_numbers() {
     let queue = Queue {
         name: "research".into(),
+        parent: None,
         weight: 3,
         guaranteed_milli: 16_000,
         limit_milli: Some(64_500),
         held_milli: 12_000,
+        used_device_ms: 500_400_000,
+        share_millionths: 750_000,
         pending_jobs: 1234,
         running_jobs: 5,
     };
+    let vision = Queue {
+        name: "vision".into(),
+        parent: Some("research".into()),
+        weight: 1,
+        share_millionths: 250_000,
+        ..Queue::default()
+    };
     let unlimited = Queue { name: "default".into(), weight: 1, limit_milli: None, ..Queue::default() };
     assert_eq!(
-        queues::text(&[unlimited, queue], &plain()),
+        queues::text(&[unlimited, queue, vision], &plain()),
         "\
-QUEUE     WEIGHT  GUARANTEED  LIMIT  HELD  PENDING  RUNNING
-default        1           0   none     0        0        0
-research       3          16   64.5    12    1,234        5"
+QUEUE     WEIGHT  GUARANTEED  LIMIT  HOLDS    USAGE  SHARE  PENDING  RUNNING
+default        1           0   none      0    0.0 h   0.0%        0        0
+research       3          16   64.5     12  139.0 h  75.0%    1,234        5
+  vision       1           0   none      0    0.0 h  25.0%        0        0"
     );
     let row = UsageRow {
         queue: "research".into(),

@@ -69,8 +69,11 @@ fn what_an_administrator_said_survives_a_restart() {
     let mut pool = Pool::of_one(&[]);
     pool.aquifer(&["cordon", "a"]).ok();
     pool.aquifer(&["queues", "set", "red", "--weight", "3", "--guaranteed", "2", "--limit", "4"]).ok();
+    pool.aquifer(&["queues", "set", "dark-red", "--parent", "red", "--guaranteed", "1"]).ok();
     pool.kill_server();
     pool.start_server();
+    let tree = pool.aquifer(&["queues"]).ok();
+    assert!(tree.contains("\n  dark-red"), "{tree}");
     let queues = json(&pool.aquifer(&["queues", "--json"]).ok());
     let red = queues.as_array().expect("queues").iter().find(|queue| queue["name"] == "red");
     assert_eq!(red.expect("the queue")["weight"], 3);

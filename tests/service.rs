@@ -140,6 +140,20 @@ fn malformed_questions_are_refused_with_the_field() {
         ("queue", None),
         ("queue.name", Some(v1::Queue::default())),
         ("queue.weight", Some(v1::Queue { name: "red".into(), weight: 1_000_001, ..Default::default() })),
+        (
+            "queue.parent",
+            Some(v1::Queue { name: "red".into(), parent: "nobody".into(), ..Default::default() }),
+        ),
+        ("queue.parent", Some(v1::Queue { name: "red".into(), parent: "red".into(), ..Default::default() })),
+        (
+            "queue.guaranteed",
+            Some(v1::Queue {
+                name: "red".into(),
+                guaranteed_milli: 1,
+                parent: "default".into(),
+                ..Default::default()
+            }),
+        ),
     ] {
         calls(&pool, field, async |mut stub| stub.set_queue(v1::SetQueueRequest { queue }).await);
     }

@@ -16,7 +16,7 @@ use aquifer_sim::{Sim, workload};
 const PATIENCE: Time = Time(20_000_000);
 
 /// What a swarm must have met, or it proves nothing.
-const SIGHTS: [&str; 31] = [
+const SIGHTS: [&str; 33] = [
     "agent-restarted",
     "answered as repeated",
     "array",
@@ -35,6 +35,8 @@ const SIGHTS: [&str; 31] = [
     "placed",
     "preempted",
     "preempted by priority",
+    "queue below another",
+    "queue refused",
     "queue-set",
     "rank lost",
     "reclaimed",

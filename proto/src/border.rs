@@ -321,8 +321,13 @@ pub fn queue(wire: &v1::Queue) -> Checked<Queue> {
     if 1_000_000 < weight {
         return Err(Invalid::new("queue.weight", weight, "expected 1 to 1,000,000"));
     }
+    let parent = match &wire.parent[..] {
+        "" => None,
+        parent => Some(name("queue.parent", parent)?),
+    };
     Ok(Queue {
         name: name("queue.name", &wire.name)?,
+        parent,
         weight,
         guaranteed_milli: wire.guaranteed_milli,
         limit_milli: wire.limit_milli,
@@ -342,7 +347,12 @@ pub fn inventory(wire: &v1::Inventory) -> Checked<Inventory> {
         let class = classes.entry((vendor, model.clone(), memory_bytes));
         let class = class.or_insert_with(|| Arc::new(DeviceClass { vendor, model, memory_bytes })).clone();
         let fault = wire.fault.as_deref().map(Name::from);
-        Ok(Device { class, uuid: wire.uuid.as_str().into(), fault })
+        let speed_milli = if wire.speed_milli == 0 { 1000 } else { wire.speed_milli };
+        if 1_000_000 < speed_milli {
+            let field = format!("inventory.devices[{at}].speed_milli");
+            return Err(Invalid::new(field, speed_milli, "at most 1,000,000"));
+        }
+        Ok(Device { class, uuid: wire.uuid.as_str().into(), fault, speed_milli })
     });
     let devices = devices.collect::<Checked<Vec<Device>>>()?;
     let port = |field, port: u32| {

@@ -19,6 +19,7 @@ pub enum Kind {
     Job,
     Node,
     Queue,
+    Usage,
 }
 
 /// A record as bytes, under its identity.
@@ -52,6 +53,10 @@ pub fn encode(record: &Record) -> Row {
         Record::Queue(queue) => {
             (Kind::Queue, queue.name.as_bytes().into(), wire::queue(queue).encode_to_vec())
         }
+        Record::Usage(queue, usage) => {
+            let wire = v1::StoredUsage { at_ms: usage.at.0, spent: usage.spent };
+            (Kind::Usage, queue.as_bytes().into(), wire.encode_to_vec())
+        }
     };
     Row { kind, key, value }
 }
@@ -77,6 +82,10 @@ pub fn decode_all(rows: impl IntoIterator<Item = Row>) -> Result<Vec<Record>, Un
             decode(row, |wire| decode_node(id, &wire)).map(Record::Node)
         }
         Kind::Queue => decode(row, |wire| border::queue(&wire)).map(Record::Queue),
+        Kind::Usage => decode(row, |wire: v1::StoredUsage| {
+            let queue = border::name("queue", &String::from_utf8_lossy(&row.key))?;
+            Ok(Record::Usage(queue, QueueUsage { at: Time(wire.at_ms), spent: wire.spent }))
+        }),
         Kind::Spec => unreachable!("specifications were set apart"),
     });
     others.collect()
@@ -117,6 +126,7 @@ fn encode_job(job: &Job) -> v1::StoredJob {
         attempt: job.attempt,
         failures: job.failures,
         ranks: job.ranks.iter().map(wire::allocation).collect(),
+        worth_milli: Some(job.worth_milli),
         last_nodes: job.last_nodes.iter().map(|node| node.0).collect(),
         placed_ms: job.placed.map(|time| time.0),
         first_placed_ms: job.first_placed.map(|time| time.0),
@@ -177,6 +187,7 @@ fn decode_job(id: u64, wire: &v1::StoredJob, specs: &BTreeMap<u64, Arc<JobSpec>>
         None => return Err(Invalid::new("phase", "absent", "expected a phase")),
     };
     let element = |index| ArrayElement { first: JobId(wire.spec), index };
+    let ranks = wire.ranks.iter().map(border::allocation).collect::<Result<Vec<Allocation>, _>>()?;
     Ok(Job {
         id: JobId(id),
         spec,
@@ -185,7 +196,8 @@ fn decode_job(id: u64, wire: &v1::StoredJob, specs: &BTreeMap<u64, Arc<JobSpec>>
         phase,
         attempt: wire.attempt,
         failures: wire.failures,
-        ranks: wire.ranks.iter().map(border::allocation).collect::<Result<_, _>>()?,
+        worth_milli: wire.worth_milli.unwrap_or(ranks.iter().map(|rank| rank.charge_milli).sum()),
+        ranks,
         last_nodes: wire.last_nodes.iter().copied().map(NodeId).collect(),
         placed: wire.placed_ms.map(Time),
         first_placed: wire.first_placed_ms.map(Time),
@@ -243,4 +255,39 @@ fn decode_node(id: NodeId, wire: &v1::StoredNode) -> Result<Node, Invalid> {
         boot: wire.boot,
         availability,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a store that was written before queues had parents and jobs a worth.
+    #[test]
+    fn a_record_without_the_newer_fields_reads_as_it_was_meant() {
+        let queue = v1::Queue { name: "red".into(), weight: 2, ..v1::Queue::default() };
+        let rank = v1::Allocation { charge_milli: 1_500, port: 1, ..v1::Allocation::default() };
+        let job = v1::StoredJob {
+            spec: 1,
+            phase: Some(v1::stored_job::Phase::Active(true)),
+            attempt: 1,
+            ranks: vec![v1::Allocation { state: v1::RankState::Running.into(), ..rank }],
+            ..v1::StoredJob::default()
+        };
+        let role = v1::Role {
+            ranks: 1,
+            program: Some(v1::role::Program::Command(v1::Command { arguments: vec!["true".into()] })),
+            ..v1::Role::default()
+        };
+        let spec = v1::JobSpec { roles: vec![role], ..v1::JobSpec::default() };
+        let row = |kind, key: &[u8], value| Row { kind, key: key.into(), value };
+        let id = 1_u64.to_be_bytes();
+        let rows = [
+            row(Kind::Spec, &id, spec.encode_to_vec()),
+            row(Kind::Job, &id, job.encode_to_vec()),
+            row(Kind::Queue, b"red", queue.encode_to_vec()),
+        ];
+        let records = decode_all(rows).expect("records");
+        let [Record::Job(job), Record::Queue(queue)] = &records[..] else { panic!("{records:?}") };
+        assert_eq!((job.worth_milli, queue.parent.as_ref()), (1_500, None));
+    }
 }

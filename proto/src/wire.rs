@@ -89,6 +89,7 @@ pub fn inventory(inventory: &Inventory) -> v1::Inventory {
         memory_bytes: device.class.memory_bytes,
         uuid: device.uuid.to_string(),
         fault: device.fault.as_ref().map(ToString::to_string),
+        speed_milli: device.speed_milli,
     };
     v1::Inventory {
         devices: inventory.devices.iter().map(device).collect(),
@@ -210,6 +211,7 @@ pub fn queue(queue: &Queue) -> v1::Queue {
         weight: queue.weight,
         guaranteed_milli: queue.guaranteed_milli,
         limit_milli: queue.limit_milli,
+        parent: queue.parent.as_deref().unwrap_or_default().into(),
     }
 }
 

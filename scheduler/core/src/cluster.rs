@@ -9,7 +9,8 @@ use crate::event::*;
 use crate::jobs::*;
 use crate::nodes::*;
 use crate::plan::price::{self, Prices};
-use crate::plan::{self, Free, Futile, Order, Room};
+use crate::plan::{self, Free, Futile, Kept, Order, Promised, Room, Turnover};
+use crate::queues::Queues;
 use crate::types::*;
 
 /// Name of the queue that always exists.
@@ -25,6 +26,12 @@ pub struct Policy {
     pub lease: Duration,
     /// Pause before a job that failed is placed again. Doubles with every failure, up to 64 times.
     pub backoff: Duration,
+    /// After so long what a queue has used counts half. Zero: only what it holds counts.
+    pub half_life: Duration,
+    /// For so long a job waits to gain one in priority over those that are submitted then. The priority of a job
+    /// is a bound on how long it can be passed by others of its queue where something becomes free: without preemption
+    /// nothing starves.
+    pub ageing: Duration,
     /// Whether running jobs are stopped for better ones that wait. See [`plan::preempt`].
     pub preemption: bool,
 }
@@ -38,9 +45,7 @@ pub struct Cluster {
     pub(crate) policy: Policy,
     pub(crate) jobs: Jobs,
     pub(crate) nodes: Nodes,
-    pub(crate) queues: BTreeMap<Name, Queue>,
-    /// What each queue holds, in thousandths of a device. Derived from the jobs.
-    pub(crate) queue_held: BTreeMap<Name, u64>,
+    pub(crate) queues: Queues,
     /// When it last stepped.
     pub(crate) now: Time,
     /// Of the last assignment that was changed.
@@ -49,8 +54,16 @@ pub struct Cluster {
     round_at: Option<Time>,
     /// Shapes that found no room in the last round, and since when nothing has become free.
     pub(crate) unfit: BTreeSet<Arc<Shape>>,
+    /// Of those, the ones that would fit but for what is kept for others.
+    pub(crate) kept_from: BTreeSet<Arc<Shape>>,
+    /// What is kept for wide jobs. Soft state.
+    pub(crate) kept: Kept,
+    /// Wide jobs that ended of late. Derived from the jobs.
+    pub(crate) turnover: Turnover,
     /// Jobs for which no victims were found, and since when nothing has changed that could help them.
     pub(crate) futile: Futile,
+    /// What the last round promised to jobs to which others give way.
+    pub(crate) promised: Promised,
     /// When jobs that run had their last checkpoint, if that was in this attempt. Soft state, from reports.
     checkpoints: BTreeMap<JobId, Time>,
     /// What is free. Derived from the nodes and what is held on them.
@@ -59,12 +72,14 @@ pub struct Cluster {
     prices: Arc<Prices>,
     /// The last job that they are learned from.
     priced: u64,
-    // Collected during one step, empty between steps.
+    // Collected since the last round, or during one step.
+    pub(crate) freed: Vec<NodeId>,
     /// Jobs for which others that gave way to them have gone, with when that was decided: they go first.
     pub(crate) freed_for: BTreeSet<(JobId, Time)>,
     touched_jobs: BTreeSet<JobId>,
     touched_nodes: BTreeSet<NodeId>,
     touched_queues: BTreeSet<Name>,
+    touched_usages: BTreeSet<Name>,
     reassigned: BTreeSet<NodeId>,
     new_specs: Vec<JobId>,
     notes: Vec<Note>,
@@ -83,41 +98,47 @@ impl Cluster {
     ) -> Cluster {
         let mut cluster = Cluster {
             policy,
-            jobs: Jobs::default(),
+            jobs: Jobs::new(policy.ageing),
             nodes: Nodes::default(),
-            queues: BTreeMap::new(),
-            queue_held: BTreeMap::new(),
+            queues: Queues::new(policy.half_life),
             now,
             revision: Revision { term, count: 0 },
             round_at: Some(now),
             unfit: BTreeSet::new(),
+            kept_from: BTreeSet::new(),
+            kept: Kept::default(),
+            turnover: Turnover::default(),
             futile: Futile::default(),
+            promised: Promised::new(),
             checkpoints: BTreeMap::new(),
             freed_for: BTreeSet::new(),
             room: Room::default(),
             prices: Arc::default(),
             priced: 0,
+            freed: Vec::new(),
             touched_jobs: BTreeSet::new(),
             touched_nodes: BTreeSet::new(),
             touched_queues: BTreeSet::new(),
+            touched_usages: BTreeSet::new(),
             reassigned: BTreeSet::new(),
             new_specs: Vec::new(),
             notes: Vec::new(),
         };
-        let (mut jobs, mut nodes) = (BTreeMap::new(), BTreeMap::new());
+        let (mut jobs, mut nodes, mut usages) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut queues = vec![Queue::new(DEFAULT_QUEUE.into())];
         for record in records {
             match record {
                 Record::Job(job) => _ = jobs.insert(job.id, job),
                 Record::Node(node) => _ = nodes.insert(node.id, node),
-                Record::Queue(queue) => _ = cluster.queues.insert(queue.name.clone(), queue),
+                Record::Queue(queue) => queues.push(queue),
+                Record::Usage(queue, usage) => _ = usages.insert(queue, usage),
                 Record::Spec(..) => (),
             }
         }
-        let default = Queue::new(DEFAULT_QUEUE.into());
-        cluster.queues.entry(default.name.clone()).or_insert(default);
+        cluster.queues.restore(queues, &usages);
         // A clock that was set back must not make time run backwards.
-        let latest =
-            jobs.values().flat_map(|job| [Some(job.submitted), job.placed, job.ended]).flatten().max();
+        let of_jobs = jobs.values().flat_map(|job| [Some(job.submitted), job.placed, job.ended]).flatten();
+        let latest = of_jobs.chain(usages.values().map(|usage| usage.at)).max();
         cluster.now = now.max(latest.unwrap_or(now));
         for (id, node) in nodes {
             let up = node.up;
@@ -129,16 +150,22 @@ impl Cluster {
         }
         for (id, job) in jobs {
             for (worker, rank) in workers(&job) {
-                cluster.nodes.hold(worker, rank);
+                cluster.nodes.hold(worker, rank, job.span());
                 if rank.worker == RankState::Gone {
                     cluster.nodes.worker_gone(worker, rank.node);
                 }
             }
-            cluster.charge(&job.spec.queue, job.charge_milli(), 0);
+            cluster.queues.hold(&job.spec.queue, job.charge(), Charge::default());
             assert_eq!(id.0, cluster.jobs.len() + 1, "identities have no gaps");
             cluster.jobs.insert(cluster.now, job);
         }
         cluster.learn_prices();
+        let mut ended: Vec<_> = cluster.jobs.iter().filter_map(|job| Some((job.ended?, job))).collect();
+        ended.retain(|(at, _)| cluster.now <= *at + plan::LATELY);
+        ended.sort_by_key(|(at, _)| *at);
+        for (at, job) in ended {
+            cluster.turnover.enter(at, job);
+        }
         for node in cluster.nodes.iter() {
             cluster.room.refresh(node, cluster.nodes.held(node.id));
         }
@@ -170,15 +197,17 @@ impl Cluster {
         if self.round_at.is_some_and(|at| at <= now) {
             self.round_at = None;
             self.learn_prices();
-            if self.jobs.preemptors().next().is_some() {
-                // What is kept for them may lie elsewhere than in the last round.
-                self.unfit.clear();
+            if self.turnover.forget(now) {
+                self.kept.choose();
             }
-            let room = std::mem::take(&mut self.room);
-            let mut free = Free::in_room(self, room);
+            self.room.protect_idle(!self.turnover.is_empty());
+            let (room, kept) = (std::mem::take(&mut self.room), std::mem::take(&mut self.kept));
+            let mut free = Free::in_room(self, room, kept);
             let plan = plan::plan(&mut free, now);
-            self.room = free.into_room();
-            (self.unfit, self.futile) = (plan.unfit, plan.futile);
+            (self.room, self.kept) = free.into_parts();
+            (self.unfit, self.kept_from) = (plan.unfit, plan.kept_from);
+            (self.futile, self.promised) = (plan.futile, plan.promised);
+            self.freed.clear();
             for (id, ranks) in plan.starts {
                 self.place(now, id, ranks);
             }
@@ -240,27 +269,28 @@ impl Cluster {
         saved.map_or(0, |saved| self.now.since(saved))
     }
 
+    /// The same, but for searches for victims in vain, which it does not remember: for checks.
+    pub fn without_futile(&self) -> Cluster {
+        Cluster { futile: Futile::default(), ..self.clone() }
+    }
+
     /// What is free.
     pub(crate) fn room(&self) -> &Room {
         &self.room
     }
 
-    /// The queues, with what each holds, in thousandths of a device.
-    pub fn queues(&self) -> impl Iterator<Item = (&Queue, u64)> {
-        self.queues.values().map(|queue| (queue, self.queue_held(&queue.name)))
-    }
-
-    /// What a queue holds, in thousandths of a device.
-    pub fn queue_held(&self, queue: &str) -> u64 {
-        self.queue_held.get(queue).copied().unwrap_or(0)
+    /// The queues.
+    pub fn queues(&self) -> &Queues {
+        &self.queues
     }
 
     /// Durable part of the state, but for specifications: for comparison with a restored one.
     pub fn records(&self) -> Vec<Record> {
         let jobs = self.jobs.iter().cloned().map(Record::Job);
         let nodes = self.nodes.iter().cloned().map(Record::Node);
-        let queues = self.queues.values().cloned().map(Record::Queue);
-        jobs.chain(nodes).chain(queues).collect()
+        let queues = self.queues.iter().cloned().map(Record::Queue);
+        let usages = self.queues.usages().map(|(queue, usage)| Record::Usage(queue.clone(), usage));
+        jobs.chain(nodes).chain(queues).chain(usages).collect()
     }
 
     /// Checks what must hold between steps. `O(jobs + nodes)`.
@@ -270,35 +300,29 @@ impl Cluster {
     pub fn check(&self) {
         self.jobs.check(self.now);
         let mut held: BTreeMap<NodeId, Held> = self.nodes.iter().map(|n| (n.id, Held::default())).collect();
-        let mut queue_held: BTreeMap<Name, u64> = BTreeMap::new();
+        let mut charges: BTreeMap<Name, Charge> = BTreeMap::new();
         for job in self.jobs.iter() {
             let holds = matches!(job.phase, Phase::Active | Phase::Stopping(_));
             assert!(holds || job.ranks.is_empty(), "{} holds resources while {:?}", job.id, job.phase);
             if job.phase == Phase::Active {
                 assert_eq!(job.ranks.len(), job.spec.ranks() as usize, "{} is a partial gang", job.id);
             }
-            if holds {
-                *queue_held.entry(job.spec.queue.clone()).or_default() += job.charge_milli();
-            }
+            let (charge, own) = (job.charge(), charges.entry(job.spec.queue.clone()).or_default());
+            own.milli += charge.milli;
+            own.worth_milli += charge.worth_milli;
             for (worker, rank) in workers(job) {
                 let held = held.get_mut(&rank.node).expect("a node that exists");
-                for device in &rank.devices {
-                    held.take_device(worker, *device, rank.slice);
-                }
-                assert!(held.ports.insert(rank.port), "{worker}: port {} is used twice", rank.port);
-                held.cpus_milli += u64::from(rank.cpus_milli);
-                held.memory_bytes += rank.memory_bytes;
-                if rank.worker != RankState::Gone {
-                    held.workers.insert(worker);
+                held.change(worker, rank, job.span(), true);
+                if rank.worker == RankState::Gone {
+                    held.workers.remove(&worker);
                 }
             }
         }
         for (id, held) in held {
             assert_eq!(*self.nodes.held(id), held, "what is held on {}", self.nodes.get(id).name);
         }
+        self.queues.check(&charges);
         self.room.check(self.nodes.iter().map(|node| (node, self.nodes.held(node.id))));
-        queue_held.retain(|_, held| 0 < *held);
-        assert_eq!(self.queue_held, queue_held, "what the queues hold");
     }
 
     // ---- For the files beside this one: the only ways to change a record, each of which marks it. ----
@@ -326,6 +350,8 @@ impl Cluster {
     pub(crate) fn change_node(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
         self.touched_nodes.insert(id);
         change(self.nodes.get_mut(id));
+        self.kept.forget();
+        self.plan_at(self.now);
         self.refresh_room(id);
         if self.jobs.preemptors().next().is_some() {
             // What was kept on it for them may have to be kept elsewhere.
@@ -350,7 +376,7 @@ impl Cluster {
 
     pub(crate) fn set_queue(&mut self, queue: Queue) {
         self.touched_queues.insert(queue.name.clone());
-        self.queues.insert(queue.name.clone(), queue);
+        self.queues.set(queue);
     }
 
     /// Notes that the nodes of a job's ranks have something new to do.
@@ -378,11 +404,32 @@ impl Cluster {
         self.checkpoints.remove(&job);
     }
 
-    /// Plans again for all who wait: something has become free.
+    /// Plans again for those who wait and could use what has become free on a node.
+    pub(crate) fn plan_freed(&mut self, at: Time, node: NodeId) {
+        self.freed.push(node);
+        self.plan_at(at);
+    }
+
+    /// Plans again for all who wait.
     pub(crate) fn plan_anew(&mut self, at: Time) {
         self.unfit.clear();
+        self.kept_from.clear();
         self.futile.clear();
+        self.freed.clear();
+        self.kept.forget();
         self.plan_at(at);
+    }
+
+    /// A queue with a guarantee, or one below it, holds more or less than before: others may be due theirs now.
+    pub(crate) fn weigh_anew(&mut self, queue: &Name, at: Time) {
+        if self.queues.line(queue).any(|queue| 0 < queue.guaranteed_milli) {
+            self.kept_from.iter().for_each(|shape| _ = self.unfit.remove(shape));
+            self.kept_from.clear();
+            self.futile.clear();
+            if !self.jobs.ready().is_empty() {
+                self.plan_at(at);
+            }
+        }
     }
 
     /// Seeks victims again where there were none.
@@ -393,13 +440,20 @@ impl Cluster {
         }
     }
 
-    /// Adds to and takes from what a queue holds.
-    pub(crate) fn charge(&mut self, queue: &Name, add_milli: u64, take_milli: u64) {
-        let held = self.queue_held.entry(queue.clone()).or_default();
-        *held = *held + add_milli - take_milli;
-        if *held == 0 {
-            self.queue_held.remove(queue);
+    /// A job has become ready. Another one of its shape may have been kept from room that it may take.
+    pub(crate) fn reopen(&mut self, id: JobId) {
+        if !self.kept_from.is_empty() {
+            let shape = self.jobs.get(id).expect("a job that exists").shape();
+            if self.kept_from.remove(&shape) {
+                self.unfit.remove(&shape);
+            }
         }
+    }
+
+    /// Adds to and takes from what a queue's jobs hold.
+    pub(crate) fn charge(&mut self, queue: &Name, add: Charge, take: Charge) {
+        self.touched_usages.insert(queue.clone());
+        self.queues.charge(self.now, queue, add, take);
     }
 
     /// Ends the step: emits every change once, then the answers, then the notes.
@@ -414,7 +468,12 @@ impl Cluster {
             effects.push(Effect::Save(Record::Node(self.nodes.get(id).clone())));
         }
         while let Some(name) = self.touched_queues.pop_first() {
-            effects.push(Effect::Save(Record::Queue(self.queues[&name].clone())));
+            effects
+                .push(Effect::Save(Record::Queue(self.queues.get(&name).expect("a touched queue").clone())));
+        }
+        while let Some(name) = self.touched_usages.pop_first() {
+            let usage = self.queues.usage(&name);
+            effects.push(Effect::Save(Record::Usage(name, usage)));
         }
         let (mut reporter, mut unknown) = (reporter, unknown);
         while let Some(id) = self.reassigned.pop_first() {
@@ -497,9 +556,18 @@ pub(crate) enum Heartbeat {
 }
 
 impl Policy {
-    /// Leases of 10 s, a first pause of 1 s, preemption.
+    /// Leases of 10 s, a first pause of 1 s. Usage counts half after a day, so that a team which did without the
+    /// pool for a day is served first on the next, and nobody pays for last month; an hour of waiting is worth one
+    /// of priority. Preemption.
     pub fn new(order: Order) -> Policy {
-        Policy { order, lease: Duration::from_secs(10), backoff: Duration::from_secs(1), preemption: true }
+        Policy {
+            order,
+            lease: Duration::from_secs(10),
+            backoff: Duration::from_secs(1),
+            half_life: Duration::from_secs(24 * 3600),
+            ageing: Duration::from_secs(3600),
+            preemption: true,
+        }
     }
 
     /// The lease that agents are told: shorter by a fifth, the time that remains to kill their workers
@@ -510,8 +578,8 @@ impl Policy {
 }
 
 impl Queue {
-    /// A queue of weight 1 with no guarantee and no limit.
+    /// A top queue of weight 1 with no guarantee and no limit.
     pub fn new(name: Name) -> Queue {
-        Queue { name, weight: 1, guaranteed_milli: 0, limit_milli: None }
+        Queue { name, parent: None, weight: 1, guaranteed_milli: 0, limit_milli: None }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::event::{Availability, Queue};
 use crate::jobs::{Job, Outcome, Why};
 use crate::nodes::Node;
+use crate::queues::{QueueError, QueueUsage};
 use crate::types::*;
 
 /// One output of [`Cluster::step`](crate::Cluster::step).
@@ -59,6 +60,8 @@ pub enum Record {
     Node(Node),
     /// A queue, by its name.
     Queue(Queue),
+    /// What the queue of that name has used. Written when what its jobs hold changes.
+    Usage(Name, QueueUsage),
 }
 
 /// What became of an accepted request.
@@ -92,6 +95,8 @@ pub enum Refusal {
     UnknownNode(Name),
     /// No such queue.
     UnknownQueue(Name),
+    /// A queue cannot be so.
+    Queue(QueueError),
     /// The client key belongs to another specification.
     KeyTaken(Name, JobId),
 }
@@ -235,6 +240,7 @@ impl fmt::Display for Refusal {
             Refusal::JobDone(job, outcome) => write!(f, "{job} has ended already: {outcome}"),
             Refusal::UnknownNode(node) => write!(f, "there is no node {node:?}"),
             Refusal::UnknownQueue(queue) => write!(f, "there is no queue {queue:?}"),
+            Refusal::Queue(error) => error.fmt(f),
             Refusal::KeyTaken(key, job) => {
                 write!(f, "client key {key:?} belongs to {job}, which asks for something else")
             }

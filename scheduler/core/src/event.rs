@@ -65,18 +65,22 @@ pub enum Availability {
     Draining,
 }
 
-/// A team's share of the pool.
+/// A team's share of the pool, or of its parent's share. What a queue holds includes what those below it hold.
 ///
 /// Quantities are in thousandths of a device; a rank without devices counts its processor time instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Queue {
     /// Identity.
     pub name: Name,
-    /// Share of what is contended, relative to other queues; at least 1.
+    /// The queue whose share it divides with other queues; `None`: that is the pool.
+    pub parent: Option<Name>,
+    /// Share of what is contended, relative to other queues of the same parent; at least 1. The parent's own jobs
+    /// count as one more queue, of weight 1.
     pub weight: u32,
-    /// A queue that holds less goes before those that hold more than theirs.
+    /// A queue that holds less goes before those that hold more than theirs. No more than its limit, and together
+    /// with the other queues of its parent no more than that of the parent.
     pub guaranteed_milli: u64,
-    /// The queue never holds more. `None`: no limit.
+    /// The queue never holds more. `None`: no limit of its own.
     pub limit_milli: Option<u64>,
 }
 

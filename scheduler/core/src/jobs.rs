@@ -4,7 +4,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::nodes::{Span, Until};
 use crate::types::*;
 
 /// A job and its placement.
@@ -26,6 +28,8 @@ pub struct Job {
     pub failures: u32,
     /// By rank. Empty unless the job holds resources.
     pub ranks: Vec<Allocation>,
+    /// What they are worth, in thousandths of a reference device. See [`Charge`].
+    pub worth_milli: u64,
     /// Nodes of the current or last attempt, by rank: where its logs are.
     pub last_nodes: Vec<NodeId>,
     /// When the current or last attempt was placed.
@@ -58,6 +62,16 @@ pub struct Usage {
     pub cpu_milli_ms: u64,
     /// The part of `device_ms` that attempts which were placed again had spent since their last checkpoint.
     pub lost_device_ms: u64,
+}
+
+/// What a job that holds resources counts against its queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Charge {
+    /// Against guarantee and limit, in thousandths of a device. See [`Allocation::charge_milli`].
+    pub milli: u64,
+    /// For the usage: the same, each device by its speed when the job was placed, in thousandths of a
+    /// reference device.
+    pub worth_milli: u64,
 }
 
 /// Phase of a job. `Pending -> Active -> Stopping -> (Pending | Done)`.
@@ -111,16 +125,33 @@ pub enum Why {
     Preempted { by: JobId, at: Time },
 }
 
-/// What must be equal for two jobs to fit alike: ranks and request, role by role.
+/// What must be equal for two jobs to fit alike.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Shape(pub Vec<(u32, Request)>);
+pub struct Shape {
+    /// Ranks and request, role by role.
+    pub roles: Vec<(u32, Request)>,
+    /// A job that ends in time may use what is kept for another.
+    pub time_limit_ms: Option<u64>,
+}
 
 /// Jobs that wait and could be placed as soon as there is room, by queue and shape, best first.
-type Ready = BTreeMap<Name, BTreeMap<Arc<Shape>, BTreeSet<(Reverse<i32>, JobId)>>>;
+type Ready = BTreeMap<Name, Lines>;
+
+/// Jobs of one queue that could be placed, by shape, best first.
+pub type Lines = BTreeMap<Arc<Shape>, BTreeSet<Turn>>;
+
+/// A job's place in the order of its queue, the smallest first: when it would have been submitted, in
+/// milliseconds, had it waited for its priority; then the job.
+///
+/// With every period of ageing that a job waits, its priority counts one more. As that is true of all that wait,
+/// it never changes who of two goes first, and the place stands from the first day.
+pub type Turn = (i128, JobId);
 
 /// All jobs, with indexes. The indexes are derived: [`Jobs::check`] recounts them.
 #[derive(Clone, Debug, Default)]
 pub struct Jobs {
+    /// Time of waiting that counts as much as one of priority.
+    ageing_ms: u64,
     table: BTreeMap<JobId, Job>,
     /// Shapes of ready jobs, each with the number of queues that have one; shared by all jobs of that shape.
     shapes: BTreeMap<Arc<Shape>, usize>,
@@ -169,6 +200,11 @@ impl Job {
         self.ranks.iter().map(|rank| rank.charge_milli).sum()
     }
 
+    /// What it counts against its queue.
+    pub fn charge(&self) -> Charge {
+        Charge { milli: self.charge_milli(), worth_milli: self.worth_milli }
+    }
+
     /// When its time limit ends it.
     pub fn expected_end(&self) -> Option<Time> {
         match (self.placed, self.spec.time_limit_ms) {
@@ -185,6 +221,17 @@ impl Job {
         }
     }
 
+    /// For how long it holds its resources.
+    pub fn span(&self) -> Span {
+        let serves = |role: &Role| matches!(role.program, Program::Serve(_));
+        let until = match self.expected_end() {
+            Some(end) => Until::Time(end),
+            None if self.spec.roles.iter().any(serves) => Until::Never,
+            None => Until::Unknown,
+        };
+        Span { since: self.placed.unwrap_or(self.submitted), until }
+    }
+
     /// Whether all ranks are reported running.
     pub fn all_running(&self) -> bool {
         self.ranks.iter().all(|rank| rank.worker == RankState::Running)
@@ -192,11 +239,34 @@ impl Job {
 
     /// Its identity for placement.
     pub fn shape(&self) -> Shape {
-        Shape(self.spec.roles.iter().map(|role| (role.ranks, role.request.clone())).collect())
+        let roles = self.spec.roles.iter().map(|role| (role.ranks, role.request.clone())).collect();
+        Shape { roles, time_limit_ms: self.spec.time_limit_ms }
+    }
+}
+
+impl Shape {
+    /// What a job of the shape will about count against its queue, in thousandths of a device: as much as its first
+    /// alternatives take.
+    pub fn wants_milli(&self) -> u64 {
+        let wants = |request: &Request| match request.devices.first() {
+            None => u64::from(request.cpus_milli),
+            Some(devices) => {
+                let share = devices.slice.map_or(1000, |slice| slice.compute_milli);
+                u64::from(devices.count) * u64::from(if share == 0 { 1000 } else { share })
+            }
+        };
+        self.roles.iter().map(|(ranks, request)| u64::from(*ranks) * wants(request)).sum()
     }
 }
 
 impl Jobs {
+    /// No jobs.
+    ///
+    /// * `ageing`: the waiting that counts as much as one of priority.
+    pub fn new(ageing: Duration) -> Jobs {
+        Jobs { ageing_ms: ageing.as_millis() as u64, ..Jobs::default() }
+    }
+
     /// The job.
     pub fn get(&self, id: JobId) -> Option<&Job> {
         self.table.get(&id)
@@ -346,6 +416,11 @@ impl Jobs {
         &mut job.ranks[worker.rank as usize].worker
     }
 
+    pub(crate) fn turn(&self, job: &Job) -> Turn {
+        let ahead = i128::from(job.spec.priority) * i128::from(self.ageing_ms);
+        (i128::from(job.submitted.0) - ahead, job.id)
+    }
+
     /// Enters a job into the indexes that its phase belongs to.
     fn index(&mut self, now: Time, id: JobId) {
         let job = &self.table[&id];
@@ -354,15 +429,15 @@ impl Jobs {
                 Dependency::Met if now < *not_before => _ = self.timers.insert((*not_before, id)),
                 Dependency::Met => {
                     let shape = job.shape();
-                    let place = (Reverse(job.spec.priority), id);
+                    let turn = self.turn(job);
                     let shapes = self.ready.entry(job.spec.queue.clone()).or_default();
                     if let Some(jobs) = shapes.get_mut(&shape) {
-                        jobs.insert(place);
+                        jobs.insert(turn);
                     } else {
                         let known = self.shapes.get_key_value(&shape).map(|(known, _)| known.clone());
                         let shape = known.unwrap_or_else(|| Arc::new(shape));
                         *self.shapes.entry(shape.clone()).or_default() += 1;
-                        shapes.insert(shape, BTreeSet::from([place]));
+                        shapes.insert(shape, BTreeSet::from([turn]));
                     }
                 }
                 Dependency::Waits | Dependency::Failed(_) => {
@@ -398,6 +473,7 @@ impl Jobs {
     /// Removes a job from every index. A job that is done stays done.
     fn unindex(&mut self, id: JobId) {
         let job = &self.table[&id];
+        let turn = self.turn(job);
         assert!(!matches!(job.phase, Phase::Done(_)), "{id} is done and changes no more");
         self.holding.remove(&id);
         self.stopping.remove(&id);
@@ -428,7 +504,7 @@ impl Jobs {
         {
             let shape = job.shape();
             if let Some(jobs) = shapes.get_mut(&shape) {
-                jobs.remove(&(Reverse(job.spec.priority), id));
+                jobs.remove(&turn);
                 if jobs.is_empty()
                     && let Some(queues) = self.shapes.get_mut(&shape)
                 {
@@ -450,7 +526,7 @@ impl Jobs {
     /// # Panics
     /// When an index is not what the table says.
     pub fn check(&self, now: Time) {
-        let mut recount = Jobs::default();
+        let mut recount = Jobs { ageing_ms: self.ageing_ms, ..Jobs::default() };
         for job in self.table.values() {
             recount.insert(now, job.clone());
         }

@@ -17,10 +17,12 @@ pub mod jobs;
 mod lifecycle;
 pub mod nodes;
 pub mod plan;
+pub mod queues;
 pub mod rounds;
 pub mod types;
 
 pub use cluster::{Cluster, Policy};
 pub use effect::{Answer, Effect, Note, Record, Refusal};
 pub use event::*;
+pub use queues::{QueueError, QueueUsage};
 pub use types::*;

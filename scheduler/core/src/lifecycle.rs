@@ -19,9 +19,7 @@ impl Cluster {
             Command::Cancel { job, whole_array } => self.cancel(now, job, whole_array),
             Command::SetNode { node, availability } => self.set_node(now, node, availability),
             Command::SetQueue(queue) => {
-                if queue.weight == 0 {
-                    return Err(Refusal::Malformed("a queue's weight is at least 1"));
-                }
+                self.queues.check_queue(&queue).map_err(Refusal::Queue)?;
                 self.note(Note::QueueSet(queue.name.clone()));
                 self.set_queue(queue);
                 self.plan_anew(now);
@@ -52,7 +50,7 @@ impl Cluster {
             let taken = Refusal::KeyTaken(spec.client_key.clone(), job);
             return if same { Ok(Some(job)) } else { Err(taken) };
         }
-        if !self.queues.contains_key(&spec.queue) {
+        if self.queues.get(&spec.queue).is_none() {
             return Err(Refusal::UnknownQueue(spec.queue.clone()));
         }
         match spec.after.iter().find(|job| self.jobs.get(**job).is_none()) {
@@ -84,6 +82,7 @@ impl Cluster {
                 self.finish(now, id, Outcome::Unreachable(dependency));
             }
         }
+        self.reopen(first);
         self.plan_at(now);
         Ok(Answer::Submitted { first, count, repeated: false })
     }
@@ -233,6 +232,7 @@ impl Cluster {
 
     /// Places a job that a plan, made from this very state, starts. Its resources are taken from the room already.
     pub(crate) fn place(&mut self, now: Time, id: JobId, ranks: Vec<Allocation>) {
+        let worth_milli = ranks.iter().map(|rank| self.nodes.get(rank.node).worth_milli(rank)).sum();
         self.change_job(id, |job| {
             assert!(matches!(job.phase, Phase::Pending(_)), "{id} is placed twice");
             job.phase = Phase::Active;
@@ -241,20 +241,17 @@ impl Cluster {
             job.first_placed = job.first_placed.or(Some(now));
             job.last_nodes = ranks.iter().map(|rank| rank.node).collect();
             job.ranks = ranks;
+            job.worth_milli = worth_milli;
         });
         let job = self.jobs.get(id).expect("a placed job");
         for (worker, rank) in workers(job) {
-            self.nodes.hold(worker, rank);
+            self.nodes.hold(worker, rank, job.span());
         }
-        let (queue, charge) = (job.spec.queue.clone(), job.charge_milli());
+        let (queue, charge) = (job.spec.queue.clone(), job.charge());
         let nodes = job.ranks.iter().map(|rank| self.nodes.get(rank.node).name.clone()).collect();
         let note = Note::Placed { job: id, attempt: job.attempt, nodes };
-        self.charge(&queue, charge, 0);
-        let guaranteed = self.queues[&queue].guaranteed_milli;
-        if 0 < guaranteed && guaranteed < self.queue_held(&queue) {
-            // Others may reclaim what is more.
-            self.seek_anew(Time(now.0 + 1));
-        }
+        self.charge(&queue, charge, Charge::default());
+        self.weigh_anew(&queue, Time(now.0 + 1));
         self.reassign(id);
         self.note(note);
     }
@@ -375,17 +372,25 @@ impl Cluster {
     fn release(&mut self, now: Time, id: JobId, outcome: Option<Outcome>) {
         let job = self.jobs.get(id).expect("a job that holds resources").clone();
         for (worker, rank) in workers(&job) {
-            self.nodes.release(worker, rank);
+            self.nodes.release(worker, rank, job.span());
         }
         for node in job.ranks.iter().map(|rank| rank.node).collect::<BTreeSet<NodeId>>() {
             self.refresh_room(node);
+            self.plan_freed(now, node);
         }
-        self.charge(&job.spec.queue, 0, job.charge_milli());
+        if !job.ranks.is_empty() {
+            self.charge(&job.spec.queue, Charge::default(), job.charge());
+            self.weigh_anew(&job.spec.queue, now);
+        }
+        if !job.ranks.is_empty() || self.jobs.victims_of(id).next().is_some() {
+            // What it held, or what was promised to it, may help others.
+            self.futile.clear();
+        }
         self.freed_for.extend(job.gives_way_to());
-        if job.ranks.is_empty() && !self.jobs.preemptors().any(|(job, _)| job.id == id) {
-            self.plan_at(now)
-        } else {
-            self.plan_anew(now)
+        self.plan_at(now);
+        self.kept.leave(id);
+        if outcome.is_some() && self.turnover.enter(now, &job) {
+            self.kept.choose();
         }
         let lost_ms = if outcome.is_none() { self.unsaved_ms(&job) } else { 0 };
         self.forget_checkpoint(id);
@@ -394,6 +399,7 @@ impl Cluster {
         self.change_job(id, |job| {
             job.add_usage(now, lost_ms);
             job.ranks.clear();
+            job.worth_milli = 0;
             match outcome {
                 None => job.phase = Phase::Pending(now + pause),
                 Some(outcome) => {
@@ -411,6 +417,7 @@ impl Cluster {
     /// Brings the indexes of a job up to date that time or another job has made ready.
     fn change_job_index(&mut self, id: JobId) {
         self.jobs.update(self.now, id, |_| ());
+        self.reopen(id);
     }
 
     fn rank_state(&self, worker: WorkerId) -> RankState {
@@ -440,6 +447,7 @@ impl Job {
             attempt: 0,
             failures: 0,
             ranks: Vec::new(),
+            worth_milli: 0,
             last_nodes: Vec::new(),
             placed: None,
             first_placed: None,

@@ -49,6 +49,33 @@ pub struct Held {
     pub ports: BTreeSet<u16>,
     /// Workers that are not known gone.
     pub workers: BTreeSet<WorkerId>,
+    /// When ranks give back what they hold, at the latest.
+    pub ends: BTreeSet<(Until, WorkerId)>,
+    /// When they were placed: milliseconds, summed over them.
+    pub since_sum: u64,
+}
+
+/// For how long a job holds its resources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// When it was placed.
+    pub since: Time,
+    /// Until when, at the latest.
+    pub until: Until,
+}
+
+/// A job that has just begun is expected to run for so long.
+const SHORTEST_MS: u64 = 60_000;
+
+/// The latest moment of something that is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Until {
+    /// A time limit ends it.
+    Time(Time),
+    /// It has no time limit.
+    Unknown,
+    /// It is a service, which does not end by itself.
+    Never,
 }
 
 /// What is held of one device.
@@ -79,6 +106,16 @@ struct Entry {
 }
 
 impl Node {
+    /// What a rank on it counts for the usage of its queue, in thousandths of a reference device: its charge, by
+    /// the mean speed of its devices; without devices just the charge.
+    pub fn worth_milli(&self, rank: &Allocation) -> u64 {
+        let speed = |index: &u16| self.inventory.devices.get(usize::from(*index))?.speed_milli.into();
+        let speeds: u64 = rank.devices.iter().filter_map(speed).map(u64::from).sum();
+        (rank.charge_milli * speeds)
+            .checked_div(1000 * rank.devices.len() as u64)
+            .unwrap_or(rank.charge_milli)
+    }
+
     /// Whether new work may be placed on it.
     pub fn takes_work(&self) -> bool {
         self.up && self.availability == Availability::Open
@@ -86,8 +123,28 @@ impl Node {
 }
 
 impl Held {
+    /// In how many milliseconds all that is held is expected to be given back; `None`: not by itself.
+    ///
+    /// What has no time limit is expected to run for as long again as it has run: durations are spread so widely that
+    /// what is old lasts. The sum of the ages is about the median of the last end, where an end within `t` has the
+    /// chance `t / (age + t)`.
+    pub fn empty_in(&self, now: Time) -> Option<u64> {
+        match self.until() {
+            Until::Time(end) => Some(end.since(now)),
+            Until::Unknown => {
+                Some((self.ends.len() as u64 * (now.0 + SHORTEST_MS)).saturating_sub(self.since_sum))
+            }
+            Until::Never => None,
+        }
+    }
+
+    /// When all that is held is given back, at the latest.
+    pub fn until(&self) -> Until {
+        self.ends.last().map_or(Until::Time(Time(0)), |(until, _)| *until)
+    }
+
     /// Adds (or removes) what a rank holds.
-    pub(crate) fn change(&mut self, worker: WorkerId, rank: &Allocation, add: bool) {
+    pub(crate) fn change(&mut self, worker: WorkerId, rank: &Allocation, span: Span, add: bool) {
         if add {
             for device in &rank.devices {
                 self.take_device(worker, *device, rank.slice);
@@ -96,6 +153,8 @@ impl Held {
             self.cpus_milli += u64::from(rank.cpus_milli);
             self.memory_bytes += rank.memory_bytes;
             self.workers.insert(worker);
+            self.ends.insert((span.until, worker));
+            self.since_sum += span.since.0;
         } else {
             for device in &rank.devices {
                 give_device(&mut self.devices, *device, rank.slice);
@@ -104,6 +163,8 @@ impl Held {
             self.cpus_milli -= u64::from(rank.cpus_milli);
             self.memory_bytes -= rank.memory_bytes;
             self.workers.remove(&worker);
+            self.ends.remove(&(span.until, worker));
+            self.since_sum -= span.since.0;
         }
     }
 }
@@ -111,7 +172,7 @@ impl Held {
 impl Held {
     /// # Panics
     /// When the device has not so much left.
-    pub(crate) fn take_device(&mut self, worker: WorkerId, device: u16, slice: Option<Slice>) {
+    fn take_device(&mut self, worker: WorkerId, device: u16, slice: Option<Slice>) {
         let before = self.devices.get(&device).copied();
         let after = match (before, slice) {
             (None, None) => HeldDevice::Whole,
@@ -219,13 +280,13 @@ impl Nodes {
     }
 
     /// Enters what a rank holds.
-    pub(crate) fn hold(&mut self, worker: WorkerId, rank: &Allocation) {
-        self.entries[rank.node.0 as usize].held.change(worker, rank, true);
+    pub(crate) fn hold(&mut self, worker: WorkerId, rank: &Allocation, span: Span) {
+        self.entries[rank.node.0 as usize].held.change(worker, rank, span, true);
     }
 
     /// Gives back what a rank held.
-    pub(crate) fn release(&mut self, worker: WorkerId, rank: &Allocation) {
-        self.entries[rank.node.0 as usize].held.change(worker, rank, false);
+    pub(crate) fn release(&mut self, worker: WorkerId, rank: &Allocation, span: Span) {
+        self.entries[rank.node.0 as usize].held.change(worker, rank, span, false);
     }
 
     /// The worker is known gone; its resources are held until all of its job are.

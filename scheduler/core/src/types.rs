@@ -74,6 +74,9 @@ pub struct Device {
     pub uuid: Name,
     /// Why it must not be used; `None` for a healthy one.
     pub fault: Option<Name>,
+    /// How fast it is, in thousandths of the reference device: what an hour of it counts for the usage of a queue.
+    /// At least 1; 1,000 where nobody has measured it.
+    pub speed_milli: u32,
 }
 
 /// What a node offers, as its agent last reported it.
@@ -112,7 +115,7 @@ pub struct JobSpec {
     pub queue: Name,
     /// Chosen by the client: submitting the same key again returns the job that it made. Empty for none.
     pub client_key: Name,
-    /// Larger goes first within a queue.
+    /// Larger goes first within a queue, but for the waiting of others. See [`crate::Policy::ageing`].
     pub priority: i32,
     /// Groups of equal ranks, all placed together or not at all. Ranks are numbered through, role by role.
     pub roles: Vec<Role>,

@@ -93,6 +93,47 @@ fn an_event_behind_a_long_queue_costs_the_same_as_behind_a_short_one() {
     t.cluster.check();
 }
 
+/// A round among a thousand queues, in a tree three levels deep, costs each start its way from the top.
+#[test]
+fn one_round_chooses_among_a_thousand_queues() {
+    let mut t = Fixture::new();
+    let mut effects = Vec::new();
+    let digits = |number: u32, digits: usize| format!("{number:03}")[..digits].to_string();
+    for number in 0..1_000 {
+        for depth in 1..4 {
+            let parent = (1 < depth).then(|| format!("q{}", digits(number, depth - 1)).into());
+            let queue = Queue { parent, ..Queue::new(format!("q{}", digits(number, depth)).into()) };
+            if t.cluster.queues().get(&queue.name).is_none() {
+                let command = Command::SetQueue(queue);
+                t.cluster.step(Time(0), Event::Request { id: 0, command }, &mut effects);
+            }
+        }
+        let mut array = spec(1, 1);
+        array.queue = format!("q{number:03}").into();
+        array.array = Some(ArrayRange { first: 1, last: 20, step: 1 });
+        let command = Command::Submit(Arc::new(array));
+        t.cluster.step(Time(0), Event::Request { id: 0, command }, &mut effects);
+    }
+    assert_eq!(t.cluster.queues().iter().count(), 1 + 10 + 100 + 1_000);
+    let mut nodes = Fixture::new();
+    (0..1_250).for_each(|node| _ = nodes.node(node, 8));
+    let nodes = nodes.cluster.records().into_iter().filter(|record| matches!(record, Record::Node(_)));
+    let records = t.cluster.records().into_iter().chain(nodes);
+    t.cluster = Cluster::restore(*t.cluster.policy(), 2, records, Time(0));
+    let began = Instant::now();
+    t.cluster.step(Time(0), Event::Tick, &mut effects);
+    println!("20,000 jobs of 1,000 queues, 10,000 devices: one round of {:?}", began.elapsed());
+    for (queue, held) in [("q0", 1_000), ("q00", 100), ("q000", 10), ("q999", 10)] {
+        assert_eq!(t.cluster.queues().held_milli(queue), 1000 * held, "{queue}");
+    }
+    let mut last = spec(1, 1);
+    last.queue = "q500".into();
+    let submit = Event::Request { id: 1, command: Command::Submit(Arc::new(last)) };
+    let began = Instant::now();
+    t.cluster.step(Time(0), submit, &mut effects);
+    println!("one more that has to wait: {:?}", began.elapsed());
+}
+
 /// One array fills a large pool in one round: the nodes are ranked once, not once for each job.
 #[test]
 fn one_round_fills_a_large_pool() {

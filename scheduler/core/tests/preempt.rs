@@ -26,6 +26,11 @@ impl Fixture {
         self.tell(Command::SetQueue(queue));
     }
 
+    /// The numbers of the nodes of a job that runs.
+    fn nodes_of(&self, id: u64) -> Vec<u32> {
+        self.job(id).ranks.iter().map(|rank| rank.node.0).collect()
+    }
+
     fn checkpoint(&mut self, node: u32, id: WorkerId, age_ms: u64) {
         let at = self.cluster.nodes().by_name(&format!("node-{node}")).expect("a node");
         let inventory = (*self.cluster.nodes().get(at).inventory).clone();
@@ -237,7 +242,7 @@ fn a_queue_reclaims_its_guarantee_and_no_more() {
     let notes = t.submit_with(1, 4, in_queue("blue"));
     assert_eq!(notes.len(), 3, "{notes:?}");
     t.obey(0);
-    assert_eq!(t.cluster.queue_held("blue"), 4_000);
+    assert_eq!(t.cluster.queues().held_milli("blue"), 4_000);
     // red holds 4 of 2: below its guarantee it never falls.
     t.queue("green", 4);
     assert_eq!(t.submit_with(1, 4, in_queue("green")), ["job-8 queued"]);
@@ -330,4 +335,78 @@ fn a_slice_that_counts_more_than_the_guarantee_reclaims_nothing() {
         spec.roles[0].request.devices[0].slice = Some(half);
     });
     assert_eq!(notes, ["job-2 queued"]);
+}
+
+fn of(queue: &str, priority: i32) -> impl Fn(&mut JobSpec) {
+    move |spec| (spec.queue, spec.priority) = (queue.into(), priority)
+}
+
+#[test]
+fn nobody_is_stopped_for_a_job_that_lacks_only_what_is_kept() {
+    let mut t = Fixture::new();
+    t.node(0, 8);
+    t.node(1, 8);
+    t.queue("red", 0);
+    t.submit_with(1, 2, of("default", 0));
+    t.submit_with(1, 8, of("default", 0));
+    let (free, full) = if t.nodes_of(1) == [0] { (0, 1) } else { (1, 0) };
+    t.submit_with(2, 8, of("red", 1));
+    assert_eq!(t.submit_with(1, 2, of("default", 1)), ["job-4 queued"], "six devices of {free} are kept");
+    // job-3 is gone, and with it what was kept.
+    t.tell(Command::Cancel { job: JobId(3), whole_array: false });
+    t.pass(Duration::from_millis(1));
+    assert_eq!((t.nodes_of(4), t.nodes_of(2)), (vec![free], vec![full]));
+}
+
+#[test]
+fn a_proof_leaves_alone_what_is_kept_but_not_against_a_guarantee() {
+    let mut t = Fixture::new();
+    t.node(0, 8);
+    t.queue("red", 0);
+    t.queue("blue", 1);
+    for _ in 0..8 {
+        t.submit_with(1, 1, of("default", 0));
+    }
+    t.submit_with(1, 8, of("red", 1));
+    assert_eq!(t.submit_with(1, 1, of("default", 1)), ["job-10 queued"], "the node is kept for job-9");
+    let notes = t.submit_with(1, 1, of("blue", 0));
+    assert!(notes.len() == 2 && notes[1].contains("gives way to job-11"), "{notes:?}");
+    assert!(t.obey(0).contains(&"job-11 placed attempt=1 on node-0".to_string()));
+    assert_eq!(t.submit_with(1, 1, of("blue", 0)), ["job-12 queued"], "more than blue is guaranteed");
+}
+
+#[test]
+fn a_wide_job_that_others_stop_for_keeps_no_other_room() {
+    let mut t = Fixture::new();
+    t.node(0, 8);
+    t.node(1, 8);
+    t.submit_with(1, 8, of("default", 0));
+    t.submit_with(1, 2, of("default", 2));
+    let (full, other) = (t.nodes_of(1)[0], t.nodes_of(2)[0]);
+    assert_ne!(full, other);
+    let notes = t.submit_with(1, 8, of("default", 1));
+    assert!(notes.len() == 2 && notes[1].starts_with("job-1 preempted"), "{notes:?}");
+    assert_eq!(t.submit_with(1, 6, of("default", 0)).len(), 2, "beside job-2");
+    assert_eq!(t.nodes_of(4), [other]);
+    assert!(t.obey(full).contains(&format!("job-3 placed attempt=1 on node-{full}")));
+}
+
+#[test]
+fn a_queue_reclaims_by_the_guarantee_of_a_queue_above_but_not_within_it() {
+    let mut t = Fixture::new();
+    t.node(0, 4);
+    t.queue("research", 3);
+    for name in ["vision", "speech"] {
+        let parent = Some("research".into());
+        t.tell(Command::SetQueue(Queue { parent, ..Queue::new(name.into()) }));
+    }
+    for queue in ["vision", "vision", "default", "default"] {
+        t.submit_with(1, 1, of(queue, 0));
+    }
+    let notes = t.submit_with(1, 1, of("speech", 0));
+    assert!(notes.len() == 2 && notes[1].starts_with("job-4 preempted"), "{notes:?}");
+    t.obey(0);
+    // research holds what it is guaranteed: what vision and speech get of it is no matter of guarantees.
+    assert_eq!(t.submit_with(1, 1, of("speech", 0)), ["job-6 queued"]);
+    assert_eq!(t.cluster.queues().held_milli("research"), 3_000);
 }

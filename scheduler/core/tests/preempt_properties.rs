@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_core::jobs::{Phase, Why};
-use aquifer_core::plan::{Free, fits};
+use aquifer_core::plan::{Free, Misfit, Owner, fits};
 use aquifer_core::*;
 use fixture::*;
 
 const POOLS: u64 = 300;
-const QUEUES: [&str; 3] = ["default", "red", "blue"];
+const QUEUES: [&str; 6] = ["default", "red", "blue", "green", "teal", "cyan"];
 
 /// Nodes and queues, and nothing that runs.
 fn any_pool(rng: &mut Rng) -> Fixture {
@@ -20,9 +20,15 @@ fn any_pool(rng: &mut Rng) -> Fixture {
     for node in 0..1 + rng.below(4) as u32 {
         t.node(node, 2 + rng.below(7) as u16);
     }
-    for name in &QUEUES[1..] {
+    for (at, name) in QUEUES.iter().enumerate().skip(1) {
+        let parent = QUEUES[rng.below(at as u64) as usize];
+        let parent = (parent != QUEUES[0]).then(|| parent.into());
         let guaranteed_milli = 1000 * rng.below(9);
-        t.tell(Command::SetQueue(Queue { guaranteed_milli, ..Queue::new((*name).into()) }));
+        let queue = Queue { guaranteed_milli, parent, ..Queue::new((*name).into()) };
+        if t.ask(Command::SetQueue(queue.clone())).0.is_err() {
+            // More than its parent has to guarantee.
+            t.tell(Command::SetQueue(Queue { guaranteed_milli: 0, ..queue }));
+        }
     }
     t
 }
@@ -31,7 +37,7 @@ fn any_pool(rng: &mut Rng) -> Fixture {
 fn any_spec(rng: &mut Rng) -> JobSpec {
     let ranks = if rng.below(3) == 0 { 1 + rng.below(4) as u32 } else { 1 };
     let mut spec = spec(ranks, 1 + rng.below(4) as u16);
-    spec.queue = QUEUES[rng.below(3) as usize].into();
+    spec.queue = QUEUES[rng.below(QUEUES.len() as u64) as usize].into();
     spec.priority = rng.below(3) as i32;
     if rng.below(4) == 0 {
         spec.roles[0].request.devices[0].slice =
@@ -54,8 +60,11 @@ fn decisions(t: &Fixture) -> BTreeMap<JobId, BTreeSet<JobId>> {
 /// Of one decision alone, nothing else having changed since.
 fn check(t: &Fixture, by: JobId, victims: &BTreeSet<JobId>, seed: u64) -> &'static str {
     let job = |id: &JobId| t.job(id.0);
-    let without = |victims: BTreeSet<JobId>| fits(&mut Free::without(&t.cluster, victims), job(&by)).is_ok();
-    assert!(without(victims.clone()), "seed {seed}: {by} does not start without {victims:?}");
+    let fit = |victims: BTreeSet<JobId>| fits(&mut Free::without(&t.cluster, victims), job(&by));
+    let without = |victims: BTreeSet<JobId>| fit(victims).is_ok();
+    // What a queue reclaims, it takes even where room is kept for those that are not due theirs.
+    let starts = matches!(fit(victims.clone()), Ok(()) | Err(Misfit::Kept(Owner::Job(_))));
+    assert!(starts, "seed {seed}: {by} does not start without {victims:?}");
     for spared in victims {
         let fewer = victims.iter().filter(|victim| *victim != spared).copied().collect();
         assert!(!without(fewer), "seed {seed}: {spared} need not give way to {by}");
@@ -69,19 +78,28 @@ fn check(t: &Fixture, by: JobId, victims: &BTreeSet<JobId>, seed: u64) -> &'stat
             continue;
         }
         kind = "reclaimed";
-        let guaranteed = |name: &Name| {
-            let queue = t.cluster.queues().find(|(queue, _)| queue.name == *name);
-            queue.expect("a queue").0.guaranteed_milli
+        let queues = t.cluster.queues();
+        let left = |queue: &Queue| {
+            let within = victims.iter().map(job);
+            let within = within.filter(|victim| queues.is_within(&victim.spec.queue, &queue.name));
+            queues.held_milli(&queue.name) - within.map(|victim| victim.charge_milli()).sum::<u64>()
         };
-        let of_queue = victims.iter().map(job).filter(|other| other.spec.queue == *queue);
-        let left = t.cluster.queue_held(queue) - of_queue.map(|job| job.charge_milli()).sum::<u64>();
-        assert!(guaranteed(queue) <= left, "seed {seed}: {queue} is left {left}");
+        for guard in queues.line(queue).filter(|guard| !queues.is_within(own, &guard.name)) {
+            let left = left(guard);
+            assert!(guard.guaranteed_milli <= left, "seed {seed}: {} is left {left}", guard.name);
+            if guard.name != *queue && 0 < guard.guaranteed_milli {
+                kind = "reclaimed below a guarantee";
+            }
+        }
         let mut what_if = t.what_if();
         settle(&mut what_if, seed);
-        let leaves = victims.iter().map(job).filter(|victim| victim.spec.queue == *own);
-        let leaves: u64 = leaves.map(|victim| victim.charge_milli()).sum();
-        let held = t.cluster.queue_held(own) - leaves + what_if.job(by.0).charge_milli();
-        assert!(held <= guaranteed(own), "seed {seed}: {own} holds {held} after {by}");
+        let takes = what_if.job(by.0).charge_milli();
+        let may = |by: &&Queue| !queues.is_within(queue, &by.name) && left(by) + takes <= by.guaranteed_milli;
+        let by_queue = queues.line(own).find(may);
+        let by_queue = by_queue.unwrap_or_else(|| panic!("seed {seed}: {own} has no right to {queue}"));
+        if by_queue.name != *own {
+            kind = "reclaimed by the guarantee of a queue above";
+        }
     }
     if 1 < job(&by).spec.ranks() && kind == "by priority" { "a gang" } else { kind }
 }
@@ -148,5 +166,8 @@ fn whoever_gives_way_is_needed_and_may_be_taken_and_the_job_starts() {
     println!("{seen:?}");
     for kind in ["by priority", "a gang", "reclaimed"] {
         assert!(20 < seen[kind], "{seen:?}");
+    }
+    for kind in ["reclaimed below a guarantee", "reclaimed by the guarantee of a queue above"] {
+        assert!(10 < seen[kind], "{seen:?}");
     }
 }

@@ -143,6 +143,7 @@ fn the_change_that_an_explanation_suggests_starts_the_job() {
         let job = t.cluster.jobs().iter().next_back().expect("it").clone();
         let Some(change) = explain(&t.cluster, &job).change else { continue };
         let changed = with(spec, &change);
+        t.tell(Command::Cancel { job: job.id, whole_array: false });
         let (answer, _) = t.ask(Command::Submit(Arc::new(changed)));
         let Ok(Answer::Submitted { first, .. }) = answer else { panic!("{answer:?}") };
         assert!(!t.job(first.0).ranks.is_empty(), "seed {seed}: {change}");

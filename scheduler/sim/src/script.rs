@@ -30,6 +30,8 @@ pub fn play(script: &str) -> Result<String, String> {
                 "preemption" if value == "on" || value == "off" => policy.preemption = value == "on",
                 "lease" => policy.lease = std::time::Duration::from_secs(number(value)?),
                 "backoff" => policy.backoff = std::time::Duration::from_secs(number(value)?),
+                "half-life" => policy.half_life = std::time::Duration::from_secs(number(value)?),
+                "ageing" => policy.ageing = std::time::Duration::from_secs(number(value)?),
                 _ => return Err(format!("{line}: no option {key}={value}")),
             }
         }
@@ -77,6 +79,7 @@ impl Player {
             ["explain", job] => self.explain(job.parse()?)?,
             ["show", job] => self.show(job.parse()?)?,
             ["show-queues"] => self.show_queues(),
+            ["show-usage"] => self.show_usage(),
             ["show-processes"] => self.show_processes(),
             ["scheduler", what] => self.scheduler(what)?,
             ["exit", worker, ref how @ ..] => self.exit(worker, how)?,
@@ -106,6 +109,7 @@ impl Player {
         let mut queue = Queue::new(name.into());
         for (key, value) in options(rest)? {
             match key {
+                "parent" => queue.parent = Some(value.into()),
                 "weight" => queue.weight = number(value)?,
                 "guarantee" => queue.guaranteed_milli = 1000 * number::<u64>(value)?,
                 "limit" => queue.limit_milli = Some(1000 * number::<u64>(value)?),
@@ -207,9 +211,20 @@ impl Player {
 
     fn show_queues(&mut self) {
         let Some(cluster) = &self.sim.cluster else { return };
-        let held = cluster.queues().map(|(queue, held)| format!(" {}={}", queue.name, explain_milli(held)));
-        let text: String = held.collect();
+        let queues = cluster.queues();
+        let held =
+            |queue: &Queue| format!(" {}={}", queue.name, explain_milli(queues.held_milli(&queue.name)));
+        let text: String = queues.iter().map(held).collect();
         self.sim.say(format!("queues hold{text}"));
+    }
+
+    /// In seconds of a reference device.
+    fn show_usage(&mut self) {
+        let Some(cluster) = &self.sim.cluster else { return };
+        let used = cluster.queues().overview(self.sim.now);
+        let used = used.iter().map(|row| format!(" {}={}", row.queue.name, row.spent / 1_000_000));
+        let text: String = used.collect();
+        self.sim.say(format!("queues used{text}"));
     }
 
     fn show_processes(&mut self) {
@@ -323,13 +338,17 @@ fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inve
         let class = Arc::new(DeviceClass { vendor, model: model.into(), memory_bytes: memory_gib * GIB });
         for _ in 0..number::<usize>(count)? {
             let uuid = format!("{name}-{}", inventory.devices.len()).into();
-            inventory.devices.push(Device { class: class.clone(), uuid, fault: None });
+            inventory.devices.push(Device { class: class.clone(), uuid, fault: None, speed_milli: 1000 });
         }
     }
     for (key, value) in options(rest)? {
         match key {
             "cpus" => inventory.cpus_milli = 1000 * number::<u32>(value)?,
             "memory" => inventory.memory_bytes = GIB * number::<u64>(value)?,
+            "speed" => {
+                let speed_milli = (number::<f64>(value)? * 1000.0) as u32;
+                inventory.devices.iter_mut().for_each(|device| device.speed_milli = speed_milli);
+            }
             "ports" => {
                 let (first, last) = value.split_once('-').ok_or("expected first-last")?;
                 inventory.ports = Ports { first: number(first)?, last: number(last)? };

@@ -18,6 +18,8 @@ pub struct Store {
     pub nodes: BTreeMap<NodeId, Node>,
     /// Queues.
     pub queues: BTreeMap<Name, Queue>,
+    /// What queues have used.
+    pub usages: BTreeMap<Name, QueueUsage>,
     keys: BTreeMap<Name, JobId>,
 }
 
@@ -28,7 +30,8 @@ impl Store {
         let jobs = self.jobs.values().cloned().map(Record::Job);
         let nodes = self.nodes.values().cloned().map(Record::Node);
         let queues = self.queues.values().cloned().map(Record::Queue);
-        specs.chain(jobs).chain(nodes).chain(queues).collect()
+        let usages = self.usages.iter().map(|(queue, usage)| Record::Usage(queue.clone(), *usage));
+        specs.chain(jobs).chain(nodes).chain(queues).chain(usages).collect()
     }
 
     /// Writes a record over the earlier one of the same identity.
@@ -53,6 +56,10 @@ impl Store {
                 self.nodes.insert(node.id, node);
             }
             Record::Queue(queue) => _ = self.queues.insert(queue.name.clone(), queue),
+            Record::Usage(queue, usage) => {
+                let earlier = self.usages.insert(queue.clone(), usage);
+                assert!(earlier.is_none_or(|earlier| earlier.at <= usage.at), "{queue}: usage of the past");
+            }
         }
     }
 

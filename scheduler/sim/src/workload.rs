@@ -29,6 +29,8 @@ pub fn swarm(seed: u64) -> Sim {
     policy.lease = Duration::from_millis(rng.within((5_000, 15_000)));
     policy.preemption = rng.below(4) != 0;
     policy.backoff = Duration::from_millis(rng.within((100, 4_000)));
+    policy.half_life = Duration::from_millis(*rng.pick(&[0, 5_000, 60_000, 86_400_000]));
+    policy.ageing = Duration::from_millis(*rng.pick(&[0, 1_000, 30_000, 3_600_000]));
     let (faults, timing) = (Faults::mix(&mut rng), Timing::mix(&mut rng));
     let mut sim = Sim::new(seed, policy, faults, timing, HEAL_AT);
     let pool: Vec<Inventory> = (0..rng.within((2, 6))).map(|at| any_inventory(&mut rng, at)).collect();
@@ -41,7 +43,7 @@ pub fn swarm(seed: u64) -> Sim {
     let orders = (0..pool.len()).flat_map(|by| [(by, false), (by, true)]);
     let idle: Vec<Cluster> = orders.map(|order| idle_pool(policy, &pool, &queues, order)).collect();
     for name in &queues[1..] {
-        let queue = any_queue(&mut rng, name);
+        let queue = any_queue(&mut rng, &queues, name);
         sim.client(Time(0), Command::SetQueue(queue), HEAL_AT);
     }
     let jobs = rng.within((5, 40));
@@ -59,8 +61,12 @@ pub fn swarm(seed: u64) -> Sim {
         let (node, availability) = (format!("n{at}").into(), Availability::Open);
         sim.client(healed, Command::SetNode { node, availability }, Time(u64::MAX));
     }
-    for name in queues {
-        sim.client(healed, Command::SetQueue(Queue::new(name.into())), Time(u64::MAX));
+    // A queue keeps its guarantee until those below it have none: the last of three levels is set right first.
+    for level in 0..3 {
+        for name in queues {
+            let at = Time(healed.0 + 10_000 * level);
+            sim.client(at, Command::SetQueue(Queue::new(name.into())), Time(u64::MAX));
+        }
     }
     sim
 }
@@ -84,6 +90,7 @@ fn any_inventory(rng: &mut Rng, at: u64) -> Inventory {
         class,
         uuid: format!("uuid-{at}-{index}").into(),
         fault: None,
+        speed_milli: [500, 1000, 2000][index % 3],
     });
     Inventory {
         devices: devices.collect(),
@@ -95,12 +102,16 @@ fn any_inventory(rng: &mut Rng, at: u64) -> Inventory {
     }
 }
 
-fn any_queue(rng: &mut Rng, name: &str) -> Queue {
+/// One that may be refused: for a parent that does not exist, is below it or guarantees less.
+fn any_queue(rng: &mut Rng, queues: &[&str], name: &str) -> Queue {
+    let limit_milli = (rng.below(3) == 0).then(|| 1000 * rng.within((0, 20)));
+    let guaranteed_milli = if rng.below(2) == 0 { 0 } else { 1000 * rng.below(8) };
     Queue {
         name: name.into(),
+        parent: (rng.below(2) == 0).then(|| (*rng.pick(queues)).into()),
         weight: rng.within((1, 4)) as u32,
-        guaranteed_milli: 1000 * rng.below(8),
-        limit_milli: (rng.below(3) == 0).then(|| 1000 * rng.within((0, 20))),
+        guaranteed_milli: guaranteed_milli.min(limit_milli.unwrap_or(u64::MAX)),
+        limit_milli,
     }
 }
 
@@ -202,7 +213,7 @@ fn any_interference(rng: &mut Rng, queues: &[&str], nodes: u64) -> Command {
         }
         _ => {
             let name = *rng.pick(queues);
-            Command::SetQueue(any_queue(rng, name))
+            Command::SetQueue(any_queue(rng, queues, name))
         }
     }
 }

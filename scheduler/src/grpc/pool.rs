@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use aquifer_core::jobs::{Job, Outcome, Phase, Shape};
 use aquifer_core::plan::free_for_all;
+use aquifer_core::queues::Overview;
 use aquifer_core::*;
 use aquifer_proto::{border, v1, wire};
 use tokio::sync::mpsc;
@@ -59,6 +60,10 @@ fn refused(refusal: Refusal) -> Status {
         Refusal::Malformed(_) => border::Invalid::new("spec", "malformed", text).into(),
         Refusal::UnknownJob(_) | Refusal::UnknownNode(_) | Refusal::UnknownQueue(_) => {
             Status::not_found(text)
+        }
+        Refusal::Queue(error) => {
+            let field = format!("queue.{}", error.field());
+            border::Invalid::new(field, error.value(), error.allowed()).into()
         }
         Refusal::JobDone(..) => Status::failed_precondition(text),
         Refusal::KeyTaken(..) => Status::already_exists(text),
@@ -267,11 +272,18 @@ impl v1::pool_server::Pool for PoolService {
                     Phase::Done(_) => (),
                 }
             }
-            let state = |(queue, held_milli): (&Queue, u64)| {
-                let (pending_jobs, running_jobs) = counts.get(&*queue.name).copied().unwrap_or_default();
-                v1::QueueState { queue: Some(wire::queue(queue)), held_milli, pending_jobs, running_jobs }
+            let state = |row: &Overview| {
+                let (pending_jobs, running_jobs) = counts.get(&*row.queue.name).copied().unwrap_or_default();
+                v1::QueueState {
+                    queue: Some(wire::queue(row.queue)),
+                    held_milli: row.held_milli,
+                    pending_jobs,
+                    running_jobs,
+                    used_device_ms: row.spent / 1000,
+                    share_millionths: row.share_millionths,
+                }
             };
-            cluster.queues().map(state).collect()
+            cluster.queues().overview(cluster.now()).iter().map(state).collect()
         });
         Ok(Response::new(v1::ListQueuesResponse { queues: queues.await? }))
     }

@@ -134,6 +134,7 @@ pub fn explanation(now: Time, job: JobId, explanation: &Explanation) -> v1::Expl
         Reason::Pauses { .. } => "pauses",
         Reason::QueueLimit { .. } => "queue-limit",
         Reason::NoSuchNode { .. } => "no-such-node",
+        Reason::Kept(_) => "kept",
         Reason::RoomFor { .. } => "room-for",
         Reason::Preempts(_) => "preempts",
         Reason::Next => "next",

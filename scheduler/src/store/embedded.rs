@@ -15,11 +15,12 @@ const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
 type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
-const TABLES: [(Kind, Table); 4] = [
+const TABLES: [(Kind, Table); 5] = [
     (Kind::Spec, TableDefinition::new("specs")),
     (Kind::Job, TableDefinition::new("jobs")),
     (Kind::Node, TableDefinition::new("nodes")),
     (Kind::Queue, TableDefinition::new("queues")),
+    (Kind::Usage, TableDefinition::new("usages")),
 ];
 
 /// A file that one scheduler at a time has open.
@@ -110,7 +111,7 @@ impl Store for Embedded {
 mod tests {
     use aquifer_core::cluster::Policy;
     use aquifer_core::plan::Order;
-    use aquifer_core::{Cluster, Command, Effect, Event, Queue, Time};
+    use aquifer_core::{Cluster, Command, Effect, Event, Queue, QueueUsage, Record, Time};
 
     use super::*;
     use crate::store::Memory;
@@ -124,15 +125,21 @@ mod tests {
             let command = Command::SetQueue(Queue::new(name.into()));
             cluster.step(Time(6), Event::Request { id: 0, command }, &mut effects);
         }
+        let queue = Queue { parent: Some("red".into()), ..Queue::new("dark-red".into()) };
+        cluster.step(Time(6), Event::Request { id: 0, command: Command::SetQueue(queue) }, &mut effects);
         let saves = effects.iter().filter_map(|effect| match effect {
             Effect::Save(record) => Some(aquifer_proto::store::encode(record)),
             _ => None,
         });
         store.commit(&saves.collect::<Vec<_>>()).unwrap();
+        let used = Record::Usage("red".into(), QueueUsage { at: Time(4), spent: 1 << 50 });
+        store.commit(&[aquifer_proto::store::encode(&used)]).unwrap();
         let opened = store.open_term().unwrap();
         assert_eq!(opened.term, 2);
         let restored = Cluster::restore(Policy::new(Order::FairShare), 2, opened.records, Time(7));
-        assert_eq!(restored.records(), cluster.records());
+        let mut records = cluster.records();
+        records.push(used);
+        assert_eq!(restored.records(), records);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::cluster::Cluster;
 use crate::event::Availability;
 use crate::jobs::*;
 use crate::nodes::Node;
-use crate::plan::{DeviceFree, Free, Misfit, fits, free_for_all};
+use crate::plan::{DeviceFree, Free, Misfit, Owner, fits, free_for_all};
 use crate::types::*;
 
 mod text;
@@ -44,10 +44,12 @@ pub enum Reason {
     Follows(JobId),
     /// It failed and pauses until then.
     Pauses { until: Time, failures: u32 },
-    /// Its queue would hold more than its limit, in thousandths of a device.
+    /// `queue`, its own or one above that, would hold more than its limit, in thousandths of a device.
     QueueLimit { queue: Name, held: u64, wants: u64, limit: u64 },
     /// No node of the pool could take a rank, even an empty one.
     NoSuchNode { nodes: u32 },
+    /// The room that it would fit into is kept for another job that goes first, or for wide jobs to come.
+    Kept(Owner),
     /// Not all ranks fit at once.
     RoomFor { ranks: u32, of: u32 },
     /// Others give way to it, and it starts once they have stopped.
@@ -185,9 +187,10 @@ pub fn reason(free: &mut Free, job: &Job) -> Reason {
     }
     match fits(free, job) {
         Ok(()) => Reason::Next,
-        Err(Misfit::QueueLimit { held, wants, limit }) => {
-            Reason::QueueLimit { queue: job.spec.queue.clone(), held, wants, limit }
+        Err(Misfit::QueueLimit { queue, held, wants, limit }) => {
+            Reason::QueueLimit { queue, held, wants, limit }
         }
+        Err(Misfit::Kept(owner)) => Reason::Kept(owner),
         Err(Misfit::RoomFor { ranks, of }) => {
             let possible = |role: &Role| {
                 cluster.nodes().iter().any(|node| could_ever(&idle_verdict(node, &role.request)))
@@ -319,7 +322,11 @@ fn verdict(free: &Free, node: &Node, request: &Request) -> Verdict {
 }
 
 fn blockers(cluster: &Cluster, job: &Job, reason: &Reason) -> Vec<Blocker> {
-    let of_queue = matches!(reason, Reason::QueueLimit { .. });
+    let limited = match reason {
+        Reason::QueueLimit { queue, .. } => Some(queue),
+        _ => None,
+    };
+    let of_queue = limited.is_some();
     let suits = |node: NodeId| {
         let node = cluster.nodes().get(node);
         let takes = |role: &Role| idle_verdict(node, &role.request) == Verdict::Takes;
@@ -328,7 +335,7 @@ fn blockers(cluster: &Cluster, job: &Job, reason: &Reason) -> Vec<Blocker> {
     let wants_devices = job.spec.roles.iter().any(|role| !role.request.devices.is_empty());
     let mut blockers: Vec<Blocker> = Vec::new();
     for holder in cluster.jobs().holding() {
-        if of_queue && holder.spec.queue != job.spec.queue {
+        if limited.is_some_and(|queue| !cluster.queues().is_within(&holder.spec.queue, queue)) {
             continue;
         }
         let ranks = || holder.ranks.iter().filter(|rank| suits(rank.node));
@@ -372,6 +379,10 @@ fn start(cluster: &Cluster, job: &Job, reason: &Reason) -> Start {
         }
         Reason::QueueLimit { queue, wants, limit, .. } if limit < wants => {
             return Start::Unknown(format!("it wants more than queue {queue} may ever hold"));
+        }
+        Reason::Kept(Owner::Job(job)) => return Start::Unknown(format!("{job} goes first")),
+        Reason::Kept(Owner::Wide) => {
+            return Start::Unknown("it starts as soon as something else becomes free".into());
         }
         Reason::QueueLimit { .. } | Reason::RoomFor { .. } => (),
     }

@@ -123,6 +123,12 @@ impl fmt::Display for Reason {
             Reason::NoSuchNode { nodes } => {
                 write!(f, "waits: none of {nodes} nodes could take a rank, even when idle")
             }
+            Reason::Kept(Owner::Job(job)) => {
+                write!(f, "waits: the room is kept for {job}, which goes first")
+            }
+            Reason::Kept(Owner::Wide) => {
+                f.write_str("waits: the room is kept for wide jobs, which come and go here")
+            }
             Reason::RoomFor { ranks: 0, .. } => f.write_str("waits: no node can take a rank now"),
             Reason::RoomFor { ranks, of } => write!(f, "waits: room for {ranks} of {of} ranks"),
             Reason::Preempts(victims) => {

@@ -1,10 +1,14 @@
 //! Where a gang fits: best-fit packing, the whole gang or nothing.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use super::Plan;
+use super::reserve::{self, Kept, Owner};
 use super::room::{NodeFree, Room};
 use crate::cluster::Cluster;
-use crate::jobs::Job;
+use crate::jobs::{Job, Lines, Shape};
 use crate::nodes::Node;
 use crate::types::*;
 
@@ -13,13 +17,17 @@ use crate::types::*;
 pub struct Free<'a> {
     pub(super) cluster: &'a Cluster,
     pub(super) room: Room,
+    pub(super) kept: Kept,
     /// Of the classes of devices, as the round found it. See [`Room::scarcity`].
     pub(super) scarcity: Vec<i64>,
     /// Added by the round to what queues hold, in thousandths of a device.
-    pub(super) taken: BTreeMap<Name, u64>,
+    pub(super) taken: Taken,
     /// Taken as if they had ended: what they hold is free.
     pub(super) ended: BTreeSet<JobId>,
 }
+
+/// What a round has added to what queues hold, in thousandths of a device.
+pub type Taken = BTreeMap<Name, u64>;
 
 /// Why a job does not start now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,41 +39,46 @@ pub enum Misfit {
         /// Ranks that the job has.
         of: u32,
     },
-    /// Its queue would hold more than its limit. In thousandths of a device.
+    /// It would fit, but for what is kept.
+    Kept(Owner),
+    /// Its queue, or one above that, would hold more than its limit. In thousandths of a device.
     #[allow(missing_docs)]
-    QueueLimit { held: u64, wants: u64, limit: u64 },
+    QueueLimit { queue: Name, held: u64, wants: u64, limit: u64 },
 }
 
 /// Alternatives and orders of roles that are tried for one job, at most.
 const MAX_TRIES: u32 = 64;
 
-/// Places all ranks of a job, each where it costs least, within the limit of its queue, and takes what they hold from
-/// `free`. By rank. A job that does not fit leaves `free` as it was.
+/// Places all ranks of a job, each where it costs least, within the limits of its queue and of those above it, and
+/// takes what they hold from `free`. By rank. A job that does not fit leaves `free` as it was.
 ///
 /// Ties go to the lowest node. All ranks of a role take the same alternative. Of the combinations of
 /// alternatives, and of the orders in which roles choose their nodes, the first that fits. Exact for a job of
 /// one role; of several, one whose ranks would have to be spread with foresight may be found not to fit.
 /// `O(tries * nodes of the gang * log nodes + ranks)` where many nodes are alike, see [`Room::best`].
 pub fn place(free: &mut Free, job: &Job) -> Result<Vec<Allocation>, Misfit> {
-    let mut search = Search { free, job, before: Vec::new(), tries: 0, most: 0, over_limit: None };
+    let ranks = find(free, job)?;
+    free.count(job, &ranks);
+    Ok(ranks)
+}
+
+/// As [`place`], but takes from nodes only: neither is the queue charged, nor what is kept for the job given up.
+pub(super) fn find(free: &mut Free, job: &Job) -> Result<Vec<Allocation>, Misfit> {
+    let mut search = Search::of(free, job);
     let mut roles = vec![None; job.spec.roles.len()];
     if search.next_role(&mut roles) {
-        let ranks: Vec<Allocation> = roles.into_iter().flatten().flatten().collect();
-        let taken = free.taken.entry(job.spec.queue.clone()).or_default();
-        *taken += charge(&ranks);
-        return Ok(ranks);
+        return Ok(roles.into_iter().flatten().flatten().collect());
     }
     search.undo(0);
-    Err(search.over_limit.unwrap_or(Misfit::RoomFor { ranks: search.most, of: job.spec.ranks() }))
+    Err(search.misfit())
 }
 
 /// Whether [`place`] would place the job; takes nothing.
 pub fn fits(free: &mut Free, job: &Job) -> Result<(), Misfit> {
-    let mut search = Search { free, job, before: Vec::new(), tries: 0, most: 0, over_limit: None };
+    let mut search = Search::of(free, job);
     let fits = search.next_role(&mut vec![None; job.spec.roles.len()]);
     search.undo(0);
-    let misfit = search.over_limit.unwrap_or(Misfit::RoomFor { ranks: search.most, of: job.spec.ranks() });
-    if fits { Ok(()) } else { Err(misfit) }
+    if fits { Ok(()) } else { Err(search.misfit()) }
 }
 
 /// The search through the alternatives of a job, and what it met on its way.
@@ -79,12 +92,26 @@ struct Search<'s, 'a> {
     most: u32,
     /// Why the first whole placement was refused.
     over_limit: Option<Misfit>,
+    /// Whom the first node is kept for that was passed over.
+    kept_for: Cell<Option<Owner>>,
 }
 
 /// Ranks of the roles that a search has placed.
 type Placed = [Option<Vec<Allocation>>];
 
-impl Search<'_, '_> {
+impl<'s, 'a> Search<'s, 'a> {
+    fn of(free: &'s mut Free<'a>, job: &'s Job) -> Search<'s, 'a> {
+        let (before, kept_for) = (Vec::new(), Cell::new(None));
+        Search { free, job, before, tries: 0, most: 0, over_limit: None, kept_for }
+    }
+
+    /// Why it found no placement.
+    fn misfit(&mut self) -> Misfit {
+        let room_for = Misfit::RoomFor { ranks: self.most, of: self.job.spec.ranks() };
+        let kept = self.kept_for.get().map(Misfit::Kept);
+        self.over_limit.take().or(kept).unwrap_or(room_for)
+    }
+
     /// Places the roles that are not placed yet. If they do not fit, gives back what it took.
     fn next_role(&mut self, roles: &mut Placed) -> bool {
         if roles.iter().all(Option::is_some) {
@@ -132,27 +159,36 @@ impl Search<'_, '_> {
         }
     }
 
+    /// Whether its queue, and every one above that, may hold as much more.
     fn is_within_limit(&mut self, roles: &Placed) -> bool {
-        let queue = &self.job.spec.queue;
-        let Some(limit) = self.free.cluster.queues[queue].limit_milli else { return true };
-        let (held, wants) =
-            (self.free.held_by(queue), roles.iter().flatten().map(|ranks| charge(ranks)).sum());
-        if limit < held + wants {
-            self.over_limit.get_or_insert(Misfit::QueueLimit { held, wants, limit });
+        let wants = roles.iter().flatten().map(|ranks| charge(ranks)).sum();
+        for queue in self.free.cluster.queues().line(&self.job.spec.queue) {
+            let Some(limit) = queue.limit_milli else { continue };
+            let held = self.free.held_by(&queue.name);
+            if limit < held + wants {
+                let queue = queue.name.clone();
+                self.over_limit.get_or_insert(Misfit::QueueLimit { queue, held, wants, limit });
+                return false;
+            }
         }
-        held + wants <= limit
+        true
     }
 
     /// As many ranks of the role as fit, but no more than it has.
     fn fill(&mut self, role: &Role, alternative: Option<usize>) -> Vec<Allocation> {
-        let Free { cluster, room, scarcity, .. } = &mut *self.free;
+        let Free { cluster, room, scarcity, kept, taken, .. } = &mut *self.free;
         let (job, request) = (self.job, &role.request);
         let devices = alternative.map(|index| &request.devices[index]);
         let mut ranks = Vec::new();
         while ranks.len() < role.ranks as usize {
             let passes = |id: NodeId, free: &NodeFree| {
                 let node = cluster.nodes().get(id);
-                has_labels(node, request) && free_port(node, free, job, ranks.len()).is_some()
+                let fits = has_labels(node, request) && free_port(node, free, job, ranks.len()).is_some();
+                let owner = if fits { kept.keeps(cluster, taken, job, id) } else { None };
+                if owner.is_some() && self.kept_for.get().is_none() {
+                    self.kept_for.set(owner);
+                }
+                fits && owner.is_none()
             };
             let Some(best) = room.best(request, devices, scarcity, &passes) else { break };
             let node = cluster.nodes().get(best.node);
@@ -192,18 +228,58 @@ fn free_port(node: &Node, left: &NodeFree, job: &Job, rank: usize) -> Option<u16
 impl<'a> Free<'a> {
     /// Healthy resources of live nodes that no job holds. Copies what the cluster knows of them: `O(nodes)`.
     pub fn of(cluster: &'a Cluster) -> Free<'a> {
-        Free::in_room(cluster, cluster.room().clone())
+        Free::in_room(cluster, cluster.room().clone(), cluster.kept.clone())
     }
 
     /// The same, of a room that is up to date.
-    pub(crate) fn in_room(cluster: &'a Cluster, room: Room) -> Free<'a> {
+    pub(crate) fn in_room(cluster: &'a Cluster, room: Room, kept: Kept) -> Free<'a> {
         let scarcity = room.scarcity();
-        Free { cluster, room, scarcity, taken: BTreeMap::new(), ended: BTreeSet::new() }
+        Free { cluster, room, kept, scarcity, taken: BTreeMap::new(), ended: BTreeSet::new() }
     }
 
-    /// Gives the room back, without what was taken from it.
-    pub(crate) fn into_room(self) -> Room {
-        self.room
+    /// Gives the room back, without what was taken from it, and what is kept of it.
+    pub(crate) fn into_parts(self) -> (Room, Kept) {
+        (self.room, self.kept)
+    }
+
+    /// Keeps room for jobs of these shapes, and for wide ones to come, see [`Kept::renew`].
+    pub(super) fn keep(&mut self, freed: &[NodeId], unfit: &BTreeSet<Arc<Shape>>, placed: &BTreeSet<JobId>) {
+        self.kept.renew(self.cluster, freed, unfit, placed);
+    }
+
+    /// Tries shapes again that were found not to fit, if what has become free may change that.
+    pub(super) fn wake(&mut self, freed: &[NodeId], plan: &mut Plan) {
+        if self.kept.take_lost() {
+            plan.kept_from.iter().for_each(|shape| _ = plan.unfit.remove(shape));
+            plan.kept_from.clear();
+            plan.futile.clear();
+        }
+        let Free { room, cluster, kept, taken, .. } = &*self;
+        let firsts = |shape: &Shape| {
+            let first = |queue: &'a Lines| Some(queue.get(shape)?.first()?.1);
+            let firsts: Vec<JobId> = cluster.jobs().ready().values().filter_map(first).collect();
+            firsts.into_iter().map(|id| cluster.jobs().get(id).expect("a ready job"))
+        };
+        let tired = |shape: &Arc<Shape>| firsts(shape).any(|job| reserve::is_tired(cluster, job));
+        for shape in plan.kept_from.iter().filter(|shape| tired(shape)) {
+            plan.unfit.remove(shape);
+        }
+        for node in freed {
+            let takes = |(_, request): &(u32, Request)| {
+                has_labels(cluster.nodes().get(*node), request) && room.takes(*node, request)
+            };
+            let is_kept = |job: &Job| kept.keeps(cluster, taken, job, *node).is_some();
+            let fit: Vec<Arc<Shape>> =
+                plan.unfit.iter().filter(|shape| shape.roles.iter().any(takes)).cloned().collect();
+            for shape in fit {
+                if firsts(&shape).len() != 0 && firsts(&shape).all(is_kept) {
+                    plan.kept_from.insert(shape);
+                } else {
+                    plan.unfit.remove(&shape);
+                }
+            }
+        }
+        plan.kept_from.retain(|shape| plan.unfit.contains(shape));
     }
 
     /// The same, as if some jobs that hold resources had ended.
@@ -214,7 +290,7 @@ impl<'a> Free<'a> {
             let job = cluster.jobs().get(*id).expect("a job that holds resources");
             for (worker, rank) in crate::cluster::workers(job) {
                 let held = held.entry(rank.node).or_insert_with(|| cluster.nodes().held(rank.node).clone());
-                held.change(worker, rank, false);
+                held.change(worker, rank, job.span(), false);
             }
         }
         for (node, held) in held {
@@ -222,6 +298,30 @@ impl<'a> Free<'a> {
         }
         free.scarcity = free.room.scarcity();
         Free { ended, ..free }
+    }
+
+    /// Counts a placement for the queues of its job, and gives up what was kept for that.
+    pub(super) fn count(&mut self, job: &Job, ranks: &[Allocation]) {
+        let charge = charge(ranks);
+        self.charge_line(&job.spec.queue, |_| charge);
+        self.kept.placed(job.id, ranks.iter().map(|rank| rank.node));
+    }
+
+    /// Adds to what a queue and each one above it hold, in thousandths of a device.
+    pub(super) fn charge_line(&mut self, queue: &Name, milli: impl Fn(&Name) -> u64) {
+        for queue in self.cluster.queues().line(queue) {
+            *self.taken.entry(queue.name.clone()).or_default() += milli(&queue.name);
+        }
+    }
+
+    /// Whether room is kept for anybody.
+    pub fn keeps_any(&self) -> bool {
+        !self.kept.is_empty()
+    }
+
+    /// Whether a node is kept for another job.
+    pub(super) fn is_kept_from(&self, job: &Job, node: NodeId) -> bool {
+        self.kept.keeps(self.cluster, &self.taken, job, node).is_some()
     }
 
     /// The cluster that it is free in.
@@ -234,11 +334,12 @@ impl<'a> Free<'a> {
         self.room.on(node.id)
     }
 
-    /// What the queue holds, in thousandths of a device.
+    /// What the queue and those below it hold, in thousandths of a device.
     pub fn held_by(&self, queue: &Name) -> u64 {
-        let ended = |job: &&JobId| self.cluster.jobs().get(**job).is_some_and(|job| job.spec.queue == *queue);
+        let within = |job: &Job| self.cluster.queues().is_within(&job.spec.queue, queue);
+        let ended = |job: &&JobId| self.cluster.jobs().get(**job).is_some_and(within);
         let given_back: u64 = self.ended.iter().filter(ended).map(|job| self.charge_of(*job)).sum();
-        self.cluster.queue_held(queue) + self.taken.get(queue).copied().unwrap_or(0) - given_back
+        self.cluster.queues().held_milli(queue) + self.taken.get(queue).copied().unwrap_or(0) - given_back
     }
 
     fn charge_of(&self, job: JobId) -> u64 {

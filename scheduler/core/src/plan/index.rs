@@ -15,11 +15,11 @@ pub(super) enum Gap {
     /// For ranks without devices: whether free accelerators are beside.
     Cores { beside: bool },
     /// Whole free accelerators: of the class, and of all classes.
-    Whole { class: u16, count: u16, all: u16 },
+    Whole { class: u16, count: u16, all: u16, idle: bool },
     /// Whole free devices that are cores.
     WholeCores { class: u16, count: u16, beside: bool },
     /// A device of which something is free.
-    Part { class: u16, compute_milli: u32, memory_bytes: u64, beside: bool },
+    Part { class: u16, compute_milli: u32, memory_bytes: u64, beside: bool, idle: bool },
 }
 
 impl Gap {
@@ -27,7 +27,9 @@ impl Gap {
     pub fn class(&self) -> Option<u16> {
         match self {
             Gap::Cores { .. } => None,
-            Gap::Whole { class, .. } | Gap::WholeCores { class, .. } | Gap::Part { class, .. } => Some(*class),
+            Gap::Whole { class, .. } | Gap::WholeCores { class, .. } | Gap::Part { class, .. } => {
+                Some(*class)
+            }
         }
     }
 }

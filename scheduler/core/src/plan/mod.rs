@@ -5,6 +5,7 @@ mod index;
 mod order;
 pub mod preempt;
 pub mod price;
+mod reserve;
 mod room;
 mod score;
 
@@ -16,17 +17,20 @@ use crate::types::*;
 use preempt::Promises;
 
 pub use fit::{Free, Misfit, fits, place};
-pub use preempt::{Futile, Preemption, Victim, free_for_all};
+pub use preempt::{Futile, Preemption, Promised, Victim, free_for_all};
+pub(crate) use reserve::LATELY;
+pub use reserve::{Kept, Owner, Turnover};
 pub use room::{DeviceFree, NodeFree, Room};
 pub use score::Score;
 
 /// Who goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// By priority, then by time of submission, whatever the queue.
+    /// By priority and waiting, whatever the queue. See [`Turn`](crate::jobs::Turn).
     Priority,
-    /// The queue that holds least for its weight first, those below their guarantee before all others;
-    /// within it by priority, then by time of submission.
+    /// From the top down to a queue: of the children of a queue, those that, or one below which, hold less than
+    /// their guarantee before all others; then the one that will have used least for its weight when its next job
+    /// has started, where what it holds counts with its decayed past. Within the queue by priority and waiting.
     FairShare,
 }
 
@@ -39,46 +43,81 @@ pub struct Plan {
     pub preemptions: Vec<Preemption>,
     /// Shapes that wait and find no room, until something becomes free.
     pub unfit: BTreeSet<Arc<Shape>>,
+    /// Of those, the ones that would fit but for what is kept for others.
+    pub kept_from: BTreeSet<Arc<Shape>>,
     /// Shapes that wait and find no victims either.
     pub futile: Futile,
-    /// Whether another round must follow at once, to seek victims for further jobs.
+    /// What is promised to jobs to which others give way.
+    pub promised: Promised,
+    /// Whether another round must follow at once: something is kept no more, or victims are to be sought for further
+    /// jobs.
     pub is_unfinished: bool,
 }
 
 /// Decides, from the cluster as it is at `now`, and takes from `free` what it hands out.
 ///
-/// `O(starts * (queues + shapes + ranks log nodes) + shapes * log nodes)`: a round only hands resources out, so a shape
-/// that did not fit once is not tried again in it, nor in a later one before something has become free.
-pub fn plan(free: &mut Free, _now: Time) -> Plan {
+/// `O(starts * (depth * (children + shapes) + ranks log nodes) + shapes * log nodes)`, and once `O(queues * depth)`: a
+/// round only hands resources out, so a shape that did not fit once is not tried again in it, nor in a later one before
+/// something has become free.
+pub fn plan(free: &mut Free, now: Time) -> Plan {
     let cluster = free.cluster;
-    let mut plan = Plan { unfit: cluster.unfit.clone(), futile: cluster.futile.clone(), ..Plan::default() };
+    let mut plan = Plan {
+        unfit: cluster.unfit.clone(),
+        kept_from: cluster.kept_from.clone(),
+        futile: cluster.futile.clone(),
+        ..Plan::default()
+    };
     let mut promises = Promises::of(free, &mut plan.starts);
-    let mut ready = order::Ready::of(cluster);
-    while let Some((job, shape)) = ready.best(free) {
-        if promises.includes(job.id) {
-            ready.pop(job, shape);
+    let before = promises.promised();
+    let mut placed: BTreeSet<JobId> = promises.jobs().collect();
+    free.keep(&cluster.freed, &plan.unfit, &placed);
+    free.wake(&cluster.freed, &mut plan);
+    free.wake(&preempt::moved(&cluster.promised, &before), &mut plan);
+    let mut ready = order::Ready::of(cluster, now, (&plan.unfit, &plan.futile), &promises);
+    while let Some((job, shape)) = ready.best() {
+        if let Some(ranks) = promises.counted(job.id) {
+            ready.pop(job, shape, ranks);
             continue;
         }
         if !plan.unfit.contains(shape) {
             match place(free, job) {
                 Ok(ranks) => {
+                    placed.insert(job.id);
+                    ready.pop(job, shape, &ranks);
                     plan.starts.push((job.id, ranks));
-                    ready.pop(job, shape);
                     continue;
                 }
-                // Of this queue no job of the shape can start; of another one it may.
+                // Of this queue and those below it no job of the shape can start; of another one it may.
+                Err(Misfit::QueueLimit { queue, .. }) if !cluster.policy().preemption => {
+                    ready.drop_shape(&queue, shape);
+                    continue;
+                }
+                // Of those below it, some may find victims.
                 Err(Misfit::QueueLimit { .. }) => (),
-                Err(Misfit::RoomFor { .. }) => _ = plan.unfit.insert(shape.clone()),
+                Err(Misfit::Kept(_)) => {
+                    plan.kept_from.insert(shape.clone());
+                    plan.unfit.insert(shape.clone());
+                }
+                Err(Misfit::RoomFor { .. }) => {
+                    plan.unfit.insert(shape.clone());
+                    if shape.roles.iter().any(|(ranks, request)| reserve::is_wide(*ranks, request)) {
+                        free.kept.choose();
+                        free.keep(&[], &plan.unfit, &placed);
+                    }
+                }
             }
         }
         match promises.seek(free, (job, shape), &plan.starts, &mut plan.futile) {
             Some(preemption) => {
+                placed.insert(job.id);
                 plan.preemptions.push(preemption);
-                ready.pop(job, shape);
             }
-            None => ready.drop_shape(&job.spec.queue, shape),
+            None => ready.drop_line(&job.spec.queue, shape),
         }
     }
-    plan.is_unfinished = promises.end(free, &plan.starts);
+    plan.promised = preempt::remember(promises.promised(), &before);
+    let seeks = promises.end(free, &plan.starts);
+    let is_kept_from = !plan.kept_from.is_empty() || !plan.futile.is_empty();
+    plan.is_unfinished = seeks || (is_kept_from && free.kept.has_lost());
     plan
 }

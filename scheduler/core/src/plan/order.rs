@@ -4,40 +4,81 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Free, Order, preempt};
+use super::Order;
+use super::preempt::{self, Futile, Promises};
 use crate::cluster::Cluster;
-use crate::jobs::{Job, Shape};
+use crate::jobs::{Job, Shape, Turn};
+use crate::queues::Decay;
 use crate::types::*;
 
 /// Ready jobs that were not considered yet in this round, but for those known not to fit.
 pub struct Ready<'a> {
     cluster: &'a Cluster,
-    queues: BTreeMap<&'a Name, BTreeMap<&'a Arc<Shape>, Line<'a>>>,
+    decay: Decay,
+    /// The pool, at [`POOL`], and queues with such jobs in themselves or below them.
+    branches: Vec<Branch<'a>>,
+    index: BTreeMap<&'a Name, usize>,
+}
+
+const POOL: usize = 0;
+
+/// A queue, with what is below it.
+struct Branch<'a> {
+    name: Option<&'a Name>,
+    /// Position of the queue above it; the pool is its own.
+    parent: usize,
+    /// Those that still have jobs, by name.
+    children: BTreeMap<&'a Name, usize>,
+    /// Its own jobs.
+    lines: BTreeMap<&'a Arc<Shape>, Line<'a>>,
+    weight: u32,
+    guaranteed_milli: u64,
+    held_milli: u64,
+    /// See [`Decay::claim`]; of its own jobs, and with those below it.
+    own_used: u128,
+    used: u128,
+    /// Whether it, or one below it that has jobs, holds less than its guarantee.
+    is_short: bool,
+    next: Option<Next>,
+}
+
+/// The job that a branch starts next.
+#[derive(Clone, Copy)]
+struct Next {
+    /// Where: itself, or below it.
+    branch: usize,
+    /// What the job will use. See [`Decay::claim`].
+    claim: u128,
 }
 
 /// Jobs of one queue and shape, best first. Never empty.
 struct Line<'a> {
-    jobs: std::collections::btree_set::Iter<'a, (Reverse<i32>, JobId)>,
-    head: (Reverse<i32>, JobId),
+    jobs: std::collections::btree_set::Iter<'a, Turn>,
+    head: Turn,
 }
 
-/// The best job of one queue: its place in the order, its shape, itself.
-fn head<'a>(lines: &BTreeMap<&'a Arc<Shape>, Line<'a>>) -> Option<(Reverse<i32>, &'a Arc<Shape>, JobId)> {
-    let heads = lines.iter().map(|(shape, line)| (line.head.0, *shape, line.head.1));
-    heads.min_by_key(|head| (head.0, head.2))
+/// How well a child of a branch is served, the worst first: whether it has its guarantee, then what it will have
+/// used for its weight once its next job has started. So where all want more, each gets its share of what there
+/// is, rounded down to whole jobs.
+///
+/// Source: D'Hondt's method; Balinski and Young, "Fair Representation", 1982: it alone of its kind stays within
+/// the lower quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Served {
+    short: Reverse<bool>,
+    share: Share,
 }
 
-/// `held_milli / weight`, compared exactly.
+/// `used / weight`, compared exactly.
 #[derive(Clone, Copy, Debug)]
 struct Share {
-    held_milli: u64,
+    used: u128,
     weight: u32,
 }
 
 impl Ord for Share {
     fn cmp(&self, other: &Share) -> Ordering {
-        let (mine, theirs) = (u128::from(self.held_milli), u128::from(other.held_milli));
-        (mine * u128::from(other.weight)).cmp(&(theirs * u128::from(self.weight)))
+        (self.used * u128::from(other.weight)).cmp(&(other.used * u128::from(self.weight)))
     }
 }
 impl PartialOrd for Share {
@@ -53,63 +94,194 @@ impl PartialEq for Share {
 impl Eq for Share {}
 
 impl<'a> Line<'a> {
-    fn of(jobs: &'a BTreeSet<(Reverse<i32>, JobId)>) -> Option<Line<'a>> {
+    fn of(jobs: &'a BTreeSet<Turn>) -> Option<Line<'a>> {
         let mut jobs = jobs.iter();
         jobs.next().map(|head| Line { head: *head, jobs })
     }
 }
 
-impl<'a> Ready<'a> {
-    pub fn of(cluster: &'a Cluster) -> Ready<'a> {
-        let lines = |shapes: &'a BTreeMap<Arc<Shape>, _>| {
-            let lines = shapes.iter().filter_map(|(shape, jobs)| Some((shape, Line::of(jobs)?)));
-            let is_open = |(shape, line): &(&Arc<Shape>, Line)| {
-                let head = || cluster.jobs().get(line.head.1).expect("a ready job");
-                !cluster.unfit.contains(*shape) || preempt::is_worth_a_search(cluster, head(), shape)
-            };
-            lines.filter(is_open).collect()
-        };
-        let queues = cluster.jobs().ready().iter().map(|(queue, shapes)| (queue, lines(shapes)));
-        let queues = queues.filter(|(_, lines): &(_, BTreeMap<_, _>)| !lines.is_empty()).collect();
-        Ready { cluster, queues }
+impl<'a> Branch<'a> {
+    fn new(name: Option<&'a Name>, parent: usize) -> Branch<'a> {
+        Branch {
+            name,
+            parent,
+            children: BTreeMap::new(),
+            lines: BTreeMap::new(),
+            weight: 1,
+            guaranteed_milli: 0,
+            held_milli: 0,
+            own_used: 0,
+            used: 0,
+            is_short: false,
+            next: None,
+        }
     }
 
-    /// The next job, counting what this round handed out. `O(queues + shapes)`.
-    pub fn best(&self, free: &Free) -> Option<(&'a Job, &'a Arc<Shape>)> {
-        let (_, shape, id) = match self.cluster.policy().order {
-            Order::Priority => self.queues.values().filter_map(head).min_by_key(|head| (head.0, head.2))?,
-            Order::FairShare => {
-                let queue = self.queues.keys().min_by_key(|queue| self.share(queue, free))?;
-                head(&self.queues[*queue])?
+    /// The best of its own jobs: its turn and its shape.
+    fn head(&self) -> Option<(Turn, &'a Arc<Shape>)> {
+        self.lines.iter().map(|(shape, line)| (line.head, *shape)).min_by_key(|(turn, _)| *turn)
+    }
+}
+
+impl<'a> Ready<'a> {
+    /// `O(queues * depth * log queues)`; if nothing new is ready, nothing.
+    ///
+    /// * `unfit`: shapes that are known not to fit. Their jobs are left out where victims need not be
+    ///   sought either.
+    /// * `futile`: for which victims were sought in vain.
+    pub fn of(
+        cluster: &'a Cluster,
+        now: Time,
+        (unfit, futile): (&BTreeSet<Arc<Shape>>, &Futile),
+        promises: &Promises,
+    ) -> Ready<'a> {
+        let (queues, branches) = (cluster.queues(), vec![Branch::new(None, POOL)]);
+        let mut ready = Ready { cluster, decay: queues.decay(), branches, index: BTreeMap::new() };
+        for (queue, shapes) in cluster.jobs().ready() {
+            let open = shapes.iter().filter(|(shape, jobs)| {
+                let head = || jobs.iter().find(|(_, id)| promises.counted(*id).is_none());
+                let head = || cluster.jobs().get(head()?.1);
+                !unfit.contains(*shape)
+                    || head().is_some_and(|job| preempt::is_worth_a_search(cluster, futile, job, shape))
+            });
+            let lines: BTreeMap<_, _> =
+                open.filter_map(|(shape, jobs)| Some((shape, Line::of(jobs)?))).collect();
+            if !lines.is_empty() {
+                let at = ready.branch(queue);
+                ready.branches[at].lines = lines;
             }
+        }
+        if !ready.index.is_empty() && cluster.policy().order == Order::FairShare {
+            for claim in queues.claims(now) {
+                for queue in queues.line(&claim.queue.name) {
+                    let Some(at) = ready.index.get(&queue.name) else { continue };
+                    let branch = &mut ready.branches[*at];
+                    branch.used += claim.used;
+                    if queue.name == claim.queue.name {
+                        branch.own_used = claim.used;
+                    }
+                }
+            }
+            // A branch comes after its parent.
+            (0..ready.branches.len()).rev().for_each(|at| ready.look_ahead(at));
+        }
+        ready
+    }
+
+    /// The branch of a queue, made if it is not there.
+    fn branch(&mut self, name: &'a Name) -> usize {
+        if let Some(at) = self.index.get(name) {
+            return *at;
+        }
+        let queue = self.cluster.queues().get(name).expect("a job's queue");
+        let parent = queue.parent.as_ref().map_or(POOL, |parent| self.branch(parent));
+        let at = self.branches.len();
+        self.branches.push(Branch {
+            weight: queue.weight,
+            guaranteed_milli: queue.guaranteed_milli,
+            held_milli: self.cluster.queues().held_milli(name),
+            ..Branch::new(Some(name), parent)
+        });
+        self.branches[parent].children.insert(name, at);
+        self.index.insert(name, at);
+        at
+    }
+
+    /// Brings up to date what a branch starts next. `O(children + shapes)`.
+    fn look_ahead(&mut self, at: usize) {
+        let branch = &self.branches[at];
+        let children = branch.children.values().map(|child| &self.branches[*child]);
+        let is_short =
+            branch.held_milli < branch.guaranteed_milli || children.clone().any(|child| child.is_short);
+        let own = branch.head().map(|(_, shape)| {
+            let claim = self.decay.claim(0, shape.wants_milli());
+            let share = Share { used: branch.own_used + claim, weight: 1 };
+            (Served { short: Reverse(false), share }, Next { branch: at, claim })
+        });
+        let of_children = children.filter_map(|child| {
+            let next = child.next?;
+            let share = Share { used: child.used + next.claim, weight: child.weight };
+            Some((Served { short: Reverse(child.is_short), share }, next))
+        });
+        // Ties go to its own jobs, then by name.
+        let next = own.into_iter().chain(of_children).min_by_key(|(served, _)| *served);
+        (self.branches[at].is_short, self.branches[at].next) = (is_short, next.map(|(_, next)| next));
+    }
+
+    /// The next job, counting what this round handed out. `O(shapes)`; by priority alone, `O(queues * shapes)`.
+    pub fn best(&self) -> Option<(&'a Job, &'a Arc<Shape>)> {
+        let ((_, id), shape) = match self.cluster.policy().order {
+            Order::Priority => self.branches.iter().filter_map(Branch::head).min_by_key(|(turn, _)| *turn)?,
+            Order::FairShare => self.branches[self.branches[POOL].next?.branch].head()?,
         };
         Some((self.cluster.jobs().get(id).expect("a ready job"), shape))
     }
 
-    /// How well a queue is served: whether it has its guarantee, then what it holds for its weight.
-    fn share(&self, queue: &Name, free: &Free) -> (bool, Share) {
-        let held_milli = free.held_by(queue);
-        let queue = &self.cluster.queues[queue];
-        (queue.guaranteed_milli <= held_milli, Share { held_milli, weight: queue.weight })
-    }
-
-    /// Removes a job that was placed.
-    pub fn pop(&mut self, job: &Job, shape: &Arc<Shape>) {
-        let line = self.queues.get_mut(&job.spec.queue).and_then(|lines| lines.get_mut(shape));
-        let line = line.expect("the line of the best job");
+    /// Removes a job that was placed, and charges its queue, for this round. `O(depth * (children + shapes))`.
+    pub fn pop(&mut self, job: &Job, shape: &Arc<Shape>, ranks: &[Allocation]) {
+        let at = self.index[&job.spec.queue];
+        let line = self.branches[at].lines.get_mut(shape).expect("the line of the best job");
         assert_eq!(line.head.1, job.id, "the head of the line");
         match line.jobs.next() {
             Some(head) => line.head = *head,
-            None => self.drop_shape(&job.spec.queue, shape),
+            None => _ = self.branches[at].lines.remove(shape),
+        }
+        let charge: u64 = ranks.iter().map(|rank| rank.charge_milli).sum();
+        let worth = ranks.iter().map(|rank| self.cluster.nodes().get(rank.node).worth_milli(rank)).sum();
+        let used = self.decay.claim(0, worth);
+        self.branches[at].own_used += used;
+        self.climb(at, |branch| {
+            branch.held_milli += charge;
+            branch.used += used;
+        });
+    }
+
+    /// Removes all jobs of a shape from a queue and those below it.
+    pub fn drop_shape(&mut self, queue: &Name, shape: &Arc<Shape>) {
+        self.drop_below(self.index[queue], shape);
+        self.climb(self.index[queue], |_| ());
+    }
+
+    /// Removes all jobs of a shape from a queue, but not from those below it.
+    pub fn drop_line(&mut self, queue: &Name, shape: &Arc<Shape>) {
+        let at = self.index[queue];
+        self.branches[at].lines.remove(shape);
+        self.climb(at, |_| ());
+    }
+
+    fn drop_below(&mut self, at: usize, shape: &Arc<Shape>) {
+        self.branches[at].lines.remove(shape);
+        for child in self.branches[at].children.values().copied().collect::<Vec<usize>>() {
+            self.drop_below(child, shape);
+            self.prune(child);
         }
     }
 
-    /// Removes all jobs of a queue and shape.
-    pub fn drop_shape(&mut self, queue: &Name, shape: &Arc<Shape>) {
-        let lines = self.queues.get_mut(queue).expect("a queue with ready jobs");
-        lines.remove(shape);
-        if lines.is_empty() {
-            self.queues.remove(queue);
+    /// Changes a branch and all above it, and brings them up to date.
+    fn climb(&mut self, mut at: usize, mut change: impl FnMut(&mut Branch)) {
+        loop {
+            change(&mut self.branches[at]);
+            self.prune(at);
+            if at == POOL {
+                return;
+            }
+            at = self.branches[at].parent;
         }
+    }
+
+    /// Takes a branch without jobs off the one above it, else looks what it starts next.
+    fn prune(&mut self, at: usize) {
+        let Branch { name, parent, .. } = self.branches[at];
+        if let Some(name) = name.filter(|_| self.branches[at].is_bare()) {
+            self.branches[parent].children.remove(name);
+        } else {
+            self.look_ahead(at);
+        }
+    }
+}
+
+impl Branch<'_> {
+    fn is_bare(&self) -> bool {
+        self.lines.is_empty() && self.children.is_empty()
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::index::{Entry, Gap, Group, Wanted};
 use super::price::{Prices, UNIT};
-use super::score::{Score, Strand, Take, beside_cost, scarcity};
+use super::score::{Chosen, Score, Strand, Take, Weights, beside_cost, scarcity};
 use crate::nodes::{Held, HeldDevice, Node};
 use crate::types::*;
 
@@ -114,6 +114,7 @@ pub struct Room {
     /// Free accelerators of each class on nodes that take work, in thousandths of one.
     free_milli: Vec<u64>,
     prices: Arc<Prices>,
+    weights: Weights,
     /// Sets of classes, and which part of the demand, in millionths, can use no others.
     choosy: Vec<(Vec<u16>, u64)>,
 }
@@ -143,33 +144,6 @@ struct Asked {
     gaps: Vec<(i64, u32)>,
     /// Gaps that were looked at.
     seen: usize,
-}
-
-/// Devices chosen on a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Chosen {
-    pub score: Score,
-    /// Ascending.
-    pub devices: Vec<u16>,
-    /// `None`: the rank takes no devices.
-    pub take: Option<Take>,
-    pub cpus_milli: u32,
-}
-
-impl Chosen {
-    /// What the rank then holds.
-    pub fn allocation(self, node: NodeId, request: &Request, port: u16) -> Allocation {
-        Allocation {
-            node,
-            charge_milli: self.take.as_ref().map_or(self.cpus_milli.into(), Take::charge_milli),
-            devices: self.devices,
-            slice: self.take.and_then(|take| take.slice),
-            cpus_milli: self.cpus_milli,
-            memory_bytes: request.memory_bytes,
-            port,
-            worker: RankState::Assigned,
-        }
-    }
 }
 
 impl Room {
@@ -216,6 +190,15 @@ impl Room {
         self.prices = prices;
         self.asked.clear();
         self.find_choosy();
+    }
+
+    /// Whether idle nodes are for wide jobs, see [`Weights`].
+    pub(crate) fn protect_idle(&mut self, protect: bool) {
+        let weights = if protect { Weights::PROTECT } else { Weights::HINTS };
+        if weights != self.weights {
+            self.weights = weights;
+            self.asked.clear();
+        }
     }
 
     fn find_choosy(&mut self) {
@@ -274,7 +257,7 @@ impl Room {
         for device in accelerators(&node.free, &self.classes) {
             self.free_milli[usize::from(device.class)] += u64::from(device.compute_milli);
         }
-        let (entry, gaps) = summary(id, &node.free, &self.classes);
+        let (entry, gaps) = summary(id, &node.free, node.inventory.devices.len(), &self.classes);
         node.entry = Some(entry);
         for gap in gaps {
             let group = *self.gap_ids.entry(gap).or_insert_with(|| {
@@ -385,7 +368,7 @@ impl Room {
         for (gap, id) in self.gaps[asked.seen..].iter().map(|(gap, _)| gap).zip(asked.seen as u32..) {
             let Some(class) = gap.class().map(usize::from) else { continue };
             let Some(take) = &asked.takes[class] else { continue };
-            if let Some(cost) = take.gap_cost(&self.prices, gap, &self.classes[class]) {
+            if let Some(cost) = take.gap_cost(&self.prices, &self.weights, gap, &self.classes[class]) {
                 asked.gaps.push((cost, id));
             }
         }
@@ -408,6 +391,26 @@ impl Room {
         scores.filter(|score| passes(score.node, self.on(score.node))).min()
     }
 
+    /// Whether a rank would fit on a node that takes work.
+    pub(super) fn takes(&self, id: NodeId, request: &Request) -> bool {
+        let RoomNode { free, entry, .. } = &self.nodes[id.0 as usize];
+        let enough = |cpus_milli: u32| u64::from(cpus_milli) <= free.cpus_milli;
+        let takes = |want: &DeviceRequest| {
+            free.devices.iter().any(|first| {
+                let take = Take::of(want, &self.classes[usize::from(first.class)]);
+                take.is_some_and(|take| {
+                    let alike =
+                        free.devices.iter().filter(|device| device.class == first.class && take.fits(device));
+                    enough(take.cpus_milli(request)) && usize::from(take.count) <= alike.count()
+                })
+            })
+        };
+        entry.is_some()
+            && request.memory_bytes <= free.memory_bytes
+            && enough(request.cpus_milli)
+            && (request.devices.is_empty() || request.devices.iter().any(takes))
+    }
+
     /// The devices that a rank would take on a node of which so much is free, if it fits there.
     pub(super) fn choose(
         &self,
@@ -425,9 +428,10 @@ impl Room {
             devices_milli += device.compute_milli;
             if self.classes[usize::from(device.class)].vendor != Vendor::Cpu {
                 free_milli += device.compute_milli;
-                whole += i64::from(device.compute_milli == 1000);
+                whole += u16::from(device.compute_milli == 1000);
             }
         }
+        let idle = 1 < whole && usize::from(whole) == self.nodes[id.0 as usize].inventory.devices.len();
         let core_value = self.prices.core_value;
         let score = |take: Option<&Take>, cost: i64| {
             let cpus_milli = take.map_or(request.cpus_milli, |take| take.cpus_milli(request));
@@ -456,7 +460,9 @@ impl Room {
             // Those that lose least by it; whole devices are all alike.
             let mut fit: Vec<(i64, u16)> = match take.slice {
                 Some(_) => fit
-                    .map(|device| (take.part_cost(&self.prices, device, device_class), device.index))
+                    .map(|device| {
+                        (take.part_cost(&self.prices, &self.weights, device, device_class), device.index)
+                    })
                     .collect(),
                 None => fit.map(|device| (0, device.index)).collect(),
             };
@@ -468,8 +474,11 @@ impl Room {
             fit.truncate(take.count.into());
             let gap_cost = match (take.cores, take.slice) {
                 (true, _) => beside_cost(free_milli != 0),
-                (false, Some(_)) => fit.iter().map(|(cost, _)| cost).sum(),
-                (false, None) => whole * UNIT,
+                (false, Some(_)) => {
+                    fit.iter().map(|(cost, _)| cost).sum::<i64>()
+                        + if idle { self.weights.breaks * UNIT } else { 0 }
+                }
+                (false, None) => self.weights.whole_cost(whole, idle, take.count),
             };
             let scarce = scarcity[usize::from(class)] * i64::from(take.accelerators_milli());
             let (score, cpus_milli) = score(Some(&take), gap_cost + scarce)?;
@@ -503,7 +512,7 @@ impl Room {
             if known.entry.is_none() {
                 continue;
             }
-            let (entry, gaps) = summary(node.id, &free, &self.classes);
+            let (entry, gaps) = summary(node.id, &free, node.inventory.devices.len(), &self.classes);
             assert_eq!(known.entry, Some(entry), "the entry of {name}");
             let indexed = known.groups.iter().map(|group| self.gaps[*group as usize].0);
             assert!(indexed.eq(gaps.iter().copied()), "the gaps of {name}");
@@ -532,7 +541,7 @@ fn accelerators<'a>(
 }
 
 /// A node as its groups know it, and the gaps that it has, ascending.
-fn summary(id: NodeId, free: &NodeFree, classes: &[Arc<DeviceClass>]) -> (Entry, Vec<Gap>) {
+fn summary(id: NodeId, free: &NodeFree, devices: usize, classes: &[Arc<DeviceClass>]) -> (Entry, Vec<Gap>) {
     let free_milli: u32 = accelerators(free, classes).map(|device| device.compute_milli).sum();
     let entry = Entry {
         devices_milli: free.devices.iter().map(|device| device.compute_milli).sum(),
@@ -543,10 +552,17 @@ fn summary(id: NodeId, free: &NodeFree, classes: &[Arc<DeviceClass>]) -> (Entry,
     };
     let all = accelerators(free, classes).filter(|device| device.compute_milli == 1000).count() as u16;
     let beside = free_milli != 0;
+    let idle = 1 < all && usize::from(all) == devices;
     let mut gaps = vec![Gap::Cores { beside }];
     for &DeviceFree { class, compute_milli, memory_bytes, .. } in &free.devices {
         let cores = classes[usize::from(class)].vendor == Vendor::Cpu;
-        gaps.push(Gap::Part { class, compute_milli, memory_bytes, beside: cores && beside });
+        gaps.push(Gap::Part {
+            class,
+            compute_milli,
+            memory_bytes,
+            beside: cores && beside,
+            idle: idle && !cores,
+        });
         if compute_milli != 1000 {
             continue;
         }
@@ -562,7 +578,7 @@ fn summary(id: NodeId, free: &NodeFree, classes: &[Arc<DeviceClass>]) -> (Entry,
         if !gaps.iter_mut().any(count) {
             gaps.push(match cores {
                 true => Gap::WholeCores { class, count: 1, beside },
-                false => Gap::Whole { class, count: 1, all },
+                false => Gap::Whole { class, count: 1, all, idle },
             });
         }
     }

@@ -25,6 +25,36 @@ pub struct Score {
     pub node: NodeId,
 }
 
+/// How much what is whole is worth beyond its parts, in thousandths of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Weights {
+    /// Beginning a device that nobody holds a part of.
+    begins: i64,
+    /// Every whole device beside those that are taken.
+    whole: i64,
+    /// Beginning a node that is idle, by less than half of it.
+    pub breaks: i64,
+}
+
+impl Weights {
+    /// Where nothing is known of wide jobs to come: a hint, as what is learned is not all.
+    pub const HINTS: Weights = Weights { begins: 5, whole: 1, breaks: 0 };
+    /// Where wide jobs come and go, the next one is better off with a whole node than the pool with a good fit.
+    pub const PROTECT: Weights = Weights { begins: 50, whole: 50, breaks: 1000 };
+
+    /// Of taking `takes` devices of a node that has `all` whole ones.
+    pub fn whole_cost(&self, all: u16, idle: bool, takes: u16) -> i64 {
+        let breaks = if idle && 2 * u32::from(takes) <= u32::from(all) { self.breaks } else { 0 };
+        (i64::from(all) * self.whole + breaks) * UNIT
+    }
+}
+
+impl Default for Weights {
+    fn default() -> Weights {
+        Weights::HINTS
+    }
+}
+
 /// What a rank takes where it is given devices of some class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Take {
@@ -74,31 +104,44 @@ impl Take {
 
     /// What it costs to take a slice of the device: besides its loss of value, a little for what is left over and for
     /// beginning a device, as what is learned is not all.
-    pub fn part_cost(&self, prices: &Prices, device: &DeviceFree, class: &DeviceClass) -> i64 {
-        const BEGINS: i64 = 5;
+    pub fn part_cost(
+        &self,
+        prices: &Prices,
+        weights: &Weights,
+        device: &DeviceFree,
+        class: &DeviceClass,
+    ) -> i64 {
         let free_milli = device.share_milli(class);
         let takes_milli = self.share_milli.min(free_milli);
         let left_over = (free_milli - takes_milli) as i64 * UNIT / 10;
-        let begins = if device.compute_milli == 1000 { BEGINS * UNIT } else { 0 };
+        let begins = if device.compute_milli == 1000 { weights.begins * UNIT } else { 0 };
         prices.cost(free_milli, takes_milli) + left_over + begins
     }
 
     /// What a gap costs that the rank would take; `None`: it is no gap for it.
     ///
     /// Defined for whole devices, and for a slice of one: those of several have no gap of their own.
-    pub fn gap_cost(&self, prices: &Prices, gap: &Gap, class: &DeviceClass) -> Option<i64> {
+    pub fn gap_cost(
+        &self,
+        prices: &Prices,
+        weights: &Weights,
+        gap: &Gap,
+        class: &DeviceClass,
+    ) -> Option<i64> {
         match *gap {
-            Gap::Whole { count, all, .. } => {
-                (self.slice.is_none() && self.count <= count).then_some(i64::from(all) * UNIT)
-            }
+            Gap::Whole { count, all, idle, .. } => (self.slice.is_none() && self.count <= count)
+                .then(|| weights.whole_cost(all, idle, self.count)),
             Gap::WholeCores { count, beside, .. } => {
                 (self.slice.is_none() && self.count <= count).then(|| beside_cost(beside))
             }
-            Gap::Part { compute_milli, memory_bytes, beside, .. } => {
+            Gap::Part { compute_milli, memory_bytes, beside, idle, .. } => {
                 let device = DeviceFree { index: 0, class: 0, compute_milli, memory_bytes };
                 (self.slice.is_some() && self.fits(&device)).then(|| match self.cores {
                     true => beside_cost(beside),
-                    false => self.part_cost(prices, &device, class),
+                    false => {
+                        self.part_cost(prices, weights, &device, class)
+                            + if idle { weights.breaks * UNIT } else { 0 }
+                    }
                 })
             }
             Gap::Cores { .. } => None,
@@ -167,4 +210,31 @@ pub(super) fn scarcity(free_milli: &[u64], choosy: &[(Vec<u16>, u64)]) -> Vec<i6
         classes.iter().for_each(|class| scarcity[usize::from(*class)] += chance);
     }
     scarcity
+}
+
+/// Devices chosen on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Chosen {
+    pub score: Score,
+    /// Ascending.
+    pub devices: Vec<u16>,
+    /// `None`: the rank takes no devices.
+    pub take: Option<Take>,
+    pub cpus_milli: u32,
+}
+
+impl Chosen {
+    /// What the rank then holds.
+    pub fn allocation(self, node: NodeId, request: &Request, port: u16) -> Allocation {
+        Allocation {
+            node,
+            charge_milli: self.take.as_ref().map_or(self.cpus_milli.into(), Take::charge_milli),
+            devices: self.devices,
+            slice: self.take.and_then(|take| take.slice),
+            cpus_milli: self.cpus_milli,
+            memory_bytes: request.memory_bytes,
+            port,
+            worker: RankState::Assigned,
+        }
+    }
 }

@@ -3,15 +3,14 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Given, Leaving, Promises, may_reclaim, may_take};
+use super::{Given, Leaving, MAX_CANDIDATES, Promises, guards, may_reclaim, reclaimers, victims_in_own};
 use crate::cluster::{Cluster, workers};
+use crate::event::Queue;
 use crate::jobs::Job;
-use crate::plan::fit::{Free, Misfit, charge, fits, has_labels, place};
+use crate::plan::fit::{Free, Misfit, charge, find, fits, has_labels};
 use crate::plan::room::{NodeFree, Room};
 use crate::types::*;
 
-/// Running jobs that are looked at for one waiting job, at most: those of the lowest priority, then the latest.
-const MAX_CANDIDATES: usize = 1024;
 /// What one search may do: ranks of victims given back and taken again, and ranks placed for a proof.
 const MAX_WORK: usize = 16_384;
 
@@ -33,7 +32,7 @@ struct Candidate<'a> {
     lost: u64,
 }
 
-/// What may still be taken of other queues, in thousandths of a device.
+/// What may still be taken of queues that must keep their guarantee, in thousandths of a device.
 type Spare<'a> = BTreeMap<&'a Name, u64>;
 
 impl<'s, 'a> Search<'s, 'a> {
@@ -73,7 +72,8 @@ impl<'s, 'a> Search<'s, 'a> {
         let left = |room: &mut Room, leaving: &[&Leaving], given: &[&Given]| {
             let mut held = self.free.cluster.nodes().held(id).clone();
             for (worker, rank) in leaving.iter().filter_map(|leaving| leaving.get(&id)).flatten() {
-                held.change(*worker, rank, false);
+                let span = self.free.cluster.jobs().get(worker.job).expect("a job that holds").span();
+                held.change(*worker, rank, span, false);
             }
             room.refresh(node, &held);
             let mut left = room.on(id).clone();
@@ -96,10 +96,17 @@ impl<'s, 'a> Search<'s, 'a> {
 
     /// Places the job, and takes nothing.
     pub fn place(&mut self, job: &Job) -> Result<Vec<Allocation>, Misfit> {
-        let ranks = place(self.free, job)?;
-        *self.free.taken.get_mut(&job.spec.queue).expect("it was placed") -= charge(&ranks);
+        let ranks = find(self.free, job)?;
         nodes(&ranks).into_iter().for_each(|node| self.refresh_node(node));
         Ok(ranks)
+    }
+
+    /// The same, whatever is kept for others.
+    pub fn place_on_kept(&mut self, job: &Job) -> Result<Vec<Allocation>, Misfit> {
+        let kept = std::mem::take(&mut self.free.kept);
+        let ranks = self.place(job);
+        self.free.kept = kept;
+        ranks
     }
 
     fn fits(&mut self, job: &Job) -> bool {
@@ -127,28 +134,30 @@ impl<'s, 'a> Search<'s, 'a> {
 
     /// The victims for a job, and where it starts once they have left. Leaves `free` as it was.
     pub fn make_room(&mut self, job: &'a Job) -> Option<(Vec<&'a Job>, Vec<Allocation>)> {
-        let queue = &job.spec.queue;
-        let mut candidates = self.candidates(job);
-        let (victims, ranks) = self.choose(job, &candidates)?;
-        let is_own = |victim: &Job| victim.spec.queue == *queue;
-        // What the job counts is only known once it is placed.
-        let guaranteed = self.free.cluster.queues[queue].guaranteed_milli;
-        let leaves: u64 =
-            victims.iter().filter(|victim| is_own(victim)).map(|victim| victim.charge_milli()).sum();
-        let reclaims = !victims.iter().all(|victim| is_own(victim));
-        if reclaims && guaranteed < self.free.held_by(queue) + charge(&ranks) - leaves {
-            candidates.retain(|candidate| is_own(candidate.job));
-            return self.choose(job, &candidates);
+        let cluster: &'a Cluster = self.free.cluster;
+        let reclaimers: Vec<&Queue> = reclaimers(cluster, &self.free.taken, job).collect();
+        for by in reclaimers {
+            let (victims, ranks) = self.choose(job, &self.candidates(job, Some(by)))?;
+            // What the job counts is only known once it is placed.
+            let within =
+                victims.iter().filter(|victim| cluster.queues().is_within(&victim.spec.queue, &by.name));
+            let leaves: u64 = within.map(|victim| victim.charge_milli()).sum();
+            let held = self.free.held_by(&by.name) + charge(&ranks) - leaves;
+            let reclaims = victims.iter().any(|victim| victim.spec.queue != job.spec.queue);
+            if !reclaims || held <= by.guaranteed_milli {
+                return Some((victims, ranks));
+            }
         }
-        Some((victims, ranks))
+        self.choose(job, &self.candidates(job, None))
     }
 
     fn choose(&mut self, job: &Job, candidates: &[Candidate<'a>]) -> Option<(Vec<&'a Job>, Vec<Allocation>)> {
         let misfit = fits(self.free, job).err()?;
         self.work = 0;
         let queues: BTreeSet<&Name> = candidates.iter().map(|candidate| &candidate.job.spec.queue).collect();
-        let spare: Spare = queues.into_iter().map(|queue| (queue, self.spare_milli(queue))).collect();
-        let victims = match job.spec.ranks() == 1 && matches!(misfit, Misfit::RoomFor { .. }) {
+        let guards = queues.into_iter().flat_map(|queue| guards(self.free.cluster, job, queue));
+        let spare: Spare = guards.map(|queue| (&queue.name, self.spare_milli(queue))).collect();
+        let victims = match job.spec.ranks() == 1 && !matches!(misfit, Misfit::QueueLimit { .. }) {
             true => self.on_one_node(job, candidates, &spare),
             false => self.on_many_nodes(job, candidates, &spare, &misfit),
         }?;
@@ -158,26 +167,27 @@ impl<'s, 'a> Search<'s, 'a> {
     }
 
     /// What a queue will hold beyond its guarantee once all that stops has stopped and all promises are kept.
-    fn spare_milli(&self, queue: &Name) -> u64 {
+    fn spare_milli(&self, queue: &Queue) -> u64 {
         let cluster = self.free.cluster;
         let victims = self.promises.victims.iter().filter_map(|id| cluster.jobs().get(*id));
         let others = cluster.jobs().stopping().filter(|job| !self.promises.victims.contains(&job.id));
-        let stops = victims.chain(others).filter(|job| job.spec.queue == *queue);
-        let stops: u64 = stops.map(Job::charge_milli).sum();
-        let (promised, more) = self.promises.charges.get(queue).copied().unwrap_or_default();
-        let held = self.free.held_by(queue) + promised - more - stops;
-        held.saturating_sub(cluster.queues[queue].guaranteed_milli)
+        let within = |job: &&Job| cluster.queues().is_within(&job.spec.queue, &queue.name);
+        let stops: u64 = victims.chain(others).filter(within).map(Job::charge_milli).sum();
+        let (promised, more) = self.promises.charges.get(&queue.name).copied().unwrap_or_default();
+        let held = self.free.held_by(&queue.name) + promised - more - stops;
+        held.saturating_sub(queue.guaranteed_milli)
     }
 
-    /// Those that lose least first.
-    fn candidates(&self, job: &Job) -> Vec<Candidate<'a>> {
+    /// Those that lose least first: of the job's own queue, and of others by what is guaranteed to `by`.
+    fn candidates(&self, job: &'a Job, by: Option<&Queue>) -> Vec<Candidate<'a>> {
         let cluster: &'a Cluster = self.free.cluster;
-        let own = cluster.jobs().active_in(&job.spec.queue);
-        let others =
-            (cluster.queues.keys().filter(|queue| **queue != job.spec.queue && may_reclaim(cluster, job)))
-                .flat_map(|queue| cluster.jobs().active_in(queue));
-        let own = own.take_while(|victim| may_take(cluster, job, victim));
-        let others = others.filter(|victim| may_take(cluster, job, victim));
+        let own = victims_in_own(cluster, job);
+        let gives = |queue: &&Queue| {
+            queue.name != job.spec.queue && by.is_some_and(|by| may_reclaim(cluster, job, by, &queue.name))
+        };
+        let others = cluster.queues().iter().filter(gives);
+        let others = others.flat_map(|queue| cluster.jobs().active_in(&queue.name));
+        let others = others.filter(|victim| !victim.spec.is_service());
         let gone = |victim: &&Job| self.promises.victims.contains(&victim.id);
         let mut candidates: Vec<Candidate> = (own
             .chain(others)
@@ -197,7 +207,10 @@ impl<'s, 'a> Search<'s, 'a> {
         spare: &Spare,
     ) -> Option<Vec<&'a Job>> {
         let mut best: Option<(u64, Vec<&'a Job>)> = None;
-        for mut on_node in self.by_node(candidates).into_values() {
+        for (id, mut on_node) in self.by_node(candidates) {
+            if self.free.is_kept_from(job, id) {
+                continue;
+            }
             let skipped = self.try_node(job, &on_node, spare, &mut best);
             if skipped {
                 // Small ones took what a large one needs of the spare.
@@ -226,7 +239,7 @@ impl<'s, 'a> Search<'s, 'a> {
             if best.as_ref().is_some_and(|(lost, _)| *lost <= candidate.lost) {
                 continue; // Whichever makes it fit is needed.
             }
-            if !allows(&mut spare, job, candidate.job) {
+            if !self.allows(&mut spare, job, candidate.job) {
                 skipped = true;
                 continue;
             }
@@ -259,10 +272,15 @@ impl<'s, 'a> Search<'s, 'a> {
     ) -> Option<Vec<&'a Job>> {
         let mut spare = spare.clone();
         let mut order = match misfit {
-            Misfit::QueueLimit { .. } => candidates.to_vec(),
-            Misfit::RoomFor { .. } => self.by_gain(job, candidates),
+            Misfit::QueueLimit { queue, .. } => {
+                let queues = self.free.cluster.queues();
+                let mut order = candidates.to_vec();
+                order.sort_by_key(|candidate| !queues.is_within(&candidate.job.spec.queue, queue));
+                order
+            }
+            Misfit::RoomFor { .. } | Misfit::Kept(_) => self.by_gain(job, candidates),
         };
-        order.retain(|candidate| allows(&mut spare, job, candidate.job));
+        order.retain(|candidate| self.allows(&mut spare, job, candidate.job));
         let mut given = 0;
         let mut fits_with = |search: &mut Search<'s, 'a>, count: usize| {
             order[count.min(given)..given].iter().for_each(|candidate| search.take_back(candidate.job));
@@ -291,14 +309,14 @@ impl<'s, 'a> Search<'s, 'a> {
         let role = job.spec.roles.iter().max_by_key(|role| role.ranks).expect("a job has a role");
         let mut nodes: Vec<(u128, NodeId, Vec<Candidate>)> = Vec::new();
         for (id, on_node) in self.by_node(candidates) {
-            let before = self.ranks_on(id, role);
+            let before = self.ranks_on(id, job, role);
             let gone = self.gone.entry(id).or_default();
             let already = gone.len();
             let all = on_node.iter().flat_map(|candidate| workers(candidate.job));
             gone.extend(all.filter(|(_, rank)| rank.node == id));
             self.work += gone.len() - already;
             self.refresh_node(id);
-            let gain = u128::from(self.ranks_on(id, role) - before);
+            let gain = u128::from(self.ranks_on(id, job, role) - before);
             self.gone.get_mut(&id).expect("just entered").truncate(already);
             self.refresh_node(id);
             let lost: u128 = on_node.iter().map(|candidate| u128::from(candidate.lost)).sum();
@@ -312,9 +330,9 @@ impl<'s, 'a> Search<'s, 'a> {
     }
 
     /// Ranks of the role for which a node has room, no more than the role has.
-    fn ranks_on(&self, id: NodeId, role: &Role) -> u32 {
+    fn ranks_on(&self, id: NodeId, job: &Job, role: &Role) -> u32 {
         let (node, request, room) = (self.free.cluster.nodes().get(id), &role.request, &self.free.room);
-        if !has_labels(node, request) {
+        if !has_labels(node, request) || self.free.is_kept_from(job, id) {
             return 0;
         }
         let with = |devices: Option<&DeviceRequest>| {
@@ -343,6 +361,20 @@ impl<'s, 'a> Search<'s, 'a> {
         by_node
     }
 
+    /// Whether a victim of another queue leaves all their guarantee; takes it from what is spare.
+    fn allows(&self, spare: &mut Spare, job: &Job, victim: &Job) -> bool {
+        if victim.spec.queue == job.spec.queue {
+            return true;
+        }
+        let guards = || guards(self.free.cluster, job, &victim.spec.queue);
+        let charge = victim.charge_milli();
+        let allows = guards().all(|queue| charge <= spare[&queue.name]);
+        if allows {
+            guards().for_each(|queue| *spare.get_mut(&queue.name).expect("just found") -= charge);
+        }
+        allows
+    }
+
     /// Lets those stay without which the job fits too, those that lose most first. The last of them is needed.
     fn drop_superfluous(&mut self, job: &Job, victims: &mut Vec<Candidate<'a>>) {
         let Some((_, others)) = victims.split_last() else { return };
@@ -356,19 +388,6 @@ impl<'s, 'a> Search<'s, 'a> {
             }
         }
     }
-}
-
-/// Whether a victim of another queue leaves it its guarantee; takes it from what is spare.
-fn allows(spare: &mut Spare, job: &Job, victim: &Job) -> bool {
-    if victim.spec.queue == job.spec.queue {
-        return true;
-    }
-    let left = spare.get_mut(&victim.spec.queue).expect("the queue of a candidate");
-    match left.checked_sub(victim.charge_milli()) {
-        Some(less) => *left = less,
-        None => return false,
-    }
-    true
 }
 
 /// What is free of a node in both cases.

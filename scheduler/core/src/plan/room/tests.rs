@@ -2,6 +2,9 @@
 
 use super::*;
 use crate::event::Availability;
+use crate::nodes::{Span, Until};
+
+const SPAN: Span = Span { since: Time(0), until: Until::Unknown };
 
 struct Rng(u64);
 
@@ -38,6 +41,7 @@ fn inventory(rng: &mut Rng) -> Inventory {
         class: if rng.below(12) == 0 { rng.pick(&classes) } else { main.clone() },
         uuid: at.to_string().into(),
         fault: (rng.below(20) == 0).then(|| "xid 79".into()),
+        speed_milli: 1000,
     };
     Inventory {
         devices: (0..rng.pick(&[0, 1, 2, 4, 8, 8, 8])).map(|at| device(rng, at)).collect(),
@@ -106,12 +110,12 @@ fn the_index_finds_what_a_look_at_every_node_finds() {
             if rng.below(3) == 0 && !running.is_empty() {
                 let (worker, rank) = running.swap_remove(rng.below(running.len() as u64) as usize);
                 let at = rank.node.0 as usize;
-                held[at].change(worker, &rank, false);
+                held[at].change(worker, &rank, SPAN, false);
                 room.refresh(&nodes[at], &held[at]);
             }
             let (request, scarcity) = (request(&mut rng), room.scarcity());
             let modulo = rng.pick(&[1, 1, 3]);
-            let passes = |node: NodeId, _: &NodeFree| node.0 % modulo == 0;
+            let passes = |node: NodeId, _: &NodeFree| node.0.is_multiple_of(modulo);
             let devices = request.devices.first();
             let best = room.best(&request, devices, &scarcity, &passes);
             assert_eq!(best, room.scan(&request, devices, &scarcity, &passes), "seed {seed}: {request:?}");
@@ -137,7 +141,7 @@ fn the_index_finds_what_a_look_at_every_node_finds() {
             let mut left = left;
             left.take(&rank);
             room.change(best.node, left);
-            held[best.node.0 as usize].change(worker, &rank, true);
+            held[best.node.0 as usize].change(worker, &rank, SPAN, true);
             running.push((worker, rank));
         }
         room.check(nodes.iter().zip(&held));

@@ -45,10 +45,9 @@ impl<'a> Ours<'a> {
     /// When it cannot express what the workload asks for.
     pub fn new(workload: &'a Workload) -> Result<Ours<'a>, String> {
         let policy = Policy {
-            order: Order::Priority,
             lease: Duration::from_millis(u64::MAX),
-            backoff: Duration::from_secs(1),
             preemption: false,
+            ..aquifer_core::Policy::new(Order::Priority)
         };
         let mut ours = Ours {
             workload,
@@ -71,6 +70,7 @@ impl<'a> Ours<'a> {
                 class: class.clone().expect("a class of devices"),
                 uuid: format!("{}-{at}", node.name).into(),
                 fault: None,
+                speed_milli: 1000,
             });
             let inventory = Inventory {
                 devices: devices.collect(),

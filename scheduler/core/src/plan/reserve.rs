@@ -1,0 +1,366 @@
+//! Room that is kept for wide jobs, and what may run there meanwhile.
+//!
+//! A job that needs whole nodes, or many, would wait for ever behind a stream of narrow ones that take every device
+//! as it becomes free. So nodes are kept for those that wait, the ones that are soonest empty, and a job that comes
+//! after them may take of these only what it is certain to give back in time (conservative backfill). Where wide jobs
+//! come and go, the next ones are expected, and nodes are kept for them before they come; what is kept for nobody yet
+//! is denied to others for a while only.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::fit::{Taken, has_labels};
+use super::preempt;
+use crate::cluster::Cluster;
+use crate::jobs::{Job, Phase, Shape};
+use crate::nodes::{Node, Until};
+use crate::types::*;
+
+/// Waiting jobs that room is kept for, at most: those that go first.
+const MOST_JOBS: usize = 64;
+
+/// Room is kept for jobs that are not wide when they have waited so long.
+const PATIENCE: Duration = Duration::from_secs(1800);
+
+/// A job that has waited so long may use what is kept for jobs to come.
+const TIRED: Duration = Duration::from_secs(120);
+
+/// Over so long wide jobs are counted. The next ones are expected to be as many as come in a part of it.
+pub(crate) const LATELY: Duration = Duration::from_secs(3600);
+const PARTS: usize = 2;
+
+/// Of the nodes that could take such a job, one of so many is kept for those to come, at most. Smaller pools keep none.
+const HEADROOM: usize = 8;
+
+/// Nodes are chosen anew for one that is empty in so small a part of the time that another still needs.
+const SOONER: u64 = 2;
+
+/// Room that is kept. Soft state: a scheduler that takes over thinks it over anew.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    owners: BTreeMap<NodeId, Owner>,
+    /// When the kept nodes of a waiting job are all free.
+    starts: BTreeMap<JobId, Until>,
+    /// For every shape that room was kept for how many ranks of it each node could take.
+    hosts: BTreeMap<Arc<Shape>, Arc<Hosts>>,
+    /// Whether nodes were chosen since there was a reason to.
+    chosen: bool,
+    /// When the next of those that wait has waited long enough for room to be kept.
+    patience: Option<Time>,
+    /// Nodes are kept no more of which those that were kept from them do not know yet.
+    lost: bool,
+}
+
+/// Whom a node is kept for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// A job that waits.
+    Job(JobId),
+    /// Wide jobs to come.
+    Wide,
+}
+
+/// By role, how many of its ranks each node could take when idle.
+type Hosts = Vec<Vec<u32>>;
+
+/// Wide jobs that ended of late, by shape. Derived from the jobs.
+#[derive(Clone, Debug, Default)]
+pub struct Turnover {
+    ends: VecDeque<(Time, Arc<Shape>)>,
+    counts: BTreeMap<Arc<Shape>, usize>,
+}
+
+impl Turnover {
+    /// Enters a job that ended, not before those that were entered earlier, if it was a wide one on one node.
+    /// Returns whether it was.
+    pub(crate) fn enter(&mut self, at: Time, job: &Job) -> bool {
+        let ran = job.first_placed.is_some() && job.spec.ranks() == 1;
+        if !ran || !job.spec.roles.iter().any(|role| is_wide(role.ranks, &role.request)) {
+            return false;
+        }
+        let shape = job.shape();
+        let known = self.counts.get_key_value(&shape).map(|(known, _)| known.clone());
+        let shape = known.unwrap_or_else(|| Arc::new(shape));
+        *self.counts.entry(shape.clone()).or_default() += 1;
+        self.ends.push_back((at, shape));
+        true
+    }
+
+    /// Forgets those that ended too long ago. Returns whether there were any.
+    pub(crate) fn forget(&mut self, now: Time) -> bool {
+        let before = self.ends.len();
+        while self.ends.front().is_some_and(|(at, _)| *at + LATELY < now) {
+            let (_, shape) = self.ends.pop_front().expect("just seen");
+            let count = self.counts.get_mut(&shape).expect("a shape that was entered");
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&shape);
+            }
+        }
+        self.ends.len() < before
+    }
+
+    /// Whether wide jobs come and go.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+}
+
+impl Kept {
+    /// Nodes came, went or changed: everything is to be thought over.
+    pub(crate) fn forget(&mut self) {
+        *self = Kept { lost: true, ..Kept::default() };
+    }
+
+    /// Nodes are to be chosen anew.
+    pub(crate) fn choose(&mut self) {
+        self.chosen = false;
+    }
+
+    /// A job waits no more.
+    pub(crate) fn leave(&mut self, job: JobId) {
+        if self.starts.remove(&job).is_some() {
+            self.owners.retain(|_, owner| *owner != Owner::Job(job));
+            (self.lost, self.chosen) = (true, false);
+        }
+    }
+
+    /// A job was placed on these nodes.
+    pub(super) fn placed(&mut self, job: JobId, nodes: impl Iterator<Item = NodeId>) {
+        if self.owners.is_empty() {
+            return;
+        }
+        self.leave(job);
+        for node in nodes {
+            // What was a whole node's room is none any more.
+            if self.owners.get(&node) == Some(&Owner::Wide) {
+                self.owners.remove(&node);
+                self.chosen = false;
+            }
+        }
+    }
+
+    /// Whether [`Kept::take_lost`] would say so.
+    pub(super) fn has_lost(&self) -> bool {
+        self.lost
+    }
+
+    /// Whether nodes are kept no more since this was asked last.
+    pub(super) fn take_lost(&mut self) -> bool {
+        std::mem::take(&mut self.lost)
+    }
+
+    /// Chooses nodes for those that wait without fitting and for wide jobs to come, if there is a reason to: somebody
+    /// else waits or is to come, or one of the nodes that were freed is sooner empty than one that was chosen. Nodes
+    /// that an endless service holds are not waited for.
+    ///
+    /// `O(kept)` without a reason, else `O(shapes + waiting * nodes)`.
+    ///
+    /// * `unfit`: the shapes that were found not to fit.
+    /// * `placed`: jobs that the round has placed.
+    pub(super) fn renew(
+        &mut self,
+        cluster: &Cluster,
+        freed: &[NodeId],
+        unfit: &BTreeSet<Arc<Shape>>,
+        placed: &BTreeSet<JobId>,
+    ) {
+        let impatient = self.patience.is_some_and(|at| at <= cluster.now());
+        if self.chosen && !impatient && !self.is_sooner(cluster, freed) {
+            return;
+        }
+        self.chosen = true;
+        let starts = std::mem::take(&mut self.starts);
+        let before = std::mem::take(&mut self.owners);
+        for job in self.waiting(cluster, unfit, placed) {
+            self.keep_for(cluster, job);
+        }
+        let mut to_come: BTreeMap<Arc<Hosts>, usize> = BTreeMap::new();
+        for (shape, count) in &cluster.turnover.counts {
+            *to_come.entry(self.hosts(cluster, shape)).or_default() += count;
+        }
+        for (hosts, count) in to_come {
+            // Their number in a part of the time, and by how much it may be larger.
+            let expected = (count + (PARTS * count).isqrt()).div_ceil(PARTS);
+            let share = hosts[0].iter().filter(|ranks| **ranks != 0).count() / HEADROOM;
+            for node in self.soonest(cluster, &hosts[0]).into_iter().take(expected.min(share)) {
+                self.owners.insert(node, Owner::Wide);
+            }
+        }
+        // What starts later, or at a time that is known now, may leave others time.
+        let is_other = |(job, start): (&JobId, &Until)| self.starts.get(job) != Some(start);
+        self.lost |= before.iter().any(|(node, owner)| self.owners.get(node) != Some(owner))
+            || starts.iter().any(is_other);
+    }
+
+    /// Whether a node that is not kept is much sooner empty than one that is.
+    fn is_sooner(&self, cluster: &Cluster, freed: &[NodeId]) -> bool {
+        let mut others = freed.iter().filter(|node| !self.owners.contains_key(node)).peekable();
+        if others.peek().is_none() {
+            return false;
+        }
+        let empty_in = |node: &NodeId| cluster.nodes().held(*node).empty_in(cluster.now());
+        let latest = self.owners.keys().filter_map(empty_in).max().unwrap_or(0);
+        others.filter_map(empty_in).any(|soon| soon < latest / SOONER)
+    }
+
+    /// Those that room is kept for, in the order in which they are served.
+    fn waiting<'a>(
+        &mut self,
+        cluster: &'a Cluster,
+        unfit: &BTreeSet<Arc<Shape>>,
+        placed: &BTreeSet<JobId>,
+    ) -> Vec<&'a Job> {
+        let mut waiting = Vec::new();
+        self.patience = None;
+        for shapes in cluster.jobs().ready().values() {
+            for (shape, jobs) in shapes.iter().filter(|(shape, _)| unfit.contains(*shape)) {
+                let wide = shape.roles.iter().any(|(ranks, request)| is_wide(*ranks, request));
+                let jobs = jobs.iter().map(|(_, id)| cluster.jobs().get(*id).expect("a ready job"));
+                for job in jobs.filter(|job| !placed.contains(&job.id)).take(MOST_JOBS) {
+                    let patience = job.submitted + PATIENCE;
+                    if !wide && cluster.now() < patience {
+                        self.patience = Some(self.patience.map_or(patience, |next| next.min(patience)));
+                        break;
+                    }
+                    waiting.push(job);
+                }
+            }
+        }
+        waiting.sort_unstable_by_key(|job| cluster.jobs().turn(job));
+        waiting.truncate(MOST_JOBS);
+        waiting
+    }
+
+    fn hosts(&mut self, cluster: &Cluster, shape: &Arc<Shape>) -> Arc<Hosts> {
+        let hosts = self.hosts.entry(shape.clone()).or_insert_with(|| {
+            let of_role = |(ranks, request): &(u32, Request)| {
+                let of_node = |node: &Node| match node.takes_work() {
+                    true => ranks_when_idle(node, request).min(*ranks),
+                    false => 0,
+                };
+                cluster.nodes().iter().map(of_node).collect()
+            };
+            Arc::new(shape.roles.iter().map(of_role).collect())
+        });
+        hosts.clone()
+    }
+
+    /// Nodes that could take ranks and are kept for nobody, the soonest empty first.
+    fn soonest(&self, cluster: &Cluster, hosts: &[u32]) -> Vec<NodeId> {
+        let could = |(node, ranks): &(NodeId, &u32)| **ranks != 0 && !self.owners.contains_key(node);
+        let empty_in = |(node, _)| Some((cluster.nodes().held(node).empty_in(cluster.now())?, node));
+        let nodes = (0..).map(NodeId).zip(hosts).filter(could);
+        let mut soonest: Vec<(u64, NodeId)> = nodes.filter_map(empty_in).collect();
+        soonest.sort_unstable();
+        soonest.into_iter().map(|(_, node)| node).collect()
+    }
+
+    /// Keeps nodes that will have room for all ranks of the job, the soonest empty first, if they suffice.
+    fn keep_for(&mut self, cluster: &Cluster, job: &Job) {
+        let hosts = self.hosts(cluster, &Arc::new(job.shape()));
+        let mut chosen: BTreeSet<NodeId> = BTreeSet::new();
+        let mut start = Until::Time(cluster.now());
+        for (role, hosts) in job.spec.roles.iter().zip(hosts.iter()) {
+            let mut left = role.ranks;
+            for node in self.soonest(cluster, hosts) {
+                if left == 0 {
+                    break;
+                }
+                if chosen.insert(node) {
+                    left -= hosts[node.0 as usize].min(left);
+                    start = start.max(cluster.nodes().held(node).until());
+                }
+            }
+            if left != 0 {
+                return;
+            }
+        }
+        self.starts.insert(job.id, start);
+        self.owners.extend(chosen.into_iter().map(|node| (node, Owner::Job(job.id))));
+    }
+
+    /// Whether nothing is kept for anybody.
+    pub(super) fn is_empty(&self) -> bool {
+        self.owners.is_empty()
+    }
+
+    /// Whom a node is kept for, if that keeps `job` from it: somebody who goes first, and whom it may delay. What
+    /// is due to a queue by its guarantee is kept for none that is not due it.
+    ///
+    /// * `taken`: what the round has added to what queues hold.
+    pub(super) fn keeps(&self, cluster: &Cluster, taken: &Taken, job: &Job, node: NodeId) -> Option<Owner> {
+        let owner = *self.owners.get(&node)?;
+        let turn = |job: &Job| cluster.jobs().turn(job);
+        let keeps = match owner {
+            Owner::Wide => !is_tired(cluster, job) && !fills(cluster.nodes().get(node), &job.spec),
+            Owner::Job(id) => {
+                let first = cluster.jobs().get(id).filter(|first| matches!(first.phase, Phase::Pending(_)));
+                let goes_first = |first: &&Job| {
+                    first.id != job.id
+                        && turn(first) < turn(job)
+                        && !preempt::outranks(cluster, taken, job, first)
+                };
+                first.filter(goes_first).is_some() && !self.is_back_in_time(cluster.now(), job, id)
+            }
+        };
+        keeps.then_some(owner)
+    }
+
+    /// Whether a job that starts now has certainly ended when all nodes are free that are kept for another.
+    fn is_back_in_time(&self, now: Time, job: &Job, other: JobId) -> bool {
+        match (job.spec.time_limit_ms, self.starts.get(&other)) {
+            (Some(limit), Some(Until::Time(start))) => now + Duration::from_millis(limit) <= *start,
+            _ => false,
+        }
+    }
+
+    /// When all nodes that are kept for a waiting job are free, if room is kept for it.
+    pub fn start(&self, job: JobId) -> Option<Until> {
+        self.starts.get(&job).copied()
+    }
+}
+
+/// Whether a job has waited so long that it may use what is kept for jobs to come.
+pub(super) fn is_tired(cluster: &Cluster, job: &Job) -> bool {
+    job.submitted + TIRED <= cluster.now()
+}
+
+/// Whether ranks take more than half of a usual node of eight devices, or may take several nodes.
+pub(super) fn is_wide(ranks: u32, request: &Request) -> bool {
+    1 < ranks || request.devices.iter().any(|want| want.slice.is_none() && 4 < want.count)
+}
+
+/// Whether a rank takes more than half of the node's devices.
+fn fills(node: &Node, spec: &JobSpec) -> bool {
+    let fills = |want: &DeviceRequest| {
+        want.slice.is_none() && node.inventory.devices.len() < 2 * usize::from(want.count)
+    };
+    spec.roles.iter().any(|role| role.request.devices.iter().any(fills))
+}
+
+/// How many ranks an idle node takes.
+fn ranks_when_idle(node: &Node, request: &Request) -> u32 {
+    if !has_labels(node, request) {
+        return 0;
+    }
+    let fits = |has: u64, wants: u64| has.checked_div(wants).unwrap_or(u32::MAX.into());
+    let others = fits(node.inventory.cpus_milli.into(), request.cpus_milli.into())
+        .min(fits(node.inventory.memory_bytes, request.memory_bytes));
+    if request.devices.is_empty() {
+        return others as u32;
+    }
+    let healthy = || node.inventory.devices.iter().filter(|device| device.fault.is_none());
+    let best = request.devices.iter().map(|want| {
+        let mut classes: BTreeMap<&DeviceClass, u64> = BTreeMap::new();
+        for device in healthy().filter(|device| want.accepts(&device.class)) {
+            let slices =
+                want.slice.map(|slice| 1000 / slice.granted(&device.class).share_milli(&device.class).max(1));
+            *classes.entry(&device.class).or_default() += slices.unwrap_or(1);
+        }
+        let most = classes.into_values().max().unwrap_or(0);
+        (most / u64::from(want.count)).min(others) as u32
+    });
+    best.max().unwrap_or(0)
+}
