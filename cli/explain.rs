@@ -75,6 +75,9 @@ pub fn text(view: &view::Explanation, now_ms: u64, output: &Output) -> String {
         parts.push(table.plain(output));
     }
     let mut last = Vec::new();
+    if let Some(by) = &view.gave_way_to {
+        last.push(format!("Its last attempt gave way to {by}."));
+    }
     if !view.start_text.is_empty() {
         last.push(printable(&view.start_text));
     }

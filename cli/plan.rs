@@ -8,7 +8,7 @@ use aquifer_proto::v1;
 use crate::client::{Client, Patience};
 use crate::flags::JobFlags;
 use crate::output::{Output, Side, Table};
-use crate::{Session, explain, submit, time_now, view};
+use crate::{Session, explain, submit, time_now, units, view};
 
 /// Tell what would happen if a job were submitted now, without submitting it
 #[derive(Clone, Debug, clap::Args)]
@@ -37,6 +37,7 @@ pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
         starts_now: answer.starts_now,
         workers: answer.ranks.iter().map(|rank| view::Rank::new(rank, false)).collect(),
         explanation: answer.explanation.as_ref().map(|wire| view::Explanation::new(None, wire)),
+        victims: answer.victims.iter().map(Into::into).collect(),
     };
     match session.output.json {
         true => session.output.document(&view),
@@ -47,6 +48,9 @@ pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
 
 /// The plan for people.
 pub fn text(plan: &view::Plan, now_ms: u64, output: &Output) -> String {
+    if !plan.victims.is_empty() {
+        return text_with_victims(plan, output);
+    }
     if !plan.starts_now {
         return match &plan.explanation {
             Some(explanation) => explain::text(explanation, now_ms, output),
@@ -63,4 +67,18 @@ pub fn text(plan: &view::Plan, now_ms: u64, output: &Output) -> String {
     let number = plan.workers.len();
     let ranks = if number == 1 { "its rank".into() } else { format!("all of its {number} ranks") };
     format!("The job would start now, with {ranks}:\n\n{}", table.plain(output))
+}
+
+fn text_with_victims(plan: &view::Plan, output: &Output) -> String {
+    let columns =
+        [("GIVES WAY", Side::Left), ("STOPS WITHIN", Side::Right), ("LOST DEVICE TIME", Side::Right)];
+    let mut table = Table::new(&columns);
+    for victim in &plan.victims {
+        let (grace, lost) = (units::duration(victim.grace_ms), units::duration(victim.lost_device_ms));
+        table.row([victim.job.clone(), grace, lost]);
+    }
+    let number = plan.victims.len();
+    let others = if number == 1 { "another one has".into() } else { format!("{number} others have") };
+    let later = "What gives way is placed again later; what it did since its last checkpoint is lost.";
+    format!("The job would start once {others} stopped:\n\n{}\n\n{later}", table.plain(output))
 }

@@ -49,6 +49,10 @@ pub struct Args {
     /// For so long a job waits to gain one in priority: 0 (priorities count nothing) to 365d. Default: 1h
     #[arg(long, env = "AQUIFER_AGEING", value_name = "DURATION")]
     pub ageing: Option<String>,
+    /// Stop running jobs, with their grace, for those of a higher priority or a queue below its guarantee: `on` or
+    /// `off`. Default: on
+    #[arg(long, env = "AQUIFER_PREEMPTION", value_name = "ON|OFF")]
+    pub preemption: Option<String>,
     /// Directory, on storage that all nodes see, for the checkpoints of jobs that name none. Default: `checkpoints`
     /// in the data directory
     #[arg(long, env = "AQUIFER_CHECKPOINT_ROOT", value_name = "DIR")]
@@ -97,6 +101,11 @@ impl Args {
             text => between(text, 3_600_000, YEAR_MS).map_err(|why| format!("{why}, or 0")),
         })?;
         let ageing = settings.take("ageing", self.ageing.as_ref(), "1h", |t| between(t, 0, YEAR_MS))?;
+        let preemption = settings.take("preemption", self.preemption.as_ref(), "on", |text| match text {
+            "on" => Ok(true),
+            "off" => Ok(false),
+            _ => Err("expected on or off".into()),
+        })?;
         let root = self.checkpoint_root.as_ref();
         let checkpoint_root = settings.take("checkpoint-root", root, &checkpoints, absolute)?;
         let log_format = settings.take("log-format", self.log_format.as_ref(), "text", log_format)?;
@@ -105,7 +114,7 @@ impl Args {
         let file = settings.take_optional("token-file", None, |text| Ok(PathBuf::from(text)))?;
         settings.finish()?;
         let token = settings::token(global.token_file.as_deref().or(file.as_deref()))?;
-        let policy = Policy { order, lease, backoff, half_life, ageing };
+        let policy = Policy { order, lease, backoff, half_life, ageing, preemption };
         let checkpoint_root = checkpoint_root.display().to_string();
         let config = ServerConfig { listen, token, policy, checkpoint_root };
         Ok(Resolved { config, store: data_dir.join("store.redb"), log_format, log_level })

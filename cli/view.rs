@@ -219,7 +219,7 @@ pub struct Explanation {
     pub job: Option<String>,
     /// What stands in the way, without the job's name.
     pub sentence: String,
-    /// follows, pauses, queue-limit, no-such-node, room-for, next, not-waiting.
+    /// follows, pauses, queue-limit, no-such-node, room-for, preempts, next, not-waiting.
     pub reason: String,
     /// For every role, what nodes say to a rank of it.
     pub roles: Vec<RoleVerdict>,
@@ -233,6 +233,8 @@ pub struct Explanation {
     pub start_text: String,
     /// The smallest change of the request that would start it now; empty if none was found.
     pub change: String,
+    /// The job that its last attempt gave way to, until it is placed again.
+    pub gave_way_to: Option<String>,
 }
 
 /// What nodes say to a rank of a role.
@@ -272,6 +274,25 @@ pub struct Plan {
     pub workers: Vec<Rank>,
     /// Else: why not.
     pub explanation: Option<Explanation>,
+    /// Jobs that would be stopped for it and placed again later; then it would start.
+    pub victims: Vec<Victim>,
+}
+
+/// A job that would give way.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Victim {
+    /// Which.
+    pub job: String,
+    /// Devices times the time since its last checkpoint, or since it was placed.
+    pub lost_device_ms: u64,
+    /// It stops within so long.
+    pub grace_ms: u64,
+}
+
+impl From<&v1::Victim> for Victim {
+    fn from(wire: &v1::Victim) -> Victim {
+        Victim { job: job_id(wire.job), lost_device_ms: wire.lost_device_ms, grace_ms: wire.grace_ms }
+    }
 }
 
 /// A node.
@@ -650,6 +671,7 @@ impl Explanation {
             start_ms: wire.start_ms,
             start_text: wire.start_text.clone(),
             change: wire.change.clone(),
+            gave_way_to: wire.gave_way_to.map(job_id),
         }
     }
 }

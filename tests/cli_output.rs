@@ -195,6 +195,7 @@ fn explanation() -> Explanation {
         start_ms: Some(NOW + 724_000),
         start_text: "Expected to start within 12 min, when job-7 reaches its time limit.".into(),
         change: "1 ranks instead of 2".into(),
+        gave_way_to: None,
     }
 }
 
@@ -226,7 +227,20 @@ fn a_plan_says_where_or_why_not() {
         plan::text(&refused, NOW, &plain())
             .starts_with("The job would wait: room for 1 of 2 ranks.\n\nNODES")
     );
-    let starts = Plan { starts_now: true, workers: running().workers, explanation: None };
+    let victim = |job: &str, lost| Victim { job: job.into(), lost_device_ms: lost, grace_ms: 30_000 };
+    let victims = vec![victim("job-3", 4_000), victim("job-5", 724_000)];
+    assert_eq!(
+        plan::text(&Plan { victims, ..Plan::default() }, NOW, &plain()),
+        "\
+The job would start once 2 others have stopped:
+
+GIVES WAY  STOPS WITHIN  LOST DEVICE TIME
+job-3               30s                4s
+job-5               30s            12m04s
+
+What gives way is placed again later; what it did since its last checkpoint is lost."
+    );
+    let starts = Plan { starts_now: true, workers: running().workers, ..Plan::default() };
     assert_eq!(
         plan::text(&starts, NOW, &plain()),
         "\
@@ -417,7 +431,7 @@ fn names_of_json_fields_are_kept() {
         "address availability cpus_milli cpus_milli_held devices findings first_port labels last_port \
          lease_left_ms memory_bytes memory_bytes_held name state up version workers"
     );
-    assert_eq!(keys(2), "blockers change job reason roles sentence start start_ms start_text");
+    assert_eq!(keys(2), "blockers change gave_way_to job reason roles sentence start start_ms start_text");
     assert_eq!(keys(3), "devices devices_held rows since_ms");
     assert_eq!(keys(4), "client_key count file id name repeated");
 }

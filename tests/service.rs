@@ -255,7 +255,7 @@ fn malformed_words_of_agents_are_refused_with_the_field_and_change_nothing() {
                 hello("bad"),
                 report(|report| {
                     let worker = Some(v1::Worker { job: 1, attempt: 1, rank: 0 });
-                    report.workers.push(v1::WorkerReport { worker, state: None });
+                    report.workers.push(v1::WorkerReport { worker, ..Default::default() });
                 }),
             ],
         ),

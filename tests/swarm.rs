@@ -16,7 +16,7 @@ use aquifer_sim::{Sim, workload};
 const PATIENCE: Time = Time(20_000_000);
 
 /// What a swarm must have met, or it proves nothing.
-const SIGHTS: [&str; 30] = [
+const SIGHTS: [&str; 33] = [
     "agent-restarted",
     "answered as repeated",
     "array",
@@ -33,10 +33,13 @@ const SIGHTS: [&str; 30] = [
     "node-up",
     "not launched",
     "placed",
+    "preempted",
+    "preempted by priority",
     "queue below another",
     "queue refused",
     "queue-set",
     "rank lost",
+    "reclaimed",
     "refused",
     "running",
     "scheduler restarted",

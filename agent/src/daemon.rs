@@ -1,6 +1,6 @@
 //! The daemon: one task that owns the protocol's state and the launcher, and goes from event to event.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::io;
 use std::path::PathBuf;
@@ -147,6 +147,10 @@ struct Daemon {
     /// News waits until then.
     talk_due: Instant,
     lease_written: Time,
+    /// Workers that an earlier agent launched.
+    adopted: BTreeSet<WorkerId>,
+    /// Of the last checkpoint that each worker told of.
+    checkpoint_steps: BTreeMap<WorkerId, u64>,
 }
 
 impl Daemon {
@@ -185,7 +189,8 @@ impl Daemon {
         let inventory = Arc::new(inventory_of(&backends, &host, &config));
         let lease_end = Time(launcher.lease_end_ms().unwrap_or(0));
         tracing::info!(node = %node, devices = inventory.devices.len(), adopted = workers.len(), "agent started");
-        let workers = workers.into_iter().collect();
+        let workers: BTreeMap<WorkerId, WorkerState> = workers.into_iter().collect();
+        let adopted = workers.keys().copied().collect();
         let agent = NodeAgent::new(node, inventory.clone(), first_boot(), workers, lease_end);
         let hello = watch::Sender::new(hello_of(&agent, &config, &backends));
         let link = link_of(&config)?;
@@ -210,6 +215,8 @@ impl Daemon {
             heartbeat_due: Instant::now(),
             talk_due: Instant::now(),
             lease_written: lease_end,
+            adopted,
+            checkpoint_steps: BTreeMap::new(),
         };
         Ok((daemon, link, told))
     }
@@ -318,7 +325,10 @@ impl Daemon {
             match action {
                 Action::Launch(id, order) => self.waiting.push_back((id, order)),
                 Action::Stop { worker, grace_ms } => self.launcher.stop(worker, grace_ms == 0),
-                Action::Forget(worker) => self.launcher.forget(worker),
+                Action::Forget(worker) => {
+                    self.checkpoint_steps.remove(&worker);
+                    self.launcher.forget(worker);
+                }
             }
         }
         self.launch_waiting();
@@ -339,11 +349,22 @@ impl Daemon {
             }
             News::State { id, state } => self.agent.on_worker(id, state),
             News::Status { id, status } => {
+                self.on_status(id, &status);
                 if let Some(scheduler) = &self.scheduler {
                     let message = Some(Up::Progress(progress_of(id, status)));
                     _ = scheduler.try_send(v1::AgentMessage { message }); // The next one says it again.
                 }
             }
+        }
+    }
+
+    /// Tells of checkpoints that are new. When an adopted worker wrote the one that it had is not known.
+    fn on_status(&mut self, id: WorkerId, status: &Status) {
+        let Some(step) = status.checkpoint_step else { return };
+        match self.checkpoint_steps.insert(id, step) {
+            None if self.adopted.contains(&id) => (),
+            Some(known) if known == step => (),
+            _ => self.agent.on_checkpoint(now(), id),
         }
     }
 

@@ -403,7 +403,7 @@ pub fn report(
             Some(v1::worker_report::State::Exited(wire)) => WorkerState::Exited(exit(wire)?),
             None => return Err(Invalid::new("report.workers.state", "absent", "expected a state")),
         };
-        Ok(WorkerReport { id, state })
+        Ok(WorkerReport { id, state, checkpoint_age_ms: wire.checkpoint_age_ms })
     });
     Ok(NodeReport {
         node,

@@ -153,11 +153,15 @@ fn encode_outcome(outcome: &Outcome) -> v1::StoredOutcome {
 fn encode_why(why: &Why) -> v1::StoredWhy {
     use v1::stored_why::Why as Wire;
     let (rank, node, why) = match why {
+        Why::Preempted { by, at } => {
+            let (why, preempted_ms) = (Some(Wire::Preempted(by.0)), at.0);
+            return v1::StoredWhy { why, preempted_ms, ..Default::default() };
+        }
         Why::WorkerFailed { rank, node, exit } => (rank, node, Wire::Exit(wire::exit(exit))),
         Why::RankLost { rank, node } => (rank, node, Wire::Lost(true)),
         Why::Drained { rank, node } => (rank, node, Wire::Drained(true)),
     };
-    v1::StoredWhy { rank: *rank, node: node.to_string(), why: Some(why) }
+    v1::StoredWhy { rank: *rank, node: node.to_string(), why: Some(why), preempted_ms: 0 }
 }
 
 fn encode_node(node: &Node) -> v1::StoredNode {
@@ -226,6 +230,9 @@ fn decode_why(wire: &v1::StoredWhy) -> Result<Why, Invalid> {
         Some(Wire::Exit(exit)) => Why::WorkerFailed { rank, node, exit: border::exit(exit)? },
         Some(Wire::Lost(_)) => Why::RankLost { rank, node },
         Some(Wire::Drained(_)) => Why::Drained { rank, node },
+        Some(Wire::Preempted(by)) => {
+            Why::Preempted { by: border::job_id("preempted", *by)?, at: Time(wire.preempted_ms) }
+        }
         None => return Err(Invalid::new("why", "absent", "expected a reason")),
     })
 }

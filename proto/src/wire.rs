@@ -180,7 +180,11 @@ pub fn report(report: &NodeReport, inventory_known: bool) -> v1::NodeReport {
             WorkerState::Running => v1::worker_report::State::Running(v1::Empty {}),
             WorkerState::Exited(how) => v1::worker_report::State::Exited(exit(how)),
         };
-        v1::WorkerReport { worker: Some(worker(report.id)), state: Some(state) }
+        v1::WorkerReport {
+            worker: Some(worker(report.id)),
+            state: Some(state),
+            checkpoint_age_ms: report.checkpoint_age_ms,
+        }
     };
     v1::NodeReport {
         seq: report.seq,

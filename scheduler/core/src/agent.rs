@@ -19,6 +19,8 @@ pub struct NodeAgent {
     revision: Revision,
     orders: Vec<WorkerOrder>,
     workers: BTreeMap<WorkerId, WorkerState>,
+    /// When the last checkpoint of a worker was found.
+    checkpoints: BTreeMap<WorkerId, Time>,
     /// Those that the end of the lease ended, or is about to.
     fenced: BTreeSet<WorkerId>,
     boot: u64,
@@ -89,6 +91,7 @@ impl NodeAgent {
             revision: Revision::default(),
             orders: Vec::new(),
             workers,
+            checkpoints: BTreeMap::new(),
             fenced: BTreeSet::new(),
             boot,
             seq: 0,
@@ -136,15 +139,18 @@ impl NodeAgent {
         self.unanswered.push_back(Sent { seq, at: now, version });
         match known {
             Some((same_as, _)) => Message::Heartbeat { boot, seq, same_as },
-            None => Message::Report(self.report()),
+            None => Message::Report(self.report(now)),
         }
     }
 
-    fn report(&self) -> NodeReport {
+    fn report(&self, now: Time) -> NodeReport {
         // A worker that its lease ended is left out once it is gone: it is lost, it did not fail.
         let worker = |(id, state): (&WorkerId, &WorkerState)| match state {
             WorkerState::Exited(exit) if *exit != Exit::Code(0) && self.fenced.contains(id) => None,
-            _ => Some(WorkerReport { id: *id, state: state.clone() }),
+            _ => {
+                let checkpoint_age_ms = self.checkpoints.get(id).map(|at| now.since(*at));
+                Some(WorkerReport { id: *id, state: state.clone(), checkpoint_age_ms })
+            }
         };
         NodeReport {
             node: self.node.clone(),
@@ -221,6 +227,7 @@ impl NodeAgent {
             if exited {
                 actions.push(Action::Forget(*id));
                 self.fenced.remove(id);
+                self.checkpoints.remove(id);
                 self.version += 1;
             } else {
                 actions.push(Action::Stop { worker: *id, grace_ms: 0 });
@@ -238,6 +245,14 @@ impl NodeAgent {
                 *known = latest;
                 self.version += 1;
             }
+        }
+    }
+
+    /// A worker has a new checkpoint on disk.
+    pub fn on_checkpoint(&mut self, now: Time, id: WorkerId) {
+        if self.workers.contains_key(&id) {
+            self.checkpoints.insert(id, now);
+            self.version += 1;
         }
     }
 

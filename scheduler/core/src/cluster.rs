@@ -9,7 +9,7 @@ use crate::event::*;
 use crate::jobs::*;
 use crate::nodes::*;
 use crate::plan::price::{self, Prices};
-use crate::plan::{self, Free, Kept, Order, Room, Turnover};
+use crate::plan::{self, Free, Futile, Kept, Order, Promised, Room, Turnover};
 use crate::queues::Queues;
 use crate::types::*;
 
@@ -29,8 +29,11 @@ pub struct Policy {
     /// After so long what a queue has used counts half. Zero: only what it holds counts.
     pub half_life: Duration,
     /// For so long a job waits to gain one in priority over those that are submitted then. The priority of a job
-    /// is a bound on how long it can be passed by others of its queue: nothing starves.
+    /// is a bound on how long it can be passed by others of its queue where something becomes free: without preemption
+    /// nothing starves.
     pub ageing: Duration,
+    /// Whether running jobs are stopped for better ones that wait. See [`plan::preempt`].
+    pub preemption: bool,
 }
 
 /// All that the scheduler knows.
@@ -57,6 +60,12 @@ pub struct Cluster {
     pub(crate) kept: Kept,
     /// Wide jobs that ended of late. Derived from the jobs.
     pub(crate) turnover: Turnover,
+    /// Jobs for which no victims were found, and since when nothing has changed that could help them.
+    pub(crate) futile: Futile,
+    /// What the last round promised to jobs to which others give way.
+    pub(crate) promised: Promised,
+    /// When jobs that run had their last checkpoint, if that was in this attempt. Soft state, from reports.
+    checkpoints: BTreeMap<JobId, Time>,
     /// What is free. Derived from the nodes and what is held on them.
     room: Room,
     /// Learned from what was asked for. Derived from the jobs, see [`price::learned_from`].
@@ -65,6 +74,8 @@ pub struct Cluster {
     priced: u64,
     // Collected since the last round, or during one step.
     pub(crate) freed: Vec<NodeId>,
+    /// Jobs for which others that gave way to them have gone, with when that was decided: they go first.
+    pub(crate) freed_for: BTreeSet<(JobId, Time)>,
     touched_jobs: BTreeSet<JobId>,
     touched_nodes: BTreeSet<NodeId>,
     touched_queues: BTreeSet<Name>,
@@ -97,6 +108,10 @@ impl Cluster {
             kept_from: BTreeSet::new(),
             kept: Kept::default(),
             turnover: Turnover::default(),
+            futile: Futile::default(),
+            promised: Promised::new(),
+            checkpoints: BTreeMap::new(),
+            freed_for: BTreeSet::new(),
             room: Room::default(),
             prices: Arc::default(),
             priced: 0,
@@ -191,9 +206,13 @@ impl Cluster {
             let plan = plan::plan(&mut free, now);
             (self.room, self.kept) = free.into_parts();
             (self.unfit, self.kept_from) = (plan.unfit, plan.kept_from);
+            (self.futile, self.promised) = (plan.futile, plan.promised);
             self.freed.clear();
             for (id, ranks) in plan.starts {
                 self.place(now, id, ranks);
+            }
+            for preemption in plan.preemptions {
+                self.preempt(now, preemption);
             }
             if plan.is_unfinished {
                 self.plan_at(Time(now.0 + 1));
@@ -202,6 +221,7 @@ impl Cluster {
                 self.plan_at(at);
             }
         }
+        self.freed_for.clear();
         self.flush(reporter, unknown, effects);
     }
 
@@ -243,6 +263,18 @@ impl Cluster {
     /// The nodes.
     pub fn nodes(&self) -> &Nodes {
         &self.nodes
+    }
+
+    /// What a job that runs would lose if it were stopped now: time since its last checkpoint, or since it was placed,
+    /// in milliseconds.
+    pub fn unsaved_ms(&self, job: &Job) -> u64 {
+        let saved = job.placed.max(self.checkpoints.get(&job.id).copied());
+        saved.map_or(0, |saved| self.now.since(saved))
+    }
+
+    /// The same, but for searches for victims in vain, which it does not remember: for checks.
+    pub fn without_futile(&self) -> Cluster {
+        Cluster { futile: Futile::default(), ..self.clone() }
     }
 
     /// What is free.
@@ -330,6 +362,10 @@ impl Cluster {
         self.kept.forget();
         self.plan_at(self.now);
         self.refresh_room(id);
+        if self.jobs.preemptors().next().is_some() {
+            // What was kept on it for them may have to be kept elsewhere.
+            self.plan_anew(self.now);
+        }
     }
 
     /// Brings what is free on a node up to date.
@@ -366,6 +402,17 @@ impl Cluster {
         self.round_at = Some(self.round_at.map_or(at, |earlier| earlier.min(at)));
     }
 
+    /// A job has a checkpoint that is so old.
+    pub(crate) fn on_checkpoint(&mut self, job: JobId, age_ms: u64) {
+        let saved = Time(self.now.0.saturating_sub(age_ms));
+        let known = self.checkpoints.entry(job).or_insert(saved);
+        *known = saved.max(*known);
+    }
+
+    pub(crate) fn forget_checkpoint(&mut self, job: JobId) {
+        self.checkpoints.remove(&job);
+    }
+
     /// Plans again for those who wait and could use what has become free on a node.
     pub(crate) fn plan_freed(&mut self, at: Time, node: NodeId) {
         self.freed.push(node);
@@ -376,9 +423,30 @@ impl Cluster {
     pub(crate) fn plan_anew(&mut self, at: Time) {
         self.unfit.clear();
         self.kept_from.clear();
+        self.futile.clear();
         self.freed.clear();
         self.kept.forget();
         self.plan_at(at);
+    }
+
+    /// A queue with a guarantee, or one below it, holds more or less than before: others may be due theirs now.
+    pub(crate) fn weigh_anew(&mut self, queue: &Name, at: Time) {
+        if self.queues.line(queue).any(|queue| 0 < queue.guaranteed_milli) {
+            self.kept_from.iter().for_each(|shape| _ = self.unfit.remove(shape));
+            self.kept_from.clear();
+            self.futile.clear();
+            if !self.jobs.ready().is_empty() {
+                self.plan_at(at);
+            }
+        }
+    }
+
+    /// Seeks victims again where there were none.
+    pub(crate) fn seek_anew(&mut self, at: Time) {
+        self.futile.clear();
+        if self.policy.preemption && !self.jobs.ready().is_empty() {
+            self.plan_at(at);
+        }
     }
 
     /// A job has become ready. Another one of its shape may have been kept from room that it may take.
@@ -499,7 +567,7 @@ pub(crate) enum Heartbeat {
 impl Policy {
     /// Leases of 10 s, a first pause of 1 s. Usage counts half after a day, so that a team which did without the
     /// pool for a day is served first on the next, and nobody pays for last month; an hour of waiting is worth one
-    /// of priority.
+    /// of priority. Preemption.
     pub fn new(order: Order) -> Policy {
         Policy {
             order,
@@ -507,6 +575,7 @@ impl Policy {
             backoff: Duration::from_secs(1),
             half_life: Duration::from_secs(24 * 3600),
             ageing: Duration::from_secs(3600),
+            preemption: true,
         }
     }
 

@@ -117,6 +117,9 @@ pub enum Note {
     Stopping { job: JobId, why: Outcome },
     /// A job gives its resources back and will be placed again.
     Requeued { job: JobId, why: Why },
+    /// A job gives its resources back to a job that waited, and will be placed again. It loses what it has done
+    /// since its last checkpoint, unless it writes one while it stops.
+    Preempted { job: JobId, by: JobId, lost_device_ms: u64 },
     /// A job ended.
     Done(JobId, Outcome),
     /// A node is part of the pool.
@@ -142,6 +145,7 @@ impl Note {
             | Note::Running(job)
             | Note::Stopping { job, .. }
             | Note::Requeued { job, .. }
+            | Note::Preempted { job, .. }
             | Note::Done(job, _)
             | Note::ArrayQueued { first: job, .. } => Some(*job),
             Note::NodeUp(_)
@@ -173,6 +177,7 @@ impl Note {
             Note::Running(_) => "running",
             Note::Stopping { .. } => "stopping",
             Note::Requeued { .. } => "requeued",
+            Note::Preempted { .. } => "preempted",
             Note::Done(..) => "done",
             Note::NodeUp(_) => "node-up",
             Note::AgentRestarted { .. } => "agent-restarted",
@@ -198,6 +203,10 @@ impl fmt::Display for Note {
             Note::Running(job) => write!(f, "{job} running"),
             Note::Stopping { job, why } => write!(f, "{job} stopping: {why}"),
             Note::Requeued { job, why } => write!(f, "{job} requeued: {why}"),
+            Note::Preempted { job, by, lost_device_ms } => {
+                let (s, ms) = (lost_device_ms / 1000, lost_device_ms % 1000);
+                write!(f, "{job} preempted: it gives way to {by}, at a cost of {s}.{ms:03} device seconds")
+            }
             Note::Done(job, outcome) => write!(f, "{job} {outcome}"),
             Note::NodeUp(node) => write!(f, "{node} up"),
             Note::AgentRestarted { node, workers } => {

@@ -112,6 +112,8 @@ pub struct WorkerReport {
     pub id: WorkerId,
     /// What it is doing.
     pub state: WorkerState,
+    /// How long ago its last checkpoint was found on disk, in milliseconds; `None`: none that is known.
+    pub checkpoint_age_ms: Option<u64>,
 }
 
 /// What a worker process is doing, from its agent. Only ever grows, in the order of the variants.

@@ -1,5 +1,6 @@
 //! Jobs, and the indexes over them.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
@@ -59,7 +60,7 @@ pub struct Usage {
     pub device_ms: u64,
     /// Thousandths of a core times milliseconds.
     pub cpu_milli_ms: u64,
-    /// The part of `device_ms` that belongs to attempts which were placed again.
+    /// The part of `device_ms` that attempts which were placed again had spent since their last checkpoint.
     pub lost_device_ms: u64,
 }
 
@@ -120,6 +121,8 @@ pub enum Why {
     RankLost { rank: u32, node: Name },
     /// An administrator drains the node of a rank.
     Drained { rank: u32, node: Name },
+    /// It gave way to a job that waited.
+    Preempted { by: JobId, at: Time },
 }
 
 /// What must be equal for two jobs to fit alike.
@@ -155,6 +158,10 @@ pub struct Jobs {
     ready: Ready,
     /// Jobs that hold resources.
     holding: BTreeSet<JobId>,
+    /// Those of them that run, by queue: the lowest priority first, of one priority the latest.
+    active: BTreeMap<Name, BTreeSet<(i32, Reverse<JobId>)>>,
+    /// Those of them that give their resources back.
+    stopping: BTreeSet<JobId>,
     /// Ends of pauses and of time limits.
     timers: BTreeSet<(Time, JobId)>,
     by_key: BTreeMap<Name, JobId>,
@@ -202,6 +209,14 @@ impl Job {
     pub fn expected_end(&self) -> Option<Time> {
         match (self.placed, self.spec.time_limit_ms) {
             (Some(placed), Some(limit)) => Some(Time(placed.0.saturating_add(limit))),
+            _ => None,
+        }
+    }
+
+    /// The job that it gives way to, while it stops for that, and when that was decided.
+    pub fn gives_way_to(&self) -> Option<(JobId, Time)> {
+        match (&self.phase, &self.last_failure) {
+            (Phase::Stopping(_), Some(Why::Preempted { by, at })) => Some((*by, *at)),
             _ => None,
         }
     }
@@ -280,6 +295,29 @@ impl Jobs {
     /// Jobs that hold resources, oldest first.
     pub fn holding(&self) -> impl Iterator<Item = &Job> {
         self.holding.iter().map(|id| &self.table[id])
+    }
+
+    /// Jobs that give their resources back, oldest first.
+    pub fn stopping(&self) -> impl Iterator<Item = &Job> {
+        self.stopping.iter().map(|id| &self.table[id])
+    }
+
+    /// Jobs of the queue that run: the lowest priority first, of one priority the latest.
+    pub(crate) fn active_in(&self, queue: &str) -> impl Iterator<Item = &Job> {
+        self.active.get(queue).into_iter().flatten().map(|(_, Reverse(id))| &self.table[id])
+    }
+
+    /// Jobs that wait while others give way to them, each with when that was decided, once for each of those.
+    /// `O(jobs that stop)`.
+    pub fn preemptors(&self) -> impl Iterator<Item = (&Job, Time)> {
+        let preemptors = self.stopping().filter_map(Job::gives_way_to);
+        let preemptors = preemptors.filter_map(|(id, at)| Some((self.get(id)?, at)));
+        preemptors.filter(|(job, _)| matches!(job.phase, Phase::Pending(_)))
+    }
+
+    /// Jobs that stop to give way to `job`, oldest first.
+    pub fn victims_of(&self, job: JobId) -> impl Iterator<Item = &Job> {
+        self.stopping().filter(move |victim| victim.gives_way_to().is_some_and(|(by, _)| by == job))
     }
 
     /// Jobs that could be placed now.
@@ -410,11 +448,16 @@ impl Jobs {
             },
             Phase::Active => {
                 self.holding.insert(id);
+                let place = (job.spec.priority, Reverse(id));
+                self.active.entry(job.spec.queue.clone()).or_default().insert(place);
                 if let Some(end) = job.expected_end() {
                     self.timers.insert((end, id));
                 }
             }
-            Phase::Stopping(_) => _ = self.holding.insert(id),
+            Phase::Stopping(_) => {
+                self.holding.insert(id);
+                self.stopping.insert(id);
+            }
             Phase::Done(outcome) => {
                 let failed = *outcome != Outcome::Succeeded;
                 if let Some(array) = job.array.and_then(|array| self.arrays.get_mut(&array.first)) {
@@ -433,6 +476,15 @@ impl Jobs {
         let turn = self.turn(job);
         assert!(!matches!(job.phase, Phase::Done(_)), "{id} is done and changes no more");
         self.holding.remove(&id);
+        self.stopping.remove(&id);
+        if job.phase == Phase::Active
+            && let Some(active) = self.active.get_mut(&job.spec.queue)
+        {
+            active.remove(&(job.spec.priority, Reverse(id)));
+            if active.is_empty() {
+                self.active.remove(&job.spec.queue);
+            }
+        }
         if let Phase::Pending(not_before) = job.phase {
             self.timers.remove(&(not_before, id));
         }
@@ -481,6 +533,8 @@ impl Jobs {
         assert_eq!(self.ready, recount.ready, "the ready jobs");
         assert_eq!(self.shapes, recount.shapes, "the shapes");
         assert_eq!(self.holding, recount.holding, "the jobs that hold resources");
+        assert_eq!(self.active, recount.active, "the jobs that run");
+        assert_eq!(self.stopping, recount.stopping, "the jobs that stop");
         assert_eq!(self.timers, recount.timers, "the timers");
         assert_eq!(self.by_key, recount.by_key, "the client keys");
         assert_eq!(self.dependents, recount.dependents, "the dependents");
@@ -506,6 +560,7 @@ impl fmt::Display for Why {
             Why::WorkerFailed { rank, node, exit } => write!(f, "rank {rank} on {node} {exit}"),
             Why::RankLost { rank, node } => write!(f, "rank {rank} lost with {node}"),
             Why::Drained { rank: _, node } => write!(f, "{node} is drained"),
+            Why::Preempted { by, at: _ } => write!(f, "it gave way to {by}"),
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::effect::*;
 use crate::event::*;
 use crate::jobs::*;
 use crate::nodes::Lease;
+use crate::plan::{Preemption, Victim};
 use crate::types::*;
 
 impl Cluster {
@@ -21,7 +22,7 @@ impl Cluster {
                 self.queues.check_queue(&queue).map_err(Refusal::Queue)?;
                 self.note(Note::QueueSet(queue.name.clone()));
                 self.set_queue(queue);
-                self.plan_at(now);
+                self.plan_anew(now);
                 Ok(Answer::Done)
             }
         }
@@ -180,6 +181,14 @@ impl Cluster {
         let (end, seq) = (now + self.policy.lease, report.seq);
         self.nodes.set_lease(id, Lease { end, seq, full_seq: seq, reported: report.revision });
 
+        for worker in &report.workers {
+            let of_attempt = |job: &&Job| job.attempt == worker.id.attempt && !job.ranks.is_empty();
+            if let (Some(age_ms), Some(_)) =
+                (worker.checkpoint_age_ms, self.jobs.get(worker.id.job).filter(of_attempt))
+            {
+                self.on_checkpoint(worker.id.job, age_ms);
+            }
+        }
         let states: BTreeMap<WorkerId, WorkerState> =
             report.workers.into_iter().map(|worker| (worker.id, worker.state)).collect();
         for worker in self.workers_on(id) {
@@ -242,6 +251,7 @@ impl Cluster {
         let nodes = job.ranks.iter().map(|rank| self.nodes.get(rank.node).name.clone()).collect();
         let note = Note::Placed { job: id, attempt: job.attempt, nodes };
         self.charge(&queue, charge, Charge::default());
+        self.weigh_anew(&queue, Time(now.0 + 1));
         self.reassign(id);
         self.note(note);
     }
@@ -290,7 +300,21 @@ impl Cluster {
             job.last_failure = Some(why.clone());
         });
         self.reassign(id);
+        self.seek_anew(self.now);
         self.note(Note::Requeued { job: id, why });
+    }
+
+    /// Stops all victims of a decision. They are not charged with a failure.
+    pub(crate) fn preempt(&mut self, at: Time, Preemption { job: by, victims }: Preemption) {
+        for Victim { job: id, lost_device_ms } in victims {
+            self.change_job(id, |job| {
+                assert_eq!(job.phase, Phase::Active, "{id} is preempted");
+                job.phase = Phase::Stopping(Then::Requeue);
+                job.last_failure = Some(Why::Preempted { by, at });
+            });
+            self.reassign(id);
+            self.note(Note::Preempted { job: id, by, lost_device_ms });
+        }
     }
 
     fn stop(&mut self, id: JobId, outcome: Outcome) {
@@ -298,8 +322,15 @@ impl Cluster {
         if self.jobs.get(id).expect("a stopping job").phase == Phase::Stopping(then.clone()) {
             return;
         }
-        self.change_job(id, |job| job.phase = Phase::Stopping(then));
+        self.change_job(id, |job| {
+            if job.phase == Phase::Active {
+                // An earlier attempt may have given way; this one does not.
+                job.last_failure.take_if(|why| matches!(why, Why::Preempted { .. }));
+            }
+            job.phase = Phase::Stopping(then);
+        });
         self.reassign(id);
+        self.seek_anew(self.now);
         self.note(Note::Stopping { job: id, why: outcome });
     }
 
@@ -349,16 +380,24 @@ impl Cluster {
         }
         if !job.ranks.is_empty() {
             self.charge(&job.spec.queue, Charge::default(), job.charge());
+            self.weigh_anew(&job.spec.queue, now);
         }
+        if !job.ranks.is_empty() || self.jobs.victims_of(id).next().is_some() {
+            // What it held, or what was promised to it, may help others.
+            self.futile.clear();
+        }
+        self.freed_for.extend(job.gives_way_to());
         self.plan_at(now);
         self.kept.leave(id);
         if outcome.is_some() && self.turnover.enter(now, &job) {
             self.kept.choose();
         }
+        let lost_ms = if outcome.is_none() { self.unsaved_ms(&job) } else { 0 };
+        self.forget_checkpoint(id);
         let failed = matches!(job.last_failure, Some(Why::WorkerFailed { .. }));
         let pause = if failed { self.pause(job.failures) } else { Duration::ZERO };
         self.change_job(id, |job| {
-            job.add_usage(now, outcome.is_none());
+            job.add_usage(now, lost_ms);
             job.ranks.clear();
             job.worth_milli = 0;
             match outcome {
@@ -418,15 +457,14 @@ impl Job {
         }
     }
 
-    fn add_usage(&mut self, now: Time, lost: bool) {
+    /// Adds what an attempt held that ends now, and what of it was lost.
+    fn add_usage(&mut self, now: Time, lost_ms: u64) {
         let Some(placed) = self.placed.filter(|_| !self.ranks.is_empty()) else { return };
         let ms = now.since(placed);
-        let device_ms = self.devices_held_milli() * ms / 1000;
-        self.usage.device_ms += device_ms;
+        let devices_milli = self.devices_held_milli();
+        self.usage.device_ms += devices_milli * ms / 1000;
+        self.usage.lost_device_ms += devices_milli * lost_ms.min(ms) / 1000;
         let cpus: u64 = self.ranks.iter().map(|rank| u64::from(rank.cpus_milli)).sum();
         self.usage.cpu_milli_ms += cpus * ms;
-        if lost {
-            self.usage.lost_device_ms += device_ms;
-        }
     }
 }

@@ -361,6 +361,11 @@ impl JobSpec {
         self.roles.iter().map(|role| role.ranks).sum()
     }
 
+    /// Whether it answers requests, which nobody can answer for it while it waits again.
+    pub fn is_service(&self) -> bool {
+        self.roles.iter().any(|role| matches!(role.program, Program::Serve(_)))
+    }
+
     /// The role of a rank, as an index of `roles`.
     pub fn role_of(&self, rank: u32) -> usize {
         let mut end = 0;

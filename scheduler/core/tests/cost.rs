@@ -196,3 +196,48 @@ fn ten_thousand_jobs_are_restored_quickly() {
     restored.check();
     assert_eq!(restored.records(), t.cluster.records());
 }
+
+/// Ten thousand full nodes: what a round costs that seeks victims, finds none, or need not seek any.
+#[test]
+fn victims_on_ten_thousand_nodes_are_found_in_milliseconds() {
+    let mut t = Fixture::new();
+    let mut effects = Vec::new();
+    for node in 0..10_000 {
+        let report = NodeReport {
+            node: format!("node-{node}").into(),
+            boot: 1,
+            seq: 1,
+            inventory: Arc::new(inventory(8, 64, 512)),
+            revision: Revision::default(),
+            workers: Vec::new(),
+        };
+        t.cluster.step(Time(0), Event::Report(report), &mut effects);
+    }
+    let mut submit = |t: &mut Fixture, what: &str, change: &dyn Fn(&mut JobSpec)| {
+        let mut spec = spec(1, 4);
+        change(&mut spec);
+        effects.clear();
+        let began = Instant::now();
+        let event = Event::Request { id: 0, command: Command::Submit(Arc::new(spec)) };
+        t.cluster.step(Time(1_000), event, &mut effects);
+        let preempted =
+            effects.iter().filter(|effect| matches!(effect, Effect::Note(Note::Preempted { .. })));
+        let victims = preempted.count();
+        println!("{what}: {victims} victims in {:?}", began.elapsed());
+        victims
+    };
+    let all = Some(ArrayRange { first: 1, last: 20_000, step: 1 });
+    submit(&mut t, "20,000 jobs fill the pool", &|spec| spec.array = all);
+    assert_eq!(submit(&mut t, "no better job", &|_| ()), 0);
+    assert_eq!(submit(&mut t, "a better job", &|spec| spec.priority = 1), 1);
+    let gang = |ranks: u32| move |spec: &mut JobSpec| (spec.priority, spec.roles[0].ranks) = (2, ranks);
+    assert_eq!(submit(&mut t, "a better gang of 16", &gang(16)), 16);
+    assert_eq!(submit(&mut t, "a better gang of 128", &gang(128)), 128);
+    let impossible = |spec: &mut JobSpec| {
+        spec.priority = 3;
+        spec.roles[0].ranks = 2_000;
+        spec.roles[0].request.devices[0].count = 8;
+    };
+    assert_eq!(submit(&mut t, "a gang for which there are too few candidates", &impossible), 0);
+    assert_eq!(submit(&mut t, "one more behind it", &|_| ()), 0);
+}

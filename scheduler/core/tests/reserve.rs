@@ -52,7 +52,7 @@ fn start_of_the_wide_one(seed: u64, with_later_ones: bool) -> Time {
         t.now = t.now + Duration::from_secs(2);
         t.step(Event::Tick);
         // Those whose time is over are told to stop, and do.
-        (0..nodes).for_each(|node| t.obey(node));
+        (0..nodes).for_each(|node| _ = t.obey(node));
     }
     panic!("seed {seed}: the wide job starves")
 }

@@ -76,8 +76,7 @@ fn held_devices_that_are_gone_leave_the_others_free() {
     t.tell(Command::Cancel { job: JobId(1), whole_array: false });
     let second = t.job(2).clone();
     assert_eq!(second.ranks[0].devices, [2, 3]);
-    let runs =
-        WorkerReport { id: WorkerId { job: JobId(2), attempt: 1, rank: 0 }, state: WorkerState::Running };
+    let runs = worker(WorkerId { job: JobId(2), attempt: 1, rank: 0 }, WorkerState::Running);
     let notes = t.report(0, inventory(2, 64, 512), vec![runs]);
     assert_eq!(notes, ["node-0 has 2 of 2 devices usable", "job-1 cancelled", "job-2 running"]);
     assert_eq!(t.submit(1, 2), ["job-3 queued", "job-3 placed attempt=1 on node-0"]);

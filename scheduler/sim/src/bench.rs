@@ -213,6 +213,7 @@ fn report(cluster: &Cluster, id: NodeId, seq: u64, ended: WorkerId) -> NodeRepor
     let workers = cluster.nodes().held(id).workers.iter().map(|worker| WorkerReport {
         id: *worker,
         state: if *worker == ended { WorkerState::Exited(Exit::Code(0)) } else { WorkerState::Running },
+        checkpoint_age_ms: None,
     });
     NodeReport {
         node: node.name.clone(),

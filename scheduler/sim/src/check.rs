@@ -6,7 +6,7 @@ use std::sync::Arc;
 use aquifer_core::explain::{Reason, Start, explain, reason};
 use aquifer_core::jobs::{Job, Outcome, Phase, Why};
 use aquifer_core::nodes::Node;
-use aquifer_core::plan::{Free, plan};
+use aquifer_core::plan::{Free, free_for_all, plan};
 use aquifer_core::*;
 
 use crate::sim::{Line, Sim};
@@ -39,20 +39,35 @@ impl Sim {
                 let (lived, again) = (cluster.assignment(node.id), restored.assignment(node.id));
                 assert_eq!(lived.workers, again.workers, "the assignment of {}", node.name);
             }
-            let missed = plan(&mut Free::of(&restored), self.now).starts;
+            let again = plan(&mut Free::of(&restored), self.now);
             // With several roles, less room may be better room: such a job may wait for the next round.
-            let one_role = |id: &JobId| cluster.jobs().get(*id).is_some_and(|job| job.spec.roles.len() == 1);
+            // One for which others stop may wait for them, even if it fits elsewhere by now.
+            let one_role = |id: &JobId| {
+                cluster.jobs().get(*id).is_some_and(|job| job.spec.roles.len() == 1)
+                    && cluster.jobs().victims_of(*id).next().is_none()
+            };
             // What is kept for others is soft state: a restored scheduler may keep other nodes, and place elsewhere.
-            let mut free = Free::of(cluster);
+            let mut free = free_for_all(cluster);
             let mut denied = |id: &JobId| {
                 let job = cluster.jobs().get(*id).expect("a job that would start");
                 reason(&mut free, job) != Reason::Next
             };
-            let missed = missed.iter().map(|(id, _)| *id).find(|id| one_role(id) && !denied(id));
+            let missed = again.starts.iter().map(|(id, _)| *id).find(|id| one_role(id) && !denied(id));
             assert!(
                 missed.is_none() || self.is_round_due(),
                 "no round was planned for {missed:?}, which fits"
             );
+            if !self.is_round_due() {
+                // Asked of the one that lives. Where room is kept, the next round may keep other room, and so find victims
+                // that this one did not: that is waited for.
+                let again = cluster.without_futile();
+                let mut free = Free::of(&again);
+                let keeps = free.keeps_any();
+                let again = plan(&mut free, self.now);
+                let one_role = |id: &JobId| one_role(id) && !keeps && !free.keeps_any();
+                let missed = again.preemptions.iter().map(|it| it.job).find(one_role);
+                assert_eq!(missed, None, "no victims were sought for a job for which there are some");
+            }
             self.check_explained();
         }
     }
@@ -138,10 +153,41 @@ impl Sim {
                     assert!(!told.contains(node), "{node:?} is told two things in one step");
                     told.push(*node);
                 }
+                Effect::Note(Note::Preempted { job, by, .. }) => self.check_preempted(*job, *by),
                 Effect::Save(_) | Effect::Note(_) => (),
             }
         }
         assert_eq!(replies, usize::from(request.is_some()), "one answer to each request");
+    }
+
+    /// A victim has a lower priority, or its queue holds more than its guarantee, also without it.
+    fn check_preempted(&self, victim: JobId, by: JobId) {
+        let cluster = self.cluster.as_ref().expect("a scheduler");
+        let job = |id| cluster.jobs().get(id).expect("a job");
+        let (victim, by) = (job(victim), job(by));
+        assert!(
+            matches!(by.phase, Phase::Pending(_)),
+            "{} gives way to {}, which waits not",
+            victim.id,
+            by.id
+        );
+        if victim.spec.queue == by.spec.queue {
+            let (less, more) = (victim.spec.priority, by.spec.priority);
+            assert!(less < more, "{} gives way to {} of no higher priority", victim.id, by.id);
+            return;
+        }
+        let queues = cluster.queues();
+        let within = |job: &Job, queue: &Queue| queues.is_within(&job.spec.queue, &queue.name);
+        let reclaims = |queue: &Queue| 0 < queue.guaranteed_milli && !within(victim, queue);
+        let guaranteed = queues.line(&by.spec.queue).any(reclaims);
+        assert!(guaranteed, "{} gives way to {}, which is guaranteed nothing", victim.id, by.id);
+        for queue in queues.line(&victim.spec.queue).filter(|queue| !within(by, queue)) {
+            let promised = cluster.jobs().preemptors().any(|(job, _)| within(job, queue));
+            let stopping = cluster.jobs().stopping().filter(|job| within(job, queue));
+            let left = queues.held_milli(&queue.name) - stopping.map(Job::charge_milli).sum::<u64>();
+            let is_left = promised || queue.guaranteed_milli <= left;
+            assert!(is_left, "{} is left {left} of its guarantee", queue.name);
+        }
     }
 
     /// An answer, at the moment at which it leaves.
@@ -316,6 +362,7 @@ impl Sim {
                         Why::WorkerFailed { .. } => "worker failed",
                         Why::RankLost { .. } => "rank lost",
                         Why::Drained { .. } => "drained",
+                        Why::Preempted { .. } => "preempted",
                     },
                     1,
                 ),
@@ -324,6 +371,10 @@ impl Sim {
                 }
                 Note::AgentRestarted { workers: 1.., .. } => saw("workers adopted", 1),
                 Note::ArrayQueued { .. } => saw("array", 1),
+                Note::Preempted { job, by, .. } => {
+                    let queue = |id: &JobId| &self.store.jobs[id].spec.queue;
+                    saw(if queue(job) == queue(by) { "preempted by priority" } else { "reclaimed" }, 1);
+                }
                 _ => (),
             }
         }
@@ -356,7 +407,7 @@ impl Sim {
         let mut text = format!("at {}, term {}\n", self.now, self.term);
         let Some(cluster) = &self.cluster else { return text + "no scheduler\n" };
         for job in cluster.jobs().iter().filter(|job| !matches!(job.phase, Phase::Done(_))) {
-            let reason = aquifer_core::explain::reason(&mut Free::of(cluster), job);
+            let reason = aquifer_core::explain::reason(&mut free_for_all(cluster), job);
             text += &format!("{} {reason}: {:?} {:?}\n", job.id, job.phase, job.spec.roles);
             text += &job.ranks.iter().map(|rank| format!("    {rank:?}\n")).collect::<String>();
         }

@@ -27,6 +27,7 @@ pub fn play(script: &str) -> Result<String, String> {
             match key {
                 "order" if value == "priority" => policy.order = Order::Priority,
                 "order" if value == "fair-share" => policy.order = Order::FairShare,
+                "preemption" if value == "on" || value == "off" => policy.preemption = value == "on",
                 "lease" => policy.lease = std::time::Duration::from_secs(number(value)?),
                 "backoff" => policy.backoff = std::time::Duration::from_secs(number(value)?),
                 "half-life" => policy.half_life = std::time::Duration::from_secs(number(value)?),
@@ -143,7 +144,7 @@ impl Player {
             "ever" => None,
             seconds => Some(1000 * number::<u64>(seconds)?),
         };
-        let mut work = Work { run_ms, failures: 0, exit: Exit::Code(1) };
+        let mut work = Work { run_ms, failures: 0, exit: Exit::Code(1), checkpoint_ms: None };
         for (key, value) in options(&words[at + 2..])? {
             let each = |spec: &mut JobSpec, change: &dyn Fn(&mut Request)| {
                 spec.roles.iter_mut().for_each(|role| change(&mut role.request));
@@ -166,6 +167,7 @@ impl Player {
                     let memory_bytes = GIB * number::<u64>(value)?;
                     each(&mut spec, &|request| request.memory_bytes = memory_bytes);
                 }
+                "checkpoint" => work.checkpoint_ms = Some(1000 * number::<u64>(value)?),
                 "fails" => work.failures = number(value)?,
                 "exit" => work.exit = Exit::Code(number(value)?),
                 "signal" => work.exit = Exit::Signal(number(value)?),

@@ -27,6 +27,7 @@ pub fn swarm(seed: u64) -> Sim {
     let order = *rng.pick(&[Order::FairShare, Order::FairShare, Order::Priority]);
     let mut policy = Policy::new(order);
     policy.lease = Duration::from_millis(rng.within((5_000, 15_000)));
+    policy.preemption = rng.below(4) != 0;
     policy.backoff = Duration::from_millis(rng.within((100, 4_000)));
     policy.half_life = Duration::from_millis(*rng.pick(&[0, 5_000, 60_000, 86_400_000]));
     policy.ageing = Duration::from_millis(*rng.pick(&[0, 1_000, 30_000, 3_600_000]));
@@ -195,7 +196,8 @@ fn submit_any(sim: &mut Sim, rng: &mut Rng, idle: &[Cluster], queues: &[&str], n
         1 => Exit::Signal(11),
         _ => Exit::Failed("no such program".into()),
     };
-    sim.set_work(spec.name.clone(), Work { run_ms, failures, exit });
+    let checkpoint_ms = (rng.below(3) == 0).then(|| rng.within((500, 10_000)));
+    sim.set_work(spec.name.clone(), Work { run_ms, failures, exit, checkpoint_ms });
     let at = Time(rng.within((1_000, SUBMIT_UNTIL_MS)));
     let gives_up = if rng.below(8) == 0 { Time(at.0 + 5_000) } else { Time(u64::MAX) };
     sim.client(at, Command::Submit(Arc::new(spec)), gives_up);

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use aquifer_core::jobs::{Job, Outcome, Phase, Shape};
-use aquifer_core::plan::Free;
+use aquifer_core::plan::free_for_all;
 use aquifer_core::queues::Overview;
 use aquifer_core::*;
 use aquifer_proto::{border, v1, wire};
@@ -101,7 +101,7 @@ impl v1::pool_server::Pool for PoolService {
         let job = self.query(move |cluster| {
             let job = cluster.jobs().get(id)?;
             let waits = matches!(job.phase, Phase::Pending(_));
-            let reason = waits.then(|| explain::reason(&mut Free::of(cluster), job));
+            let reason = waits.then(|| explain::reason(&mut free_for_all(cluster), job));
             Some(view::job(cluster, &shared, job, reason.as_ref()))
         });
         job.await?.map(Response::new).ok_or_else(|| refused(Refusal::UnknownJob(id)))
@@ -207,8 +207,8 @@ impl v1::pool_server::Pool for PoolService {
             let mut effects = Vec::new();
             let event = Event::Request { id: 0, command: Command::Submit(spec.into()) };
             what_if.step(cluster.now(), event, &mut effects);
-            let answer = effects.into_iter().find_map(|effect| match effect {
-                Effect::Reply(_, result) => Some(result),
+            let answer = effects.iter().find_map(|effect| match effect {
+                Effect::Reply(_, result) => Some(result.clone()),
                 _ => None,
             });
             let Answer::Submitted { first, .. } = answer.expect("one reply a request")? else {
@@ -220,6 +220,7 @@ impl v1::pool_server::Pool for PoolService {
                 starts_now: job.phase == Phase::Active,
                 ranks: view::ranks(&what_if, &shared, job),
                 explanation: Some(view::explanation(what_if.now(), first, &explanation)),
+                victims: effects.iter().filter_map(|effect| view::victim(&what_if, first, effect)).collect(),
             })
         });
         plan.await?.map(Response::new).map_err(refused)
@@ -309,7 +310,7 @@ fn list(
     let mut jobs = cluster.jobs().range(..JobId(before)).rev().filter(wanted).peekable();
     let mut reasons: BTreeMap<(Name, Shape), explain::Reason> = BTreeMap::new();
     let mut free = None;
-    let mut reason = |job| explain::reason(free.get_or_insert_with(|| Free::of(cluster)), job);
+    let mut reason = |job| explain::reason(free.get_or_insert_with(|| free_for_all(cluster)), job);
     let mut page = Vec::new();
     for job in jobs.by_ref().take(page_size) {
         // Jobs of one queue and shape that wait for room wait for the same reason.

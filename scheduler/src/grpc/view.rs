@@ -111,6 +111,13 @@ pub fn note(note: &Numbered) -> v1::Note {
     }
 }
 
+/// A job that gives way to `by`, if the effect says so.
+pub fn victim(cluster: &Cluster, by: JobId, effect: &Effect) -> Option<v1::Victim> {
+    let Effect::Note(Note::Preempted { job, by: preemptor, lost_device_ms }) = effect else { return None };
+    let grace_ms = cluster.jobs().get(*job).filter(|_| *preemptor == by)?.spec.grace_ms;
+    Some(v1::Victim { job: job.0, lost_device_ms: *lost_device_ms, grace_ms })
+}
+
 /// An explanation, as data and as text.
 pub fn explanation(now: Time, job: JobId, explanation: &Explanation) -> v1::Explanation {
     let (start, start_ms) = match &explanation.start {
@@ -129,6 +136,7 @@ pub fn explanation(now: Time, job: JobId, explanation: &Explanation) -> v1::Expl
         Reason::NoSuchNode { .. } => "no-such-node",
         Reason::Kept(_) => "kept",
         Reason::RoomFor { .. } => "room-for",
+        Reason::Preempts(_) => "preempts",
         Reason::Next => "next",
     };
     let verdict = |(verdict, nodes): &(explain::Verdict, u32)| v1::Verdict {
@@ -156,5 +164,6 @@ pub fn explanation(now: Time, job: JobId, explanation: &Explanation) -> v1::Expl
         start_text: explanation.start.sentence(now).unwrap_or_default(),
         change: explanation.change.as_ref().map(ToString::to_string).unwrap_or_default(),
         text: explanation.text(job, now),
+        gave_way_to: explanation.gave_way_to.map(|job| job.0),
     }
 }

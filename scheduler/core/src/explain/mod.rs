@@ -8,7 +8,7 @@ use crate::cluster::Cluster;
 use crate::event::Availability;
 use crate::jobs::*;
 use crate::nodes::Node;
-use crate::plan::{DeviceFree, Free, Misfit, Owner, fits};
+use crate::plan::{DeviceFree, Free, Misfit, Owner, fits, free_for_all};
 use crate::types::*;
 
 mod text;
@@ -19,6 +19,8 @@ pub use text::{bytes, duration, milli};
 pub struct Explanation {
     /// What stands in the way, first of all.
     pub reason: Reason,
+    /// The job that its last attempt gave way to, until it is placed again.
+    pub gave_way_to: Option<JobId>,
     /// For every role, what nodes say to one rank of it, most frequent first.
     pub roles: Vec<RoleVerdict>,
     /// Jobs that hold what this one needs, the first to end first; at most [`MAX_BLOCKERS`].
@@ -50,6 +52,8 @@ pub enum Reason {
     Kept(Owner),
     /// Not all ranks fit at once.
     RoomFor { ranks: u32, of: u32 },
+    /// Others give way to it, and it starts once they have stopped.
+    Preempts(Vec<JobId>),
     /// It fits: the next round places it.
     Next,
 }
@@ -144,19 +148,24 @@ pub enum Change {
 ///
 /// `O(nodes log nodes * log jobs)` for a waiting job.
 pub fn explain(cluster: &Cluster, job: &Job) -> Explanation {
-    let mut free = Free::of(cluster);
+    let mut free = free_for_all(cluster);
     let reason = reason(&mut free, job);
-    let waits = !matches!(reason, Reason::NotWaiting(_));
+    let waits = !matches!(reason, Reason::NotWaiting(_) | Reason::Preempts(_));
     let roles = if waits { verdicts(&free, job) } else { Vec::new() };
     let lacks_room = matches!(reason, Reason::RoomFor { .. } | Reason::QueueLimit { .. });
     let blockers = if lacks_room { blockers(cluster, job, &reason) } else { Vec::new() };
     let start = start(cluster, job, &reason);
     let unfit = matches!(reason, Reason::RoomFor { .. } | Reason::NoSuchNode { .. });
     let change = if unfit { change(&mut free, job) } else { None };
-    Explanation { reason, roles, blockers, start, change }
+    let gave_way_to = match (&job.phase, &job.last_failure) {
+        (Phase::Pending(_) | Phase::Stopping(_), Some(Why::Preempted { by, at: _ })) => Some(*by),
+        _ => None,
+    };
+    Explanation { reason, gave_way_to, roles, blockers, start, change }
 }
 
-/// What stands in the way of a job: the first line of its explanation. Leaves `free` as it was.
+/// What stands in the way of a job: the first line of its explanation. Leaves `free` as it was, which is that of
+/// [`free_for_all`].
 pub fn reason(free: &mut Free, job: &Job) -> Reason {
     let cluster = free.cluster();
     match job.phase {
@@ -171,6 +180,10 @@ pub fn reason(free: &mut Free, job: &Job) -> Reason {
     let unmet = |id: &&JobId| cluster.jobs().dependency(**id) != Dependency::Met;
     if let Some(dependency) = job.spec.after.iter().find(unmet) {
         return Reason::Follows(*dependency);
+    }
+    let victims: Vec<JobId> = cluster.jobs().victims_of(job.id).map(|victim| victim.id).collect();
+    if !victims.is_empty() {
+        return Reason::Preempts(victims);
     }
     match fits(free, job) {
         Ok(()) => Reason::Next,
@@ -341,7 +354,11 @@ fn blockers(cluster: &Cluster, job: &Job, reason: &Reason) -> Vec<Blocker> {
 /// When a job that holds resources gives them back, at the latest, if that is known.
 fn end_of(cluster: &Cluster, holder: &Job) -> Option<Time> {
     match holder.phase {
-        Phase::Stopping(_) => Some(cluster.now() + Duration::from_millis(holder.spec.grace_ms)),
+        Phase::Stopping(_) => {
+            let grace = Duration::from_millis(holder.spec.grace_ms);
+            let since = holder.gives_way_to().map_or(cluster.now(), |(_, at)| at);
+            Some(cluster.now().max(since + grace))
+        }
         _ => holder.expected_end(),
     }
 }
@@ -354,6 +371,12 @@ fn start(cluster: &Cluster, job: &Job, reason: &Reason) -> Start {
         Reason::NoSuchNode { .. } => return Start::Never,
         Reason::Pauses { until, .. } => return Start::AfterPause(*until),
         Reason::Follows(dependency) => return Start::Unknown(format!("{dependency} has to succeed first")),
+        Reason::Preempts(victims) => {
+            let end = |id: &JobId| Some((end_of(cluster, cluster.jobs().get(*id)?)?, *id));
+            let last = victims.iter().filter_map(end).max();
+            let (at, after) = last.expect("a job that stops ends with its grace");
+            return Start::By { at, after };
+        }
         Reason::QueueLimit { queue, wants, limit, .. } if limit < wants => {
             return Start::Unknown(format!("it wants more than queue {queue} may ever hold"));
         }

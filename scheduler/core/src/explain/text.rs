@@ -12,10 +12,11 @@ impl Explanation {
         self.write_tables(&mut text, now).expect("a string takes all that is written");
         let start = self.start.sentence(now);
         let change = self.change.as_ref().map(|change| format!("It would start now with {change}."));
-        if start.is_some() || change.is_some() {
+        let gave_way = self.gave_way_to.map(|by| format!("Its last attempt gave way to {by}."));
+        if gave_way.is_some() || start.is_some() || change.is_some() {
             text.push('\n');
         }
-        for line in [start, change].into_iter().flatten() {
+        for line in [gave_way, start, change].into_iter().flatten() {
             text.push_str(&line);
             text.push('\n');
         }
@@ -130,6 +131,17 @@ impl fmt::Display for Reason {
             }
             Reason::RoomFor { ranks: 0, .. } => f.write_str("waits: no node can take a rank now"),
             Reason::RoomFor { ranks, of } => write!(f, "waits: room for {ranks} of {of} ranks"),
+            Reason::Preempts(victims) => {
+                f.write_str("waits for those that give way to it: it starts when ")?;
+                for (number, victim) in victims.iter().enumerate() {
+                    match number {
+                        0 => write!(f, "{victim}")?,
+                        _ if number + 1 == victims.len() => write!(f, " and {victim}")?,
+                        _ => write!(f, ", {victim}")?,
+                    }
+                }
+                f.write_str(if victims.len() == 1 { " has stopped" } else { " have stopped" })
+            }
             Reason::Next => f.write_str("is placed in the next round"),
         }
     }

@@ -16,15 +16,18 @@ use crate::types::*;
 #[derive(Clone)]
 pub struct Free<'a> {
     pub(super) cluster: &'a Cluster,
-    room: Room,
+    pub(super) room: Room,
     pub(super) kept: Kept,
     /// Of the classes of devices, as the round found it. See [`Room::scarcity`].
-    scarcity: Vec<i64>,
+    pub(super) scarcity: Vec<i64>,
     /// Added by the round to what queues hold, in thousandths of a device.
-    taken: BTreeMap<Name, u64>,
+    pub(super) taken: Taken,
     /// Taken as if they had ended: what they hold is free.
-    ended: BTreeSet<JobId>,
+    pub(super) ended: BTreeSet<JobId>,
 }
+
+/// What a round has added to what queues hold, in thousandths of a device.
+pub type Taken = BTreeMap<Name, u64>;
 
 /// Why a job does not start now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,15 +57,17 @@ const MAX_TRIES: u32 = 64;
 /// one role; of several, one whose ranks would have to be spread with foresight may be found not to fit.
 /// `O(tries * nodes of the gang * log nodes + ranks)` where many nodes are alike, see [`Room::best`].
 pub fn place(free: &mut Free, job: &Job) -> Result<Vec<Allocation>, Misfit> {
+    let ranks = find(free, job)?;
+    free.count(job, &ranks);
+    Ok(ranks)
+}
+
+/// As [`place`], but takes from nodes only: neither is the queue charged, nor what is kept for the job given up.
+pub(super) fn find(free: &mut Free, job: &Job) -> Result<Vec<Allocation>, Misfit> {
     let mut search = Search::of(free, job);
     let mut roles = vec![None; job.spec.roles.len()];
     if search.next_role(&mut roles) {
-        let ranks: Vec<Allocation> = roles.into_iter().flatten().flatten().collect();
-        for queue in free.cluster.queues().line(&job.spec.queue) {
-            *free.taken.entry(queue.name.clone()).or_default() += charge(&ranks);
-        }
-        free.kept.placed(job.id, ranks.iter().map(|rank| rank.node));
-        return Ok(ranks);
+        return Ok(roles.into_iter().flatten().flatten().collect());
     }
     search.undo(0);
     Err(search.misfit())
@@ -171,7 +176,7 @@ impl<'s, 'a> Search<'s, 'a> {
 
     /// As many ranks of the role as fit, but no more than it has.
     fn fill(&mut self, role: &Role, alternative: Option<usize>) -> Vec<Allocation> {
-        let Free { cluster, room, scarcity, kept, .. } = &mut *self.free;
+        let Free { cluster, room, scarcity, kept, taken, .. } = &mut *self.free;
         let (job, request) = (self.job, &role.request);
         let devices = alternative.map(|index| &request.devices[index]);
         let mut ranks = Vec::new();
@@ -179,7 +184,7 @@ impl<'s, 'a> Search<'s, 'a> {
             let passes = |id: NodeId, free: &NodeFree| {
                 let node = cluster.nodes().get(id);
                 let fits = has_labels(node, request) && free_port(node, free, job, ranks.len()).is_some();
-                let owner = if fits { kept.keeps(cluster, job, id) } else { None };
+                let owner = if fits { kept.keeps(cluster, taken, job, id) } else { None };
                 if owner.is_some() && self.kept_for.get().is_none() {
                     self.kept_for.set(owner);
                 }
@@ -191,20 +196,7 @@ impl<'s, 'a> Search<'s, 'a> {
             while ranks.len() < role.ranks as usize {
                 let Some(chosen) = room.choose(node.id, &left, request, devices, scarcity) else { break };
                 let Some(port) = free_port(node, &left, job, ranks.len()) else { break };
-                let charge_milli = match &chosen.take {
-                    Some(take) => take.charge_milli(),
-                    None => chosen.cpus_milli.into(),
-                };
-                let rank = Allocation {
-                    node: node.id,
-                    devices: chosen.devices,
-                    slice: chosen.take.and_then(|take| take.slice),
-                    charge_milli,
-                    cpus_milli: chosen.cpus_milli,
-                    memory_bytes: request.memory_bytes,
-                    port,
-                    worker: RankState::Assigned,
-                };
+                let rank = chosen.allocation(node.id, request, port);
                 left.take(&rank);
                 ranks.push(rank);
             }
@@ -219,7 +211,7 @@ pub(super) fn has_labels(node: &Node, request: &Request) -> bool {
 }
 
 /// What ranks count against their queue, in thousandths of a device.
-fn charge(ranks: &[Allocation]) -> u64 {
+pub(super) fn charge(ranks: &[Allocation]) -> u64 {
     ranks.iter().map(|rank| rank.charge_milli).sum()
 }
 
@@ -260,8 +252,9 @@ impl<'a> Free<'a> {
         if self.kept.take_lost() {
             plan.kept_from.iter().for_each(|shape| _ = plan.unfit.remove(shape));
             plan.kept_from.clear();
+            plan.futile.clear();
         }
-        let (room, cluster, kept) = (&self.room, self.cluster, &self.kept);
+        let Free { room, cluster, kept, taken, .. } = &*self;
         let tired =
             |shape: &Arc<Shape>| self.firsts(shape).any(|job| reserve::tired_at(job) <= cluster.now());
         for shape in plan.kept_from.iter().filter(|shape| tired(shape)) {
@@ -271,7 +264,7 @@ impl<'a> Free<'a> {
             let takes = |(_, request): &(u32, Request)| {
                 has_labels(cluster.nodes().get(*node), request) && room.takes(*node, request)
             };
-            let is_kept = |job: &Job| kept.keeps(cluster, job, *node).is_some();
+            let is_kept = |job: &Job| kept.keeps(cluster, taken, job, *node).is_some();
             let fit: Vec<Arc<Shape>> =
                 plan.unfit.iter().filter(|shape| shape.roles.iter().any(takes)).cloned().collect();
             for shape in fit {
@@ -316,6 +309,30 @@ impl<'a> Free<'a> {
         }
         free.scarcity = free.room.scarcity();
         Free { ended, ..free }
+    }
+
+    /// Counts a placement for the queues of its job, and gives up what was kept for that.
+    pub(super) fn count(&mut self, job: &Job, ranks: &[Allocation]) {
+        let charge = charge(ranks);
+        self.charge_line(&job.spec.queue, |_| charge);
+        self.kept.placed(job.id, ranks.iter().map(|rank| rank.node));
+    }
+
+    /// Adds to what a queue and each one above it hold, in thousandths of a device.
+    pub(super) fn charge_line(&mut self, queue: &Name, milli: impl Fn(&Name) -> u64) {
+        for queue in self.cluster.queues().line(queue) {
+            *self.taken.entry(queue.name.clone()).or_default() += milli(&queue.name);
+        }
+    }
+
+    /// Whether room is kept for anybody.
+    pub fn keeps_any(&self) -> bool {
+        !self.kept.is_empty()
+    }
+
+    /// Whether a node is kept for another job.
+    pub(super) fn is_kept_from(&self, job: &Job, node: NodeId) -> bool {
+        self.kept.keeps(self.cluster, &self.taken, job, node).is_some()
     }
 
     /// The cluster that it is free in.

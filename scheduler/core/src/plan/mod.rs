@@ -3,6 +3,7 @@
 mod fit;
 mod index;
 mod order;
+pub mod preempt;
 pub mod price;
 mod reserve;
 mod room;
@@ -13,7 +14,10 @@ use std::sync::Arc;
 
 use crate::jobs::Shape;
 use crate::types::*;
+use preempt::Promises;
+
 pub use fit::{Free, Misfit, fits, place};
+pub use preempt::{Futile, Preemption, Promised, Victim, free_for_all};
 pub(crate) use reserve::LATELY;
 pub use reserve::{Kept, Owner, Turnover};
 pub use room::{DeviceFree, NodeFree, Room};
@@ -30,16 +34,23 @@ pub enum Order {
     FairShare,
 }
 
-/// A decision: the jobs to start, with their placements.
+/// A decision: the jobs to start, with their placements, and those that give way.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// In the order in which they were decided.
     pub starts: Vec<(JobId, Vec<Allocation>)>,
+    /// In the order in which they were decided.
+    pub preemptions: Vec<Preemption>,
     /// Shapes that wait and find no room, until something becomes free.
     pub unfit: BTreeSet<Arc<Shape>>,
     /// Of those, the ones that would fit but for what is kept for others.
     pub kept_from: BTreeSet<Arc<Shape>>,
-    /// Whether another round must follow at once: something is kept no more.
+    /// Shapes that wait and find no victims either.
+    pub futile: Futile,
+    /// What is promised to jobs to which others give way.
+    pub promised: Promised,
+    /// Whether another round must follow at once: something is kept no more, or victims are to be sought for further
+    /// jobs.
     pub is_unfinished: bool,
     /// When one of those that are kept from room has waited so long that it may use it.
     pub tired_at: Option<Time>,
@@ -52,43 +63,67 @@ pub struct Plan {
 /// something has become free.
 pub fn plan(free: &mut Free, now: Time) -> Plan {
     let cluster = free.cluster;
-    let mut plan =
-        Plan { unfit: cluster.unfit.clone(), kept_from: cluster.kept_from.clone(), ..Plan::default() };
-    let (mut placed, mut at_limit) = (BTreeSet::new(), false);
+    let mut plan = Plan {
+        unfit: cluster.unfit.clone(),
+        kept_from: cluster.kept_from.clone(),
+        futile: cluster.futile.clone(),
+        ..Plan::default()
+    };
+    let mut promises = Promises::of(free, &mut plan.starts);
+    let before = promises.promised();
+    let mut at_limit = false;
+    let mut placed: BTreeSet<JobId> = promises.jobs().collect();
     free.keep(&cluster.freed, &plan.unfit, &placed);
     free.wake(&cluster.freed, &mut plan);
-    let mut ready = order::Ready::of(cluster, now, &plan.unfit);
+    free.wake(&preempt::moved(&cluster.promised, &before), &mut plan);
+    let mut ready = order::Ready::of(cluster, now, (&plan.unfit, &plan.futile), &promises);
     while let Some((job, shape)) = ready.best() {
-        if plan.unfit.contains(shape) {
-            ready.drop_shape(&job.spec.queue, shape);
+        if let Some(ranks) = promises.counted(job.id) {
+            ready.pop(job, shape, ranks);
             continue;
         }
-        match place(free, job) {
-            Ok(ranks) => {
-                placed.insert(job.id);
-                ready.pop(job, shape, &ranks);
-                plan.starts.push((job.id, ranks));
-            }
-            // Of this queue and those below it no job of the shape can start; of another one it may.
-            Err(Misfit::QueueLimit { queue, .. }) => {
-                ready.drop_shape(&queue, shape);
-                at_limit = true;
-            }
-            Err(Misfit::Kept(_)) => {
-                plan.kept_from.insert(shape.clone());
-                plan.unfit.insert(shape.clone());
-            }
-            Err(Misfit::RoomFor { .. }) => {
-                plan.unfit.insert(shape.clone());
-                if shape.roles.iter().any(|(ranks, request)| reserve::is_wide(*ranks, request)) {
-                    free.kept.choose();
-                    free.keep(&[], &plan.unfit, &placed);
+        if !plan.unfit.contains(shape) {
+            match place(free, job) {
+                Ok(ranks) => {
+                    placed.insert(job.id);
+                    ready.pop(job, shape, &ranks);
+                    plan.starts.push((job.id, ranks));
+                    continue;
+                }
+                // Of this queue and those below it no job of the shape can start; of another one it may.
+                Err(Misfit::QueueLimit { queue, .. }) if !cluster.policy().preemption => {
+                    ready.drop_shape(&queue, shape);
+                    at_limit = true;
+                    continue;
+                }
+                // Of those below it, some may find victims.
+                Err(Misfit::QueueLimit { .. }) => at_limit = true,
+                Err(Misfit::Kept(_)) => {
+                    plan.kept_from.insert(shape.clone());
+                    plan.unfit.insert(shape.clone());
+                }
+                Err(Misfit::RoomFor { .. }) => {
+                    plan.unfit.insert(shape.clone());
+                    if shape.roles.iter().any(|(ranks, request)| reserve::is_wide(*ranks, request)) {
+                        free.kept.choose();
+                        free.keep(&[], &plan.unfit, &placed);
+                    }
                 }
             }
         }
+        match promises.seek(free, (job, shape), &plan.starts, &mut plan.futile) {
+            Some(preemption) => {
+                placed.insert(job.id);
+                plan.preemptions.push(preemption);
+            }
+            None => ready.drop_line(&job.spec.queue, shape),
+        }
     }
     plan.tired_at = free.tired_at(&plan);
+    plan.promised = preempt::remember(promises.promised(), &before);
+    let seeks = promises.end(free, &plan.starts);
     // At its limit, a job may have been kept from the alternative that counts less.
-    plan.is_unfinished = free.kept.has_lost() && (at_limit || !plan.kept_from.is_empty());
+    let is_kept_from = at_limit || !plan.kept_from.is_empty() || !plan.futile.is_empty();
+    plan.is_unfinished = seeks || (is_kept_from && free.kept.has_lost());
     plan
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Order;
+use super::preempt::{self, Futile, Promises};
 use crate::cluster::Cluster;
 use crate::jobs::{Job, Shape, Turn};
 use crate::queues::Decay;
@@ -125,12 +126,24 @@ impl<'a> Branch<'a> {
 impl<'a> Ready<'a> {
     /// `O(queues * depth * log queues)`; if nothing new is ready, nothing.
     ///
-    /// * `unfit`: shapes that are known not to fit.
-    pub fn of(cluster: &'a Cluster, now: Time, unfit: &BTreeSet<Arc<Shape>>) -> Ready<'a> {
+    /// * `unfit`: shapes that are known not to fit. Their jobs are left out where victims need not be
+    ///   sought either.
+    /// * `futile`: for which victims were sought in vain.
+    pub fn of(
+        cluster: &'a Cluster,
+        now: Time,
+        (unfit, futile): (&BTreeSet<Arc<Shape>>, &Futile),
+        promises: &Promises,
+    ) -> Ready<'a> {
         let (queues, branches) = (cluster.queues(), vec![Branch::new(None, POOL)]);
         let mut ready = Ready { cluster, decay: queues.decay(), branches, index: BTreeMap::new() };
         for (queue, shapes) in cluster.jobs().ready() {
-            let open = shapes.iter().filter(|(shape, _)| !unfit.contains(*shape));
+            let open = shapes.iter().filter(|(shape, jobs)| {
+                let head = || jobs.iter().find(|(_, id)| promises.counted(*id).is_none());
+                let head = || cluster.jobs().get(head()?.1);
+                !unfit.contains(*shape)
+                    || head().is_some_and(|job| preempt::is_worth_a_search(cluster, futile, job, shape))
+            });
             let lines: BTreeMap<_, _> =
                 open.filter_map(|(shape, jobs)| Some((shape, Line::of(jobs)?))).collect();
             if !lines.is_empty() {
@@ -227,6 +240,13 @@ impl<'a> Ready<'a> {
     pub fn drop_shape(&mut self, queue: &Name, shape: &Arc<Shape>) {
         self.drop_below(self.index[queue], shape);
         self.climb(self.index[queue], |_| ());
+    }
+
+    /// Removes all jobs of a shape from a queue, but not from those below it.
+    pub fn drop_line(&mut self, queue: &Name, shape: &Arc<Shape>) {
+        let at = self.index[queue];
+        self.branches[at].lines.remove(shape);
+        self.climb(at, |_| ());
     }
 
     fn drop_below(&mut self, at: usize, shape: &Arc<Shape>) {

@@ -11,7 +11,8 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::fit::has_labels;
+use super::fit::{Taken, has_labels};
+use super::preempt;
 use crate::cluster::Cluster;
 use crate::jobs::{Job, Phase, Shape};
 use crate::nodes::{Node, Until};
@@ -92,7 +93,8 @@ impl Turnover {
     /// Forgets those that ended too long ago. Returns whether there were any.
     pub(crate) fn forget(&mut self, now: Time) -> bool {
         let before = self.ends.len();
-        while let Some((_, shape)) = self.ends.pop_front_if(|(at, _)| *at + LATELY < now) {
+        while self.ends.front().is_some_and(|(at, _)| *at + LATELY < now) {
+            let (_, shape) = self.ends.pop_front().expect("just seen");
             let count = self.counts.get_mut(&shape).expect("a shape that was entered");
             *count -= 1;
             if *count == 0 {
@@ -296,16 +298,28 @@ impl Kept {
         }
     }
 
-    /// Whom a node is kept for, if that keeps `job` from it: somebody who goes first, and whom it may delay.
-    pub(super) fn keeps(&self, cluster: &Cluster, job: &Job, node: NodeId) -> Option<Owner> {
+    /// Whether nothing is kept for anybody.
+    pub(super) fn is_empty(&self) -> bool {
+        self.owners.is_empty()
+    }
+
+    /// Whom a node is kept for, if that keeps `job` from it: somebody who goes first, and whom it may delay. What
+    /// is due to a queue by its guarantee is kept for none that is not due it.
+    ///
+    /// * `taken`: what the round has added to what queues hold.
+    pub(super) fn keeps(&self, cluster: &Cluster, taken: &Taken, job: &Job, node: NodeId) -> Option<Owner> {
         let owner = *self.owners.get(&node)?;
         let turn = |job: &Job| cluster.jobs().turn(job);
         let keeps = match owner {
             Owner::Wide => cluster.now() < tired_at(job) && !fills(cluster.nodes().get(node), &job.spec),
             Owner::Job(id) => {
                 let first = cluster.jobs().get(id).filter(|first| matches!(first.phase, Phase::Pending(_)));
-                let goes_first = first.is_some_and(|first| first.id != job.id && turn(first) < turn(job));
-                goes_first && !self.is_back_in_time(cluster.now(), job, id)
+                let goes_first = |first: &&Job| {
+                    first.id != job.id
+                        && turn(first) < turn(job)
+                        && !preempt::outranks(cluster, taken, job, first)
+                };
+                first.filter(goes_first).is_some() && !self.is_back_in_time(cluster.now(), job, id)
             }
         };
         keeps.then_some(owner)

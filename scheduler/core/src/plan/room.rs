@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::index::{Entry, Gap, Group, Wanted};
 use super::price::{Prices, UNIT};
-use super::score::{Score, Strand, Take, Weights, beside_cost, scarcity};
+use super::score::{Chosen, Score, Strand, Take, Weights, beside_cost, scarcity};
 use crate::nodes::{Held, HeldDevice, Node};
 use crate::types::*;
 
@@ -144,17 +144,6 @@ struct Asked {
     gaps: Vec<(i64, u32)>,
     /// Gaps that were looked at.
     seen: usize,
-}
-
-/// Devices chosen on a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Chosen {
-    pub score: Score,
-    /// Ascending.
-    pub devices: Vec<u16>,
-    /// `None`: the rank takes no devices.
-    pub take: Option<Take>,
-    pub cpus_milli: u32,
 }
 
 impl Room {

@@ -211,3 +211,30 @@ pub(super) fn scarcity(free_milli: &[u64], choosy: &[(Vec<u16>, u64)]) -> Vec<i6
     }
     scarcity
 }
+
+/// Devices chosen on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Chosen {
+    pub score: Score,
+    /// Ascending.
+    pub devices: Vec<u16>,
+    /// `None`: the rank takes no devices.
+    pub take: Option<Take>,
+    pub cpus_milli: u32,
+}
+
+impl Chosen {
+    /// What the rank then holds.
+    pub fn allocation(self, node: NodeId, request: &Request, port: u16) -> Allocation {
+        Allocation {
+            node,
+            charge_milli: self.take.as_ref().map_or(self.cpus_milli.into(), Take::charge_milli),
+            devices: self.devices,
+            slice: self.take.and_then(|take| take.slice),
+            cpus_milli: self.cpus_milli,
+            memory_bytes: request.memory_bytes,
+            port,
+            worker: RankState::Assigned,
+        }
+    }
+}

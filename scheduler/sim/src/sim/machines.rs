@@ -86,10 +86,10 @@ impl Sim {
     fn launch(&mut self, machine: usize, worker: WorkerId, launch: std::sync::Arc<Launch>) {
         let elsewhere = self.launched.insert(worker, machine);
         assert_eq!(elsewhere, None, "{worker} is launched twice");
-        let default = Work { run_ms: Some(10_000), failures: 0, exit: Exit::Code(0) };
+        let default = Work { run_ms: Some(10_000), failures: 0, exit: Exit::Code(0), checkpoint_ms: None };
         let work = self.work.get(&launch.spec.name).cloned().unwrap_or(default);
         let fails = match worker.attempt <= work.failures {
-            true if worker.rank == 0 => Some(work.exit),
+            true if worker.rank == 0 => Some(work.exit.clone()),
             true => None,
             false => self.fault(self.faults.worker_fail).then(|| self.any_failure()),
         };
@@ -107,6 +107,9 @@ impl Sim {
         }
         let ready = self.now.0 + self.rng.within(self.timing.start_ms);
         self.push(Time(ready), Pending::Ready { machine, incarnation, worker });
+        if let Some(every_ms) = work.checkpoint_ms.filter(|_| worker.rank == 0) {
+            self.push(Time(ready + every_ms), Pending::Checkpoint { machine, incarnation, worker, every_ms });
+        }
         match (fails, work.run_ms) {
             (Some(failure), run_ms) => self.push(Time(ready + run_ms.unwrap_or(10_000) / 2), exit(failure)),
             (None, Some(run_ms)) => self.push(Time(ready + run_ms), exit(Exit::Code(0))),
@@ -151,6 +154,23 @@ impl Sim {
             } else {
                 agent.on_worker(worker, state)
             }
+            self.wake(machine);
+        }
+    }
+
+    /// A process has written a checkpoint, and its agent finds it.
+    pub(super) fn on_checkpoint(&mut self, machine: usize, worker: WorkerId, every_ms: u64) {
+        let (now, it) = (self.now, &mut self.machines[machine]);
+        let Some(process) = it.processes.get(&worker).filter(|process| process.alive()) else { return };
+        if !process.stopped {
+            let incarnation = it.incarnation;
+            let next = Pending::Checkpoint { machine, incarnation, worker, every_ms };
+            self.push(Time(now.0 + every_ms), next);
+        }
+        let it = &mut self.machines[machine];
+        let own = it.clock(now);
+        if let Some(agent) = &mut it.agent {
+            agent.on_checkpoint(own, worker);
             self.wake(machine);
         }
     }

@@ -69,6 +69,8 @@ pub struct Work {
     pub failures: u32,
     /// How rank 0 ends in those: at its launch if it is [`Exit::Failed`], else after half of `run_ms`.
     pub exit: Exit,
+    /// Time between two checkpoints of rank 0; `None`: it writes none.
+    pub checkpoint_ms: Option<u64>,
 }
 
 /// Where in a commit a scheduler crashes.
@@ -142,6 +144,12 @@ enum Pending {
         machine: usize,
         incarnation: u64,
         worker: WorkerId,
+    },
+    Checkpoint {
+        machine: usize,
+        incarnation: u64,
+        worker: WorkerId,
+        every_ms: u64,
     },
     Exit {
         machine: usize,
@@ -319,6 +327,11 @@ impl Sim {
             Pending::Ready { machine, incarnation, worker } => {
                 if self.machines[machine].incarnation == incarnation {
                     self.on_process(machine, worker, WorkerState::Running);
+                }
+            }
+            Pending::Checkpoint { machine, incarnation, worker, every_ms } => {
+                if self.machines[machine].incarnation == incarnation {
+                    self.on_checkpoint(machine, worker, every_ms);
                 }
             }
             Pending::Exit { machine, incarnation, worker, exit, by_itself } => {

@@ -115,7 +115,7 @@ fn the_index_finds_what_a_look_at_every_node_finds() {
             }
             let (request, scarcity) = (request(&mut rng), room.scarcity());
             let modulo = rng.pick(&[1, 1, 3]);
-            let passes = |node: NodeId, _: &NodeFree| node.0 % modulo == 0;
+            let passes = |node: NodeId, _: &NodeFree| node.0.is_multiple_of(modulo);
             let devices = request.devices.first();
             let best = room.best(&request, devices, &scarcity, &passes);
             assert_eq!(best, room.scan(&request, devices, &scarcity, &passes), "seed {seed}: {request:?}");

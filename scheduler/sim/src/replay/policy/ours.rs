@@ -44,8 +44,11 @@ impl<'a> Ours<'a> {
     /// # Errors
     /// When it cannot express what the workload asks for.
     pub fn new(workload: &'a Workload) -> Result<Ours<'a>, String> {
-        let policy =
-            Policy { lease: Duration::from_millis(u64::MAX), ..aquifer_core::Policy::new(Order::Priority) };
+        let policy = Policy {
+            lease: Duration::from_millis(u64::MAX),
+            preemption: false,
+            ..aquifer_core::Policy::new(Order::Priority)
+        };
         let mut ours = Ours {
             workload,
             cluster: Cluster::restore(policy, 1, [], Time(0)),
@@ -166,6 +169,7 @@ impl<'a> Ours<'a> {
                 true => WorkerState::Exited(Exit::Code(0)),
                 false => WorkerState::Running,
             },
+            checkpoint_age_ms: None,
         });
         let report = NodeReport {
             node: agent.name.clone(),
