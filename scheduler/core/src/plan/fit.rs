@@ -55,7 +55,7 @@ const MAX_TRIES: u32 = 64;
 /// Ties go to the lowest node. All ranks of a role take the same alternative. Of the combinations of
 /// alternatives, and of the orders in which roles choose their nodes, the first that fits. Exact for a job of
 /// one role; of several, one whose ranks would have to be spread with foresight may be found not to fit.
-/// `O(tries * nodes of the gang * log nodes + ranks)` where many nodes are alike, see [`Room::best`].
+/// `O(tries * nodes of the gang * log nodes + ranks)` where many nodes are alike, see `Room::best`.
 pub fn place(free: &mut Free, job: &Job) -> Result<Vec<Allocation>, Misfit> {
     let ranks = find(free, job)?;
     free.count(job, &ranks);
