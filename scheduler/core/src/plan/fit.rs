@@ -162,16 +162,10 @@ impl<'s, 'a> Search<'s, 'a> {
     /// Whether its queue, and every one above that, may hold as much more.
     fn is_within_limit(&mut self, roles: &Placed) -> bool {
         let wants = roles.iter().flatten().map(|ranks| charge(ranks)).sum();
-        for queue in self.free.cluster.queues().line(&self.job.spec.queue) {
-            let Some(limit) = queue.limit_milli else { continue };
-            let held = self.free.held_by(&queue.name);
-            if limit < held + wants {
-                let queue = queue.name.clone();
-                self.over_limit.get_or_insert(Misfit::QueueLimit { queue, held, wants, limit });
-                return false;
-            }
-        }
-        true
+        let over = self.free.over_limit(&self.job.spec.queue, wants);
+        let is_within = over.is_none();
+        self.over_limit = self.over_limit.take().or(over);
+        is_within
     }
 
     /// As many ranks of the role as fit, but no more than it has.
@@ -323,6 +317,16 @@ impl<'a> Free<'a> {
         for queue in self.cluster.queues().line(queue) {
             *self.taken.entry(queue.name.clone()).or_default() += milli(&queue.name);
         }
+    }
+
+    /// The first limit, of the queue or one above it, that forbids to hold `wants` more, in thousandths of a device.
+    pub(super) fn over_limit(&self, queue: &Name, wants: u64) -> Option<Misfit> {
+        self.cluster.queues().line(queue).find_map(|queue| {
+            let limit = queue.limit_milli?;
+            let held = self.held_by(&queue.name);
+            let misfit = || Misfit::QueueLimit { queue: queue.name.clone(), held, wants, limit };
+            (limit < held + wants).then(misfit)
+        })
     }
 
     /// Whether room is kept for anybody.

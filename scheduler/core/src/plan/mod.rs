@@ -104,7 +104,7 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
                 }
                 Err(Misfit::RoomFor { .. }) => {
                     plan.unfit.insert(shape.clone());
-                    if shape.roles.iter().any(|(ranks, request)| reserve::is_wide(*ranks, request)) {
+                    if reserve::is_wide(shape) {
                         free.kept.choose();
                         free.keep(&[], &plan.unfit, &placed);
                     }

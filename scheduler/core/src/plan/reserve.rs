@@ -79,7 +79,7 @@ impl Turnover {
     /// Returns whether it was.
     pub(crate) fn enter(&mut self, at: Time, job: &Job) -> bool {
         let ran = job.first_placed.is_some() && job.spec.ranks() == 1;
-        if !ran || !job.spec.roles.iter().any(|role| is_wide(role.ranks, &role.request)) {
+        if !ran || !job.spec.roles.iter().any(|role| takes_much(role.ranks, &role.request)) {
             return false;
         }
         let shape = job.shape();
@@ -217,7 +217,7 @@ impl Kept {
         self.patience = None;
         for shapes in cluster.jobs().ready().values() {
             for (shape, jobs) in shapes.iter().filter(|(shape, _)| unfit.contains(*shape)) {
-                let wide = shape.roles.iter().any(|(ranks, request)| is_wide(*ranks, request));
+                let wide = is_wide(shape);
                 let jobs = jobs.iter().map(|(_, id)| cluster.jobs().get(*id).expect("a ready job"));
                 for job in jobs.filter(|job| !placed.contains(&job.id)).take(MOST_JOBS) {
                     let patience = job.submitted + PATIENCE;
@@ -332,11 +332,6 @@ impl Kept {
             _ => false,
         }
     }
-
-    /// When all nodes that are kept for a waiting job are free, if room is kept for it.
-    pub fn start(&self, job: JobId) -> Option<Until> {
-        self.starts.get(&job).copied()
-    }
 }
 
 /// In how many milliseconds a node is expected to be empty; `None`: not by itself.
@@ -371,8 +366,13 @@ pub(super) fn tired_at(job: &Job) -> Time {
 }
 
 /// Whether ranks take more than half of a usual node of eight devices, or may take several nodes.
-pub(super) fn is_wide(ranks: u32, request: &Request) -> bool {
+fn takes_much(ranks: u32, request: &Request) -> bool {
     1 < ranks || request.devices.iter().any(|want| want.slice.is_none() && 4 < want.count)
+}
+
+/// Whether a job of the shape is a wide one.
+pub(super) fn is_wide(shape: &Shape) -> bool {
+    shape.roles.iter().any(|(ranks, request)| takes_much(*ranks, request))
 }
 
 /// Whether a rank takes more than half of the node's devices.

@@ -210,7 +210,8 @@ impl<'a> Promises<'a> {
             let ranks = search.place(job).or_else(|_| search.place_on_kept(job));
             victims.iter().for_each(|victim| search.take_back(victim));
             let Ok(ranks) = ranks else { continue };
-            if is_within_limit(free, job, &ranks) && take(free, job, &ranks) {
+            let is_within_limit = free.over_limit(&job.spec.queue, charge(&ranks)).is_none();
+            if is_within_limit && take(free, job, &ranks) {
                 promises.jobs.insert(id, ranks.clone());
                 starts.push((id, ranks));
                 promises.is_news = true;
@@ -342,14 +343,6 @@ fn take(free: &mut Free, job: &Job, ranks: &[Allocation]) -> bool {
     }
     free.count(job, ranks);
     true
-}
-
-/// Whether the queue, and every one above it, may hold a placement besides what it holds still.
-fn is_within_limit(free: &Free, job: &Job, ranks: &[Allocation]) -> bool {
-    let within = |queue: &Queue| {
-        queue.limit_milli.is_none_or(|limit| free.held_by(&queue.name) + charge(ranks) <= limit)
-    };
-    free.cluster.queues().line(&job.spec.queue).all(within)
 }
 
 /// Whether a job would fit but for what is kept for others. Nobody stops for such a job.
