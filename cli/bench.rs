@@ -102,15 +102,15 @@ pub fn run(command: &Command, global: &Global) -> Result<()> {
     }
     let mut table = Table::new(&[("WHAT", Side::Left), ("FIGURE", Side::Right), ("UNIT", Side::Left)]);
     for figure in &figures {
-        let value = if figure.value < 100.0 {
-            format!("{:.2}", figure.value)
-        } else {
-            units::group(figure.value as u64)
-        };
-        table.row([figure.name.clone(), value, figure.unit.into()]);
+        table.row([figure.name.clone(), digits(figure.value), figure.unit.into()]);
     }
     output.text(table.plain(&output));
     Ok(())
+}
+
+/// A figure with as many digits as mean something.
+fn digits(value: f64) -> String {
+    if value < 100.0 { format!("{value:.2}") } else { units::group(value as u64) }
 }
 
 /// Runs the measurement of the core.
@@ -145,8 +145,7 @@ fn decisions(args: &DecisionsArgs, output: &Output) {
             (format!("a gang of {ranks} ranks in the idle pool"), *ns as f64 / 1e6, "ms")
         }));
         for (name, value, unit) in rows {
-            let shown = if value < 100.0 { format!("{value:.2}") } else { units::group(value as u64) };
-            table.row([units::group((*nodes).into()), name.clone(), shown, unit.into()]);
+            table.row([units::group((*nodes).into()), name.clone(), digits(value), unit.into()]);
             document.push(Figure { name: format!("{nodes} nodes: {name}"), value, unit });
         }
     }
