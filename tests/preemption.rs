@@ -5,27 +5,14 @@ mod pool;
 use std::fs;
 
 use aquifer_proto::v1;
-use pool::{Pool, shell, until};
+use pool::{Pool, training, until};
 use serde_json::Value;
 use v1::JobState::Pending;
 
-/// A training job on the texts of this project, on one core.
-fn training(pool: &Pool, name: &str, steps: u64, priority: i32) -> v1::JobSpec {
-    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/scheduler/core/src");
-    let options = v1::Train {
-        data: data.into(),
-        steps,
-        batch: 4,
-        context: 64,
-        seed: 7,
-        checkpoint_every: 10,
-        ..Default::default()
-    };
-    let mut spec = v1::JobSpec { name: name.into(), priority, ..shell("") };
-    spec.checkpoint_dir = Some(pool.file(&format!("checkpoints-{name}")));
-    let role = &mut spec.roles[0];
-    role.program = Some(v1::role::Program::Train(options));
-    role.request.get_or_insert_default().devices =
+/// A training job on one core.
+fn train(pool: &Pool, name: &str, steps: u64, priority: i32) -> v1::JobSpec {
+    let mut spec = v1::JobSpec { name: name.into(), priority, ..training(pool, name, steps) };
+    spec.roles[0].request.get_or_insert_default().devices =
         vec![v1::DeviceRequest { count: 1, vendor: "cpu".into(), ..Default::default() }];
     spec
 }
@@ -41,7 +28,7 @@ fn a_better_job_takes_the_devices_of_a_training_that_later_resumes_from_its_chec
     let mut pool = Pool::start();
     pool.agent("a", &["--devices", "cpu:0"]);
     let steps = 400;
-    let low = pool.submit(training(&pool, "low", steps, 0));
+    let low = pool.submit(train(&pool, "low", steps, 0));
     until("a few checkpoints", || {
         (Some(20) <= status(&pool, low, 1)?["checkpoint_step"].as_u64()).then_some(())
     });
@@ -53,7 +40,7 @@ fn a_better_job_takes_the_devices_of_a_training_that_later_resumes_from_its_chec
     assert!(plan.contains("once another one has stopped") && plan.contains("job-1"), "{plan}");
     assert_eq!(pool.jobs().len(), 1, "a plan changes nothing");
 
-    let high = pool.submit(training(&pool, "high", 40, 5));
+    let high = pool.submit(train(&pool, "high", 40, 5));
     pool.until_note("job-1 preempted: it gives way to job-2");
     let victim = pool.until_job(low, "waiting again", |job| job.state() == Pending);
     let stopped = status(&pool, low, 1).expect("its last words");

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use aquifer_proto::v1;
 use pool::{
     Client, Pool, Running, free_ports, has_ended, is_alive, kill_all_of, processes_of, program, send, shell,
-    start, until, until_within,
+    start, training, until, until_within,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -147,22 +147,10 @@ fn an_interrupted_demonstration_leaves_nothing() {
     until("nothing is left", || processes_of(up.dir()).is_empty().then_some(()));
 }
 
-/// A training job on the texts of this project.
-fn training(pool: &Pool, ranks: u32, steps: u64) -> v1::JobSpec {
-    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/scheduler/core/src");
-    let options = v1::Train {
-        data: data.into(),
-        steps,
-        batch: 4,
-        context: 64,
-        seed: 7,
-        checkpoint_every: 10,
-        ..Default::default()
-    };
-    let mut spec = shell("");
-    spec.checkpoint_dir = Some(pool.file(&format!("checkpoints-{ranks}-{steps}")));
+/// A training job of so many ranks.
+fn train(pool: &Pool, ranks: u32, steps: u64) -> v1::JobSpec {
+    let mut spec = training(pool, &format!("{ranks}-{steps}"), steps);
     spec.retries = 2;
-    spec.roles[0].program = Some(v1::role::Program::Train(options));
     spec.roles[0].ranks = ranks;
     spec
 }
@@ -203,12 +191,12 @@ fn two_ranks_train_like_one_and_a_killed_rank_costs_no_more_than_a_checkpoint() 
     pool.agent("a", &[]);
     pool.agent("b", &[]);
     let steps = 40;
-    let one = pool.submit(training(&pool, 1, steps));
+    let one = pool.submit(train(&pool, 1, steps));
     let alone = watch_losses(&pool, one, 1, |_| false);
     pool.until_succeeded(one);
     assert!(5 <= alone.len() && alone.contains_key(&steps), "{alone:?}");
 
-    let two = pool.submit(training(&pool, 2, steps));
+    let two = pool.submit(train(&pool, 2, steps));
     let first = watch_losses(&pool, two, 1, |status| Some(10) <= status["checkpoint_step"].as_u64());
     let victim = pool.worker(two, 1, 1).worker;
     let killed = Instant::now();

@@ -10,6 +10,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
+use super::Pool;
 use super::process::{PATIENCE, until, until_or};
 
 /// A job of one rank that runs a program.
@@ -24,6 +25,24 @@ pub fn command(words: &[&str]) -> v1::JobSpec {
 /// A job of one rank that runs a script.
 pub fn shell(script: &str) -> v1::JobSpec {
     command(&["sh", "-c", script])
+}
+
+/// A training job on the texts of this project, with checkpoints in a directory of that name.
+pub fn training(pool: &Pool, checkpoints: &str, steps: u64) -> v1::JobSpec {
+    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/scheduler/core/src");
+    let options = v1::Train {
+        data: data.into(),
+        steps,
+        batch: 4,
+        context: 64,
+        seed: 7,
+        checkpoint_every: 10,
+        ..Default::default()
+    };
+    let mut spec = shell("");
+    spec.checkpoint_dir = Some(pool.file(&format!("checkpoints-{checkpoints}")));
+    spec.roles[0].program = Some(v1::role::Program::Train(options));
+    spec
 }
 
 /// A job that is placed on one kind of devices.

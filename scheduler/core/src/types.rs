@@ -105,7 +105,7 @@ pub struct Ports {
 }
 
 /// What a user asks for.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct JobSpec {
     /// What people call it.
     pub name: Name,

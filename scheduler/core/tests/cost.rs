@@ -71,6 +71,21 @@ fn a_tick_with_nothing_due_allocates_nothing_and_emits_nothing() {
     assert!(effects.is_empty(), "{effects:?}");
 }
 
+/// Nodes of eight devices report for the first time. Without the checks of the fixture, which take longer than all else.
+fn join(t: &mut Fixture, nodes: u32) {
+    for node in 0..nodes {
+        let report = NodeReport {
+            node: format!("node-{node}").into(),
+            boot: 1,
+            seq: 1,
+            inventory: Arc::new(inventory(8, 64, 512)),
+            revision: Revision::default(),
+            workers: Vec::new(),
+        };
+        t.cluster.step(Time(0), Event::Report(report), &mut Vec::new());
+    }
+}
+
 /// Ten thousand jobs of one shape wait. What one more event allocates does not depend on how many there are.
 #[test]
 fn an_event_behind_a_long_queue_costs_the_same_as_behind_a_short_one() {
@@ -139,17 +154,7 @@ fn one_round_chooses_among_a_thousand_queues() {
 fn one_round_fills_a_large_pool() {
     let mut t = Fixture::new();
     let mut effects = Vec::new();
-    for node in 0..2_000 {
-        let report = NodeReport {
-            node: format!("node-{node}").into(),
-            boot: 1,
-            seq: 1,
-            inventory: Arc::new(inventory(8, 64, 512)),
-            revision: Revision::default(),
-            workers: Vec::new(),
-        };
-        t.cluster.step(Time(0), Event::Report(report), &mut effects);
-    }
+    join(&mut t, 2_000);
     let mut array = spec(1, 1);
     array.array = Some(ArrayRange { first: 1, last: 20_000, step: 1 });
     let event = Event::Request { id: 0, command: Command::Submit(Arc::new(array)) };
@@ -169,19 +174,8 @@ fn one_round_fills_a_large_pool() {
 #[test]
 fn ten_thousand_jobs_are_restored_quickly() {
     let mut t = Fixture::new();
-    let nodes: Vec<u32> = (0..1_000).collect();
     let mut effects = Vec::new();
-    for node in &nodes {
-        let report = NodeReport {
-            node: format!("node-{node}").into(),
-            boot: 1,
-            seq: 1,
-            inventory: Arc::new(inventory(8, 64, 512)),
-            revision: Revision::default(),
-            workers: Vec::new(),
-        };
-        t.cluster.step(Time(0), Event::Report(report), &mut effects);
-    }
+    join(&mut t, 1_000);
     let began = Instant::now();
     for job in 0..10_000 {
         let command = Command::Submit(Arc::new(spec(1, 1 + (job % 8) as u16)));
@@ -202,17 +196,7 @@ fn ten_thousand_jobs_are_restored_quickly() {
 fn victims_on_ten_thousand_nodes_are_found_in_milliseconds() {
     let mut t = Fixture::new();
     let mut effects = Vec::new();
-    for node in 0..10_000 {
-        let report = NodeReport {
-            node: format!("node-{node}").into(),
-            boot: 1,
-            seq: 1,
-            inventory: Arc::new(inventory(8, 64, 512)),
-            revision: Revision::default(),
-            workers: Vec::new(),
-        };
-        t.cluster.step(Time(0), Event::Report(report), &mut effects);
-    }
+    join(&mut t, 10_000);
     let mut submit = |t: &mut Fixture, what: &str, change: &dyn Fn(&mut JobSpec)| {
         let mut spec = spec(1, 4);
         change(&mut spec);

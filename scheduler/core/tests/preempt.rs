@@ -15,6 +15,14 @@ fn second() -> Duration {
 }
 
 impl Fixture {
+    /// Nodes of eight devices, each held by a job: job-1 holds node-0, and so on.
+    fn full(nodes: u32) -> Fixture {
+        let mut t = Fixture::new();
+        (0..nodes).for_each(|node| _ = t.node(node, 8));
+        (0..nodes).for_each(|_| _ = t.submit(1, 8));
+        t
+    }
+
     fn submit_with(&mut self, ranks: u32, devices: u16, change: impl FnOnce(&mut JobSpec)) -> Vec<String> {
         let mut spec = spec(ranks, devices);
         change(&mut spec);
@@ -52,9 +60,7 @@ fn in_queue(name: &str) -> impl Fn(&mut JobSpec) + '_ {
 
 #[test]
 fn a_higher_priority_takes_the_room_of_a_lower_one_once_it_has_gone() {
-    let mut t = Fixture::new();
-    t.node(0, 8);
-    t.submit(1, 8);
+    let mut t = Fixture::full(1);
     t.now = Time(4_000);
     let notes = t.submit_with(1, 8, high);
     assert_eq!(
@@ -97,11 +103,7 @@ fn nobody_stops_where_the_policy_says_so() {
 
 #[test]
 fn those_that_stop_already_are_waited_for() {
-    let mut t = Fixture::new();
-    t.node(0, 8);
-    t.node(1, 8);
-    t.submit(1, 8);
-    t.submit(1, 8);
+    let mut t = Fixture::full(2);
     t.tell(Command::Cancel { job: JobId(1), whole_array: false });
     assert_eq!(t.submit_with(1, 8, high), ["job-3 queued"]);
     assert_eq!(t.obey(0), ["job-1 cancelled", "job-3 placed attempt=1 on node-0"]);
@@ -147,11 +149,7 @@ fn no_victim_is_superfluous() {
 
 #[test]
 fn a_gang_takes_room_on_several_nodes_at_once_and_keeps_it() {
-    let mut t = Fixture::new();
-    for node in 0..3 {
-        t.node(node, 8);
-        t.submit(1, 8);
-    }
+    let mut t = Fixture::full(3);
     let notes = t.submit_with(2, 8, high);
     assert_eq!(notes.len(), 3, "{notes:?}");
     let nodes: Vec<u32> =
@@ -184,11 +182,7 @@ fn a_gang_takes_room_on_several_nodes_at_once_and_keeps_it() {
 
 #[test]
 fn the_room_is_open_again_when_the_preemptor_is_cancelled() {
-    let mut t = Fixture::new();
-    t.node(0, 8);
-    t.node(1, 8);
-    t.submit(1, 8);
-    t.submit(1, 8);
+    let mut t = Fixture::full(2);
     t.submit_with(2, 8, high);
     t.obey(0);
     assert_eq!(t.submit(1, 4), ["job-4 queued"]);
@@ -199,9 +193,7 @@ fn the_room_is_open_again_when_the_preemptor_is_cancelled() {
 
 #[test]
 fn a_victim_that_is_cancelled_while_it_stops_makes_room_all_the_same() {
-    let mut t = Fixture::new();
-    t.node(0, 8);
-    t.submit(1, 8);
+    let mut t = Fixture::full(1);
     t.submit_with(1, 8, high);
     t.tell(Command::Cancel { job: JobId(1), whole_array: false });
     assert_eq!(t.submit_with(1, 8, |spec| spec.priority = 9), ["job-3 queued"]);
@@ -216,9 +208,7 @@ fn a_victim_that_is_cancelled_while_it_stops_makes_room_all_the_same() {
 /// What an earlier attempt gave way to has nothing to do with the end of a later one.
 #[test]
 fn a_later_attempt_gives_way_to_nobody() {
-    let mut t = Fixture::new();
-    t.node(0, 8);
-    t.submit(1, 8);
+    let mut t = Fixture::full(1);
     t.submit_with(1, 8, |spec| (spec.priority, spec.retries) = (5, 1));
     t.obey(0);
     // The preemptor fails and pauses; its victim runs again and is cancelled.
@@ -277,11 +267,7 @@ fn a_limit_is_no_obstacle_where_a_lower_priority_holds_it() {
 
 #[test]
 fn a_scheduler_that_takes_over_keeps_the_room() {
-    let mut t = Fixture::new();
-    t.node(0, 8);
-    t.node(1, 8);
-    t.submit(1, 8);
-    t.submit(1, 8);
+    let mut t = Fixture::full(2);
     t.submit_with(2, 8, high);
     t.obey(0);
     let mut records = t.cluster.records();
@@ -306,11 +292,7 @@ fn of_one_node_the_job_goes_that_was_placed_last() {
 /// While victims stop, no others are chosen for the same job, even if the room of those is of no use any more.
 #[test]
 fn no_further_victims_are_chosen_before_the_first_have_gone() {
-    let mut t = Fixture::new();
-    t.node(0, 8);
-    t.node(1, 8);
-    t.submit(1, 8);
-    t.submit(1, 8);
+    let mut t = Fixture::full(2);
     let victim = |notes: &[String]| if notes[1].starts_with("job-1") { 0 } else { 1 };
     let first = victim(&t.submit_with(1, 8, high));
     let node = format!("node-{first}").into();

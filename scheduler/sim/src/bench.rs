@@ -173,22 +173,13 @@ fn spec(ranks: u32, devices: Vec<DeviceRequest>, cpus_milli: u32) -> JobSpec {
         name: "measured".into(),
         user: "bench".into(),
         queue: cluster::DEFAULT_QUEUE.into(),
-        client_key: "".into(),
-        priority: 0,
         roles: vec![Role {
             name: "worker".into(),
             ranks,
             request,
             program: Program::Command(vec!["measured".into()]),
         }],
-        after: Vec::new(),
-        array: None,
-        time_limit_ms: None,
-        retries: 0,
-        grace_ms: 0,
-        env: Vec::new(),
-        working_dir: None,
-        checkpoint_dir: None,
+        ..JobSpec::default()
     }
 }
 

@@ -128,17 +128,9 @@ impl Player {
             name: format!("job {}", self.jobs).into(),
             user: "ada".into(),
             queue: "default".into(),
-            client_key: "".into(),
-            priority: 0,
             roles,
-            after: Vec::new(),
-            array: None,
-            time_limit_ms: None,
-            retries: 0,
             grace_ms: 5_000,
-            env: Vec::new(),
-            working_dir: None,
-            checkpoint_dir: None,
+            ..JobSpec::default()
         };
         let run_ms = match *words.get(at + 1).ok_or("for how long?")? {
             "ever" => None,

@@ -109,17 +109,10 @@ impl<'a> Ours<'a> {
                 name: "replayed".into(),
                 user: "replay".into(),
                 queue: queues[usize::from(job.queue)].clone(),
-                client_key: "".into(),
                 priority: job.priority,
                 roles: vec![role],
-                after: Vec::new(),
-                array: None,
                 time_limit_ms: job.time_limit_ms,
-                retries: 0,
-                grace_ms: 0,
-                env: Vec::new(),
-                working_dir: None,
-                checkpoint_dir: None,
+                ..JobSpec::default()
             })
         });
         spec.clone()
