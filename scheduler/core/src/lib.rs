@@ -9,6 +9,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod agent;
+pub mod autoscale;
 pub mod cluster;
 pub mod effect;
 pub mod event;

@@ -1,0 +1,152 @@
+//! How many replicas a service should have. Pure: from what it promises and what its replicas report.
+//!
+//! Three signs, of which the one that asks for most counts: requests against what a replica should serve at once,
+//! the time to the first token, and the time between tokens. More is granted at once; less only when a whole
+//! [`PATIENCE`] has not asked for more. A replica more than there are requests is never asked for: it could not help.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::types::Time;
+
+/// Replicas are given up when they were not needed for so long: about the time in which one starts and warms up,
+/// several times over.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Of what is promised, in thousandths, that is aimed at: the rest is room for what comes while a replica starts.
+const AIM_MILLI: u64 = 800;
+
+/// Slow tokens ask for so many times the replicas that are ready, at most: they are one moment's measurement.
+const STEEPEST: u64 = 2;
+
+/// What a service promises, and how far it may scale for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Replicas, at least. With 0 it has none while nobody asks.
+    pub min: u32,
+    /// Replicas, at most; no less than `min`, at least 1.
+    pub max: u32,
+    /// Requests that a replica should serve at once; at least 1.
+    pub concurrency: u32,
+    /// From a request to its first token, in milliseconds, at least 1; `None`: not promised.
+    pub ttft_ms: Option<u64>,
+    /// From one token of an answer to the next, in milliseconds, at least 1; `None`: not promised.
+    pub tpot_ms: Option<u64>,
+    /// With a `min` of 0: the last replica stays for so long after the last request.
+    pub idle: Duration,
+}
+
+/// What the replicas of a service report together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Replicas that answer.
+    pub ready: u32,
+    /// Requests that are being answered.
+    pub running: u32,
+    /// Requests that wait for that.
+    pub waiting: u32,
+    /// Of the requests of late, the time to the first token that nine of ten did not exceed, in milliseconds.
+    pub ttft_ms: Option<u64>,
+    /// The same of the time from one token to the next.
+    pub tpot_ms: Option<u64>,
+    /// When a request last came; `None`: never.
+    pub last_request: Option<Time>,
+}
+
+/// What asks for as many replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// So many requests at once.
+    Requests(u32),
+    /// The first token takes so long, in milliseconds.
+    FirstToken(u64),
+    /// Tokens take so long, in milliseconds.
+    Tokens(u64),
+    /// More were needed less than [`PATIENCE`] ago.
+    Lately,
+    /// Nobody has asked for [`Target::idle`].
+    Idle,
+    /// The least or most that it may have.
+    Bound,
+}
+
+/// The number of replicas that a service should have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Within the target's bounds.
+    pub replicas: u32,
+    /// What asks for them.
+    pub sign: Sign,
+}
+
+/// What a service needed of late. A new one gives nothing up for [`PATIENCE`].
+#[derive(Clone, Debug)]
+pub struct Scaler {
+    /// Falling needs, each with when it was seen last: the first is the largest of the time of patience.
+    needs: VecDeque<(Time, u32)>,
+}
+
+impl Scaler {
+    /// For a service that has so many replicas at `now`.
+    pub fn new(now: Time, replicas: u32) -> Scaler {
+        Scaler { needs: VecDeque::from([(now, replicas)]) }
+    }
+
+    /// How many replicas the service should have. Amortised `O(1)`.
+    ///
+    /// # Panics
+    /// If the target is out of the ranges that its fields state.
+    pub fn decide(&mut self, now: Time, target: &Target, load: &Load) -> Decision {
+        assert!(target.min <= target.max && 1 <= target.max, "{target:?}");
+        let need = need(now, target, load);
+        let replicas = need.replicas.clamp(target.min, target.max);
+        if replicas == 0 {
+            // Nobody has asked for as long as the target says: that is its own patience.
+            self.needs.clear();
+        }
+        while self.needs.back().is_some_and(|(_, earlier)| *earlier <= replicas) {
+            self.needs.pop_back();
+        }
+        self.needs.push_back((now, replicas));
+        while self.needs.front().is_some_and(|(at, _)| *at + PATIENCE < now) {
+            self.needs.pop_front();
+        }
+        let most = self.needs[0].1.clamp(target.min, target.max);
+        let sign = match () {
+            () if replicas < most => Sign::Lately,
+            () if replicas != need.replicas => Sign::Bound,
+            () => need.sign,
+        };
+        Decision { replicas: most, sign }
+    }
+}
+
+/// What the load asks for by itself, whatever was before and whatever is allowed.
+fn need(now: Time, target: &Target, load: &Load) -> Decision {
+    let requests = load.running + load.waiting;
+    let awake = load.last_request.is_some_and(|last| now < last + target.idle);
+    if requests == 0 {
+        return match awake {
+            true => Decision { replicas: 1, sign: Sign::Requests(0) },
+            false => Decision { replicas: 0, sign: Sign::Idle },
+        };
+    }
+    let by_requests = (u64::from(requests) * 1000).div_ceil(u64::from(target.concurrency) * AIM_MILLI);
+    let by_time = |promised: Option<u64>, seen: Option<u64>| {
+        let (promised, seen) = (promised?, seen?);
+        let ready = u64::from(load.ready);
+        let scaled = |aim: u64| (ready * seen * 1000).div_ceil(aim);
+        let wanted = match () {
+            () if promised < seen => scaled(promised * 1000).min(ready * STEEPEST),
+            // Near what is promised nothing changes, or it would go up and down.
+            () => scaled(promised * AIM_MILLI).min(ready),
+        };
+        Some((wanted.min(requests.into()), seen))
+    };
+    let first = by_time(target.ttft_ms, load.ttft_ms).map(|(need, ms)| (need, Sign::FirstToken(ms)));
+    let tokens = by_time(target.tpot_ms, load.tpot_ms).map(|(need, ms)| (need, Sign::Tokens(ms)));
+    let all = [Some((by_requests, Sign::Requests(requests))), first, tokens].into_iter().flatten();
+    // Of equal ones the first: requests are the plainest reason.
+    let (need, sign) = all.rev().max_by_key(|(need, _)| *need).expect("one sign");
+    Decision { replicas: need.min(u32::MAX.into()) as u32, sign }
+}
