@@ -236,3 +236,44 @@ fn a_job_with_a_label_waits_for_a_node_that_has_it() {
     pool.until_succeeded(1);
     assert_eq!(node_of_job(&pool, 1), "b");
 }
+
+#[test]
+fn what_a_pool_has_had_is_replayed_as_it_was_and_with_more_nodes() {
+    let mut pool = Pool::start();
+    node_of(&mut pool, "gpu", EIGHT_H200);
+    pool.agent("plain", &["--devices", "cpu:0"]);
+    let brief = |seconds: &str| command(&["sleep", seconds]);
+    let whole = pool.submit(devices(brief("0.4"), 2, &[(4, "h200")]));
+    let mut part = devices(brief("0.2"), 1, &[(1, "h200")]);
+    part.roles[0].request.as_mut().expect("a request").devices[0].slice =
+        Some(v1::Slice { compute_milli: 250, memory_bytes: 0 });
+    part.array = Some(v1::ArrayRange { first: 0, last: 2, step: 1 });
+    let part = pool.submit(part);
+    let plain = pool.submit(brief("0.1"));
+    for job in [whole, part, part + 1, part + 2, plain] {
+        pool.until_succeeded(job);
+    }
+    let waits = pool.submit(devices(brief("9"), 1, &[(1, "b200")]));
+    assert_eq!(pool.job(waits).state(), Pending);
+
+    let written = pool.file("history");
+    let history = ["simulate", "--history", "all", "--mode", "replay", "--policy", "ours"];
+    let run = pool.aquifer(&[&history[..], &["--add", "8xh200", "--write", &written]].concat());
+    assert!(run.err.contains("left out: jobs that have not run (1)"), "{}", run.err);
+    let table = run.ok();
+    assert!(table.contains("ours +8xh200"), "{table}");
+    let nodes = pool.read("history/nodes.csv");
+    assert!(nodes.contains("gpu,") && nodes.contains(",8,nvidia,h200-141gb,141GiB"), "{nodes}");
+    let jobs = pool.read("history/jobs.csv");
+    let rows: Vec<Vec<&str>> = jobs.lines().skip(1).map(|line| line.split(',').collect()).collect();
+    // name, time, run_time, ranks, devices, class, slice
+    let asked: Vec<_> = rows.iter().map(|row| (row[3], row[4], row[5], row[6])).collect();
+    let slice = ("1", "1", "h200", "0.25");
+    assert_eq!(asked, [("2", "4", "h200", ""), slice, slice, slice, ("1", "0", "", "")]);
+    let seconds = |row: &Vec<&str>| row[2].parse::<f64>().expect("seconds");
+    assert!((0.4..5.0).contains(&seconds(&rows[0])) && (0.1..5.0).contains(&seconds(&rows[4])), "{jobs}");
+
+    let nothing = pool.aquifer(&["simulate", "--history", "1ms"]);
+    assert_eq!(nothing.code, Some(1), "{}", nothing.err);
+    assert!(nothing.err.contains("no history to replay"), "{}", nothing.err);
+}

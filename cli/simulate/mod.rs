@@ -1,5 +1,6 @@
 //! `aquifer simulate`: a workload replayed under several policies, in virtual time.
 
+mod history;
 mod report;
 mod source;
 
@@ -27,6 +28,7 @@ use report::{Report, Variant};
 #[command(after_help = "\
 Examples:
   aquifer simulate --synthetic 50x5000 --mode replay
+  aquifer simulate --history 30d --mode replay --add 8xh200
   aquifer simulate --nodes nodes.csv --jobs jobs.csv --mode replay --add 8xh200
   aquifer simulate --trace openb:traces/openb:default --policy ours,fgd,best-fit --seeds 42-46 --plot fill.svg
   aquifer simulate --trace openb:traces/openb:default --mode churn --load 0.94 --seeds 1-3
@@ -43,8 +45,12 @@ pub struct Args {
     #[arg(long, value_name = "TRACE", conflicts_with = "synthetic")]
     pub trace: Option<String>,
     /// A workload from the first seed: NODESxJOBS
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", conflicts_with = "history")]
     pub synthetic: Option<String>,
+    /// What this pool has had: its nodes, and the jobs that were submitted in the last so long (7d, 12h, all). The
+    /// scheduler is asked for them
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["trace", "nodes"])]
+    pub history: Option<String>,
     /// So many pools like this one, joined to one
     #[arg(long, value_name = "COPIES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub times: u32,
@@ -93,7 +99,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         _ => Mode::Fill,
     };
     let seeds = source::seeds(&args.seeds)?;
-    let base = source::base(args, seeds[0])?.times(args.times);
+    let base = source::base(args, global, seeds[0])?.times(args.times);
     let mut report = Report::new(&args.mode, &base, &seeds);
     for (at, seed) in seeds.iter().enumerate() {
         let arrivals = source::arrivals(args, mode, &base, *seed)?;

@@ -8,7 +8,8 @@ use aquifer_sim::replay::engine::Mode;
 use aquifer_sim::replay::workload::{MAX_DEVICES, Node, Want, Workload};
 use aquifer_sim::replay::{openb, order, synthetic, trace};
 
-use super::Args;
+use super::{Args, history};
+use crate::client::Global;
 use crate::output::Failure;
 use crate::units;
 
@@ -54,9 +55,12 @@ pub fn seeds(text: &str) -> Result<Vec<u64>> {
 }
 
 /// The nodes, and the jobs that are drawn from or replayed.
-pub fn base(args: &Args, seed: u64) -> Result<Workload> {
+pub fn base(args: &Args, global: &Global, seed: u64) -> Result<Workload> {
     if let (Some(nodes), Some(jobs)) = (&args.nodes, &args.jobs) {
         return Ok(trace::read(nodes, jobs)?);
+    }
+    if let Some(text) = &args.history {
+        return history::read(global, since_ms(text)?);
     }
     if let Some(text) = &args.trace {
         let parts = text.strip_prefix("openb:").and_then(|rest| rest.rsplit_once(':'));
@@ -66,9 +70,10 @@ pub fn base(args: &Args, seed: u64) -> Result<Workload> {
         return Ok(openb::read(Path::new(directory), list)?);
     }
     let Some(text) = &args.synthetic else {
-        return Err(
-            usage("nothing to replay: name --nodes and --jobs, a --trace, or --synthetic".into()).into()
-        );
+        return Err(usage(
+            "nothing to replay: name --nodes and --jobs, a --trace, --history, or --synthetic".into(),
+        )
+        .into());
     };
     let sizes =
         text.split_once('x').and_then(|(nodes, jobs)| Some((nodes.parse().ok()?, jobs.parse().ok()?)));
@@ -78,6 +83,16 @@ pub fn base(args: &Args, seed: u64) -> Result<Workload> {
         sizes.ok_or_else(|| usage(format!("--synthetic {text:?}: expected NODESxJOBS, like 50x5000")))?;
     let load_milli = load(args, CHURN_MILLI)?;
     Ok(synthetic::generate(synthetic::Options { nodes, jobs, load_milli, seed, ..Default::default() }))
+}
+
+/// The time from which on jobs are looked at: so long ago, or the beginning.
+fn since_ms(text: &str) -> Result<u64> {
+    if text == "all" {
+        return Ok(0);
+    }
+    let ms =
+        units::parse_duration(text).map_err(|why| usage(format!("--history {text:?}: {why}, or all")))?;
+    Ok(crate::time_now().saturating_sub(ms))
 }
 
 fn load(args: &Args, default_milli: u64) -> Result<u64> {
