@@ -113,7 +113,8 @@ impl Expiry {
 /// All nodes.
 #[derive(Clone, Debug, Default)]
 pub struct Nodes {
-    entries: Vec<Entry>,
+    /// Shared with copies of the cluster, as what-if questions make them.
+    entries: Vec<Arc<Entry>>,
     /// Of each node, beside each other: all are looked at together.
     expiries: Vec<Expiry>,
     by_name: BTreeMap<Name, NodeId>,
@@ -267,20 +268,21 @@ impl Nodes {
         assert_eq!(node.id.0 as usize, self.entries.len(), "identities have no gaps");
         self.by_name.insert(node.name.clone(), node.id);
         self.expiries.push(Held::default().expiry());
-        self.entries.push(Entry { node, lease: Lease::default(), held: Held::default(), revision });
+        let (lease, held) = (Lease::default(), Held::default());
+        self.entries.push(Arc::new(Entry { node, lease, held, revision }));
     }
 
     pub(crate) fn get_mut(&mut self, id: NodeId) -> &mut Node {
-        &mut self.entries[id.0 as usize].node
+        &mut self.entry_mut(id).node
     }
 
     pub(crate) fn set_revision(&mut self, id: NodeId, revision: Revision) {
-        self.entries[id.0 as usize].revision = revision;
+        self.entry_mut(id).revision = revision;
     }
 
     /// Grants or renews a lease.
     pub(crate) fn set_lease(&mut self, id: NodeId, lease: Lease) {
-        self.entries[id.0 as usize].lease = lease;
+        self.entry_mut(id).lease = lease;
         self.next_expiry = Some(self.next_expiry.map_or(lease.end, |next| next.min(lease.end)));
     }
 
@@ -305,9 +307,9 @@ impl Nodes {
     }
 
     fn change_held(&mut self, worker: WorkerId, rank: &Allocation, span: Span, add: bool) {
-        let node = rank.node.0 as usize;
-        self.entries[node].held.change(worker, rank, span, add);
-        self.expiries[node] = self.entries[node].held.expiry();
+        let held = &mut self.entry_mut(rank.node).held;
+        held.change(worker, rank, span, add);
+        self.expiries[rank.node.0 as usize] = held.expiry();
     }
 
     /// What says when each node is empty, by identity.
@@ -317,6 +319,10 @@ impl Nodes {
 
     /// The worker is known gone; its resources are held until all of its job are.
     pub(crate) fn worker_gone(&mut self, worker: WorkerId, node: NodeId) {
-        self.entries[node.0 as usize].held.workers.remove(&worker);
+        self.entry_mut(node).held.workers.remove(&worker);
+    }
+
+    fn entry_mut(&mut self, id: NodeId) -> &mut Entry {
+        Arc::make_mut(&mut self.entries[id.0 as usize])
     }
 }
