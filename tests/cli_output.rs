@@ -258,6 +258,7 @@ fn node() -> Node {
         vendor: "nvidia".into(),
         model: "h200-141gb".into(),
         memory_bytes: 141 << 30,
+        island: None,
         uuid: format!("GPU-{index}"),
         held,
         fault: fault.map(String::from),
