@@ -319,8 +319,10 @@ fn key(field: &str, at_top: bool) -> String {
 
 fn topology(topology: &Topology) -> Result<v1::Topology, FileError> {
     let prefer = topology.prefer.iter().flat_map(|levels| &levels.0).map(ToString::to_string);
-    let topology =
-        v1::Topology { require: topology.require.as_ref().map(|level| level.0.to_string()), prefer: prefer.collect() };
+    let topology = v1::Topology {
+        require: topology.require.as_ref().map(|level| level.0.to_string()),
+        prefer: prefer.collect(),
+    };
     match topology == v1::Topology::default() {
         true => Err(FileError::new("topology says nothing: give require, prefer or both")),
         false => Ok(topology),

@@ -109,7 +109,8 @@ fn room_by_domain(t: &Fixture, role: &Role, level: &Level) -> BTreeMap<String, u
 }
 
 fn domains_of(t: &Fixture, ranks: &[Allocation], level: &Level) -> Vec<Option<String>> {
-    let of = |rank: &Allocation| level.domain_of(t.cluster.nodes().get(rank.node)).map(|name| name.to_string());
+    let of =
+        |rank: &Allocation| level.domain_of(t.cluster.nodes().get(rank.node)).map(|name| name.to_string());
     ranks.iter().map(of).collect()
 }
 
@@ -142,7 +143,10 @@ fn a_required_domain_holds_the_whole_gang() {
         let [Some(domain)] = &Vec::from_iter(domains)[..] else { panic!("seed {seed}: {ranks:?}") };
         // The count of a node is capped by the ranks of the job, so that of two that are large either may be taken.
         let (name, least) = tightest.expect("one has room");
-        assert!(domain == name || *least >= of && of <= by_domain[domain], "seed {seed}: {domain}, not {name}");
+        assert!(
+            domain == name || *least >= of && of <= by_domain[domain],
+            "seed {seed}: {domain}, not {name}"
+        );
         placed += 1;
     }
     assert!(300 < placed && 50 < elsewhere, "{placed} placed, {not} not, {elsewhere} of them elsewhere");
@@ -197,7 +201,8 @@ fn a_level_is_preferred_within_the_one_that_is_required() {
             }
         }
         if by_both.values().any(|room| ranks.len() as u64 <= *room) {
-            let racks: BTreeSet<Option<String>> = domains_of(&t, &ranks, &label("rack")).into_iter().collect();
+            let racks: BTreeSet<Option<String>> =
+                domains_of(&t, &ranks, &label("rack")).into_iter().collect();
             assert!(racks.len() == 1 && !racks.contains(&None), "seed {seed}: {racks:?}");
             both += 1;
         }
@@ -258,7 +263,11 @@ fn spread_ranks_are_in_all_domains_alike() {
             assert!(nowhere == 0 || full, "seed {seed}: {domain} has room for those in no domain");
         }
         let least = counts.values().copied().min().unwrap_or(0);
-        if most <= least + 1 { even += 1 } else { uneven += 1 }
+        if most <= least + 1 {
+            even += 1
+        } else {
+            uneven += 1
+        }
         outside += usize::from(0 < nowhere);
     }
     assert!(200 < even && 50 < uneven && 3 < outside, "{even}, {uneven}, {outside}");
@@ -312,7 +321,8 @@ fn an_explanation_names_the_best_domain_and_what_it_would_do_without() {
     submit(&mut t, gang(3, 1, |spec| spec.roles[0].standing.apart = Some(label("rack"))));
     let explanation = explain(&t.cluster, t.job(2));
     assert!(matches!(explanation.reason, Reason::FewDomains { domains: 2, ranks: 3, .. }));
-    let sentence = "waits: no two of the 3 ranks of worker may be in one rack, and only 2 could ever take one each";
+    let sentence =
+        "waits: no two of the 3 ranks of worker may be in one rack, and only 2 could ever take one each";
     assert_eq!(explanation.reason.to_string(), sentence);
     assert_eq!(explanation.change, Some(Change::Apart { from: label("rack") }));
 }
@@ -358,7 +368,10 @@ fn nobody_stops_for_a_gang_that_no_domain_could_hold() {
         })
     };
     submit(&mut t, wants(3, Some(label("rack"))));
-    submit(&mut t, gang(3, 8, |spec| (spec.roles[0].standing.apart, spec.priority) = (Some(label("rack")), 1)));
+    submit(
+        &mut t,
+        gang(3, 8, |spec| (spec.roles[0].standing.apart, spec.priority) = (Some(label("rack")), 1)),
+    );
     assert_eq!(t.cluster.jobs().stopping().count(), 0);
     submit(&mut t, wants(3, None));
     assert_eq!(t.cluster.jobs().stopping().count(), 3, "elsewhere they would");

@@ -131,7 +131,10 @@ impl fmt::Display for Reason {
             }
             Reason::RoomFor { ranks: 0, .. } => f.write_str("waits: no node can take a rank now"),
             Reason::RoomFor { ranks, of, within: Some(Within { level, domain: Some(domain) }) } => {
-                write!(f, "waits: no {level} has room for all {of} ranks: the best, {domain}, has room for {ranks}")
+                write!(
+                    f,
+                    "waits: no {level} has room for all {of} ranks: the best, {domain}, has room for {ranks}"
+                )
             }
             Reason::RoomFor { ranks, of, .. } => write!(f, "waits: room for {ranks} of {of} ranks"),
             Reason::FewDomains { role, level, domains, ranks } => {

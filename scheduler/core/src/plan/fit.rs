@@ -211,7 +211,9 @@ impl<'s, 'a> Search<'s, 'a> {
         while ranks.len() < role.ranks as usize {
             let passes = |id: NodeId, free: &NodeFree| {
                 let node = cluster.nodes().get(id);
-                let fits = may_stand(node, role) && stand.takes(node) && free_port(node, free, job, ranks.len()).is_some();
+                let fits = may_stand(node, role)
+                    && stand.takes(node)
+                    && free_port(node, free, job, ranks.len()).is_some();
                 let owner = if fits { kept.keeps(cluster, taken, job, id) } else { None };
                 if owner.is_some() && self.kept_for.get().is_none() {
                     self.kept_for.set(owner);

@@ -244,11 +244,11 @@ impl Kept {
         let of_role = |((ranks, request), standing): (&(u32, Request), &Standing)| {
             let levels = || shape.topology.require.iter().chain(&standing.apart);
             let most = if standing.apart.is_some() { 1 } else { *ranks };
-            let of_node = |node: &Node| {
-                match node.takes_work() && levels().all(|level| level.domain_of(node).is_some()) {
-                    true => ranks_when_idle(node, request).min(most),
-                    false => 0,
-                }
+            let of_node = |node: &Node| match node.takes_work()
+                && levels().all(|level| level.domain_of(node).is_some())
+            {
+                true => ranks_when_idle(node, request).min(most),
+                false => 0,
             };
             cluster.nodes().iter().map(of_node).collect()
         };
@@ -280,7 +280,8 @@ impl Kept {
         };
         let Some(chosen) = chosen else { return };
         let until = chosen.iter().map(|node| cluster.nodes().held(*node).until());
-        self.starts.insert(job.id, until.max().unwrap_or(Until::Time(Time(0))).max(Until::Time(cluster.now())));
+        self.starts
+            .insert(job.id, until.max().unwrap_or(Until::Time(Time(0))).max(Until::Time(cluster.now())));
         self.owners.extend(chosen.into_iter().map(|node| (node, Owner::Job(job.id))));
     }
 
@@ -391,7 +392,11 @@ impl Soonest {
     fn of(cluster: &Cluster) -> Soonest {
         let expiries = cluster.nodes().expiries().iter().zip((0..).map(NodeId));
         let empty_in = expiries.filter_map(|(expiry, node)| Some((expiry.empty_in(cluster.now())?, node)));
-        Soonest { rest: empty_in.map(Reverse).collect::<Vec<_>>().into(), first: Vec::new(), domains: BTreeMap::new() }
+        Soonest {
+            rest: empty_in.map(Reverse).collect::<Vec<_>>().into(),
+            first: Vec::new(),
+            domains: BTreeMap::new(),
+        }
     }
 
     fn get(&mut self, at: usize) -> Option<NodeId> {

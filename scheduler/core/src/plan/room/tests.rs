@@ -1,9 +1,9 @@
 //! The index finds what a look at every node finds.
 
 use super::*;
-use crate::plan::score::Chosen;
 use crate::event::Availability;
 use crate::nodes::{Span, Until};
+use crate::plan::score::Chosen;
 
 const SPAN: Span = Span { since: Time(0), until: Until::Unknown };
 

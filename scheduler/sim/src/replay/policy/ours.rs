@@ -183,8 +183,13 @@ fn request(spec: &Spec) -> Request {
     let slice = spec
         .is_share()
         .then_some(Slice { compute_milli: spec.share_milli.into(), memory_bytes: spec.slice_memory_bytes });
-    let device =
-        |vendor, model| DeviceRequest { count: spec.devices.into(), vendor, model, slice, ..Default::default() };
+    let device = |vendor, model| DeviceRequest {
+        count: spec.devices.into(),
+        vendor,
+        model,
+        slice,
+        ..Default::default()
+    };
     let plain = spec.wants.iter().all(|want| want.vendor.is_none() && want.model.is_some());
     let devices = if spec.devices == 0 {
         Vec::new()
