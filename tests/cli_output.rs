@@ -250,6 +250,12 @@ RANK  ROLE    NODE   DEVICES
    0  worker  gpu-1  h200-141gb 0-2,5
    1  worker  gpu-2  h200-141gb 0-2,5"
     );
+    let in_rack = Plan { domain: "rack r7".into(), ..starts };
+    let text = plan::text(&in_rack, NOW, &plain());
+    assert!(
+        text.starts_with("The job would start now, with all of its 2 ranks in rack r7:\n\nRANK"),
+        "{text}"
+    );
 }
 
 fn node() -> Node {
