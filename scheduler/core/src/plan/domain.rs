@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::fit::{Free, Misfit, Seek, has_labels};
 use super::reserve::Owner;
+use super::score::Take;
+use crate::cluster::Cluster;
 use crate::jobs::Job;
 use crate::nodes::Node;
 use crate::topology::{Level, Standing};
@@ -24,58 +26,70 @@ pub struct Within {
     pub domain: Option<Name>,
 }
 
+/// Alternatives of the roles of a job, one after the other: what each takes of each class of devices.
+struct Wanted<'j> {
+    job: &'j Job,
+    of: Vec<(&'j Role, Option<Vec<Option<Take>>>)>,
+}
+
 /// Some nodes, and for how many ranks of a job they have room.
-struct Domain {
-    name: Name,
+struct Domain<'n> {
+    name: &'n Name,
     nodes: Vec<NodeId>,
-    /// By role.
-    counts: Vec<Count>,
+    /// By alternative, for how many ranks there is room: never less than there really is.
+    counts: Vec<u64>,
+    /// By alternative, domains that could have one of them, where they have to stand apart.
+    apart: BTreeSet<(usize, &'n Name)>,
 }
 
-/// For how many ranks of a role there is room, by alternative; never less than there really is.
-#[derive(Clone, Default)]
-struct Count {
-    ranks: Vec<u64>,
-    /// Domains in which one of them could be, where they have to stand apart.
-    apart: Vec<BTreeSet<Name>>,
-}
-
-impl Count {
-    fn of(role: &Role) -> Count {
-        let alternatives = role.request.devices.len().max(1);
-        Count { ranks: vec![0; alternatives], apart: vec![BTreeSet::new(); alternatives] }
-    }
-
-    fn most(&self) -> u64 {
-        self.ranks.iter().copied().max().unwrap_or(0)
+impl<'j> Wanted<'j> {
+    fn of(free: &Free, job: &'j Job) -> Wanted<'j> {
+        let of_role = |role: &'j Role| {
+            let none = role.request.devices.is_empty().then_some((role, None));
+            role.request.devices.iter().map(move |want| (role, Some(want))).chain(none)
+        };
+        let alternatives = job.spec.roles.iter().flat_map(of_role);
+        let of = alternatives.map(|(role, want)| (role, want.map(|want| free.room.takes_of(want))));
+        Wanted { job, of: of.collect() }
     }
 }
 
-impl Domain {
+impl<'n> Domain<'n> {
+    fn new(name: &'n Name, wanted: &Wanted) -> Domain<'n> {
+        Domain { name, nodes: Vec::new(), counts: vec![0; wanted.of.len()], apart: BTreeSet::new() }
+    }
+
+    /// By role, for how many ranks there is room by count.
+    fn counts<'d>(&'d self, wanted: &'d Wanted) -> impl Iterator<Item = (&'d Role, u64)> {
+        let mut at = 0;
+        wanted.job.spec.roles.iter().map(move |role| {
+            let alternatives = role.request.devices.len().max(1);
+            at += alternatives;
+            (role, self.counts[at - alternatives..at].iter().copied().max().unwrap_or(0))
+        })
+    }
+
     /// For how many of the job's ranks there is room by count.
-    fn ranks(&self, job: &Job) -> u32 {
-        let roles = job.spec.roles.iter().zip(&self.counts);
-        roles.map(|(role, count)| count.most().min(role.ranks.into()) as u32).sum()
+    fn ranks(&self, wanted: &Wanted) -> u32 {
+        self.counts(wanted).map(|(role, count)| count.min(role.ranks.into()) as u32).sum()
     }
 
     /// For how many ranks of such jobs there is room: of the domains with enough, the one with the least is taken.
-    fn room(&self) -> u64 {
-        self.counts.iter().map(Count::most).sum()
+    fn room(&self, wanted: &Wanted) -> u64 {
+        self.counts(wanted).map(|(_, count)| count).sum()
     }
 
-    fn add(&mut self, free: &Free, job: &Job, node: &Node) {
+    fn add(&mut self, free: &Free, wanted: &Wanted, node: &'n Node) {
         self.nodes.push(node.id);
-        for (role, counts) in job.spec.roles.iter().zip(&mut self.counts) {
+        for (at, (role, takes)) in wanted.of.iter().enumerate() {
             if !may_stand(node, role) {
                 continue;
             }
-            for at in 0..counts.ranks.len() {
-                let apart = role.standing.apart.as_ref().and_then(|level| level.domain_of(node));
-                let most = if apart.is_some() { 1 } else { role.ranks };
-                let ranks = free.room.bound(node.id, &role.request, role.request.devices.get(at), most);
-                if 0 < ranks && apart.is_none_or(|domain| counts.apart[at].insert(domain.clone())) {
-                    counts.ranks[at] += u64::from(ranks);
-                }
+            let apart = role.standing.apart.as_ref().and_then(|level| level.domain_of(node));
+            let most = if apart.is_some() { 1 } else { role.ranks };
+            let ranks = free.room.bound(node.id, &role.request, takes.as_deref(), most);
+            if 0 < ranks && apart.is_none_or(|domain| self.apart.insert((at, domain))) {
+                self.counts[at] += u64::from(ranks);
             }
         }
     }
@@ -98,30 +112,33 @@ pub(super) fn in_one_domain<T>(
     other: Option<&Level>,
     seek: Seek<T>,
 ) -> Result<T, Misfit> {
-    let mut kept = None;
-    let mut domains = domains(free, job, level, other, &mut kept);
-    domains.sort_by_cached_key(|domain| (domain.room(), domain.name.clone()));
+    let (cluster, wanted, mut kept) = (free.cluster, Wanted::of(free, job), None);
     let of = job.spec.ranks();
-    let mut best: Option<(u32, Name)> = None;
-    let mut misfit = kept.map(Misfit::Kept);
-    let mut tried = 0;
-    for domain in domains {
-        let mut ranks = domain.ranks(job);
-        if ranks == of && tried < MAX_DOMAINS {
-            tried += 1;
-            match seek(free, job, Some(&domain.nodes)) {
-                Ok(found) => return Ok(found),
-                Err(Misfit::RoomFor { ranks: fewer, .. }) => ranks = fewer,
-                Err(limit @ Misfit::QueueLimit { .. }) => misfit = Some(limit),
-                Err(Misfit::Kept(_)) => (),
-            }
+    let mut best: Option<(u32, &Name)> = None;
+    let mut note = |ranks: u32, name| {
+        if best.is_none_or(|(most, _)| most < ranks) {
+            best = Some((ranks, name));
         }
-        if best.as_ref().is_none_or(|(most, _)| *most < ranks) {
-            best = Some((ranks, domain.name));
+    };
+    let mut with_room: Vec<(u64, Domain)> = Vec::new();
+    for domain in domains(free, cluster, &wanted, (level, other), &mut kept) {
+        match domain.ranks(&wanted) {
+            ranks if ranks == of => with_room.push((domain.room(&wanted), domain)),
+            ranks => note(ranks, domain.name),
+        }
+    }
+    with_room.sort_by_key(|(room, domain)| (*room, domain.name));
+    let mut misfit = kept.map(Misfit::Kept);
+    for (_, domain) in with_room.into_iter().take(MAX_DOMAINS) {
+        match seek(free, job, Some(&domain.nodes)) {
+            Ok(found) => return Ok(found),
+            Err(Misfit::RoomFor { ranks, .. }) => note(ranks, domain.name),
+            Err(limit @ Misfit::QueueLimit { .. }) => misfit = Some(limit),
+            Err(Misfit::Kept(_)) => (),
         }
     }
     Err(misfit.unwrap_or_else(|| {
-        let (ranks, domain) = best.map_or((0, None), |(ranks, name)| (ranks, Some(name)));
+        let (ranks, domain) = best.map_or((0, None), |(ranks, name)| (ranks, Some(name.clone())));
         Misfit::RoomFor { ranks, of, within: Some(Within { level: level.clone(), domain }) }
     }))
 }
@@ -129,28 +146,27 @@ pub(super) fn in_one_domain<T>(
 /// The domains of a level, those of different ones of the other level apart, by name.
 ///
 /// * `kept`: whom the first node is kept for that was passed over.
-fn domains(
+fn domains<'c>(
     free: &Free,
-    job: &Job,
-    level: &Level,
-    other: Option<&Level>,
+    cluster: &'c Cluster,
+    wanted: &Wanted,
+    (level, other): (&Level, Option<&Level>),
     kept: &mut Option<Owner>,
-) -> Vec<Domain> {
-    let counts: Vec<Count> = job.spec.roles.iter().map(Count::of).collect();
+) -> Vec<Domain<'c>> {
     let mut domains: BTreeMap<(&Name, Option<&Name>), Domain> = BTreeMap::new();
-    for node in free.cluster.nodes().iter().filter(|node| free.room.is_open(node.id)) {
+    for node in cluster.nodes().iter().filter(|node| free.room.is_open(node.id)) {
         let Some(name) = level.domain_of(node) else { continue };
         let of_other = other.map(|other| other.domain_of(node));
         if of_other == Some(None) {
             continue;
         }
-        let new = || Domain { name: name.clone(), nodes: Vec::new(), counts: counts.clone() };
-        let domain = domains.entry((name, of_other.flatten())).or_insert_with(new);
-        match free.keeps(job, node.id) {
-            None => domain.add(free, job, node),
+        let domain = domains.entry((name, of_other.flatten()));
+        let domain = domain.or_insert_with(|| Domain::new(name, wanted));
+        match free.keeps(wanted.job, node.id) {
+            None => domain.add(free, wanted, node),
             Some(owner) => {
                 let takes = |role: &Role| may_stand(node, role) && free.room.takes(node.id, &role.request);
-                if kept.is_none() && job.spec.roles.iter().any(takes) {
+                if kept.is_none() && wanted.job.spec.roles.iter().any(takes) {
                     *kept = Some(owner);
                 }
             }

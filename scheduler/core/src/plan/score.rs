@@ -74,7 +74,7 @@ pub(super) struct Take {
     /// Whether the devices are cores.
     pub cores: bool,
     /// Whether they must be of one island.
-    one_island: bool,
+    pub one_island: bool,
 }
 
 impl Take {

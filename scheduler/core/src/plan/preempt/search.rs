@@ -10,6 +10,7 @@ use crate::jobs::Job;
 use crate::plan::domain::may_stand;
 use crate::plan::fit::{Free, Misfit, charge, find, fits, fits_among};
 use crate::plan::room::{NodeFree, Room};
+use crate::plan::score::Take;
 use crate::topology::Level;
 use crate::types::*;
 
@@ -385,10 +386,11 @@ impl<'s, 'a> Search<'s, 'a> {
     ) -> Vec<(Vec<NodeId>, Vec<Gain<'a>>)> {
         let role = job.spec.roles.iter().max_by_key(|role| role.ranks).expect("a job has a role");
         let mut domains: BTreeMap<&Name, (u64, Vec<NodeId>, Vec<Gain>)> = BTreeMap::new();
+        let takes: Vec<_> = role.request.devices.iter().map(|want| self.free.room.takes_of(want)).collect();
         let open = self.free.cluster.nodes().iter().filter(|node| node.takes_work());
         for (name, node) in open.filter_map(|node| Some((level.domain_of(node)?, node.id))) {
             let (ranks, nodes, _) = domains.entry(name).or_default();
-            *ranks += u64::from(self.bound_on(node, job, role));
+            *ranks += u64::from(self.bound_on(node, job, role, &takes));
             nodes.push(node);
         }
         for gain in nodes {
@@ -433,14 +435,14 @@ impl<'s, 'a> Search<'s, 'a> {
     }
 
     /// The same, never less than it is.
-    fn bound_on(&self, id: NodeId, job: &Job, role: &Role) -> u32 {
+    fn bound_on(&self, id: NodeId, job: &Job, role: &Role, takes: &[Vec<Option<Take>>]) -> u32 {
         if !may_stand(self.free.cluster.nodes().get(id), role) || self.free.is_kept_from(job, id) {
             return 0;
         }
-        let request = &role.request;
-        let with = |devices| self.free.room.bound(id, request, devices, role.ranks);
-        let none = request.devices.is_empty().then_some(None);
-        request.devices.iter().map(Some).chain(none).map(with).max().unwrap_or(0)
+        let with =
+            |takes: Option<&[Option<Take>]>| self.free.room.bound(id, &role.request, takes, role.ranks);
+        let none = takes.is_empty().then_some(None);
+        takes.iter().map(|takes| Some(&takes[..])).chain(none).map(with).max().unwrap_or(0)
     }
 
     /// Candidates by each node that they hold something on, in their order.

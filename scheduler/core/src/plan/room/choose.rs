@@ -164,13 +164,20 @@ impl Room {
         open.filter_map(score).collect()
     }
 
+    /// What a rank takes of each class of devices.
+    pub(in crate::plan) fn takes_of(&self, want: &DeviceRequest) -> Vec<Option<Take>> {
+        self.classes.iter().map(|class| Take::of(want, class)).collect()
+    }
+
     /// Ranks that a node has room for, no more than `most`: never fewer than there is room for, and exactly so many
     /// where each takes whole devices or a part of one. `O(devices)`.
+    ///
+    /// * `takes`: of [`Room::takes_of`]; `None`: no devices.
     pub(in crate::plan) fn bound(
         &self,
         id: NodeId,
         request: &Request,
-        devices: Option<&DeviceRequest>,
+        takes: Option<&[Option<Take>]>,
         most: u32,
     ) -> u32 {
         let RoomNode { free, inventory, .. } = &self.nodes[id.0 as usize];
@@ -178,12 +185,9 @@ impl Room {
         let others = times(free.cpus_milli, request.cpus_milli.into())
             .min(times(free.memory_bytes, request.memory_bytes))
             .min(most.into());
-        let Some(want) = devices else { return others as u32 };
-        let mut classes: Vec<u16> = free.devices.iter().map(|device| device.class).collect();
-        classes.sort_unstable();
-        classes.dedup();
+        let Some(takes) = takes else { return others as u32 };
         let of_class = |class: u16| {
-            let take = Take::of(want, &self.classes[usize::from(class)])?;
+            let take = takes[usize::from(class)].as_ref()?;
             let fit = free.devices.iter().filter(|device| device.class == class && take.fits(device));
             let count = u64::from(take.count);
             let ranks = match take.slice {
@@ -194,7 +198,7 @@ impl Room {
                     };
                     fit.map(parts).sum::<u64>() / count
                 }
-                None if want.one_island && 1 < count => {
+                None if take.one_island => {
                     let islands = islands(&inventory.devices, fit.map(|device| device.index));
                     islands.into_values().map(|devices| u64::from(devices) / count).sum()
                 }
@@ -202,7 +206,10 @@ impl Room {
             };
             Some(ranks.min(times(free.cpus_milli, take.cpus_milli(request).into())))
         };
-        let ranks: u64 = classes.into_iter().filter_map(of_class).sum();
-        ranks.min(others) as u32
+        let is_first = |(at, device): &(usize, &DeviceFree)| {
+            free.devices[..*at].iter().all(|other| other.class != device.class)
+        };
+        let classes = free.devices.iter().enumerate().filter(is_first).map(|(_, device)| device.class);
+        classes.filter_map(of_class).sum::<u64>().min(others) as u32
     }
 }

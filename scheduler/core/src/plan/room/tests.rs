@@ -162,7 +162,8 @@ fn the_index_finds_what_a_look_at_every_node_finds() {
             assert_eq!(chosen.score, best);
             linked += check_islands(&room, &nodes[best.node.0 as usize], devices, &chosen, seed);
             assert!(room.takes(best.node, &request), "seed {seed}: {request:?}");
-            let bound = room.bound(best.node, &request, devices, 1);
+            let takes = devices.map(|want| room.takes_of(want));
+            let bound = room.bound(best.node, &request, takes.as_deref(), 1);
             assert_eq!(bound, 1, "seed {seed}: {request:?}");
             let worker = WorkerId { job: JobId(step + 1), attempt: 1, rank: 0 };
             let rank = Allocation {
