@@ -354,6 +354,7 @@ fn report(seq: u64) -> v1::NodeReport {
         model: "h200-141gb".into(),
         memory_bytes: 141 << 30,
         uuid: format!("GPU-{at}"),
+        island: None,
         fault: None,
         speed_milli: 1000,
     };

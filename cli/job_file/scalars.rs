@@ -56,6 +56,18 @@ pub struct Indices(pub ArrayRange);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Maker(pub Vendor);
 
+/// A level of the pool's structure: `node`, or the key of a label.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Level(pub aquifer_proto::core::Level);
+
+/// How much something is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Need {
+    Require,
+    Prefer,
+}
+
 /// What a job's workers run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
@@ -207,6 +219,37 @@ impl FromStr for Maker {
     }
 }
 
+impl Scalar for Level {
+    fn expected() -> String {
+        "expected node, or the key of a label of nodes, like rack".into()
+    }
+}
+impl FromStr for Level {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Level, String> {
+        match text.is_empty() || text.contains(|c: char| c == '=' || c.is_whitespace() || c.is_control()) {
+            true => Err(Level::expected()),
+            false => Ok(Level(text.parse().expect("every text is a level"))),
+        }
+    }
+}
+
+impl Scalar for Need {
+    fn expected() -> String {
+        "expected require or prefer".into()
+    }
+}
+impl FromStr for Need {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Need, String> {
+        match text {
+            "require" => Ok(Need::Require),
+            "prefer" => Ok(Need::Prefer),
+            _ => Err(Need::expected()),
+        }
+    }
+}
+
 impl Scalar for Kind {
     fn expected() -> String {
         "expected train, serve or command".into()
@@ -274,6 +317,19 @@ impl fmt::Display for Indices {
 impl fmt::Display for Maker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
+    }
+}
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Need::Require => "require",
+            Need::Prefer => "prefer",
+        })
     }
 }
 impl fmt::Display for Kind {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::nodes::{Span, Until};
+use crate::topology::{Standing, Topology};
 use crate::types::*;
 
 /// A job and its placement.
@@ -130,6 +131,10 @@ pub enum Why {
 pub struct Shape {
     /// Ranks and request, role by role.
     pub roles: Vec<(u32, Request)>,
+    /// Where all ranks stand together, and how those of each role keep away from each other.
+    pub topology: Topology,
+    #[allow(missing_docs)]
+    pub standings: Vec<Standing>,
     /// A job that ends in time may use what is kept for another.
     pub time_limit_ms: Option<u64>,
 }
@@ -241,7 +246,9 @@ impl Job {
     /// Its identity for placement.
     pub fn shape(&self) -> Shape {
         let roles = self.spec.roles.iter().map(|role| (role.ranks, role.request.clone())).collect();
-        Shape { roles, time_limit_ms: self.spec.time_limit_ms }
+        let standings = self.spec.roles.iter().map(|role| role.standing.clone()).collect();
+        let (topology, time_limit_ms) = (self.spec.topology.clone(), self.spec.time_limit_ms);
+        Shape { roles, topology, standings, time_limit_ms }
     }
 }
 

@@ -20,10 +20,12 @@ pub mod nodes;
 pub mod plan;
 pub mod queues;
 pub mod rounds;
+pub mod topology;
 pub mod types;
 
 pub use cluster::{Cluster, Policy};
 pub use effect::{Answer, Effect, Note, Record, Refusal};
 pub use event::*;
 pub use queues::{QueueError, QueueUsage};
+pub use topology::{Level, Standing, Topology};
 pub use types::*;

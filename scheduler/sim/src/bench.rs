@@ -152,6 +152,7 @@ fn node(id: u32) -> Record {
         uuid: format!("{id}-{at}").into(),
         fault: None,
         speed_milli: 1000,
+        island: None,
     };
     let inventory = Inventory {
         devices: (0..8).map(device).collect(),
@@ -186,6 +187,7 @@ fn spec(ranks: u32, devices: Vec<DeviceRequest>, cpus_milli: u32) -> JobSpec {
             name: "worker".into(),
             ranks,
             request,
+            standing: Standing::default(),
             program: Program::Command(vec!["measured".into()]),
         }],
         ..JobSpec::default()
