@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aquifer_core::agent::{Action, Message, NodeAgent};
-use aquifer_core::{Exit, Inventory, Launch as Order, Name, Ports, Time, WorkerId, WorkerState};
+use aquifer_core::{Exit, Inventory, Launch as Order, Name, Ports, Progress, Time, WorkerId, WorkerState};
 use aquifer_proto::v1::agent_message::Message as Up;
 use aquifer_proto::v1::scheduler_message::Message as Down;
 use aquifer_proto::{border, v1, wire};
@@ -350,6 +350,9 @@ impl Daemon {
             News::State { id, state } => self.agent.on_worker(id, state),
             News::Status { id, status } => {
                 self.on_status(id, &status);
+                if let Some(progress) = pace_of(&status) {
+                    self.agent.on_progress(now(), id, progress);
+                }
                 if let Some(scheduler) = &self.scheduler {
                     let message = Some(Up::Progress(progress_of(id, status)));
                     _ = scheduler.try_send(v1::AgentMessage { message }); // The next one says it again.
@@ -471,6 +474,14 @@ fn link_of(config: &AgentConfig) -> Result<Link, AgentError> {
             .keep_alive_while_idle(true),
         token: token.transpose().map_err(|_| AgentError::Token)?,
     })
+}
+
+/// What the scheduler learns speeds and expected ends from.
+fn pace_of(status: &Status) -> Option<Progress> {
+    let told = status.tokens_per_s.filter(|rate| rate.is_finite() && 0.0 < *rate);
+    let rate_milli = told.map_or(0, |rate| (rate * 1000.0) as u64).min(border::MAX_RATE_MILLI);
+    let step = status.step.or((rate_milli != 0).then_some(0))?;
+    Some(Progress { step, total_steps: status.total_steps.unwrap_or(0), rate_milli })
 }
 
 fn progress_of(id: WorkerId, status: Status) -> v1::Progress {

@@ -420,6 +420,17 @@ pub fn worker_id(field: &str, wire: Option<&v1::Worker>) -> Checked<WorkerId> {
     Ok(WorkerId { job: job_id(field, wire.job)?, attempt: wire.attempt, rank: wire.rank })
 }
 
+/// Thousandths of a token a second that a rank may tell, at most.
+pub const MAX_RATE_MILLI: u64 = 1_000_000_000_000_000;
+
+fn pace(wire: v1::Pace) -> Checked<Progress> {
+    let v1::Pace { step, total_steps, rate_milli } = wire;
+    if MAX_RATE_MILLI < rate_milli {
+        return Err(Invalid::new("report.workers.progress.rate_milli", rate_milli, "at most 10^15"));
+    }
+    Ok(Progress { step, total_steps, rate_milli })
+}
+
 /// Checks a node's report. `node` and `boot` are those of its session, `known` the inventory that it reported last.
 pub fn report(
     node: Name,
@@ -446,7 +457,8 @@ pub fn report(
             Some(v1::worker_report::State::Exited(wire)) => WorkerState::Exited(exit(wire)?),
             None => return Err(Invalid::new("report.workers.state", "absent", "expected a state")),
         };
-        Ok(WorkerReport { id, state, checkpoint_age_ms: wire.checkpoint_age_ms })
+        let progress = wire.progress.map(pace).transpose()?;
+        Ok(WorkerReport { id, state, checkpoint_age_ms: wire.checkpoint_age_ms, progress })
     });
     Ok(NodeReport {
         node,

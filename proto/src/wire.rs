@@ -196,6 +196,7 @@ pub fn report(report: &NodeReport, inventory_known: bool) -> v1::NodeReport {
             worker: Some(worker(report.id)),
             state: Some(state),
             checkpoint_age_ms: report.checkpoint_age_ms,
+            progress: report.progress.map(pace),
         }
     };
     v1::NodeReport {
@@ -205,6 +206,11 @@ pub fn report(report: &NodeReport, inventory_known: bool) -> v1::NodeReport {
         revision_count: report.revision.count,
         workers: report.workers.iter().map(worker_report).collect(),
     }
+}
+
+fn pace(progress: Progress) -> v1::Pace {
+    let Progress { step, total_steps, rate_milli } = progress;
+    v1::Pace { step, total_steps, rate_milli }
 }
 
 /// Whether a node takes work.

@@ -11,6 +11,9 @@ use std::time::Duration;
 use crate::event::*;
 use crate::types::*;
 
+/// Between two reports that only say how far workers are.
+pub const PROGRESS_EVERY: Duration = Duration::from_secs(60);
+
 /// State of one agent.
 #[derive(Clone, Debug)]
 pub struct NodeAgent {
@@ -21,6 +24,8 @@ pub struct NodeAgent {
     workers: BTreeMap<WorkerId, WorkerState>,
     /// When the last checkpoint of a worker was found.
     checkpoints: BTreeMap<WorkerId, Time>,
+    /// How far workers are, and when that was last worth a report.
+    progress: BTreeMap<WorkerId, (Progress, Time)>,
     /// Those that the end of the lease ended, or is about to.
     fenced: BTreeSet<WorkerId>,
     boot: u64,
@@ -92,6 +97,7 @@ impl NodeAgent {
             orders: Vec::new(),
             workers,
             checkpoints: BTreeMap::new(),
+            progress: BTreeMap::new(),
             fenced: BTreeSet::new(),
             boot,
             seq: 0,
@@ -149,7 +155,8 @@ impl NodeAgent {
             WorkerState::Exited(exit) if *exit != Exit::Code(0) && self.fenced.contains(id) => None,
             _ => {
                 let checkpoint_age_ms = self.checkpoints.get(id).map(|at| now.since(*at));
-                Some(WorkerReport { id: *id, state: state.clone(), checkpoint_age_ms })
+                let progress = self.progress.get(id).map(|(progress, _)| *progress);
+                Some(WorkerReport { id: *id, state: state.clone(), checkpoint_age_ms, progress })
             }
         };
         NodeReport {
@@ -228,6 +235,7 @@ impl NodeAgent {
                 actions.push(Action::Forget(*id));
                 self.fenced.remove(id);
                 self.checkpoints.remove(id);
+                self.progress.remove(id);
                 self.version += 1;
             } else {
                 actions.push(Action::Stop { worker: *id, grace_ms: 0 });
@@ -253,6 +261,27 @@ impl NodeAgent {
         if self.workers.contains_key(&id) {
             self.checkpoints.insert(id, now);
             self.version += 1;
+        }
+    }
+
+    /// A worker told how far it is. That alone is worth a report once in [`PROGRESS_EVERY`]; others say it too.
+    pub fn on_progress(&mut self, now: Time, id: WorkerId, progress: Progress) {
+        if !self.workers.contains_key(&id) {
+            return;
+        }
+        match self.progress.get_mut(&id) {
+            Some((known, at)) => {
+                let is_due = *at + PROGRESS_EVERY <= now && *known != progress;
+                *known = progress;
+                if is_due {
+                    *at = now;
+                    self.version += 1;
+                }
+            }
+            None => {
+                self.progress.insert(id, (progress, now));
+                self.version += 1;
+            }
         }
     }
 

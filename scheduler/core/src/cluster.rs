@@ -11,6 +11,7 @@ use crate::nodes::*;
 use crate::plan::price::{self, Prices};
 use crate::plan::{self, Free, Futile, Kept, Order, Promised, Room, Turnover};
 use crate::queues::Queues;
+use crate::speed::{Pace, Speeds};
 use crate::types::*;
 
 /// Name of the queue that always exists.
@@ -66,6 +67,10 @@ pub struct Cluster {
     pub(crate) promised: Promised,
     /// When jobs that run had their last checkpoint, if that was in this attempt. Soft state, from reports.
     checkpoints: BTreeMap<JobId, Time>,
+    /// How far workers are that speak for a role of a running job. Soft state, from reports.
+    pub(crate) paces: BTreeMap<WorkerId, Pace>,
+    /// Soft state, from reports.
+    pub(crate) speeds: Arc<Speeds>,
     /// What is free. Derived from the nodes and what is held on them.
     room: Room,
     /// Learned from what was asked for. Derived from the jobs, see [`price::learned_from`].
@@ -111,6 +116,8 @@ impl Cluster {
             futile: Futile::default(),
             promised: Promised::new(),
             checkpoints: BTreeMap::new(),
+            paces: BTreeMap::new(),
+            speeds: Arc::default(),
             freed_for: BTreeSet::new(),
             room: Room::default(),
             prices: Arc::default(),
@@ -169,6 +176,7 @@ impl Cluster {
         for node in cluster.nodes.iter() {
             cluster.room.refresh(node, cluster.nodes.held(node.id));
         }
+        cluster.room.learn_worth(&cluster.speeds);
         cluster
     }
 
@@ -248,6 +256,7 @@ impl Cluster {
             self.prices = Arc::new(Prices::learn(self.jobs.range(price::window(last)).map(|job| &*job.spec)));
             self.room.set_prices(self.prices.clone());
         }
+        self.room.learn_worth(&self.speeds);
     }
 
     /// The rules.
@@ -411,6 +420,7 @@ impl Cluster {
 
     pub(crate) fn forget_checkpoint(&mut self, job: JobId) {
         self.checkpoints.remove(&job);
+        self.forget_pace(job);
     }
 
     /// Plans again for those who wait and could use what has become free on a node.
@@ -510,41 +520,6 @@ impl Cluster {
     fn assign(&self, id: NodeId) -> Effect {
         let acked = self.nodes.lease(id).map_or(0, |lease| lease.seq);
         Effect::Assign { node: id, acked, assignment: self.assignment(id) }
-    }
-
-    /// What every worker on the node should be doing.
-    pub fn assignment(&self, node: NodeId) -> Assignment {
-        let orders = self.nodes.held(node).workers.iter().map(|worker| {
-            let job = self.jobs.get(worker.job).expect("a worker's job");
-            let goal = if job.phase == Phase::Active { Goal::Run } else { Goal::Stop };
-            let state = job.ranks[worker.rank as usize].worker;
-            let launch = (state == RankState::Assigned).then(|| Arc::new(self.launch(job, worker.rank)));
-            WorkerOrder { id: *worker, goal, grace_ms: job.spec.grace_ms, launch }
-        });
-        Assignment { revision: self.nodes.revision(node), workers: orders.collect() }
-    }
-
-    fn launch(&self, job: &Job, rank: u32) -> Launch {
-        let allocation = &job.ranks[rank as usize];
-        let local = |rank: &&Allocation| rank.node == allocation.node;
-        let mut nodes: Vec<NodeId> = Vec::new();
-        for rank in &job.ranks {
-            if !nodes.contains(&rank.node) {
-                nodes.push(rank.node);
-            }
-        }
-        let master = &job.ranks[0];
-        Launch {
-            spec: job.spec.clone(),
-            role: job.spec.role_of(rank),
-            world_size: job.ranks.len() as u32,
-            local_rank: job.ranks[..rank as usize].iter().filter(local).count() as u32,
-            local_world_size: job.ranks.iter().filter(local).count() as u32,
-            node_rank: nodes.iter().position(|node| *node == allocation.node).expect("its node") as u32,
-            master: (self.nodes.get(master.node).inventory.address.clone(), master.port),
-            array_index: job.array.map(|array| array.index),
-            allocation: allocation.clone(),
-        }
     }
 }
 

@@ -114,6 +114,19 @@ pub struct WorkerReport {
     pub state: WorkerState,
     /// How long ago its last checkpoint was found on disk, in milliseconds; `None`: none that is known.
     pub checkpoint_age_ms: Option<u64>,
+    /// How far it is, as it told last; `None`: it told nothing.
+    pub progress: Option<Progress>,
+}
+
+/// How far a worker is, in its own words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Steps done.
+    pub step: u64,
+    /// Steps in all; 0: not known.
+    pub total_steps: u64,
+    /// What this rank does in a second, in thousandths of a token; 0: not told.
+    pub rate_milli: u64,
 }
 
 /// What a worker process is doing, from its agent. Only ever grows, in the order of the variants.

@@ -9,6 +9,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod agent;
+mod assignment;
 pub mod autoscale;
 pub mod cluster;
 pub mod effect;
@@ -20,6 +21,7 @@ pub mod nodes;
 pub mod plan;
 pub mod queues;
 pub mod rounds;
+pub mod speed;
 pub mod topology;
 pub mod types;
 

@@ -188,6 +188,12 @@ impl Cluster {
             {
                 self.on_checkpoint(worker.id.job, age_ms);
             }
+            if let Some(progress) = worker.progress
+                && worker.state == WorkerState::Running
+                && self.speaks(worker.id)
+            {
+                self.on_progress(worker.id, progress);
+            }
         }
         let states: BTreeMap<WorkerId, WorkerState> =
             report.workers.into_iter().map(|worker| (worker.id, worker.state)).collect();

@@ -557,6 +557,7 @@ fn usage_is_of_reference_devices() {
         id: WorkerId { job: JobId(1), attempt: 1, rank: 0 },
         state: WorkerState::Running,
         checkpoint_age_ms: None,
+        progress: None,
     }];
     t.report(0, at_speed(100), running);
     let used = t.cluster.queues().overview(t.now)[0];

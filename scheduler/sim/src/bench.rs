@@ -216,6 +216,7 @@ fn report(cluster: &Cluster, id: NodeId, seq: u64, ended: WorkerId) -> NodeRepor
         id: *worker,
         state: if *worker == ended { WorkerState::Exited(Exit::Code(0)) } else { WorkerState::Running },
         checkpoint_age_ms: None,
+        progress: None,
     });
     NodeReport {
         node: node.name.clone(),

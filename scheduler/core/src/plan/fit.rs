@@ -11,6 +11,7 @@ use super::room::{NodeFree, Room};
 use crate::cluster::Cluster;
 use crate::jobs::{Job, Lines, Shape};
 use crate::nodes::Node;
+use crate::speed::Kind;
 use crate::topology::Topology;
 use crate::types::*;
 
@@ -206,6 +207,10 @@ impl<'s, 'a> Search<'s, 'a> {
         let Free { cluster, room, scarcity, kept, taken, .. } = &mut *self.free;
         let (job, request) = (self.job, &role.request);
         let devices = alternative.map(|index| &request.devices[index]);
+        let kind = || Kind::of(&job.spec, role);
+        let costs =
+            devices.and_then(|want| room.class_costs(cluster.speeds(), kind, want, scarcity));
+        let scarcity = costs.as_deref().unwrap_or(scarcity);
         let mut sorted = self.nodes.map(|nodes| room.sorted(nodes, request, devices, scarcity));
         let (mut ranks, mut stand) = (Vec::new(), Stand::of(role));
         while ranks.len() < role.ranks as usize {

@@ -1,5 +1,6 @@
 //! Which ready jobs start now, and where. Pure: reads the cluster, returns a [`Plan`].
 
+mod advantage;
 mod domain;
 mod fit;
 mod index;

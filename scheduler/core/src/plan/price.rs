@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::speed::Kind;
 use crate::types::*;
 
 /// Costs and values count in parts of a thousandth of a device: so many make one.
@@ -37,6 +38,8 @@ pub struct Prices {
     pub core_value: i64,
     /// Requests that only some classes can take, with their part of the whole demand in millionths.
     pub choosy: Vec<(DeviceRequest, u64)>,
+    /// What was asked for by each kind of program, in thousandths of a device.
+    pub kinds: BTreeMap<Kind, u64>,
 }
 
 impl Default for Prices {
@@ -44,7 +47,7 @@ impl Default for Prices {
     fn default() -> Prices {
         let size = |at: usize| at as i64 * 1000 / STEPS as i64 * UNIT;
         let sizes: Vec<i64> = (0..=STEPS).map(size).collect();
-        Prices { value: sizes.clone(), price: sizes, core_value: 0, choosy: Vec::new() }
+        Prices { value: sizes.clone(), price: sizes, core_value: 0, choosy: Vec::new(), kinds: BTreeMap::new() }
     }
 }
 
@@ -69,7 +72,8 @@ impl Prices {
         let mut demand = [0u64; STEPS + 1];
         let (mut milli, mut cpus_milli) = (0u64, 0u64);
         let mut choosy: BTreeMap<DeviceRequest, u64> = BTreeMap::new();
-        for role in specs.flat_map(|spec| &spec.roles) {
+        let mut kinds: BTreeMap<Kind, u64> = BTreeMap::new();
+        for (spec, role) in specs.flat_map(|spec| spec.roles.iter().map(move |role| (spec, role))) {
             let Some(want) = role.request.devices.first().filter(|want| want.vendor != Some(Vendor::Cpu))
             else {
                 continue;
@@ -79,6 +83,7 @@ impl Prices {
             let devices = u64::from(role.ranks) * u64::from(want.count);
             demand[step_up(share)] += devices;
             milli += devices * share;
+            *kinds.entry(Kind::of(spec, role)).or_default() += devices * share;
             cpus_milli += u64::from(role.ranks) * u64::from(role.request.cpus_milli);
             if want.vendor.is_some() || want.model.is_some() || want.memory_bytes != 0 {
                 let which = DeviceRequest { count: 1, slice: None, one_island: false, ..want.clone() };
@@ -95,6 +100,7 @@ impl Prices {
             price,
             core_value: core_value(milli, cpus_milli),
             choosy: choosy.into_iter().map(part).filter(|(_, millionths)| 0 < *millionths).collect(),
+            kinds,
         }
     }
 

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::advantage::{Figure, Worth};
 use super::index::{Entry, Gap, Group, Wanted};
 use super::price::Prices;
 use super::score::{Score, Strand, Take, Weights, beside_cost, scarcity};
 use crate::nodes::{Held, HeldDevice, Node};
+use crate::speed::{Kind, Speeds};
 use crate::types::*;
 
 /// What is free on one node.
@@ -117,6 +119,9 @@ pub struct Room {
     weights: Weights,
     /// Sets of classes, and which part of the demand, in millionths, can use no others.
     choosy: Vec<(Vec<u16>, u64)>,
+    /// By class, of the devices of all nodes.
+    figures: Vec<Figure>,
+    worth: Worth,
 }
 
 /// Prepared requests, at most; when there are more, they are prepared anew.
@@ -161,8 +166,10 @@ impl Room {
         }
         if !Arc::ptr_eq(&self.nodes[id].inventory, &node.inventory) {
             let class_of = node.inventory.devices.iter().map(|device| self.class_id(&device.class)).collect();
+            self.count_figures(id, false);
             self.nodes[id].class_of = class_of;
             self.nodes[id].inventory = node.inventory.clone();
+            self.count_figures(id, true);
         }
         let class_of = &self.nodes[id].class_of;
         let free = NodeFree::of(&node.inventory, held, class_of);
@@ -177,6 +184,7 @@ impl Room {
         self.classes.push(class.clone());
         self.class_ids.insert(class.clone(), id);
         self.free_milli.push(0);
+        self.figures.push(Figure::default());
         self.asked.clear();
         self.find_choosy();
         id
@@ -188,8 +196,47 @@ impl Room {
             self.gaps.iter_mut().for_each(|(_, group)| group.bound(prices.core_value));
         }
         self.prices = prices;
+        self.worth.forget();
         self.asked.clear();
         self.find_choosy();
+    }
+
+    /// Adds or removes what the devices of a node say of their speed.
+    fn count_figures(&mut self, id: usize, add: bool) {
+        self.worth.forget();
+        let RoomNode { inventory, class_of, .. } = &self.nodes[id];
+        for (device, class) in inventory.devices.iter().zip(class_of) {
+            let (figure, speed) = (&mut self.figures[usize::from(*class)], u64::from(device.speed_milli));
+            match add {
+                true => (figure.sum, figure.devices) = (figure.sum + speed, figure.devices + 1),
+                false => (figure.sum, figure.devices) = (figure.sum - speed, figure.devices - 1),
+            }
+        }
+    }
+
+    /// Brings up to date what the classes are worth to programs of different speeds.
+    pub(crate) fn learn_worth(&mut self, speeds: &Speeds) {
+        let classes = self.classes.iter().cloned().zip(self.figures.iter().copied());
+        self.worth.learn(speeds, &self.prices, classes);
+    }
+
+    /// What the classes are worth to programs of different speeds, as last learned.
+    pub(super) fn worth(&self) -> &Worth {
+        &self.worth
+    }
+
+    /// What a thousandth of each class costs a rank: its scarcity, and what is lost where it is not the class that serves
+    /// the pool best. `None`: the scarcity alone.
+    pub(super) fn class_costs(
+        &self,
+        speeds: &Speeds,
+        kind: impl FnOnce() -> Kind,
+        want: &DeviceRequest,
+        scarcity: &[i64],
+    ) -> Option<Vec<i64>> {
+        let costs = self.worth.costs(speeds, kind, want)?;
+        // A class that has just come is not known yet.
+        (costs.len() == scarcity.len()).then(|| scarcity.iter().zip(costs).map(|(one, other)| one + other).collect())
     }
 
     /// Whether idle nodes are for wide jobs, see [`Weights`].
@@ -289,6 +336,8 @@ impl Room {
 
     /// The best node for one rank, of those that pass.
     ///
+    /// * `scarcity`: what a thousandth of each class costs; of cores only what they lose by their speed.
+    ///
     /// Passes over groups and runs that cannot be better; `O(gaps + log nodes)` where many nodes are alike, never more
     /// than `O(gaps * nodes)`.
     pub(super) fn best(
@@ -332,7 +381,7 @@ impl Room {
         let by_class: Vec<Option<Wanted>> = (asked.takes.iter().zip(scarcity))
             .map(|(take, scarcity)| {
                 let take = take.as_ref()?;
-                Some(wanted(Some(take), scarcity * i64::from(take.accelerators_milli())))
+                Some(wanted(Some(take), scarcity * i64::from(take.devices_milli())))
             })
             .collect();
         let least = by_class.iter().flatten().map(|wanted| wanted.cost + wanted.strand.least()).min();
@@ -429,6 +478,15 @@ impl Room {
         let indexed: usize = self.gaps.iter().map(|(_, group)| group.iter().count()).sum();
         assert_eq!(indexed, entries, "entries of the index");
         assert_eq!(self.free_milli, free_milli, "what is free of each class");
+        let mut figures = vec![Figure::default(); self.classes.len()];
+        for node in &self.nodes {
+            for (device, class) in node.inventory.devices.iter().zip(&node.class_of) {
+                let figure = &mut figures[usize::from(*class)];
+                (figure.sum, figure.devices) =
+                    (figure.sum + u64::from(device.speed_milli), figure.devices + 1);
+            }
+        }
+        assert_eq!(self.figures, figures, "what the devices of each class say of their speed");
     }
 }
 

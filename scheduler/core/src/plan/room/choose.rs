@@ -111,7 +111,7 @@ impl Room {
                     self.weights.whole_cost(whole, idle, take.count) + self.weights.split_cost(is_split)
                 }
             };
-            let scarce = scarcity[usize::from(class)] * i64::from(take.accelerators_milli());
+            let scarce = scarcity[usize::from(class)] * i64::from(take.devices_milli());
             let (score, cpus_milli) = score(Some(&take), gap_cost + scarce)?;
             let mut devices: Vec<u16> = fit.into_iter().map(|(_, index)| index).collect();
             devices.sort_unstable();

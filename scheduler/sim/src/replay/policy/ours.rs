@@ -165,6 +165,7 @@ impl<'a> Ours<'a> {
                 false => WorkerState::Running,
             },
             checkpoint_age_ms: None,
+            progress: None,
         });
         let report = NodeReport {
             node: agent.name.clone(),
