@@ -66,6 +66,7 @@ pub fn text(job: &view::Job, now_ms: u64, output: &Output) -> String {
         ("reason", if job.reason == job.state { String::new() } else { job.reason.clone() }),
         ("ranks", units::group(job.ranks.into())),
         ("devices", jobs::devices(job)),
+        ("class", job.class.clone()),
         ("submitted", at(job.submitted_ms)),
         ("placed", job.placed_ms.map(at).unwrap_or_default()),
         ("ended", job.ended_ms.map(at).unwrap_or_default()),

@@ -36,6 +36,7 @@ pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
     let view = view::Plan {
         starts_now: answer.starts_now,
         domain: answer.domain.clone(),
+        class: answer.class.clone(),
         workers: answer.ranks.iter().map(|rank| view::Rank::new(rank, false)).collect(),
         explanation: answer.explanation.as_ref().map(|wire| view::Explanation::new(None, wire)),
         victims: answer.victims.iter().map(Into::into).collect(),
@@ -68,7 +69,8 @@ pub fn text(plan: &view::Plan, now_ms: u64, output: &Output) -> String {
     let number = plan.workers.len();
     let ranks = if number == 1 { "its rank".into() } else { format!("all of its {number} ranks") };
     let ranks = if plan.domain.is_empty() { ranks } else { format!("{ranks} in {}", plan.domain) };
-    format!("The job would start now, with {ranks}:\n\n{}", table.plain(output))
+    let class = if plan.class.is_empty() { String::new() } else { format!("\n\nOn {}.", plan.class) };
+    format!("The job would start now, with {ranks}:\n\n{}{class}", table.plain(output))
 }
 
 fn text_with_victims(plan: &view::Plan, output: &Output) -> String {

@@ -55,6 +55,9 @@ pub struct Job {
     pub lost_device_ms: u64,
     /// Where its checkpoints are; empty if it has no directory for them.
     pub checkpoint_dir: String,
+    /// On which class of devices it runs, and how fast it is there against others; empty if there is nothing to say.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub class: String,
     /// What its lowest rank told last.
     pub progress: Option<Progress>,
     /// Its ranks, while it holds resources.
@@ -290,6 +293,9 @@ pub struct Plan {
     /// The one domain that they are in, of a level that is required or preferred: `rack r7`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub domain: String,
+    /// On which class of devices it would run, and how fast it is there against others.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub class: String,
     /// Else: why not.
     pub explanation: Option<Explanation>,
     /// Jobs that would be stopped for it and placed again later; then it would start.
@@ -531,6 +537,7 @@ impl From<&v1::Job> for Job {
             cpu_milli_ms: wire.cpu_milli_ms,
             lost_device_ms: wire.lost_device_ms,
             checkpoint_dir: wire.checkpoint_dir.clone(),
+            class: wire.class.clone(),
             progress: workers.iter().find_map(|worker| worker.progress.clone()),
             workers,
             spec: None,

@@ -215,6 +215,9 @@ fn fake_devices_may_be_linked() {
         open(&format!("fake:{}", file.display())).devices().iter().map(|device| device.island).collect();
     assert_eq!(islands, [Some(0), Some(0), Some(1), Some(2), Some(2), None]);
     assert!(aquifer_agent::device::parse_fake(&entry("island_size = 0")).is_err());
+    let speed = |text: &str| aquifer_agent::device::parse_fake(&entry(text)).map(|it| it.0[0].speed_milli);
+    assert_eq!((speed("speed = 2.5").unwrap(), speed("").unwrap()), (2500, 1000));
+    assert!(speed("speed = 0.0").unwrap_err().to_string().contains("speed is 0: expected 0.001 to 1000"));
 }
 
 #[test]

@@ -52,6 +52,7 @@ impl Backend for Cpu {
             uuid: format!("cpu-{}-{core}", self.host_name).into(),
             fault: (!own.contains(core)).then(|| "taken from the agent".into()),
             island: None,
+            speed_milli: 1000,
             place: format!("{core:05}"),
             logical: *core as u32,
             nodes: Vec::<PathBuf>::new(),

@@ -12,6 +12,7 @@
 //! count = 8                         # 1 if left out
 //! uuid = "GPU-left"                 # start of the unique names; "fake-VENDOR" if left out
 //! island_size = 4                   # so many, one after the other, are linked directly; none if left out
+//! speed = 2.5                       # how fast each is, 1 is the reference; 1 if left out
 //! faults = { 3 = "fell off the bus" }   # by number within this entry, from 0
 //! ```
 
@@ -51,6 +52,7 @@ struct Entry {
     count: u32,
     uuid: Option<String>,
     island_size: Option<u32>,
+    speed: Option<f64>,
     #[serde(default)]
     faults: BTreeMap<String, String>,
 }
@@ -120,6 +122,10 @@ pub fn parse_fake(text: &str) -> Result<(Vec<Found>, BTreeMap<Name, Name>), Devi
         if entry.island_size == Some(0) {
             return Err(DeviceError::Fake("island_size is 0: expected at least 1".into()));
         }
+        let speed = entry.speed.unwrap_or(1.0);
+        if !(0.001..=1000.0).contains(&speed) {
+            return Err(DeviceError::Fake(format!("speed is {speed}: expected 0.001 to 1000")));
+        }
         let prefix = entry.uuid.clone().unwrap_or_else(|| format!("fake-{vendor}"));
         for number in 0..entry.count {
             let logical = earlier + number;
@@ -128,6 +134,7 @@ pub fn parse_fake(text: &str) -> Result<(Vec<Found>, BTreeMap<Name, Name>), Devi
                 class: class.clone(),
                 uuid: format!("{prefix}-{suffix}").into(),
                 fault: entry.faults.get(&number.to_string()).map(|fault| fault.as_str().into()),
+                speed_milli: (speed * 1000.0).round() as u32,
                 island: entry.island_size.map(|size| (islands + number / size) as u16),
                 place: format!("{entry_number:04}-{number:05}"),
                 logical,

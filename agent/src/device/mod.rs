@@ -69,6 +69,8 @@ pub struct Found {
     pub fault: Option<Name>,
     /// Those of the vendor with the same number are linked directly; `None`: with none, or nobody has looked.
     pub island: Option<u16>,
+    /// How fast it is, in thousandths of the reference device; 1,000 where nobody has measured it.
+    pub speed_milli: u32,
     /// Where it is in the machine, such that the order of the text is that of the bus: `0000:1b:00.0`.
     pub place: String,
     /// Number by which the vendor's runtime selects it; not always that of its device node.
@@ -228,8 +230,7 @@ impl Backends {
             class: found.class.clone(),
             uuid: found.uuid.clone(),
             fault: found.fault.clone(),
-            // Nobody has measured it.
-            speed_milli: 1000,
+            speed_milli: found.speed_milli,
             island: found.island,
         };
         self.devices.iter().map(device).collect()
@@ -368,6 +369,7 @@ impl KnownDevice {
             uuid: self.uuid.as_str().into(),
             fault: Some("not found any more".into()),
             island: None,
+            speed_milli: 1000,
             place: self.place.clone(),
             logical: u32::MAX,
             nodes: Vec::new(),

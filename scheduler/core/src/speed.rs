@@ -254,7 +254,9 @@ mod tests {
         let (kind, class) = (train("a"), class("t4"));
         speeds.learn(Time(1), kind.clone(), &class, 1000);
         let version = speeds.version();
-        [1100, 900, 1050, 960].map(|rate| speeds.learn(Time(2), kind.clone(), &class, rate));
+        for rate in [1100, 900, 1050, 960] {
+            speeds.learn(Time(2), kind.clone(), &class, rate);
+        }
         assert_eq!(speeds.version(), version);
         (0..20).for_each(|_| speeds.learn(Time(3), kind.clone(), &class, 3000));
         assert!(speeds.kinds[&kind].rates[&class].used.abs_diff(3000) < 300);
@@ -275,8 +277,7 @@ mod tests {
     fn jobs_of_one_name_and_user_are_of_one_kind_whatever_their_number() {
         let role =
             |name: &str| Role { name: name.into(), program: Program::Command(Vec::new()), ..Role::of_test() };
-        let spec =
-            |name: &str| JobSpec { name: name.into(), user: "ada".into(), ..JobSpec::default() };
+        let spec = |name: &str| JobSpec { name: name.into(), user: "ada".into(), ..JobSpec::default() };
         let kind = |name: &str| Kind::of(&spec(name), &role("worker"));
         assert_eq!(kind("sweep-1"), kind("sweep-27"));
         assert_ne!(kind("sweep-1"), kind("other-1"));

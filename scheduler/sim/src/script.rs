@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use aquifer_core::explain::explain;
+use aquifer_core::explain::{class_choice, explain};
 use aquifer_core::jobs::Phase;
 use aquifer_core::plan::Order;
 use aquifer_core::*;
 
 use crate::faults::{Faults, Timing};
-use crate::sim::{CrashPoint, Sim, Work};
+use crate::sim::{CrashPoint, Sim, Work, WorkPace};
 
 const GIB: u64 = 1 << 30;
 /// For as long as a script runs, at least.
@@ -136,7 +136,7 @@ impl Player {
             "ever" => None,
             seconds => Some(1000 * number::<u64>(seconds)?),
         };
-        let mut work = Work { run_ms, failures: 0, exit: Exit::Code(1), checkpoint_ms: None };
+        let mut work = Work { run_ms, failures: 0, exit: Exit::Code(1), checkpoint_ms: None, pace: None };
         for (key, value) in options(&words[at + 2..])? {
             let each = |spec: &mut JobSpec, change: &dyn Fn(&mut Request)| {
                 spec.roles.iter_mut().for_each(|role| change(&mut role.request));
@@ -167,6 +167,15 @@ impl Player {
                     request.devices.iter_mut().for_each(|want| want.one_island = true);
                 }),
                 "checkpoint" => work.checkpoint_ms = Some(1000 * number::<u64>(value)?),
+                "steps" => {
+                    let (total_steps, rates) = value.split_once('/').ok_or("expected TOTAL/MODEL:RATE,…")?;
+                    let rate = |rate: &str| {
+                        let (model, rate) = rate.split_once(':').ok_or("expected MODEL:RATE")?;
+                        Ok((model.into(), (number::<f64>(rate)? * 1000.0) as u64))
+                    };
+                    let rates_milli = rates.split(',').map(rate).collect::<Result<_, String>>()?;
+                    work.pace = Some(WorkPace { total_steps: number(total_steps)?, rates_milli });
+                }
                 "fails" => work.failures = number(value)?,
                 "exit" => work.exit = Exit::Code(number(value)?),
                 "signal" => work.exit = Exit::Signal(number(value)?),
@@ -203,6 +212,9 @@ impl Player {
         for (rank, on) in it.ranks.iter().enumerate() {
             let node = &cluster.nodes().get(on.node).name;
             text += &format!("\n  rank {rank} on {node} devices {:?} {:?}", on.devices, on.worker);
+        }
+        if let Some(choice) = class_choice(cluster, it) {
+            text += &format!("\n  {choice}");
         }
         self.sim.say(text);
         Ok(())

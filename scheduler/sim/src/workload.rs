@@ -10,7 +10,7 @@ use aquifer_core::*;
 
 use crate::faults::{Faults, Timing};
 use crate::rng::Rng;
-use crate::sim::{Sim, Work};
+use crate::sim::{Sim, Work, WorkPace};
 
 /// When the faults of a random run end.
 pub const HEAL_AT: Time = Time(200_000);
@@ -220,7 +220,13 @@ fn submit_any(sim: &mut Sim, rng: &mut Rng, idle: &[Cluster], queues: &[&str], n
         _ => Exit::Failed("no such program".into()),
     };
     let checkpoint_ms = (rng.below(3) == 0).then(|| rng.within((500, 10_000)));
-    sim.set_work(spec.name.clone(), Work { run_ms, failures, exit, checkpoint_ms });
+    let pace = run_ms.filter(|_| rng.below(3) == 0).map(|run_ms| WorkPace {
+        total_steps: run_ms / 100,
+        rates_milli: ["h200-141gb", "h100-80gb-hbm3", "910b", "core"]
+            .map(|model| (model.into(), 1000 * rng.within((5, 40))))
+            .into(),
+    });
+    sim.set_work(spec.name.clone(), Work { run_ms, failures, exit, checkpoint_ms, pace });
     let at = Time(rng.within((1_000, SUBMIT_UNTIL_MS)));
     let gives_up = if rng.below(8) == 0 { Time(at.0 + 5_000) } else { Time(u64::MAX) };
     sim.client(at, Command::Submit(Arc::new(spec)), gives_up);

@@ -54,7 +54,13 @@ pub fn job(cluster: &Cluster, shared: &Shared, job: &Job, reason: Option<&Reason
         cpu_milli_ms: job.usage.cpu_milli_ms + cpus * held,
         lost_device_ms: job.usage.lost_device_ms,
         checkpoint_dir: wire::checkpoint_dir(&shared.checkpoint_root, job.id, &job.spec).unwrap_or_default(),
+        class: class(cluster, job),
     }
+}
+
+/// On which class of devices a job is, and how fast it is there; empty where nothing is to be said.
+pub fn class(cluster: &Cluster, job: &Job) -> String {
+    explain::class_choice(cluster, job).map(|choice| choice.to_string()).unwrap_or_default()
 }
 
 /// The ranks of a job: what they hold, or where they last ran.

@@ -12,7 +12,9 @@ use crate::plan::{DeviceFree, Free, Misfit, Owner, Within, fits, free_for_all};
 use crate::topology::Level;
 use crate::types::*;
 
+mod class;
 mod text;
+pub use class::{ClassChoice, MAX_OTHERS, OtherClass, class_choice};
 pub use text::{bytes, duration, milli};
 
 /// The whole answer to "why does it wait?".

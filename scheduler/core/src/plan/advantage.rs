@@ -33,6 +33,17 @@ pub(super) struct Worth {
     learned_from: Option<u64>,
 }
 
+/// What is known of one class, for one kind of program. In thousandths of a reference device, at least 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClassSpeed {
+    /// The class.
+    pub class: Arc<DeviceClass>,
+    /// Speed of the kind there.
+    pub speed: u64,
+    /// Mean speed over what is asked for.
+    pub price: u64,
+}
+
 /// Sum and number of the figures of a class's devices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Figure {
@@ -83,7 +94,12 @@ impl Worth {
 
     /// What a thousandth of each class costs a job of the kind beyond the one that serves the pool best, in [`UNIT`]s.
     /// `None`: nothing.
-    pub fn costs(&self, speeds: &Speeds, kind: impl FnOnce() -> Kind, want: &DeviceRequest) -> Option<Vec<i64>> {
+    pub fn costs(
+        &self,
+        speeds: &Speeds,
+        kind: impl FnOnce() -> Kind,
+        want: &DeviceRequest,
+    ) -> Option<Vec<i64>> {
         if self.is_even {
             return None;
         }
@@ -102,22 +118,11 @@ impl Worth {
         Some(costs)
     }
 
-    /// Classes that the request accepts, each with the speed of the kind there and its price.
-    pub fn accepted<'a>(
-        &'a self,
-        speeds: &Speeds,
-        kind: &Kind,
-        want: &'a DeviceRequest,
-    ) -> Vec<(&'a Arc<DeviceClass>, u64, u64)> {
+    /// The classes, each with the speed of the kind there and its price.
+    pub fn class_speeds(&self, speeds: &Speeds, kind: &Kind) -> impl Iterator<Item = ClassSpeed> {
         let speed = speeds.relative(kind, &self.classes);
         let all = self.classes.iter().zip(speed).zip(&self.price);
-        let all = all.map(|(((class, _), speed), price)| (class, speed, *price));
-        all.filter(|(class, ..)| want.accepts(class)).collect()
-    }
-
-    /// Whether every program is as fast on one class as on another, as far as is known.
-    pub fn is_even(&self) -> bool {
-        self.is_even
+        all.map(|(((class, _), speed), price)| ClassSpeed { class: class.clone(), speed, price: *price })
     }
 }
 

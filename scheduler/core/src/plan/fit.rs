@@ -208,8 +208,7 @@ impl<'s, 'a> Search<'s, 'a> {
         let (job, request) = (self.job, &role.request);
         let devices = alternative.map(|index| &request.devices[index]);
         let kind = || Kind::of(&job.spec, role);
-        let costs =
-            devices.and_then(|want| room.class_costs(cluster.speeds(), kind, want, scarcity));
+        let costs = devices.and_then(|want| room.class_costs(cluster.speeds(), kind, want, scarcity));
         let scarcity = costs.as_deref().unwrap_or(scarcity);
         let mut sorted = self.nodes.map(|nodes| room.sorted(nodes, request, devices, scarcity));
         let (mut ranks, mut stand) = (Vec::new(), Stand::of(role));

@@ -18,6 +18,7 @@ use crate::jobs::Shape;
 use crate::types::*;
 use preempt::Promises;
 
+pub use advantage::ClassSpeed;
 pub use domain::Within;
 pub use fit::{Free, Misfit, fits, place};
 pub use preempt::{Futile, Preemption, Promised, Victim, free_for_all};

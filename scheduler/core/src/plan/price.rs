@@ -47,7 +47,13 @@ impl Default for Prices {
     fn default() -> Prices {
         let size = |at: usize| at as i64 * 1000 / STEPS as i64 * UNIT;
         let sizes: Vec<i64> = (0..=STEPS).map(size).collect();
-        Prices { value: sizes.clone(), price: sizes, core_value: 0, choosy: Vec::new(), kinds: BTreeMap::new() }
+        Prices {
+            value: sizes.clone(),
+            price: sizes,
+            core_value: 0,
+            choosy: Vec::new(),
+            kinds: BTreeMap::new(),
+        }
     }
 }
 

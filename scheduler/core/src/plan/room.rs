@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::advantage::{Figure, Worth};
+use super::advantage::{ClassSpeed, Figure, Worth};
 use super::index::{Entry, Gap, Group, Wanted};
 use super::price::Prices;
 use super::score::{Score, Strand, Take, Weights, beside_cost, scarcity};
@@ -220,9 +220,10 @@ impl Room {
         self.worth.learn(speeds, &self.prices, classes);
     }
 
-    /// What the classes are worth to programs of different speeds, as last learned.
-    pub(super) fn worth(&self) -> &Worth {
-        &self.worth
+    /// The classes that nodes have, with what they are worth to a kind of program.
+    pub(crate) fn class_speeds(&self, speeds: &Speeds, kind: &Kind) -> Vec<ClassSpeed> {
+        let classes = self.worth.class_speeds(speeds, kind).zip(&self.figures);
+        classes.filter(|(_, figure)| figure.devices != 0).map(|(speed, _)| speed).collect()
     }
 
     /// What a thousandth of each class costs a rank: its scarcity, and what is lost where it is not the class that serves
@@ -236,7 +237,8 @@ impl Room {
     ) -> Option<Vec<i64>> {
         let costs = self.worth.costs(speeds, kind, want)?;
         // A class that has just come is not known yet.
-        (costs.len() == scarcity.len()).then(|| scarcity.iter().zip(costs).map(|(one, other)| one + other).collect())
+        (costs.len() == scarcity.len())
+            .then(|| scarcity.iter().zip(costs).map(|(one, other)| one + other).collect())
     }
 
     /// Whether idle nodes are for wide jobs, see [`Weights`].

@@ -3,6 +3,7 @@
 use aquifer_core::agent::{Action, Message};
 use aquifer_core::*;
 
+use super::pace::{Counting, PROGRESS_MS};
 use super::{Downlink, Pending, Sim, Work};
 use crate::machine::{End, Process};
 
@@ -86,13 +87,15 @@ impl Sim {
     fn launch(&mut self, machine: usize, worker: WorkerId, launch: std::sync::Arc<Launch>) {
         let elsewhere = self.launched.insert(worker, machine);
         assert_eq!(elsewhere, None, "{worker} is launched twice");
-        let default = Work { run_ms: Some(10_000), failures: 0, exit: Exit::Code(0), checkpoint_ms: None };
+        let default =
+            Work { run_ms: Some(10_000), failures: 0, exit: Exit::Code(0), checkpoint_ms: None, pace: None };
         let work = self.work.get(&launch.spec.name).cloned().unwrap_or(default);
         let fails = match worker.attempt <= work.failures {
             true if worker.rank == 0 => Some(work.exit.clone()),
             true => None,
             false => self.fault(self.faults.worker_fail).then(|| self.any_failure()),
         };
+        let counting = work.pace.as_ref().map(|pace| self.counting_of(machine, worker.job, &launch, pace));
         let process = Process { launch, state: WorkerState::Starting, stopped: false, fenced: false };
         let it = &mut self.machines[machine];
         it.processes.insert(worker, process);
@@ -110,7 +113,16 @@ impl Sim {
         if let Some(every_ms) = work.checkpoint_ms.filter(|_| worker.rank == 0) {
             self.push(Time(ready + every_ms), Pending::Checkpoint { machine, incarnation, worker, every_ms });
         }
-        match (fails, work.run_ms) {
+        let mut run_ms = work.run_ms;
+        if let Some(counting) = counting {
+            run_ms = Some((counting.total - counting.first) * 1_000_000 / counting.rate_milli);
+            if worker.rank == 0 {
+                self.counting.insert(worker, Counting { since: Time(ready), ..counting });
+                let told = Pending::Progress { machine, incarnation, worker };
+                self.push(Time(ready + PROGRESS_MS), told);
+            }
+        }
+        match (fails, run_ms) {
             (Some(failure), run_ms) => self.push(Time(ready + run_ms.unwrap_or(10_000) / 2), exit(failure)),
             (None, Some(run_ms)) => self.push(Time(ready + run_ms), exit(Exit::Code(0))),
             (None, None) => (),
@@ -134,6 +146,9 @@ impl Sim {
         let incarnation = it.incarnation;
         let Some(process) = it.processes.get_mut(&worker).filter(|process| process.alive()) else { return };
         process.stopped = true;
+        if polite_in < grace_ms {
+            self.save_steps(worker);
+        }
         let (after, exit) = match polite_in < grace_ms {
             true => (polite_in, if exits_with_0 { Exit::Code(0) } else { Exit::Signal(15) }),
             false => (grace_ms + killed_in, Exit::Signal(9)),
@@ -167,6 +182,7 @@ impl Sim {
             let next = Pending::Checkpoint { machine, incarnation, worker, every_ms };
             self.push(Time(now.0 + every_ms), next);
         }
+        self.save_steps(worker);
         let it = &mut self.machines[machine];
         let own = it.clock(now);
         if let Some(agent) = &mut it.agent {
@@ -329,7 +345,7 @@ impl Sim {
     }
 
     /// Has the agent speak soon.
-    fn wake(&mut self, machine: usize) {
+    pub(super) fn wake(&mut self, machine: usize) {
         let soon = Time(self.now.0 + 10);
         if soon < self.machines[machine].next_tick {
             self.tick_at(machine, soon);

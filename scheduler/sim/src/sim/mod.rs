@@ -12,6 +12,10 @@ use crate::rng::Rng;
 use crate::store::Store;
 
 mod machines;
+mod pace;
+
+use pace::Counting;
+pub use pace::WorkPace;
 
 /// One run.
 pub struct Sim {
@@ -47,6 +51,12 @@ pub struct Sim {
     effects: Vec<Effect>,
     batch: Batch,
     batch_is_due: bool,
+    /// Workers of rank 0 that count their steps.
+    counting: BTreeMap<WorkerId, Counting>,
+    /// Steps that jobs have saved.
+    saved_steps: BTreeMap<JobId, u64>,
+    /// When jobs were last moved to another class.
+    pub(crate) moved: BTreeMap<JobId, Time>,
     crash_next: Option<CrashPoint>,
     last_report: Vec<Option<NodeReport>>,
 }
@@ -71,6 +81,8 @@ pub struct Work {
     pub exit: Exit,
     /// Time between two checkpoints of rank 0; `None`: it writes none.
     pub checkpoint_ms: Option<u64>,
+    /// How fast it gets on, of which rank 0 tells; `None`: it tells nothing.
+    pub pace: Option<WorkPace>,
 }
 
 /// Where in a commit a scheduler crashes.
@@ -141,6 +153,11 @@ enum Pending {
     /// Supervisors look at the lease.
     LeaseEnd(usize),
     Ready {
+        machine: usize,
+        incarnation: u64,
+        worker: WorkerId,
+    },
+    Progress {
         machine: usize,
         incarnation: u64,
         worker: WorkerId,
@@ -218,6 +235,9 @@ impl Sim {
             effects: Vec::new(),
             batch: Batch::default(),
             batch_is_due: false,
+            counting: BTreeMap::new(),
+            saved_steps: BTreeMap::new(),
+            moved: BTreeMap::new(),
             crash_next: None,
             last_report: Vec::new(),
         };
@@ -332,6 +352,11 @@ impl Sim {
             Pending::Checkpoint { machine, incarnation, worker, every_ms } => {
                 if self.machines[machine].incarnation == incarnation {
                     self.on_checkpoint(machine, worker, every_ms);
+                }
+            }
+            Pending::Progress { machine, incarnation, worker } => {
+                if self.machines[machine].incarnation == incarnation {
+                    self.on_progress(machine, worker);
                 }
             }
             Pending::Exit { machine, incarnation, worker, exit, by_itself } => {

@@ -3,6 +3,7 @@
 use super::*;
 use crate::event::Availability;
 use crate::nodes::{Span, Until};
+use crate::plan::price::UNIT;
 use crate::plan::score::Chosen;
 
 const SPAN: Span = Span { since: Time(0), until: Until::Unknown };
@@ -146,7 +147,11 @@ fn the_index_finds_what_a_look_at_every_node_finds() {
                 held[at].change(worker, &rank, SPAN, false);
                 room.refresh(&nodes[at], &held[at]);
             }
-            let (request, scarcity) = (request(&mut rng), room.scarcity());
+            let (request, mut scarcity) = (request(&mut rng), room.scarcity());
+            if rng.below(2) == 0 {
+                // What programs of different speeds lose on each class, cores included.
+                scarcity.iter_mut().for_each(|cost| *cost += rng.pick(&[0, 900, UNIT / 10, UNIT, 5 * UNIT]));
+            }
             let modulo = rng.pick(&[1, 1, 3]);
             let passes = |node: NodeId, _: &NodeFree| node.0.is_multiple_of(modulo);
             let devices = request.devices.first();
