@@ -53,6 +53,10 @@ pub struct Args {
     /// `off`. Default: on
     #[arg(long, env = "AQUIFER_PREEMPTION", value_name = "ON|OFF")]
     pub preemption: Option<String>,
+    /// So often running jobs may be moved to another class of devices where they end much sooner, if nothing that waits
+    /// could use it: 1m to 1d, or 0 for never. Without preemption never. Default: 6m
+    #[arg(long, env = "AQUIFER_ROUNDS", value_name = "DURATION")]
+    pub rounds: Option<String>,
     /// Directory, on storage that all nodes see, for the checkpoints of jobs that name none. Default: `checkpoints`
     /// in the data directory
     #[arg(long, env = "AQUIFER_CHECKPOINT_ROOT", value_name = "DIR")]
@@ -106,6 +110,10 @@ impl Args {
             "off" => Ok(false),
             _ => Err("expected on or off".into()),
         })?;
+        let rounds = settings.take("rounds", self.rounds.as_ref(), "6m", |text| match text {
+            "0" => Ok(Duration::ZERO),
+            text => between(text, 60_000, 86_400_000).map_err(|why| format!("{why}, or 0")),
+        })?;
         let root = self.checkpoint_root.as_ref();
         let checkpoint_root = settings.take("checkpoint-root", root, &checkpoints, absolute)?;
         let log_format = settings.take("log-format", self.log_format.as_ref(), "text", log_format)?;
@@ -114,7 +122,7 @@ impl Args {
         let file = settings.take_optional("token-file", None, |text| Ok(PathBuf::from(text)))?;
         settings.finish()?;
         let token = settings::token(global.token_file.as_deref().or(file.as_deref()))?;
-        let policy = Policy { order, lease, backoff, half_life, ageing, preemption };
+        let policy = Policy { order, lease, backoff, half_life, ageing, preemption, rounds };
         let checkpoint_root = checkpoint_root.display().to_string();
         let config = ServerConfig { listen, token, policy, checkpoint_root };
         Ok(Resolved { config, store: data_dir.join("store.redb"), log_format, log_level })

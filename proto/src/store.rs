@@ -115,6 +115,7 @@ fn encode_job(job: &Job) -> v1::StoredJob {
         Phase::Pending(not_before) => Wire::PendingMs(not_before.0),
         Phase::Active => Wire::Active(true),
         Phase::Stopping(Then::Requeue) => Wire::Requeuing(true),
+        Phase::Stopping(Then::Resize(stays)) => Wire::Resizing(v1::StoredResize { stays: stays.clone() }),
         Phase::Stopping(Then::Finish(outcome)) => Wire::Finishing(encode_outcome(outcome)),
         Phase::Done(outcome) => Wire::Done(encode_outcome(outcome)),
     };
@@ -157,6 +158,10 @@ fn encode_why(why: &Why) -> v1::StoredWhy {
             let (why, preempted_ms) = (Some(Wire::Preempted(by.0)), at.0);
             return v1::StoredWhy { why, preempted_ms, ..Default::default() };
         }
+        Why::Moved { from, to } => {
+            let why = Some(Wire::Moved(v1::StoredMove { from: from.to_string(), to: to.to_string() }));
+            return v1::StoredWhy { why, ..Default::default() };
+        }
         Why::WorkerFailed { rank, node, exit } => (rank, node, Wire::Exit(wire::exit(exit))),
         Why::RankLost { rank, node } => (rank, node, Wire::Lost(true)),
         Why::Drained { rank, node } => (rank, node, Wire::Drained(true)),
@@ -182,6 +187,13 @@ fn decode_job(id: u64, wire: &v1::StoredJob, specs: &BTreeMap<u64, Arc<JobSpec>>
         Some(Wire::PendingMs(not_before)) => Phase::Pending(Time(*not_before)),
         Some(Wire::Active(_)) => Phase::Active,
         Some(Wire::Requeuing(_)) => Phase::Stopping(Then::Requeue),
+        Some(Wire::Resizing(resize)) => {
+            let known = |rank: &u32| (*rank as usize) < wire.ranks.len();
+            if let Some(rank) = resize.stays.iter().find(|rank| !known(rank)) {
+                return Err(Invalid::new("stays", rank, format!("expected less than {}", wire.ranks.len())));
+            }
+            Phase::Stopping(Then::Resize(resize.stays.clone()))
+        }
         Some(Wire::Finishing(outcome)) => Phase::Stopping(Then::Finish(decode_outcome(outcome)?)),
         Some(Wire::Done(outcome)) => Phase::Done(decode_outcome(outcome)?),
         None => return Err(Invalid::new("phase", "absent", "expected a phase")),
@@ -233,6 +245,7 @@ fn decode_why(wire: &v1::StoredWhy) -> Result<Why, Invalid> {
         Some(Wire::Preempted(by)) => {
             Why::Preempted { by: border::job_id("preempted", *by)?, at: Time(wire.preempted_ms) }
         }
+        Some(Wire::Moved(moved)) => Why::Moved { from: (*moved.from).into(), to: (*moved.to).into() },
         None => return Err(Invalid::new("why", "absent", "expected a reason")),
     })
 }

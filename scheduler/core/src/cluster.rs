@@ -35,6 +35,9 @@ pub struct Policy {
     pub ageing: Duration,
     /// Whether running jobs are stopped for better ones that wait. See [`plan::preempt`].
     pub preemption: bool,
+    /// Between two rounds in which running jobs may be moved to other classes of devices; also for so long a job stays
+    /// where it is. Zero, or without preemption: never. See [`plan::moves`].
+    pub rounds: Duration,
 }
 
 /// All that the scheduler knows.
@@ -71,6 +74,8 @@ pub struct Cluster {
     pub(crate) paces: BTreeMap<WorkerId, Pace>,
     /// Soft state, from reports.
     pub(crate) speeds: Arc<Speeds>,
+    /// When jobs may be moved next; `None`: there is no reason to. Soft state.
+    pub(crate) moves_at: Option<Time>,
     /// What is free. Derived from the nodes and what is held on them.
     room: Room,
     /// Learned from what was asked for. Derived from the jobs, see [`price::learned_from`].
@@ -118,6 +123,7 @@ impl Cluster {
             checkpoints: BTreeMap::new(),
             paces: BTreeMap::new(),
             speeds: Arc::default(),
+            moves_at: None,
             freed_for: BTreeSet::new(),
             room: Room::default(),
             prices: Arc::default(),
@@ -202,6 +208,9 @@ impl Cluster {
         }
         self.expire_leases(now);
         self.ring_timers(now);
+        if self.moves_at.is_some_and(|at| at <= now) {
+            self.plan_at(now);
+        }
         if self.round_at.is_some_and(|at| at <= now) {
             self.round_at = None;
             self.learn_prices();
@@ -222,6 +231,10 @@ impl Cluster {
             for preemption in plan.preemptions {
                 self.preempt(now, preemption);
             }
+            for it in plan.moves {
+                self.begin_move(now, it);
+            }
+            self.await_moves();
             if plan.is_unfinished {
                 self.plan_at(Time(now.0 + 1));
             }
@@ -235,7 +248,8 @@ impl Cluster {
 
     /// When to call [`Cluster::step`] next if no event comes before. `None`: never.
     pub fn deadline(&self) -> Option<Time> {
-        [self.nodes.next_expiry(), self.jobs.next_timer(), self.round_at].into_iter().flatten().min()
+        let others = [self.round_at, self.moves_at];
+        [self.nodes.next_expiry(), self.jobs.next_timer()].into_iter().chain(others).flatten().min()
     }
 
     /// When it last stepped; time never goes back before it.
@@ -318,6 +332,9 @@ impl Cluster {
             assert!(holds || job.ranks.is_empty(), "{} holds resources while {:?}", job.id, job.phase);
             if job.phase == Phase::Active {
                 assert_eq!(job.ranks.len(), job.spec.ranks() as usize, "{} is a partial gang", job.id);
+            }
+            if let Phase::Stopping(Then::Resize(stays)) = &job.phase {
+                assert_eq!(stays.len(), job.spec.ranks() as usize, "{} moves as a partial gang", job.id);
             }
             let (charge, own) = (job.charge(), charges.entry(job.spec.queue.clone()).or_default());
             own.milli += charge.milli;
@@ -416,6 +433,11 @@ impl Cluster {
         let saved = Time(self.now.0.saturating_sub(age_ms));
         let known = self.checkpoints.entry(job).or_insert(saved);
         *known = saved.max(*known);
+    }
+
+    /// Whether the attempt of a job that runs has told of a checkpoint.
+    pub(crate) fn has_checkpoint(&self, job: JobId) -> bool {
+        self.checkpoints.contains_key(&job)
     }
 
     pub(crate) fn forget_checkpoint(&mut self, job: JobId) {
@@ -542,7 +564,7 @@ pub(crate) enum Heartbeat {
 impl Policy {
     /// Leases of 10 s, a first pause of 1 s. Usage counts half after a day, so that a team which did without the
     /// pool for a day is served first on the next, and nobody pays for last month; an hour of waiting is worth one
-    /// of priority. Preemption.
+    /// of priority. Preemption. Rounds of 6 minutes: many times what a restart takes.
     pub fn new(order: Order) -> Policy {
         Policy {
             order,
@@ -551,6 +573,7 @@ impl Policy {
             half_life: Duration::from_secs(24 * 3600),
             ageing: Duration::from_secs(3600),
             preemption: true,
+            rounds: Duration::from_secs(360),
         }
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::event::{Availability, Queue};
+use crate::explain::duration;
 use crate::jobs::{Job, Outcome, Why};
 use crate::nodes::Node;
 use crate::queues::{QueueError, QueueUsage};
@@ -120,6 +121,9 @@ pub enum Note {
     /// A job gives its resources back to a job that waited, and will be placed again. It loses what it has done
     /// since its last checkpoint, unless it writes one while it stops.
     Preempted { job: JobId, by: JobId, lost_device_ms: u64 },
+    /// A job stops to go on at once on devices of another model, where it is expected to end so much sooner. It loses what
+    /// it has done since its last checkpoint, unless it writes one while it stops, and the time of a restart.
+    Moved { job: JobId, from: Name, to: Name, sooner_ms: u64, cost_ms: u64 },
     /// A job ended.
     Done(JobId, Outcome),
     /// A node is part of the pool.
@@ -146,6 +150,7 @@ impl Note {
             | Note::Stopping { job, .. }
             | Note::Requeued { job, .. }
             | Note::Preempted { job, .. }
+            | Note::Moved { job, .. }
             | Note::Done(job, _)
             | Note::ArrayQueued { first: job, .. } => Some(*job),
             Note::NodeUp(_)
@@ -178,6 +183,7 @@ impl Note {
             Note::Stopping { .. } => "stopping",
             Note::Requeued { .. } => "requeued",
             Note::Preempted { .. } => "preempted",
+            Note::Moved { .. } => "moved",
             Note::Done(..) => "done",
             Note::NodeUp(_) => "node-up",
             Note::AgentRestarted { .. } => "agent-restarted",
@@ -206,6 +212,10 @@ impl fmt::Display for Note {
             Note::Preempted { job, by, lost_device_ms } => {
                 let (s, ms) = (lost_device_ms / 1000, lost_device_ms % 1000);
                 write!(f, "{job} preempted: it gives way to {by}, at a cost of {s}.{ms:03} device seconds")
+            }
+            Note::Moved { job, from, to, sooner_ms, cost_ms } => {
+                let (sooner, cost) = (duration(*sooner_ms), duration(*cost_ms));
+                write!(f, "{job} moves from {from} to {to}: {sooner} sooner, at a cost of {cost}")
             }
             Note::Done(job, outcome) => write!(f, "{job} {outcome}"),
             Note::NodeUp(node) => write!(f, "{node} up"),

@@ -95,6 +95,9 @@ pub enum Then {
     Requeue,
     /// It ends.
     Finish(Outcome),
+    /// It goes on at once with these ranks of those that it holds, in this order: the ranks of its next attempt. Those
+    /// of them that the attempt which stops never had are gone already.
+    Resize(Vec<u32>),
 }
 
 /// How a job ended.
@@ -124,6 +127,8 @@ pub enum Why {
     Drained { rank: u32, node: Name },
     /// It gave way to a job that waited.
     Preempted { by: JobId, at: Time },
+    /// It moved from devices of one model to those of another.
+    Moved { from: Name, to: Name },
 }
 
 /// What must be equal for two jobs to fit alike.
@@ -196,9 +201,9 @@ pub enum Dependency {
 }
 
 impl Job {
-    /// Devices that it holds now, in thousandths of one.
+    /// Devices that its attempt holds now, in thousandths of one.
     pub fn devices_held_milli(&self) -> u64 {
-        self.ranks.iter().filter(|rank| !rank.devices.is_empty()).map(|rank| rank.charge_milli).sum()
+        self.in_attempt().iter().filter(|rank| !rank.devices.is_empty()).map(|rank| rank.charge_milli).sum()
     }
 
     /// What it counts against its queue, in thousandths of a device. See [`Allocation::charge_milli`].
@@ -569,6 +574,7 @@ impl fmt::Display for Why {
             Why::RankLost { rank, node } => write!(f, "rank {rank} lost with {node}"),
             Why::Drained { rank: _, node } => write!(f, "{node} is drained"),
             Why::Preempted { by, at: _ } => write!(f, "it gave way to {by}"),
+            Why::Moved { from, to } => write!(f, "it moved from {from} to {to}"),
         }
     }
 }

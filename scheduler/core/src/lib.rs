@@ -17,6 +17,7 @@ pub mod event;
 pub mod explain;
 pub mod jobs;
 mod lifecycle;
+mod moves;
 pub mod nodes;
 pub mod plan;
 pub mod queues;

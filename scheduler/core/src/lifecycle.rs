@@ -300,7 +300,7 @@ impl Cluster {
         }
     }
 
-    fn requeue(&mut self, id: JobId, why: Why) {
+    pub(crate) fn requeue(&mut self, id: JobId, why: Why) {
         self.change_job(id, |job| {
             job.phase = Phase::Stopping(Then::Requeue);
             job.last_failure = Some(why.clone());
@@ -331,7 +331,7 @@ impl Cluster {
         self.change_job(id, |job| {
             if job.phase == Phase::Active {
                 // An earlier attempt may have given way; this one does not.
-                job.last_failure.take_if(|why| matches!(why, Why::Preempted { .. }));
+                job.last_failure.take_if(|why| matches!(why, Why::Preempted { .. } | Why::Moved { .. }));
             }
             job.phase = Phase::Stopping(then);
         });
@@ -352,6 +352,7 @@ impl Cluster {
             Phase::Active => self.finish(now, worker.job, Outcome::Succeeded),
             Phase::Stopping(Then::Finish(outcome)) => self.finish(now, worker.job, outcome),
             Phase::Stopping(Then::Requeue) => self.release(now, worker.job, None),
+            Phase::Stopping(Then::Resize(_)) => self.end_resize(now, worker.job),
             Phase::Pending(_) | Phase::Done(_) => panic!("{worker} ran for a job that holds nothing"),
         }
     }
@@ -375,7 +376,7 @@ impl Cluster {
     }
 
     /// Gives back all that a job holds; it ends, or with `None` is placed again.
-    fn release(&mut self, now: Time, id: JobId, outcome: Option<Outcome>) {
+    pub(crate) fn release(&mut self, now: Time, id: JobId, outcome: Option<Outcome>) {
         let job = self.jobs.get(id).expect("a job that holds resources").clone();
         for (worker, rank) in workers(&job) {
             self.nodes.release(worker, rank, job.span());
@@ -464,13 +465,13 @@ impl Job {
     }
 
     /// Adds what an attempt held that ends now, and what of it was lost.
-    fn add_usage(&mut self, now: Time, lost_ms: u64) {
+    pub(crate) fn add_usage(&mut self, now: Time, lost_ms: u64) {
         let Some(placed) = self.placed.filter(|_| !self.ranks.is_empty()) else { return };
         let ms = now.since(placed);
         let devices_milli = self.devices_held_milli();
         self.usage.device_ms += devices_milli * ms / 1000;
         self.usage.lost_device_ms += devices_milli * lost_ms.min(ms) / 1000;
-        let cpus: u64 = self.ranks.iter().map(|rank| u64::from(rank.cpus_milli)).sum();
+        let cpus: u64 = self.in_attempt().iter().map(|rank| u64::from(rank.cpus_milli)).sum();
         self.usage.cpu_milli_ms += cpus * ms;
     }
 }

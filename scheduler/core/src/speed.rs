@@ -176,7 +176,12 @@ impl Cluster {
         let rate = (work_micro * 1000 / milli.max(1)).min(1 << 60) as u64;
         if rate != 0 {
             let (kind, class) = (Kind::of(&job.spec, role), device.class.clone());
-            Arc::make_mut(&mut self.speeds).learn(now, kind, &class, rate);
+            let speeds = Arc::make_mut(&mut self.speeds);
+            let before = speeds.version();
+            speeds.learn(now, kind, &class, rate);
+            if before != speeds.version() {
+                self.plan_at(now);
+            }
         }
     }
 

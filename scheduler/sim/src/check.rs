@@ -140,9 +140,9 @@ impl Sim {
     }
 
     /// What a step may want done.
-    pub(crate) fn check_effects(&self, request: Option<u64>, effects: &[Effect]) {
+    pub(crate) fn check_effects(&mut self, request: Option<u64>, effects: &[Effect]) {
         let mut replies = 0;
-        let mut told: Vec<NodeId> = Vec::new();
+        let (mut told, mut moved): (Vec<NodeId>, Vec<JobId>) = (Vec::new(), Vec::new());
         for effect in effects {
             match effect {
                 Effect::Reply(id, _) => {
@@ -154,8 +154,13 @@ impl Sim {
                     told.push(*node);
                 }
                 Effect::Note(Note::Preempted { job, by, .. }) => self.check_preempted(*job, *by),
+                Effect::Note(Note::Moved { job, .. }) => moved.push(*job),
                 Effect::Save(_) | Effect::Note(_) => (),
             }
+        }
+        for job in moved {
+            self.check_moved(job);
+            self.moved.insert(job, self.now);
         }
         assert_eq!(replies, usize::from(request.is_some()), "one answer to each request");
     }
@@ -184,9 +189,52 @@ impl Sim {
         for queue in queues.line(&victim.spec.queue).filter(|queue| !within(by, queue)) {
             let promised = cluster.jobs().preemptors().any(|(job, _)| within(job, queue));
             let stopping = cluster.jobs().stopping().filter(|job| within(job, queue));
-            let left = queues.held_milli(&queue.name) - stopping.map(Job::charge_milli).sum::<u64>();
+            let left = queues.held_milli(&queue.name)
+                - stopping.flat_map(Job::leaving).map(|(_, rank)| rank.charge_milli).sum::<u64>();
             let is_left = promised || queue.guaranteed_milli <= left;
             assert!(is_left, "{} is left {left} of its guarantee", queue.name);
+        }
+    }
+
+    /// A job moves only where that is allowed, not again before its pause is over, to devices that it accepts, of a class on
+    /// which it is faster, and on nodes that no job which waits could ever use.
+    fn check_moved(&self, id: JobId) {
+        let cluster = self.cluster.as_ref().expect("a scheduler");
+        let job = cluster.jobs().get(id).expect("a job that moves");
+        let policy = cluster.policy();
+        assert!(policy.preemption && !policy.rounds.is_zero(), "{id} moves, although none may");
+        let rests = self.moved.get(&id).is_none_or(|last| *last + policy.rounds <= self.now);
+        assert!(rests && !job.spec.is_service(), "{id} moves too soon, or is a service");
+        let role = &job.spec.roles[0];
+        let class = |rank: &Allocation| {
+            let devices = &cluster.nodes().get(rank.node).inventory.devices;
+            devices[usize::from(rank.devices[0])].class.clone()
+        };
+        let ranks = job.spec.ranks() as usize;
+        assert_eq!(job.ranks.len(), 2 * ranks, "{id} moves as a whole gang");
+        let (from, to) = (class(&job.ranks[0]), class(&job.ranks[ranks]));
+        assert!(from != to && role.request.devices.iter().any(|want| want.accepts(&to)), "{id} to {to:?}");
+        let could = |request: &Request, node: &Node| {
+            let has = |want: &DeviceRequest| {
+                let fit =
+                    |device: &&Device| device.fault.is_none() && device.class == to && want.accepts(&to);
+                !want.one_island
+                    && usize::from(want.count) <= node.inventory.devices.iter().filter(fit).count()
+            };
+            request.cpus_milli <= node.inventory.cpus_milli
+                && request.memory_bytes <= node.inventory.memory_bytes
+                && request.labels.iter().all(|(key, value)| node.inventory.labels.get(key) == Some(value))
+                && request.devices.iter().any(has)
+        };
+        for rank in &job.ranks[ranks..] {
+            let node = cluster.nodes().get(rank.node);
+            for waits in cluster.jobs().ready().values().flat_map(|shapes| shapes.values()).flatten() {
+                let waits = cluster.jobs().get(waits.1).expect("a ready job");
+                let limited =
+                    cluster.queues().line(&waits.spec.queue).any(|queue| queue.limit_milli.is_some());
+                let could = waits.spec.roles.iter().any(|role| could(&role.request, node));
+                assert!(limited || !could, "{id} moves to {}, which {} waits for", node.name, waits.id);
+            }
         }
     }
 

@@ -30,6 +30,7 @@ pub fn play(script: &str) -> Result<String, String> {
                 "preemption" if value == "on" || value == "off" => policy.preemption = value == "on",
                 "lease" => policy.lease = std::time::Duration::from_secs(number(value)?),
                 "backoff" => policy.backoff = std::time::Duration::from_secs(number(value)?),
+                "rounds" => policy.rounds = std::time::Duration::from_secs(number(value)?),
                 "half-life" => policy.half_life = std::time::Duration::from_secs(number(value)?),
                 "ageing" => policy.ageing = std::time::Duration::from_secs(number(value)?),
                 _ => return Err(format!("{line}: no option {key}={value}")),

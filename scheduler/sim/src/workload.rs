@@ -28,6 +28,7 @@ pub fn swarm(seed: u64) -> Sim {
     let mut policy = Policy::new(order);
     policy.lease = Duration::from_millis(rng.within((5_000, 15_000)));
     policy.preemption = rng.below(4) != 0;
+    policy.rounds = Duration::from_millis(*rng.pick(&[0, 2_000, 10_000, 360_000]));
     policy.backoff = Duration::from_millis(rng.within((100, 4_000)));
     policy.half_life = Duration::from_millis(*rng.pick(&[0, 5_000, 60_000, 86_400_000]));
     policy.ageing = Duration::from_millis(*rng.pick(&[0, 1_000, 30_000, 3_600_000]));

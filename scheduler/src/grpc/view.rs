@@ -39,6 +39,9 @@ pub fn job(cluster: &Cluster, shared: &Shared, job: &Job, reason: Option<&Reason
                 .as_ref()
                 .map(|why| format!("will be placed again: {why}"))
                 .unwrap_or_default(),
+            (Phase::Stopping(jobs::Then::Resize(_)), _) => {
+                job.last_failure.as_ref().map(|why| format!("goes on elsewhere: {why}")).unwrap_or_default()
+            }
             (Phase::Pending(_) | Phase::Active, _) => String::new(),
         },
         attempt: job.attempt,

@@ -21,7 +21,7 @@ const TIE: u128 = UNIT as u128 / 64;
 const ONE: u128 = 1 << 20;
 
 /// What is known of the classes of a room, by their numbers.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Worth {
     /// Each with the mean figure of its devices, in thousandths of a reference device.
     classes: Vec<(Arc<DeviceClass>, u64)>,
@@ -55,6 +55,12 @@ impl Figure {
     /// In thousandths of a reference device, at least 1.
     fn mean(&self) -> u64 {
         self.sum.checked_div(self.devices).unwrap_or(1000).max(1)
+    }
+}
+
+impl Default for Worth {
+    fn default() -> Worth {
+        Worth { classes: Vec::new(), price: Vec::new(), is_even: true, learned_from: None }
     }
 }
 
@@ -116,6 +122,11 @@ impl Worth {
         let mut costs = vec![0; speed.len()];
         accepted().for_each(|class| costs[class] = cost(class));
         Some(costs)
+    }
+
+    /// Whether every program is as fast on one class as on another, as far as is known.
+    pub fn is_even(&self) -> bool {
+        self.is_even
     }
 
     /// The classes, each with the speed of the kind there and its price.

@@ -95,7 +95,11 @@ fn as_required<T>(free: &mut Free, job: &Job, seek: Seek<T>) -> Result<T, Misfit
 /// Seeks a placement of a job among some nodes, whatever its topology says; `None`: among all.
 pub(super) type Seek<T> = fn(&mut Free, &Job, Option<&[NodeId]>) -> Result<T, Misfit>;
 
-fn find_among(free: &mut Free, job: &Job, nodes: Option<&[NodeId]>) -> Result<Vec<Allocation>, Misfit> {
+pub(super) fn find_among(
+    free: &mut Free,
+    job: &Job,
+    nodes: Option<&[NodeId]>,
+) -> Result<Vec<Allocation>, Misfit> {
     let mut search = Search::of(free, job, nodes);
     let mut roles = vec![None; job.spec.roles.len()];
     if search.next_role(&mut roles) {
@@ -348,7 +352,7 @@ impl<'a> Free<'a> {
         let mut held = BTreeMap::new();
         for id in &ended {
             let job = cluster.jobs().get(*id).expect("a job that holds resources");
-            for (worker, rank) in crate::cluster::workers(job) {
+            for (worker, rank) in job.leaving() {
                 let held = held.entry(rank.node).or_insert_with(|| cluster.nodes().held(rank.node).clone());
                 held.change(worker, rank, job.span(), false);
             }
@@ -418,6 +422,7 @@ impl<'a> Free<'a> {
     }
 
     fn charge_of(&self, job: JobId) -> u64 {
-        self.cluster.jobs().get(job).map_or(0, Job::charge_milli)
+        let leaves = |job: &Job| job.leaving().map(|(_, rank)| rank.charge_milli).sum();
+        self.cluster.jobs().get(job).map_or(0, leaves)
     }
 }

@@ -4,6 +4,7 @@ mod advantage;
 mod domain;
 mod fit;
 mod index;
+pub mod moves;
 mod order;
 pub mod preempt;
 pub mod price;
@@ -21,6 +22,7 @@ use preempt::Promises;
 pub use advantage::ClassSpeed;
 pub use domain::Within;
 pub use fit::{Free, Misfit, fits, place};
+pub use moves::Move;
 pub use preempt::{Futile, Preemption, Promised, Victim, free_for_all};
 pub(crate) use reserve::LATELY;
 pub use reserve::{Kept, Owner, Turnover};
@@ -45,6 +47,8 @@ pub struct Plan {
     pub starts: Vec<(JobId, Vec<Allocation>)>,
     /// In the order in which they were decided.
     pub preemptions: Vec<Preemption>,
+    /// Jobs that go on on another class of devices.
+    pub moves: Vec<Move>,
     /// Shapes that wait and find no room, until something becomes free.
     pub unfit: BTreeSet<Arc<Shape>>,
     /// Of those, the ones that would fit but for what is kept for others.
@@ -122,6 +126,11 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
             }
             None => ready.drop_line(&job.spec.queue, shape),
         }
+    }
+    // While others give way, what is idle may be theirs.
+    let is_calm = plan.preemptions.is_empty() && cluster.jobs().preemptors().next().is_none();
+    if is_calm && cluster.moves_are_due() {
+        plan.moves = moves::moves(free, &plan);
     }
     plan.tired_at = free.tired_at(&plan);
     plan.promised = preempt::remember(promises.promised(), &before);

@@ -337,6 +337,11 @@ impl Kept {
         }
     }
 
+    /// Whether a node is kept for somebody.
+    pub(super) fn is_kept(&self, node: NodeId) -> bool {
+        self.owners.contains_key(&node)
+    }
+
     /// Whether nothing is kept for anybody.
     pub(super) fn is_empty(&self) -> bool {
         self.owners.is_empty()
@@ -444,7 +449,7 @@ fn fills(node: &Node, spec: &JobSpec) -> bool {
 }
 
 /// How many ranks an idle node takes.
-fn ranks_when_idle(node: &Node, request: &Request) -> u32 {
+pub(super) fn ranks_when_idle(node: &Node, request: &Request) -> u32 {
     if !has_labels(node, request) {
         return 0;
     }

@@ -214,6 +214,16 @@ impl Room {
         }
     }
 
+    /// The classes of devices, by their numbers.
+    pub(super) fn classes(&self) -> &[Arc<DeviceClass>] {
+        &self.classes
+    }
+
+    /// Whether every program is as fast on one class as on another, as far as is known.
+    pub(crate) fn is_even(&self) -> bool {
+        self.worth.is_even()
+    }
+
     /// Brings up to date what the classes are worth to programs of different speeds.
     pub(crate) fn learn_worth(&mut self, speeds: &Speeds) {
         let classes = self.classes.iter().cloned().zip(self.figures.iter().copied());

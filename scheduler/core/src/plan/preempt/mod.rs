@@ -101,7 +101,7 @@ pub fn outranks(cluster: &Cluster, taken: &Taken, job: &Job, other: &Job) -> boo
 }
 
 /// What a job will count for its queue at least.
-fn least_milli(job: &Job) -> u64 {
+pub(super) fn least_milli(job: &Job) -> u64 {
     let of_rank = |request: &Request| {
         let of_device = |want: &DeviceRequest| {
             u64::from(want.count) * want.slice.map_or(1000, |slice| slice.compute_milli.max(1).into())

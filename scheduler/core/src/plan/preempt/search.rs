@@ -61,10 +61,10 @@ impl<'s, 'a> Search<'s, 'a> {
         Search { free, promises, gone: BTreeMap::new(), kept_promises: false, work: 0 }
     }
 
-    /// From now on the job is taken as gone.
+    /// From now on the job is taken as gone, or what it gives back when it has stopped.
     pub fn give(&mut self, job: &'a Job) {
         self.free.ended.insert(job.id);
-        for (worker, rank) in workers(job) {
+        for (worker, rank) in job.leaving() {
             self.gone.entry(rank.node).or_default().push((worker, rank));
         }
         self.refresh(job);
@@ -73,7 +73,7 @@ impl<'s, 'a> Search<'s, 'a> {
     /// The job stays after all.
     pub fn take_back(&mut self, job: &Job) {
         self.free.ended.remove(&job.id);
-        for node in nodes(&job.ranks) {
+        for node in job.leaving().map(|(_, rank)| rank.node).collect::<BTreeSet<NodeId>>() {
             self.gone.get_mut(&node).expect("it was given").retain(|(worker, _)| worker.job != job.id);
         }
         self.refresh(job);
@@ -202,7 +202,8 @@ impl<'s, 'a> Search<'s, 'a> {
         let victims = self.promises.victims.iter().filter_map(|id| cluster.jobs().get(*id));
         let others = cluster.jobs().stopping().filter(|job| !self.promises.victims.contains(&job.id));
         let within = |job: &&Job| cluster.queues().is_within(&job.spec.queue, &queue.name);
-        let stops: u64 = victims.chain(others).filter(within).map(Job::charge_milli).sum();
+        let leaves = |job: &Job| job.leaving().map(|(_, rank)| rank.charge_milli).sum::<u64>();
+        let stops: u64 = victims.chain(others).filter(within).map(leaves).sum();
         let (promised, more) = self.promises.charges.get(&queue.name).copied().unwrap_or_default();
         let held = self.free.held_by(&queue.name) + promised - more - stops;
         held.saturating_sub(queue.guaranteed_milli)

@@ -1,0 +1,222 @@
+//! Which running jobs are worth a move to another class of devices: into idle ones only, after a proof.
+//!
+//! [`rounds::plan`] is asked which class each of them should have, of the devices that they hold and of those that are
+//! idle. Who is to have another one moves if that gains enough against what a restart loses, and if its ranks are placed
+//! there now. Nobody who waits is delayed: devices on a node that could ever take a rank of one that waits are no target.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::fit::{Free, find_among};
+use super::preempt::least_milli;
+use super::reserve::ranks_when_idle;
+use super::{ClassSpeed, Plan};
+use crate::cluster::Cluster;
+use crate::jobs::{Job, Phase};
+use crate::rounds::{self, Class, Goal, Mode};
+use crate::speed::Kind;
+use crate::topology::Topology;
+use crate::types::*;
+
+/// A job that goes on elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// Which.
+    pub job: JobId,
+    /// Models of the classes.
+    #[allow(missing_docs)]
+    pub from: Name,
+    #[allow(missing_docs)]
+    pub to: Name,
+    /// Where it goes on, by rank.
+    pub ranks: Vec<Allocation>,
+    /// By how much sooner it is expected to end, the cost taken off, in milliseconds.
+    pub sooner_ms: u64,
+    /// What is lost: the time since its last checkpoint, and that of a restart, in milliseconds.
+    pub cost_ms: u64,
+}
+
+/// A restart takes so long, from the request to stop until it works again, in milliseconds.
+pub const RESTART_MS: u64 = 30_000;
+/// What is gained must be so many times what it costs.
+pub const LEAST_GAIN: u64 = 2;
+/// Jobs that are looked at in one round, at most: by their turns.
+const MAX_CANDIDATES: usize = 256;
+/// Jobs that are moved in one round, at most.
+const MAX_MOVES: usize = 8;
+
+/// A job that may move, and its classes.
+struct Candidate<'a> {
+    job: &'a Job,
+    want: Vec<&'a DeviceRequest>,
+    own: usize,
+    devices: u32,
+    cost_ms: u64,
+    modes: Vec<Mode>,
+}
+
+/// Jobs that move now. `O(nodes * shapes that wait + jobs that run)`.
+pub(super) fn moves(free: &mut Free, plan: &Plan) -> Vec<Move> {
+    let cluster = free.cluster;
+    let classes: Vec<Arc<DeviceClass>> = free.room.classes().to_vec();
+    let mut candidates: Vec<Candidate> =
+        cluster.jobs().holding().filter_map(|job| candidate(free, &classes, job)).collect();
+    candidates.sort_by_key(|it| cluster.jobs().turn(it.job));
+    candidates.truncate(MAX_CANDIDATES);
+    if candidates.is_empty() {
+        return Vec::new();
+    }
+    let waits = waiting(free, plan);
+    let open: Vec<NodeId> = (cluster.nodes().iter())
+        .filter(|node| node.takes_work() && !free.kept.is_kept(node.id))
+        .filter(|node| waits.iter().all(|request| ranks_when_idle(node, request) == 0))
+        .map(|node| node.id)
+        .collect();
+    let mut capacity = vec![Class { devices: 0 }; classes.len()];
+    let mut idle: BTreeMap<usize, Vec<NodeId>> = BTreeMap::new();
+    for node in open {
+        for device in free.room.on(node).devices.iter().filter(|device| device.compute_milli == 1000) {
+            let class = usize::from(device.class);
+            capacity[class].devices += 1;
+            let nodes = idle.entry(class).or_default();
+            if nodes.last() != Some(&node) {
+                nodes.push(node);
+            }
+        }
+    }
+    candidates.iter().for_each(|it| capacity[it.own].devices += it.devices);
+    let jobs: Vec<rounds::Job> = candidates.iter().map(|it| it.for_round(cluster)).collect();
+    let chosen = rounds::plan(&capacity, &jobs, Goal::Stream);
+    let mut wanted: Vec<(u64, &Candidate, usize)> = Vec::new();
+    for (candidate, mode) in candidates.iter().zip(chosen) {
+        let Some(mode) = mode.map(|mode| candidate.modes[mode]).filter(|mode| mode.class != candidate.own)
+        else {
+            continue;
+        };
+        let gain = candidate.own_left_ms().saturating_sub(mode.left_ms);
+        if LEAST_GAIN * candidate.cost_ms <= gain {
+            wanted.push((gain, candidate, mode.class));
+        }
+    }
+    wanted.sort_by_key(|(gain, candidate, _)| (Reverse(*gain), candidate.job.id));
+    let mut moves = Vec::new();
+    for (gain, candidate, class) in wanted {
+        let nodes = idle.get(&class).map_or(&[][..], |nodes| &nodes[..]);
+        if moves.len() < MAX_MOVES
+            && let Some(ranks) = candidate.place(free, &classes[class], nodes)
+        {
+            moves.push(Move {
+                job: candidate.job.id,
+                from: classes[candidate.own].model.clone(),
+                to: classes[class].model.clone(),
+                ranks,
+                sooner_ms: gain - candidate.cost_ms,
+                cost_ms: candidate.cost_ms,
+            });
+        }
+    }
+    moves
+}
+
+/// What is known of a job that may move: it runs, of one role, on whole devices of one class, has a way to go on where it
+/// was, and was placed a round ago at least.
+fn candidate<'a>(free: &Free, classes: &[Arc<DeviceClass>], job: &'a Job) -> Option<Candidate<'a>> {
+    let cluster = free.cluster;
+    let [role] = &job.spec.roles[..] else { return None };
+    let rests = job.placed? + cluster.policy().rounds <= cluster.now();
+    let goes_on = matches!(role.program, Program::Train(_)) || cluster.has_checkpoint(job.id);
+    let is_free = job.spec.topology == Topology::default() && !job.spec.is_service();
+    if job.phase != Phase::Active || !job.all_running() || !rests || !goes_on || !is_free {
+        return None;
+    }
+    let want: Vec<&DeviceRequest> = role.request.devices.iter().collect();
+    if want.is_empty() || want.iter().any(|want| want.slice.is_some()) {
+        return None;
+    }
+    let class_of = |rank: &Allocation, index: u16| {
+        let device = cluster.nodes().get(rank.node).inventory.devices.get(usize::from(index))?;
+        classes.iter().position(|class| *class == device.class)
+    };
+    let held: BTreeSet<Option<usize>> = (job.ranks.iter())
+        .flat_map(|rank| rank.devices.iter().map(move |index| class_of(rank, *index)))
+        .collect();
+    let own = (*held.first()?).filter(|_| held.len() == 1)?;
+    let devices: u32 = job.ranks.iter().map(|rank| rank.devices.len() as u32).sum();
+    let speeds = free.room.class_speeds(cluster.speeds(), &Kind::of(&job.spec, role));
+    let speed = |class: &Arc<DeviceClass>| speeds.iter().find(|it: &&ClassSpeed| it.class == *class);
+    let own_speed = speed(&classes[own])?.speed;
+    let left_ms = cluster.left_ms(job).clamp(1, 1 << 40);
+    let mode = |(at, class): (usize, &Arc<DeviceClass>)| {
+        let want = want.iter().find(|want| want.accepts(class))?;
+        let on = if at == own { devices } else { u32::from(want.count) * role.ranks };
+        let there = u128::from(speed(class)?.speed) * u128::from(on.max(1));
+        let here = u128::from(own_speed) * u128::from(devices);
+        let left_ms = (u128::from(left_ms) * here / there).clamp(1, 1 << 40) as u64;
+        Some(Mode { class: at, devices: on, left_ms })
+    };
+    let modes: Vec<Mode> = classes.iter().enumerate().filter_map(mode).collect();
+    let is_known = modes.iter().any(|mode| mode.class == own) && 1 < modes.len();
+    let cost_ms = cluster.unsaved_ms(job) + RESTART_MS;
+    is_known.then_some(Candidate { job, want, own, devices, cost_ms, modes })
+}
+
+impl Candidate<'_> {
+    fn own_left_ms(&self) -> u64 {
+        let own = self.modes.iter().find(|mode| mode.class == self.own);
+        own.expect("a candidate has its own class").left_ms
+    }
+
+    fn for_round(&self, cluster: &Cluster) -> rounds::Job {
+        rounds::Job {
+            id: self.job.id.0,
+            modes: self.modes.clone(),
+            weight_permille: 1000,
+            waited_ms: 0,
+            due_in_ms: self.job.expected_end().map(|end| end.since(cluster.now()) as i64),
+            current: self.modes.iter().position(|mode| mode.class == self.own),
+            restart_ms: self.cost_ms,
+        }
+    }
+
+    /// Places all ranks on idle devices of a class, beside what the job holds, and takes them. The limits of its queues
+    /// must allow both.
+    fn place(&self, free: &mut Free, class: &DeviceClass, nodes: &[NodeId]) -> Option<Vec<Allocation>> {
+        let want = self.want.iter().find(|want| want.accepts(class))?;
+        let mut spec = (*self.job.spec).clone();
+        spec.roles[0].request.devices = vec![DeviceRequest {
+            vendor: Some(class.vendor),
+            model: Some(class.model.clone()),
+            memory_bytes: class.memory_bytes,
+            ..(*want).clone()
+        }];
+        // A longer model name, or more memory, is another class.
+        let only = |node: &NodeId| {
+            let devices = &free.cluster.nodes().get(*node).inventory.devices;
+            let accepts = |device: &Device| spec.roles[0].request.devices[0].accepts(&device.class);
+            devices.iter().all(|device| *device.class == *class || !accepts(device))
+        };
+        let nodes: Vec<NodeId> = nodes.iter().copied().filter(only).collect();
+        let job = Job { spec: Arc::new(spec), ..self.job.clone() };
+        let ranks = find_among(free, &job, Some(&nodes)).ok()?;
+        free.count(self.job, &ranks);
+        Some(ranks)
+    }
+}
+
+/// What ranks of jobs ask for that wait, but for those whose queue is at its limit: they could not use the room.
+fn waiting<'a>(free: &Free<'a>, plan: &Plan) -> BTreeSet<&'a Request> {
+    let (cluster, started): (_, BTreeSet<JobId>) =
+        (free.cluster, plan.starts.iter().map(|(id, _)| *id).collect());
+    let mut waits = BTreeSet::new();
+    for shapes in cluster.jobs().ready().values() {
+        for (shape, jobs) in shapes {
+            let waiting = jobs.iter().map(|(_, id)| id).find(|id| !started.contains(id));
+            let waiting = waiting.and_then(|id| cluster.jobs().get(*id));
+            if waiting.is_some_and(|job| free.over_limit(&job.spec.queue, least_milli(job)).is_none()) {
+                waits.extend(shape.roles.iter().map(|(_, request)| request));
+            }
+        }
+    }
+    waits
+}
