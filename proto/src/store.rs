@@ -311,6 +311,38 @@ mod tests {
     }
 
     #[test]
+    fn a_job_that_moves_is_stored_with_where_it_goes_on() {
+        let role = v1::Role {
+            ranks: 1,
+            program: Some(v1::role::Program::Command(v1::Command { arguments: vec!["true".into()] })),
+            ..v1::Role::default()
+        };
+        let wire = v1::JobSpec { roles: vec![role], ..v1::JobSpec::default() };
+        let spec = Arc::new(crate::border::job_spec(&wire).expect("a job"));
+        let rank = |worker| Allocation {
+            node: NodeId(0),
+            devices: vec![0],
+            slice: None,
+            charge_milli: 1000,
+            cpus_milli: 0,
+            memory_bytes: 0,
+            port: 1,
+            worker,
+        };
+        let mut job = Job::new(JobId(1), spec.clone(), None, Time(1));
+        job.phase = Phase::Stopping(Then::Resize(vec![1]));
+        job.ranks = vec![rank(RankState::Running), rank(RankState::Gone)];
+        job.last_failure = Some(Why::Moved { from: "t4".into(), to: "h200".into() });
+        let records = [Record::Spec(JobId(1), spec), Record::Job(job.clone())];
+        let again = decode_all(records.iter().map(encode)).expect("records");
+        assert_eq!(again, [Record::Job(job.clone())]);
+        job.phase = Phase::Stopping(Then::Resize(vec![2]));
+        let rows = [&records[0], &Record::Job(job)].map(encode);
+        let refused = decode_all(rows).expect_err("it has no such rank").to_string();
+        assert!(refused.contains("stays is 2: expected less than 2"), "{refused}");
+    }
+
+    #[test]
     fn a_record_without_the_newer_fields_reads_as_it_was_meant() {
         let queue = v1::Queue { name: "red".into(), weight: 2, ..v1::Queue::default() };
         let rank = v1::Allocation { charge_milli: 1_500, port: 1, ..v1::Allocation::default() };

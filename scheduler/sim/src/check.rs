@@ -426,6 +426,7 @@ impl Sim {
                         Why::RankLost { .. } => "rank lost",
                         Why::Drained { .. } => "drained",
                         Why::Preempted { .. } => "preempted",
+                        Why::Moved { .. } => "moved",
                     },
                     1,
                 ),
