@@ -365,18 +365,19 @@ fn blockers(cluster: &Cluster, job: &Job, reason: &Reason) -> Vec<Blocker> {
         _ => None,
     };
     let of_queue = limited.is_some();
-    let suits = |node: NodeId| {
-        let node = cluster.nodes().get(node);
+    let suits = |node: &Node| {
         let takes = |role: &Role| idle_verdict(node, job, role) == Verdict::Takes;
         of_queue || (node.takes_work() && job.spec.roles.iter().any(takes))
     };
+    // Many jobs hold something on one node.
+    let suits: Vec<bool> = cluster.nodes().iter().map(suits).collect();
     let wants_devices = job.spec.roles.iter().any(|role| !role.request.devices.is_empty());
     let mut blockers: Vec<Blocker> = Vec::new();
     for holder in cluster.jobs().holding() {
         if limited.is_some_and(|queue| !cluster.queues().is_within(&holder.spec.queue, queue)) {
             continue;
         }
-        let ranks = || holder.ranks.iter().filter(|rank| suits(rank.node));
+        let ranks = || holder.ranks.iter().filter(|rank| suits[rank.node.0 as usize]);
         let devices = ranks().map(|rank| rank.devices.len() as u32).sum();
         let cpus_milli = ranks().map(|rank| u64::from(rank.cpus_milli)).sum();
         let ends_by = end_of(cluster, holder);
@@ -430,17 +431,26 @@ fn start(cluster: &Cluster, job: &Job, reason: &Reason) -> Start {
     let known = ends.len();
     let endless = cluster.jobs().holding().filter(|job| end_of(cluster, job).is_none());
     ends.extend(endless.map(|job| (Time(u64::MAX), job.id)));
-    let fits_after = |count: usize| {
-        let ended: BTreeSet<JobId> = ends[..count].iter().map(|(_, id)| *id).collect();
-        fits(&mut Free::without(cluster, ended), job).is_ok()
+    let (mut free, mut ended) = (Free::of(cluster), 0);
+    let mut fits_after = |count: usize| {
+        let (least, most) = (ended.min(count), ended.max(count));
+        for (_, id) in &ends[least..most] {
+            let holder = cluster.jobs().get(*id).expect("a job that holds resources");
+            free.take_as_ended(holder, ended < count);
+        }
+        ended = count;
+        fits(&mut free, job).is_ok()
     };
-    if !fits_after(ends.len()) {
-        return Start::Unknown(
-            "the nodes that are up, open and healthy do not suffice, even when idle".into(),
-        );
+    // More room never hurts, so the least number of ends can be searched for; it is small as a rule.
+    let (mut too_few, mut enough) = (0, ends.len().min(1));
+    while !fits_after(enough) {
+        if enough == ends.len() {
+            return Start::Unknown(
+                "the nodes that are up, open and healthy do not suffice, even when idle".into(),
+            );
+        }
+        (too_few, enough) = (enough, (2 * enough).min(ends.len()));
     }
-    // More room never hurts, so the least number of ends can be searched for.
-    let (mut too_few, mut enough) = (0, ends.len());
     while 1 < enough - too_few {
         let middle = (too_few + enough) / 2;
         if fits_after(middle) { enough = middle } else { too_few = middle }

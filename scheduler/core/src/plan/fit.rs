@@ -338,22 +338,22 @@ impl<'a> Free<'a> {
         jobs.ready().values().filter_map(first).map(|id| jobs.get(id).expect("a ready job"))
     }
 
-    /// The same, as if some jobs that hold resources had ended.
-    pub fn without(cluster: &'a Cluster, ended: BTreeSet<JobId>) -> Free<'a> {
-        let mut free = Free::of(cluster);
-        let mut held = BTreeMap::new();
-        for id in &ended {
-            let job = cluster.jobs().get(*id).expect("a job that holds resources");
-            for (worker, rank) in crate::cluster::workers(job) {
-                let held = held.entry(rank.node).or_insert_with(|| cluster.nodes().held(rank.node).clone());
-                held.change(worker, rank, job.span(), false);
+    /// Takes a job that holds resources as ended, or as running after all. `O(ranks log nodes)`.
+    pub fn take_as_ended(&mut self, job: &Job, ended: bool) {
+        match ended {
+            true => self.ended.insert(job.id),
+            false => self.ended.remove(&job.id),
+        };
+        let (cluster, ended) = (self.cluster, &self.ended);
+        for node in job.ranks.iter().map(|rank| rank.node).collect::<BTreeSet<NodeId>>() {
+            let held = cluster.nodes().held(node);
+            let mut left = held.clone();
+            for worker in held.ends.iter().map(|(_, worker)| *worker).filter(|it| ended.contains(&it.job)) {
+                let job = cluster.jobs().get(worker.job).expect("a job that holds resources");
+                left.change(worker, &job.ranks[worker.rank as usize], job.span(), false);
             }
+            self.room.refresh(cluster.nodes().get(node), &left);
         }
-        for (node, held) in held {
-            free.room.refresh(cluster.nodes().get(node), &held);
-        }
-        free.scarcity = free.room.scarcity();
-        Free { ended, ..free }
     }
 
     /// Counts a placement for the queues of its job, and gives up what was kept for that.
