@@ -12,6 +12,7 @@ pub mod agent;
 pub mod autoscale;
 pub mod cluster;
 pub mod effect;
+mod emptying;
 pub mod event;
 pub mod explain;
 pub mod jobs;

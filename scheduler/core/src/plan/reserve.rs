@@ -6,14 +6,14 @@
 //! come and go, the next ones are expected, and nodes are kept for them before they come; what is kept for nobody yet
 //! is denied to others for a while only.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::fit::{Taken, has_labels};
 use super::preempt;
 use crate::cluster::Cluster;
+use crate::emptying::SoonestFirst;
 use crate::jobs::{Job, Phase, Shape};
 use crate::nodes::{Node, Until};
 use crate::topology::{Level, Standing};
@@ -164,8 +164,9 @@ impl Kept {
     /// else waits or is to come, or one of the nodes that were freed is sooner empty than one that was chosen. Nodes
     /// that an endless service holds are not waited for.
     ///
-    /// `O(kept)` without a reason, else `O(shapes + nodes log nodes + waiting * kept)` where nodes are alike; for a job that
-    /// has to stand in one domain `O(nodes)`.
+    /// `O(kept)` without a reason, else `O(shapes + looked at * log groups + waiting * kept)`: nodes are looked at in the order in
+    /// which they get empty, until enough suit; for a
+    /// job that has to stand in one domain, at all of them.
     ///
     /// * `unfit`: the shapes that were found not to fit.
     /// * `placed`: jobs that the round has placed.
@@ -375,12 +376,12 @@ impl Kept {
 
 /// In how many milliseconds a node is expected to be empty; `None`: not by itself.
 fn empty_in(cluster: &Cluster, node: NodeId) -> Option<u64> {
-    cluster.nodes().expiries()[node.0 as usize].empty_in(cluster.now())
+    cluster.nodes().empty_in(cluster.now(), node)
 }
 
-/// Nodes that get empty by themselves, the soonest first. Sorted as far as they are asked for.
-struct Soonest {
-    rest: BinaryHeap<Reverse<(u64, NodeId)>>,
+/// Nodes that get empty by themselves, the soonest first. Found as far as they are asked for.
+struct Soonest<'a> {
+    rest: SoonestFirst<'a>,
     first: Vec<NodeId>,
     /// Those of each domain, with their places among all, of levels that were asked for.
     domains: BTreeMap<Level, Domains>,
@@ -388,20 +389,14 @@ struct Soonest {
 
 type Domains = BTreeMap<Name, Vec<(usize, NodeId)>>;
 
-impl Soonest {
-    fn of(cluster: &Cluster) -> Soonest {
-        let expiries = cluster.nodes().expiries().iter().zip((0..).map(NodeId));
-        let empty_in = expiries.filter_map(|(expiry, node)| Some((expiry.empty_in(cluster.now())?, node)));
-        Soonest {
-            rest: empty_in.map(Reverse).collect::<Vec<_>>().into(),
-            first: Vec::new(),
-            domains: BTreeMap::new(),
-        }
+impl<'a> Soonest<'a> {
+    fn of(cluster: &'a Cluster) -> Soonest<'a> {
+        Soonest { rest: cluster.nodes().soonest(cluster.now()), first: Vec::new(), domains: BTreeMap::new() }
     }
 
     fn get(&mut self, at: usize) -> Option<NodeId> {
         while self.first.len() <= at {
-            self.first.push(self.rest.pop()?.0.1);
+            self.first.push(self.rest.next()?);
         }
         Some(self.first[at])
     }
