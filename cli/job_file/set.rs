@@ -89,6 +89,7 @@ impl JobFile {
         put(&mut self.roles, over.roles);
         join(&mut self.env, over.env, below, |to, from| to.0.extend(from.0));
         put(&mut self.ranks, over.ranks);
+        put(&mut self.min_ranks, over.min_ranks);
         put(&mut self.cpus, over.cpus);
         put(&mut self.memory, over.memory);
         put(&mut self.command, over.command);
@@ -104,6 +105,7 @@ impl Role {
         let below = 1 < depth;
         put(&mut self.name, over.name);
         put(&mut self.ranks, over.ranks);
+        put(&mut self.min_ranks, over.min_ranks);
         put(&mut self.cpus, over.cpus);
         put(&mut self.memory, over.memory);
         put(&mut self.command, over.command);

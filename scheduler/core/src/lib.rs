@@ -11,6 +11,7 @@
 pub mod agent;
 pub mod cluster;
 pub mod effect;
+mod elastic;
 pub mod event;
 pub mod explain;
 pub mod jobs;

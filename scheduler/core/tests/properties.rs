@@ -70,6 +70,9 @@ fn any_role(rng: &mut Rng) -> Role {
     if rng.below(4) == 0 {
         role.request.labels = vec![("rack".into(), "r0".into())];
     }
+    if 1 < role.ranks && rng.below(3) == 0 {
+        role.min_ranks = Some(1 + rng.below(u64::from(role.ranks) - 1) as u32);
+    }
     role
 }
 
@@ -101,7 +104,8 @@ fn a_placement_is_whole_and_within_what_is_free() {
         match job.ranks.len() as u32 {
             0 => refused += 1,
             ranks => {
-                assert_eq!(ranks, job.spec.ranks(), "seed {seed}");
+                let is_whole = (job.spec.min_ranks()..=job.spec.ranks()).contains(&ranks);
+                assert!(is_whole, "seed {seed}: {ranks} ranks");
                 placed += 1;
             }
         }
@@ -125,7 +129,8 @@ fn room_is_for_as_many_ranks_as_would_fit() {
         let Err(Misfit::RoomFor { ranks, of }) = fits(&mut free, job) else { panic!("seed {seed}") };
         for fewer in 1..=of {
             let mut job = job.clone();
-            Arc::make_mut(&mut job.spec).roles[0].ranks = fewer;
+            let role = &mut Arc::make_mut(&mut job.spec).roles[0];
+            (role.ranks, role.min_ranks) = (fewer, None);
             assert_eq!(fits(&mut free, &job).is_ok(), fewer <= ranks, "seed {seed}: {fewer} of {ranks}");
         }
         seen += u32::from(0 < ranks);
@@ -150,7 +155,7 @@ fn the_change_that_an_explanation_suggests_starts_the_job() {
         *seen.entry(name(&change)).or_default() += 1;
     }
     println!("{seen:?}");
-    assert_eq!(seen.len(), 8, "every kind of change was suggested: {seen:?}");
+    assert_eq!(seen.len(), 9, "every kind of change was suggested: {seen:?}");
 }
 
 fn name(change: &Change) -> &'static str {
@@ -160,6 +165,7 @@ fn name(change: &Change) -> &'static str {
         Change::DeviceMemoryBytes { .. } => "device memory",
         Change::Devices { .. } => "devices",
         Change::Ranks { .. } => "ranks",
+        Change::MinRanks { .. } => "least ranks",
         Change::Model { .. } => "model",
         Change::Vendor { .. } => "vendor",
         Change::Labels => "labels",
@@ -177,6 +183,7 @@ fn with(mut spec: JobSpec, change: &Change) -> JobSpec {
         }
         Change::Devices { to, .. } => devices.iter_mut().for_each(|d| d.count = d.count.min(*to)),
         Change::Ranks { to, .. } => role.ranks = *to,
+        Change::MinRanks { to, .. } => role.min_ranks = Some(*to),
         Change::Model { .. } => devices.iter_mut().for_each(|d| d.model = None),
         Change::Vendor { .. } => devices.iter_mut().for_each(|d| (d.vendor, d.model) = (None, None)),
         Change::Labels => role.request.labels.clear(),
