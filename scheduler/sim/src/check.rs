@@ -194,7 +194,7 @@ impl Sim {
         }
     }
 
-    /// A job grows only where its new ranks keep nobody waiting: nobody that waits would fit without them.
+    /// A job grows only where its new ranks keep nobody waiting: nobody that waits fits but for them.
     fn check_grown(&self, grown: JobId, from: u32, to: u32) {
         let cluster = self.cluster.as_ref().expect("a scheduler");
         let job = cluster.jobs().get(grown).expect("a job");
@@ -205,11 +205,12 @@ impl Sim {
             assert!(is_within, "{grown} grows beyond the limit of queue {}", queue.name);
         }
         let new = (from..to).map(|rank| WorkerId { job: grown, attempt: job.attempt, rank });
-        let mut free = Free::without_workers(cluster, new);
+        let (mut now, mut before) = (Free::of(cluster), Free::without_workers(cluster, new));
         for id in cluster.jobs().ready().values().flat_map(|shapes| shapes.values()).flatten().map(|it| it.1)
         {
             let waits = cluster.jobs().get(id).expect("a ready job");
-            assert!(fits(&mut free, waits).is_err(), "{grown} grows into the room of {id}, which waits");
+            let is_robbed = fits(&mut before, waits).is_ok() && fits(&mut now, waits).is_err();
+            assert!(!is_robbed, "{grown} grows into the room of {id}, which waits");
         }
     }
 
