@@ -16,7 +16,7 @@ use aquifer_sim::{Sim, workload};
 const PATIENCE: Time = Time(20_000_000);
 
 /// What a swarm must have met, or it proves nothing.
-const SIGHTS: [&str; 33] = [
+const SIGHTS: [&str; 36] = [
     "agent-restarted",
     "answered as repeated",
     "array",
@@ -26,6 +26,7 @@ const SIGHTS: [&str; 33] = [
     "failed",
     "fenced by a supervisor",
     "gang on several nodes",
+    "grown",
     "inventory-changed",
     "killed",
     "node-lost",
@@ -42,7 +43,9 @@ const SIGHTS: [&str; 33] = [
     "reclaimed",
     "refused",
     "running",
+    "scaled",
     "scheduler restarted",
+    "shrunk",
     "stopped politely",
     "stopping",
     "succeeded",

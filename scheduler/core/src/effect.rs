@@ -264,6 +264,36 @@ impl fmt::Display for Availability {
     }
 }
 
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Succeeded => f.write_str("succeeded"),
+            Outcome::Failed(why) => write!(f, "failed: {why}"),
+            Outcome::Unreachable(job) => write!(f, "failed: {job}, which it follows, did not succeed"),
+            Outcome::Cancelled => f.write_str("cancelled"),
+            Outcome::TimedOut => f.write_str("timed out"),
+        }
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::WorkerFailed { rank, node, exit } => write!(f, "rank {rank} on {node} {exit}"),
+            Why::RankLost { rank, node } => write!(f, "rank {rank} lost with {node}"),
+            Why::Drained { rank: _, node } => write!(f, "{node} is drained"),
+            Why::Preempted { by, at: _ } => write!(f, "it gave way to {by}"),
+            Why::Resized { from, to, by: Some(by), at: _ } => {
+                write!(f, "it shrank from {from} to {to} ranks for {by}")
+            }
+            Why::Resized { from, to, by: None, at: _ } if from < to => {
+                write!(f, "it grew from {from} to {to} ranks")
+            }
+            Why::Resized { from, to, by: None, at: _ } => write!(f, "it shrank from {from} to {to} ranks"),
+        }
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

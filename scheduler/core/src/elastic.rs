@@ -133,8 +133,8 @@ impl Cluster {
             }
             false => has(self.nodes.get(kept(rank).node), kept(rank)),
         };
-        if !stays.iter().all(holds) {
-            return self.abandon_resize(now, id);
+        if let Some(rank) = stays.iter().copied().find(|rank| !holds(rank)) {
+            return self.abandon_resize(now, id, rank);
         }
         for (worker, rank) in workers(&job) {
             self.nodes.release(worker, rank, job.span());
@@ -184,12 +184,66 @@ impl Cluster {
         self.shrink_to_scale(now, id);
     }
 
-    /// What a job was to go on with is not as it was: all of it is placed again.
-    fn abandon_resize(&mut self, now: Time, id: JobId) {
-        self.change_job(id, |job| job.phase = Phase::Stopping(Then::Requeue));
-        self.reassign(id);
+    /// A rank that a job was to go on with is not as it was: all of it is placed again.
+    fn abandon_resize(&mut self, now: Time, id: JobId, rank: u32) {
+        let job = self.jobs.get(id).expect("a job that is resized");
+        let node = self.nodes.get(job.ranks[rank as usize].node);
+        let (is_closed, name) = (node.up && node.availability != Availability::Open, node.name.clone());
+        let why = match is_closed {
+            true => Why::Drained { rank, node: name },
+            false => Why::RankLost { rank, node: name },
+        };
+        self.freed_for.extend(job.gives_way_to());
+        self.requeue(id, why);
         if self.jobs.get(id).is_some_and(|job| job.ranks.iter().all(|rank| rank.worker == RankState::Gone)) {
             self.release(now, id, None);
+        }
+    }
+}
+
+impl Job {
+    /// The most ranks that a role is to have.
+    pub fn wanted(&self, role: &Role) -> u32 {
+        match self.scale {
+            Some(Scale { ranks: Some(ranks), .. }) if role.min_ranks.is_some() => ranks,
+            _ => role.ranks,
+        }
+    }
+
+    /// The most ranks that it is to have.
+    pub fn wanted_ranks(&self) -> u32 {
+        self.spec.roles.iter().map(|role| self.wanted(role)).sum()
+    }
+
+    /// Those of its ranks that the attempt which holds them had, or has.
+    pub fn in_attempt(&self) -> &[Allocation] {
+        &self.ranks[..self.last_nodes.len().min(self.ranks.len())]
+    }
+
+    /// The ranks that it gives back when it has stopped, with the identities of their workers.
+    pub fn leaving(&self) -> impl Iterator<Item = (WorkerId, &Allocation)> {
+        let stays: &[u32] = match &self.phase {
+            Phase::Stopping(Then::Resize(stays)) => stays,
+            _ => &[],
+        };
+        let stays: BTreeSet<u32> = stays.iter().copied().collect();
+        workers(self).filter(move |(worker, _)| !stays.contains(&worker.rank))
+    }
+
+    /// Whether it can get further ranks while it runs: they know nothing of each other, and no number of a rank is used
+    /// twice in an attempt.
+    pub fn grows_live(&self) -> bool {
+        self.spec.is_loose() && self.ranks.len() == self.last_nodes.len()
+    }
+
+    /// Whether the worker of a rank should run.
+    pub fn runs(&self, rank: u32) -> bool {
+        match &self.phase {
+            Phase::Active => true,
+            Phase::Stopping(Then::Resize(stays)) => {
+                self.spec.is_loose() && stays.len() < self.ranks.len() && stays.contains(&rank)
+            }
+            Phase::Pending(_) | Phase::Stopping(_) | Phase::Done(_) => false,
         }
     }
 }

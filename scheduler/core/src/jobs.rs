@@ -2,7 +2,6 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -250,51 +249,6 @@ impl Job {
             None => Until::Unknown,
         };
         Span { since: self.placed.unwrap_or(self.submitted), until }
-    }
-
-    /// The most ranks that a role is to have.
-    pub fn wanted(&self, role: &Role) -> u32 {
-        match self.scale {
-            Some(Scale { ranks: Some(ranks), .. }) if role.min_ranks.is_some() => ranks,
-            _ => role.ranks,
-        }
-    }
-
-    /// The most ranks that it is to have.
-    pub fn wanted_ranks(&self) -> u32 {
-        self.spec.roles.iter().map(|role| self.wanted(role)).sum()
-    }
-
-    /// Those of its ranks that the attempt which holds them had, or has.
-    pub fn in_attempt(&self) -> &[Allocation] {
-        &self.ranks[..self.last_nodes.len().min(self.ranks.len())]
-    }
-
-    /// The ranks that it gives back when it has stopped, with the identities of their workers.
-    pub fn leaving(&self) -> impl Iterator<Item = (WorkerId, &Allocation)> {
-        let stays: &[u32] = match &self.phase {
-            Phase::Stopping(Then::Resize(stays)) => stays,
-            _ => &[],
-        };
-        let stays: BTreeSet<u32> = stays.iter().copied().collect();
-        crate::cluster::workers(self).filter(move |(worker, _)| !stays.contains(&worker.rank))
-    }
-
-    /// Whether it can get further ranks while it runs: they know nothing of each other, and no number of a rank is used
-    /// twice in an attempt.
-    pub fn grows_live(&self) -> bool {
-        self.spec.is_loose() && self.ranks.len() == self.last_nodes.len()
-    }
-
-    /// Whether the worker of a rank should run.
-    pub fn runs(&self, rank: u32) -> bool {
-        match &self.phase {
-            Phase::Active => true,
-            Phase::Stopping(Then::Resize(stays)) => {
-                self.spec.is_loose() && stays.len() < self.ranks.len() && stays.contains(&rank)
-            }
-            Phase::Pending(_) | Phase::Stopping(_) | Phase::Done(_) => false,
-        }
     }
 
     /// Whether all ranks are reported running.
@@ -618,35 +572,5 @@ impl Jobs {
         assert_eq!(self.by_key, recount.by_key, "the client keys");
         assert_eq!(self.dependents, recount.dependents, "the dependents");
         assert_eq!(self.arrays, recount.arrays, "the arrays");
-    }
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Outcome::Succeeded => f.write_str("succeeded"),
-            Outcome::Failed(why) => write!(f, "failed: {why}"),
-            Outcome::Unreachable(job) => write!(f, "failed: {job}, which it follows, did not succeed"),
-            Outcome::Cancelled => f.write_str("cancelled"),
-            Outcome::TimedOut => f.write_str("timed out"),
-        }
-    }
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Why::WorkerFailed { rank, node, exit } => write!(f, "rank {rank} on {node} {exit}"),
-            Why::RankLost { rank, node } => write!(f, "rank {rank} lost with {node}"),
-            Why::Drained { rank: _, node } => write!(f, "{node} is drained"),
-            Why::Preempted { by, at: _ } => write!(f, "it gave way to {by}"),
-            Why::Resized { from, to, by: Some(by), at: _ } => {
-                write!(f, "it shrank from {from} to {to} ranks for {by}")
-            }
-            Why::Resized { from, to, by: None, at: _ } if from < to => {
-                write!(f, "it grew from {from} to {to} ranks")
-            }
-            Why::Resized { from, to, by: None, at: _ } => write!(f, "it shrank from {from} to {to} ranks"),
-        }
     }
 }

@@ -9,6 +9,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod agent;
+mod assignment;
 pub mod cluster;
 pub mod effect;
 mod elastic;

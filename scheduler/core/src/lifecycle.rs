@@ -301,7 +301,7 @@ impl Cluster {
         }
     }
 
-    fn requeue(&mut self, id: JobId, why: Why) {
+    pub(crate) fn requeue(&mut self, id: JobId, why: Why) {
         self.change_job(id, |job| {
             job.phase = Phase::Stopping(Then::Requeue);
             job.last_failure = Some(why.clone());

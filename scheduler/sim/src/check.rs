@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use aquifer_core::explain::{Reason, Start, explain, reason};
-use aquifer_core::jobs::{Job, Outcome, Phase, Why};
+use aquifer_core::jobs::{Job, Outcome, Phase, Then, Why};
 use aquifer_core::nodes::Node;
 use aquifer_core::plan::{Free, fits, free_for_all, plan};
 use aquifer_core::*;
@@ -239,11 +239,15 @@ impl Sim {
                 assert!(well, "{} succeeded, but {worker}: {end:?}", job.id);
             }
         }
+        if let Some(was) = earlier {
+            check_resized(was, job);
+        }
         if earlier.map_or(0, |was| was.failures) < job.failures {
             self.check_failures(job);
         }
         if job.phase == Phase::Active && earlier.is_none_or(|was| was.attempt < job.attempt) {
-            self.check_placement(job, later);
+            let holds = earlier.is_some_and(|was| matches!(was.phase, Phase::Stopping(Then::Resize(_))));
+            self.check_placement(job, later, holds);
         }
     }
 
@@ -264,13 +268,15 @@ impl Sim {
     }
 
     /// A placement gives every rank what was asked for, from nodes that take work.
-    fn check_placement(&self, job: &Job, later: &[Record]) {
+    ///
+    /// * `holds`: it has held all that while its number of ranks was changed.
+    fn check_placement(&self, job: &Job, later: &[Record], holds: bool) {
         let id = job.id;
         let world = job.ranks.len() as u32;
         let is_whole = job.spec.min_ranks() <= world && world <= job.spec.ranks();
         assert!(is_whole, "{id}: the gang of {world} ranks is whole");
         // With one commit for many steps, the limit may be another by now.
-        if let Some(cluster) = self.cluster.as_ref().filter(|_| self.timing.commit_ms == (0, 0)) {
+        if let Some(cluster) = self.cluster.as_ref().filter(|_| self.timing.commit_ms == (0, 0) && !holds) {
             for queue in cluster.queues().line(&job.spec.queue) {
                 let held = cluster.queues().held_milli(&queue.name);
                 let within = queue.limit_milli.is_none_or(|limit| held <= limit);
@@ -453,6 +459,20 @@ impl Sim {
         }
         text
     }
+}
+
+/// A job that goes on after a change of its ranks has what it kept; or all, where nobody needed the rest any more.
+fn check_resized(was: &Job, job: &Job) {
+    let Phase::Stopping(Then::Resize(stays)) = &was.phase else { return };
+    if job.phase != Phase::Active || job.attempt != was.attempt + 1 {
+        return;
+    }
+    let place = |rank: &Allocation| (rank.node, rank.devices.clone(), rank.port);
+    let places: BTreeSet<_> = job.ranks.iter().map(place).collect();
+    let kept: BTreeSet<_> = stays.iter().map(|rank| place(&was.ranks[*rank as usize])).collect();
+    let all: BTreeSet<_> = was.ranks.iter().map(place).collect();
+    let requeued = !matches!(job.last_failure, Some(Why::Resized { .. }));
+    assert!(places == kept || places == all || requeued, "{} goes on elsewhere: {places:?}", job.id);
 }
 
 /// Equal, with a short cut for a specification that both share.

@@ -37,7 +37,10 @@ pub(super) fn grow(free: &mut Free, now: Time, plan: &Plan) -> (Vec<Growth>, Opt
     let Some(rest) = cluster.policy().grow_after else { return (growths, None) };
     let victims: BTreeSet<JobId> =
         plan.preemptions.iter().flat_map(|it| &it.victims).map(|victim| victim.job).collect();
-    let mut small: Vec<&Job> = cluster.jobs().small().filter(|job| !victims.contains(&job.id)).collect();
+    // One of which a rank has ended already is about to end.
+    let is_whole = |job: &Job| job.ranks.iter().all(|rank| rank.worker != RankState::Gone);
+    let may_grow = |job: &&Job| !victims.contains(&job.id) && is_whole(job);
+    let mut small: Vec<&Job> = cluster.jobs().small().filter(may_grow).collect();
     if small.is_empty() {
         return (growths, None);
     }
