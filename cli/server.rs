@@ -53,6 +53,10 @@ pub struct Args {
     /// `off`. Default: on
     #[arg(long, env = "AQUIFER_PREEMPTION", value_name = "ON|OFF")]
     pub preemption: Option<String>,
+    /// For so long a job runs before it may stop, with its grace, to go on with more ranks: 0 to 365d, or `off`.
+    /// Default: 5m
+    #[arg(long, env = "AQUIFER_GROW_AFTER", value_name = "DURATION")]
+    pub grow_after: Option<String>,
     /// Directory, on storage that all nodes see, for the checkpoints of jobs that name none. Default: `checkpoints`
     /// in the data directory
     #[arg(long, env = "AQUIFER_CHECKPOINT_ROOT", value_name = "DIR")]
@@ -106,6 +110,10 @@ impl Args {
             "off" => Ok(false),
             _ => Err("expected on or off".into()),
         })?;
+        let grow_after = settings.take("grow-after", self.grow_after.as_ref(), "5m", |text| match text {
+            "off" => Ok(None),
+            text => between(text, 0, YEAR_MS).map(Some).map_err(|why| format!("{why}, or off")),
+        })?;
         let root = self.checkpoint_root.as_ref();
         let checkpoint_root = settings.take("checkpoint-root", root, &checkpoints, absolute)?;
         let log_format = settings.take("log-format", self.log_format.as_ref(), "text", log_format)?;
@@ -114,7 +122,7 @@ impl Args {
         let file = settings.take_optional("token-file", None, |text| Ok(PathBuf::from(text)))?;
         settings.finish()?;
         let token = settings::token(global.token_file.as_deref().or(file.as_deref()))?;
-        let policy = Policy { order, lease, backoff, half_life, ageing, preemption };
+        let policy = Policy { order, lease, backoff, half_life, ageing, preemption, grow_after };
         let checkpoint_root = checkpoint_root.display().to_string();
         let config = ServerConfig { listen, token, policy, checkpoint_root };
         Ok(Resolved { config, store: data_dir.join("store.redb"), log_format, log_level })

@@ -23,8 +23,14 @@ pub struct Job {
     pub reason: String,
     /// Larger goes first within its queue.
     pub priority: i32,
-    /// Number of its ranks.
+    /// Number of its ranks: those that it has, else those that it asks for.
     pub ranks: u32,
+    /// The fewest with which it starts and goes on.
+    pub min_ranks: u32,
+    /// The most that it is to have now: as asked for, or as scaled since.
+    pub wanted_ranks: u32,
+    /// The most that it can be scaled to.
+    pub max_ranks: u32,
     /// Devices that it holds, else those that it asks for.
     pub devices: u64,
     /// Model of these devices; empty where any will do.
@@ -144,6 +150,8 @@ pub struct Spec {
 pub struct Role {
     pub name: String,
     pub ranks: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_ranks: Option<u32>,
     /// Alternatives in order of preference.
     pub devices: Vec<DeviceRequest>,
     pub cpus_milli: u32,
@@ -285,6 +293,9 @@ pub struct Blocker {
 pub struct Plan {
     /// Whether all ranks would start at once.
     pub starts_now: bool,
+    /// Then, if it would start with fewer ranks than it asks for: how many it asks for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fewer: Option<u32>,
     /// Then: where.
     pub workers: Vec<Rank>,
     /// The one domain that they are in, of a level that is required or preferred: `rack r7`.
@@ -305,11 +316,16 @@ pub struct Victim {
     pub lost_device_ms: u64,
     /// It stops within so long.
     pub grace_ms: u64,
+    /// Its ranks, and how many of them it goes on with at once; 0: it stops whole.
+    pub ranks: u32,
+    #[allow(missing_docs)]
+    pub stays: u32,
 }
 
 impl From<&v1::Victim> for Victim {
     fn from(wire: &v1::Victim) -> Victim {
-        Victim { job: job_id(wire.job), lost_device_ms: wire.lost_device_ms, grace_ms: wire.grace_ms }
+        let v1::Victim { job, lost_device_ms, grace_ms, ranks, stays } = *wire;
+        Victim { job: job_id(job), lost_device_ms, grace_ms, ranks, stays }
     }
 }
 
@@ -495,6 +511,8 @@ impl From<&v1::Job> for Job {
         }
         let asked =
             spec.roles.iter().filter_map(|role| Some((role.ranks, role.request.as_ref()?.devices.first()?)));
+        let holds =
+            matches!(wire.state(), v1::JobState::Starting | v1::JobState::Running | v1::JobState::Stopping);
         let held: u64 = workers.iter().map(|worker| worker.devices.len() as u64).sum();
         let model = workers.iter().map(|worker| &worker.model).find(|model| !model.is_empty());
         let model = model.or_else(|| {
@@ -511,7 +529,10 @@ impl From<&v1::Job> for Job {
             state: state(wire.state()).into(),
             reason: wire.reason.clone(),
             priority: spec.priority,
-            ranks: spec.roles.iter().map(|role| role.ranks).sum(),
+            ranks: if holds { workers.len() as u32 } else { wire.wanted_ranks },
+            min_ranks: spec.roles.iter().map(|role| role.min_ranks.unwrap_or(role.ranks)).sum(),
+            wanted_ranks: wire.wanted_ranks,
+            max_ranks: spec.roles.iter().map(|role| role.ranks).sum(),
             // Ranks of an ended job tell where they were, but hold nothing any more.
             devices: match held {
                 0 => asked.clone().map(|(ranks, device)| u64::from(ranks) * u64::from(device.count)).sum(),
@@ -659,6 +680,7 @@ impl From<&core::Role> for Role {
         Role {
             name: role.name.to_string(),
             ranks: role.ranks,
+            min_ranks: role.min_ranks,
             devices: role.request.devices.iter().map(device).collect(),
             cpus_milli: role.request.cpus_milli,
             memory_bytes: role.request.memory_bytes,

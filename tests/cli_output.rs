@@ -227,7 +227,12 @@ fn a_plan_says_where_or_why_not() {
         plan::text(&refused, NOW, &plain())
             .starts_with("The job would wait: room for 1 of 2 ranks.\n\nNODES")
     );
-    let victim = |job: &str, lost| Victim { job: job.into(), lost_device_ms: lost, grace_ms: 30_000 };
+    let victim = |job: &str, lost| Victim {
+        job: job.into(),
+        lost_device_ms: lost,
+        grace_ms: 30_000,
+        ..Victim::default()
+    };
     let victims = vec![victim("job-3", 4_000), victim("job-5", 724_000)];
     assert_eq!(
         plan::text(&Plan { victims, ..Plan::default() }, NOW, &plain()),

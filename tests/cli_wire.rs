@@ -152,6 +152,9 @@ impl Pool for Peer {
     async fn cancel(&self, _: Request<CancelRequest>) -> Reply<CancelResponse> {
         Err(Status::unimplemented(""))
     }
+    async fn scale(&self, _: Request<ScaleRequest>) -> Reply<ScaleResponse> {
+        Err(Status::unimplemented(""))
+    }
     async fn explain(&self, _: Request<ExplainRequest>) -> Reply<Explanation> {
         Err(Status::unimplemented(""))
     }

@@ -16,7 +16,7 @@ use aquifer_sim::{Sim, workload};
 const PATIENCE: Time = Time(20_000_000);
 
 /// What a swarm must have met, or it proves nothing.
-const SIGHTS: [&str; 37] = [
+const SIGHTS: [&str; 40] = [
     "agent-restarted",
     "answered as repeated",
     "array",
@@ -28,6 +28,7 @@ const SIGHTS: [&str; 37] = [
     "fenced by a supervisor",
     "gang on several nodes",
     "gang on several nodes of one domain",
+    "grown",
     "inventory-changed",
     "killed",
     "node-lost",
@@ -46,7 +47,9 @@ const SIGHTS: [&str; 37] = [
     "reclaimed",
     "refused",
     "running",
+    "scaled",
     "scheduler restarted",
+    "shrunk",
     "stopped politely",
     "stopping",
     "succeeded",

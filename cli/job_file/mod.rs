@@ -36,6 +36,8 @@ pub struct JobFile {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ranks: Option<Given<Whole<1, 65_536>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_ranks: Option<Given<Whole<1, 65_536>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub devices: Option<Devices>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<Given<Cpus>>,
@@ -84,6 +86,8 @@ pub struct Role {
     pub name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ranks: Option<Given<Whole<1, 65_536>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_ranks: Option<Given<Whole<1, 65_536>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub devices: Option<Devices>,
     #[serde(skip_serializing_if = "Option::is_none")]

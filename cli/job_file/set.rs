@@ -95,6 +95,7 @@ impl JobFile {
         });
         join(&mut self.env, over.env, below, |to, from| to.0.extend(from.0));
         put(&mut self.ranks, over.ranks);
+        put(&mut self.min_ranks, over.min_ranks);
         put(&mut self.cpus, over.cpus);
         put(&mut self.memory, over.memory);
         put(&mut self.command, over.command);
@@ -112,6 +113,7 @@ impl Role {
         put(&mut self.spread, over.spread);
         put(&mut self.name, over.name);
         put(&mut self.ranks, over.ranks);
+        put(&mut self.min_ranks, over.min_ranks);
         put(&mut self.cpus, over.cpus);
         put(&mut self.memory, over.memory);
         put(&mut self.command, over.command);

@@ -27,6 +27,7 @@ struct Part<'a> {
     name: Option<&'a String>,
     kind: Option<Kind>,
     ranks: Option<i64>,
+    min_ranks: Option<i64>,
     devices: Option<&'a Devices>,
     cpus: Option<u32>,
     memory: Option<u64>,
@@ -101,6 +102,7 @@ impl JobFile {
                 name: None,
                 kind,
                 ranks: self.ranks.map(|given| given.0.0),
+                min_ranks: self.min_ranks.map(|given| given.0.0),
                 devices: self.devices.as_ref(),
                 cpus: self.cpus.map(|given| given.0.0),
                 memory: self.memory.map(|given| given.0.0),
@@ -117,6 +119,7 @@ impl JobFile {
         }
         let of_roles = [
             ("ranks", self.ranks.is_some()),
+            ("min_ranks", self.min_ranks.is_some()),
             ("devices", self.devices.is_some()),
             ("cpus", self.cpus.is_some()),
             ("memory", self.memory.is_some()),
@@ -142,6 +145,7 @@ fn part_of(at: usize, role: &Role, kind: Option<Kind>) -> Part<'_> {
         name: role.name.as_ref(),
         kind,
         ranks: role.ranks.map(|given| given.0.0),
+        min_ranks: role.min_ranks.map(|given| given.0.0),
         devices: role.devices.as_ref(),
         cpus: role.cpus.map(|given| given.0.0),
         memory: role.memory.map(|given| given.0.0),
@@ -171,6 +175,7 @@ impl Part<'_> {
         let role = v1::Role {
             name: self.name.cloned().unwrap_or_default(),
             ranks: self.ranks.unwrap_or(1) as u32,
+            min_ranks: self.min_ranks.map(|least| least as u32),
             request: Some(request),
             program: Some(program),
             apart: self.apart.map(|level| level.0.to_string()),
@@ -383,13 +388,26 @@ pub fn file_of(spec: &core::JobSpec) -> JobFile {
     if let [role] = &mut roles[..]
         && role.name.as_deref() == Some("worker")
     {
-        let Role { name: _, ranks, devices, cpus, memory, labels, apart, spread, command, train, serve } =
-            std::mem::take(role);
+        let Role {
+            name: _,
+            ranks,
+            min_ranks,
+            devices,
+            cpus,
+            memory,
+            labels,
+            apart,
+            spread,
+            command,
+            train,
+            serve,
+        } = std::mem::take(role);
         file.kind = Some(Given(match (&train, &serve) {
             (Some(_), _) => Kind::Train,
             (_, Some(_)) => Kind::Serve,
             _ => Kind::Command,
         }));
+        file.min_ranks = min_ranks;
         (file.ranks, file.devices, file.cpus, file.memory, file.labels) =
             (ranks, devices, cpus, memory, labels);
         (file.apart, file.spread) = (apart, spread);
@@ -426,6 +444,7 @@ fn role_of(role: &core::Role) -> Role {
     let mut file = Role {
         name: Some(role.name.to_string()),
         ranks: Some(Given(Whole(role.ranks.into()))),
+        min_ranks: role.min_ranks.map(|least| Given(Whole(least.into()))),
         devices: Some(Devices { any_of: request.devices.iter().map(device).collect() }),
         cpus: Some(Given(Cpus(request.cpus_milli))),
         memory: Some(Given(Size(request.memory_bytes))),

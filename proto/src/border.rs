@@ -69,6 +69,12 @@ pub fn job_spec(wire: &v1::JobSpec) -> Checked<JobSpec> {
     if MAX_RANKS < ranks {
         return Err(Invalid::new("roles", format!("{ranks} ranks"), format!("at most {MAX_RANKS} in all")));
     }
+    let mut elastic = roles.iter().enumerate().filter(|(_, role)| role.min_ranks.is_some());
+    if let (Some((first, _)), Some((second, role))) = (elastic.next(), elastic.next()) {
+        let (field, value) = (format!("roles[{second}].min_ranks"), role.least());
+        let allowed = format!("expected at most one role with fewer than its ranks, and roles[{first}] has");
+        return Err(Invalid::new(field, value, allowed));
+    }
     let default_name = match &roles[0].program {
         Program::Command(arguments) => arguments[0].rsplit('/').next().unwrap_or("command").to_string(),
         Program::Train(_) => "train".into(),
@@ -145,6 +151,12 @@ fn role(field: &str, wire: &v1::Role) -> Checked<Role> {
     if wire.ranks == 0 || MAX_RANKS < u64::from(wire.ranks) {
         return Err(Invalid::new(format!("{field}.ranks"), wire.ranks, format!("expected 1 to {MAX_RANKS}")));
     }
+    let min_ranks = wire.min_ranks.unwrap_or(wire.ranks);
+    if !(1..=wire.ranks).contains(&min_ranks) {
+        let allowed = format!("expected 1 to {}, the ranks of the role", wire.ranks);
+        return Err(Invalid::new(format!("{field}.min_ranks"), min_ranks, allowed));
+    }
+    let min_ranks = Some(min_ranks).filter(|least| *least < wire.ranks);
     let default = v1::Request::default();
     let wire_request = wire.request.as_ref().unwrap_or(&default);
     let request = request(&format!("{field}.request"), wire_request)?;
@@ -166,7 +178,7 @@ fn role(field: &str, wire: &v1::Role) -> Checked<Role> {
         text.as_ref().map(|text| self::level(&format!("{field}.{key}"), text)).transpose()
     };
     let standing = Standing { apart: level("apart", &wire.apart)?, spread: level("spread", &wire.spread)? };
-    Ok(Role { name, ranks: wire.ranks, request, standing, program })
+    Ok(Role { name, ranks: wire.ranks, min_ranks, request, standing, program })
 }
 
 fn request(field: &str, wire: &v1::Request) -> Checked<Request> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use aquifer_core::jobs::{ArrayElement, Job, Outcome, Phase, Then, Usage, Why};
+use aquifer_core::jobs::{ArrayElement, Job, Outcome, Phase, Scale, Then, Usage, Why};
 use aquifer_core::nodes::Node;
 use aquifer_core::*;
 use prost::Message;
@@ -115,6 +115,7 @@ fn encode_job(job: &Job) -> v1::StoredJob {
         Phase::Pending(not_before) => Wire::PendingMs(not_before.0),
         Phase::Active => Wire::Active(true),
         Phase::Stopping(Then::Requeue) => Wire::Requeuing(true),
+        Phase::Stopping(Then::Resize(stays)) => Wire::Resizing(v1::StoredResize { stays: stays.clone() }),
         Phase::Stopping(Then::Finish(outcome)) => Wire::Finishing(encode_outcome(outcome)),
         Phase::Done(outcome) => Wire::Done(encode_outcome(outcome)),
     };
@@ -135,6 +136,8 @@ fn encode_job(job: &Job) -> v1::StoredJob {
         device_ms: job.usage.device_ms,
         cpu_milli_ms: job.usage.cpu_milli_ms,
         lost_device_ms: job.usage.lost_device_ms,
+        scale_ranks: job.scale.and_then(|scale| scale.ranks),
+        scale_ms: job.scale.map(|scale| scale.at.0),
     }
 }
 
@@ -156,6 +159,11 @@ fn encode_why(why: &Why) -> v1::StoredWhy {
         Why::Preempted { by, at } => {
             let (why, preempted_ms) = (Some(Wire::Preempted(by.0)), at.0);
             return v1::StoredWhy { why, preempted_ms, ..Default::default() };
+        }
+        Why::Resized { from, to, by, at } => {
+            let by = by.map_or(0, |by| by.0);
+            let why = Some(Wire::Resized(v1::StoredResized { from: *from, to: *to, by }));
+            return v1::StoredWhy { why, preempted_ms: at.0, ..Default::default() };
         }
         Why::WorkerFailed { rank, node, exit } => (rank, node, Wire::Exit(wire::exit(exit))),
         Why::RankLost { rank, node } => (rank, node, Wire::Lost(true)),
@@ -182,6 +190,13 @@ fn decode_job(id: u64, wire: &v1::StoredJob, specs: &BTreeMap<u64, Arc<JobSpec>>
         Some(Wire::PendingMs(not_before)) => Phase::Pending(Time(*not_before)),
         Some(Wire::Active(_)) => Phase::Active,
         Some(Wire::Requeuing(_)) => Phase::Stopping(Then::Requeue),
+        Some(Wire::Resizing(resize)) => {
+            let known = |rank: &u32| (*rank as usize) < wire.ranks.len();
+            if let Some(rank) = resize.stays.iter().find(|rank| !known(rank)) {
+                return Err(Invalid::new("stays", rank, format!("expected less than {}", wire.ranks.len())));
+            }
+            Phase::Stopping(Then::Resize(resize.stays.clone()))
+        }
         Some(Wire::Finishing(outcome)) => Phase::Stopping(Then::Finish(decode_outcome(outcome)?)),
         Some(Wire::Done(outcome)) => Phase::Done(decode_outcome(outcome)?),
         None => return Err(Invalid::new("phase", "absent", "expected a phase")),
@@ -208,6 +223,7 @@ fn decode_job(id: u64, wire: &v1::StoredJob, specs: &BTreeMap<u64, Arc<JobSpec>>
             cpu_milli_ms: wire.cpu_milli_ms,
             lost_device_ms: wire.lost_device_ms,
         },
+        scale: wire.scale_ms.map(|ms| Scale { ranks: wire.scale_ranks, at: Time(ms) }),
     })
 }
 
@@ -232,6 +248,10 @@ fn decode_why(wire: &v1::StoredWhy) -> Result<Why, Invalid> {
         Some(Wire::Drained(_)) => Why::Drained { rank, node },
         Some(Wire::Preempted(by)) => {
             Why::Preempted { by: border::job_id("preempted", *by)?, at: Time(wire.preempted_ms) }
+        }
+        Some(Wire::Resized(resized)) => {
+            let by = (resized.by != 0).then_some(JobId(resized.by));
+            Why::Resized { from: resized.from, to: resized.to, by, at: Time(wire.preempted_ms) }
         }
         None => return Err(Invalid::new("why", "absent", "expected a reason")),
     })

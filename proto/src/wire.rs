@@ -70,6 +70,7 @@ fn role(role: &Role) -> v1::Role {
     v1::Role {
         name: role.name.to_string(),
         ranks: role.ranks,
+        min_ranks: role.min_ranks,
         request: Some(request),
         program: Some(program),
         apart: role.standing.apart.as_ref().map(ToString::to_string),

@@ -34,6 +34,8 @@ pub struct Policy {
     pub ageing: Duration,
     /// Whether running jobs are stopped for better ones that wait. See [`plan::preempt`].
     pub preemption: bool,
+    /// For so long a job runs before it stops to go on with more ranks; `None`: it never does. See [`plan::grow`].
+    pub grow_after: Option<Duration>,
 }
 
 /// All that the scheduler knows.
@@ -217,7 +219,10 @@ impl Cluster {
             if plan.is_unfinished {
                 self.plan_at(Time(now.0 + 1));
             }
-            if let Some(at) = plan.tired_at {
+            for growth in plan.growths {
+                self.grow(now, growth);
+            }
+            for at in plan.tired_at.into_iter().chain(plan.grow_at) {
                 self.plan_at(at);
             }
         }
@@ -308,7 +313,9 @@ impl Cluster {
             let holds = matches!(job.phase, Phase::Active | Phase::Stopping(_));
             assert!(holds || job.ranks.is_empty(), "{} holds resources while {:?}", job.id, job.phase);
             if job.phase == Phase::Active {
-                assert_eq!(job.ranks.len(), job.spec.ranks() as usize, "{} is a partial gang", job.id);
+                let ranks = job.ranks.len() as u32;
+                let is_whole = (job.spec.min_ranks()..=job.spec.ranks()).contains(&ranks);
+                assert!(is_whole, "{} is a partial gang", job.id);
             }
             let (charge, own) = (job.charge(), charges.entry(job.spec.queue.clone()).or_default());
             own.milli += charge.milli;
@@ -402,6 +409,10 @@ impl Cluster {
         let saved = Time(self.now.0.saturating_sub(age_ms));
         let known = self.checkpoints.entry(job).or_insert(saved);
         *known = saved.max(*known);
+        if self.jobs.is_small(job) {
+            // It would lose less now.
+            self.plan_at(self.now);
+        }
     }
 
     pub(crate) fn forget_checkpoint(&mut self, job: JobId) {
@@ -506,41 +517,6 @@ impl Cluster {
         let acked = self.nodes.lease(id).map_or(0, |lease| lease.seq);
         Effect::Assign { node: id, acked, assignment: self.assignment(id) }
     }
-
-    /// What every worker on the node should be doing.
-    pub fn assignment(&self, node: NodeId) -> Assignment {
-        let orders = self.nodes.held(node).workers.iter().map(|worker| {
-            let job = self.jobs.get(worker.job).expect("a worker's job");
-            let goal = if job.phase == Phase::Active { Goal::Run } else { Goal::Stop };
-            let state = job.ranks[worker.rank as usize].worker;
-            let launch = (state == RankState::Assigned).then(|| Arc::new(self.launch(job, worker.rank)));
-            WorkerOrder { id: *worker, goal, grace_ms: job.spec.grace_ms, launch }
-        });
-        Assignment { revision: self.nodes.revision(node), workers: orders.collect() }
-    }
-
-    fn launch(&self, job: &Job, rank: u32) -> Launch {
-        let allocation = &job.ranks[rank as usize];
-        let local = |rank: &&Allocation| rank.node == allocation.node;
-        let mut nodes: Vec<NodeId> = Vec::new();
-        for rank in &job.ranks {
-            if !nodes.contains(&rank.node) {
-                nodes.push(rank.node);
-            }
-        }
-        let master = &job.ranks[0];
-        Launch {
-            spec: job.spec.clone(),
-            role: job.spec.role_of(rank),
-            world_size: job.ranks.len() as u32,
-            local_rank: job.ranks[..rank as usize].iter().filter(local).count() as u32,
-            local_world_size: job.ranks.iter().filter(local).count() as u32,
-            node_rank: nodes.iter().position(|node| *node == allocation.node).expect("its node") as u32,
-            master: (self.nodes.get(master.node).inventory.address.clone(), master.port),
-            array_index: job.array.map(|array| array.index),
-            allocation: allocation.clone(),
-        }
-    }
 }
 
 /// The ranks of a job with the identities of their workers.
@@ -562,7 +538,7 @@ pub(crate) enum Heartbeat {
 impl Policy {
     /// Leases of 10 s, a first pause of 1 s. Usage counts half after a day, so that a team which did without the
     /// pool for a day is served first on the next, and nobody pays for last month; an hour of waiting is worth one
-    /// of priority. Preemption.
+    /// of priority. Preemption. Growth after 5 minutes: longer than a restart takes, with the warming up of caches.
     pub fn new(order: Order) -> Policy {
         Policy {
             order,
@@ -571,6 +547,7 @@ impl Policy {
             half_life: Duration::from_secs(24 * 3600),
             ageing: Duration::from_secs(3600),
             preemption: true,
+            grow_after: Some(Duration::from_secs(300)),
         }
     }
 

@@ -91,6 +91,11 @@ pub enum Refusal {
     UnknownJob(JobId),
     /// The job has ended already.
     JobDone(JobId, Outcome),
+    /// The job has no role whose number of ranks may change.
+    Rigid(JobId),
+    /// An elastic role has no fewer and no more ranks.
+    #[allow(missing_docs)]
+    Scale { ranks: u32, least: u32, most: u32 },
     /// No such node.
     UnknownNode(Name),
     /// No such queue.
@@ -120,6 +125,12 @@ pub enum Note {
     /// A job gives its resources back to a job that waited, and will be placed again. It loses what it has done
     /// since its last checkpoint, unless it writes one while it stops.
     Preempted { job: JobId, by: JobId, lost_device_ms: u64 },
+    /// A job goes on with fewer ranks, because it gives way to one that waits, or a user wants it.
+    Shrunk { job: JobId, from: u32, to: u32, by: Option<JobId>, lost_device_ms: u64 },
+    /// A job goes on with more ranks.
+    Grown { job: JobId, from: u32, to: u32 },
+    /// A user wants so many ranks of a job's elastic role; `None`: as many as it can have.
+    Scaled { job: JobId, ranks: Option<u32>, least: u32, most: u32 },
     /// A job ended.
     Done(JobId, Outcome),
     /// A node is part of the pool.
@@ -146,6 +157,9 @@ impl Note {
             | Note::Stopping { job, .. }
             | Note::Requeued { job, .. }
             | Note::Preempted { job, .. }
+            | Note::Shrunk { job, .. }
+            | Note::Grown { job, .. }
+            | Note::Scaled { job, .. }
             | Note::Done(job, _)
             | Note::ArrayQueued { first: job, .. } => Some(*job),
             Note::NodeUp(_)
@@ -178,6 +192,9 @@ impl Note {
             Note::Stopping { .. } => "stopping",
             Note::Requeued { .. } => "requeued",
             Note::Preempted { .. } => "preempted",
+            Note::Shrunk { .. } => "shrunk",
+            Note::Grown { .. } => "grown",
+            Note::Scaled { .. } => "scaled",
             Note::Done(..) => "done",
             Note::NodeUp(_) => "node-up",
             Note::AgentRestarted { .. } => "agent-restarted",
@@ -207,6 +224,21 @@ impl fmt::Display for Note {
                 let (s, ms) = (lost_device_ms / 1000, lost_device_ms % 1000);
                 write!(f, "{job} preempted: it gives way to {by}, at a cost of {s}.{ms:03} device seconds")
             }
+            Note::Shrunk { job, from, to, by: Some(by), lost_device_ms } => {
+                let (s, ms) = (lost_device_ms / 1000, lost_device_ms % 1000);
+                write!(f, "{job} shrinks from {from} to {to} ranks: it gives way to {by}, ")?;
+                write!(f, "at a cost of {s}.{ms:03} device seconds")
+            }
+            Note::Shrunk { job, from, to, by: None, .. } => {
+                write!(f, "{job} shrinks from {from} to {to} ranks")
+            }
+            Note::Grown { job, from, to } => write!(f, "{job} grows from {from} to {to} ranks"),
+            Note::Scaled { job, ranks: Some(ranks), least, most } => {
+                write!(f, "{job} scaled to {ranks} of {least} to {most} ranks")
+            }
+            Note::Scaled { job, ranks: None, least, most } => {
+                write!(f, "{job} scaled to as many of {least} to {most} ranks as fit")
+            }
             Note::Done(job, outcome) => write!(f, "{job} {outcome}"),
             Note::NodeUp(node) => write!(f, "{node} up"),
             Note::AgentRestarted { node, workers } => {
@@ -232,12 +264,44 @@ impl fmt::Display for Availability {
     }
 }
 
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Succeeded => f.write_str("succeeded"),
+            Outcome::Failed(why) => write!(f, "failed: {why}"),
+            Outcome::Unreachable(job) => write!(f, "failed: {job}, which it follows, did not succeed"),
+            Outcome::Cancelled => f.write_str("cancelled"),
+            Outcome::TimedOut => f.write_str("timed out"),
+        }
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::WorkerFailed { rank, node, exit } => write!(f, "rank {rank} on {node} {exit}"),
+            Why::RankLost { rank, node } => write!(f, "rank {rank} lost with {node}"),
+            Why::Drained { rank: _, node } => write!(f, "{node} is drained"),
+            Why::Preempted { by, at: _ } => write!(f, "it gave way to {by}"),
+            Why::Resized { from, to, by: Some(by), at: _ } => {
+                write!(f, "it shrank from {from} to {to} ranks for {by}")
+            }
+            Why::Resized { from, to, by: None, at: _ } if from < to => {
+                write!(f, "it grew from {from} to {to} ranks")
+            }
+            Why::Resized { from, to, by: None, at: _ } => write!(f, "it shrank from {from} to {to} ranks"),
+        }
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Refusal::Malformed(why) => f.write_str(why),
             Refusal::UnknownJob(job) => write!(f, "there is no {job}"),
             Refusal::JobDone(job, outcome) => write!(f, "{job} has ended already: {outcome}"),
+            Refusal::Rigid(job) => write!(f, "{job} is rigid: none of its roles has min_ranks"),
+            Refusal::Scale { ranks, least, most } => write!(f, "{ranks} ranks: expected {least} to {most}"),
             Refusal::UnknownNode(node) => write!(f, "there is no node {node:?}"),
             Refusal::UnknownQueue(queue) => write!(f, "there is no queue {queue:?}"),
             Refusal::Queue(error) => error.fmt(f),

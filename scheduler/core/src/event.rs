@@ -43,6 +43,13 @@ pub enum Command {
         /// With all other elements of its array.
         whole_array: bool,
     },
+    /// Want another number of ranks of a job's elastic role, while it waits or runs.
+    Scale {
+        /// The job.
+        job: JobId,
+        /// Within the least and the most of its role; `None`: the most.
+        ranks: Option<u32>,
+    },
     /// Change whether a node takes work.
     SetNode {
         /// Name of the node.

@@ -2,7 +2,6 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +30,7 @@ pub struct Job {
     pub ranks: Vec<Allocation>,
     /// What they are worth, in thousandths of a reference device. See [`Charge`].
     pub worth_milli: u64,
-    /// Nodes of the current or last attempt, by rank: where its logs are.
+    /// Nodes of the current or last attempt, by rank, those included that it gave up while it ran: where its logs are.
     pub last_nodes: Vec<NodeId>,
     /// When the current or last attempt was placed.
     pub placed: Option<Time>,
@@ -43,6 +42,17 @@ pub struct Job {
     pub last_failure: Option<Why>,
     /// What it held over its attempts that are over.
     pub usage: Usage,
+    /// What a user wants of its elastic role.
+    pub scale: Option<Scale>,
+}
+
+/// Ranks that a user wants an elastic role to have, within its least and most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scale {
+    /// How many; `None`: as many as it can have.
+    pub ranks: Option<u32>,
+    /// Since when.
+    pub at: Time,
 }
 
 /// Place within an array.
@@ -93,6 +103,9 @@ pub enum Phase {
 pub enum Then {
     /// It is placed again, after a pause if it failed by itself.
     Requeue,
+    /// It goes on at once with these ranks of those that it holds, in this order: the ranks of its next attempt. Those
+    /// of them that the attempt which stops never had are gone already.
+    Resize(Vec<u32>),
     /// It ends.
     Finish(Outcome),
 }
@@ -124,12 +137,14 @@ pub enum Why {
     Drained { rank: u32, node: Name },
     /// It gave way to a job that waited.
     Preempted { by: JobId, at: Time },
+    /// It goes on with another number of ranks; `by`: because it gave way to a job that waited.
+    Resized { from: u32, to: u32, by: Option<JobId>, at: Time },
 }
 
 /// What must be equal for two jobs to fit alike.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Shape {
-    /// Ranks and request, role by role.
+    /// The fewest ranks that it starts with and their request, role by role.
     pub roles: Vec<(u32, Request)>,
     /// Where all ranks stand together, and how those of each role keep away from each other.
     pub topology: Topology,
@@ -168,6 +183,8 @@ pub struct Jobs {
     active: BTreeMap<Name, BTreeSet<(i32, Reverse<JobId>)>>,
     /// Those of them that give their resources back.
     stopping: BTreeSet<JobId>,
+    /// Those that run with fewer ranks than they want.
+    small: BTreeSet<JobId>,
     /// Ends of pauses and of time limits.
     timers: BTreeSet<(Time, JobId)>,
     by_key: BTreeMap<Name, JobId>,
@@ -196,9 +213,9 @@ pub enum Dependency {
 }
 
 impl Job {
-    /// Devices that it holds now, in thousandths of one.
+    /// Devices that its attempt holds now, in thousandths of one.
     pub fn devices_held_milli(&self) -> u64 {
-        self.ranks.iter().filter(|rank| !rank.devices.is_empty()).map(|rank| rank.charge_milli).sum()
+        self.in_attempt().iter().filter(|rank| !rank.devices.is_empty()).map(|rank| rank.charge_milli).sum()
     }
 
     /// What it counts against its queue, in thousandths of a device. See [`Allocation::charge_milli`].
@@ -222,7 +239,9 @@ impl Job {
     /// The job that it gives way to, while it stops for that, and when that was decided.
     pub fn gives_way_to(&self) -> Option<(JobId, Time)> {
         match (&self.phase, &self.last_failure) {
-            (Phase::Stopping(_), Some(Why::Preempted { by, at })) => Some((*by, *at)),
+            (Phase::Stopping(_), Some(Why::Preempted { by, at } | Why::Resized { by: Some(by), at, .. })) => {
+                Some((*by, *at))
+            }
             _ => None,
         }
     }
@@ -245,7 +264,7 @@ impl Job {
 
     /// Its identity for placement.
     pub fn shape(&self) -> Shape {
-        let roles = self.spec.roles.iter().map(|role| (role.ranks, role.request.clone())).collect();
+        let roles = self.spec.roles.iter().map(|role| (role.least(), role.request.clone())).collect();
         let standings = self.spec.roles.iter().map(|role| role.standing.clone()).collect();
         let (topology, time_limit_ms) = (self.spec.topology.clone(), self.spec.time_limit_ms);
         Shape { roles, topology, standings, time_limit_ms }
@@ -308,6 +327,15 @@ impl Jobs {
     /// Jobs that give their resources back, oldest first.
     pub fn stopping(&self) -> impl Iterator<Item = &Job> {
         self.stopping.iter().map(|id| &*self.table[id])
+    }
+
+    /// Jobs that run with fewer ranks than they want, oldest first.
+    pub fn small(&self) -> impl Iterator<Item = &Job> {
+        self.small.iter().map(|id| &*self.table[id])
+    }
+
+    pub(crate) fn is_small(&self, job: JobId) -> bool {
+        self.small.contains(&job)
     }
 
     /// Jobs of the queue that run: the lowest priority first, of one priority the latest.
@@ -456,6 +484,9 @@ impl Jobs {
             },
             Phase::Active => {
                 self.holding.insert(id);
+                if (job.ranks.len() as u32) < job.wanted_ranks() {
+                    self.small.insert(id);
+                }
                 let place = (job.spec.priority, Reverse(id));
                 self.active.entry(job.spec.queue.clone()).or_default().insert(place);
                 if let Some(end) = job.expected_end() {
@@ -485,6 +516,7 @@ impl Jobs {
         assert!(!matches!(job.phase, Phase::Done(_)), "{id} is done and changes no more");
         self.holding.remove(&id);
         self.stopping.remove(&id);
+        self.small.remove(&id);
         if job.phase == Phase::Active
             && let Some(active) = self.active.get_mut(&job.spec.queue)
         {
@@ -543,32 +575,10 @@ impl Jobs {
         assert_eq!(self.holding, recount.holding, "the jobs that hold resources");
         assert_eq!(self.active, recount.active, "the jobs that run");
         assert_eq!(self.stopping, recount.stopping, "the jobs that stop");
+        assert_eq!(self.small, recount.small, "the jobs with fewer ranks than they want");
         assert_eq!(self.timers, recount.timers, "the timers");
         assert_eq!(self.by_key, recount.by_key, "the client keys");
         assert_eq!(self.dependents, recount.dependents, "the dependents");
         assert_eq!(self.arrays, recount.arrays, "the arrays");
-    }
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Outcome::Succeeded => f.write_str("succeeded"),
-            Outcome::Failed(why) => write!(f, "failed: {why}"),
-            Outcome::Unreachable(job) => write!(f, "failed: {job}, which it follows, did not succeed"),
-            Outcome::Cancelled => f.write_str("cancelled"),
-            Outcome::TimedOut => f.write_str("timed out"),
-        }
-    }
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Why::WorkerFailed { rank, node, exit } => write!(f, "rank {rank} on {node} {exit}"),
-            Why::RankLost { rank, node } => write!(f, "rank {rank} lost with {node}"),
-            Why::Drained { rank: _, node } => write!(f, "{node} is drained"),
-            Why::Preempted { by, at: _ } => write!(f, "it gave way to {by}"),
-        }
     }
 }

@@ -9,9 +9,11 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod agent;
+mod assignment;
 pub mod autoscale;
 pub mod cluster;
 pub mod effect;
+mod elastic;
 mod emptying;
 pub mod event;
 pub mod explain;

@@ -17,6 +17,7 @@ impl Cluster {
         match command {
             Command::Submit(spec) => self.submit(now, spec),
             Command::Cancel { job, whole_array } => self.cancel(now, job, whole_array),
+            Command::Scale { job, ranks } => self.scale(now, job, ranks),
             Command::SetNode { node, availability } => self.set_node(now, node, availability),
             Command::SetQueue(queue) => {
                 self.queues.check_queue(&queue).map_err(Refusal::Queue)?;
@@ -33,6 +34,12 @@ impl Cluster {
         let empty = |role: &Role| role.ranks == 0 || role.request.devices.iter().any(|d| d.count == 0);
         if spec.roles.is_empty() || spec.roles.iter().any(empty) {
             return Err(Refusal::Malformed("a job has at least one rank, and a device request one device"));
+        }
+        let odd = |role: &Role| role.min_ranks.is_some_and(|least| least == 0 || role.ranks <= least);
+        if spec.roles.iter().any(odd) || 1 < spec.roles.iter().filter(|it| it.min_ranks.is_some()).count() {
+            return Err(Refusal::Malformed(
+                "a job has at most one elastic role, of 1 to less than its ranks",
+            ));
         }
         let beyond = |slice: Slice| 1000 < slice.compute_milli || slice == Slice::default();
         let mut devices = spec.roles.iter().flat_map(|role| &role.request.devices);
@@ -294,7 +301,7 @@ impl Cluster {
         }
     }
 
-    fn requeue(&mut self, id: JobId, why: Why) {
+    pub(crate) fn requeue(&mut self, id: JobId, why: Why) {
         self.change_job(id, |job| {
             job.phase = Phase::Stopping(Then::Requeue);
             job.last_failure = Some(why.clone());
@@ -306,7 +313,11 @@ impl Cluster {
 
     /// Stops all victims of a decision. They are not charged with a failure.
     pub(crate) fn preempt(&mut self, at: Time, Preemption { job: by, victims }: Preemption) {
-        for Victim { job: id, lost_device_ms } in victims {
+        for Victim { job: id, lost_device_ms, stays } in victims {
+            if !stays.is_empty() {
+                self.shrink(at, by, id, stays, lost_device_ms);
+                continue;
+            }
             self.change_job(id, |job| {
                 assert_eq!(job.phase, Phase::Active, "{id} is preempted");
                 job.phase = Phase::Stopping(Then::Requeue);
@@ -325,7 +336,8 @@ impl Cluster {
         self.change_job(id, |job| {
             if job.phase == Phase::Active {
                 // An earlier attempt may have given way; this one does not.
-                job.last_failure.take_if(|why| matches!(why, Why::Preempted { .. }));
+                let gave_way = |why: &mut Why| matches!(why, Why::Preempted { .. } | Why::Resized { .. });
+                job.last_failure.take_if(gave_way);
             }
             job.phase = Phase::Stopping(then);
         });
@@ -339,13 +351,17 @@ impl Cluster {
         self.reassign(worker.job);
         let job = self.jobs.get(worker.job).expect("a worker's job");
         self.nodes.worker_gone(worker, job.ranks[worker.rank as usize].node);
-        if job.ranks.iter().any(|rank| rank.worker != RankState::Gone) {
+        if !Cluster::has_stopped(job) {
             return;
         }
         match job.phase.clone() {
             Phase::Active => self.finish(now, worker.job, Outcome::Succeeded),
             Phase::Stopping(Then::Finish(outcome)) => self.finish(now, worker.job, outcome),
             Phase::Stopping(Then::Requeue) => self.release(now, worker.job, None),
+            Phase::Stopping(Then::Resize(_)) => {
+                let is_live = job.ranks.iter().any(|rank| rank.worker != RankState::Gone);
+                self.end_resize(now, now, worker.job, is_live);
+            }
             Phase::Pending(_) | Phase::Done(_) => panic!("{worker} ran for a job that holds nothing"),
         }
     }
@@ -369,7 +385,7 @@ impl Cluster {
     }
 
     /// Gives back all that a job holds; it ends, or with `None` is placed again.
-    fn release(&mut self, now: Time, id: JobId, outcome: Option<Outcome>) {
+    pub(crate) fn release(&mut self, now: Time, id: JobId, outcome: Option<Outcome>) {
         let job = self.jobs.get(id).expect("a job that holds resources").clone();
         for (worker, rank) in workers(&job) {
             self.nodes.release(worker, rank, job.span());
@@ -454,17 +470,18 @@ impl Job {
             ended: None,
             last_failure: None,
             usage: Usage::default(),
+            scale: None,
         }
     }
 
     /// Adds what an attempt held that ends now, and what of it was lost.
-    fn add_usage(&mut self, now: Time, lost_ms: u64) {
+    pub(crate) fn add_usage(&mut self, now: Time, lost_ms: u64) {
         let Some(placed) = self.placed.filter(|_| !self.ranks.is_empty()) else { return };
         let ms = now.since(placed);
         let devices_milli = self.devices_held_milli();
         self.usage.device_ms += devices_milli * ms / 1000;
         self.usage.lost_device_ms += devices_milli * lost_ms.min(ms) / 1000;
-        let cpus: u64 = self.ranks.iter().map(|rank| u64::from(rank.cpus_milli)).sum();
+        let cpus: u64 = self.in_attempt().iter().map(|rank| u64::from(rank.cpus_milli)).sum();
         self.usage.cpu_milli_ms += cpus * ms;
     }
 }

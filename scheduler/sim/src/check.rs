@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use aquifer_core::explain::{Reason, Start, explain, reason};
-use aquifer_core::jobs::{Job, Outcome, Phase, Why};
+use aquifer_core::jobs::{Job, Outcome, Phase, Then, Why};
 use aquifer_core::nodes::Node;
-use aquifer_core::plan::{Free, free_for_all, plan};
+use aquifer_core::plan::{Free, fits, free_for_all, plan};
 use aquifer_core::*;
 
 use crate::sim::{Line, Sim};
@@ -153,7 +153,10 @@ impl Sim {
                     assert!(!told.contains(node), "{node:?} is told two things in one step");
                     told.push(*node);
                 }
-                Effect::Note(Note::Preempted { job, by, .. }) => self.check_preempted(*job, *by),
+                Effect::Note(Note::Preempted { job, by, .. } | Note::Shrunk { job, by: Some(by), .. }) => {
+                    self.check_preempted(*job, *by)
+                }
+                Effect::Note(Note::Grown { job, from, to }) => self.check_grown(*job, *from, *to),
                 Effect::Save(_) | Effect::Note(_) => (),
             }
         }
@@ -184,9 +187,30 @@ impl Sim {
         for queue in queues.line(&victim.spec.queue).filter(|queue| !within(by, queue)) {
             let promised = cluster.jobs().preemptors().any(|(job, _)| within(job, queue));
             let stopping = cluster.jobs().stopping().filter(|job| within(job, queue));
-            let left = queues.held_milli(&queue.name) - stopping.map(Job::charge_milli).sum::<u64>();
+            let leaves = |job: &Job| job.leaving().map(|(_, rank)| rank.charge_milli).sum::<u64>();
+            let left = queues.held_milli(&queue.name) - stopping.map(leaves).sum::<u64>();
             let is_left = promised || queue.guaranteed_milli <= left;
             assert!(is_left, "{} is left {left} of its guarantee", queue.name);
+        }
+    }
+
+    /// A job grows only where its new ranks keep nobody waiting: nobody that waits fits but for them.
+    fn check_grown(&self, grown: JobId, from: u32, to: u32) {
+        let cluster = self.cluster.as_ref().expect("a scheduler");
+        let job = cluster.jobs().get(grown).expect("a job");
+        assert!(job.ranks.len() as u32 <= job.wanted_ranks(), "{grown} has more ranks than it wants");
+        for queue in cluster.queues().line(&job.spec.queue) {
+            let held = cluster.queues().held_milli(&queue.name);
+            let is_within = queue.limit_milli.is_none_or(|limit| held <= limit);
+            assert!(is_within, "{grown} grows beyond the limit of queue {}", queue.name);
+        }
+        let new = (from..to).map(|rank| WorkerId { job: grown, attempt: job.attempt, rank });
+        let (mut now, mut before) = (Free::of(cluster), Free::without_workers(cluster, new));
+        for id in cluster.jobs().ready().values().flat_map(|shapes| shapes.values()).flatten().map(|it| it.1)
+        {
+            let waits = cluster.jobs().get(id).expect("a ready job");
+            let is_robbed = fits(&mut before, waits).is_ok() && fits(&mut now, waits).is_err();
+            assert!(!is_robbed, "{grown} grows into the room of {id}, which waits");
         }
     }
 
@@ -206,18 +230,24 @@ impl Sim {
         let Record::Job(job) = record else { return };
         let earlier = self.store.jobs.get(&job.id);
         if job.phase == Phase::Done(Outcome::Succeeded) && earlier.is_none_or(|was| was.phase != job.phase) {
-            for rank in 0..job.spec.ranks() {
+            // One of which some ranks may have been given up while the others ran on keeps its first.
+            let ranks = if job.spec.is_loose() { 1 } else { job.last_nodes.len() as u32 };
+            for rank in 0..ranks {
                 let worker = WorkerId { job: job.id, attempt: job.attempt, rank };
                 let end = self.ends.get(&worker);
                 let well = end.is_some_and(|end| end.exit == Some(Exit::Code(0)) && end.by_itself);
                 assert!(well, "{} succeeded, but {worker}: {end:?}", job.id);
             }
         }
+        if let Some(was) = earlier {
+            check_resized(was, job);
+        }
         if earlier.map_or(0, |was| was.failures) < job.failures {
             self.check_failures(job);
         }
         if job.phase == Phase::Active && earlier.is_none_or(|was| was.attempt < job.attempt) {
-            self.check_placement(job, later);
+            let holds = earlier.is_some_and(|was| matches!(was.phase, Phase::Stopping(Then::Resize(_))));
+            self.check_placement(job, later, holds);
         }
     }
 
@@ -238,11 +268,15 @@ impl Sim {
     }
 
     /// A placement gives every rank what was asked for, from nodes that take work.
-    fn check_placement(&self, job: &Job, later: &[Record]) {
+    ///
+    /// * `holds`: it has held all that while its number of ranks was changed.
+    fn check_placement(&self, job: &Job, later: &[Record], holds: bool) {
         let id = job.id;
-        assert_eq!(job.ranks.len(), job.spec.ranks() as usize, "{id}: the gang is whole");
+        let world = job.ranks.len() as u32;
+        let is_whole = job.spec.min_ranks() <= world && world <= job.spec.ranks();
+        assert!(is_whole, "{id}: the gang of {world} ranks is whole");
         // With one commit for many steps, the limit may be another by now.
-        if let Some(cluster) = self.cluster.as_ref().filter(|_| self.timing.commit_ms == (0, 0)) {
+        if let Some(cluster) = self.cluster.as_ref().filter(|_| self.timing.commit_ms == (0, 0) && !holds) {
             for queue in cluster.queues().line(&job.spec.queue) {
                 let held = cluster.queues().held_milli(&queue.name);
                 let within = queue.limit_milli.is_none_or(|limit| held <= limit);
@@ -257,10 +291,12 @@ impl Sim {
             (stored == live && !later.iter().any(changes)).then_some(live)
         };
         self.check_together(job, &node_of);
-        let mut rank = 0;
+        let mut first = 0;
         for role in &job.spec.roles {
-            let ranks = &job.ranks[rank..rank + role.ranks as usize];
-            rank += role.ranks as usize;
+            let others: u32 = job.spec.roles.iter().map(|role| role.ranks).sum::<u32>() - role.ranks;
+            let ranks = if role.min_ranks.is_some() { world - others } else { role.ranks } as usize;
+            let ranks = &job.ranks[first..first + ranks];
+            first += ranks.len();
             let ranks: Vec<(&Allocation, &Node)> =
                 ranks.iter().filter_map(|rank| Some((rank, node_of(rank.node)?))).collect();
             for (rank, node) in &ranks {
@@ -378,6 +414,7 @@ impl Sim {
                         Why::RankLost { .. } => "rank lost",
                         Why::Drained { .. } => "drained",
                         Why::Preempted { .. } => "preempted",
+                        Why::Resized { .. } => "resized",
                     },
                     1,
                 ),
@@ -467,6 +504,20 @@ fn check_apart(id: JobId, role: &Role, ranks: &[(&Allocation, &Node)]) {
     assert!(apart, "{id}: two ranks of {} in one {level}: {domains:?}", role.name);
 }
 
+/// A job that goes on after a change of its ranks has what it kept; or all, where nobody needed the rest any more.
+fn check_resized(was: &Job, job: &Job) {
+    let Phase::Stopping(Then::Resize(stays)) = &was.phase else { return };
+    if job.phase != Phase::Active || job.attempt != was.attempt + 1 {
+        return;
+    }
+    let place = |rank: &Allocation| (rank.node, rank.devices.clone(), rank.port);
+    let places: BTreeSet<_> = job.ranks.iter().map(place).collect();
+    let kept: BTreeSet<_> = stays.iter().map(|rank| place(&was.ranks[*rank as usize])).collect();
+    let all: BTreeSet<_> = was.ranks.iter().map(place).collect();
+    let requeued = !matches!(job.last_failure, Some(Why::Resized { .. }));
+    assert!(places == kept || places == all || requeued, "{} goes on elsewhere: {places:?}", job.id);
+}
+
 /// Equal, with a short cut for a specification that both share.
 fn same_job(one: &Job, other: &Job) -> bool {
     let Job {
@@ -485,6 +536,7 @@ fn same_job(one: &Job, other: &Job) -> bool {
         ended,
         last_failure,
         usage,
+        scale,
     } = one;
     (Arc::ptr_eq(spec, &other.spec) || *spec == other.spec)
         && (id, array, submitted, phase) == (&other.id, &other.array, &other.submitted, &other.phase)
@@ -492,5 +544,5 @@ fn same_job(one: &Job, other: &Job) -> bool {
         && worth_milli == &other.worth_milli
         && (last_nodes, placed) == (&other.last_nodes, &other.placed)
         && (first_placed, ended) == (&other.first_placed, &other.ended)
-        && (last_failure, usage) == (&other.last_failure, &other.usage)
+        && (last_failure, usage, scale) == (&other.last_failure, &other.usage, &other.scale)
 }

@@ -28,6 +28,8 @@ pub fn play(script: &str) -> Result<String, String> {
                 "order" if value == "priority" => policy.order = Order::Priority,
                 "order" if value == "fair-share" => policy.order = Order::FairShare,
                 "preemption" if value == "on" || value == "off" => policy.preemption = value == "on",
+                "growth" if value == "off" => policy.grow_after = None,
+                "growth" => policy.grow_after = Some(std::time::Duration::from_secs(number(value)?)),
                 "lease" => policy.lease = std::time::Duration::from_secs(number(value)?),
                 "backoff" => policy.backoff = std::time::Duration::from_secs(number(value)?),
                 "half-life" => policy.half_life = std::time::Duration::from_secs(number(value)?),
@@ -68,6 +70,10 @@ impl Player {
             ["submit", ref rest @ ..] => self.submit(rest)?,
             ["cancel", job] => self.ask(Command::Cancel { job: job.parse()?, whole_array: false }),
             ["cancel", job, "array"] => self.ask(Command::Cancel { job: job.parse()?, whole_array: true }),
+            ["scale", job, ranks] => {
+                let ranks = if ranks == "auto" { None } else { Some(number(ranks)?) };
+                self.ask(Command::Scale { job: job.parse()?, ranks });
+            }
             ["open", node] => self.set_node(node, Availability::Open),
             ["cordon", node] => self.set_node(node, Availability::Cordoned),
             ["drain", node] => self.set_node(node, Availability::Draining),
@@ -368,7 +374,7 @@ fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inve
     Ok(inventory)
 }
 
-/// `2x8:h200`, `trainer=2x8:h200|16:910b`, `1x0`, `1x2:@nvidia>=80`, `1x1/400:h200` (400 thousandths of a device).
+/// `2x8:h200`, `2-8x1:h200` (2 to 8 ranks), `trainer=2x8:h200|16:910b`, `1x0`, `1x2:@nvidia>=80`, `1x1/400:h200` (400 thousandths of a device).
 fn role(word: &str) -> Result<Role, String> {
     let (name, word) = match word.split_once('=') {
         Some((name, word)) if !name.contains('>') => (name, word),
@@ -379,8 +385,12 @@ fn role(word: &str) -> Result<Role, String> {
     let devices = devices.collect::<Result<Vec<_>, String>>()?;
     let request = Request { devices, ..Request::default() };
     let program = Program::Command(vec!["work".into()]);
+    let (min_ranks, ranks) = match ranks.split_once('-') {
+        Some((least, most)) => (Some(number(least)?), most),
+        None => (None, ranks),
+    };
     let standing = Standing::default();
-    Ok(Role { name: name.into(), ranks: number(ranks)?, request, standing, program })
+    Ok(Role { name: name.into(), ranks: number(ranks)?, min_ranks, request, standing, program })
 }
 
 fn device_request(text: &str) -> Result<DeviceRequest, String> {

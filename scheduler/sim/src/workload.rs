@@ -28,6 +28,7 @@ pub fn swarm(seed: u64) -> Sim {
     let mut policy = Policy::new(order);
     policy.lease = Duration::from_millis(rng.within((5_000, 15_000)));
     policy.preemption = rng.below(4) != 0;
+    policy.grow_after = (rng.below(4) != 0).then(|| Duration::from_millis(rng.within((0, 20_000))));
     policy.backoff = Duration::from_millis(rng.within((100, 4_000)));
     policy.half_life = Duration::from_millis(*rng.pick(&[0, 5_000, 60_000, 86_400_000]));
     policy.ageing = Duration::from_millis(*rng.pick(&[0, 1_000, 30_000, 3_600_000]));
@@ -154,7 +155,22 @@ fn any_role(rng: &mut Rng, name: &str) -> Role {
         spread: (rng.below(8) == 0).then(|| any_level(rng)),
     };
     let program = Program::Command(vec!["work".into()]);
-    Role { name: name.into(), ranks: rng.within((1, 4)) as u32, request, standing, program }
+    let ranks = rng.within((1, 4)) as u32;
+    let role = Role { name: name.into(), ranks, min_ranks: None, request, standing, program };
+    if name != "trainer" || rng.below(3) != 0 {
+        return role;
+    }
+    elastic(rng, role)
+}
+
+/// The same with fewer ranks at least; some of them independent of each other.
+fn elastic(rng: &mut Rng, role: Role) -> Role {
+    let ranks = rng.within((2, 6)) as u32;
+    let min_ranks = Some(rng.within((1, u64::from(ranks) - 1)) as u32);
+    let serves = rng.below(3) == 0;
+    let serve = ServeOptions { model: "/m".into(), served_name: "m".into(), max_queue: 1 };
+    let program = if serves { Program::Serve(serve) } else { role.program };
+    Role { ranks, min_ranks, program, ..role }
 }
 
 fn any_level(rng: &mut Rng) -> Level {
@@ -227,7 +243,11 @@ fn submit_any(sim: &mut Sim, rng: &mut Rng, idle: &[Cluster], queues: &[&str], n
 }
 
 fn any_interference(rng: &mut Rng, queues: &[&str], nodes: u64) -> Command {
-    match rng.below(4) {
+    match rng.below(5) {
+        4 => {
+            let ranks = (rng.below(3) != 0).then(|| rng.within((1, 6)) as u32);
+            Command::Scale { job: JobId(1 + rng.below(40)), ranks }
+        }
         0 => Command::Cancel { job: JobId(1 + rng.below(40)), whole_array: rng.below(2) == 0 },
         1 | 2 => {
             use Availability::*;

@@ -65,7 +65,10 @@ fn refused(refusal: Refusal) -> Status {
             let field = format!("queue.{}", error.field());
             border::Invalid::new(field, error.value(), error.allowed()).into()
         }
-        Refusal::JobDone(..) => Status::failed_precondition(text),
+        Refusal::Scale { ranks, least, most } => {
+            border::Invalid::new("ranks", ranks, format!("expected {least} to {most}")).into()
+        }
+        Refusal::JobDone(..) | Refusal::Rigid(_) => Status::failed_precondition(text),
         Refusal::KeyTaken(..) => Status::already_exists(text),
     }
 }
@@ -143,6 +146,16 @@ impl v1::pool_server::Pool for PoolService {
             Answer::Cancelled(cancelled) => Ok(Response::new(v1::CancelResponse { cancelled })),
             other => Err(Status::internal(format!("unexpected answer {other:?}"))),
         }
+    }
+
+    async fn scale(&self, request: Request<v1::ScaleRequest>) -> Reply<v1::ScaleResponse> {
+        let v1::ScaleRequest { job, ranks } = request.into_inner();
+        let job = border::job_id("job", job)?;
+        if ranks == Some(0) {
+            return Err(border::Invalid::new("ranks", 0, "expected at least 1, or none given").into());
+        }
+        self.command(Command::Scale { job, ranks }).await?;
+        Ok(Response::new(v1::ScaleResponse {}))
     }
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Reply<Self::WatchStream> {

@@ -15,6 +15,7 @@ pub fn job_state(job: &Job) -> v1::JobState {
         Phase::Pending(_) => v1::JobState::Pending,
         Phase::Active if job.all_running() => v1::JobState::Running,
         Phase::Active => v1::JobState::Starting,
+        Phase::Stopping(jobs::Then::Resize(_)) if job.spec.is_loose() => v1::JobState::Running,
         Phase::Stopping(_) => v1::JobState::Stopping,
         Phase::Done(Outcome::Succeeded) => v1::JobState::Succeeded,
         Phase::Done(Outcome::Failed(_) | Outcome::Unreachable(_)) => v1::JobState::Failed,
@@ -34,7 +35,7 @@ pub fn job(cluster: &Cluster, shared: &Shared, job: &Job, reason: Option<&Reason
         reason: match (&job.phase, reason) {
             (Phase::Pending(_), Some(reason)) => reason.to_string(),
             (Phase::Stopping(jobs::Then::Finish(outcome)) | Phase::Done(outcome), _) => outcome.to_string(),
-            (Phase::Stopping(jobs::Then::Requeue), _) => job
+            (Phase::Stopping(jobs::Then::Requeue | jobs::Then::Resize(_)), _) => job
                 .last_failure
                 .as_ref()
                 .map(|why| format!("will be placed again: {why}"))
@@ -53,6 +54,7 @@ pub fn job(cluster: &Cluster, shared: &Shared, job: &Job, reason: Option<&Reason
         device_ms: job.usage.device_ms + job.devices_held_milli() * held / 1000,
         cpu_milli_ms: job.usage.cpu_milli_ms + cpus * held,
         lost_device_ms: job.usage.lost_device_ms,
+        wanted_ranks: job.wanted_ranks(),
         checkpoint_dir: wire::checkpoint_dir(&shared.checkpoint_root, job.id, &job.spec).unwrap_or_default(),
     }
 }
@@ -65,7 +67,7 @@ pub fn ranks(cluster: &Cluster, shared: &Shared, job: &Job) -> Vec<v1::Rank> {
         let model = held.and_then(|rank| node.inventory.devices.get(usize::from(*rank.devices.first()?)));
         v1::Rank {
             rank: at as u32,
-            role: job.spec.roles[job.spec.role_of(at as u32)].name.to_string(),
+            role: job.spec.roles[job.spec.role_of(at as u32, job.last_nodes.len() as u32)].name.to_string(),
             node: node.name.to_string(),
             devices: held.iter().flat_map(|rank| &rank.devices).map(|index| u32::from(*index)).collect(),
             model: model.map(|device| device.class.model.to_string()).unwrap_or_default(),
@@ -113,9 +115,20 @@ pub fn note(note: &Numbered) -> v1::Note {
 
 /// A job that gives way to `by`, if the effect says so.
 pub fn victim(cluster: &Cluster, by: JobId, effect: &Effect) -> Option<v1::Victim> {
-    let Effect::Note(Note::Preempted { job, by: preemptor, lost_device_ms }) = effect else { return None };
-    let grace_ms = cluster.jobs().get(*job).filter(|_| *preemptor == by)?.spec.grace_ms;
-    Some(v1::Victim { job: job.0, lost_device_ms: *lost_device_ms, grace_ms })
+    let (job, lost_device_ms, stays) = match effect {
+        Effect::Note(Note::Preempted { job, by: preemptor, lost_device_ms }) if *preemptor == by => {
+            (*job, *lost_device_ms, 0)
+        }
+        Effect::Note(Note::Shrunk { job, to, by: Some(preemptor), lost_device_ms, .. })
+            if *preemptor == by =>
+        {
+            (*job, *lost_device_ms, *to)
+        }
+        _ => return None,
+    };
+    let it = cluster.jobs().get(job)?;
+    let (ranks, grace_ms) = (it.ranks.len() as u32, it.spec.grace_ms);
+    Some(v1::Victim { job: job.0, lost_device_ms, grace_ms, ranks, stays })
 }
 
 /// The one domain, of a level that it requires or prefers, in which a job was placed: `rack r7`. Else empty.
@@ -146,6 +159,8 @@ pub fn explanation(now: Time, job: JobId, explanation: &Explanation) -> v1::Expl
         Reason::FewDomains { .. } => "few-domains",
         Reason::Preempts(_) => "preempts",
         Reason::Next => "next",
+        Reason::NextWith { .. } => "next-with",
+        Reason::RunsWith { .. } => "runs-with",
     };
     let verdict = |(verdict, nodes): &(explain::Verdict, u32)| v1::Verdict {
         text: verdict.to_string(),

@@ -8,7 +8,7 @@ use crate::cluster::Cluster;
 use crate::event::Availability;
 use crate::jobs::*;
 use crate::nodes::Node;
-use crate::plan::{DeviceFree, Free, Misfit, Owner, Within, fits, free_for_all};
+use crate::plan::{DeviceFree, Free, Misfit, Owner, Within, fits, free_for_all, most};
 use crate::topology::Level;
 use crate::types::*;
 
@@ -59,6 +59,10 @@ pub enum Reason {
     Preempts(Vec<JobId>),
     /// It fits: the next round places it.
     Next,
+    /// It fits with fewer ranks than it wants, but enough: the next round places it.
+    NextWith { ranks: u32, of: u32 },
+    /// It does not wait: it runs, with fewer ranks than it wants.
+    RunsWith { ranks: u32, of: u32 },
 }
 
 /// What the pool's nodes say to one rank of a role.
@@ -148,6 +152,7 @@ pub enum Change {
     DeviceMemoryBytes { from: u64, to: u64 },
     Devices { from: u16, to: u16 },
     Ranks { from: u32, to: u32 },
+    MinRanks { from: u32, to: u32 },
     Model { from: Name },
     Vendor { from: Vendor },
     Labels,
@@ -162,7 +167,7 @@ pub enum Change {
 pub fn explain(cluster: &Cluster, job: &Job) -> Explanation {
     let mut free = free_for_all(cluster);
     let reason = reason(&mut free, job);
-    let waits = !matches!(reason, Reason::NotWaiting(_) | Reason::Preempts(_));
+    let waits = !matches!(reason, Reason::NotWaiting(_) | Reason::RunsWith { .. } | Reason::Preempts(_));
     let roles = if waits { verdicts(&free, job) } else { Vec::new() };
     let lacks_room = matches!(reason, Reason::RoomFor { .. } | Reason::QueueLimit { .. });
     let blockers = if lacks_room { blockers(cluster, job, &reason) } else { Vec::new() };
@@ -186,6 +191,9 @@ pub fn reason(free: &mut Free, job: &Job) -> Reason {
             return Reason::Pauses { until: not_before, failures: job.failures };
         }
         Phase::Pending(_) => (),
+        Phase::Active if (job.ranks.len() as u32) < job.wanted_ranks() => {
+            return Reason::RunsWith { ranks: job.ranks.len() as u32, of: job.wanted_ranks() };
+        }
         Phase::Active | Phase::Stopping(_) | Phase::Done(_) => {
             return Reason::NotWaiting(job.phase.clone());
         }
@@ -199,7 +207,11 @@ pub fn reason(free: &mut Free, job: &Job) -> Reason {
         return Reason::Preempts(victims);
     }
     match fits(free, job) {
-        Ok(()) => Reason::Next,
+        Ok(()) => {
+            let of = job.wanted_ranks();
+            let ranks = if of == job.spec.min_ranks() { of } else { most(free, job).unwrap_or(of) };
+            if ranks < of { Reason::NextWith { ranks, of } } else { Reason::Next }
+        }
         Err(Misfit::QueueLimit { queue, held, wants, limit }) => {
             Reason::QueueLimit { queue, held, wants, limit }
         }
@@ -225,7 +237,7 @@ fn few_domains(cluster: &Cluster, job: &Job, role: &Role) -> Option<Reason> {
     let level = role.standing.apart.as_ref()?;
     let possible = possible_nodes(cluster, job, role).filter_map(|node| level.domain_of(node));
     let domains = possible.collect::<BTreeSet<&Name>>().len() as u32;
-    let (level, ranks) = (level.clone(), role.ranks);
+    let (level, ranks) = (level.clone(), role.least());
     (domains < ranks).then(|| Reason::FewDomains { role: role.name.clone(), level, domains, ranks })
 }
 
@@ -405,8 +417,8 @@ fn end_of(cluster: &Cluster, holder: &Job) -> Option<Time> {
 /// Gives back, in the order of their ends, what jobs with a time limit hold, until the job fits.
 fn start(cluster: &Cluster, job: &Job, reason: &Reason) -> Start {
     match reason {
-        Reason::NotWaiting(_) => return Start::Past,
-        Reason::Next => return Start::Now,
+        Reason::NotWaiting(_) | Reason::RunsWith { .. } => return Start::Past,
+        Reason::Next | Reason::NextWith { .. } => return Start::Now,
         Reason::NoSuchNode { .. } | Reason::FewDomains { .. } => return Start::Never,
         Reason::Pauses { until, .. } => return Start::AfterPause(*until),
         Reason::Follows(dependency) => return Start::Unknown(format!("{dependency} has to succeed first")),
@@ -475,7 +487,7 @@ fn change(free: &mut Free, job: &Job) -> Option<Change> {
         role.request.devices.iter_mut().for_each(edit);
     };
     // One role is what nearly all jobs have; with more, the figures named are those of the largest.
-    let role = job.spec.roles.iter().max_by_key(|role| role.ranks)?;
+    let role = job.spec.roles.iter().max_by_key(|role| role.least())?;
     let request = &role.request;
     let device = request.devices.first();
 
@@ -521,11 +533,19 @@ fn change(free: &mut Free, job: &Job) -> Option<Change> {
             return Some(Change::Devices { from: device.count, to: to as u16 });
         }
     }
-    let fewer = largest(u64::from(role.ranks), &|ranks| {
-        0 < ranks && fits(&|role| role.ranks = role.ranks.min(ranks as u32))
+    let fewer = largest(u64::from(role.least()), &|ranks| {
+        let fewer = |role: &mut Role| match &mut role.min_ranks {
+            Some(least) => *least = (*least).min(ranks as u32),
+            None => role.ranks = role.ranks.min(ranks as u32),
+        };
+        0 < ranks && fits(&fewer)
     });
-    if let Some(to) = fewer {
-        return Some(Change::Ranks { from: role.ranks, to: to as u32 });
+    if let Some(to) = fewer.map(|to| to as u32) {
+        let from = role.least();
+        return Some(match role.min_ranks {
+            Some(_) => Change::MinRanks { from, to },
+            None => Change::Ranks { from, to },
+        });
     }
     if let Some(from) = device.and_then(|device| device.model.clone())
         && fits(&|role| each_device(&|d| d.model = None, role))

@@ -156,6 +156,12 @@ impl fmt::Display for Reason {
                 f.write_str(if victims.len() == 1 { " has stopped" } else { " have stopped" })
             }
             Reason::Next => f.write_str("is placed in the next round"),
+            Reason::NextWith { ranks, of } => {
+                write!(f, "fits with {ranks} of {of} ranks, and is placed in the next round")
+            }
+            Reason::RunsWith { ranks, of } => {
+                write!(f, "does not wait: it runs with {ranks} of {of} ranks")
+            }
         }
     }
 }
@@ -219,6 +225,9 @@ impl fmt::Display for Change {
             }
             Change::Ranks { from, to } => {
                 write!(f, "{to} {} instead of {from}", if *to == 1 { "rank" } else { "ranks" })
+            }
+            Change::MinRanks { from, to } => {
+                write!(f, "at least {to} {} instead of {from}", if *to == 1 { "rank" } else { "ranks" })
             }
             Change::Model { from } => write!(f, "another model than {from}"),
             Change::Vendor { from } => write!(f, "another vendor than {from}"),

@@ -71,7 +71,7 @@ impl<'n> Domain<'n> {
 
     /// For how many of the job's ranks there is room by count.
     fn ranks(&self, wanted: &Wanted) -> u32 {
-        self.counts(wanted).map(|(role, count)| count.min(role.ranks.into()) as u32).sum()
+        self.counts(wanted).map(|(role, count)| count.min(role.least().into()) as u32).sum()
     }
 
     /// For how many ranks of such jobs there is room: of the domains with enough, the one with the least is taken.
@@ -86,7 +86,7 @@ impl<'n> Domain<'n> {
                 continue;
             }
             let apart = role.standing.apart.as_ref().and_then(|level| level.domain_of(node));
-            let most = if apart.is_some() { 1 } else { role.ranks };
+            let most = if apart.is_some() { 1 } else { role.least() };
             let ranks = free.room.bound(node.id, &role.request, takes.as_deref(), most);
             if 0 < ranks && apart.is_none_or(|domain| self.apart.insert((at, domain))) {
                 self.counts[at] += u64::from(ranks);
@@ -113,7 +113,7 @@ pub(super) fn in_one_domain<T>(
     seek: Seek<T>,
 ) -> Result<T, Misfit> {
     let (cluster, wanted, mut kept) = (free.cluster, Wanted::of(free, job), None);
-    let of = job.spec.ranks();
+    let of = job.spec.min_ranks();
     let mut best: Option<(u32, &Name)> = None;
     let mut note = |ranks: u32, name| {
         if best.is_none_or(|(most, _)| most < ranks) {

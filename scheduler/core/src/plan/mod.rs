@@ -2,6 +2,7 @@
 
 mod domain;
 mod fit;
+pub mod grow;
 mod index;
 mod order;
 pub mod preempt;
@@ -18,7 +19,8 @@ use crate::types::*;
 use preempt::Promises;
 
 pub use domain::Within;
-pub use fit::{Free, Misfit, fits, place};
+pub use fit::{Free, Misfit, fits, most, place};
+pub use grow::Growth;
 pub use preempt::{Futile, Preemption, Promised, Victim, free_for_all};
 pub(crate) use reserve::LATELY;
 pub use reserve::{Kept, Owner, Turnover};
@@ -43,6 +45,10 @@ pub struct Plan {
     pub starts: Vec<(JobId, Vec<Allocation>)>,
     /// In the order in which they were decided.
     pub preemptions: Vec<Preemption>,
+    /// In the order in which they were decided.
+    pub growths: Vec<Growth>,
+    /// When the next job may grow.
+    pub grow_at: Option<Time>,
     /// Shapes that wait and find no room, until something becomes free.
     pub unfit: BTreeSet<Arc<Shape>>,
     /// Of those, the ones that would fit but for what is kept for others.
@@ -121,6 +127,7 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
             None => ready.drop_line(&job.spec.queue, shape),
         }
     }
+    (plan.growths, plan.grow_at) = grow::grow(free, now, &plan);
     plan.tired_at = free.tired_at(&plan);
     plan.promised = preempt::remember(promises.promised(), &before);
     let seeks = promises.end(free, &plan.starts);

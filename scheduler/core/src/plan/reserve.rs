@@ -298,7 +298,7 @@ impl Kept {
     ) -> Option<BTreeSet<NodeId>> {
         let mut chosen: BTreeSet<NodeId> = BTreeSet::new();
         for (role, hosts) in job.spec.roles.iter().zip(hosts) {
-            let mut left = role.ranks;
+            let mut left = role.least();
             let mut used: BTreeSet<&Name> = BTreeSet::new();
             for at in 0.. {
                 if left == 0 {
@@ -336,6 +336,11 @@ impl Kept {
             let chosen: Vec<NodeId> = nodes.filter(is_free).take(expected.min(share)).collect();
             self.owners.extend(chosen.into_iter().map(|node| (node, Owner::Wide)));
         }
+    }
+
+    /// Whether the node is kept for anybody.
+    pub(super) fn is_kept(&self, node: NodeId) -> bool {
+        self.owners.contains_key(&node)
     }
 
     /// Whether nothing is kept for anybody.
@@ -439,7 +444,7 @@ fn fills(node: &Node, spec: &JobSpec) -> bool {
 }
 
 /// How many ranks an idle node takes.
-fn ranks_when_idle(node: &Node, request: &Request) -> u32 {
+pub(super) fn ranks_when_idle(node: &Node, request: &Request) -> u32 {
     if !has_labels(node, request) {
         return 0;
     }
