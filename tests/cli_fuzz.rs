@@ -35,12 +35,13 @@ fn seeds(count: u64) -> Vec<u64> {
     }
 }
 
-const KEYS: [&str; 34] = [
+const KEYS: [&str; 35] = [
     "kind",
     "name",
     "queue",
     "priority",
     "ranks",
+    "min_ranks",
     "devices",
     "cpus",
     "memory",

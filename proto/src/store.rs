@@ -345,4 +345,49 @@ mod tests {
         let [Record::Job(job), Record::Queue(queue)] = &records[..] else { panic!("{records:?}") };
         assert_eq!((job.worth_milli, queue.parent.as_ref()), (1_500, None));
     }
+
+    /// A job that stops for another number of ranks, and what a user wants of it.
+    #[test]
+    fn a_job_that_is_resized_reads_as_it_was_written() {
+        let role = Role {
+            name: "trainer".into(),
+            ranks: 4,
+            min_ranks: Some(2),
+            request: Request { cpus_milli: 100, ..Request::default() },
+            program: Program::Command(vec!["true".into()]),
+        };
+        let spec = JobSpec {
+            name: "x".into(),
+            queue: "red".into(),
+            roles: vec![role],
+            grace_ms: 1,
+            ..JobSpec::default()
+        };
+        let rank = |port| Allocation {
+            node: NodeId(0),
+            devices: Vec::new(),
+            slice: None,
+            charge_milli: 100,
+            cpus_milli: 100,
+            memory_bytes: 0,
+            port,
+            worker: RankState::Running,
+        };
+        let whys = [None, Some(JobId(7))].map(|by| Why::Resized { from: 3, to: 2, by, at: Time(5) });
+        for (ranks, why) in [None, Some(3)].into_iter().zip(whys) {
+            let mut job = Job::new(JobId(1), Arc::new(spec.clone()), None, Time(3));
+            job.phase = Phase::Stopping(Then::Resize(vec![2, 0]));
+            job.ranks = (1..4).map(rank).collect();
+            job.last_failure = Some(why);
+            job.scale = Some(Scale { ranks, at: Time(4) });
+            let rows = [Record::Spec(job.id, job.spec.clone()), Record::Job(job.clone())];
+            let read = decode_all(rows.iter().map(encode)).expect("records");
+            assert_eq!(read, [Record::Job(job.clone())]);
+
+            job.phase = Phase::Stopping(Then::Resize(vec![3]));
+            let rows = [Record::Spec(job.id, job.spec.clone()), Record::Job(job)];
+            let error = decode_all(rows.iter().map(encode)).expect_err("a rank that it does not have");
+            assert!(error.to_string().ends_with("stays is 3: expected less than 3"), "{error}");
+        }
+    }
 }

@@ -34,7 +34,7 @@ pub struct Policy {
     pub ageing: Duration,
     /// Whether running jobs are stopped for better ones that wait. See [`plan::preempt`].
     pub preemption: bool,
-    /// For so long a job runs before it stops to go on with more ranks; `None`: it never does. See [`plan::grow`].
+    /// For so long a job runs before it stops to go on with more ranks; `None`: only if a user asks for it. See [`plan::grow`].
     pub grow_after: Option<Duration>,
 }
 

@@ -34,7 +34,6 @@ const MOST_LOSS: u64 = 4;
 pub(super) fn grow(free: &mut Free, now: Time, plan: &Plan) -> (Vec<Growth>, Option<Time>) {
     let cluster = free.cluster;
     let (mut growths, mut next) = (Vec::new(), None::<Time>);
-    let Some(rest) = cluster.policy().grow_after else { return (growths, None) };
     let victims: BTreeSet<JobId> =
         plan.preemptions.iter().flat_map(|it| &it.victims).map(|victim| victim.job).collect();
     // One of which a rank has ended already is about to end.
@@ -49,9 +48,12 @@ pub(super) fn grow(free: &mut Free, now: Time, plan: &Plan) -> (Vec<Growth>, Opt
     for job in small.into_iter().take(MAX_CANDIDATES) {
         let placed = job.placed.expect("it runs");
         let asked = job.scale.is_some_and(|scale| placed <= scale.at);
-        if !asked && now < placed + rest {
-            next = Some(next.map_or(placed + rest, |next| next.min(placed + rest)));
-            continue;
+        if !asked {
+            let Some(rest) = cluster.policy().grow_after else { continue };
+            if now < placed + rest {
+                next = Some(next.map_or(placed + rest, |next| next.min(placed + rest)));
+                continue;
+            }
         }
         let (nodes, kept) = (cluster.nodes(), free.kept.clone());
         let allowed = |id: NodeId| {
