@@ -35,7 +35,7 @@ fn seeds(count: u64) -> Vec<u64> {
     }
 }
 
-const KEYS: [&str; 34] = [
+const KEYS: [&str; 35] = [
     "kind",
     "name",
     "queue",
@@ -51,6 +51,7 @@ const KEYS: [&str; 34] = [
     "env",
     "working_dir",
     "checkpoint_dir",
+    "reservation",
     "after",
     "array",
     "command",

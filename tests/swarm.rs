@@ -16,7 +16,7 @@ use aquifer_sim::{Sim, workload};
 const PATIENCE: Time = Time(20_000_000);
 
 /// What a swarm must have met, or it proves nothing.
-const SIGHTS: [&str; 37] = [
+const SIGHTS: [&str; 45] = [
     "agent-restarted",
     "answered as repeated",
     "array",
@@ -30,11 +30,13 @@ const SIGHTS: [&str; 37] = [
     "gang on several nodes of one domain",
     "inventory-changed",
     "killed",
+    "moved for a reservation",
     "node-lost",
     "node-set",
     "node-up",
     "not launched",
     "placed",
+    "placed for a reservation",
     "preempted",
     "preempted by priority",
     "queue below another",
@@ -45,6 +47,11 @@ const SIGHTS: [&str; 37] = [
     "ranks spread",
     "reclaimed",
     "refused",
+    "reservation conflicts",
+    "reservation refused",
+    "reservation-begun",
+    "reservation-ended",
+    "reserved",
     "running",
     "scheduler restarted",
     "stopped politely",
@@ -52,6 +59,7 @@ const SIGHTS: [&str; 37] = [
     "succeeded",
     "timed out",
     "unreachable",
+    "unreserved",
     "worker failed",
     "workers adopted",
 ];

@@ -10,6 +10,7 @@
 
 pub mod agent;
 pub mod autoscale;
+mod booking;
 pub mod cluster;
 pub mod effect;
 mod emptying;
@@ -19,8 +20,11 @@ pub mod jobs;
 mod lifecycle;
 pub mod nodes;
 pub mod plan;
+mod policy;
 pub mod queues;
+pub mod reservations;
 pub mod rounds;
+mod shape;
 pub mod topology;
 pub mod types;
 
@@ -28,5 +32,6 @@ pub use cluster::{Cluster, Policy};
 pub use effect::{Answer, Effect, Note, Record, Refusal};
 pub use event::*;
 pub use queues::{QueueError, QueueUsage};
+pub use reservations::{Reservation, ReservationError};
 pub use topology::{Level, Standing, Topology};
 pub use types::*;

@@ -25,6 +25,8 @@ impl Cluster {
                 self.plan_anew(now);
                 Ok(Answer::Done)
             }
+            Command::Reserve(booking) => self.reserve(now, booking),
+            Command::Unreserve(name) => self.unreserve(now, &name),
         }
     }
 
@@ -53,6 +55,7 @@ impl Cluster {
         if self.queues.get(&spec.queue).is_none() {
             return Err(Refusal::UnknownQueue(spec.queue.clone()));
         }
+        self.check_guest(spec)?;
         match spec.after.iter().find(|job| self.jobs.get(**job).is_none()) {
             Some(job) => Err(Refusal::UnknownJob(*job)),
             None => Ok(None),
@@ -294,7 +297,7 @@ impl Cluster {
         }
     }
 
-    fn requeue(&mut self, id: JobId, why: Why) {
+    pub(crate) fn requeue(&mut self, id: JobId, why: Why) {
         self.change_job(id, |job| {
             job.phase = Phase::Stopping(Then::Requeue);
             job.last_failure = Some(why.clone());
