@@ -91,6 +91,9 @@ pub struct JobFlags {
     /// Where the job keeps its checkpoints, on storage that all its nodes see. Default: the agent's
     #[arg(long, value_name = "DIR")]
     pub checkpoint_dir: Option<String>,
+    /// Reservation on whose nodes, and in whose period, the job runs. Default: anywhere
+    #[arg(long, value_name = "NAME")]
+    pub reservation: Option<String>,
     /// Job that must have succeeded before this one starts; may be repeated. Default: none
     #[arg(long, value_name = "JOB")]
     pub after: Vec<Job>,
@@ -103,7 +106,10 @@ pub struct JobFlags {
 }
 
 /// Reads `KEY=VALUE`.
-fn pair(text: &str) -> Result<(String, String), String> {
+///
+/// # Errors
+/// There is no `=`, or nothing before it.
+pub fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
         _ => Err("expected KEY=VALUE".into()),
@@ -127,6 +133,7 @@ impl JobFlags {
         }
         put(&mut file.name, &self.name);
         put(&mut file.queue, &self.queue);
+        put(&mut file.reservation, &self.reservation);
         put(&mut file.checkpoint_dir, &here(&self.checkpoint_dir)?);
         put(&mut file.working_dir, &here(&self.working_dir)?);
         give(&mut file.priority, self.priority);

@@ -142,6 +142,8 @@ pub struct Spec {
     pub env: BTreeMap<String, String>,
     pub working_dir: Option<String>,
     pub checkpoint_dir: Option<String>,
+    /// Where it runs only.
+    pub reservation: Option<String>,
 }
 
 /// A group of equal ranks; exactly one of `command`, `train`, `serve` is there.
@@ -357,6 +359,21 @@ pub struct Node {
     pub version: String,
     /// What its agent found missing or broken.
     pub findings: Vec<String>,
+    /// What it is booked for, the first to begin first.
+    pub reservations: Vec<Reservation>,
+}
+
+/// Nodes that are booked for a period.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Reservation {
+    pub name: String,
+    pub nodes: Vec<String>,
+    pub start_ms: u64,
+    pub end_ms: u64,
+    /// Who may use it; neither: nobody.
+    pub queues: Vec<String>,
+    pub users: Vec<String>,
 }
 
 /// A device of a node.
@@ -636,6 +653,7 @@ impl From<&core::JobSpec> for Spec {
             env: pairs(&spec.env),
             working_dir: spec.working_dir.as_deref().map(String::from),
             checkpoint_dir: spec.checkpoint_dir.as_deref().map(String::from),
+            reservation: spec.reservation.as_deref().map(String::from),
         }
     }
 }
@@ -769,6 +787,7 @@ impl From<&v1::Node> for Node {
             lease_left_ms: wire.lease_left_ms,
             version: wire.version.clone(),
             findings: wire.findings.clone(),
+            reservations: wire.reservations.iter().map(Reservation::from).collect(),
         }
     }
 }
@@ -787,6 +806,19 @@ impl From<&v1::QueueState> for Queue {
             share_millionths: wire.share_millionths,
             pending_jobs: wire.pending_jobs,
             running_jobs: wire.running_jobs,
+        }
+    }
+}
+
+impl From<&v1::Reservation> for Reservation {
+    fn from(wire: &v1::Reservation) -> Reservation {
+        Reservation {
+            name: wire.name.clone(),
+            nodes: wire.nodes.clone(),
+            start_ms: wire.start_ms,
+            end_ms: wire.end_ms,
+            queues: wire.queues.clone(),
+            users: wire.users.clone(),
         }
     }
 }

@@ -35,7 +35,7 @@ fn seeds(count: u64) -> Vec<u64> {
     }
 }
 
-const KEYS: [&str; 35] = [
+const KEYS: [&str; 36] = [
     "kind",
     "name",
     "queue",
@@ -52,6 +52,7 @@ const KEYS: [&str; 35] = [
     "env",
     "working_dir",
     "checkpoint_dir",
+    "reservation",
     "after",
     "array",
     "command",

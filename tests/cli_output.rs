@@ -292,6 +292,7 @@ fn node() -> Node {
         lease_left_ms: 9_500,
         version: "0.1.0".into(),
         findings: vec!["8 Ascend cards on PCI, libdcmi.so not found".into()],
+        reservations: vec![],
     }
 }
 
@@ -441,7 +442,7 @@ fn names_of_json_fields_are_kept() {
     assert_eq!(
         keys(1),
         "address availability cpus_milli cpus_milli_held devices findings first_port labels last_port \
-         lease_left_ms memory_bytes memory_bytes_held name state up version workers"
+         lease_left_ms memory_bytes memory_bytes_held name reservations state up version workers"
     );
     assert_eq!(keys(2), "blockers change gave_way_to job reason roles sentence start start_ms start_text");
     assert_eq!(keys(3), "devices devices_held rows since_ms");

@@ -176,6 +176,21 @@ impl Pool for Peer {
     async fn set_queue(&self, _: Request<SetQueueRequest>) -> Reply<SetQueueResponse> {
         Err(Status::unimplemented(""))
     }
+    async fn reserve(&self, _: Request<ReserveRequest>) -> Reply<ReserveResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn unreserve(&self, _: Request<UnreserveRequest>) -> Reply<UnreserveResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_reservations(
+        &self,
+        _: Request<ListReservationsRequest>,
+    ) -> Reply<ListReservationsResponse> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn list_queues(&self, _: Request<ListQueuesRequest>) -> Reply<ListQueuesResponse> {
         Err(Status::unimplemented(""))
     }

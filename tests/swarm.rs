@@ -16,7 +16,7 @@ use aquifer_sim::{Sim, workload};
 const PATIENCE: Time = Time(20_000_000);
 
 /// What a swarm must have met, or it proves nothing.
-const SIGHTS: [&str; 40] = [
+const SIGHTS: [&str; 48] = [
     "agent-restarted",
     "answered as repeated",
     "array",
@@ -31,11 +31,13 @@ const SIGHTS: [&str; 40] = [
     "grown",
     "inventory-changed",
     "killed",
+    "moved for a reservation",
     "node-lost",
     "node-set",
     "node-up",
     "not launched",
     "placed",
+    "placed for a reservation",
     "preempted",
     "preempted by priority",
     "queue below another",
@@ -46,6 +48,11 @@ const SIGHTS: [&str; 40] = [
     "ranks spread",
     "reclaimed",
     "refused",
+    "reservation conflicts",
+    "reservation refused",
+    "reservation-begun",
+    "reservation-ended",
+    "reserved",
     "running",
     "scaled",
     "scheduler restarted",
@@ -55,6 +62,7 @@ const SIGHTS: [&str; 40] = [
     "succeeded",
     "timed out",
     "unreachable",
+    "unreserved",
     "worker failed",
     "workers adopted",
 ];

@@ -64,6 +64,8 @@ pub struct JobFile {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_dir: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub reservation: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<List<Job>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub array: Option<Given<Indices>>,

@@ -84,6 +84,7 @@ impl JobFile {
         put(&mut self.grace, over.grace);
         put(&mut self.working_dir, over.working_dir);
         put(&mut self.checkpoint_dir, over.checkpoint_dir);
+        put(&mut self.reservation, over.reservation);
         put(&mut self.after, over.after);
         put(&mut self.array, over.array);
         put(&mut self.roles, over.roles);

@@ -80,6 +80,7 @@ impl JobFile {
             env: pairs(self.env.as_ref()),
             working_dir: dir("working_dir", &self.working_dir)?,
             checkpoint_dir: dir("checkpoint_dir", &self.checkpoint_dir)?,
+            reservation: self.reservation.clone(),
             topology: self.topology.as_ref().map(topology).transpose()?,
         })
     }
@@ -379,6 +380,7 @@ pub fn file_of(spec: &core::JobSpec) -> JobFile {
         env: some_pairs(&spec.env),
         working_dir: spec.working_dir.as_deref().map(String::from),
         checkpoint_dir: spec.checkpoint_dir.as_deref().map(String::from),
+        reservation: spec.reservation.as_deref().map(String::from),
         after: (!spec.after.is_empty()).then(|| List(spec.after.iter().map(|job| Job(*job)).collect())),
         array: spec.array.map(|range| Given(Indices(range))),
         topology: topology_of(&spec.topology),

@@ -105,6 +105,7 @@ pub fn job_spec(wire: &v1::JobSpec) -> Checked<JobSpec> {
         env: pairs("env", &wire.env, MAX_ENV)?,
         working_dir: wire.working_dir.as_ref().map(|dir| path("working_dir", dir)).transpose()?,
         checkpoint_dir: wire.checkpoint_dir.as_ref().map(|dir| path("checkpoint_dir", dir)).transpose()?,
+        reservation: wire.reservation.as_ref().map(|it| self::name("reservation", it)).transpose()?,
         topology: wire.topology.as_ref().map(topology).transpose()?.unwrap_or_default(),
     };
     if let Some((require, role)) = spec.contradiction() {
@@ -324,7 +325,7 @@ pub fn name(field: &str, value: &str) -> Checked<Name> {
 }
 
 /// Checks a text for people.
-fn text(field: &str, value: &str, most: usize) -> Checked<Name> {
+pub(crate) fn text(field: &str, value: &str, most: usize) -> Checked<Name> {
     match value.chars().count() <= most && !value.chars().any(char::is_control) {
         true => Ok(value.into()),
         false => {
@@ -345,7 +346,7 @@ fn path(field: &str, value: &str) -> Checked<Name> {
 }
 
 /// Checks a map of texts, and puts it in the order of its keys.
-fn pairs(
+pub(crate) fn pairs(
     field: &str,
     map: &std::collections::HashMap<String, String>,
     most_bytes: usize,

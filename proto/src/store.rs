@@ -9,7 +9,7 @@ use aquifer_core::*;
 use prost::Message;
 
 use crate::border::{self, Invalid};
-use crate::{v1, wire};
+use crate::{reservations, v1, wire};
 
 /// Kind of a record: the store's tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,6 +20,7 @@ pub enum Kind {
     Node,
     Queue,
     Usage,
+    Reservation,
 }
 
 /// A record as bytes, under its identity.
@@ -29,8 +30,8 @@ pub struct Row {
     pub kind: Kind,
     /// Identity within the table: a number in big-endian order, or a name.
     pub key: Vec<u8>,
-    /// The encoded record.
-    pub value: Vec<u8>,
+    /// The encoded record; `None`: there is none any more, and the earlier one is removed.
+    pub value: Option<Vec<u8>>,
 }
 
 /// A record that cannot be read.
@@ -57,8 +58,14 @@ pub fn encode(record: &Record) -> Row {
             let wire = v1::StoredUsage { at_ms: usage.at.0, spent: usage.spent };
             (Kind::Usage, queue.as_bytes().into(), wire.encode_to_vec())
         }
+        Record::Reservation(it) => {
+            (Kind::Reservation, it.name.as_bytes().into(), reservations::encode(it).encode_to_vec())
+        }
+        Record::NoReservation(name) => {
+            return Row { kind: Kind::Reservation, key: name.as_bytes().into(), value: None };
+        }
     };
-    Row { kind, key, value }
+    Row { kind, key, value: Some(value) }
 }
 
 /// Decodes all records of a store, in any order.
@@ -86,6 +93,7 @@ pub fn decode_all(rows: impl IntoIterator<Item = Row>) -> Result<Vec<Record>, Un
             let queue = border::name("queue", &String::from_utf8_lossy(&row.key))?;
             Ok(Record::Usage(queue, QueueUsage { at: Time(wire.at_ms), spent: wire.spent }))
         }),
+        Kind::Reservation => decode(row, |wire| reservations::decode(&wire)).map(Record::Reservation),
         Kind::Spec => unreachable!("specifications were set apart"),
     });
     others.collect()
@@ -96,7 +104,8 @@ fn decode<M: Message + Default, T>(
     read: impl FnOnce(M) -> Result<T, Invalid>,
 ) -> Result<T, Unreadable> {
     let unreadable = |why: String| Unreadable { kind: row.kind, key: row.key.clone(), why };
-    let wire = M::decode(&row.value[..]).map_err(|error| unreadable(error.to_string()))?;
+    let value = row.value.as_deref().unwrap_or_default();
+    let wire = M::decode(value).map_err(|error| unreadable(error.to_string()))?;
     read(wire).map_err(|invalid| unreadable(invalid.to_string()))
 }
 
@@ -168,6 +177,7 @@ fn encode_why(why: &Why) -> v1::StoredWhy {
         Why::WorkerFailed { rank, node, exit } => (rank, node, Wire::Exit(wire::exit(exit))),
         Why::RankLost { rank, node } => (rank, node, Wire::Lost(true)),
         Why::Drained { rank, node } => (rank, node, Wire::Drained(true)),
+        Why::Booked { rank, node, reservation } => (rank, node, Wire::Booked(reservation.to_string())),
     };
     v1::StoredWhy { rank: *rank, node: node.to_string(), why: Some(why), preempted_ms: 0 }
 }
@@ -246,6 +256,7 @@ fn decode_why(wire: &v1::StoredWhy) -> Result<Why, Invalid> {
         Some(Wire::Exit(exit)) => Why::WorkerFailed { rank, node, exit: border::exit(exit)? },
         Some(Wire::Lost(_)) => Why::RankLost { rank, node },
         Some(Wire::Drained(_)) => Why::Drained { rank, node },
+        Some(Wire::Booked(name)) => Why::Booked { rank, node, reservation: border::name("booked", name)? },
         Some(Wire::Preempted(by)) => {
             Why::Preempted { by: border::job_id("preempted", *by)?, at: Time(wire.preempted_ms) }
         }
@@ -334,7 +345,7 @@ mod tests {
             ..v1::Role::default()
         };
         let spec = v1::JobSpec { roles: vec![role], ..v1::JobSpec::default() };
-        let row = |kind, key: &[u8], value| Row { kind, key: key.into(), value };
+        let row = |kind, key: &[u8], value| Row { kind, key: key.into(), value: Some(value) };
         let id = 1_u64.to_be_bytes();
         let rows = [
             row(Kind::Spec, &id, spec.encode_to_vec()),
@@ -354,6 +365,7 @@ mod tests {
             ranks: 4,
             min_ranks: Some(2),
             request: Request { cpus_milli: 100, ..Request::default() },
+            standing: Default::default(),
             program: Program::Command(vec!["true".into()]),
         };
         let spec = JobSpec {

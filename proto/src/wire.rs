@@ -25,6 +25,7 @@ pub fn job_spec(spec: &JobSpec) -> v1::JobSpec {
         env: pairs(&spec.env),
         working_dir: spec.working_dir.as_ref().map(ToString::to_string),
         checkpoint_dir: spec.checkpoint_dir.as_ref().map(ToString::to_string),
+        reservation: spec.reservation.as_ref().map(ToString::to_string),
         topology: (spec.topology != Topology::default()).then(|| topology(&spec.topology)),
     }
 }

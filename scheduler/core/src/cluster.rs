@@ -2,41 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::effect::*;
 use crate::event::*;
 use crate::jobs::*;
 use crate::nodes::*;
 use crate::plan::price::{self, Prices};
-use crate::plan::{self, Free, Futile, Kept, Order, Promised, Room, Turnover};
+use crate::plan::{self, Free, Futile, Kept, Promised, Room, Turnover};
+pub use crate::policy::Policy;
 use crate::queues::Queues;
+use crate::reservations::Reservations;
 use crate::types::*;
 
 /// Name of the queue that always exists.
 pub const DEFAULT_QUEUE: &str = "default";
-
-/// Rules of the pool. A value, not a plug-in: it is printed, compared and simulated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// Who goes first.
-    pub order: Order,
-    /// Silence after which a node is lost. Agents are told less, see [`Policy::granted_lease`]. A scheduler that
-    /// takes over from one with longer leases must wait for those: it takes the longer of the two.
-    pub lease: Duration,
-    /// Pause before a job that failed is placed again. Doubles with every failure, up to 64 times.
-    pub backoff: Duration,
-    /// After so long what a queue has used counts half. Zero: only what it holds counts.
-    pub half_life: Duration,
-    /// For so long a job waits to gain one in priority over those that are submitted then. The priority of a job
-    /// is a bound on how long it can be passed by others of its queue where something becomes free: without preemption
-    /// nothing starves.
-    pub ageing: Duration,
-    /// Whether running jobs are stopped for better ones that wait. See [`plan::preempt`].
-    pub preemption: bool,
-    /// For so long a job runs before it stops to go on with more ranks; `None`: only if a user asks for it. See [`plan::grow`].
-    pub grow_after: Option<Duration>,
-}
 
 /// All that the scheduler knows.
 ///
@@ -48,6 +27,7 @@ pub struct Cluster {
     pub(crate) jobs: Jobs,
     pub(crate) nodes: Nodes,
     pub(crate) queues: Queues,
+    pub(crate) reservations: Reservations,
     /// When it last stepped.
     pub(crate) now: Time,
     /// Of the last assignment that was changed.
@@ -68,6 +48,8 @@ pub struct Cluster {
     pub(crate) promised: Promised,
     /// When jobs that run had their last checkpoint, if that was in this attempt. Soft state, from reports.
     checkpoints: BTreeMap<JobId, Time>,
+    /// When jobs must be stopped that stand in the way of a reservation. Derived.
+    pub(crate) moves: BTreeSet<(Time, JobId)>,
     /// What is free. Derived from the nodes and what is held on them.
     room: Room,
     /// Learned from what was asked for. Derived from the jobs, see [`price::learned_from`].
@@ -82,6 +64,7 @@ pub struct Cluster {
     touched_nodes: BTreeSet<NodeId>,
     touched_queues: BTreeSet<Name>,
     touched_usages: BTreeSet<Name>,
+    touched_reservations: BTreeSet<Name>,
     reassigned: BTreeSet<NodeId>,
     new_specs: Vec<JobId>,
     notes: Vec<Note>,
@@ -103,6 +86,7 @@ impl Cluster {
             jobs: Jobs::new(policy.ageing),
             nodes: Nodes::default(),
             queues: Queues::new(policy.half_life),
+            reservations: Reservations::default(),
             now,
             revision: Revision { term, count: 0 },
             round_at: Some(now),
@@ -114,6 +98,7 @@ impl Cluster {
             promised: Promised::new(),
             checkpoints: BTreeMap::new(),
             freed_for: BTreeSet::new(),
+            moves: BTreeSet::new(),
             room: Room::default(),
             prices: Arc::default(),
             priced: 0,
@@ -122,6 +107,7 @@ impl Cluster {
             touched_nodes: BTreeSet::new(),
             touched_queues: BTreeSet::new(),
             touched_usages: BTreeSet::new(),
+            touched_reservations: BTreeSet::new(),
             reassigned: BTreeSet::new(),
             new_specs: Vec::new(),
             notes: Vec::new(),
@@ -134,13 +120,16 @@ impl Cluster {
                 Record::Node(node) => _ = nodes.insert(node.id, node),
                 Record::Queue(queue) => queues.push(queue),
                 Record::Usage(queue, usage) => _ = usages.insert(queue, usage),
-                Record::Spec(..) => (),
+                Record::Reservation(reservation) => cluster.reservations.set(reservation),
+                Record::Spec(..) | Record::NoReservation(_) => (),
             }
         }
         cluster.queues.restore(queues, &usages);
+        cluster.admit_guests();
         // A clock that was set back must not make time run backwards.
         let of_jobs = jobs.values().flat_map(|job| [Some(job.submitted), job.placed, job.ended]).flatten();
-        let latest = of_jobs.chain(usages.values().map(|usage| usage.at)).max();
+        let begun = cluster.reservations.iter().filter(|it| it.begun).map(|it| it.start);
+        let latest = of_jobs.chain(usages.values().map(|usage| usage.at)).chain(begun).max();
         cluster.now = now.max(latest.unwrap_or(now));
         for (id, node) in nodes {
             let up = node.up;
@@ -161,6 +150,7 @@ impl Cluster {
             assert_eq!(id.0, cluster.jobs.len() + 1, "identities have no gaps");
             cluster.jobs.insert(cluster.now, job);
         }
+        cluster.schedule_moves();
         cluster.learn_prices();
         let mut ended: Vec<_> = cluster.jobs.iter().filter_map(|job| Some((job.ended?, job))).collect();
         ended.retain(|(at, _)| cluster.now <= *at + plan::LATELY);
@@ -195,6 +185,7 @@ impl Cluster {
             Event::Tick => (),
         }
         self.expire_leases(now);
+        self.ring_reservations(now);
         self.ring_timers(now);
         if self.round_at.is_some_and(|at| at <= now) {
             self.round_at = None;
@@ -232,7 +223,9 @@ impl Cluster {
 
     /// When to call [`Cluster::step`] next if no event comes before. `None`: never.
     pub fn deadline(&self) -> Option<Time> {
-        [self.nodes.next_expiry(), self.jobs.next_timer(), self.round_at].into_iter().flatten().min()
+        let moves = self.moves.first().map(|(at, _)| *at);
+        let timers = [self.nodes.next_expiry(), self.jobs.next_timer(), self.reservations.next(), moves];
+        timers.into_iter().chain([self.round_at]).flatten().min()
     }
 
     /// When it last stepped; time never goes back before it.
@@ -287,6 +280,11 @@ impl Cluster {
         &self.room
     }
 
+    /// Nodes that are booked.
+    pub fn reservations(&self) -> &Reservations {
+        &self.reservations
+    }
+
     /// The queues.
     pub fn queues(&self) -> &Queues {
         &self.queues
@@ -298,7 +296,8 @@ impl Cluster {
         let nodes = self.nodes.iter().cloned().map(Record::Node);
         let queues = self.queues.iter().cloned().map(Record::Queue);
         let usages = self.queues.usages().map(|(queue, usage)| Record::Usage(queue.clone(), usage));
-        jobs.chain(nodes).chain(queues).chain(usages).collect()
+        let reservations = self.reservations.iter().cloned().map(Record::Reservation);
+        jobs.chain(nodes).chain(queues).chain(usages).chain(reservations).collect()
     }
 
     /// Checks what must hold between steps. `O(jobs + nodes)`.
@@ -333,6 +332,7 @@ impl Cluster {
         }
         self.nodes.check();
         self.queues.check(&charges);
+        self.check_reservations();
         self.room.check(self.nodes.iter().map(|node| (node, self.nodes.held(node.id))));
     }
 
@@ -388,6 +388,12 @@ impl Cluster {
     pub(crate) fn set_queue(&mut self, queue: Queue) {
         self.touched_queues.insert(queue.name.clone());
         self.queues.set(queue);
+        self.admit_guests();
+        self.schedule_moves();
+    }
+
+    pub(crate) fn touch_reservation(&mut self, name: Name) {
+        self.touched_reservations.insert(name);
     }
 
     /// Notes that the nodes of a job's ranks have something new to do.
@@ -458,7 +464,7 @@ impl Cluster {
     /// A job has become ready. Another one of its shape may have been kept from room that it may take.
     pub(crate) fn reopen(&mut self, id: JobId) {
         if !self.kept_from.is_empty() {
-            let shape = self.jobs.get(id).expect("a job that exists").shape();
+            let shape = self.jobs.shape(self.jobs.get(id).expect("a job that exists"));
             if self.kept_from.remove(&shape) {
                 self.unfit.remove(&shape);
             }
@@ -489,6 +495,12 @@ impl Cluster {
         while let Some(name) = self.touched_usages.pop_first() {
             let usage = self.queues.usage(&name);
             effects.push(Effect::Save(Record::Usage(name, usage)));
+        }
+        while let Some(name) = self.touched_reservations.pop_first() {
+            effects.push(Effect::Save(match self.reservations.get(&name) {
+                Some(reservation) => Record::Reservation(reservation.clone()),
+                None => Record::NoReservation(name),
+            }));
         }
         let (mut reporter, mut unknown) = (reporter, unknown);
         while let Some(id) = self.reassigned.pop_first() {
@@ -533,29 +545,6 @@ pub(crate) enum Heartbeat {
     Unknown,
     /// Late or repeated.
     Late,
-}
-
-impl Policy {
-    /// Leases of 10 s, a first pause of 1 s. Usage counts half after a day, so that a team which did without the
-    /// pool for a day is served first on the next, and nobody pays for last month; an hour of waiting is worth one
-    /// of priority. Preemption. Growth after 5 minutes: longer than a restart takes, with the warming up of caches.
-    pub fn new(order: Order) -> Policy {
-        Policy {
-            order,
-            lease: Duration::from_secs(10),
-            backoff: Duration::from_secs(1),
-            half_life: Duration::from_secs(24 * 3600),
-            ageing: Duration::from_secs(3600),
-            preemption: true,
-            grow_after: Some(Duration::from_secs(300)),
-        }
-    }
-
-    /// The lease that agents are told: shorter by a fifth, the time that remains to kill their workers
-    /// before the scheduler takes the node for lost and places its jobs elsewhere.
-    pub fn granted_lease(&self) -> Duration {
-        self.lease * 4 / 5
-    }
 }
 
 impl Queue {

@@ -4,9 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::event::{Availability, Queue};
+use crate::explain::duration;
 use crate::jobs::{Job, Outcome, Why};
 use crate::nodes::Node;
 use crate::queues::{QueueError, QueueUsage};
+use crate::reservations::{Reservation, ReservationError};
 use crate::types::*;
 
 /// One output of [`Cluster::step`](crate::Cluster::step).
@@ -62,6 +64,10 @@ pub enum Record {
     Queue(Queue),
     /// What the queue of that name has used. Written when what its jobs hold changes.
     Usage(Name, QueueUsage),
+    /// A reservation, by its name.
+    Reservation(Reservation),
+    /// There is no reservation of the name any more: its record is removed.
+    NoReservation(Name),
 }
 
 /// What became of an accepted request.
@@ -78,6 +84,8 @@ pub enum Answer {
     },
     /// So many jobs were told to end.
     Cancelled(u32),
+    /// It is booked: with the nodes that were chosen.
+    Reserved(Reservation),
     /// It is so now.
     Done,
 }
@@ -102,6 +110,8 @@ pub enum Refusal {
     UnknownQueue(Name),
     /// A queue cannot be so.
     Queue(QueueError),
+    /// Something about a reservation cannot be so.
+    Reservation(ReservationError),
     /// The client key belongs to another specification.
     KeyTaken(Name, JobId),
 }
@@ -145,6 +155,14 @@ pub enum Note {
     NodeSet { node: Name, availability: Availability },
     /// An administrator made or changed a queue.
     QueueSet(Name),
+    /// An administrator booked nodes, from `in_ms` on for `for_ms`.
+    Reserved { reservation: Name, nodes: Vec<Name>, in_ms: u64, for_ms: u64 },
+    /// An administrator gave a reservation up.
+    Unreserved(Name),
+    /// A reservation's period begins. `conflicts` are still on its nodes, and may not use it.
+    ReservationBegun { reservation: Name, conflicts: Vec<JobId> },
+    /// A reservation's period is over.
+    ReservationEnded(Name),
 }
 
 impl Note {
@@ -167,7 +185,11 @@ impl Note {
             | Note::NodeLost(_)
             | Note::InventoryChanged { .. }
             | Note::NodeSet { .. }
-            | Note::QueueSet(_) => None,
+            | Note::QueueSet(_)
+            | Note::Reserved { .. }
+            | Note::Unreserved(_)
+            | Note::ReservationBegun { .. }
+            | Note::ReservationEnded(_) => None,
         }
     }
 
@@ -202,6 +224,10 @@ impl Note {
             Note::InventoryChanged { .. } => "inventory-changed",
             Note::NodeSet { .. } => "node-set",
             Note::QueueSet(_) => "queue-set",
+            Note::Reserved { .. } => "reserved",
+            Note::Unreserved(_) => "unreserved",
+            Note::ReservationBegun { .. } => "reservation-begun",
+            Note::ReservationEnded(_) => "reservation-ended",
         }
     }
 }
@@ -250,6 +276,19 @@ impl fmt::Display for Note {
             }
             Note::NodeSet { node, availability } => write!(f, "{node} {availability}"),
             Note::QueueSet(queue) => write!(f, "queue {queue} set"),
+            Note::Reserved { reservation, nodes, in_ms, for_ms } => {
+                write!(f, "reservation {reservation} books")?;
+                nodes.iter().try_for_each(|node| write!(f, " {node}"))?;
+                write!(f, " in {} for {}", duration(*in_ms), duration(*for_ms))
+            }
+            Note::Unreserved(reservation) => write!(f, "reservation {reservation} given up"),
+            Note::ReservationBegun { reservation, conflicts } => {
+                write!(f, "reservation {reservation} begins")?;
+                let text = if conflicts.is_empty() { "" } else { ", still on its nodes:" };
+                f.write_str(text)?;
+                conflicts.iter().try_for_each(|job| write!(f, " {job}"))
+            }
+            Note::ReservationEnded(reservation) => write!(f, "reservation {reservation} is over"),
         }
     }
 }
@@ -283,6 +322,9 @@ impl fmt::Display for Why {
             Why::RankLost { rank, node } => write!(f, "rank {rank} lost with {node}"),
             Why::Drained { rank: _, node } => write!(f, "{node} is drained"),
             Why::Preempted { by, at: _ } => write!(f, "it gave way to {by}"),
+            Why::Booked { rank: _, node, reservation } => {
+                write!(f, "{node} is booked by reservation {reservation}")
+            }
             Why::Resized { from, to, by: Some(by), at: _ } => {
                 write!(f, "it shrank from {from} to {to} ranks for {by}")
             }
@@ -305,6 +347,7 @@ impl fmt::Display for Refusal {
             Refusal::UnknownNode(node) => write!(f, "there is no node {node:?}"),
             Refusal::UnknownQueue(queue) => write!(f, "there is no queue {queue:?}"),
             Refusal::Queue(error) => error.fmt(f),
+            Refusal::Reservation(error) => error.fmt(f),
             Refusal::KeyTaken(key, job) => {
                 write!(f, "client key {key:?} belongs to {job}, which asks for something else")
             }

@@ -181,6 +181,8 @@ impl Cluster {
             let nodes = after.ranks.iter().map(|rank| self.nodes.get(rank.node).name.clone()).collect();
             self.note(Note::Placed { job: id, attempt: after.attempt, nodes });
         }
+        // It runs as long as another attempt would: maybe into a reservation.
+        self.schedule_moves();
         self.shrink_to_scale(now, id);
     }
 

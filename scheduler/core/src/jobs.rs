@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::nodes::{Span, Until};
-use crate::topology::{Standing, Topology};
+use crate::reservations::Guests;
+pub use crate::shape::Shape;
 use crate::types::*;
 
 /// A job and its placement.
@@ -139,19 +140,8 @@ pub enum Why {
     Preempted { by: JobId, at: Time },
     /// It goes on with another number of ranks; `by`: because it gave way to a job that waited.
     Resized { from: u32, to: u32, by: Option<JobId>, at: Time },
-}
-
-/// What must be equal for two jobs to fit alike.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Shape {
-    /// The fewest ranks that it starts with and their request, role by role.
-    pub roles: Vec<(u32, Request)>,
-    /// Where all ranks stand together, and how those of each role keep away from each other.
-    pub topology: Topology,
-    #[allow(missing_docs)]
-    pub standings: Vec<Standing>,
-    /// A job that ends in time may use what is kept for another.
-    pub time_limit_ms: Option<u64>,
+    /// The node of a rank is booked for others.
+    Booked { rank: u32, node: Name, reservation: Name },
 }
 
 /// Jobs that wait and could be placed as soon as there is room, by queue and shape, best first.
@@ -191,6 +181,8 @@ pub struct Jobs {
     /// Jobs that wait for the key to end.
     dependents: BTreeMap<JobId, BTreeSet<JobId>>,
     arrays: BTreeMap<JobId, ArrayCount>,
+    /// Who may use which reservation.
+    guests: Arc<Guests>,
 }
 
 /// How far an array is, by its first job.
@@ -261,29 +253,6 @@ impl Job {
     pub fn all_running(&self) -> bool {
         self.ranks.iter().all(|rank| rank.worker == RankState::Running)
     }
-
-    /// Its identity for placement.
-    pub fn shape(&self) -> Shape {
-        let roles = self.spec.roles.iter().map(|role| (role.least(), role.request.clone())).collect();
-        let standings = self.spec.roles.iter().map(|role| role.standing.clone()).collect();
-        let (topology, time_limit_ms) = (self.spec.topology.clone(), self.spec.time_limit_ms);
-        Shape { roles, topology, standings, time_limit_ms }
-    }
-}
-
-impl Shape {
-    /// What a job of the shape will about count against its queue, in thousandths of a device: as much as its first
-    /// alternatives take.
-    pub fn wants_milli(&self) -> u64 {
-        let wants = |request: &Request| match request.devices.first() {
-            None => u64::from(request.cpus_milli),
-            Some(devices) => {
-                let share = devices.slice.map_or(1000, |slice| slice.compute_milli);
-                u64::from(devices.count) * u64::from(if share == 0 { 1000 } else { share })
-            }
-        };
-        self.roles.iter().map(|(ranks, request)| u64::from(*ranks) * wants(request)).sum()
-    }
 }
 
 impl Jobs {
@@ -336,6 +305,23 @@ impl Jobs {
 
     pub(crate) fn is_small(&self, job: JobId) -> bool {
         self.small.contains(&job)
+    }
+
+    /// The job's identity for placement: jobs of one shape fit alike.
+    pub fn shape(&self, job: &Job) -> Shape {
+        Shape { may_use: self.guests.of(&job.spec), ..job.shape() }
+    }
+
+    /// Says who may use which reservation. `O(ready jobs * log jobs)` if that changes anything.
+    pub(crate) fn set_guests(&mut self, now: Time, guests: Arc<Guests>) {
+        if self.guests == guests {
+            return;
+        }
+        let ready = self.ready.values().flat_map(Lines::values).flatten().map(|(_, id)| *id);
+        let ready: Vec<JobId> = ready.collect();
+        ready.iter().for_each(|id| self.unindex(*id));
+        self.guests = guests;
+        ready.iter().for_each(|id| self.index(now, *id));
     }
 
     /// Jobs of the queue that run: the lowest priority first, of one priority the latest.
@@ -464,7 +450,7 @@ impl Jobs {
             Phase::Pending(not_before) => match self.dependencies(job) {
                 Dependency::Met if now < *not_before => _ = self.timers.insert((*not_before, id)),
                 Dependency::Met => {
-                    let shape = job.shape();
+                    let shape = self.shape(job);
                     let turn = self.turn(job);
                     let shapes = self.ready.entry(job.spec.queue.clone()).or_default();
                     if let Some(jobs) = shapes.get_mut(&shape) {
@@ -542,7 +528,7 @@ impl Jobs {
         if matches!(job.phase, Phase::Pending(_))
             && let Some(shapes) = self.ready.get_mut(&job.spec.queue)
         {
-            let shape = job.shape();
+            let shape = Shape { may_use: self.guests.of(&job.spec), ..job.shape() };
             if let Some(jobs) = shapes.get_mut(&shape) {
                 jobs.remove(&turn);
                 if jobs.is_empty()
@@ -566,7 +552,8 @@ impl Jobs {
     /// # Panics
     /// When an index is not what the table says.
     pub fn check(&self, now: Time) {
-        let mut recount = Jobs { ageing_ms: self.ageing_ms, ..Jobs::default() };
+        let (ageing_ms, guests) = (self.ageing_ms, self.guests.clone());
+        let mut recount = Jobs { ageing_ms, guests, ..Jobs::default() };
         for job in self.table.values() {
             recount.insert(now, Job::clone(job));
         }

@@ -11,6 +11,7 @@
 pub mod agent;
 mod assignment;
 pub mod autoscale;
+mod booking;
 pub mod cluster;
 pub mod effect;
 mod elastic;
@@ -21,8 +22,11 @@ pub mod jobs;
 mod lifecycle;
 pub mod nodes;
 pub mod plan;
+mod policy;
 pub mod queues;
+pub mod reservations;
 pub mod rounds;
+mod shape;
 pub mod topology;
 pub mod types;
 
@@ -30,5 +34,6 @@ pub use cluster::{Cluster, Policy};
 pub use effect::{Answer, Effect, Note, Record, Refusal};
 pub use event::*;
 pub use queues::{QueueError, QueueUsage};
+pub use reservations::{Reservation, ReservationError};
 pub use topology::{Level, Standing, Topology};
 pub use types::*;

@@ -26,6 +26,8 @@ impl Cluster {
                 self.plan_anew(now);
                 Ok(Answer::Done)
             }
+            Command::Reserve(booking) => self.reserve(now, booking),
+            Command::Unreserve(name) => self.unreserve(now, &name),
         }
     }
 
@@ -60,6 +62,7 @@ impl Cluster {
         if self.queues.get(&spec.queue).is_none() {
             return Err(Refusal::UnknownQueue(spec.queue.clone()));
         }
+        self.check_guest(spec)?;
         match spec.after.iter().find(|job| self.jobs.get(**job).is_none()) {
             Some(job) => Err(Refusal::UnknownJob(*job)),
             None => Ok(None),

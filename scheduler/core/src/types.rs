@@ -142,6 +142,8 @@ pub struct JobSpec {
     pub working_dir: Option<Name>,
     /// Where the job keeps its checkpoints, on storage that all its nodes see; `None`: the agent's default.
     pub checkpoint_dir: Option<Name>,
+    /// While there is a reservation of this name, the job runs only on its nodes, and in its period.
+    pub reservation: Option<Name>,
 }
 
 /// Indices of an array job: `first, first + step, … <= last`.

@@ -199,6 +199,7 @@ fn name(change: &Change) -> &'static str {
         Change::Topology { .. } => "topology",
         Change::Apart { .. } => "apart",
         Change::Island => "island",
+        Change::TimeLimit { .. } => "time limit",
     }
 }
 
@@ -220,6 +221,7 @@ fn with(mut spec: JobSpec, change: &Change) -> JobSpec {
         Change::Topology { .. } => spec.topology.require = None,
         Change::Apart { .. } => role.standing.apart = None,
         Change::Island => devices.iter_mut().for_each(|d| d.one_island = false),
+        Change::TimeLimit { to, .. } => spec.time_limit_ms = Some(*to),
     }
     spec
 }

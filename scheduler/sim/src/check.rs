@@ -27,6 +27,7 @@ impl Sim {
         let cluster = self.cluster.as_ref().expect("a scheduler");
         cluster.check();
         self.check_deadlines();
+        self.check_booked();
         if !self.is_committed() {
             return;
         }
@@ -109,6 +110,7 @@ impl Sim {
     /// The store holds exactly what the scheduler knows.
     fn check_stored(&self) {
         let cluster = self.cluster.as_ref().expect("a scheduler");
+        assert!(self.store.reservations.values().eq(cluster.reservations().iter()), "stored reservations");
         assert_eq!(self.store.jobs.len() as u64, cluster.jobs().len(), "jobs stored");
         for (stored, job) in self.store.jobs.values().zip(cluster.jobs().iter()) {
             assert!(same_job(stored, job), "{} is not stored: {stored:?} but {job:?}", job.id);
@@ -283,6 +285,7 @@ impl Sim {
                 assert!(within, "{id} takes queue {} above its limit", queue.name);
             }
         }
+        self.check_placed_beside_bookings(job);
         // A later step of the same batch may have changed the node since.
         let node_of = |node: NodeId| -> Option<&Node> {
             let stored = self.store.nodes.get(&node)?;
@@ -397,6 +400,7 @@ impl Sim {
         for (_, line) in &self.log {
             let Line::Note(note) = line else { continue };
             saw(note.kind(), 1);
+            self.booked_sights(note).into_iter().for_each(|what| saw(what, 1));
             match note {
                 Note::Done(_, outcome) => saw(
                     match outcome {
@@ -415,6 +419,7 @@ impl Sim {
                         Why::Drained { .. } => "drained",
                         Why::Preempted { .. } => "preempted",
                         Why::Resized { .. } => "resized",
+                        Why::Booked { .. } => "moved for a reservation",
                     },
                     1,
                 ),
@@ -445,6 +450,7 @@ impl Sim {
             match &client.answer {
                 Some(Ok(Answer::Submitted { repeated: true, .. })) => saw("answered as repeated", 1),
                 Some(Err(Refusal::Queue(_))) => saw("queue refused", 1),
+                Some(Err(Refusal::Reservation(_))) => saw("reservation refused", 1),
                 Some(Err(_)) => saw("refused", 1),
                 Some(Ok(Answer::Done)) => match &client.command {
                     Command::SetQueue(queue) if queue.parent.is_some() => saw("queue below another", 1),

@@ -16,6 +16,7 @@ use crate::sim::{Sim, Work};
 pub const HEAL_AT: Time = Time(200_000);
 /// When jobs are submitted, at the latest.
 const SUBMIT_UNTIL_MS: u64 = 150_000;
+const RESERVATIONS: [&str; 2] = ["maint", "class"];
 const GIB: u64 = 1 << 30;
 
 /// A run that belongs to the seed: its pool, its faults, its jobs.
@@ -47,9 +48,15 @@ pub fn swarm(seed: u64) -> Sim {
         let queue = any_queue(&mut rng, &queues, name);
         sim.client(Time(0), Command::SetQueue(queue), HEAL_AT);
     }
+    // Drawn apart from all else.
+    let mut bookings = Rng(seed ^ 0x0b00_c1ed);
+    for _ in 0..bookings.below(5) {
+        book_any(&mut sim, &mut bookings, &queues, pool.len() as u64);
+    }
     let jobs = rng.within((5, 40));
     for number in 0..jobs {
-        submit_any(&mut sim, &mut rng, &idle, &queues, number);
+        let reservation = (bookings.below(6) == 0).then(|| (*bookings.pick(&RESERVATIONS)).into());
+        submit_any(&mut sim, &mut rng, &idle, &queues, (number, reservation));
     }
     for _ in 0..rng.below(16) {
         let at = Time(rng.within((5_000, 190_000)));
@@ -210,16 +217,24 @@ fn any_spec(rng: &mut Rng, queues: &[&str], number: u64) -> JobSpec {
         env: Vec::new(),
         working_dir: None,
         checkpoint_dir: None,
+        reservation: None,
     }
 }
 
 /// A client that submits a random job, after some that earlier clients may have submitted.
-fn submit_any(sim: &mut Sim, rng: &mut Rng, idle: &[Cluster], queues: &[&str], number: u64) {
+fn submit_any(
+    sim: &mut Sim,
+    rng: &mut Rng,
+    idle: &[Cluster],
+    queues: &[&str],
+    (number, reservation): (u64, Option<Name>),
+) {
     let mut spec = any_spec(rng, queues, number);
     while !idle.iter().take(if spec.roles.len() == 1 { 1 } else { idle.len() }).all(|idle| fits(idle, &spec))
     {
         spec = any_spec(rng, queues, number);
     }
+    spec.reservation = reservation;
     if 0 < number && rng.below(4) == 0 {
         // Whether that job exists by then is for the scheduler to say.
         let after: BTreeSet<JobId> = (0..rng.within((1, 2))).map(|_| JobId(1 + rng.below(number))).collect();
@@ -240,6 +255,34 @@ fn submit_any(sim: &mut Sim, rng: &mut Rng, idle: &[Cluster], queues: &[&str], n
     let at = Time(rng.within((1_000, SUBMIT_UNTIL_MS)));
     let gives_up = if rng.below(8) == 0 { Time(at.0 + 5_000) } else { Time(u64::MAX) };
     sim.client(at, Command::Submit(Arc::new(spec)), gives_up);
+}
+
+/// An administrator who books nodes, and may give them up before or in the period. By chance for nobody, and refused.
+fn book_any(sim: &mut Sim, rng: &mut Rng, queues: &[&str], nodes: u64) {
+    let at = Time(rng.within((1_000, SUBMIT_UNTIL_MS)));
+    let start = (rng.below(4) != 0).then(|| at + Duration::from_millis(rng.within((1_000, 40_000))));
+    let nodes = match rng.below(3) {
+        0 => {
+            let labels = if rng.below(3) == 0 { vec![("rack".into(), "r0".into())] } else { Vec::new() };
+            let model = (rng.below(3) == 0).then(|| (*rng.pick(&["h200", "core"])).into());
+            BookedNodes::Chosen { count: rng.within((1, nodes)) as u32, labels, model }
+        }
+        _ => {
+            let names = (0..rng.within((1, nodes))).map(|_| format!("n{}", rng.below(nodes)).into());
+            BookedNodes::Named(names.collect())
+        }
+    };
+    let guest_queues = if rng.below(2) == 0 { vec![(*rng.pick(queues)).into()] } else { Vec::new() };
+    let users = if rng.below(6) == 0 { vec!["ada".into()] } else { Vec::new() };
+    let name: Name = (*rng.pick(&RESERVATIONS)).into();
+    let end = start.unwrap_or(at) + Duration::from_millis(rng.within((5_000, 60_000)));
+    let booking = Booking { name: name.clone(), nodes, start, end, queues: guest_queues, users };
+    let gives_up = Time(HEAL_AT.0 - 1);
+    sim.client(at, Command::Reserve(booking), gives_up);
+    if rng.below(4) == 0 {
+        let later = Time(at.0 + rng.within((1_000, 60_000)));
+        sim.client(later, Command::Unreserve(name), gives_up);
+    }
 }
 
 fn any_interference(rng: &mut Rng, queues: &[&str], nodes: u64) -> Command {

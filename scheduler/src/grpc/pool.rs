@@ -8,7 +8,7 @@ use aquifer_core::jobs::{Job, Outcome, Phase, Shape};
 use aquifer_core::plan::free_for_all;
 use aquifer_core::queues::Overview;
 use aquifer_core::*;
-use aquifer_proto::{border, v1, wire};
+use aquifer_proto::{border, reservations, v1, wire};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -64,6 +64,11 @@ fn refused(refusal: Refusal) -> Status {
         Refusal::Queue(error) => {
             let field = format!("queue.{}", error.field());
             border::Invalid::new(field, error.value(), error.allowed()).into()
+        }
+        Refusal::Reservation(ReservationError::Unknown(_)) => Status::not_found(text),
+        Refusal::Reservation(ReservationError::Taken(_)) => Status::already_exists(text),
+        Refusal::Reservation(error) => {
+            border::Invalid::new(error.field(), error.value(), error.allowed()).into()
         }
         Refusal::Scale { ranks, least, most } => {
             border::Invalid::new("ranks", ranks, format!("expected {least} to {most}")).into()
@@ -302,6 +307,31 @@ impl v1::pool_server::Pool for PoolService {
         Ok(Response::new(v1::ListQueuesResponse { queues: queues.await? }))
     }
 
+    async fn reserve(&self, request: Request<v1::ReserveRequest>) -> Reply<v1::ReserveResponse> {
+        let booking = reservations::booking(&request.into_inner())?;
+        let Answer::Reserved(it) = self.command(Command::Reserve(booking)).await? else {
+            return Err(Status::internal("a booking is answered as one"));
+        };
+        let view = self.query(move |cluster| reservations::reservation(cluster, &it));
+        Ok(Response::new(v1::ReserveResponse { reservation: Some(view.await?) }))
+    }
+
+    async fn unreserve(&self, request: Request<v1::UnreserveRequest>) -> Reply<v1::UnreserveResponse> {
+        let name = border::name("name", &request.into_inner().name)?;
+        self.command(Command::Unreserve(name)).await?;
+        Ok(Response::new(v1::UnreserveResponse {}))
+    }
+
+    async fn list_reservations(
+        &self,
+        _: Request<v1::ListReservationsRequest>,
+    ) -> Reply<v1::ListReservationsResponse> {
+        let list = self.query(|cluster| {
+            cluster.reservations().iter().map(|it| view::reservation(cluster, it)).collect()
+        });
+        Ok(Response::new(v1::ListReservationsResponse { reservations: list.await? }))
+    }
+
     async fn usage(&self, request: Request<v1::UsageRequest>) -> Reply<v1::UsageResponse> {
         let since = Time(request.into_inner().since_ms);
         Ok(Response::new(self.query(move |cluster| usage(cluster, since)).await?))
@@ -330,7 +360,7 @@ fn list(
         // Jobs of one queue and shape that wait for room wait for the same reason.
         let reason = match job.phase {
             Phase::Pending(not_before) if not_before <= cluster.now() && job.spec.after.is_empty() => {
-                let key = (job.spec.queue.clone(), job.shape());
+                let key = (job.spec.queue.clone(), cluster.jobs().shape(job));
                 Some(reasons.entry(key).or_insert_with(|| reason(job)).clone())
             }
             Phase::Pending(_) => Some(reason(job)),

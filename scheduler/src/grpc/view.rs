@@ -4,7 +4,7 @@ use aquifer_core::explain::{Explanation, Reason, Start};
 use aquifer_core::jobs::{Job, Outcome, Phase};
 use aquifer_core::nodes::Node;
 use aquifer_core::*;
-use aquifer_proto::{v1, wire};
+use aquifer_proto::{reservations, v1, wire};
 
 use crate::notes::Numbered;
 use crate::runtime::Shared;
@@ -86,6 +86,8 @@ pub fn node(cluster: &Cluster, shared: &Shared, node: &Node) -> v1::Node {
     // Before its first report, what is told of the node is what an earlier agent said.
     let session = shared.session(&node.name).filter(|session| session.id().is_some());
     let lease = cluster.nodes().lease(node.id);
+    let mut booked: Vec<&Reservation> = cluster.reservations().of_node(node.id).collect();
+    booked.sort_by_key(|it| it.start);
     v1::Node {
         name: node.name.to_string(),
         up: node.up,
@@ -97,6 +99,7 @@ pub fn node(cluster: &Cluster, shared: &Shared, node: &Node) -> v1::Node {
         workers: held.workers.iter().map(|worker| wire::worker(*worker)).collect(),
         lease_left_ms: lease.map_or(0, |lease| lease.end.since(cluster.now())),
         version: session.as_ref().map(|session| session.version.clone()).unwrap_or_default(),
+        reservations: booked.iter().map(|it| reservations::reservation(cluster, it)).collect(),
         findings: session.map(|session| session.findings.clone()).unwrap_or_default(),
     }
 }
@@ -145,6 +148,7 @@ pub fn explanation(now: Time, job: JobId, explanation: &Explanation) -> v1::Expl
         Start::Now => ("now", None),
         Start::By { at, .. } => ("by", Some(at.0)),
         Start::AfterPause(at) => ("after-pause", Some(at.0)),
+        Start::AtReservation { at, .. } => ("at-reservation", Some(at.0)),
         Start::Unknown(_) => ("unknown", None),
         Start::Never => ("never", None),
     };
@@ -155,6 +159,8 @@ pub fn explanation(now: Time, job: JobId, explanation: &Explanation) -> v1::Expl
         Reason::QueueLimit { .. } => "queue-limit",
         Reason::NoSuchNode { .. } => "no-such-node",
         Reason::Kept(_) => "kept",
+        Reason::Booked { .. } => "booked",
+        Reason::Awaits { .. } => "awaits",
         Reason::RoomFor { .. } => "room-for",
         Reason::FewDomains { .. } => "few-domains",
         Reason::Preempts(_) => "preempts",
@@ -188,5 +194,14 @@ pub fn explanation(now: Time, job: JobId, explanation: &Explanation) -> v1::Expl
         change: explanation.change.as_ref().map(ToString::to_string).unwrap_or_default(),
         text: explanation.text(job, now),
         gave_way_to: explanation.gave_way_to.map(|job| job.0),
+    }
+}
+
+/// A reservation, with its state.
+pub fn reservation(cluster: &Cluster, it: &Reservation) -> v1::ReservationState {
+    v1::ReservationState {
+        reservation: Some(reservations::reservation(cluster, it)),
+        running: it.begun,
+        conflicts: cluster.conflicts(it).into_iter().map(|job| job.0).collect(),
     }
 }

@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use crate::cluster::Cluster;
 use crate::event::Availability;
@@ -12,7 +11,11 @@ use crate::plan::{DeviceFree, Free, Misfit, Owner, Within, fits, free_for_all, m
 use crate::topology::Level;
 use crate::types::*;
 
+mod booked;
+mod start;
 mod text;
+use booked::shorter;
+use start::{end_of, start};
 pub use text::{bytes, duration, milli};
 
 /// The whole answer to "why does it wait?".
@@ -51,6 +54,10 @@ pub enum Reason {
     NoSuchNode { nodes: u32 },
     /// The room that it would fit into is kept for another job that goes first, or for wide jobs to come.
     Kept(Owner),
+    /// Nodes that would do are booked for others, by a reservation that begins in `in_ms`, for `for_ms` from then on.
+    Booked { reservation: Name, nodes: u32, in_ms: u64, for_ms: u64 },
+    /// It is for a reservation that begins in `in_ms`.
+    Awaits { reservation: Name, in_ms: u64 },
     /// Not all ranks fit at once: only so many, in one domain if that is required.
     RoomFor { ranks: u32, of: u32, within: Option<Within> },
     /// No two ranks of `role` may be in one domain of the level, and only so many domains could ever take one.
@@ -84,6 +91,10 @@ pub enum Verdict {
     Lost,
     /// An administrator keeps work away from it.
     Closed(&'static str),
+    /// It is not one of the nodes that the job's reservation has booked.
+    Outside(Name),
+    /// It is booked for others by a reservation that begins in `in_ms`, for `for_ms` from then on.
+    Booked { reservation: Name, in_ms: u64, for_ms: u64 },
     /// It lacks a label.
     Label { key: Name, value: Name },
     /// It is in no domain of a level that is required.
@@ -137,6 +148,9 @@ pub enum Start {
     By { at: Time, after: JobId },
     /// After its pause, if there is room then.
     AfterPause(Time),
+    /// When the reservation begins (its own), or ends (one of others), if there is room then.
+    #[allow(missing_docs)]
+    AtReservation { at: Time, reservation: Name, begins: bool },
     /// Not known; says why.
     Unknown(String),
     /// Not before the pool has other nodes, or the request changes.
@@ -147,18 +161,49 @@ pub enum Start {
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub enum Change {
-    CpusMilli { from: u32, to: u32 },
-    MemoryBytes { from: u64, to: u64 },
-    DeviceMemoryBytes { from: u64, to: u64 },
-    Devices { from: u16, to: u16 },
-    Ranks { from: u32, to: u32 },
-    MinRanks { from: u32, to: u32 },
-    Model { from: Name },
-    Vendor { from: Vendor },
+    CpusMilli {
+        from: u32,
+        to: u32,
+    },
+    MemoryBytes {
+        from: u64,
+        to: u64,
+    },
+    DeviceMemoryBytes {
+        from: u64,
+        to: u64,
+    },
+    Devices {
+        from: u16,
+        to: u16,
+    },
+    Ranks {
+        from: u32,
+        to: u32,
+    },
+    MinRanks {
+        from: u32,
+        to: u32,
+    },
+    Model {
+        from: Name,
+    },
+    Vendor {
+        from: Vendor,
+    },
     Labels,
-    Topology { from: Level },
-    Apart { from: Level },
+    Topology {
+        from: Level,
+    },
+    Apart {
+        from: Level,
+    },
     Island,
+    /// In milliseconds.
+    TimeLimit {
+        from: Option<u64>,
+        to: u64,
+    },
 }
 
 /// Explains a job of the cluster, or one that might be submitted to it.
@@ -172,9 +217,13 @@ pub fn explain(cluster: &Cluster, job: &Job) -> Explanation {
     let lacks_room = matches!(reason, Reason::RoomFor { .. } | Reason::QueueLimit { .. });
     let blockers = if lacks_room { blockers(cluster, job, &reason) } else { Vec::new() };
     let start = start(cluster, job, &reason);
-    let unfit =
-        matches!(reason, Reason::RoomFor { .. } | Reason::NoSuchNode { .. } | Reason::FewDomains { .. });
-    let change = if unfit { change(&mut free, job) } else { None };
+    let change = match reason {
+        Reason::Booked { .. } => shorter(&mut free, job).or_else(|| change(&mut free, job)),
+        Reason::RoomFor { .. } | Reason::NoSuchNode { .. } | Reason::FewDomains { .. } => {
+            change(&mut free, job)
+        }
+        _ => None,
+    };
     let gave_way_to = match (&job.phase, &job.last_failure) {
         (Phase::Pending(_) | Phase::Stopping(_), Some(Why::Preempted { by, at: _ })) => Some(*by),
         _ => None,
@@ -216,6 +265,7 @@ pub fn reason(free: &mut Free, job: &Job) -> Reason {
             Reason::QueueLimit { queue, held, wants, limit }
         }
         Err(Misfit::Kept(owner)) => Reason::Kept(owner),
+        Err(Misfit::Barred(bar)) => booked::reason(cluster, &bar),
         Err(Misfit::RoomFor { ranks, of, within }) => {
             let possible = |role: &Role| possible_nodes(cluster, job, role).next().is_some();
             if !job.spec.roles.iter().all(possible) {
@@ -245,7 +295,11 @@ fn verdicts(free: &Free, job: &Job) -> Vec<RoleVerdict> {
     let verdicts = job.spec.roles.iter().map(|role| {
         let mut counts: BTreeMap<Verdict, u32> = BTreeMap::new();
         for node in free.cluster().nodes().iter() {
-            *counts.entry(verdict(free, node, job, role)).or_default() += 1;
+            let verdict = match verdict(free, node, job, role) {
+                Verdict::Takes => booked::verdict(free, job, node).unwrap_or(Verdict::Takes),
+                other => other,
+            };
+            *counts.entry(verdict).or_default() += 1;
         }
         let mut nodes: Vec<(Verdict, u32)> = counts.into_iter().collect();
         nodes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
@@ -400,78 +454,6 @@ fn blockers(cluster: &Cluster, job: &Job, reason: &Reason) -> Vec<Blocker> {
     blockers.sort_by_key(|blocker| (blocker.ends_by.is_none(), blocker.ends_by, blocker.job));
     blockers.truncate(MAX_BLOCKERS);
     blockers
-}
-
-/// When a job that holds resources gives them back, at the latest, if that is known.
-fn end_of(cluster: &Cluster, holder: &Job) -> Option<Time> {
-    match holder.phase {
-        Phase::Stopping(_) => {
-            let grace = Duration::from_millis(holder.spec.grace_ms);
-            let since = holder.gives_way_to().map_or(cluster.now(), |(_, at)| at);
-            Some(cluster.now().max(since + grace))
-        }
-        _ => holder.expected_end(),
-    }
-}
-
-/// Gives back, in the order of their ends, what jobs with a time limit hold, until the job fits.
-fn start(cluster: &Cluster, job: &Job, reason: &Reason) -> Start {
-    match reason {
-        Reason::NotWaiting(_) | Reason::RunsWith { .. } => return Start::Past,
-        Reason::Next | Reason::NextWith { .. } => return Start::Now,
-        Reason::NoSuchNode { .. } | Reason::FewDomains { .. } => return Start::Never,
-        Reason::Pauses { until, .. } => return Start::AfterPause(*until),
-        Reason::Follows(dependency) => return Start::Unknown(format!("{dependency} has to succeed first")),
-        Reason::Preempts(victims) => {
-            let end = |id: &JobId| Some((end_of(cluster, cluster.jobs().get(*id)?)?, *id));
-            let last = victims.iter().filter_map(end).max();
-            let (at, after) = last.expect("a job that stops ends with its grace");
-            return Start::By { at, after };
-        }
-        Reason::QueueLimit { queue, wants, limit, .. } if limit < wants => {
-            return Start::Unknown(format!("it wants more than queue {queue} may ever hold"));
-        }
-        Reason::Kept(Owner::Job(job)) => return Start::Unknown(format!("{job} goes first")),
-        Reason::Kept(Owner::Wide) => {
-            return Start::Unknown("it starts as soon as something else becomes free".into());
-        }
-        Reason::QueueLimit { .. } | Reason::RoomFor { .. } => (),
-    }
-    let mut ends: Vec<(Time, JobId)> =
-        cluster.jobs().holding().filter_map(|job| Some((end_of(cluster, job)?, job.id))).collect();
-    ends.sort_unstable();
-    let known = ends.len();
-    let endless = cluster.jobs().holding().filter(|job| end_of(cluster, job).is_none());
-    ends.extend(endless.map(|job| (Time(u64::MAX), job.id)));
-    let (mut free, mut ended) = (Free::of(cluster), 0);
-    let mut fits_after = |count: usize| {
-        let (least, most) = (ended.min(count), ended.max(count));
-        for (_, id) in &ends[least..most] {
-            let holder = cluster.jobs().get(*id).expect("a job that holds resources");
-            free.take_as_ended(holder, ended < count);
-        }
-        ended = count;
-        fits(&mut free, job).is_ok()
-    };
-    // More room never hurts, so the least number of ends can be searched for; it is small as a rule.
-    let (mut too_few, mut enough) = (0, ends.len().min(1));
-    while !fits_after(enough) {
-        if enough == ends.len() {
-            return Start::Unknown(
-                "the nodes that are up, open and healthy do not suffice, even when idle".into(),
-            );
-        }
-        (too_few, enough) = (enough, (2 * enough).min(ends.len()));
-    }
-    while 1 < enough - too_few {
-        let middle = (too_few + enough) / 2;
-        if fits_after(middle) { enough = middle } else { too_few = middle }
-    }
-    let (at, after) = ends[enough - 1];
-    if known < enough {
-        return Start::Unknown(format!("{after} has no time limit"));
-    }
-    Start::By { at, after }
 }
 
 /// Tries changes from the least painful on; of each the smallest that works.

@@ -63,6 +63,11 @@ impl Start {
             Start::AfterPause(until) => {
                 Some(format!("It is tried again in {}, if there is room then.", duration(until.since(now))))
             }
+            Start::AtReservation { at, reservation, begins } => {
+                let what = if *begins { "begins" } else { "is over" };
+                let wait = duration(at.since(now));
+                Some(format!("It is tried when reservation {reservation} {what}, in {wait}."))
+            }
             Start::Unknown(why) => Some(format!("When it starts is not known: {why}.")),
             Start::Never => {
                 Some("It never starts, unless the pool gets other nodes or the request changes.".into())
@@ -100,6 +105,18 @@ pub fn duration(ms: u64) -> String {
     }
 }
 
+/// When a reservation has its nodes: ` in 2 h for 4 h`, ` for another 3 h`.
+fn period(in_ms: u64, for_ms: u64) -> String {
+    match in_ms {
+        0 => format!(" for another {}", duration(for_ms)),
+        _ => format!(" in {} for {}", duration(in_ms), duration(for_ms)),
+    }
+}
+
+fn plural(count: u32, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 /// One sentence, without the name of the job: "waits: …".
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -128,6 +145,14 @@ impl fmt::Display for Reason {
             }
             Reason::Kept(Owner::Wide) => {
                 f.write_str("waits: the room is kept for wide jobs, which come and go here")
+            }
+            Reason::Booked { reservation, nodes, in_ms, for_ms } => {
+                let (nodes, are) = (plural(*nodes, "node"), if *nodes == 1 { "is" } else { "are" });
+                let period = period(*in_ms, *for_ms);
+                write!(f, "waits: {nodes} {are} booked by reservation {reservation}{period}")
+            }
+            Reason::Awaits { reservation, in_ms } => {
+                write!(f, "waits for its reservation {reservation}, which begins in {}", duration(*in_ms))
             }
             Reason::RoomFor { ranks: 0, .. } => f.write_str("waits: no node can take a rank now"),
             Reason::RoomFor { ranks, of, within: Some(Within { level, domain: Some(domain) }) } => {
@@ -172,6 +197,10 @@ impl fmt::Display for Verdict {
             Verdict::Takes => f.write_str("can take a rank now"),
             Verdict::Lost => f.write_str("lost: its agent is silent"),
             Verdict::Closed(how) => f.write_str(how),
+            Verdict::Outside(reservation) => write!(f, "is not booked by reservation {reservation}"),
+            Verdict::Booked { reservation, in_ms, for_ms } => {
+                write!(f, "is booked by reservation {reservation}{}", period(*in_ms, *for_ms))
+            }
             Verdict::Label { key, value } => write!(f, "lacks the label {key}={value}"),
             Verdict::NoDomain(level) => write!(f, "lacks the label {level}"),
             Verdict::NoDevice => f.write_str("has no such device"),
@@ -235,6 +264,10 @@ impl fmt::Display for Change {
             Change::Topology { from } => write!(f, "ranks in more than one {from}"),
             Change::Apart { from } => write!(f, "several ranks in one {from}"),
             Change::Island => f.write_str("devices of several islands"),
+            Change::TimeLimit { from, to } => {
+                write!(f, "a time limit of {}", duration(*to))?;
+                from.map_or(Ok(()), |from| write!(f, " instead of {}", duration(from)))
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Where a gang fits: best-fit packing, the whole gang or nothing.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use super::room::{NodeFree, Room};
 use crate::cluster::Cluster;
 use crate::jobs::{Job, Lines, Shape};
 use crate::nodes::Node;
+use crate::reservations::Bar;
 use crate::topology::{Level, Topology};
 use crate::types::*;
 
@@ -26,6 +27,8 @@ pub struct Free<'a> {
     pub(super) taken: Taken,
     /// Taken as if they had left, or given up ranks, with what these counted against their queue.
     pub(super) left: BTreeMap<JobId, u64>,
+    /// When jobs would start, for what nodes are booked for.
+    pub(super) at: Time,
 }
 
 /// What a round has added to what queues hold, in thousandths of a device.
@@ -45,6 +48,8 @@ pub enum Misfit {
     },
     /// It would fit, but for what is kept.
     Kept(Owner),
+    /// It would fit, but nodes are booked for others by a reservation, or its own has not begun.
+    Barred(Bar),
     /// Its queue, or one above that, would hold more than its limit. In thousandths of a device.
     #[allow(missing_docs)]
     QueueLimit { queue: Name, held: u64, wants: u64, limit: u64 },
@@ -214,6 +219,8 @@ struct Search<'s, 'a> {
     kept_for: Cell<Option<Owner>>,
     /// Nodes that may be used.
     allowed: &'s dyn Fn(NodeId) -> bool,
+    /// Why the first node was passed over that is booked.
+    barred: RefCell<Option<Bar>>,
 }
 
 /// Ranks of the roles that a search has placed.
@@ -221,16 +228,17 @@ type Placed = [Option<Vec<Allocation>>];
 
 impl<'s, 'a> Search<'s, 'a> {
     fn of(free: &'s mut Free<'a>, job: &'s Job, nodes: Option<&'s [NodeId]>) -> Search<'s, 'a> {
-        let (before, kept_for) = (Vec::new(), Cell::new(None));
-        let allowed: &dyn Fn(NodeId) -> bool = &|_| true;
-        Search { free, job, nodes, allowed, before, tries: 0, most: 0, over_limit: None, kept_for }
+        let (kept_for, barred) = (Cell::new(None), RefCell::new(None));
+        let (before, allowed): (_, &dyn Fn(NodeId) -> bool) = (Vec::new(), &|_| true);
+        Search { free, job, nodes, allowed, before, tries: 0, most: 0, over_limit: None, kept_for, barred }
     }
 
     /// Why it found no placement.
     fn misfit(&mut self) -> Misfit {
         let room_for = Misfit::RoomFor { ranks: self.most, of: self.job.spec.min_ranks(), within: None };
         let kept = self.kept_for.get().map(Misfit::Kept);
-        self.over_limit.take().or(kept).unwrap_or(room_for)
+        let barred = self.barred.take().map(Misfit::Barred);
+        self.over_limit.take().or(kept).or(barred).unwrap_or(room_for)
     }
 
     /// Places the roles that are not placed yet. If they do not fit, gives back what it took.
@@ -301,7 +309,7 @@ impl<'s, 'a> Search<'s, 'a> {
         first: usize,
         mut stand: Stand,
     ) -> Vec<Allocation> {
-        let Free { cluster, room, scarcity, kept, taken, .. } = &mut *self.free;
+        let Free { cluster, room, scarcity, kept, taken, at, .. } = &mut *self.free;
         let (job, request, allowed) = (self.job, &role.request, self.allowed);
         let devices = alternative.map(|index| &request.devices[index]);
         let mut sorted = self.nodes.map(|nodes| room.sorted(nodes, request, devices, scarcity));
@@ -314,6 +322,13 @@ impl<'s, 'a> Search<'s, 'a> {
                     && may_stand(node, role)
                     && stand.takes(node)
                     && free_port(node, free, job, number).is_some();
+                let bar = if fits { cluster.reservations().bar(job, id, *at) } else { None };
+                if let Some(bar) = bar {
+                    if !matches!(bar, Bar::Outside(_)) {
+                        self.barred.borrow_mut().get_or_insert(bar);
+                    }
+                    return false;
+                }
                 let owner = if fits { kept.keeps(cluster, taken, job, id) } else { None };
                 if owner.is_some() && self.kept_for.get().is_none() {
                     self.kept_for.set(owner);
@@ -379,7 +394,8 @@ impl<'a> Free<'a> {
     /// The same, of a room that is up to date.
     pub(crate) fn in_room(cluster: &'a Cluster, room: Room, kept: Kept) -> Free<'a> {
         let scarcity = room.scarcity();
-        Free { cluster, room, kept, scarcity, taken: BTreeMap::new(), left: BTreeMap::new() }
+        let (taken, left, at) = (BTreeMap::new(), BTreeMap::new(), cluster.now());
+        Free { cluster, room, kept, scarcity, taken, left, at }
     }
 
     /// Gives the room back, without what was taken from it, and what is kept of it.
@@ -478,6 +494,11 @@ impl<'a> Free<'a> {
         Free { left, ..free }
     }
 
+    /// The same, for jobs that would start at that time, as far as nodes are booked then.
+    pub fn starting_at(self, at: Time) -> Free<'a> {
+        Free { at, ..self }
+    }
+
     /// Counts a placement for the queues of its job, and gives up what was kept for that.
     pub(super) fn count(&mut self, job: &Job, ranks: &[Allocation]) {
         let charge = charge(ranks);
@@ -512,9 +533,14 @@ impl<'a> Free<'a> {
         self.kept.keeps(self.cluster, &self.taken, job, node)
     }
 
-    /// Whether a node is kept for another job.
+    /// Why a job may not be placed on a node that is booked.
+    pub(super) fn bar(&self, job: &Job, node: NodeId) -> Option<Bar> {
+        self.cluster.reservations().bar(job, node, self.at)
+    }
+
+    /// Whether a node is kept for another job, or booked for others.
     pub(super) fn is_kept_from(&self, job: &Job, node: NodeId) -> bool {
-        self.keeps(job, node).is_some()
+        self.keeps(job, node).is_some() || self.bar(job, node).is_some()
     }
 
     /// The cluster that it is free in.

@@ -110,7 +110,7 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
                     plan.kept_from.insert(shape.clone());
                     plan.unfit.insert(shape.clone());
                 }
-                Err(Misfit::RoomFor { .. }) => {
+                Err(Misfit::RoomFor { .. } | Misfit::Barred(_)) => {
                     plan.unfit.insert(shape.clone());
                     if reserve::is_wide(shape) {
                         free.kept.choose();

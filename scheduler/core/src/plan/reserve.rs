@@ -280,6 +280,9 @@ impl Kept {
             }
         };
         let Some(chosen) = chosen else { return };
+        // If one is not empty in time after all, another one must be kept.
+        let barred = |node: &NodeId| cluster.reservations().barred_from(job, *node, empty_at(cluster, *node));
+        self.patience = self.patience.into_iter().chain(chosen.iter().filter_map(barred)).min();
         let until = chosen.iter().map(|node| cluster.nodes().held(*node).until());
         self.starts
             .insert(job.id, until.max().unwrap_or(Until::Time(Time(0))).max(Until::Time(cluster.now())));
@@ -296,6 +299,7 @@ impl Kept {
         hosts: &Hosts,
         mut nodes: impl FnMut(usize) -> Option<NodeId>,
     ) -> Option<BTreeSet<NodeId>> {
+        let books = !cluster.reservations().is_empty();
         let mut chosen: BTreeSet<NodeId> = BTreeSet::new();
         for (role, hosts) in job.spec.roles.iter().zip(hosts) {
             let mut left = role.least();
@@ -307,6 +311,9 @@ impl Kept {
                 let node = nodes(at)?;
                 let ranks = hosts[node.0 as usize];
                 if ranks == 0 || self.owners.contains_key(&node) || chosen.contains(&node) {
+                    continue;
+                }
+                if books && cluster.reservations().bar(job, node, empty_at(cluster, node)).is_some() {
                     continue;
                 }
                 let apart = role.standing.apart.as_ref();
@@ -332,7 +339,11 @@ impl Kept {
             let expected = (count + (PARTS * count).isqrt()).div_ceil(PARTS);
             let share = hosts[0].iter().filter(|ranks| **ranks != 0).count() / HEADROOM;
             let nodes = (0..).map_while(|at| soonest.get(at));
-            let is_free = |node: &NodeId| hosts[0][node.0 as usize] != 0 && !self.owners.contains_key(node);
+            let is_free = |node: &NodeId| {
+                hosts[0][node.0 as usize] != 0
+                    && !self.owners.contains_key(node)
+                    && cluster.reservations().of_node(*node).next().is_none()
+            };
             let chosen: Vec<NodeId> = nodes.filter(is_free).take(expected.min(share)).collect();
             self.owners.extend(chosen.into_iter().map(|node| (node, Owner::Wide)));
         }
@@ -382,6 +393,12 @@ impl Kept {
 /// In how many milliseconds a node is expected to be empty; `None`: not by itself.
 fn empty_in(cluster: &Cluster, node: NodeId) -> Option<u64> {
     cluster.nodes().empty_in(cluster.now(), node)
+}
+
+/// When a node is expected to be empty; now, if not by itself.
+fn empty_at(cluster: &Cluster, node: NodeId) -> Time {
+    let empty_in = cluster.nodes().empty_in(cluster.now(), node).unwrap_or(0);
+    Time(cluster.now().0.saturating_add(empty_in))
 }
 
 /// Nodes that get empty by themselves, the soonest first. Found as far as they are asked for.
