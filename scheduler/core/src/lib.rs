@@ -12,6 +12,7 @@ pub mod agent;
 pub mod autoscale;
 mod booking;
 pub mod cluster;
+mod durations;
 pub mod effect;
 mod emptying;
 pub mod event;
