@@ -217,8 +217,12 @@ mod tests {
         };
         for _ in 0..300 {
             let top = 10 + below(30);
-            let mut durations: Vec<u64> =
-                (0..40 + below(200)).map(|_| below(1 << (2 + below(top)))).collect();
+            let mut durations: Vec<u64> = (0..40 + below(200))
+                .map(|_| {
+                    let doublings = 2 + below(top);
+                    below(1 << doublings)
+                })
+                .collect();
             durations.sort_unstable();
             let known = sketch(&durations);
             let age = durations[below(durations.len() as u64 / 2) as usize];
