@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::durations::Durations;
 use crate::effect::*;
 use crate::event::*;
 use crate::jobs::*;
@@ -42,6 +43,8 @@ pub struct Cluster {
     pub(crate) kept: Kept,
     /// Wide jobs that ended of late. Derived from the jobs.
     pub(crate) turnover: Turnover,
+    /// How long jobs ran. Derived from the jobs; shared with copies of the cluster.
+    pub(crate) durations: Arc<Durations>,
     /// Jobs for which no victims were found, and since when nothing has changed that could help them.
     pub(crate) futile: Futile,
     /// What the last round promised to jobs to which others give way.
@@ -94,6 +97,7 @@ impl Cluster {
             kept_from: BTreeSet::new(),
             kept: Kept::default(),
             turnover: Turnover::default(),
+            durations: Arc::default(),
             futile: Futile::default(),
             promised: Promised::new(),
             checkpoints: BTreeMap::new(),
@@ -150,6 +154,7 @@ impl Cluster {
             assert_eq!(id.0, cluster.jobs.len() + 1, "identities have no gaps");
             cluster.jobs.insert(cluster.now, job);
         }
+        cluster.durations = Arc::new(Durations::of(&cluster.jobs));
         cluster.schedule_moves();
         cluster.learn_prices();
         let mut ended: Vec<_> = cluster.jobs.iter().filter_map(|job| Some((job.ended?, job))).collect();
@@ -332,6 +337,7 @@ impl Cluster {
         }
         self.nodes.check();
         self.queues.check(&charges);
+        assert_eq!(*self.durations, Durations::of(&self.jobs), "how long jobs ran");
         self.check_reservations();
         self.room.check(self.nodes.iter().map(|node| (node, self.nodes.held(node.id))));
     }

@@ -413,6 +413,7 @@ impl Cluster {
         }
         let lost_ms = if outcome.is_none() { self.unsaved_ms(&job) } else { 0 };
         self.forget_checkpoint(id);
+        let ends = outcome.is_some();
         let failed = matches!(job.last_failure, Some(Why::WorkerFailed { .. }));
         let pause = if failed { self.pause(job.failures) } else { Duration::ZERO };
         self.change_job(id, |job| {
@@ -427,6 +428,9 @@ impl Cluster {
                 }
             }
         });
+        if ends {
+            self.learn_duration(id);
+        }
     }
 
     fn pause(&self, failures: u32) -> Duration {

@@ -147,6 +147,7 @@ pub fn explanation(now: Time, job: JobId, explanation: &Explanation) -> v1::Expl
         Start::Past => ("past", None),
         Start::Now => ("now", None),
         Start::By { at, .. } => ("by", Some(at.0)),
+        Start::About { at, .. } => ("about", Some(at.0)),
         Start::AfterPause(at) => ("after-pause", Some(at.0)),
         Start::AtReservation { at, .. } => ("at-reservation", Some(at.0)),
         Start::Unknown(_) => ("unknown", None),

@@ -146,6 +146,10 @@ pub enum Start {
     /// At that time at the latest, when `after` ends: it reaches its time limit, or is killed after its grace.
     #[allow(missing_docs)]
     By { at: Time, after: JobId },
+    /// About then, when `after` ends: the median of so many `like` jobs, or its time limit. Others that end before have none,
+    /// and are expected to end as like ones did.
+    #[allow(missing_docs)]
+    About { at: Time, after: JobId, like: Option<u32> },
     /// After its pause, if there is room then.
     AfterPause(Time),
     /// When the reservation begins (its own), or ends (one of others), if there is room then.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::reservations::Bar;
 
 /// When a job that holds resources gives them back, at the latest, if that is known.
 pub fn end_of(cluster: &Cluster, holder: &Job) -> Option<Time> {
@@ -16,7 +17,7 @@ pub fn end_of(cluster: &Cluster, holder: &Job) -> Option<Time> {
     }
 }
 
-/// Gives back, in the order of their ends, what jobs with a time limit hold, until the job fits.
+/// When a job starts by what others hold, first by their time limits, and where these do not tell by how long like ones ran.
 pub fn start(cluster: &Cluster, job: &Job, reason: &Reason) -> Start {
     match reason {
         Reason::NotWaiting(_) | Reason::RunsWith { .. } => return Start::Past,
@@ -42,17 +43,67 @@ pub fn start(cluster: &Cluster, job: &Job, reason: &Reason) -> Start {
         }
         Reason::QueueLimit { .. } | Reason::RoomFor { .. } => (),
     }
-    let mut ends: Vec<(Time, JobId)> =
-        cluster.jobs().holding().filter_map(|job| Some((end_of(cluster, job)?, job.id))).collect();
-    ends.sort_unstable();
-    let known = ends.len();
-    let endless = cluster.jobs().holding().filter(|job| end_of(cluster, job).is_none());
-    ends.extend(endless.map(|job| (Time(u64::MAX), job.id)));
+    let holding: Vec<&Job> = cluster.jobs().holding().collect();
+    let certain = |job: &&Job| End { at: end_of(cluster, job), job: job.id, like: None };
+    let mut ends: Vec<End> = holding.iter().map(certain).collect();
+    let mut needed = match needed(cluster, job, &mut ends) {
+        Ok(needed) => needed,
+        Err(start) => return start,
+    };
+    if needed.at.is_none() {
+        // Those without a time limit end when like ones did, as far as can be said.
+        let expected = |job: &&Job| match certain(job) {
+            End { at: None, .. } => {
+                let estimate = cluster.expected_left(job);
+                let at = estimate.map(|it| Time(cluster.now().0 + it.left_ms));
+                End { at, job: job.id, like: estimate.map(|it| it.jobs) }
+            }
+            certain => certain,
+        };
+        ends = holding.iter().map(expected).collect();
+        needed = match self::needed(cluster, job, &mut ends) {
+            Ok(needed) => needed,
+            Err(start) => return start,
+        };
+    }
+    let Needed { at, after, like, is_certain, bar } = needed;
+    match (at, bar) {
+        (None, _) => Start::Unknown(format!("{after} has no time limit")),
+        (_, Some(bar)) => Start::Unknown(format!("when {after} has ended, {bar}")),
+        (Some(at), None) if is_certain => Start::By { at, after },
+        (Some(at), None) => Start::About { at, after, like },
+    }
+}
+
+/// When a job gives back what it holds.
+#[derive(Clone, Copy)]
+struct End {
+    /// At the latest, or about then; `None`: that is not known.
+    at: Option<Time>,
+    job: JobId,
+    /// The number of jobs that it is the median of, if it is one.
+    like: Option<u32>,
+}
+
+/// The last end that a job has to wait for.
+struct Needed {
+    at: Option<Time>,
+    after: JobId,
+    like: Option<u32>,
+    /// Whether no estimate is among those up to it.
+    is_certain: bool,
+    /// Why it does not start then after all.
+    bar: Option<Bar>,
+}
+
+/// Gives back what others hold, the first to end first, until the job fits. `Err`: it never does.
+fn needed(cluster: &Cluster, job: &Job, ends: &mut [End]) -> Result<Needed, Start> {
+    ends.sort_unstable_by_key(|end| (end.at.is_none(), end.at, end.job));
     let (mut free, mut ended) = (Free::of(cluster), 0);
     let mut fits_after = |count: usize| {
         let (least, most) = (ended.min(count), ended.max(count));
-        for (_, id) in &ends[least..most] {
-            let holder = cluster.jobs().get(*id).expect("a job that holds resources");
+        for end in &ends[least..most] {
+            let holder = cluster.jobs().get(end.job).expect("a job that holds resources");
             free.take_as_ended(holder, ended < count);
         }
         ended = count;
@@ -62,11 +113,8 @@ pub fn start(cluster: &Cluster, job: &Job, reason: &Reason) -> Start {
     let (mut too_few, mut enough) = (0, ends.len().min(1));
     while let Err(misfit) = fits_after(enough) {
         if enough == ends.len() {
-            return booked::never(cluster, job, &misfit).unwrap_or_else(|| {
-                Start::Unknown(
-                    "the nodes that are up, open and healthy do not suffice, even when idle".into(),
-                )
-            });
+            let never = "the nodes that are up, open and healthy do not suffice, even when idle";
+            return Err(booked::never(cluster, job, &misfit).unwrap_or(Start::Unknown(never.into())));
         }
         (too_few, enough) = (enough, (2 * enough).min(ends.len()));
     }
@@ -74,13 +122,12 @@ pub fn start(cluster: &Cluster, job: &Job, reason: &Reason) -> Start {
         let middle = (too_few + enough) / 2;
         if fits_after(middle).is_ok() { enough = middle } else { too_few = middle }
     }
-    let (at, after) = ends[enough - 1];
-    if known < enough {
-        return Start::Unknown(format!("{after} has no time limit"));
-    }
     _ = fits_after(enough);
-    if let Err(Misfit::Barred(bar)) = fits(&mut free.starting_at(at), job) {
-        return Start::Unknown(format!("when {after} has ended, {bar}"));
-    }
-    Start::By { at, after }
+    let End { at, job: after, like } = ends[enough - 1];
+    let bar = match at.map(|at| fits(&mut free.starting_at(at), job)) {
+        Some(Err(Misfit::Barred(bar))) => Some(bar),
+        _ => None,
+    };
+    let is_certain = ends[..enough].iter().all(|end| end.like.is_none());
+    Ok(Needed { at, after, like, is_certain, bar })
 }

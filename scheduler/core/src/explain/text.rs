@@ -60,6 +60,14 @@ impl Start {
                 let wait = duration(at.since(now));
                 Some(format!("Expected to start within {wait}, when {after} ends."))
             }
+            Start::About { at, after, like } => {
+                let wait = duration(at.since(now));
+                let by = match like {
+                    Some(jobs) => format!("median of {jobs} like jobs"),
+                    None => "others before it as like jobs did".into(),
+                };
+                Some(format!("Expected to start in about {wait}, when {after} ends ({by})."))
+            }
             Start::AfterPause(until) => {
                 Some(format!("It is tried again in {}, if there is room then.", duration(until.since(now))))
             }
