@@ -12,6 +12,7 @@ mod bf16;
 mod cpu;
 mod gemm;
 mod isa;
+pub mod peak;
 mod pool;
 pub mod reference;
 
