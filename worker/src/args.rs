@@ -175,6 +175,10 @@ pub struct ServeArgs {
     #[arg(long, env = "AQUIFER_PORT", default_value_t = 8000)]
     pub port: u16,
 
+    /// What weights are kept in, and the factors of long matrix products rounded to
+    #[arg(long, value_name = "NAME", default_value = "f32")]
+    pub precision: Precision,
+
     /// Requests that may wait for their turn; more are told to come back later
     #[arg(long, value_name = "REQUESTS", default_value_t = 64)]
     pub max_queue: usize,

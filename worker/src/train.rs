@@ -1,8 +1,9 @@
 //! Training: steps of virtual shards, summed in a fixed tree, so that the result does not depend on who computed.
 //!
-//! A step has V shards (`--batch / --micro-batch`), each of some sequences. Data and gradient of a shard are pure functions of (seed, step, shard); each
-//! rank computes a block of neighbouring shards, rank 0 adds up ([`crate::shards`]), and all ranks apply the same
-//! update to the same parameters. One, two or four ranks give the same bits.
+//! A step has V shards (`--batch / --micro-batch`), each of some sequences. Data and gradient of a shard are pure
+//! functions of (seed, step, shard); each rank computes a block of neighbouring shards, rank 0 adds up
+//! ([`crate::shards`]), and all ranks apply the same update to the same parameters. One, two or four ranks give the same
+//! bits.
 
 use crate::args::{TrainArgs, UsageError};
 use crate::checkpoint::{CheckpointDir, Record, Settings, TrainingState, load_model};

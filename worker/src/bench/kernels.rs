@@ -19,8 +19,16 @@ pub fn kernels(precision: Precision, window: usize) -> Vec<Figure> {
     ] {
         figures.extend(products(&cpu, Linear { rows, inputs, outputs }, bound));
     }
-    figures.extend(attention(&cpu, Attention { queries: 256, start: 0, heads: 6, kv_heads: 6, head_dim: 64 }, bound));
-    figures.extend(attention(&cpu, Attention { queries: 512, start: 0, heads: 8, kv_heads: 4, head_dim: 64 }, bound));
+    figures.extend(attention(
+        &cpu,
+        Attention { queries: 256, start: 0, heads: 6, kv_heads: 6, head_dim: 64 },
+        bound,
+    ));
+    figures.extend(attention(
+        &cpu,
+        Attention { queries: 512, start: 0, heads: 8, kv_heads: 4, head_dim: 64 },
+        bound,
+    ));
     let long = Attention { queries: window, start: 0, heads: 1, kv_heads: 1, head_dim: 64 };
     figures.extend(attention(&cpu, long, bound));
     let head = Linear { rows: 1024, inputs: 768, outputs: 32_000 };

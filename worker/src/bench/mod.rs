@@ -8,7 +8,7 @@ mod models;
 mod roofline;
 
 pub use kernels::kernels;
-pub use models::{Shape, TrainArgs, train};
+pub use models::{InferArgs, MAX_TOKENS, Shape, TrainArgs, infer, train};
 pub use roofline::Roofline;
 
 use rustix::time::{ClockId, clock_gettime};

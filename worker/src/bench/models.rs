@@ -2,8 +2,13 @@
 
 use super::{Bound, Figure, Spent, spent};
 use crate::kernels::{AdamW, Cpu, Kernels, Precision};
+use crate::model::inference::{KvCache, Scratch, Segment};
 use crate::model::training::{Sample, Workspace};
 use crate::model::{Model, ModelConfig};
+use crate::random::Random;
+
+/// The window of the models: the longest prompt and what follows it.
+pub const MAX_TOKENS: usize = 4096;
 
 /// The models that are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -35,7 +40,7 @@ impl Shape {
             num_attention_heads: heads,
             num_key_value_heads: kv_heads,
             head_dim: hidden / heads,
-            max_position_embeddings: 4096,
+            max_position_embeddings: MAX_TOKENS,
             tie_word_embeddings: false,
             ..ModelConfig::preset("small").expect("a preset")
         };
@@ -112,4 +117,71 @@ fn median(times: &[Spent]) -> Spent {
         values[values.len() / 2]
     };
     Spent { wall: of(|spent| spent.wall), cpu: of(|spent| spent.cpu) }
+}
+
+/// What [`infer`] measures.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct InferArgs {
+    /// The model: 10m, 24m or 125m parameters
+    #[arg(long, value_name = "NAME", default_value = "125m")]
+    pub model: Shape,
+
+    /// What weights are kept in, and the factors of long matrix products rounded to
+    #[arg(long, value_name = "NAME", default_value = "f32")]
+    pub precision: Precision,
+
+    /// Threads
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+
+    /// Tokens of the prompt
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    pub prompt: usize,
+
+    /// Tokens that are generated
+    #[arg(long, value_name = "TOKENS", default_value_t = 32)]
+    pub generate: usize,
+}
+
+/// A prompt, then one token after the other, of one sequence; the medians of three runs after one.
+pub fn infer(args: &InferArgs) -> Vec<Figure> {
+    let mut model = Model::new(args.model.config().0, 1234);
+    let matrices = model.layout.tensors.iter().filter(|tensor| tensor.shape.len() == 2);
+    let matrices: usize = matrices.map(|tensor| tensor.span.len).sum::<usize>() - model.layout.embedding.len;
+    // The output layer sees the last token only.
+    let layers = matrices - model.layout.head.len;
+    let bytes = match args.precision {
+        Precision::F32 => 4,
+        Precision::Bf16 => {
+            model.compact();
+            2
+        }
+    };
+    let kernels = Cpu::with_precision(args.threads, args.precision);
+    let vocabulary = model.config.vocab_size as u64;
+    let mut random = Random::new(42);
+    let prompt: Vec<u32> = (0..args.prompt).map(|_| (random.bits() % vocabulary) as u32).collect();
+    let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+    for _ in 0..4 {
+        let (mut cache, mut scratch, mut token) = (KvCache::default(), Scratch::default(), 0);
+        let mut next = |tokens: &[u32]| {
+            let logits = model.extend(&kernels, &mut scratch, &mut [Segment { cache: &mut cache, tokens }]);
+            let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
+            best.unwrap_or(0) as u32
+        };
+        prefill.push(spent(|| token = next(&prompt)));
+        decode.push(spent(|| (0..args.generate).for_each(|_| token = next(&[token]))));
+    }
+    let (prefill, decode) = (median(&prefill[1..]), median(&decode[1..]));
+    let (prompt, generated) = (args.prompt as f64, args.generate as f64);
+    let bound = if args.precision == Precision::Bf16 { Bound::Bf16 } else { Bound::F32 };
+    let weights = (matrices * bytes) as f64 * 1e-9;
+    vec![
+        Figure::new("prefill, per second of a core", prompt / prefill.cpu, "tokens/s", Bound::None),
+        Figure::new("prefill, on the wall", prompt / prefill.wall, "tokens/s", Bound::None),
+        Figure::new("prefill, arithmetic", 2e-9 * layers as f64 * prompt / prefill.cpu, "GFLOP/s", bound),
+        Figure::new("decode, per second of a core", generated / decode.cpu, "tokens/s", Bound::None),
+        Figure::new("decode, on the wall", generated / decode.wall, "tokens/s", Bound::None),
+        Figure::new("decode, weights read", weights * generated / decode.cpu, "GB/s", Bound::Memory),
+    ]
 }

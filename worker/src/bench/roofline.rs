@@ -27,7 +27,9 @@ impl Roofline {
         };
         let f32_gflops = rate(kernels::peak::F32_OPERATIONS, kernels::peak::multiply_f32);
         let bf16_gflops = match kernels::peak::BF16_OPERATIONS {
-            Some(operations) if Isa::best().multiplies_bf16() => rate(operations, kernels::peak::multiply_bf16),
+            Some(operations) if Isa::best().multiplies_bf16() => {
+                rate(operations, kernels::peak::multiply_bf16)
+            }
             _ => f32_gflops,
         };
         Roofline { f32_gflops, bf16_gflops, read_gbs: BYTES as f64 * 1e-9 / read.cpu }

@@ -7,10 +7,12 @@
 mod attention;
 mod vectors;
 
-use super::gemm::{Product, View};
+use std::ops::Range;
+
+use super::gemm::{Elements, Product, View};
 use super::pool::{Parts, Pool};
 use super::{
-    AdamW, Attention, Head, Kernels, Linear, MAX_DECODE_ROWS, Precision, Qkv, QkvGradient, Rope, Turn,
+    AdamW, Attention, Head, Kernels, Linear, MAX_DECODE_ROWS, Precision, Qkv, QkvGradient, Rope, Turn, Weight,
 };
 
 /// Elements that a thread must have to be worth waking, in loops over slices.
@@ -37,7 +39,7 @@ impl Cpu {
     }
 
     /// Calls `task` with stretches of rows of `width` elements.
-    fn rows(&self, rows: usize, width: usize, task: &(dyn Fn(std::ops::Range<usize>) + Sync)) {
+    fn rows(&self, rows: usize, width: usize, task: &(dyn Fn(Range<usize>) + Sync)) {
         self.pool.split(rows, 1, WORTH_A_THREAD.div_ceil(width.max(1)), task);
     }
 
@@ -50,10 +52,27 @@ impl Kernels for Cpu {
     fn linear_forward(&self, shape: Linear, y: &mut [f32], x: &[f32], w: &[f32], accumulate: bool) {
         let Linear { rows, inputs, outputs } = shape;
         if rows <= MAX_DECODE_ROWS {
-            return self.linear_few_rows(shape, y, x, w, accumulate);
+            return self.few_rows(shape, y, x, &|y, x, outputs| {
+                vectors::dots(y, x, &w[outputs.start * inputs..outputs.end * inputs], accumulate);
+            });
         }
         let (x, w) = (View::rows(x, inputs), View::transposed(w, inputs));
         self.product([rows, outputs, inputs], x, w).run(&self.pool, y, outputs, accumulate);
+    }
+
+    fn linear(&self, shape: Linear, y: &mut [f32], x: &[f32], w: Weight<'_>, accumulate: bool) {
+        let Linear { rows, inputs, outputs } = shape;
+        match w {
+            Weight::F32(w) => self.linear_forward(shape, y, x, w, accumulate),
+            Weight::Bf16(w) if rows <= MAX_DECODE_ROWS => self.few_rows(shape, y, x, &|y, x, outputs| {
+                vectors::dots_bf16(y, x, &w[outputs.start * inputs..outputs.end * inputs], accumulate);
+            }),
+            Weight::Bf16(w) => {
+                let w = View::of(Elements::Bf16(w), inputs).transpose();
+                let product = self.product([rows, outputs, inputs], View::rows(x, inputs), w);
+                product.run(&self.pool, y, outputs, accumulate);
+            }
+        }
     }
 
     fn linear_backward_input(&self, shape: Linear, dx: &mut [f32], dy: &[f32], w: &[f32], accumulate: bool) {
@@ -231,8 +250,15 @@ impl Cpu {
         losses.iter().sum()
     }
 
-    /// `linear_forward` by one dot product for each output: reads `w` once and copies nothing.
-    fn linear_few_rows(&self, shape: Linear, y: &mut [f32], x: &[f32], w: &[f32], accumulate: bool) {
+    /// A linear layer by one dot product for each output: reads the weight once and copies nothing. `dots(y, x, outputs)`
+    /// computes some outputs of one row.
+    fn few_rows(
+        &self,
+        shape: Linear,
+        y: &mut [f32],
+        x: &[f32],
+        dots: &(dyn Fn(&mut [f32], &[f32], Range<usize>) + Sync),
+    ) {
         /// Products that a thread must have to be worth waking.
         const WORTH_A_THREAD: usize = 1 << 18;
         let Linear { rows, inputs, outputs } = shape;
@@ -241,12 +267,12 @@ impl Cpu {
         self.pool.split(outputs, 1, least, &|part| {
             // A few outputs at a time, so that their weights are read from memory once for all rows.
             for first in part.clone().step_by(8) {
-                let end = part.end.min(first + 8);
+                let some = first..part.end.min(first + 8);
                 for (r, x) in x.chunks_exact(inputs).enumerate() {
                     // SAFETY: the parts of a row do not overlap.
                     #[allow(unsafe_code)]
-                    let y = unsafe { y.get(r * outputs + first..r * outputs + end) };
-                    vectors::dots(y, x, &w[first * inputs..end * inputs], accumulate);
+                    let y = unsafe { y.get(r * outputs + some.start..r * outputs + some.end) };
+                    dots(y, x, some.clone());
                 }
             }
         });

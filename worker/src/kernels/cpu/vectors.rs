@@ -1,6 +1,7 @@
 //! Loops over slices, compiled for each instruction set. Sums run in [`LANES`] fixed lanes that are added up in a
 //! fixed order at the end.
 
+use crate::kernels::bf16::Bf16;
 use crate::kernels::isa::{multiply_add, simd};
 use crate::kernels::{AdamW, Rope, Turn, reference};
 
@@ -71,6 +72,32 @@ simd! {
     pub fn dots(y: &mut [f32], x: &[f32], w: &[f32], accumulate: bool) {
         for (y, w) in y.iter_mut().zip(w.chunks_exact(x.len())) {
             let sum = lanes_dot::<FMA>(w, x);
+            *y = if accumulate { *y + sum } else { sum };
+        }
+    }
+}
+
+simd! {
+    /// `y[o] = w[o] . x`, or `+=` with `accumulate`; the products and the sum are `f32`.
+    pub fn dots_bf16(y: &mut [f32], x: &[f32], w: &[Bf16], accumulate: bool) {
+        for (y, w) in y.iter_mut().zip(w.chunks_exact(x.len())) {
+            let mut lanes = [[0.0f32; LANES]; 4];
+            let ((w, w_rest), (x, x_rest)) = (w.as_chunks::<{ 4 * LANES }>(), x.as_chunks::<{ 4 * LANES }>());
+            for (w, x) in w.iter().zip(x) {
+                for (i, lanes) in lanes.iter_mut().enumerate() {
+                    for j in 0..LANES {
+                        lanes[j] = multiply_add::<FMA>(w[i * LANES + j].value(), x[i * LANES + j], lanes[j]);
+                    }
+                }
+            }
+            let [mut sums, more @ ..] = lanes;
+            for more in more {
+                (0..LANES).for_each(|j| sums[j] += more[j]);
+            }
+            for (j, (w, x)) in w_rest.iter().zip(x_rest).enumerate() {
+                sums[j % LANES] = multiply_add::<FMA>(w.value(), *x, sums[j % LANES]);
+            }
+            let sum = add_lanes(sums);
             *y = if accumulate { *y + sum } else { sum };
         }
     }

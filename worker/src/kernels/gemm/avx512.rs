@@ -179,9 +179,9 @@ fn pack_pairs<const W: usize>(panel: &mut [u32], from: View<'_>, rows: usize, el
     }
 }
 
-/// Packing writes whole vectors, up to one behind the panel.
+/// There is room for `lanes` lanes of `W` rows, and the matrix holds what is packed.
 fn check<const W: usize>(panel: &[u32], from: View<'_>, rows: usize, elements: usize, lanes: usize) {
-    assert!(W * lanes.next_multiple_of(1) <= panel.len() && rows <= W);
+    assert!(W * lanes <= panel.len() && rows <= W, "the panel has no room");
     assert!(from.holds(rows, elements) && (from.row == 1 || from.column == 1));
 }
 
