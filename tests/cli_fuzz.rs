@@ -35,7 +35,7 @@ fn seeds(count: u64) -> Vec<u64> {
     }
 }
 
-const KEYS: [&str; 34] = [
+const KEYS: [&str; 36] = [
     "kind",
     "name",
     "queue",
@@ -65,6 +65,8 @@ const KEYS: [&str; 34] = [
     "learning_rate",
     "seed",
     "checkpoint_every",
+    "precision",
+    "micro_batch",
     "count",
     "class",
     "vendor",
