@@ -154,6 +154,7 @@ fn decisions(args: &DecisionsArgs, output: &Output) {
             ("an end, and who takes its place, p50".into(), us(figures.ends.p50), "µs"),
             ("an end, and who takes its place, p99".into(), us(figures.ends.p99), "µs"),
             ("explaining one that waits".into(), figures.explain_ns as f64 / 1e6, "ms"),
+            ("what would happen if one more came".into(), figures.what_if_ns as f64 / 1e6, "ms"),
         ];
         rows.extend(figures.gangs.iter().map(|(ranks, ns)| {
             (format!("a gang of {ranks} ranks in the idle pool"), *ns as f64 / 1e6, "ms")
@@ -367,6 +368,7 @@ fn report(seq: u64) -> v1::NodeReport {
         model: "h200-141gb".into(),
         memory_bytes: 141 << 30,
         uuid: format!("GPU-{at}"),
+        island: None,
         fault: None,
         speed_milli: 1000,
     };

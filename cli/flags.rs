@@ -40,6 +40,9 @@ pub struct JobFlags {
     /// Part of each device's memory, with its unit: 20GiB. Default: as large as that of the compute
     #[arg(long, value_name = "SIZE")]
     pub slice_memory: Option<Size>,
+    /// Whether several devices of a rank must be of one island (linked directly): require, prefer. Default: prefer
+    #[arg(long, value_name = "NEED")]
+    pub island: Option<Need>,
     /// Cores of each rank, in steps of 0.001. Default: 1
     #[arg(long, value_name = "CORES")]
     pub cpus: Option<Cpus>,
@@ -49,6 +52,19 @@ pub struct JobFlags {
     /// Label that the nodes must have; may be repeated. Default: none
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
     pub labels: Vec<(String, String)>,
+    /// All ranks in one domain of this level: node, or the key of a label of nodes. Default: anywhere
+    #[arg(long, value_name = "LEVEL")]
+    pub topology_require: Option<Level>,
+    /// All ranks in one domain of the first of these levels for which one has room; may be repeated, narrowest first.
+    /// Default: anywhere
+    #[arg(long, value_name = "LEVEL")]
+    pub topology_prefer: Vec<Level>,
+    /// No two ranks in one domain of this level: node, or the key of a label of nodes. Default: not apart
+    #[arg(long, value_name = "LEVEL")]
+    pub apart: Option<Level>,
+    /// Each rank in the domain of this level that has fewest of them, of those with room. Default: packed
+    #[arg(long, value_name = "LEVEL")]
+    pub spread: Option<Level>,
     /// The job ends when it has run for so long: 90s, 30m, 2h, 1d. Default: no limit
     #[arg(long, value_name = "DURATION")]
     pub time_limit: Option<Span<1, 366>>,
@@ -102,7 +118,7 @@ impl JobFlags {
                 to.clone_from(flag);
             }
         }
-        fn give<T: Copy>(to: &mut Option<Given<T>>, flag: Option<T>) {
+        fn give<T>(to: &mut Option<Given<T>>, flag: Option<T>) {
             *to = flag.map(Given).or(to.take());
         }
         put(&mut file.name, &self.name);
@@ -117,6 +133,14 @@ impl JobFlags {
         give(&mut file.retries, self.retries);
         give(&mut file.grace, self.grace);
         give(&mut file.array, self.array);
+        give(&mut file.apart, self.apart.clone());
+        give(&mut file.spread, self.spread.clone());
+        if let Some(level) = &self.topology_require {
+            file.topology.get_or_insert_default().require = Some(Given(level.clone()));
+        }
+        if !self.topology_prefer.is_empty() {
+            file.topology.get_or_insert_default().prefer = Some(List(self.topology_prefer.clone()));
+        }
         if !self.after.is_empty() {
             file.after = Some(List(self.after.clone()));
         }
@@ -140,15 +164,20 @@ impl JobFlags {
 
     fn apply_to_roles(&self, file: &mut JobFile) -> Result<(), Failure> {
         let slice = self.slice_compute.is_some() || self.slice_memory.is_some();
-        let device_flags =
-            self.class.is_some() || self.vendor.is_some() || self.device_memory.is_some() || slice;
+        let device_flags = self.class.is_some()
+            || self.vendor.is_some()
+            || self.device_memory.is_some()
+            || self.island.is_some()
+            || slice;
         let of_one_role = [
             ("--ranks", self.ranks.is_some()),
             ("--devices", self.devices.is_some()),
-            ("--class, --vendor, --device-memory and --slice-...", device_flags),
+            ("--class, --vendor, --device-memory, --island and --slice-...", device_flags),
             ("--cpus", self.cpus.is_some()),
             ("--memory", self.memory.is_some()),
             ("--label", !self.labels.is_empty()),
+            ("--apart", self.apart.is_some()),
+            ("--spread", self.spread.is_some()),
         ];
         if file.roles.is_some() {
             return match of_one_role.iter().find(|(_, given)| *given) {
@@ -177,6 +206,7 @@ impl JobFlags {
                     device.class = self.class.clone().or(device.class.take());
                     device.vendor = self.vendor.map(Given).or(device.vendor);
                     device.memory = self.device_memory.map(Given).or(device.memory);
+                    device.island = self.island.map(Given).or(device.island);
                     if slice {
                         let part = device.slice.get_or_insert_default();
                         part.compute = self.slice_compute.map(Given).or(part.compute);

@@ -35,6 +35,7 @@ pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
     let answer = session.pool.call(Patience::Short, plan).await?;
     let view = view::Plan {
         starts_now: answer.starts_now,
+        domain: answer.domain.clone(),
         workers: answer.ranks.iter().map(|rank| view::Rank::new(rank, false)).collect(),
         explanation: answer.explanation.as_ref().map(|wire| view::Explanation::new(None, wire)),
         victims: answer.victims.iter().map(Into::into).collect(),
@@ -66,6 +67,7 @@ pub fn text(plan: &view::Plan, now_ms: u64, output: &Output) -> String {
     }
     let number = plan.workers.len();
     let ranks = if number == 1 { "its rank".into() } else { format!("all of its {number} ranks") };
+    let ranks = if plan.domain.is_empty() { ranks } else { format!("{ranks} in {}", plan.domain) };
     format!("The job would start now, with {ranks}:\n\n{}", table.plain(output))
 }
 

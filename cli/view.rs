@@ -120,6 +120,12 @@ pub struct Spec {
     pub client_key: String,
     pub priority: i32,
     pub roles: Vec<Role>,
+    /// Level of which all ranks are in one domain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topology_require: Option<String>,
+    /// The same, where there is room.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub topology_prefer: Vec<String>,
     /// Jobs that must have succeeded first.
     pub after: Vec<String>,
     /// `0-99:2`.
@@ -143,6 +149,12 @@ pub struct Role {
     pub cpus_milli: u32,
     pub memory_bytes: u64,
     pub labels: BTreeMap<String, String>,
+    /// Level of which no two ranks are in one domain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub apart: Option<String>,
+    /// Level over whose domains they are spread.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spread: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub command: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -162,6 +174,9 @@ pub struct DeviceRequest {
     /// Part of each device that is wanted; absent: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slice: Option<Slice>,
+    /// Whether several must be of one island.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub one_island: bool,
 }
 
 /// A part of one device; 0: as large a share as that of the other.
@@ -275,6 +290,9 @@ pub struct Plan {
     pub starts_now: bool,
     /// Then: where.
     pub workers: Vec<Rank>,
+    /// The one domain that they are in, of a level that is required or preferred: `rack r7`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub domain: String,
     /// Else: why not.
     pub explanation: Option<Explanation>,
     /// Jobs that would be stopped for it and placed again later; then it would start.
@@ -337,6 +355,9 @@ pub struct Device {
     pub model: String,
     pub memory_bytes: u64,
     pub uuid: String,
+    /// Devices of the node with the same number are linked directly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub island: Option<u32>,
     /// Whether a job holds it.
     pub held: bool,
     /// Why it must not be used.
@@ -587,6 +608,8 @@ impl From<&core::JobSpec> for Spec {
             client_key: spec.client_key.to_string(),
             priority: spec.priority,
             roles: spec.roles.iter().map(Role::from).collect(),
+            topology_require: spec.topology.require.as_ref().map(ToString::to_string),
+            topology_prefer: spec.topology.prefer.iter().map(ToString::to_string).collect(),
             after: spec.after.iter().map(ToString::to_string).collect(),
             array: spec.array.map(|range| crate::job_file::Indices(range).to_string()),
             time_limit_ms: spec.time_limit_ms,
@@ -609,6 +632,7 @@ impl From<&core::Role> for Role {
             slice: device
                 .slice
                 .map(|slice| Slice { compute_milli: slice.compute_milli, memory_bytes: slice.memory_bytes }),
+            one_island: device.one_island,
         };
         let (mut command, mut train, mut serve) = (None, None, None);
         match &role.program {
@@ -645,6 +669,8 @@ impl From<&core::Role> for Role {
             cpus_milli: role.request.cpus_milli,
             memory_bytes: role.request.memory_bytes,
             labels: pairs(&role.request.labels),
+            apart: role.standing.apart.as_ref().map(ToString::to_string),
+            spread: role.standing.spread.as_ref().map(ToString::to_string),
             command,
             train,
             serve,
@@ -699,6 +725,7 @@ impl From<&v1::Node> for Node {
             uuid: device.uuid.clone(),
             held: wire.devices_held.contains(&(index as u32)),
             fault: device.fault.clone(),
+            island: device.island,
         };
         let worker = |wire: &v1::Worker| {
             let id = core::WorkerId { job: core::JobId(wire.job), attempt: wire.attempt, rank: wire.rank };

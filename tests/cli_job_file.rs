@@ -207,6 +207,8 @@ fn what_is_printed_with_all_defaults_asks_for_the_same() {
         "train: {data: /d, learning_rate: 0.1, seed: 18446744073709551615}\ntime_limit: 1h30m500ms\nmemory: 1025MiB",
         "roles: [{name: a, command: x, cpus: 0.001}, {name: b, serve: {model: /m}, devices: {any_of: [{}, {count: 3}]}}]",
         "name: '7'\nqueue: '1e3'\ncommand: [true]\ndevices: {vendor: moore-threads}\nafter: [3, job-4]\npriority: -7",
+        "command: a\ntopology: {require: zone, prefer: [node, '7']}\nspread: rack\nranks: 2\ndevices: {count: 2, island: require}",
+        "topology: {prefer: rack}\nroles: [{command: a, apart: node, ranks: 3}, {command: b, spread: x}]",
     ];
     let mut texts: Vec<String> = examples().iter().map(|file| fs::read_to_string(file).unwrap()).collect();
     texts.extend(more.map(String::from));
@@ -233,6 +235,7 @@ fn the_reference_has_every_key() {
         ("train.", "train: {zzz: 1}"),
         ("serve.", "serve: {zzz: 1}"),
         ("devices.", "devices: {zzz: 1}"),
+        ("topology.", "topology: {zzz: 1}"),
     ] {
         keys.extend(known(text).into_iter().map(|key| format!("{prefix}{key}")));
     }

@@ -250,6 +250,12 @@ RANK  ROLE    NODE   DEVICES
    0  worker  gpu-1  h200-141gb 0-2,5
    1  worker  gpu-2  h200-141gb 0-2,5"
     );
+    let in_rack = Plan { domain: "rack r7".into(), ..starts };
+    let text = plan::text(&in_rack, NOW, &plain());
+    assert!(
+        text.starts_with("The job would start now, with all of its 2 ranks in rack r7:\n\nRANK"),
+        "{text}"
+    );
 }
 
 fn node() -> Node {
@@ -258,6 +264,7 @@ fn node() -> Node {
         vendor: "nvidia".into(),
         model: "h200-141gb".into(),
         memory_bytes: 141 << 30,
+        island: None,
         uuid: format!("GPU-{index}"),
         held,
         fault: fault.map(String::from),

@@ -174,6 +174,35 @@ fn plan_tells_what_submit_would_do_and_does_nothing() {
     assert_eq!(pool.jobs().len(), 1);
 }
 
+/// Two nodes of one rack, with devices in islands of four, and one of another.
+#[test]
+fn a_gang_stands_in_one_rack_and_a_rank_in_one_island() {
+    let mut pool = Pool::start();
+    for (name, rack) in [("a", "r1"), ("b", "r7"), ("c", "r7")] {
+        node_of(&mut pool, name, &format!("[labels]\nrack = \"{rack}\"\n{EIGHT_H200}island_size = 4\n"));
+    }
+    let file = pool.file("gang.yaml");
+    let text = "command: [sleep, 1000]\nranks: 4\ndevices: {count: 4, island: require}\n\
+                topology: {require: rack, prefer: [node, rack]}\n";
+    fs::write(&file, text).expect("a job file");
+    let plan = pool.aquifer(&["plan", &file]).ok();
+    assert!(plan.contains("would start now, with all of its 4 ranks in rack r7:"), "{plan}");
+    assert!(plan.contains("h200-141gb 0-3") && plan.contains("h200-141gb 4-7"), "{plan}");
+    let plan = json(&pool.aquifer(&["plan", "--json", "--ranks", "2", &file]).ok());
+    assert_eq!(plan["domain"], "node a", "the first of those with room for just two");
+    pool.aquifer(&["submit", &file]).ok();
+    pool.until_state(1, Running);
+    let plan = pool.aquifer(&["plan", "--ranks", "3", &file]).ok();
+    let sentence = "would wait: no rack has room for all 3 ranks: the best, r1, has room for 2.";
+    assert!(plan.contains(sentence), "{plan}");
+    let (apart, both) = (["run", "--apart", "node", "--ranks", "2"], ["--topology-require", "node"]);
+    let refused = pool.aquifer(&[&apart[..], &both[..], &["--", "true"]].concat());
+    let said = "apart is \"node\": topology.require is node, so that its 2 ranks could not be apart";
+    assert!(refused.code != Some(0) && refused.err.contains(said), "{refused:?}");
+    pool.aquifer(&[&apart[..], &["--spread", "rack", "--topology-prefer", "rack", "--", "true"]].concat())
+        .ok();
+}
+
 #[test]
 fn a_queue_never_holds_more_than_its_limit() {
     let mut pool = Pool::start();

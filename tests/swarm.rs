@@ -16,16 +16,18 @@ use aquifer_sim::{Sim, workload};
 const PATIENCE: Time = Time(20_000_000);
 
 /// What a swarm must have met, or it proves nothing.
-const SIGHTS: [&str; 33] = [
+const SIGHTS: [&str; 37] = [
     "agent-restarted",
     "answered as repeated",
     "array",
     "cancelled",
+    "devices of one island",
     "drained",
     "ended with the machine",
     "failed",
     "fenced by a supervisor",
     "gang on several nodes",
+    "gang on several nodes of one domain",
     "inventory-changed",
     "killed",
     "node-lost",
@@ -39,6 +41,8 @@ const SIGHTS: [&str; 33] = [
     "queue refused",
     "queue-set",
     "rank lost",
+    "ranks apart",
+    "ranks spread",
     "reclaimed",
     "refused",
     "running",

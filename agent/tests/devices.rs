@@ -205,6 +205,19 @@ fn the_order_of_devices_survives_the_loss_of_one_while_there_is_no_agent() {
 }
 
 #[test]
+fn fake_devices_may_be_linked() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("devices.toml");
+    let entry = |rest: &str| format!("[[device]]\nvendor=\"nvidia\"\nmodel=\"h100\"\n{rest}\n");
+    let text = entry("count = 3\nisland_size = 2") + &entry("count = 2\nisland_size = 4") + &entry("");
+    fs::write(&file, text).unwrap();
+    let islands: Vec<Option<u16>> =
+        open(&format!("fake:{}", file.display())).devices().iter().map(|device| device.island).collect();
+    assert_eq!(islands, [Some(0), Some(0), Some(1), Some(2), Some(2), None]);
+    assert!(aquifer_agent::device::parse_fake(&entry("island_size = 0")).is_err());
+}
+
+#[test]
 fn fake_devices_can_be_broken_and_repaired_live() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("devices.toml");

@@ -44,6 +44,12 @@ pub struct JobFile {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Pairs>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub topology: Option<Topology>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub apart: Option<Given<Level>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spread: Option<Given<Level>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub time_limit: Option<Given<Span<1, 366>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retries: Option<Given<Whole<0, 1000>>>,
@@ -86,6 +92,10 @@ pub struct Role {
     pub memory: Option<Given<Size>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Pairs>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub apart: Option<Given<Level>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spread: Option<Given<Level>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub command: Option<Command>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -158,6 +168,19 @@ pub struct Device {
     pub memory: Option<Given<Size>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slice: Option<DevicePart>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub island: Option<Given<Need>>,
+}
+
+/// Where all ranks stand together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs)]
+pub struct Topology {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub require: Option<Given<Level>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefer: Option<List<Level>>,
 }
 
 /// A part of one device.
@@ -286,7 +309,7 @@ fn told(error: &yaml_serde::Error) -> FileError {
 }
 
 /// What keys are called elsewhere.
-const MEANT: [(&str, &str); 16] = [
+const MEANT: [(&str, &str); 18] = [
     ("gpus", "devices"),
     ("gpu", "devices"),
     ("accelerators", "devices"),
@@ -303,6 +326,8 @@ const MEANT: [(&str, &str); 16] = [
     ("nodes", "ranks"),
     ("replicas", "ranks"),
     ("lr", "learning_rate"),
+    ("anti_affinity", "apart"),
+    ("nvlink", "island"),
 ];
 
 fn is_path(text: &str) -> bool {
@@ -330,6 +355,7 @@ impl<'de> Deserialize<'de> for Devices {
             vendor: Option<Given<Maker>>,
             memory: Option<Given<Size>>,
             slice: Option<DevicePart>,
+            island: Option<Given<Need>>,
             any_of: Option<Vec<Device>>,
         }
         struct Read;
@@ -354,9 +380,9 @@ impl<'de> Deserialize<'de> for Devices {
                 self.visit_str(&count.to_string())
             }
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Devices, A::Error> {
-                let Map { count, class, vendor, memory, slice, any_of } =
+                let Map { count, class, vendor, memory, slice, island, any_of } =
                     Map::deserialize(MapAccessDeserializer::new(map))?;
-                let one = Device { count, class, vendor, memory, slice };
+                let one = Device { count, class, vendor, memory, slice, island };
                 match any_of {
                     None => Ok(Devices { any_of: vec![one] }),
                     Some(_) if one != Device::default() => Err(de::Error::custom(

@@ -65,6 +65,18 @@ pub enum Precision {
     Bf16,
 }
 
+/// A level of the pool's structure: `node`, or the key of a label.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Level(pub aquifer_proto::core::Level);
+
+/// How much something is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Need {
+    Require,
+    Prefer,
+}
+
 /// What a job's workers run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
@@ -232,6 +244,37 @@ impl FromStr for Precision {
     }
 }
 
+impl Scalar for Level {
+    fn expected() -> String {
+        "expected node, or the key of a label of nodes, like rack".into()
+    }
+}
+impl FromStr for Level {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Level, String> {
+        match text.is_empty() || text.contains(|c: char| c == '=' || c.is_whitespace() || c.is_control()) {
+            true => Err(Level::expected()),
+            false => Ok(Level(text.parse().expect("every text is a level"))),
+        }
+    }
+}
+
+impl Scalar for Need {
+    fn expected() -> String {
+        "expected require or prefer".into()
+    }
+}
+impl FromStr for Need {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Need, String> {
+        match text {
+            "require" => Ok(Need::Require),
+            "prefer" => Ok(Need::Prefer),
+            _ => Err(Need::expected()),
+        }
+    }
+}
+
 impl Scalar for Kind {
     fn expected() -> String {
         "expected train, serve or command".into()
@@ -306,6 +349,19 @@ impl fmt::Display for Precision {
         f.write_str(match self {
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16",
+        })
+    }
+}
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Need::Require => "require",
+            Need::Prefer => "prefer",
         })
     }
 }

@@ -87,6 +87,12 @@ impl JobFile {
         put(&mut self.after, over.after);
         put(&mut self.array, over.array);
         put(&mut self.roles, over.roles);
+        put(&mut self.apart, over.apart);
+        put(&mut self.spread, over.spread);
+        join(&mut self.topology, over.topology, below, |to, from| {
+            put(&mut to.require, from.require);
+            put(&mut to.prefer, from.prefer);
+        });
         join(&mut self.env, over.env, below, |to, from| to.0.extend(from.0));
         put(&mut self.ranks, over.ranks);
         put(&mut self.cpus, over.cpus);
@@ -102,6 +108,8 @@ impl JobFile {
 impl Role {
     fn put(&mut self, over: Role, depth: usize) {
         let below = 1 < depth;
+        put(&mut self.apart, over.apart);
+        put(&mut self.spread, over.spread);
         put(&mut self.name, over.name);
         put(&mut self.ranks, over.ranks);
         put(&mut self.cpus, over.cpus);
@@ -129,6 +137,7 @@ impl Devices {
             put(&mut device.class, over.class.clone());
             put(&mut device.vendor, over.vendor);
             put(&mut device.memory, over.memory);
+            put(&mut device.island, over.island);
             if let Some(over) = over.slice {
                 let slice = device.slice.get_or_insert_default();
                 put(&mut slice.compute, over.compute);

@@ -31,6 +31,8 @@ struct Part<'a> {
     cpus: Option<u32>,
     memory: Option<u64>,
     labels: Option<&'a Pairs>,
+    apart: Option<&'a Given<Level>>,
+    spread: Option<&'a Given<Level>>,
     command: Option<&'a Command>,
     train: Option<&'a Train>,
     serve: Option<&'a Serve>,
@@ -77,6 +79,7 @@ impl JobFile {
             env: pairs(self.env.as_ref()),
             working_dir: dir("working_dir", &self.working_dir)?,
             checkpoint_dir: dir("checkpoint_dir", &self.checkpoint_dir)?,
+            topology: self.topology.as_ref().map(topology).transpose()?,
         })
     }
 
@@ -102,6 +105,8 @@ impl JobFile {
                 cpus: self.cpus.map(|given| given.0.0),
                 memory: self.memory.map(|given| given.0.0),
                 labels: self.labels.as_ref(),
+                apart: self.apart.as_ref(),
+                spread: self.spread.as_ref(),
                 command: self.command.as_ref(),
                 train: self.train.as_ref(),
                 serve: self.serve.as_ref(),
@@ -116,6 +121,8 @@ impl JobFile {
             ("cpus", self.cpus.is_some()),
             ("memory", self.memory.is_some()),
             ("labels", self.labels.is_some()),
+            ("apart", self.apart.is_some()),
+            ("spread", self.spread.is_some()),
             ("command", self.command.is_some()),
             ("train", self.train.is_some()),
             ("serve", self.serve.is_some()),
@@ -139,6 +146,8 @@ fn part_of(at: usize, role: &Role, kind: Option<Kind>) -> Part<'_> {
         cpus: role.cpus.map(|given| given.0.0),
         memory: role.memory.map(|given| given.0.0),
         labels: role.labels.as_ref(),
+        apart: role.apart.as_ref(),
+        spread: role.spread.as_ref(),
         command: role.command.as_ref(),
         train: role.train.as_ref(),
         serve: role.serve.as_ref(),
@@ -164,6 +173,8 @@ impl Part<'_> {
             ranks: self.ranks.unwrap_or(1) as u32,
             request: Some(request),
             program: Some(program),
+            apart: self.apart.map(|level| level.0.to_string()),
+            spread: self.spread.map(|level| level.0.to_string()),
         };
         Ok((kind, role))
     }
@@ -309,6 +320,18 @@ fn key(field: &str, at_top: bool) -> String {
     if devices { key.replace(".model", ".class") } else { key }
 }
 
+fn topology(topology: &Topology) -> Result<v1::Topology, FileError> {
+    let prefer = topology.prefer.iter().flat_map(|levels| &levels.0).map(ToString::to_string);
+    let topology = v1::Topology {
+        require: topology.require.as_ref().map(|level| level.0.to_string()),
+        prefer: prefer.collect(),
+    };
+    match topology == v1::Topology::default() {
+        true => Err(FileError::new("topology says nothing: give require, prefer or both")),
+        false => Ok(topology),
+    }
+}
+
 fn device(device: &Device) -> v1::DeviceRequest {
     v1::DeviceRequest {
         count: device.count.map_or(1, |given| given.0.0 as u32),
@@ -319,6 +342,7 @@ fn device(device: &Device) -> v1::DeviceRequest {
             compute_milli: slice.compute.map_or(0, |given| given.0.0),
             memory_bytes: slice.memory.map_or(0, |given| given.0.0),
         }),
+        one_island: device.island == Some(Given(Need::Require)),
     }
 }
 
@@ -355,13 +379,14 @@ pub fn file_of(spec: &core::JobSpec) -> JobFile {
         checkpoint_dir: spec.checkpoint_dir.as_deref().map(String::from),
         after: (!spec.after.is_empty()).then(|| List(spec.after.iter().map(|job| Job(*job)).collect())),
         array: spec.array.map(|range| Given(Indices(range))),
+        topology: topology_of(&spec.topology),
         ..JobFile::default()
     };
     let mut roles: Vec<Role> = spec.roles.iter().map(role_of).collect();
     if let [role] = &mut roles[..]
         && role.name.as_deref() == Some("worker")
     {
-        let Role { name: _, ranks, devices, cpus, memory, labels, command, train, serve } =
+        let Role { name: _, ranks, devices, cpus, memory, labels, apart, spread, command, train, serve } =
             std::mem::take(role);
         file.kind = Some(Given(match (&train, &serve) {
             (Some(_), _) => Kind::Train,
@@ -370,11 +395,21 @@ pub fn file_of(spec: &core::JobSpec) -> JobFile {
         }));
         (file.ranks, file.devices, file.cpus, file.memory, file.labels) =
             (ranks, devices, cpus, memory, labels);
+        (file.apart, file.spread) = (apart, spread);
         (file.command, file.train, file.serve) = (command, train, serve);
     } else {
         file.roles = Some(roles);
     }
     file
+}
+
+fn topology_of(topology: &core::Topology) -> Option<Topology> {
+    let core::Topology { require, prefer } = topology;
+    let given = require.is_some() || !prefer.is_empty();
+    given.then(|| Topology {
+        require: require.clone().map(|level| Given(Level(level))),
+        prefer: (!prefer.is_empty()).then(|| List(prefer.iter().cloned().map(Level).collect())),
+    })
 }
 
 fn role_of(role: &core::Role) -> Role {
@@ -389,6 +424,7 @@ fn role_of(role: &core::Role) -> Role {
             compute: (slice.compute_milli != 0).then_some(Given(Percent(slice.compute_milli))),
             memory: (slice.memory_bytes != 0).then_some(Given(Size(slice.memory_bytes))),
         }),
+        island: device.one_island.then_some(Given(Need::Require)),
     };
     let mut file = Role {
         name: Some(role.name.to_string()),
@@ -397,6 +433,8 @@ fn role_of(role: &core::Role) -> Role {
         cpus: Some(Given(Cpus(request.cpus_milli))),
         memory: Some(Given(Size(request.memory_bytes))),
         labels: (!request.labels.is_empty()).then(|| Pairs(labels().collect())),
+        apart: role.standing.apart.clone().map(|level| Given(Level(level))),
+        spread: role.standing.spread.clone().map(|level| Given(Level(level))),
         ..Role::default()
     };
     match &role.program {

@@ -84,7 +84,7 @@ pub fn job_spec(wire: &v1::JobSpec) -> Checked<JobSpec> {
         Some(ms) => Some(in_range("time_limit_ms", clamp(ms), 1, YEAR_MS as i64)? as u64),
         None => None,
     };
-    Ok(JobSpec {
+    let spec = JobSpec {
         name: if name.is_empty() { text("name", &default_name, usize::MAX)? } else { name },
         user: text("user", &wire.user, 128)?,
         queue: self::name("queue", queue)?,
@@ -99,7 +99,40 @@ pub fn job_spec(wire: &v1::JobSpec) -> Checked<JobSpec> {
         env: pairs("env", &wire.env, MAX_ENV)?,
         working_dir: wire.working_dir.as_ref().map(|dir| path("working_dir", dir)).transpose()?,
         checkpoint_dir: wire.checkpoint_dir.as_ref().map(|dir| path("checkpoint_dir", dir)).transpose()?,
+        topology: wire.topology.as_ref().map(topology).transpose()?.unwrap_or_default(),
+    };
+    if let Some((require, role)) = spec.contradiction() {
+        let at = spec.roles.iter().position(|other| other == role).expect("a role of the job");
+        let apart = role.standing.apart.as_ref().map(|level| format!("{:?}", level.to_string()));
+        let ranks = role.ranks;
+        let allowed = format!("topology.require is {require}, so that its {ranks} ranks could not be apart");
+        return Err(Invalid::new(format!("roles[{at}].apart"), apart.unwrap_or_default(), allowed));
+    }
+    Ok(spec)
+}
+
+fn topology(wire: &v1::Topology) -> Checked<Topology> {
+    if 8 < wire.prefer.len() {
+        return Err(Invalid::new("topology.prefer", format!("{} levels", wire.prefer.len()), "at most 8"));
+    }
+    let prefer = wire.prefer.iter().enumerate();
+    let prefer = prefer.map(|(at, text)| level(&format!("topology.prefer[{at}]"), text));
+    Ok(Topology {
+        require: wire.require.as_ref().map(|text| level("topology.require", text)).transpose()?,
+        prefer: prefer.collect::<Checked<Vec<Level>>>()?,
     })
+}
+
+/// Checks a level: `node`, or what could be the key of a label. Whether nodes have it is not known before they come.
+fn level(field: &str, text: &str) -> Checked<Level> {
+    let is_key = !text.is_empty() && text.len() <= 253 && !text.contains('=');
+    match is_key && !text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        true => Ok(text.parse().expect("every text is a level")),
+        false => {
+            let allowed = "expected node, or the key of a label of nodes, like rack";
+            Err(Invalid::new(field, format!("{text:?}"), allowed))
+        }
+    }
 }
 
 fn clamp(value: u64) -> i64 {
@@ -139,7 +172,11 @@ fn role(field: &str, wire: &v1::Role) -> Checked<Role> {
         );
         return Err(Invalid::new(format!("{field}.train.micro_batch"), options.micro_batch, allowed));
     }
-    Ok(Role { name, ranks: wire.ranks, request, program })
+    let level = |key: &str, text: &Option<String>| {
+        text.as_ref().map(|text| self::level(&format!("{field}.{key}"), text)).transpose()
+    };
+    let standing = Standing { apart: level("apart", &wire.apart)?, spread: level("spread", &wire.spread)? };
+    Ok(Role { name, ranks: wire.ranks, request, standing, program })
 }
 
 fn request(field: &str, wire: &v1::Request) -> Checked<Request> {
@@ -177,6 +214,7 @@ fn device_request(field: &str, wire: &v1::DeviceRequest) -> Checked<DeviceReques
         model: (!model.is_empty()).then_some(model),
         memory_bytes: memory(&format!("{field}.memory_bytes"), wire.memory_bytes)?,
         slice: wire.slice.as_ref().map(|wire| slice(&format!("{field}.slice"), wire)).transpose()?,
+        one_island: wire.one_island,
     })
 }
 
@@ -373,7 +411,12 @@ pub fn inventory(wire: &v1::Inventory) -> Checked<Inventory> {
             let field = format!("inventory.devices[{at}].speed_milli");
             return Err(Invalid::new(field, speed_milli, "at most 1,000,000"));
         }
-        Ok(Device { class, uuid: wire.uuid.as_str().into(), fault, speed_milli })
+        let island = wire.island.map(|island| {
+            let field = || format!("inventory.devices[{at}].island");
+            u16::try_from(island).map_err(|_| Invalid::new(field(), island, "at most 65,535"))
+        });
+        let uuid = wire.uuid.as_str().into();
+        Ok(Device { class, uuid, fault, speed_milli, island: island.transpose()? })
     });
     let devices = devices.collect::<Checked<Vec<Device>>>()?;
     let port = |field, port: u32| {

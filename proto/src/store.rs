@@ -263,6 +263,41 @@ mod tests {
 
     /// Of a store that was written before queues had parents and jobs a worth.
     #[test]
+    fn where_ranks_stand_is_stored_and_so_are_islands() {
+        let level = |text: &str| Some(text.to_string());
+        let device = v1::DeviceRequest { count: 4, one_island: true, ..v1::DeviceRequest::default() };
+        let role = v1::Role {
+            ranks: 3,
+            request: Some(v1::Request { devices: vec![device], ..v1::Request::default() }),
+            program: Some(v1::role::Program::Command(v1::Command { arguments: vec!["true".into()] })),
+            apart: level("node"),
+            spread: level("zone"),
+            ..v1::Role::default()
+        };
+        let topology = v1::Topology { require: level("pod"), prefer: vec!["node".into(), "rack".into()] };
+        let wire = v1::JobSpec { roles: vec![role], topology: Some(topology), ..v1::JobSpec::default() };
+        let spec = crate::border::job_spec(&wire).expect("a job");
+        let Topology { require, prefer } = &spec.topology;
+        assert_eq!((require, prefer.len(), &prefer[0]), (&Some(Level::Label("pod".into())), 2, &Level::Node));
+        let role = &spec.roles[0];
+        assert_eq!(role.standing.apart, Some(Level::Node));
+        assert_eq!(role.standing.spread, Some(Level::Label("zone".into())));
+        assert!(role.request.devices[0].one_island);
+        assert_eq!(crate::border::job_spec(&crate::wire::job_spec(&spec)), Ok(spec));
+        let devices = [Some(0), Some(65_535), None].map(|island| v1::Device {
+            vendor: "nvidia".into(),
+            island,
+            ..v1::Device::default()
+        });
+        let mut offered = v1::Inventory { devices: devices.into(), ..v1::Inventory::default() };
+        let inventory = crate::border::inventory(&offered).expect("an inventory");
+        assert_eq!(crate::border::inventory(&crate::wire::inventory(&inventory)), Ok(inventory));
+        offered.devices[0].island = Some(65_536);
+        let refused = crate::border::inventory(&offered).expect_err("it is too large");
+        assert_eq!(refused.to_string(), "inventory.devices[0].island is 65536: at most 65,535");
+    }
+
+    #[test]
     fn a_record_without_the_newer_fields_reads_as_it_was_meant() {
         let queue = v1::Queue { name: "red".into(), weight: 2, ..v1::Queue::default() };
         let rank = v1::Allocation { charge_milli: 1_500, port: 1, ..v1::Allocation::default() };

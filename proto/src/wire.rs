@@ -25,11 +25,19 @@ pub fn job_spec(spec: &JobSpec) -> v1::JobSpec {
         env: pairs(&spec.env),
         working_dir: spec.working_dir.as_ref().map(ToString::to_string),
         checkpoint_dir: spec.checkpoint_dir.as_ref().map(ToString::to_string),
+        topology: (spec.topology != Topology::default()).then(|| topology(&spec.topology)),
     }
 }
 
 fn pairs<'a>(pairs: impl IntoIterator<Item = &'a (Name, Name)>) -> std::collections::HashMap<String, String> {
     pairs.into_iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+}
+
+fn topology(topology: &Topology) -> v1::Topology {
+    v1::Topology {
+        require: topology.require.as_ref().map(ToString::to_string),
+        prefer: topology.prefer.iter().map(ToString::to_string).collect(),
+    }
 }
 
 fn role(role: &Role) -> v1::Role {
@@ -67,6 +75,8 @@ fn role(role: &Role) -> v1::Role {
         ranks: role.ranks,
         request: Some(request),
         program: Some(program),
+        apart: role.standing.apart.as_ref().map(ToString::to_string),
+        spread: role.standing.spread.as_ref().map(ToString::to_string),
     }
 }
 
@@ -77,6 +87,7 @@ fn device_request(request: &DeviceRequest) -> v1::DeviceRequest {
         model: request.model.as_deref().unwrap_or_default().into(),
         memory_bytes: request.memory_bytes,
         slice: request.slice.map(slice),
+        one_island: request.one_island,
     }
 }
 
@@ -93,6 +104,7 @@ pub fn inventory(inventory: &Inventory) -> v1::Inventory {
         uuid: device.uuid.to_string(),
         fault: device.fault.as_ref().map(ToString::to_string),
         speed_milli: device.speed_milli,
+        island: device.island.map(u32::from),
     };
     v1::Inventory {
         devices: inventory.devices.iter().map(device).collect(),

@@ -51,6 +51,7 @@ impl Backend for Cpu {
             class: self.class.clone(),
             uuid: format!("cpu-{}-{core}", self.host_name).into(),
             fault: (!own.contains(core)).then(|| "taken from the agent".into()),
+            island: None,
             place: format!("{core:05}"),
             logical: *core as u32,
             nodes: Vec::<PathBuf>::new(),

@@ -11,6 +11,7 @@
 //! memory_gib = 80                   # or memory_bytes
 //! count = 8                         # 1 if left out
 //! uuid = "GPU-left"                 # start of the unique names; "fake-VENDOR" if left out
+//! island_size = 4                   # so many, one after the other, are linked directly; none if left out
 //! faults = { 3 = "fell off the bus" }   # by number within this entry, from 0
 //! ```
 
@@ -49,6 +50,7 @@ struct Entry {
     #[serde(default = "one")]
     count: u32,
     uuid: Option<String>,
+    island_size: Option<u32>,
     #[serde(default)]
     faults: BTreeMap<String, String>,
 }
@@ -109,11 +111,15 @@ pub fn parse_fake(text: &str) -> Result<(Vec<Found>, BTreeMap<Name, Name>), Devi
     let file: File =
         toml::from_str(text).map_err(|error| DeviceError::Fake(error.to_string().trim().to_string()))?;
     let mut devices: Vec<Found> = Vec::new();
+    let mut islands = 0;
     for (entry_number, entry) in file.device.iter().enumerate() {
         let vendor: Vendor = entry.vendor.parse().map_err(|error| DeviceError::Fake(format!("{error}")))?;
         let memory_bytes = entry.memory_bytes.or(entry.memory_gib.map(|gib| gib << 30)).unwrap_or(0);
         let class = Arc::new(DeviceClass { vendor, model: entry.model.as_str().into(), memory_bytes });
         let earlier = devices.iter().filter(|device| device.class.vendor == vendor).count() as u32;
+        if entry.island_size == Some(0) {
+            return Err(DeviceError::Fake("island_size is 0: expected at least 1".into()));
+        }
         let prefix = entry.uuid.clone().unwrap_or_else(|| format!("fake-{vendor}"));
         for number in 0..entry.count {
             let logical = earlier + number;
@@ -122,11 +128,13 @@ pub fn parse_fake(text: &str) -> Result<(Vec<Found>, BTreeMap<Name, Name>), Devi
                 class: class.clone(),
                 uuid: format!("{prefix}-{suffix}").into(),
                 fault: entry.faults.get(&number.to_string()).map(|fault| fault.as_str().into()),
+                island: entry.island_size.map(|size| (islands + number / size) as u16),
                 place: format!("{entry_number:04}-{number:05}"),
                 logical,
                 nodes: Vec::new(),
             });
         }
+        islands += entry.island_size.map_or(0, |size| entry.count.div_ceil(size));
     }
     let labels = file.labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into()));
     Ok((devices, labels.collect()))

@@ -67,6 +67,8 @@ pub struct Found {
     pub uuid: Name,
     /// Why it must not be used.
     pub fault: Option<Name>,
+    /// Those of the vendor with the same number are linked directly; `None`: with none, or nobody has looked.
+    pub island: Option<u16>,
     /// Where it is in the machine, such that the order of the text is that of the bus: `0000:1b:00.0`.
     pub place: String,
     /// Number by which the vendor's runtime selects it; not always that of its device node.
@@ -228,6 +230,7 @@ impl Backends {
             fault: found.fault.clone(),
             // Nobody has measured it.
             speed_milli: 1000,
+            island: found.island,
         };
         self.devices.iter().map(device).collect()
     }
@@ -364,6 +367,7 @@ impl KnownDevice {
             class: Arc::new(class),
             uuid: self.uuid.as_str().into(),
             fault: Some("not found any more".into()),
+            island: None,
             place: self.place.clone(),
             logical: u32::MAX,
             nodes: Vec::new(),

@@ -323,13 +323,8 @@ impl Cluster {
         }
         for (id, held) in held {
             assert_eq!(*self.nodes.held(id), held, "what is held on {}", self.nodes.get(id).name);
-            assert_eq!(
-                self.nodes.expiries()[id.0 as usize],
-                held.expiry(),
-                "when {} is empty",
-                self.nodes.get(id).name
-            );
         }
+        self.nodes.check();
         self.queues.check(&charges);
         self.room.check(self.nodes.iter().map(|node| (node, self.nodes.held(node.id))));
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::nodes::{Span, Until};
+use crate::topology::{Standing, Topology};
 use crate::types::*;
 
 /// A job and its placement.
@@ -130,6 +131,10 @@ pub enum Why {
 pub struct Shape {
     /// Ranks and request, role by role.
     pub roles: Vec<(u32, Request)>,
+    /// Where all ranks stand together, and how those of each role keep away from each other.
+    pub topology: Topology,
+    #[allow(missing_docs)]
+    pub standings: Vec<Standing>,
     /// A job that ends in time may use what is kept for another.
     pub time_limit_ms: Option<u64>,
 }
@@ -152,7 +157,8 @@ pub type Turn = (i128, JobId);
 pub struct Jobs {
     /// Time of waiting that counts as much as one of priority.
     ageing_ms: u64,
-    table: BTreeMap<JobId, Job>,
+    /// Shared with copies of the cluster, as what-if questions make them.
+    table: BTreeMap<JobId, Arc<Job>>,
     /// Shapes of ready jobs, each with the number of queues that have one; shared by all jobs of that shape.
     shapes: BTreeMap<Arc<Shape>, usize>,
     ready: Ready,
@@ -240,7 +246,9 @@ impl Job {
     /// Its identity for placement.
     pub fn shape(&self) -> Shape {
         let roles = self.spec.roles.iter().map(|role| (role.ranks, role.request.clone())).collect();
-        Shape { roles, time_limit_ms: self.spec.time_limit_ms }
+        let standings = self.spec.roles.iter().map(|role| role.standing.clone()).collect();
+        let (topology, time_limit_ms) = (self.spec.topology.clone(), self.spec.time_limit_ms);
+        Shape { roles, topology, standings, time_limit_ms }
     }
 }
 
@@ -269,17 +277,17 @@ impl Jobs {
 
     /// The job.
     pub fn get(&self, id: JobId) -> Option<&Job> {
-        self.table.get(&id)
+        self.table.get(&id).map(|job| &**job)
     }
 
     /// All jobs, oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Job> {
-        self.table.values()
+        self.table.values().map(|job| &**job)
     }
 
     /// Jobs from `first` on, oldest first.
     pub fn range(&self, jobs: impl std::ops::RangeBounds<JobId>) -> impl DoubleEndedIterator<Item = &Job> {
-        self.table.range(jobs).map(|(_, job)| job)
+        self.table.range(jobs).map(|(_, job)| &**job)
     }
 
     /// Number of jobs ever accepted. Identities are `1..=len`.
@@ -294,17 +302,17 @@ impl Jobs {
 
     /// Jobs that hold resources, oldest first.
     pub fn holding(&self) -> impl Iterator<Item = &Job> {
-        self.holding.iter().map(|id| &self.table[id])
+        self.holding.iter().map(|id| &*self.table[id])
     }
 
     /// Jobs that give their resources back, oldest first.
     pub fn stopping(&self) -> impl Iterator<Item = &Job> {
-        self.stopping.iter().map(|id| &self.table[id])
+        self.stopping.iter().map(|id| &*self.table[id])
     }
 
     /// Jobs of the queue that run: the lowest priority first, of one priority the latest.
     pub(crate) fn active_in(&self, queue: &str) -> impl Iterator<Item = &Job> {
-        self.active.get(queue).into_iter().flatten().map(|(_, Reverse(id))| &self.table[id])
+        self.active.get(queue).into_iter().flatten().map(|(_, Reverse(id))| &*self.table[id])
     }
 
     /// Jobs that wait while others give way to them, each with when that was decided, once for each of those.
@@ -397,21 +405,21 @@ impl Jobs {
             self.arrays.entry(array.first).or_default().left += 1;
         }
         let id = job.id;
-        self.table.insert(id, job);
+        self.table.insert(id, Arc::new(job));
         self.index(now, id);
     }
 
     /// Changes a job and brings the indexes up to date. `O(log jobs)`, and the change.
     pub(crate) fn update<R>(&mut self, now: Time, id: JobId, change: impl FnOnce(&mut Job) -> R) -> R {
         self.unindex(id);
-        let result = change(self.table.get_mut(&id).expect("a job that exists"));
+        let result = change(Arc::make_mut(self.table.get_mut(&id).expect("a job that exists")));
         self.index(now, id);
         result
     }
 
     /// State of one rank's worker. No index depends on it.
     pub(crate) fn rank_state_mut(&mut self, worker: WorkerId) -> &mut RankState {
-        let job = self.table.get_mut(&worker.job).expect("a job that exists");
+        let job = Arc::make_mut(self.table.get_mut(&worker.job).expect("a job that exists"));
         assert_eq!(job.attempt, worker.attempt, "{worker} is of another attempt");
         &mut job.ranks[worker.rank as usize].worker
     }
@@ -528,7 +536,7 @@ impl Jobs {
     pub fn check(&self, now: Time) {
         let mut recount = Jobs { ageing_ms: self.ageing_ms, ..Jobs::default() };
         for job in self.table.values() {
-            recount.insert(now, job.clone());
+            recount.insert(now, Job::clone(job));
         }
         assert_eq!(self.ready, recount.ready, "the ready jobs");
         assert_eq!(self.shapes, recount.shapes, "the shapes");

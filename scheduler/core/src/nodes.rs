@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::emptying::{Emptying, Expiry, SoonestFirst};
 use crate::event::Availability;
 use crate::types::*;
 
@@ -64,9 +65,6 @@ pub struct Span {
     pub until: Until,
 }
 
-/// A job that has just begun is expected to run for so long.
-const SHORTEST_MS: u64 = 60_000;
-
 /// The latest moment of something that is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Until {
@@ -87,35 +85,12 @@ pub enum HeldDevice {
     Slices(Slice),
 }
 
-/// What says when a node is empty.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Expiry {
-    until: Until,
-    ranks: u64,
-    since_sum: u64,
-}
-
-impl Expiry {
-    /// In how many milliseconds all that is held is expected to be given back; `None`: not by itself.
-    ///
-    /// What has no time limit is expected to run for as long again as it has run: durations are spread so widely that
-    /// what is old lasts. The sum of the ages is about the median of the last end, where an end within `t` has the
-    /// chance `t / (age + t)`.
-    pub(crate) fn empty_in(&self, now: Time) -> Option<u64> {
-        match self.until {
-            Until::Time(end) => Some(end.since(now)),
-            Until::Unknown => Some((self.ranks * (now.0 + SHORTEST_MS)).saturating_sub(self.since_sum)),
-            Until::Never => None,
-        }
-    }
-}
-
 /// All nodes.
 #[derive(Clone, Debug, Default)]
 pub struct Nodes {
-    entries: Vec<Entry>,
-    /// Of each node, beside each other: all are looked at together.
-    expiries: Vec<Expiry>,
+    /// Shared with copies of the cluster, as what-if questions make them.
+    entries: Vec<Arc<Entry>>,
+    emptying: Emptying,
     by_name: BTreeMap<Name, NodeId>,
     /// No lease runs out before this; `None`: no node is up.
     next_expiry: Option<Time>,
@@ -266,21 +241,22 @@ impl Nodes {
     pub(crate) fn insert(&mut self, node: Node, revision: Revision) {
         assert_eq!(node.id.0 as usize, self.entries.len(), "identities have no gaps");
         self.by_name.insert(node.name.clone(), node.id);
-        self.expiries.push(Held::default().expiry());
-        self.entries.push(Entry { node, lease: Lease::default(), held: Held::default(), revision });
+        let (lease, held) = (Lease::default(), Held::default());
+        self.emptying.change(node.id, None, held.expiry());
+        self.entries.push(Arc::new(Entry { node, lease, held, revision }));
     }
 
     pub(crate) fn get_mut(&mut self, id: NodeId) -> &mut Node {
-        &mut self.entries[id.0 as usize].node
+        &mut self.entry_mut(id).node
     }
 
     pub(crate) fn set_revision(&mut self, id: NodeId, revision: Revision) {
-        self.entries[id.0 as usize].revision = revision;
+        self.entry_mut(id).revision = revision;
     }
 
     /// Grants or renews a lease.
     pub(crate) fn set_lease(&mut self, id: NodeId, lease: Lease) {
-        self.entries[id.0 as usize].lease = lease;
+        self.entry_mut(id).lease = lease;
         self.next_expiry = Some(self.next_expiry.map_or(lease.end, |next| next.min(lease.end)));
     }
 
@@ -305,18 +281,39 @@ impl Nodes {
     }
 
     fn change_held(&mut self, worker: WorkerId, rank: &Allocation, span: Span, add: bool) {
-        let node = rank.node.0 as usize;
-        self.entries[node].held.change(worker, rank, span, add);
-        self.expiries[node] = self.entries[node].held.expiry();
+        let held = &mut self.entry_mut(rank.node).held;
+        let before = held.expiry();
+        held.change(worker, rank, span, add);
+        let after = held.expiry();
+        self.emptying.change(rank.node, Some(before), after);
     }
 
-    /// What says when each node is empty, by identity.
-    pub(crate) fn expiries(&self) -> &[Expiry] {
-        &self.expiries
+    /// In how many milliseconds the node is expected to be empty; `None`: not by itself.
+    pub(crate) fn empty_in(&self, now: Time, id: NodeId) -> Option<u64> {
+        self.held(id).expiry().empty_in(now)
+    }
+
+    /// Nodes that get empty by themselves, the soonest first.
+    pub(crate) fn soonest(&self, now: Time) -> SoonestFirst<'_> {
+        self.emptying.soonest(now)
+    }
+
+    /// Checks what is derived from what is held against a recount.
+    ///
+    /// # Panics
+    /// When it is not what it should be.
+    pub(crate) fn check(&self) {
+        let mut recount = Emptying::default();
+        self.entries.iter().for_each(|entry| recount.change(entry.node.id, None, entry.held.expiry()));
+        assert_eq!(self.emptying, recount, "when nodes get empty");
     }
 
     /// The worker is known gone; its resources are held until all of its job are.
     pub(crate) fn worker_gone(&mut self, worker: WorkerId, node: NodeId) {
-        self.entries[node.0 as usize].held.workers.remove(&worker);
+        self.entry_mut(node).held.workers.remove(&worker);
+    }
+
+    fn entry_mut(&mut self, id: NodeId) -> &mut Entry {
+        Arc::make_mut(&mut self.entries[id.0 as usize])
     }
 }

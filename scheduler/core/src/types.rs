@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::{fmt, ops::Add, str::FromStr, time::Duration};
 
+use crate::topology::{Standing, Topology};
+
 /// A point on the pool's timeline, in milliseconds since the Unix epoch. Never decreases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time(pub u64);
@@ -77,6 +79,8 @@ pub struct Device {
     /// How fast it is, in thousandths of the reference device: what an hour of it counts for the usage of a queue.
     /// At least 1; 1,000 where nobody has measured it.
     pub speed_milli: u32,
+    /// Devices of a node with the same number are linked directly (NVLink, XGMI, HCCS, MetaXLink); `None`: with none.
+    pub island: Option<u16>,
 }
 
 /// What a node offers, as its agent last reported it.
@@ -119,6 +123,8 @@ pub struct JobSpec {
     pub priority: i32,
     /// Groups of equal ranks, all placed together or not at all. Ranks are numbered through, role by role.
     pub roles: Vec<Role>,
+    /// Where all ranks stand together.
+    pub topology: Topology,
     /// Jobs that must have succeeded before this one may start.
     pub after: Vec<JobId>,
     /// If given, one job is made for every index.
@@ -155,6 +161,8 @@ pub struct Role {
     pub ranks: u32,
     /// What each of them needs.
     pub request: Request,
+    /// How they keep away from each other.
+    pub standing: Standing,
     /// What each of them runs.
     pub program: Program,
 }
@@ -186,6 +194,8 @@ pub struct DeviceRequest {
     pub memory_bytes: u64,
     /// What is wanted of each device; `None`: all of it.
     pub slice: Option<Slice>,
+    /// Whether several must be of one island, see [`Device::island`]. Whole ones are wherever they can.
+    pub one_island: bool,
 }
 
 /// A part of one device.

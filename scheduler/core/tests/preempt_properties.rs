@@ -11,14 +11,16 @@ use aquifer_core::plan::{Free, Misfit, Owner, fits};
 use aquifer_core::*;
 use fixture::*;
 
-const POOLS: u64 = 300;
+const POOLS: u64 = 1000;
 const QUEUES: [&str; 6] = ["default", "red", "blue", "green", "teal", "cyan"];
 
 /// Nodes and queues, and nothing that runs.
 fn any_pool(rng: &mut Rng) -> Fixture {
     let mut t = Fixture::new();
     for node in 0..1 + rng.below(4) as u32 {
-        t.node(node, 2 + rng.below(7) as u16);
+        let mut inventory = inventory(2 + rng.below(7) as u16, 64, 512);
+        inventory.labels = [("rack".into(), format!("r{}", rng.below(2)).into())].into();
+        t.report(node, inventory, Vec::new());
     }
     for (at, name) in QUEUES.iter().enumerate().skip(1) {
         let parent = QUEUES[rng.below(at as u64) as usize];
@@ -39,6 +41,14 @@ fn any_spec(rng: &mut Rng) -> JobSpec {
     let mut spec = spec(ranks, 1 + rng.below(4) as u16);
     spec.queue = QUEUES[rng.below(QUEUES.len() as u64) as usize].into();
     spec.priority = rng.below(3) as i32;
+    let level = if rng.below(2) == 0 { Level::Node } else { Level::Label("rack".into()) };
+    match rng.below(8) {
+        0 => spec.topology.require = Some(level),
+        1 => spec.topology.prefer = vec![level],
+        2 | 3 => spec.roles[0].standing.apart = Some(level),
+        4 => spec.roles[0].standing.spread = Some(level),
+        _ => (),
+    }
     if rng.below(4) == 0 {
         spec.roles[0].request.devices[0].slice =
             Some(Slice { compute_milli: 100 * (1 + rng.below(10)) as u32, memory_bytes: 0 });
@@ -60,7 +70,11 @@ fn decisions(t: &Fixture) -> BTreeMap<JobId, BTreeSet<JobId>> {
 /// Of one decision alone, nothing else having changed since.
 fn check(t: &Fixture, by: JobId, victims: &BTreeSet<JobId>, seed: u64) -> &'static str {
     let job = |id: &JobId| t.job(id.0);
-    let fit = |victims: BTreeSet<JobId>| fits(&mut Free::without(&t.cluster, victims), job(&by));
+    let fit = |victims: BTreeSet<JobId>| {
+        let mut free = Free::of(&t.cluster);
+        victims.iter().for_each(|victim| free.take_as_ended(job(victim), true));
+        fits(&mut free, job(&by))
+    };
     let without = |victims: BTreeSet<JobId>| fit(victims).is_ok();
     // What a queue reclaims, it takes even where room is kept for those that are not due theirs.
     let starts = matches!(fit(victims.clone()), Ok(()) | Err(Misfit::Kept(Owner::Job(_))));
@@ -101,7 +115,13 @@ fn check(t: &Fixture, by: JobId, victims: &BTreeSet<JobId>, seed: u64) -> &'stat
             kind = "reclaimed by the guarantee of a queue above";
         }
     }
-    if 1 < job(&by).spec.ranks() && kind == "by priority" { "a gang" } else { kind }
+    let spec = &job(&by).spec;
+    match kind {
+        "by priority" if 1 < spec.ranks() && spec.topology.require.is_some() => "a gang in one domain",
+        "by priority" if 1 < spec.ranks() && spec.roles[0].standing.apart.is_some() => "a gang apart",
+        "by priority" if 1 < spec.ranks() => "a gang",
+        kind => kind,
+    }
 }
 
 /// Until nobody stops any more. Returns who gave way to whom meanwhile; every preemptor has been placed then.
@@ -166,6 +186,9 @@ fn whoever_gives_way_is_needed_and_may_be_taken_and_the_job_starts() {
     println!("{seen:?}");
     for kind in ["by priority", "a gang", "reclaimed"] {
         assert!(20 < seen[kind], "{seen:?}");
+    }
+    for kind in ["a gang in one domain", "a gang apart"] {
+        assert!(5 < seen[kind], "{seen:?}");
     }
     for kind in ["reclaimed below a guarantee", "reclaimed by the guarantee of a queue above"] {
         assert!(10 < seen[kind], "{seen:?}");

@@ -27,6 +27,11 @@ fn any_pool(seed: u64) -> (Fixture, Rng) {
         for device in &mut inventory.devices {
             device.fault = (rng.below(16) == 0).then(|| "xid 79".into());
         }
+        if rng.below(3) == 0 {
+            let size = 2 + rng.below(3) as u16;
+            let islands = inventory.devices.iter_mut().zip(0u16..);
+            islands.for_each(|(device, at)| device.island = Some(at / size));
+        }
         inventory.labels = [("rack".into(), format!("r{}", rng.below(2)).into())].into();
         t.report(node, inventory, Vec::new());
     }
@@ -47,7 +52,14 @@ fn any_pool(seed: u64) -> (Fixture, Rng) {
 fn any_spec(rng: &mut Rng, roles: u64) -> JobSpec {
     let mut spec = spec(1, 1);
     spec.roles = (0..roles).map(|_| any_role(rng)).collect();
+    if rng.below(3) == 0 {
+        spec.topology.require = Some(any_level(rng));
+    }
     spec
+}
+
+fn any_level(rng: &mut Rng) -> Level {
+    if rng.below(2) == 0 { Level::Node } else { Level::Label("rack".into()) }
 }
 
 fn any_role(rng: &mut Rng) -> Role {
@@ -63,8 +75,15 @@ fn any_role(rng: &mut Rng) -> Role {
         memory_bytes: if rng.below(4) == 0 { rng.below(160) * GIB } else { 0 },
         slice: (rng.below(3) == 0)
             .then(|| Slice { compute_milli: 1 + rng.below(1000) as u32, memory_bytes: rng.below(80) * GIB }),
+        one_island: rng.below(4) == 0,
     };
     role.request.devices = (0..rng.below(3)).map(|_| want(rng)).collect();
+    if rng.below(4) == 0 {
+        role.standing.apart = Some(any_level(rng));
+    }
+    if rng.below(4) == 0 {
+        role.standing.spread = Some(any_level(rng));
+    }
     role.request.cpus_milli = rng.below(24_000) as u32;
     role.request.memory_bytes = rng.below(200) * GIB;
     if rng.below(4) == 0 {
@@ -122,7 +141,7 @@ fn room_is_for_as_many_ranks_as_would_fit() {
             continue;
         }
         let mut free = Free::of(&t.cluster);
-        let Err(Misfit::RoomFor { ranks, of }) = fits(&mut free, job) else { panic!("seed {seed}") };
+        let Err(Misfit::RoomFor { ranks, of, .. }) = fits(&mut free, job) else { panic!("seed {seed}") };
         for fewer in 1..=of {
             let mut job = job.clone();
             Arc::make_mut(&mut job.spec).roles[0].ranks = fewer;
@@ -150,7 +169,7 @@ fn the_change_that_an_explanation_suggests_starts_the_job() {
         *seen.entry(name(&change)).or_default() += 1;
     }
     println!("{seen:?}");
-    assert_eq!(seen.len(), 8, "every kind of change was suggested: {seen:?}");
+    assert_eq!(seen.len(), 11, "every kind of change was suggested: {seen:?}");
 }
 
 fn name(change: &Change) -> &'static str {
@@ -163,6 +182,9 @@ fn name(change: &Change) -> &'static str {
         Change::Model { .. } => "model",
         Change::Vendor { .. } => "vendor",
         Change::Labels => "labels",
+        Change::Topology { .. } => "topology",
+        Change::Apart { .. } => "apart",
+        Change::Island => "island",
     }
 }
 
@@ -180,6 +202,9 @@ fn with(mut spec: JobSpec, change: &Change) -> JobSpec {
         Change::Model { .. } => devices.iter_mut().for_each(|d| d.model = None),
         Change::Vendor { .. } => devices.iter_mut().for_each(|d| (d.vendor, d.model) = (None, None)),
         Change::Labels => role.request.labels.clear(),
+        Change::Topology { .. } => spec.topology.require = None,
+        Change::Apart { .. } => role.standing.apart = None,
+        Change::Island => devices.iter_mut().for_each(|d| d.one_island = false),
     }
     spec
 }

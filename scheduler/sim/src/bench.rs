@@ -32,6 +32,8 @@ pub struct Figures {
     pub gangs: Vec<(u32, u64)>,
     /// Explaining a job that waits.
     pub explain_ns: u64,
+    /// Telling what would happen if a job were submitted: on a copy of the cluster, as the server does it.
+    pub what_if_ns: u64,
 }
 
 /// Median, and what 99 of 100 do not exceed, in nanoseconds.
@@ -98,6 +100,13 @@ pub fn measure(nodes: u32, waiting: u32, clock: fn() -> u64) -> Figures {
     let explanation = explain(&cluster, last);
     figures.explain_ns = clock() - begun;
     drop(explanation);
+    let asked = Arc::new(spec(1, want(1, None, None), 4000));
+    let begun = clock();
+    let mut what_if = cluster.clone();
+    what_if.step(Time(1), Event::Request { id: 0, command: Command::Submit(asked) }, &mut effects);
+    let answer = explain(&what_if, what_if.jobs().iter().next_back().expect("the new one"));
+    drop((what_if, answer));
+    figures.what_if_ns = clock() - begun;
 
     let mut seq: Vec<u64> = vec![1; nodes as usize];
     let mut times = Vec::new();
@@ -143,6 +152,7 @@ fn node(id: u32) -> Record {
         uuid: format!("{id}-{at}").into(),
         fault: None,
         speed_milli: 1000,
+        island: None,
     };
     let inventory = Inventory {
         devices: (0..8).map(device).collect(),
@@ -177,6 +187,7 @@ fn spec(ranks: u32, devices: Vec<DeviceRequest>, cpus_milli: u32) -> JobSpec {
             name: "worker".into(),
             ranks,
             request,
+            standing: Standing::default(),
             program: Program::Command(vec!["measured".into()]),
         }],
         ..JobSpec::default()

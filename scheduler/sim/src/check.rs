@@ -256,6 +256,7 @@ impl Sim {
             let changes = |record: &Record| matches!(record, Record::Node(changed) if changed.id == node);
             (stored == live && !later.iter().any(changes)).then_some(live)
         };
+        self.check_together(job, &node_of);
         let mut rank = 0;
         for role in &job.spec.roles {
             let ranks = &job.ranks[rank..rank + role.ranks as usize];
@@ -278,11 +279,16 @@ impl Sim {
                 let ports = node.inventory.ports;
                 assert!(ports.first <= rank.port && rank.port <= ports.last, "{id}: port {}", rank.port);
             }
+            check_apart(id, role, &ranks);
             let takes = |want: &DeviceRequest, (rank, node): &(&Allocation, &Node)| {
+                let island = |index: &u16| node.inventory.devices[*index as usize].island;
+                let islands: BTreeSet<Option<u16>> = rank.devices.iter().map(island).collect();
+                let linked = islands.len() == 1 && !islands.contains(&None);
                 let class = |index: &u16| node.inventory.devices[*index as usize].class.clone();
                 let classes: BTreeSet<Arc<DeviceClass>> = rank.devices.iter().map(class).collect();
                 let granted = |class: &Arc<DeviceClass>| want.slice.map(|slice| slice.granted(class));
-                rank.devices.len() == usize::from(want.count)
+                (linked || !want.one_island || want.count == 1)
+                    && rank.devices.len() == usize::from(want.count)
                     && classes.len() == 1
                     && classes.iter().all(|class| want.accepts(class) && granted(class) == rank.slice)
             };
@@ -291,6 +297,15 @@ impl Sim {
             let none = devices.is_empty() && ranks.iter().all(|(rank, _)| rank.devices.is_empty());
             assert!(same || none, "{id}: role {} has not the devices it asked for", role.name);
         }
+    }
+
+    /// All ranks of a gang are in one domain of the level that it requires.
+    fn check_together<'s>(&self, job: &Job, node_of: &dyn Fn(NodeId) -> Option<&'s Node>) {
+        let Some(level) = &job.spec.topology.require else { return };
+        let nodes = job.ranks.iter().filter_map(|rank| node_of(rank.node));
+        let domains: BTreeSet<Option<&Name>> = nodes.map(|node| domain(level, node)).collect();
+        let together = domains.len() < 2 && !domains.contains(&None);
+        assert!(together, "{} requires one {level} and stands in {domains:?}", job.id);
     }
 
     /// What really runs.
@@ -366,8 +381,18 @@ impl Sim {
                     },
                     1,
                 ),
-                Note::Placed { nodes, .. } if nodes.iter().any(|node| *node != nodes[0]) => {
-                    saw("gang on several nodes", 1);
+                Note::Placed { job, nodes, .. } => {
+                    let spec = &self.store.jobs[job].spec;
+                    let (roles, gang) = (&spec.roles, nodes.iter().any(|node| *node != nodes[0]));
+                    let saw = &mut |what, whether| saw(what, u64::from(whether));
+                    saw("gang on several nodes", gang);
+                    saw("gang on several nodes of one domain", gang && spec.topology.require.is_some());
+                    let apart = |role: &Role| 1 < role.ranks && role.standing.apart.is_some();
+                    saw("ranks apart", roles.iter().any(apart));
+                    let spread = |role: &Role| 1 < role.ranks && role.standing.spread.is_some();
+                    saw("ranks spread", roles.iter().any(spread));
+                    let linked = |role: &Role| role.request.devices.iter().any(|want| want.one_island);
+                    saw("devices of one island", roles.iter().any(linked));
                 }
                 Note::AgentRestarted { workers: 1.., .. } => saw("workers adopted", 1),
                 Note::ArrayQueued { .. } => saw("array", 1),
@@ -422,6 +447,24 @@ impl Sim {
         }
         text
     }
+}
+
+/// The domain of a level that a node is in, read from the node's labels alone.
+fn domain<'n>(level: &Level, node: &'n Node) -> Option<&'n Name> {
+    match level {
+        Level::Node => Some(&node.name),
+        Level::Label(label) => {
+            node.inventory.labels.iter().find(|(key, _)| *key == label).map(|(_, value)| value)
+        }
+    }
+}
+
+/// No two ranks of a role are in one domain of the level at which they stand apart.
+fn check_apart(id: JobId, role: &Role, ranks: &[(&Allocation, &Node)]) {
+    let Some(level) = &role.standing.apart else { return };
+    let domains: BTreeSet<Option<&Name>> = ranks.iter().map(|(_, node)| domain(level, node)).collect();
+    let apart = domains.len() == ranks.len() && !domains.contains(&None);
+    assert!(apart, "{id}: two ranks of {} in one {level}: {domains:?}", role.name);
 }
 
 /// Equal, with a short cut for a specification that both share.

@@ -159,6 +159,13 @@ impl Player {
                     let memory_bytes = GIB * number::<u64>(value)?;
                     each(&mut spec, &|request| request.memory_bytes = memory_bytes);
                 }
+                "require" => spec.topology.require = Some(level(value)),
+                "prefer" => spec.topology.prefer = value.split(',').map(level).collect(),
+                "apart" => spec.roles.iter_mut().for_each(|role| role.standing.apart = Some(level(value))),
+                "spread" => spec.roles.iter_mut().for_each(|role| role.standing.spread = Some(level(value))),
+                "island" if value == "require" => each(&mut spec, &|request| {
+                    request.devices.iter_mut().for_each(|want| want.one_island = true);
+                }),
                 "checkpoint" => work.checkpoint_ms = Some(1000 * number::<u64>(value)?),
                 "fails" => work.failures = number(value)?,
                 "exit" => work.exit = Exit::Code(number(value)?),
@@ -302,6 +309,10 @@ fn options<'a>(words: &[&'a str]) -> Result<Vec<(&'a str, &'a str)>, String> {
     words.iter().map(option).collect()
 }
 
+fn level(text: &str) -> Level {
+    text.parse().expect("every text is a level")
+}
+
 /// `first-last` or `first-last/step`.
 fn array(text: &str) -> Result<ArrayRange, String> {
     let (range, step) = text.split_once('/').unwrap_or((text, "1"));
@@ -330,7 +341,8 @@ fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inve
         let class = Arc::new(DeviceClass { vendor, model: model.into(), memory_bytes: memory_gib * GIB });
         for _ in 0..number::<usize>(count)? {
             let uuid = format!("{name}-{}", inventory.devices.len()).into();
-            inventory.devices.push(Device { class: class.clone(), uuid, fault: None, speed_milli: 1000 });
+            let (class, fault) = (class.clone(), None);
+            inventory.devices.push(Device { class, uuid, fault, speed_milli: 1000, island: None });
         }
     }
     for (key, value) in options(rest)? {
@@ -340,6 +352,11 @@ fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inve
             "speed" => {
                 let speed_milli = (number::<f64>(value)? * 1000.0) as u32;
                 inventory.devices.iter_mut().for_each(|device| device.speed_milli = speed_milli);
+            }
+            "islands" => {
+                let size = number::<usize>(value)?.max(1);
+                let devices = inventory.devices.iter_mut().enumerate();
+                devices.for_each(|(at, device)| device.island = Some((at / size) as u16));
             }
             "ports" => {
                 let (first, last) = value.split_once('-').ok_or("expected first-last")?;
@@ -362,7 +379,8 @@ fn role(word: &str) -> Result<Role, String> {
     let devices = devices.collect::<Result<Vec<_>, String>>()?;
     let request = Request { devices, ..Request::default() };
     let program = Program::Command(vec!["work".into()]);
-    Ok(Role { name: name.into(), ranks: number(ranks)?, request, program })
+    let standing = Standing::default();
+    Ok(Role { name: name.into(), ranks: number(ranks)?, request, standing, program })
 }
 
 fn device_request(text: &str) -> Result<DeviceRequest, String> {

@@ -1,6 +1,6 @@
 //! Random pools, jobs and administrators: what a swarm of runs is made of.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -86,19 +86,25 @@ fn any_inventory(rng: &mut Rng, at: u64) -> Inventory {
         _ => vec![(core, 16)],
     };
     let classes = classes.into_iter().flat_map(|(class, count)| (0..count).map(move |_| class.clone()));
+    let island = (rng.below(2) == 0).then(|| rng.within((2, 4)) as usize);
     let devices = classes.enumerate().map(|(index, class)| Device {
         class,
         uuid: format!("uuid-{at}-{index}").into(),
         fault: None,
         speed_milli: [500, 1000, 2000][index % 3],
+        island: island.map(|size| (index / size) as u16),
     });
+    let mut labels: BTreeMap<Name, Name> = [("rack".into(), format!("r{}", rng.below(2)).into())].into();
+    if rng.below(4) != 0 {
+        labels.insert("zone".into(), format!("z{}", rng.below(2)).into());
+    }
     Inventory {
         devices: devices.collect(),
         cpus_milli: 1000 * rng.within((16, 64)) as u32,
         memory_bytes: GIB * rng.within((64, 512)),
         address: format!("10.0.0.{at}").into(),
         ports: Ports { first: 20_000, last: 20_000 + rng.within((15, 60)) as u16 },
-        labels: [("rack".into(), format!("r{}", rng.below(2)).into())].into(),
+        labels,
     }
 }
 
@@ -130,7 +136,8 @@ fn any_role(rng: &mut Rng, name: &str) -> Role {
             memory_bytes: if rng.below(2) == 0 { 0 } else { GIB * rng.within((1, 80)) },
         });
         let count = rng.within((1, if slice.is_some() { 2 } else { 8 })) as u16;
-        DeviceRequest { count, vendor, model: model.map(Into::into), memory_bytes, slice }
+        let one_island = 1 < count && rng.below(4) == 0;
+        DeviceRequest { count, vendor, model: model.map(Into::into), memory_bytes, slice, one_island }
     };
     let devices = match rng.below(6) {
         0 => Vec::new(),
@@ -142,8 +149,19 @@ fn any_role(rng: &mut Rng, name: &str) -> Role {
         if devices.is_empty() { 500 + rng.below(12_000) as u32 } else { rng.below(4_000) as u32 };
     let memory_bytes = if rng.below(2) == 0 { 0 } else { rng.below(64 * GIB) };
     let request = Request { devices, cpus_milli, memory_bytes, labels };
+    let standing = Standing {
+        apart: (rng.below(8) == 0).then(|| any_level(rng)),
+        spread: (rng.below(8) == 0).then(|| any_level(rng)),
+    };
     let program = Program::Command(vec!["work".into()]);
-    Role { name: name.into(), ranks: rng.within((1, 4)) as u32, request, program }
+    Role { name: name.into(), ranks: rng.within((1, 4)) as u32, request, standing, program }
+}
+
+fn any_level(rng: &mut Rng) -> Level {
+    match *rng.pick(&["node", "rack", "zone"]) {
+        "node" => Level::Node,
+        key => Level::Label(key.into()),
+    }
 }
 
 fn any_spec(rng: &mut Rng, queues: &[&str], number: u64) -> JobSpec {
@@ -156,6 +174,10 @@ fn any_spec(rng: &mut Rng, queues: &[&str], number: u64) -> JobSpec {
         ArrayRange { first, last: first + rng.below(6) as u32, step: rng.within((1, 3)) as u32 }
     });
     let queue = *rng.pick(queues);
+    let topology = Topology {
+        require: (rng.below(4) == 0).then(|| any_level(rng)),
+        prefer: (0..rng.below(8).saturating_sub(5)).map(|_| any_level(rng)).collect(),
+    };
     JobSpec {
         name: format!("w{number}").into(),
         user: "ada".into(),
@@ -163,6 +185,7 @@ fn any_spec(rng: &mut Rng, queues: &[&str], number: u64) -> JobSpec {
         client_key: if rng.below(4) == 0 { "".into() } else { format!("key-{number}").into() },
         priority: rng.below(3) as i32,
         roles,
+        topology,
         after: Vec::new(),
         array,
         time_limit_ms: (rng.below(3) == 0).then(|| rng.within((2_000, 40_000))),

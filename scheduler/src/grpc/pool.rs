@@ -218,6 +218,7 @@ impl v1::pool_server::Pool for PoolService {
             let explanation = explain::explain(&what_if, job);
             Ok(v1::PlanResponse {
                 starts_now: job.phase == Phase::Active,
+                domain: view::domain(&what_if, job),
                 ranks: view::ranks(&what_if, &shared, job),
                 explanation: Some(view::explanation(what_if.now(), first, &explanation)),
                 victims: effects.iter().filter_map(|effect| view::victim(&what_if, first, effect)).collect(),

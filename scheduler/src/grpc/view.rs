@@ -118,6 +118,13 @@ pub fn victim(cluster: &Cluster, by: JobId, effect: &Effect) -> Option<v1::Victi
     Some(v1::Victim { job: job.0, lost_device_ms: *lost_device_ms, grace_ms })
 }
 
+/// The one domain, of a level that it requires or prefers, in which a job was placed: `rack r7`. Else empty.
+pub fn domain(cluster: &Cluster, job: &Job) -> String {
+    let nodes: Vec<&Node> = job.ranks.iter().map(|rank| cluster.nodes().get(rank.node)).collect();
+    let domain = job.spec.topology.domain(&nodes);
+    domain.map(|(level, name)| format!("{level} {name}")).unwrap_or_default()
+}
+
 /// An explanation, as data and as text.
 pub fn explanation(now: Time, job: JobId, explanation: &Explanation) -> v1::Explanation {
     let (start, start_ms) = match &explanation.start {
@@ -136,6 +143,7 @@ pub fn explanation(now: Time, job: JobId, explanation: &Explanation) -> v1::Expl
         Reason::NoSuchNode { .. } => "no-such-node",
         Reason::Kept(_) => "kept",
         Reason::RoomFor { .. } => "room-for",
+        Reason::FewDomains { .. } => "few-domains",
         Reason::Preempts(_) => "preempts",
         Reason::Next => "next",
     };

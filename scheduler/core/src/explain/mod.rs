@@ -8,7 +8,8 @@ use crate::cluster::Cluster;
 use crate::event::Availability;
 use crate::jobs::*;
 use crate::nodes::Node;
-use crate::plan::{DeviceFree, Free, Misfit, Owner, fits, free_for_all};
+use crate::plan::{DeviceFree, Free, Misfit, Owner, Within, fits, free_for_all};
+use crate::topology::Level;
 use crate::types::*;
 
 mod text;
@@ -50,8 +51,10 @@ pub enum Reason {
     NoSuchNode { nodes: u32 },
     /// The room that it would fit into is kept for another job that goes first, or for wide jobs to come.
     Kept(Owner),
-    /// Not all ranks fit at once.
-    RoomFor { ranks: u32, of: u32 },
+    /// Not all ranks fit at once: only so many, in one domain if that is required.
+    RoomFor { ranks: u32, of: u32, within: Option<Within> },
+    /// No two ranks of `role` may be in one domain of the level, and only so many domains could ever take one.
+    FewDomains { role: Name, level: Level, domains: u32, ranks: u32 },
     /// Others give way to it, and it starts once they have stopped.
     Preempts(Vec<JobId>),
     /// It fits: the next round places it.
@@ -79,14 +82,20 @@ pub enum Verdict {
     Closed(&'static str),
     /// It lacks a label.
     Label { key: Name, value: Name },
+    /// It is in no domain of a level that is required.
+    NoDomain(Level),
     /// It has no device that would do.
     NoDevice,
     /// It has too few devices that would do, even when all are healthy and free.
     FewDevices { has: u32, wants: u32 },
+    /// It has enough such devices, but no island of them that is large enough, even when all are free.
+    FewLinked { has: u32, wants: u32 },
     /// It would do, but devices have a fault.
     Faults { healthy: u32, of: u32, wants: u32 },
     /// It would do, but devices are held by jobs.
     Busy { free: u32, of: u32, wants: u32 },
+    /// Enough are free, but not of one island.
+    LinkedBusy { free: u32, wants: u32 },
     /// It has too few processors, even when idle. In thousandths of a core.
     FewCpus { has: u64, wants: u64 },
     /// Too much processor time is held by jobs.
@@ -142,6 +151,9 @@ pub enum Change {
     Model { from: Name },
     Vendor { from: Vendor },
     Labels,
+    Topology { from: Level },
+    Apart { from: Level },
+    Island,
 }
 
 /// Explains a job of the cluster, or one that might be submitted to it.
@@ -155,7 +167,8 @@ pub fn explain(cluster: &Cluster, job: &Job) -> Explanation {
     let lacks_room = matches!(reason, Reason::RoomFor { .. } | Reason::QueueLimit { .. });
     let blockers = if lacks_room { blockers(cluster, job, &reason) } else { Vec::new() };
     let start = start(cluster, job, &reason);
-    let unfit = matches!(reason, Reason::RoomFor { .. } | Reason::NoSuchNode { .. });
+    let unfit =
+        matches!(reason, Reason::RoomFor { .. } | Reason::NoSuchNode { .. } | Reason::FewDomains { .. });
     let change = if unfit { change(&mut free, job) } else { None };
     let gave_way_to = match (&job.phase, &job.last_failure) {
         (Phase::Pending(_) | Phase::Stopping(_), Some(Why::Preempted { by, at: _ })) => Some(*by),
@@ -191,29 +204,36 @@ pub fn reason(free: &mut Free, job: &Job) -> Reason {
             Reason::QueueLimit { queue, held, wants, limit }
         }
         Err(Misfit::Kept(owner)) => Reason::Kept(owner),
-        Err(Misfit::RoomFor { ranks, of }) => {
-            let possible = |role: &Role| {
-                cluster.nodes().iter().any(|node| could_ever(&idle_verdict(node, &role.request)))
-            };
-            if job.spec.roles.iter().all(possible) {
-                Reason::RoomFor { ranks, of }
-            } else {
-                Reason::NoSuchNode { nodes: cluster.nodes().len() as u32 }
+        Err(Misfit::RoomFor { ranks, of, within }) => {
+            let possible = |role: &Role| possible_nodes(cluster, job, role).next().is_some();
+            if !job.spec.roles.iter().all(possible) {
+                return Reason::NoSuchNode { nodes: cluster.nodes().len() as u32 };
             }
+            let few = job.spec.roles.iter().find_map(|role| few_domains(cluster, job, role));
+            few.unwrap_or(Reason::RoomFor { ranks, of, within })
         }
     }
 }
 
-fn could_ever(verdict: &Verdict) -> bool {
-    use Verdict::*;
-    !matches!(verdict, Label { .. } | NoDevice | FewDevices { .. } | FewCpus { .. } | FewMemory { .. })
+/// Nodes that could take a rank, were they idle and up.
+fn possible_nodes<'c>(cluster: &'c Cluster, job: &Job, role: &Role) -> impl Iterator<Item = &'c Node> {
+    cluster.nodes().iter().filter(|node| idle_verdict(node, job, role) == Verdict::Takes)
+}
+
+/// Whether the ranks of a role have to stand in more domains than there are.
+fn few_domains(cluster: &Cluster, job: &Job, role: &Role) -> Option<Reason> {
+    let level = role.standing.apart.as_ref()?;
+    let possible = possible_nodes(cluster, job, role).filter_map(|node| level.domain_of(node));
+    let domains = possible.collect::<BTreeSet<&Name>>().len() as u32;
+    let (level, ranks) = (level.clone(), role.ranks);
+    (domains < ranks).then(|| Reason::FewDomains { role: role.name.clone(), level, domains, ranks })
 }
 
 fn verdicts(free: &Free, job: &Job) -> Vec<RoleVerdict> {
     let verdicts = job.spec.roles.iter().map(|role| {
         let mut counts: BTreeMap<Verdict, u32> = BTreeMap::new();
         for node in free.cluster().nodes().iter() {
-            *counts.entry(verdict(free, node, &role.request)).or_default() += 1;
+            *counts.entry(verdict(free, node, job, role)).or_default() += 1;
         }
         let mut nodes: Vec<(Verdict, u32)> = counts.into_iter().collect();
         nodes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
@@ -223,28 +243,32 @@ fn verdicts(free: &Free, job: &Job) -> Vec<RoleVerdict> {
 }
 
 /// What the node says, whatever is held on it and whether or not it is up.
-fn idle_verdict(node: &Node, request: &Request) -> Verdict {
+fn idle_verdict(node: &Node, job: &Job, role: &Role) -> Verdict {
+    let request = &role.request;
     if let Some((key, value)) = request.labels.iter().find(|(k, v)| node.inventory.labels.get(k) != Some(v)) {
         return Verdict::Label { key: key.clone(), value: value.clone() };
     }
-    let mut most = None;
+    let levels = job.spec.topology.require.iter().chain(&role.standing.apart);
+    if let Some(level) = levels.into_iter().find(|level| level.domain_of(node).is_none()) {
+        return Verdict::NoDomain(level.clone());
+    }
+    let mut short = None;
     for want in &request.devices {
-        let of = |class: &DeviceClass| {
-            node.inventory.devices.iter().filter(|device| *device.class == *class).count() as u32
-        };
-        let classes = node.inventory.devices.iter().map(|device| &*device.class);
-        let has = classes.filter(|class| want.accepts(class)).map(of).max().unwrap_or(0);
+        let (has, linked) = most_alike(node, want, |_| true);
         let wants = u32::from(want.count);
-        if wants <= has {
-            most = None;
+        if wants <= has && wants <= linked {
+            short = None;
             break;
         }
-        most = most.max(Some((has, wants)));
+        let verdict = match has {
+            0 => Verdict::NoDevice,
+            _ if has < wants => Verdict::FewDevices { has, wants },
+            _ => Verdict::FewLinked { has: linked, wants },
+        };
+        short = short.max(Some(verdict));
     }
-    match most {
-        Some((0, _)) => return Verdict::NoDevice,
-        Some((has, wants)) => return Verdict::FewDevices { has, wants },
-        None => (),
+    if let Some(short) = short {
+        return short;
     }
     let (has, wants) = (u64::from(node.inventory.cpus_milli), u64::from(request.cpus_milli));
     if has < wants {
@@ -257,14 +281,34 @@ fn idle_verdict(node: &Node, request: &Request) -> Verdict {
     Verdict::Takes
 }
 
-fn verdict(free: &Free, node: &Node, request: &Request) -> Verdict {
+/// Of devices of a node that a request accepts and that are `usable`, by index: the most of one class, and the most of
+/// one class that a rank could have, of one island if that is required.
+fn most_alike(node: &Node, want: &DeviceRequest, usable: impl Fn(u16) -> bool) -> (u32, u32) {
+    let mut classes: BTreeMap<&DeviceClass, u32> = BTreeMap::new();
+    let mut islands: BTreeMap<(&DeviceClass, u16), u32> = BTreeMap::new();
+    for (device, index) in node.inventory.devices.iter().zip(0..) {
+        if want.accepts(&device.class) && usable(index) {
+            *classes.entry(&device.class).or_default() += 1;
+            if let Some(island) = device.island {
+                *islands.entry((&device.class, island)).or_default() += 1;
+            }
+        }
+    }
+    let most = classes.into_values().max().unwrap_or(0);
+    // A single device is linked to all that it needs.
+    let linked = islands.into_values().max().unwrap_or(0).max(most.min(1));
+    (most, if want.one_island { linked } else { most })
+}
+
+fn verdict(free: &Free, node: &Node, job: &Job, role: &Role) -> Verdict {
+    let request = &role.request;
     match (node.up, node.availability) {
         (false, _) => return Verdict::Lost,
         (true, Availability::Cordoned) => return Verdict::Closed("cordoned"),
         (true, Availability::Draining) => return Verdict::Closed("draining"),
         (true, Availability::Open) => (),
     }
-    match idle_verdict(node, request) {
+    match idle_verdict(node, job, role) {
         Verdict::Takes => (),
         never => return never,
     }
@@ -272,27 +316,21 @@ fn verdict(free: &Free, node: &Node, request: &Request) -> Verdict {
     let mut short = None;
     for want in &request.devices {
         let class_of = |index: u16| &*node.inventory.devices[index as usize].class;
-        let best = |indices: &mut dyn Iterator<Item = u16>| -> u32 {
-            let mut counts: BTreeMap<&DeviceClass, u32> = BTreeMap::new();
-            for index in indices.filter(|index| want.accepts(class_of(*index))) {
-                *counts.entry(class_of(index)).or_default() += 1;
-            }
-            counts.into_values().max().unwrap_or(0)
-        };
-        let all = 0..node.inventory.devices.len() as u16;
-        let of = best(&mut all.clone());
-        let fault = |index: &u16| node.inventory.devices[*index as usize].fault.is_some();
-        let healthy = best(&mut all.filter(|index| !fault(index)));
+        let (of, of_linked) = most_alike(node, want, |_| true);
+        let is_healthy = |index: u16| node.inventory.devices[usize::from(index)].fault.is_none();
+        let (healthy, _) = most_alike(node, want, is_healthy);
         let takes = |device: &&DeviceFree| device.takes(want.slice, class_of(device.index));
-        let free = best(&mut left.devices.iter().filter(takes).map(|device| device.index));
+        let free: BTreeSet<u16> = left.devices.iter().filter(takes).map(|device| device.index).collect();
+        let (free, linked) = most_alike(node, want, |index| free.contains(&index));
         let wants = u32::from(want.count);
-        if wants <= free {
+        if wants <= free && wants <= linked {
             short = None;
             break;
         }
-        if short.is_none() && wants <= of {
+        if short.is_none() && wants <= of && wants <= of_linked {
             short = Some(match healthy < wants {
                 true => Verdict::Faults { healthy, of, wants },
+                false if wants <= free => Verdict::LinkedBusy { free: linked, wants },
                 false => Verdict::Busy { free, of, wants },
             });
         }
@@ -327,18 +365,19 @@ fn blockers(cluster: &Cluster, job: &Job, reason: &Reason) -> Vec<Blocker> {
         _ => None,
     };
     let of_queue = limited.is_some();
-    let suits = |node: NodeId| {
-        let node = cluster.nodes().get(node);
-        let takes = |role: &Role| idle_verdict(node, &role.request) == Verdict::Takes;
+    let suits = |node: &Node| {
+        let takes = |role: &Role| idle_verdict(node, job, role) == Verdict::Takes;
         of_queue || (node.takes_work() && job.spec.roles.iter().any(takes))
     };
+    // Many jobs hold something on one node.
+    let suits: Vec<bool> = cluster.nodes().iter().map(suits).collect();
     let wants_devices = job.spec.roles.iter().any(|role| !role.request.devices.is_empty());
     let mut blockers: Vec<Blocker> = Vec::new();
     for holder in cluster.jobs().holding() {
         if limited.is_some_and(|queue| !cluster.queues().is_within(&holder.spec.queue, queue)) {
             continue;
         }
-        let ranks = || holder.ranks.iter().filter(|rank| suits(rank.node));
+        let ranks = || holder.ranks.iter().filter(|rank| suits[rank.node.0 as usize]);
         let devices = ranks().map(|rank| rank.devices.len() as u32).sum();
         let cpus_milli = ranks().map(|rank| u64::from(rank.cpus_milli)).sum();
         let ends_by = end_of(cluster, holder);
@@ -368,7 +407,7 @@ fn start(cluster: &Cluster, job: &Job, reason: &Reason) -> Start {
     match reason {
         Reason::NotWaiting(_) => return Start::Past,
         Reason::Next => return Start::Now,
-        Reason::NoSuchNode { .. } => return Start::Never,
+        Reason::NoSuchNode { .. } | Reason::FewDomains { .. } => return Start::Never,
         Reason::Pauses { until, .. } => return Start::AfterPause(*until),
         Reason::Follows(dependency) => return Start::Unknown(format!("{dependency} has to succeed first")),
         Reason::Preempts(victims) => {
@@ -392,17 +431,26 @@ fn start(cluster: &Cluster, job: &Job, reason: &Reason) -> Start {
     let known = ends.len();
     let endless = cluster.jobs().holding().filter(|job| end_of(cluster, job).is_none());
     ends.extend(endless.map(|job| (Time(u64::MAX), job.id)));
-    let fits_after = |count: usize| {
-        let ended: BTreeSet<JobId> = ends[..count].iter().map(|(_, id)| *id).collect();
-        fits(&mut Free::without(cluster, ended), job).is_ok()
+    let (mut free, mut ended) = (Free::of(cluster), 0);
+    let mut fits_after = |count: usize| {
+        let (least, most) = (ended.min(count), ended.max(count));
+        for (_, id) in &ends[least..most] {
+            let holder = cluster.jobs().get(*id).expect("a job that holds resources");
+            free.take_as_ended(holder, ended < count);
+        }
+        ended = count;
+        fits(&mut free, job).is_ok()
     };
-    if !fits_after(ends.len()) {
-        return Start::Unknown(
-            "the nodes that are up, open and healthy do not suffice, even when idle".into(),
-        );
+    // More room never hurts, so the least number of ends can be searched for; it is small as a rule.
+    let (mut too_few, mut enough) = (0, ends.len().min(1));
+    while !fits_after(enough) {
+        if enough == ends.len() {
+            return Start::Unknown(
+                "the nodes that are up, open and healthy do not suffice, even when idle".into(),
+            );
+        }
+        (too_few, enough) = (enough, (2 * enough).min(ends.len()));
     }
-    // More room never hurts, so the least number of ends can be searched for.
-    let (mut too_few, mut enough) = (0, ends.len());
     while 1 < enough - too_few {
         let middle = (too_few + enough) / 2;
         if fits_after(middle) { enough = middle } else { too_few = middle }
@@ -417,11 +465,12 @@ fn start(cluster: &Cluster, job: &Job, reason: &Reason) -> Start {
 /// Tries changes from the least painful on; of each the smallest that works.
 fn change(free: &mut Free, job: &Job) -> Option<Change> {
     let free = RefCell::new(free);
-    let fits = |edit: &dyn Fn(&mut Role)| {
+    let fits_as = |edit: &dyn Fn(&mut JobSpec)| {
         let mut spec = (*job.spec).clone();
-        spec.roles.iter_mut().for_each(edit);
+        edit(&mut spec);
         fits(&mut free.borrow_mut(), &Job { spec: spec.into(), ..job.clone() }).is_ok()
     };
+    let fits = |edit: &dyn Fn(&mut Role)| fits_as(&|spec| spec.roles.iter_mut().for_each(edit));
     let each_device = |edit: &dyn Fn(&mut DeviceRequest), role: &mut Role| {
         role.request.devices.iter_mut().for_each(edit);
     };
@@ -430,6 +479,22 @@ fn change(free: &mut Free, job: &Job) -> Option<Change> {
     let request = &role.request;
     let device = request.devices.first();
 
+    // It keeps all that it computes with.
+    if let Some(from) = job.spec.topology.require.clone()
+        && fits_as(&|spec| spec.topology.require = None)
+    {
+        return Some(Change::Topology { from });
+    }
+    if let Some(from) = job.spec.roles.iter().find_map(|role| role.standing.apart.clone())
+        && fits(&|role| role.standing.apart = None)
+    {
+        return Some(Change::Apart { from });
+    }
+    if request.devices.iter().any(|want| want.one_island)
+        && fits(&|role| each_device(&|d| d.one_island = false, role))
+    {
+        return Some(Change::Island);
+    }
     let cpus = largest(u64::from(request.cpus_milli / 1000), &|cpus| {
         fits(&|role| role.request.cpus_milli = role.request.cpus_milli.min(1000 * cpus as u32))
     });

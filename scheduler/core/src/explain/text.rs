@@ -130,7 +130,20 @@ impl fmt::Display for Reason {
                 f.write_str("waits: the room is kept for wide jobs, which come and go here")
             }
             Reason::RoomFor { ranks: 0, .. } => f.write_str("waits: no node can take a rank now"),
-            Reason::RoomFor { ranks, of } => write!(f, "waits: room for {ranks} of {of} ranks"),
+            Reason::RoomFor { ranks, of, within: Some(Within { level, domain: Some(domain) }) } => {
+                write!(
+                    f,
+                    "waits: no {level} has room for all {of} ranks: the best, {domain}, has room for {ranks}"
+                )
+            }
+            Reason::RoomFor { ranks, of, .. } => write!(f, "waits: room for {ranks} of {of} ranks"),
+            Reason::FewDomains { role, level, domains, ranks } => {
+                write!(f, "waits: no two of the {ranks} ranks of {role} may be in one {level}, ")?;
+                match domains {
+                    1 => f.write_str("and only one could ever take any"),
+                    _ => write!(f, "and only {domains} could ever take one each"),
+                }
+            }
             Reason::Preempts(victims) => {
                 f.write_str("waits for those that give way to it: it starts when ")?;
                 for (number, victim) in victims.iter().enumerate() {
@@ -154,7 +167,14 @@ impl fmt::Display for Verdict {
             Verdict::Lost => f.write_str("lost: its agent is silent"),
             Verdict::Closed(how) => f.write_str(how),
             Verdict::Label { key, value } => write!(f, "lacks the label {key}={value}"),
+            Verdict::NoDomain(level) => write!(f, "lacks the label {level}"),
             Verdict::NoDevice => f.write_str("has no such device"),
+            Verdict::FewLinked { has, wants } => {
+                write!(f, "has {has} such devices in one island, a rank wants {wants}")
+            }
+            Verdict::LinkedBusy { free, wants } => {
+                write!(f, "{free} such devices are free in one island, a rank wants {wants}")
+            }
             Verdict::FewDevices { has, wants } => write!(f, "has {has} such devices, a rank wants {wants}"),
             Verdict::Faults { healthy, of, wants } => {
                 write!(f, "{healthy} of {of} such devices are healthy, a rank wants {wants}")
@@ -203,6 +223,9 @@ impl fmt::Display for Change {
             Change::Model { from } => write!(f, "another model than {from}"),
             Change::Vendor { from } => write!(f, "another vendor than {from}"),
             Change::Labels => f.write_str("no required labels"),
+            Change::Topology { from } => write!(f, "ranks in more than one {from}"),
+            Change::Apart { from } => write!(f, "several ranks in one {from}"),
+            Change::Island => f.write_str("devices of several islands"),
         }
     }
 }

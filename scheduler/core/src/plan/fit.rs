@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Plan;
+use super::domain::{Stand, Within, in_one_domain, may_stand};
 use super::reserve::{self, Kept, Owner};
 use super::room::{NodeFree, Room};
 use crate::cluster::Cluster;
 use crate::jobs::{Job, Lines, Shape};
 use crate::nodes::Node;
+use crate::topology::Topology;
 use crate::types::*;
 
 /// What a round can still hand out: what is free in the cluster, less what the round took.
@@ -38,6 +40,8 @@ pub enum Misfit {
         ranks: u32,
         /// Ranks that the job has.
         of: u32,
+        /// Where all have to stand in one domain: in which there is room for so many.
+        within: Option<Within>,
     },
     /// It would fit, but for what is kept.
     Kept(Owner),
@@ -55,7 +59,8 @@ const MAX_TRIES: u32 = 64;
 /// Ties go to the lowest node. All ranks of a role take the same alternative. Of the combinations of
 /// alternatives, and of the orders in which roles choose their nodes, the first that fits. Exact for a job of
 /// one role; of several, one whose ranks would have to be spread with foresight may be found not to fit.
-/// `O(tries * nodes of the gang * log nodes + ranks)` where many nodes are alike, see `Room::best`.
+/// `O(tries * nodes of the gang * log nodes + ranks)` where many nodes are alike, see `Room::best`; nodes are counted
+/// one by one only for a job that has to stand in one domain.
 pub fn place(free: &mut Free, job: &Job) -> Result<Vec<Allocation>, Misfit> {
     let ranks = find(free, job)?;
     free.count(job, &ranks);
@@ -64,7 +69,33 @@ pub fn place(free: &mut Free, job: &Job) -> Result<Vec<Allocation>, Misfit> {
 
 /// As [`place`], but takes from nodes only: neither is the queue charged, nor what is kept for the job given up.
 pub(super) fn find(free: &mut Free, job: &Job) -> Result<Vec<Allocation>, Misfit> {
-    let mut search = Search::of(free, job);
+    let Topology { require, prefer } = &job.spec.topology;
+    for level in prefer {
+        if let Ok(ranks) = in_one_domain(free, job, level, require.as_ref(), find_among) {
+            return Ok(ranks);
+        }
+    }
+    as_required(free, job, find_among)
+}
+
+/// Whether [`place`] would place the job; takes nothing.
+pub fn fits(free: &mut Free, job: &Job) -> Result<(), Misfit> {
+    as_required(free, job, fits_among)
+}
+
+/// Seeks a placement wherever the job may be: among some nodes, or all.
+fn as_required<T>(free: &mut Free, job: &Job, seek: Seek<T>) -> Result<T, Misfit> {
+    match &job.spec.topology.require {
+        Some(level) => in_one_domain(free, job, level, None, seek),
+        None => seek(free, job, None),
+    }
+}
+
+/// Seeks a placement of a job among some nodes, whatever its topology says; `None`: among all.
+pub(super) type Seek<T> = fn(&mut Free, &Job, Option<&[NodeId]>) -> Result<T, Misfit>;
+
+fn find_among(free: &mut Free, job: &Job, nodes: Option<&[NodeId]>) -> Result<Vec<Allocation>, Misfit> {
+    let mut search = Search::of(free, job, nodes);
     let mut roles = vec![None; job.spec.roles.len()];
     if search.next_role(&mut roles) {
         return Ok(roles.into_iter().flatten().flatten().collect());
@@ -73,9 +104,9 @@ pub(super) fn find(free: &mut Free, job: &Job) -> Result<Vec<Allocation>, Misfit
     Err(search.misfit())
 }
 
-/// Whether [`place`] would place the job; takes nothing.
-pub fn fits(free: &mut Free, job: &Job) -> Result<(), Misfit> {
-    let mut search = Search::of(free, job);
+/// Whether there is a placement among some nodes; takes nothing.
+pub(super) fn fits_among(free: &mut Free, job: &Job, nodes: Option<&[NodeId]>) -> Result<(), Misfit> {
+    let mut search = Search::of(free, job, nodes);
     let fits = search.next_role(&mut vec![None; job.spec.roles.len()]);
     search.undo(0);
     if fits { Ok(()) } else { Err(search.misfit()) }
@@ -85,6 +116,8 @@ pub fn fits(free: &mut Free, job: &Job) -> Result<(), Misfit> {
 struct Search<'s, 'a> {
     free: &'s mut Free<'a>,
     job: &'s Job,
+    /// Where it may be; `None`: anywhere.
+    nodes: Option<&'s [NodeId]>,
     /// What was free on nodes before ranks were placed there, in the order in which they were.
     before: Vec<(NodeId, NodeFree)>,
     tries: u32,
@@ -100,14 +133,14 @@ struct Search<'s, 'a> {
 type Placed = [Option<Vec<Allocation>>];
 
 impl<'s, 'a> Search<'s, 'a> {
-    fn of(free: &'s mut Free<'a>, job: &'s Job) -> Search<'s, 'a> {
+    fn of(free: &'s mut Free<'a>, job: &'s Job, nodes: Option<&'s [NodeId]>) -> Search<'s, 'a> {
         let (before, kept_for) = (Vec::new(), Cell::new(None));
-        Search { free, job, before, tries: 0, most: 0, over_limit: None, kept_for }
+        Search { free, job, nodes, before, tries: 0, most: 0, over_limit: None, kept_for }
     }
 
     /// Why it found no placement.
     fn misfit(&mut self) -> Misfit {
-        let room_for = Misfit::RoomFor { ranks: self.most, of: self.job.spec.ranks() };
+        let room_for = Misfit::RoomFor { ranks: self.most, of: self.job.spec.ranks(), within: None };
         let kept = self.kept_for.get().map(Misfit::Kept);
         self.over_limit.take().or(kept).unwrap_or(room_for)
     }
@@ -173,28 +206,46 @@ impl<'s, 'a> Search<'s, 'a> {
         let Free { cluster, room, scarcity, kept, taken, .. } = &mut *self.free;
         let (job, request) = (self.job, &role.request);
         let devices = alternative.map(|index| &request.devices[index]);
-        let mut ranks = Vec::new();
+        let mut sorted = self.nodes.map(|nodes| room.sorted(nodes, request, devices, scarcity));
+        let (mut ranks, mut stand) = (Vec::new(), Stand::of(role));
         while ranks.len() < role.ranks as usize {
             let passes = |id: NodeId, free: &NodeFree| {
                 let node = cluster.nodes().get(id);
-                let fits = has_labels(node, request) && free_port(node, free, job, ranks.len()).is_some();
+                let fits = may_stand(node, role)
+                    && stand.takes(node)
+                    && free_port(node, free, job, ranks.len()).is_some();
                 let owner = if fits { kept.keeps(cluster, taken, job, id) } else { None };
                 if owner.is_some() && self.kept_for.get().is_none() {
                     self.kept_for.set(owner);
                 }
                 fits && owner.is_none()
             };
-            let Some(best) = room.best(request, devices, scarcity, &passes) else { break };
+            let best = match &sorted {
+                None => room.best(request, devices, scarcity, &passes),
+                Some(sorted) => sorted.iter().find(|it| passes(it.node, room.on(it.node))).copied(),
+            };
+            let Some(best) = best else {
+                if stand.relax() {
+                    continue;
+                }
+                break;
+            };
             let node = cluster.nodes().get(best.node);
             let mut left = room.on(node.id).clone();
-            while ranks.len() < role.ranks as usize {
+            let enough = ranks.len().saturating_add(stand.at_once()).min(role.ranks as usize);
+            while ranks.len() < enough {
                 let Some(chosen) = room.choose(node.id, &left, request, devices, scarcity) else { break };
                 let Some(port) = free_port(node, &left, job, ranks.len()) else { break };
                 let rank = chosen.allocation(node.id, request, port);
                 left.take(&rank);
                 ranks.push(rank);
+                stand.place(node);
             }
             self.before.push((node.id, room.change(node.id, left)));
+            if let Some(sorted) = &mut sorted {
+                sorted.remove(&best);
+                sorted.extend(room.sorted(&[node.id], request, devices, scarcity));
+            }
         }
         ranks
     }
@@ -287,22 +338,22 @@ impl<'a> Free<'a> {
         jobs.ready().values().filter_map(first).map(|id| jobs.get(id).expect("a ready job"))
     }
 
-    /// The same, as if some jobs that hold resources had ended.
-    pub fn without(cluster: &'a Cluster, ended: BTreeSet<JobId>) -> Free<'a> {
-        let mut free = Free::of(cluster);
-        let mut held = BTreeMap::new();
-        for id in &ended {
-            let job = cluster.jobs().get(*id).expect("a job that holds resources");
-            for (worker, rank) in crate::cluster::workers(job) {
-                let held = held.entry(rank.node).or_insert_with(|| cluster.nodes().held(rank.node).clone());
-                held.change(worker, rank, job.span(), false);
+    /// Takes a job that holds resources as ended, or as running after all. `O(ranks log nodes)`.
+    pub fn take_as_ended(&mut self, job: &Job, ended: bool) {
+        match ended {
+            true => self.ended.insert(job.id),
+            false => self.ended.remove(&job.id),
+        };
+        let (cluster, ended) = (self.cluster, &self.ended);
+        for node in job.ranks.iter().map(|rank| rank.node).collect::<BTreeSet<NodeId>>() {
+            let held = cluster.nodes().held(node);
+            let mut left = held.clone();
+            for worker in held.ends.iter().map(|(_, worker)| *worker).filter(|it| ended.contains(&it.job)) {
+                let job = cluster.jobs().get(worker.job).expect("a job that holds resources");
+                left.change(worker, &job.ranks[worker.rank as usize], job.span(), false);
             }
+            self.room.refresh(cluster.nodes().get(node), &left);
         }
-        for (node, held) in held {
-            free.room.refresh(cluster.nodes().get(node), &held);
-        }
-        free.scarcity = free.room.scarcity();
-        Free { ended, ..free }
     }
 
     /// Counts a placement for the queues of its job, and gives up what was kept for that.
@@ -334,9 +385,14 @@ impl<'a> Free<'a> {
         !self.kept.is_empty()
     }
 
+    /// For which other job a node is kept.
+    pub(super) fn keeps(&self, job: &Job, node: NodeId) -> Option<Owner> {
+        self.kept.keeps(self.cluster, &self.taken, job, node)
+    }
+
     /// Whether a node is kept for another job.
     pub(super) fn is_kept_from(&self, job: &Job, node: NodeId) -> bool {
-        self.kept.keeps(self.cluster, &self.taken, job, node).is_some()
+        self.keeps(job, node).is_some()
     }
 
     /// The cluster that it is free in.

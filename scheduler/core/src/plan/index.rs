@@ -14,10 +14,10 @@ use crate::types::*;
 pub(super) enum Gap {
     /// For ranks without devices: whether free accelerators are beside.
     Cores { beside: bool },
-    /// Whole free accelerators: of the class, and of all classes.
-    Whole { class: u16, count: u16, all: u16, idle: bool },
+    /// Whole free accelerators: of the class, of these in the fullest island (0: they are in none), and of all classes.
+    Whole { class: u16, count: u16, island: u16, all: u16, idle: bool },
     /// Whole free devices that are cores.
-    WholeCores { class: u16, count: u16, beside: bool },
+    WholeCores { class: u16, count: u16, island: u16, beside: bool },
     /// A device of which something is free.
     Part { class: u16, compute_milli: u32, memory_bytes: u64, beside: bool, idle: bool },
 }

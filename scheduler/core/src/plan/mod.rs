@@ -1,5 +1,6 @@
 //! Which ready jobs start now, and where. Pure: reads the cluster, returns a [`Plan`].
 
+mod domain;
 mod fit;
 mod index;
 mod order;
@@ -16,6 +17,7 @@ use crate::jobs::Shape;
 use crate::types::*;
 use preempt::Promises;
 
+pub use domain::Within;
 pub use fit::{Free, Misfit, fits, place};
 pub use preempt::{Futile, Preemption, Promised, Victim, free_for_all};
 pub(crate) use reserve::LATELY;

@@ -81,7 +81,7 @@ impl Prices {
             milli += devices * share;
             cpus_milli += u64::from(role.ranks) * u64::from(role.request.cpus_milli);
             if want.vendor.is_some() || want.model.is_some() || want.memory_bytes != 0 {
-                let which = DeviceRequest { count: 1, slice: None, ..want.clone() };
+                let which = DeviceRequest { count: 1, slice: None, one_island: false, ..want.clone() };
                 *choosy.entry(which).or_default() += devices * share;
             }
         }

@@ -6,16 +6,17 @@
 //! come and go, the next ones are expected, and nodes are kept for them before they come; what is kept for nobody yet
 //! is denied to others for a while only.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::fit::{Taken, has_labels};
 use super::preempt;
 use crate::cluster::Cluster;
+use crate::emptying::SoonestFirst;
 use crate::jobs::{Job, Phase, Shape};
 use crate::nodes::{Node, Until};
+use crate::topology::{Level, Standing};
 use crate::types::*;
 
 /// Waiting jobs that room is kept for, at most: those that go first.
@@ -163,7 +164,9 @@ impl Kept {
     /// else waits or is to come, or one of the nodes that were freed is sooner empty than one that was chosen. Nodes
     /// that an endless service holds are not waited for.
     ///
-    /// `O(kept)` without a reason, else `O(shapes + nodes log nodes + waiting * kept)` where nodes are alike.
+    /// `O(kept)` without a reason, else `O(shapes + looked at * log groups + waiting * kept)`: nodes are looked at in the order in
+    /// which they get empty, until enough suit; for a
+    /// job that has to stand in one domain, at all of them.
     ///
     /// * `unfit`: the shapes that were found not to fit.
     /// * `placed`: jobs that the round has placed.
@@ -239,14 +242,18 @@ impl Kept {
         if let Some(hosts) = self.hosts.get(shape) {
             return *hosts;
         }
-        let of_role = |(ranks, request): &(u32, Request)| {
-            let of_node = |node: &Node| match node.takes_work() {
-                true => ranks_when_idle(node, request).min(*ranks),
+        let of_role = |((ranks, request), standing): (&(u32, Request), &Standing)| {
+            let levels = || shape.topology.require.iter().chain(&standing.apart);
+            let most = if standing.apart.is_some() { 1 } else { *ranks };
+            let of_node = |node: &Node| match node.takes_work()
+                && levels().all(|level| level.domain_of(node).is_some())
+            {
+                true => ranks_when_idle(node, request).min(most),
                 false => 0,
             };
             cluster.nodes().iter().map(of_node).collect()
         };
-        let hosts: Hosts = shape.roles.iter().map(of_role).collect();
+        let hosts: Hosts = shape.roles.iter().zip(&shape.standings).map(of_role).collect();
         let known = self.sets.iter().position(|known| **known == hosts);
         let hosts = known.unwrap_or_else(|| {
             self.sets.push(Arc::new(hosts));
@@ -256,28 +263,61 @@ impl Kept {
         hosts
     }
 
-    /// Keeps nodes that will have room for all ranks of the job, the soonest empty first, if they suffice.
+    /// Keeps nodes that will have room for all ranks of the job, the soonest empty first, if they suffice. Where all
+    /// have to stand in one domain, those of the one that has them soonest.
     fn keep_for(&mut self, cluster: &Cluster, soonest: &mut Soonest, job: &Job) {
         let hosts = self.hosts(cluster, &Arc::new(job.shape()));
         let hosts = self.sets[hosts].clone();
+        let chosen = match &job.spec.topology.require {
+            None => self.gather(cluster, job, &hosts, |at| soonest.get(at)),
+            Some(level) => {
+                let gathered = soonest.domains(cluster, level).values().filter_map(|nodes| {
+                    let chosen = self.gather(cluster, job, &hosts, |at| Some(nodes.get(at)?.1))?;
+                    let last = nodes.iter().rev().find(|(_, node)| chosen.contains(node)).map(|(at, _)| *at);
+                    Some((last, chosen))
+                });
+                gathered.min_by_key(|(last, _)| *last).map(|(_, chosen)| chosen)
+            }
+        };
+        let Some(chosen) = chosen else { return };
+        let until = chosen.iter().map(|node| cluster.nodes().held(*node).until());
+        self.starts
+            .insert(job.id, until.max().unwrap_or(Until::Time(Time(0))).max(Until::Time(cluster.now())));
+        self.owners.extend(chosen.into_iter().map(|node| (node, Owner::Job(job.id))));
+    }
+
+    /// Nodes, the first ones, that have room for all ranks of the job once they are idle, and are kept for nobody.
+    ///
+    /// * `nodes`: by their place in the order in which they get empty.
+    fn gather(
+        &self,
+        cluster: &Cluster,
+        job: &Job,
+        hosts: &Hosts,
+        mut nodes: impl FnMut(usize) -> Option<NodeId>,
+    ) -> Option<BTreeSet<NodeId>> {
         let mut chosen: BTreeSet<NodeId> = BTreeSet::new();
-        let mut start = Until::Time(cluster.now());
-        for (role, hosts) in job.spec.roles.iter().zip(hosts.iter()) {
+        for (role, hosts) in job.spec.roles.iter().zip(hosts) {
             let mut left = role.ranks;
+            let mut used: BTreeSet<&Name> = BTreeSet::new();
             for at in 0.. {
                 if left == 0 {
                     break;
                 }
-                let Some(node) = soonest.get(at) else { return };
+                let node = nodes(at)?;
                 let ranks = hosts[node.0 as usize];
-                if ranks != 0 && !self.owners.contains_key(&node) && chosen.insert(node) {
+                if ranks == 0 || self.owners.contains_key(&node) || chosen.contains(&node) {
+                    continue;
+                }
+                let apart = role.standing.apart.as_ref();
+                let domain = apart.and_then(|level| level.domain_of(cluster.nodes().get(node)));
+                if domain.is_none_or(|domain| used.insert(domain)) {
+                    chosen.insert(node);
                     left -= ranks.min(left);
-                    start = start.max(cluster.nodes().held(node).until());
                 }
             }
         }
-        self.starts.insert(job.id, start);
-        self.owners.extend(chosen.into_iter().map(|node| (node, Owner::Job(job.id))));
+        Some(chosen)
     }
 
     /// Keeps nodes for as many wide jobs as are expected.
@@ -336,27 +376,42 @@ impl Kept {
 
 /// In how many milliseconds a node is expected to be empty; `None`: not by itself.
 fn empty_in(cluster: &Cluster, node: NodeId) -> Option<u64> {
-    cluster.nodes().expiries()[node.0 as usize].empty_in(cluster.now())
+    cluster.nodes().empty_in(cluster.now(), node)
 }
 
-/// Nodes that get empty by themselves, the soonest first. Sorted as far as they are asked for.
-struct Soonest {
-    rest: BinaryHeap<Reverse<(u64, NodeId)>>,
+/// Nodes that get empty by themselves, the soonest first. Found as far as they are asked for.
+struct Soonest<'a> {
+    rest: SoonestFirst<'a>,
     first: Vec<NodeId>,
+    /// Those of each domain, with their places among all, of levels that were asked for.
+    domains: BTreeMap<Level, Domains>,
 }
 
-impl Soonest {
-    fn of(cluster: &Cluster) -> Soonest {
-        let expiries = cluster.nodes().expiries().iter().zip((0..).map(NodeId));
-        let empty_in = expiries.filter_map(|(expiry, node)| Some((expiry.empty_in(cluster.now())?, node)));
-        Soonest { rest: empty_in.map(Reverse).collect::<Vec<_>>().into(), first: Vec::new() }
+type Domains = BTreeMap<Name, Vec<(usize, NodeId)>>;
+
+impl<'a> Soonest<'a> {
+    fn of(cluster: &'a Cluster) -> Soonest<'a> {
+        Soonest { rest: cluster.nodes().soonest(cluster.now()), first: Vec::new(), domains: BTreeMap::new() }
     }
 
     fn get(&mut self, at: usize) -> Option<NodeId> {
         while self.first.len() <= at {
-            self.first.push(self.rest.pop()?.0.1);
+            self.first.push(self.rest.next()?);
         }
         Some(self.first[at])
+    }
+
+    fn domains(&mut self, cluster: &Cluster, level: &Level) -> &Domains {
+        if !self.domains.contains_key(level) {
+            let mut domains = Domains::new();
+            for (at, node) in (0..).map_while(|at| Some((at, self.get(at)?))) {
+                if let Some(domain) = level.domain_of(cluster.nodes().get(node)) {
+                    domains.entry(domain.clone()).or_default().push((at, node));
+                }
+            }
+            self.domains.insert(level.clone(), domains);
+        }
+        &self.domains[level]
     }
 }
 
@@ -396,14 +451,20 @@ fn ranks_when_idle(node: &Node, request: &Request) -> u32 {
     }
     let healthy = || node.inventory.devices.iter().filter(|device| device.fault.is_none());
     let best = request.devices.iter().map(|want| {
-        let mut classes: BTreeMap<&DeviceClass, u64> = BTreeMap::new();
+        let is_linked = want.one_island && 1 < want.count;
+        let mut classes: BTreeMap<&DeviceClass, BTreeMap<Option<u16>, u64>> = BTreeMap::new();
         for device in healthy().filter(|device| want.accepts(&device.class)) {
             let slices =
                 want.slice.map(|slice| 1000 / slice.granted(&device.class).share_milli(&device.class).max(1));
-            *classes.entry(&device.class).or_default() += slices.unwrap_or(1);
+            let island = device.island.filter(|_| is_linked);
+            if island.is_some() || !is_linked {
+                *classes.entry(&device.class).or_default().entry(island).or_default() += slices.unwrap_or(1);
+            }
         }
-        let most = classes.into_values().max().unwrap_or(0);
-        (most / u64::from(want.count)).min(others) as u32
+        let of_class = |islands: BTreeMap<Option<u16>, u64>| {
+            islands.into_values().map(|devices| devices / u64::from(want.count)).sum::<u64>()
+        };
+        classes.into_values().map(of_class).max().unwrap_or(0).min(others) as u32
     });
     best.max().unwrap_or(0)
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::index::{Entry, Gap, Group, Wanted};
-use super::price::{Prices, UNIT};
-use super::score::{Chosen, Score, Strand, Take, Weights, beside_cost, scarcity};
+use super::price::Prices;
+use super::score::{Score, Strand, Take, Weights, beside_cost, scarcity};
 use crate::nodes::{Held, HeldDevice, Node};
 use crate::types::*;
 
@@ -257,7 +257,7 @@ impl Room {
         for device in accelerators(&node.free, &self.classes) {
             self.free_milli[usize::from(device.class)] += u64::from(device.compute_milli);
         }
-        let (entry, gaps) = summary(id, &node.free, node.inventory.devices.len(), &self.classes);
+        let (entry, gaps) = summary(id, &node.free, &node.inventory.devices, &self.classes);
         node.entry = Some(entry);
         for gap in gaps {
             let group = *self.gap_ids.entry(gap).or_insert_with(|| {
@@ -391,107 +391,6 @@ impl Room {
         scores.filter(|score| passes(score.node, self.on(score.node))).min()
     }
 
-    /// Whether a rank would fit on a node that takes work.
-    pub(super) fn takes(&self, id: NodeId, request: &Request) -> bool {
-        let RoomNode { free, entry, .. } = &self.nodes[id.0 as usize];
-        let enough = |cpus_milli: u32| u64::from(cpus_milli) <= free.cpus_milli;
-        let takes = |want: &DeviceRequest| {
-            free.devices.iter().any(|first| {
-                let take = Take::of(want, &self.classes[usize::from(first.class)]);
-                take.is_some_and(|take| {
-                    let alike =
-                        free.devices.iter().filter(|device| device.class == first.class && take.fits(device));
-                    enough(take.cpus_milli(request)) && usize::from(take.count) <= alike.count()
-                })
-            })
-        };
-        entry.is_some()
-            && request.memory_bytes <= free.memory_bytes
-            && enough(request.cpus_milli)
-            && (request.devices.is_empty() || request.devices.iter().any(takes))
-    }
-
-    /// The devices that a rank would take on a node of which so much is free, if it fits there.
-    pub(super) fn choose(
-        &self,
-        id: NodeId,
-        left: &NodeFree,
-        request: &Request,
-        devices: Option<&DeviceRequest>,
-        scarcity: &[i64],
-    ) -> Option<Chosen> {
-        if left.memory_bytes < request.memory_bytes {
-            return None;
-        }
-        let (mut devices_milli, mut free_milli, mut whole) = (0, 0, 0);
-        for device in &left.devices {
-            devices_milli += device.compute_milli;
-            if self.classes[usize::from(device.class)].vendor != Vendor::Cpu {
-                free_milli += device.compute_milli;
-                whole += u16::from(device.compute_milli == 1000);
-            }
-        }
-        let idle = 1 < whole && usize::from(whole) == self.nodes[id.0 as usize].inventory.devices.len();
-        let core_value = self.prices.core_value;
-        let score = |take: Option<&Take>, cost: i64| {
-            let cpus_milli = take.map_or(request.cpus_milli, |take| take.cpus_milli(request));
-            let taken_milli = take.map_or(0, Take::accelerators_milli);
-            let strand = Strand::of(taken_milli, cpus_milli, core_value);
-            let imbalance = Strand::imbalance(free_milli.into(), left.cpus_milli as i64, core_value);
-            let score = Score {
-                cost: cost + strand.cost(imbalance),
-                devices_left_milli: devices_milli - take.map_or(0, Take::devices_milli),
-                cpus_left_milli: left.cpus_milli.checked_sub(cpus_milli.into())?,
-                node: id,
-            };
-            Some((score, cpus_milli))
-        };
-        let Some(want) = devices else {
-            let (score, cpus_milli) = score(None, beside_cost(free_milli != 0))?;
-            return Some(Chosen { score, devices: Vec::new(), take: None, cpus_milli });
-        };
-        let mut classes: Vec<u16> = left.devices.iter().map(|device| device.class).collect();
-        classes.sort_unstable();
-        classes.dedup();
-        let of_class = |class: u16| {
-            let device_class = &self.classes[usize::from(class)];
-            let take = Take::of(want, device_class)?;
-            let fit = left.devices.iter().filter(|device| device.class == class && take.fits(device));
-            // Those that lose least by it; whole devices are all alike.
-            let mut fit: Vec<(i64, u16)> = match take.slice {
-                Some(_) => fit
-                    .map(|device| {
-                        (take.part_cost(&self.prices, &self.weights, device, device_class), device.index)
-                    })
-                    .collect(),
-                None => fit.map(|device| (0, device.index)).collect(),
-            };
-            let fitting = fit.len();
-            if fitting < usize::from(take.count) {
-                return None;
-            }
-            fit.sort_unstable();
-            fit.truncate(take.count.into());
-            let gap_cost = match (take.cores, take.slice) {
-                (true, _) => beside_cost(free_milli != 0),
-                (false, Some(_)) => {
-                    fit.iter().map(|(cost, _)| cost).sum::<i64>()
-                        + if idle { self.weights.breaks * UNIT } else { 0 }
-                }
-                (false, None) => self.weights.whole_cost(whole, idle, take.count),
-            };
-            let scarce = scarcity[usize::from(class)] * i64::from(take.accelerators_milli());
-            let (score, cpus_milli) = score(Some(&take), gap_cost + scarce)?;
-            let mut devices: Vec<u16> = fit.into_iter().map(|(_, index)| index).collect();
-            devices.sort_unstable();
-            Some((fitting, device_class, Chosen { score, devices, take: Some(take), cpus_milli }))
-        };
-        let chosen = classes.into_iter().filter_map(of_class);
-        let best =
-            chosen.min_by(|one, other| (one.2.score, one.0, one.1).cmp(&(other.2.score, other.0, other.1)));
-        best.map(|(_, _, chosen)| chosen)
-    }
-
     /// Checks everything against a recount.
     ///
     /// # Panics
@@ -512,7 +411,7 @@ impl Room {
             if known.entry.is_none() {
                 continue;
             }
-            let (entry, gaps) = summary(node.id, &free, node.inventory.devices.len(), &self.classes);
+            let (entry, gaps) = summary(node.id, &free, &node.inventory.devices, &self.classes);
             assert_eq!(known.entry, Some(entry), "the entry of {name}");
             let indexed = known.groups.iter().map(|group| self.gaps[*group as usize].0);
             assert!(indexed.eq(gaps.iter().copied()), "the gaps of {name}");
@@ -540,8 +439,22 @@ fn accelerators<'a>(
     free.devices.iter().filter(|device| classes[usize::from(device.class)].vendor != Vendor::Cpu)
 }
 
+/// How many of some devices of a node are in each island; those in none are left out.
+fn islands(devices: &[Device], some: impl Iterator<Item = u16>) -> BTreeMap<u16, u16> {
+    let mut islands = BTreeMap::new();
+    for island in some.filter_map(|index| devices[usize::from(index)].island) {
+        *islands.entry(island).or_default() += 1;
+    }
+    islands
+}
+
 /// A node as its groups know it, and the gaps that it has, ascending.
-fn summary(id: NodeId, free: &NodeFree, devices: usize, classes: &[Arc<DeviceClass>]) -> (Entry, Vec<Gap>) {
+fn summary(
+    id: NodeId,
+    free: &NodeFree,
+    devices: &[Device],
+    classes: &[Arc<DeviceClass>],
+) -> (Entry, Vec<Gap>) {
     let free_milli: u32 = accelerators(free, classes).map(|device| device.compute_milli).sum();
     let entry = Entry {
         devices_milli: free.devices.iter().map(|device| device.compute_milli).sum(),
@@ -552,7 +465,7 @@ fn summary(id: NodeId, free: &NodeFree, devices: usize, classes: &[Arc<DeviceCla
     };
     let all = accelerators(free, classes).filter(|device| device.compute_milli == 1000).count() as u16;
     let beside = free_milli != 0;
-    let idle = 1 < all && usize::from(all) == devices;
+    let idle = 1 < all && usize::from(all) == devices.len();
     let mut gaps = vec![Gap::Cores { beside }];
     for &DeviceFree { class, compute_milli, memory_bytes, .. } in &free.devices {
         let cores = classes[usize::from(class)].vendor == Vendor::Cpu;
@@ -577,9 +490,18 @@ fn summary(id: NodeId, free: &NodeFree, devices: usize, classes: &[Arc<DeviceCla
         };
         if !gaps.iter_mut().any(count) {
             gaps.push(match cores {
-                true => Gap::WholeCores { class, count: 1, beside },
-                false => Gap::Whole { class, count: 1, all, idle },
+                true => Gap::WholeCores { class, count: 1, island: 0, beside },
+                false => Gap::Whole { class, count: 1, island: 0, all, idle },
             });
+        }
+    }
+    if devices.iter().any(|device| device.island.is_some()) {
+        for gap in &mut gaps {
+            if let Gap::Whole { class, island, .. } | Gap::WholeCores { class, island, .. } = gap {
+                let whole = |device: &&DeviceFree| device.class == *class && device.compute_milli == 1000;
+                let whole = free.devices.iter().filter(whole).map(|device| device.index);
+                *island = islands(devices, whole).into_values().max().unwrap_or(0);
+            }
         }
     }
     gaps.sort_unstable();
@@ -587,5 +509,6 @@ fn summary(id: NodeId, free: &NodeFree, devices: usize, classes: &[Arc<DeviceCla
     (entry, gaps)
 }
 
+mod choose;
 #[cfg(test)]
 mod tests;

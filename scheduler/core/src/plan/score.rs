@@ -34,18 +34,25 @@ pub(super) struct Weights {
     whole: i64,
     /// Beginning a node that is idle, by less than half of it.
     pub breaks: i64,
+    /// Taking devices of several islands: slower for as long as the rank runs.
+    split: i64,
 }
 
 impl Weights {
     /// Where nothing is known of wide jobs to come: a hint, as what is learned is not all.
-    pub const HINTS: Weights = Weights { begins: 5, whole: 1, breaks: 0 };
+    pub const HINTS: Weights = Weights { begins: 5, whole: 1, breaks: 0, split: 100 };
     /// Where wide jobs come and go, the next one is better off with a whole node than the pool with a good fit.
-    pub const PROTECT: Weights = Weights { begins: 50, whole: 50, breaks: 1000 };
+    pub const PROTECT: Weights = Weights { begins: 50, whole: 50, breaks: 1000, split: 100 };
 
     /// Of taking `takes` devices of a node that has `all` whole ones.
     pub fn whole_cost(&self, all: u16, idle: bool, takes: u16) -> i64 {
         let breaks = if idle && 2 * u32::from(takes) <= u32::from(all) { self.breaks } else { 0 };
         (i64::from(all) * self.whole + breaks) * UNIT
+    }
+
+    /// Of taking several devices that are of several islands.
+    pub fn split_cost(&self, is_split: bool) -> i64 {
+        if is_split { self.split * UNIT } else { 0 }
     }
 }
 
@@ -66,6 +73,8 @@ pub(super) struct Take {
     share_milli: u64,
     /// Whether the devices are cores.
     pub cores: bool,
+    /// Whether they must be of one island.
+    pub one_island: bool,
 }
 
 impl Take {
@@ -74,12 +83,18 @@ impl Take {
         let slice = want.slice.map(|slice| slice.granted(class));
         let share_milli = slice.map_or(1000, |slice| slice.share_milli(class));
         let cores = class.vendor == Vendor::Cpu;
-        want.accepts(class).then_some(Take { count: want.count, slice, share_milli, cores })
+        let one_island = want.one_island && 1 < want.count;
+        want.accepts(class).then_some(Take { count: want.count, slice, share_milli, cores, one_island })
     }
 
     /// Whether a device has enough left.
     pub fn fits(&self, device: &DeviceFree) -> bool {
         device.has(self.slice)
+    }
+
+    /// Whether so many whole devices suffice, of which so many are in the fullest island.
+    fn fits_whole(&self, count: u16, island: u16) -> bool {
+        self.slice.is_none() && self.count <= if self.one_island { island } else { count }
     }
 
     /// Of all its devices together, in thousandths of one.
@@ -129,10 +144,13 @@ impl Take {
         class: &DeviceClass,
     ) -> Option<i64> {
         match *gap {
-            Gap::Whole { count, all, idle, .. } => (self.slice.is_none() && self.count <= count)
-                .then(|| weights.whole_cost(all, idle, self.count)),
-            Gap::WholeCores { count, beside, .. } => {
-                (self.slice.is_none() && self.count <= count).then(|| beside_cost(beside))
+            Gap::Whole { count, island, all, idle, .. } => {
+                let is_split = 1 < self.count && (1..self.count).contains(&island);
+                let fits = self.fits_whole(count, island);
+                fits.then(|| weights.whole_cost(all, idle, self.count) + weights.split_cost(is_split))
+            }
+            Gap::WholeCores { count, island, beside, .. } => {
+                self.fits_whole(count, island).then(|| beside_cost(beside))
             }
             Gap::Part { compute_milli, memory_bytes, beside, idle, .. } => {
                 let device = DeviceFree { index: 0, class: 0, compute_milli, memory_bytes };

@@ -52,7 +52,7 @@ impl Kernels for Cpu {
     fn linear_forward(&self, shape: Linear, y: &mut [f32], x: &[f32], w: &[f32], accumulate: bool) {
         let Linear { rows, inputs, outputs } = shape;
         if rows <= MAX_DECODE_ROWS {
-            return self.few_rows(shape, y, x, &|y, x, outputs| {
+            return self.few_rows(shape, y, x, |y, x, outputs| {
                 vectors::dots(y, x, &w[outputs.start * inputs..outputs.end * inputs], accumulate);
             });
         }
@@ -64,7 +64,7 @@ impl Kernels for Cpu {
         let Linear { rows, inputs, outputs } = shape;
         match w {
             Weight::F32(w) => self.linear_forward(shape, y, x, w, accumulate),
-            Weight::Bf16(w) if rows <= MAX_DECODE_ROWS => self.few_rows(shape, y, x, &|y, x, outputs| {
+            Weight::Bf16(w) if rows <= MAX_DECODE_ROWS => self.few_rows(shape, y, x, |y, x, outputs| {
                 vectors::dots_bf16(y, x, &w[outputs.start * inputs..outputs.end * inputs], accumulate);
             }),
             Weight::Bf16(w) => {
@@ -257,7 +257,7 @@ impl Cpu {
         shape: Linear,
         y: &mut [f32],
         x: &[f32],
-        dots: &(dyn Fn(&mut [f32], &[f32], Range<usize>) + Sync),
+        dots: impl Fn(&mut [f32], &[f32], Range<usize>) + Sync,
     ) {
         /// Products that a thread must have to be worth waking.
         const WORTH_A_THREAD: usize = 1 << 18;

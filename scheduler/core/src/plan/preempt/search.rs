@@ -7,8 +7,11 @@ use super::{Given, Leaving, MAX_CANDIDATES, Promises, guards, may_reclaim, recla
 use crate::cluster::{Cluster, workers};
 use crate::event::Queue;
 use crate::jobs::Job;
-use crate::plan::fit::{Free, Misfit, charge, find, fits, has_labels};
+use crate::plan::domain::may_stand;
+use crate::plan::fit::{Free, Misfit, charge, find, fits, fits_among};
 use crate::plan::room::{NodeFree, Room};
+use crate::plan::score::Take;
+use crate::topology::Level;
 use crate::types::*;
 
 /// What one search may do: ranks of victims given back and taken again, and ranks placed for a proof.
@@ -30,6 +33,24 @@ pub struct Search<'s, 'a> {
 struct Candidate<'a> {
     job: &'a Job,
     lost: u64,
+}
+
+/// What a node wins when all candidates leave it.
+#[derive(Clone)]
+struct Gain<'a> {
+    node: NodeId,
+    /// Ranks of the largest role.
+    ranks: u32,
+    /// By all candidates together.
+    lost: u128,
+    candidates: Vec<Candidate<'a>>,
+}
+
+impl Gain<'_> {
+    /// In thousandths, so that ranks that cost little are told apart; without a gain only what else is missing.
+    fn price(&self) -> u128 {
+        (1 + self.lost * 1000).checked_div(self.ranks.into()).unwrap_or(u128::MAX)
+    }
 }
 
 /// What may still be taken of queues that must keep their guarantee, in thousandths of a device.
@@ -112,6 +133,15 @@ impl<'s, 'a> Search<'s, 'a> {
     fn fits(&mut self, job: &Job) -> bool {
         self.work += job.spec.ranks() as usize;
         fits(self.free, job).is_ok()
+    }
+
+    /// The same in one domain, if the job requires one.
+    fn fits_in(&mut self, job: &Job, domain: Option<&[NodeId]>) -> bool {
+        self.work += job.spec.ranks() as usize;
+        match domain {
+            None => fits(self.free, job).is_ok(),
+            nodes => fits_among(self.free, job, nodes).is_ok(),
+        }
     }
 
     /// Whether the job fits once all that stops already has stopped.
@@ -270,23 +300,43 @@ impl<'s, 'a> Search<'s, 'a> {
         spare: &Spare,
         misfit: &Misfit,
     ) -> Option<Vec<&'a Job>> {
-        let mut spare = spare.clone();
-        let mut order = match misfit {
-            Misfit::QueueLimit { queue, .. } => {
-                let queues = self.free.cluster.queues();
-                let mut order = candidates.to_vec();
-                order.sort_by_key(|candidate| !queues.is_within(&candidate.job.spec.queue, queue));
-                order
+        if let Misfit::QueueLimit { queue, .. } = misfit {
+            let queues = self.free.cluster.queues();
+            let mut order = candidates.to_vec();
+            order.sort_by_key(|candidate| !queues.is_within(&candidate.job.spec.queue, queue));
+            return self.in_order(job, order, spare, None);
+        }
+        let nodes = self.by_gain(job, candidates);
+        if let Some(level) = &job.spec.topology.require {
+            for (domain, nodes) in self.by_domain(job, level, &nodes) {
+                if MAX_WORK < self.work {
+                    break;
+                }
+                let victims = self.in_order(job, in_sequence(&nodes), spare, Some(&domain));
+                if victims.is_some() {
+                    return victims;
+                }
             }
-            Misfit::RoomFor { .. } | Misfit::Kept(_) => self.by_gain(job, candidates),
-        };
+        }
+        self.in_order(job, in_sequence(&nodes), spare, None)
+    }
+
+    /// The first candidates that are enough, without those that need not give way.
+    fn in_order(
+        &mut self,
+        job: &Job,
+        mut order: Vec<Candidate<'a>>,
+        spare: &Spare,
+        domain: Option<&[NodeId]>,
+    ) -> Option<Vec<&'a Job>> {
+        let mut spare = spare.clone();
         order.retain(|candidate| self.allows(&mut spare, job, candidate.job));
         let mut given = 0;
         let mut fits_with = |search: &mut Search<'s, 'a>, count: usize| {
             order[count.min(given)..given].iter().for_each(|candidate| search.take_back(candidate.job));
             order[given.min(count)..count].iter().for_each(|candidate| search.give(candidate.job));
             given = count;
-            search.fits(job)
+            search.fits_in(job, domain)
         };
         if !fits_with(self, order.len()) {
             fits_with(self, 0);
@@ -304,40 +354,75 @@ impl<'s, 'a> Search<'s, 'a> {
         Some(order.into_iter().map(|candidate| candidate.job).collect())
     }
 
-    /// Candidates node by node, those nodes first that win most ranks for what is lost.
-    fn by_gain(&mut self, job: &Job, candidates: &[Candidate<'a>]) -> Vec<Candidate<'a>> {
+    /// Nodes with candidates, those first that win most ranks for what is lost.
+    fn by_gain(&mut self, job: &Job, candidates: &[Candidate<'a>]) -> Vec<Gain<'a>> {
         let role = job.spec.roles.iter().max_by_key(|role| role.ranks).expect("a job has a role");
-        let mut nodes: Vec<(u128, NodeId, Vec<Candidate>)> = Vec::new();
-        for (id, on_node) in self.by_node(candidates) {
-            let before = self.ranks_on(id, job, role);
-            let gone = self.gone.entry(id).or_default();
+        let mut nodes: Vec<Gain> = Vec::new();
+        for (node, candidates) in self.by_node(candidates) {
+            let before = self.ranks_on(node, job, role);
+            let gone = self.gone.entry(node).or_default();
             let already = gone.len();
-            let all = on_node.iter().flat_map(|candidate| workers(candidate.job));
-            gone.extend(all.filter(|(_, rank)| rank.node == id));
+            let all = candidates.iter().flat_map(|candidate| workers(candidate.job));
+            gone.extend(all.filter(|(_, rank)| rank.node == node));
             self.work += gone.len() - already;
-            self.refresh_node(id);
-            let gain = u128::from(self.ranks_on(id, job, role) - before);
-            self.gone.get_mut(&id).expect("just entered").truncate(already);
-            self.refresh_node(id);
-            let lost: u128 = on_node.iter().map(|candidate| u128::from(candidate.lost)).sum();
-            // In thousandths, so that ranks that cost little are told apart; without a gain only what else is missing.
-            nodes.push(((1 + lost * 1000).checked_div(gain).unwrap_or(u128::MAX), id, on_node));
+            self.refresh_node(node);
+            let ranks = self.ranks_on(node, job, role) - before;
+            self.gone.get_mut(&node).expect("just entered").truncate(already);
+            self.refresh_node(node);
+            let lost: u128 = candidates.iter().map(|candidate| u128::from(candidate.lost)).sum();
+            nodes.push(Gain { node, ranks, lost, candidates });
         }
-        nodes.sort_by_key(|(price, id, _)| (*price, *id));
-        let mut seen = BTreeSet::new();
-        let candidates = nodes.into_iter().flat_map(|(_, _, on_node)| on_node);
-        candidates.filter(|candidate| seen.insert(candidate.job.id)).collect()
+        nodes.sort_by_key(|gain| (gain.price(), gain.node));
+        nodes
+    }
+
+    /// The domains in which the candidates could make room, by count, each with all its nodes and those with candidates:
+    /// first those where least is lost for what is missing.
+    fn by_domain(
+        &mut self,
+        job: &Job,
+        level: &Level,
+        nodes: &[Gain<'a>],
+    ) -> Vec<(Vec<NodeId>, Vec<Gain<'a>>)> {
+        let role = job.spec.roles.iter().max_by_key(|role| role.ranks).expect("a job has a role");
+        let mut domains: BTreeMap<&Name, (u64, Vec<NodeId>, Vec<Gain>)> = BTreeMap::new();
+        let takes: Vec<_> = role.request.devices.iter().map(|want| self.free.room.takes_of(want)).collect();
+        let open = self.free.cluster.nodes().iter().filter(|node| node.takes_work());
+        for (name, node) in open.filter_map(|node| Some((level.domain_of(node)?, node.id))) {
+            let (ranks, nodes, _) = domains.entry(name).or_default();
+            *ranks += u64::from(self.bound_on(node, job, role, &takes));
+            nodes.push(node);
+        }
+        for gain in nodes {
+            let name = level.domain_of(self.free.cluster.nodes().get(gain.node));
+            let domain = name.and_then(|name| domains.get_mut(name));
+            domain.into_iter().for_each(|(.., nodes)| nodes.push(gain.clone()));
+        }
+        let priced = domains.into_iter().filter_map(|(name, (mut ranks, all, nodes))| {
+            let mut lost = 0;
+            for gain in nodes.iter().take_while(|gain| gain.ranks != 0) {
+                if u64::from(role.ranks) <= ranks {
+                    break;
+                }
+                (ranks, lost) = (ranks + u64::from(gain.ranks), lost + gain.lost);
+            }
+            (u64::from(role.ranks) <= ranks).then_some(((lost, name), (all, nodes)))
+        });
+        let mut priced: Vec<_> = priced.collect();
+        priced.sort_by_key(|(price, _)| *price);
+        priced.into_iter().map(|(_, domain)| domain).collect()
     }
 
     /// Ranks of the role for which a node has room, no more than the role has.
     fn ranks_on(&self, id: NodeId, job: &Job, role: &Role) -> u32 {
         let (node, request, room) = (self.free.cluster.nodes().get(id), &role.request, &self.free.room);
-        if !has_labels(node, request) || self.free.is_kept_from(job, id) {
+        if !may_stand(node, role) || self.free.is_kept_from(job, id) {
             return 0;
         }
+        let most = if role.standing.apart.is_some() { 1 } else { role.ranks };
         let with = |devices: Option<&DeviceRequest>| {
             let (mut left, mut ranks) = (room.on(id).clone(), 0);
-            while ranks < role.ranks
+            while ranks < most
                 && let Some(chosen) = room.choose(id, &left, request, devices, &self.free.scarcity)
             {
                 left.take(&chosen.allocation(id, request, 0));
@@ -347,6 +432,17 @@ impl<'s, 'a> Search<'s, 'a> {
         };
         let none = request.devices.is_empty().then_some(None);
         request.devices.iter().map(Some).chain(none).map(with).max().unwrap_or(0)
+    }
+
+    /// The same, never less than it is.
+    fn bound_on(&self, id: NodeId, job: &Job, role: &Role, takes: &[Vec<Option<Take>>]) -> u32 {
+        if !may_stand(self.free.cluster.nodes().get(id), role) || self.free.is_kept_from(job, id) {
+            return 0;
+        }
+        let with =
+            |takes: Option<&[Option<Take>]>| self.free.room.bound(id, &role.request, takes, role.ranks);
+        let none = takes.is_empty().then_some(None);
+        takes.iter().map(|takes| Some(&takes[..])).chain(none).map(with).max().unwrap_or(0)
     }
 
     /// Candidates by each node that they hold something on, in their order.
@@ -375,10 +471,12 @@ impl<'s, 'a> Search<'s, 'a> {
         allows
     }
 
-    /// Lets those stay without which the job fits too, those that lose most first. The last of them is needed.
+    /// Lets those stay without which the job fits too, those that lose most first. The last of them is needed, where
+    /// the job may be anywhere.
     fn drop_superfluous(&mut self, job: &Job, victims: &mut Vec<Candidate<'a>>) {
-        let Some((_, others)) = victims.split_last() else { return };
-        let mut others = others.to_vec();
+        // Where it was sought in one domain, some of them may be enough in another.
+        let needed = usize::from(job.spec.topology.require.is_none());
+        let mut others = victims[..victims.len().saturating_sub(needed)].to_vec();
         others.sort_by_key(|victim| Reverse(victim.lost));
         for victim in others.iter().take_while(|_| self.work <= MAX_WORK).collect::<Vec<_>>() {
             self.take_back(victim.job);
@@ -388,6 +486,13 @@ impl<'s, 'a> Search<'s, 'a> {
             }
         }
     }
+}
+
+/// Candidates node by node, each once.
+fn in_sequence<'a>(nodes: &[Gain<'a>]) -> Vec<Candidate<'a>> {
+    let mut seen = BTreeSet::new();
+    let candidates = nodes.iter().flat_map(|gain| &gain.candidates);
+    candidates.filter(|candidate| seen.insert(candidate.job.id)).copied().collect()
 }
 
 /// What is free of a node in both cases.

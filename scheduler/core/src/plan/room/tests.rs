@@ -3,6 +3,7 @@
 use super::*;
 use crate::event::Availability;
 use crate::nodes::{Span, Until};
+use crate::plan::score::Chosen;
 
 const SPAN: Span = Span { since: Time(0), until: Until::Unknown };
 
@@ -37,11 +38,13 @@ fn classes() -> Vec<Arc<DeviceClass>> {
 fn inventory(rng: &mut Rng) -> Inventory {
     let classes = classes();
     let main = rng.pick(&classes);
+    let (linked, size) = (rng.below(2) == 0, rng.pick(&[2, 3, 4]));
     let device = |rng: &mut Rng, at: u64| Device {
         class: if rng.below(12) == 0 { rng.pick(&classes) } else { main.clone() },
         uuid: at.to_string().into(),
         fault: (rng.below(20) == 0).then(|| "xid 79".into()),
         speed_milli: 1000,
+        island: linked.then_some(at as u16 / size),
     };
     Inventory {
         devices: (0..rng.pick(&[0, 1, 2, 4, 8, 8, 8])).map(|at| device(rng, at)).collect(),
@@ -65,6 +68,7 @@ fn request(rng: &mut Rng) -> Request {
         model,
         memory_bytes: 0,
         slice: (rng.below(2) == 0 && slice != Slice::default()).then_some(slice),
+        one_island: rng.below(3) == 0,
     };
     Request {
         devices: if rng.below(8) == 0 { Vec::new() } else { vec![want] },
@@ -83,9 +87,38 @@ fn prices(rng: &mut Rng) -> Prices {
     prices
 }
 
+/// Several devices are of one island if that is required, and whole ones wherever that can be: of the smallest that has
+/// so many. Returns whether they are.
+fn check_islands(
+    room: &Room,
+    node: &Node,
+    want: Option<&DeviceRequest>,
+    chosen: &Chosen,
+    seed: u64,
+) -> usize {
+    let island = |index: u16| node.inventory.devices[usize::from(index)].island;
+    let (Some(want), [first, _, ..]) = (want, &chosen.devices[..]) else { return 0 };
+    let together = island(*first).is_some() && chosen.devices.iter().all(|at| island(*at) == island(*first));
+    assert!(together || !want.one_island, "seed {seed}: {want:?} {chosen:?}");
+    let class = &node.inventory.devices[usize::from(*first)].class;
+    let free = room.on(node.id).devices.iter().filter(|device| device.compute_milli == 1000);
+    let free = free.map(|device| device.index);
+    let alike = free.filter(|at| node.inventory.devices[usize::from(*at)].class == *class);
+    let islands = islands(&node.inventory.devices, alike);
+    let enough = islands.iter().filter(|(_, devices)| want.count <= **devices);
+    if want.slice.is_none() {
+        let smallest = enough.map(|(_, devices)| *devices).min();
+        assert_eq!(together, smallest.is_some(), "seed {seed}: {want:?} {chosen:?}");
+        if let (true, Some(island)) = (together, island(*first)) {
+            assert_eq!(Some(islands[&island]), smallest, "seed {seed}: large islands stay whole");
+        }
+    }
+    usize::from(together)
+}
+
 #[test]
 fn the_index_finds_what_a_look_at_every_node_finds() {
-    let (mut found, mut not) = (0, 0);
+    let (mut found, mut not, mut linked) = (0, 0, 0);
     for seed in 0..60 {
         let mut rng = Rng(seed);
         let mut room = Room::default();
@@ -127,6 +160,11 @@ fn the_index_finds_what_a_look_at_every_node_finds() {
             let left = room.on(best.node).clone();
             let chosen = room.choose(best.node, &left, &request, devices, &scarcity).expect("it fits");
             assert_eq!(chosen.score, best);
+            linked += check_islands(&room, &nodes[best.node.0 as usize], devices, &chosen, seed);
+            assert!(room.takes(best.node, &request), "seed {seed}: {request:?}");
+            let takes = devices.map(|want| room.takes_of(want));
+            let bound = room.bound(best.node, &request, takes.as_deref(), 1);
+            assert_eq!(bound, 1, "seed {seed}: {request:?}");
             let worker = WorkerId { job: JobId(step + 1), attempt: 1, rank: 0 };
             let rank = Allocation {
                 node: best.node,
@@ -147,4 +185,5 @@ fn the_index_finds_what_a_look_at_every_node_finds() {
         room.check(nodes.iter().zip(&held));
     }
     assert!(5_000 < found && 2_000 < not, "{found} found, {not} not");
+    assert!(500 < linked, "{linked} of one island");
 }

@@ -71,6 +71,7 @@ impl<'a> Ours<'a> {
                 uuid: format!("{}-{at}", node.name).into(),
                 fault: None,
                 speed_milli: 1000,
+                island: None,
             });
             let inventory = Inventory {
                 devices: devices.collect(),
@@ -103,6 +104,7 @@ impl<'a> Ours<'a> {
                 name: "worker".into(),
                 ranks: spec.ranks,
                 request: request(spec),
+                standing: Standing::default(),
                 program: Program::Command(vec!["replayed".into()]),
             };
             Arc::new(JobSpec {
@@ -181,8 +183,13 @@ fn request(spec: &Spec) -> Request {
     let slice = spec
         .is_share()
         .then_some(Slice { compute_milli: spec.share_milli.into(), memory_bytes: spec.slice_memory_bytes });
-    let device =
-        |vendor, model| DeviceRequest { count: spec.devices.into(), vendor, model, memory_bytes: 0, slice };
+    let device = |vendor, model| DeviceRequest {
+        count: spec.devices.into(),
+        vendor,
+        model,
+        slice,
+        ..Default::default()
+    };
     let plain = spec.wants.iter().all(|want| want.vendor.is_none() && want.model.is_some());
     let devices = if spec.devices == 0 {
         Vec::new()
