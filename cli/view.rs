@@ -209,6 +209,8 @@ pub struct Train {
     pub learning_rate: f32,
     pub seed: u64,
     pub checkpoint_every: u64,
+    pub precision: String,
+    pub micro_batch: u32,
 }
 
 /// Options of the bundled inference server.
@@ -218,6 +220,7 @@ pub struct Serve {
     pub model: String,
     pub served_name: String,
     pub max_queue: u32,
+    pub precision: String,
 }
 
 /// What `submit` and `run --detach` print.
@@ -685,6 +688,8 @@ impl From<&core::Role> for Role {
                     learning_rate: options.learning_rate,
                     seed: options.seed,
                     checkpoint_every: options.checkpoint_every,
+                    precision: options.precision.to_string(),
+                    micro_batch: options.micro_batch,
                 });
             }
             core::Program::Serve(options) => {
@@ -692,6 +697,7 @@ impl From<&core::Role> for Role {
                     model: options.model.to_string(),
                     served_name: options.served_name.to_string(),
                     max_queue: options.max_queue,
+                    precision: options.precision.to_string(),
                 });
             }
         }

@@ -35,7 +35,7 @@ fn seeds(count: u64) -> Vec<u64> {
     }
 }
 
-const KEYS: [&str; 36] = [
+const KEYS: [&str; 38] = [
     "kind",
     "name",
     "queue",
@@ -67,6 +67,8 @@ const KEYS: [&str; 36] = [
     "learning_rate",
     "seed",
     "checkpoint_every",
+    "precision",
+    "micro_batch",
     "count",
     "class",
     "vendor",

@@ -160,6 +160,8 @@ impl Train {
         put(&mut self.learning_rate, over.learning_rate);
         put(&mut self.seed, over.seed);
         put(&mut self.checkpoint_every, over.checkpoint_every);
+        put(&mut self.precision, over.precision);
+        put(&mut self.micro_batch, over.micro_batch);
     }
 }
 
@@ -168,5 +170,6 @@ impl Serve {
         put(&mut self.model, over.model);
         put(&mut self.served_name, over.served_name);
         put(&mut self.max_queue, over.max_queue);
+        put(&mut self.precision, over.precision);
     }
 }

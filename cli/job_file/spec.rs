@@ -250,6 +250,8 @@ impl Part<'_> {
             learning_rate: given.learning_rate.map_or(3e-3, |given| given.0.0),
             seed: given.seed.map_or(0, |given| given.0.0),
             checkpoint_every: given.checkpoint_every.map_or(50, |given| given.0.0 as u64),
+            precision: given.precision.unwrap_or_default().0.to_string(),
+            micro_batch: given.micro_batch.map_or(1, |given| given.0.0 as u32),
         })
     }
 
@@ -264,6 +266,7 @@ impl Part<'_> {
             model,
             served_name: given.served_name.clone().unwrap_or_default(),
             max_queue: given.max_queue.map_or(64, |given| given.0.0 as u32),
+            precision: given.precision.unwrap_or_default().0.to_string(),
         })
     }
 }
@@ -469,6 +472,8 @@ fn role_of(role: &core::Role) -> Role {
                 learning_rate: Some(Given(Rate(options.learning_rate))),
                 seed: Some(Given(Seed(options.seed))),
                 checkpoint_every: Some(Given(Whole(options.checkpoint_every as i64))),
+                precision: options.precision.parse().ok().map(Given),
+                micro_batch: Some(Given(Whole(options.micro_batch.into()))),
             });
         }
         core::Program::Serve(options) => {
@@ -476,6 +481,7 @@ fn role_of(role: &core::Role) -> Role {
                 model: Some(options.model.to_string()),
                 served_name: (!options.served_name.is_empty()).then(|| options.served_name.to_string()),
                 max_queue: Some(Given(Whole(options.max_queue.into()))),
+                precision: options.precision.parse().ok().map(Given),
             });
         }
     }

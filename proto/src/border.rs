@@ -175,6 +175,16 @@ fn role(field: &str, wire: &v1::Role) -> Checked<Role> {
         let allowed = format!("expected at least the number of ranks, {}", wire.ranks);
         return Err(Invalid::new(format!("{field}.train.batch"), options.batch, allowed));
     }
+    if let Program::Train(options) = &program
+        && (!options.batch.is_multiple_of(options.micro_batch)
+            || options.batch / options.micro_batch < wire.ranks)
+    {
+        let allowed = format!(
+            "expected a divisor of the batch, {}, that leaves one for each of {} ranks",
+            options.batch, wire.ranks
+        );
+        return Err(Invalid::new(format!("{field}.train.micro_batch"), options.micro_batch, allowed));
+    }
     let level = |key: &str, text: &Option<String>| {
         text.as_ref().map(|text| self::level(&format!("{field}.{key}"), text)).transpose()
     };
@@ -284,7 +294,17 @@ fn train(field: &str, wire: &v1::Train) -> Checked<TrainOptions> {
         learning_rate,
         seed: wire.seed,
         checkpoint_every: limit("checkpoint_every", or(wire.checkpoint_every, 50), 1_000_000_000)?,
+        precision: precision(field, &wire.precision)?,
+        micro_batch: limit("micro_batch", or(wire.micro_batch.into(), 1), 1_000_000)? as u32,
     })
+}
+
+fn precision(field: &str, wire: &str) -> Checked<Name> {
+    match wire {
+        "" => Ok("f32".into()),
+        "f32" | "bf16" => Ok(wire.into()),
+        _ => Err(Invalid::new(format!("{field}.precision"), wire, "expected f32 or bf16")),
+    }
 }
 
 fn serve(field: &str, wire: &v1::Serve) -> Checked<ServeOptions> {
@@ -294,7 +314,8 @@ fn serve(field: &str, wire: &v1::Serve) -> Checked<ServeOptions> {
     }
     let model = path(&format!("{field}.model"), &wire.model)?;
     let served_name = text(&format!("{field}.served_name"), &wire.served_name, 128)?;
-    Ok(ServeOptions { model, served_name, max_queue })
+    let precision = precision(field, &wire.precision)?;
+    Ok(ServeOptions { model, served_name, max_queue, precision })
 }
 
 fn array(wire: &v1::ArrayRange) -> Checked<ArrayRange> {

@@ -55,11 +55,14 @@ fn role(role: &Role) -> v1::Role {
             learning_rate: options.learning_rate,
             seed: options.seed,
             checkpoint_every: options.checkpoint_every,
+            precision: options.precision.to_string(),
+            micro_batch: options.micro_batch,
         }),
         Program::Serve(options) => v1::role::Program::Serve(v1::Serve {
             model: options.model.to_string(),
             served_name: options.served_name.to_string(),
             max_queue: options.max_queue,
+            precision: options.precision.to_string(),
         }),
     };
     let request = v1::Request {

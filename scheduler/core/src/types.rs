@@ -243,6 +243,10 @@ pub struct TrainOptions {
     pub seed: u64,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
+    /// What factors of matrix products are rounded to: `f32` or `bf16`.
+    pub precision: Name,
+    /// Sequences that a rank computes together; divides `batch`.
+    pub micro_batch: u32,
 }
 
 /// Options of the bundled inference server.
@@ -254,6 +258,8 @@ pub struct ServeOptions {
     pub served_name: Name,
     /// Requests that may wait before further ones are refused.
     pub max_queue: u32,
+    /// What weights are kept in: `f32` or `bf16`.
+    pub precision: Name,
 }
 
 /// One rank of a placed job, on its node and devices.
