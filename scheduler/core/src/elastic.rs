@@ -12,6 +12,7 @@ use crate::event::Availability;
 use crate::jobs::*;
 use crate::nodes::Node;
 use crate::plan::Growth;
+use crate::reservations::Bar;
 use crate::types::*;
 
 impl Cluster {
@@ -84,11 +85,15 @@ impl Cluster {
             job.worth_milli += worth;
         });
         let job = self.jobs.get(id).expect("a job that grows");
+        let mut touched = BTreeSet::new();
         for (worker, rank) in workers(job).skip(from as usize) {
             self.nodes.hold(worker, rank, job.span());
             self.nodes.worker_gone(worker, rank.node);
+            touched.insert(rank.node);
         }
         let charge = job.charge();
+        // One that grew before it may have looked at its nodes anew.
+        touched.into_iter().for_each(|node| self.refresh_room(node));
         self.charge(&queue, charge, before);
         self.weigh_anew(&queue, Time(now.0 + 1));
         let stays: Vec<u32> = (0..end).chain(from..to).chain(end..from).collect();
@@ -131,7 +136,10 @@ impl Cluster {
                 let is_left = node.up && node.availability != Availability::Draining;
                 is_left && kept(rank).worker != RankState::Gone
             }
-            false => has(self.nodes.get(kept(rank).node), kept(rank)),
+            false => {
+                let node = kept(rank).node;
+                has(self.nodes.get(node), kept(rank)) && self.reservations.bar(&job, node, now).is_none()
+            }
         };
         if let Some(rank) = stays.iter().copied().find(|rank| !holds(rank)) {
             return self.abandon_resize(now, id, rank);
@@ -191,9 +199,11 @@ impl Cluster {
         let job = self.jobs.get(id).expect("a job that is resized");
         let node = self.nodes.get(job.ranks[rank as usize].node);
         let (is_closed, name) = (node.up && node.availability != Availability::Open, node.name.clone());
-        let why = match is_closed {
-            true => Why::Drained { rank, node: name },
-            false => Why::RankLost { rank, node: name },
+        let why = match self.reservations.bar(job, node.id, now) {
+            _ if is_closed => Why::Drained { rank, node: name },
+            // Another attempt would run into it.
+            Some(Bar::Booked(reservation)) => Why::Booked { rank, node: name, reservation },
+            _ => Why::RankLost { rank, node: name },
         };
         self.freed_for.extend(job.gives_way_to());
         self.requeue(id, why);

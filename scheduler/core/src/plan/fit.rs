@@ -100,11 +100,10 @@ pub(super) fn find_more(
     if more == 0 || (alternative.is_none() && !role.request.devices.is_empty()) {
         return Vec::new();
     }
-    let home = home(cluster, job, ranks);
+    let homes = homes(cluster, job, ranks);
     let allowed = |id: NodeId| {
-        let stays =
-            |(level, domain): &(&Level, &Name)| level.domain_of(cluster.nodes().get(id)) == Some(*domain);
-        home.as_ref().is_none_or(stays) && allowed(id)
+        let node = cluster.nodes().get(id);
+        homes.iter().all(|(level, domain)| level.domain_of(node) == Some(*domain)) && allowed(id)
     };
     let mut stand = Stand::of(role);
     let of_role = &ranks[has.start as usize..has.end as usize];
@@ -118,14 +117,16 @@ pub(super) fn find_more(
     found
 }
 
-/// The domain that a job must not leave as it grows: that which it requires, or the narrowest that it prefers and is in.
-fn home<'c>(cluster: &'c Cluster, job: &'c Job, ranks: &[Allocation]) -> Option<(&'c Level, &'c Name)> {
+/// The domains that a job must not leave as it grows: that which it requires, and the narrowest that it prefers and is
+/// in.
+fn homes<'c>(cluster: &'c Cluster, job: &'c Job, ranks: &[Allocation]) -> Vec<(&'c Level, &'c Name)> {
     let Topology { require, prefer } = &job.spec.topology;
-    prefer.iter().chain(require).find_map(|level| {
+    let home = |level: &'c Level| {
         let mut domains = ranks.iter().map(|rank| level.domain_of(cluster.nodes().get(rank.node)));
         let first = domains.next()??;
         domains.all(|domain| domain == Some(first)).then_some((level, first))
-    })
+    };
+    prefer.iter().find_map(home).into_iter().chain(require.as_ref().and_then(home)).collect()
 }
 
 /// Takes what was found from `free`, and charges the queue of the job.

@@ -130,7 +130,7 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
     (plan.growths, plan.grow_at) = grow::grow(free, now, &plan);
     plan.tired_at = free.tired_at(&plan);
     plan.promised = preempt::remember(promises.promised(), &before);
-    let seeks = promises.end(free, &plan.starts);
+    let seeks = promises.end(free, &plan.starts, &plan.growths);
     // At its limit, a job may have been kept from the alternative that counts less.
     let is_kept_from = at_limit || !plan.kept_from.is_empty() || !plan.futile.is_empty();
     plan.is_unfinished = seeks || (is_kept_from && free.kept.has_lost());
