@@ -24,7 +24,8 @@ fn elastic(least: u32, most: u32, devices: u16) -> JobSpec {
 
 fn service(least: u32, most: u32) -> JobSpec {
     let mut spec = elastic(least, most, 1);
-    let options = ServeOptions { model: "/m".into(), served_name: "m".into(), max_queue: 1 };
+    let options =
+        ServeOptions { model: "/m".into(), served_name: "m".into(), max_queue: 1, precision: "f32".into() };
     spec.roles[0].program = Program::Serve(options);
     spec
 }
