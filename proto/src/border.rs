@@ -303,7 +303,7 @@ fn precision(field: &str, wire: &str) -> Checked<Name> {
     match wire {
         "" => Ok("f32".into()),
         "f32" | "bf16" => Ok(wire.into()),
-        _ => Err(Invalid::new(format!("{field}.precision"), wire, "expected f32 or bf16")),
+        _ => Err(Invalid::new(format!("{field}.precision"), wire.escape_debug(), "expected f32 or bf16")),
     }
 }
 
