@@ -47,6 +47,7 @@ fn any_pool(seed: u64) -> (Fixture, Rng) {
 fn any_spec(rng: &mut Rng, roles: u64) -> JobSpec {
     let mut spec = spec(1, 1);
     spec.roles = (0..roles).map(|_| any_role(rng)).collect();
+    spec.roles.iter_mut().skip(1).for_each(|role| role.min_ranks = None);
     spec
 }
 
