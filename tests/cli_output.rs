@@ -436,8 +436,8 @@ fn names_of_json_fields_are_kept() {
     assert_eq!(
         keys(0),
         "array_first array_index attempt checkpoint_dir cpu_milli_ms device_model device_ms devices ended_ms \
-         failures id last_failure lost_device_ms name nodes placed_ms priority progress queue ranks reason state \
-         submitted_ms user workers"
+         failures id last_failure lost_device_ms max_ranks min_ranks name nodes placed_ms priority progress queue \
+         ranks reason state submitted_ms user wanted_ranks workers"
     );
     assert_eq!(
         keys(1),
