@@ -172,7 +172,7 @@ fn commands() -> Vec<Vec<String>> {
 }
 
 /// The long-running commands have tests of their own.
-const CLIENT: [&str; 18] = [
+const CLIENT: [&str; 21] = [
     "run",
     "submit",
     "jobs",
@@ -187,6 +187,9 @@ const CLIENT: [&str; 18] = [
     "drain",
     "uncordon",
     "queues",
+    "reserve",
+    "reservations",
+    "unreserve",
     "usage",
     "watch",
     "completions",
