@@ -99,7 +99,7 @@ impl Kernels for Cpu {
         });
     }
 
-    /// The gradient of the weight is a sum over rows: it is taken over stretches of [`NORM_ROWS`] first, whatever the
+    /// The gradient of the weight is a sum over rows: it is taken over stretches of `NORM_ROWS` first, whatever the
     /// number of threads.
     fn rms_norm_backward(
         &self,
