@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use aquifer_proto::border;
 use aquifer_proto::core::{ArrayRange, JobId, Vendor};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Serialize, Serializer};
@@ -252,10 +253,7 @@ impl Scalar for Level {
 impl FromStr for Level {
     type Err = String;
     fn from_str(text: &str) -> Result<Level, String> {
-        match text.is_empty() || text.contains(|c: char| c == '=' || c.is_whitespace() || c.is_control()) {
-            true => Err(Level::expected()),
-            false => Ok(Level(text.parse().expect("every text is a level"))),
-        }
+        border::level("", text).map(Level).map_err(|_| Level::expected())
     }
 }
 

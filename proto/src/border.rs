@@ -131,7 +131,7 @@ fn topology(wire: &v1::Topology) -> Checked<Topology> {
 }
 
 /// Checks a level: `node`, or what could be the key of a label. Whether nodes have it is not known before they come.
-fn level(field: &str, text: &str) -> Checked<Level> {
+pub fn level(field: &str, text: &str) -> Checked<Level> {
     let is_key = !text.is_empty() && text.len() <= 253 && !text.contains('=');
     match is_key && !text.chars().any(|c| c.is_control() || c.is_whitespace()) {
         true => Ok(text.parse().expect("every text is a level")),

@@ -22,16 +22,9 @@ pub(crate) struct Expiry {
 
 impl Expiry {
     /// In how many milliseconds all that is held is expected to be given back; `None`: not by itself.
-    ///
-    /// What has no time limit is expected to run for as long again as it has run: durations are spread so widely that
-    /// what is old lasts. The sum of the ages is about the median of the last end, where an end within `t` has the
-    /// chance `t / (age + t)`.
     pub fn empty_in(&self, now: Time) -> Option<u64> {
-        match self.until {
-            Until::Time(end) => Some(end.since(now)),
-            Until::Unknown => Some((self.ranks * (now.0 + SHORTEST_MS)).saturating_sub(self.since_sum)),
-            Until::Never => None,
-        }
+        let (group, place) = self.place(NodeId(0))?;
+        Some(group.empty_in(place, now))
     }
 
     /// Its group, and its place in it: within a group the order is the same at all times.
@@ -53,7 +46,22 @@ enum Group {
     Ages(u64),
 }
 
+/// When the time limits end, or the complement of [`Expiry::since_sum`]; then the node.
 type Place = (u64, NodeId);
+
+impl Group {
+    /// In how many milliseconds a node of the group is expected to be empty.
+    ///
+    /// What has no time limit is expected to run for as long again as it has run: durations are spread so widely that
+    /// what is old lasts. The sum of the ages is about the median of the last end, where an end within `t` has the
+    /// chance `t / (age + t)`.
+    fn empty_in(self, (at, _): Place, now: Time) -> u64 {
+        match self {
+            Group::Ends => Time(at).since(now),
+            Group::Ages(ranks) => (ranks * (now.0 + SHORTEST_MS)).saturating_sub(u64::MAX - at),
+        }
+    }
+}
 
 /// Nodes that get empty by themselves, in the order in which they do. Derived from what is held.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -102,11 +110,7 @@ impl SoonestFirst<'_> {
     fn advance(&mut self, at: usize) {
         let (group, places) = &mut self.rest[at];
         let Some(place) = places.next() else { return };
-        let empty_in = match *group {
-            Group::Ends => Time(place.0).since(self.now),
-            Group::Ages(ranks) => (ranks * (self.now.0 + SHORTEST_MS)).saturating_sub(u64::MAX - place.0),
-        };
-        self.heads.push(Reverse((empty_in, *place, at)));
+        self.heads.push(Reverse((group.empty_in(*place, self.now), *place, at)));
     }
 }
 

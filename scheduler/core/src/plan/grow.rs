@@ -45,6 +45,12 @@ pub(super) fn grow(free: &mut Free, now: Time, plan: &Plan) -> (Vec<Growth>, Opt
     }
     small.sort_by_key(|job| cluster.jobs().turn(job));
     let waits = waiting(free, plan);
+    // What is taken here is kept for nobody, so this stays true.
+    let (nodes, kept) = (cluster.nodes(), free.kept.clone());
+    let allowed = |id: NodeId| {
+        let node = nodes.get(id);
+        !kept.is_kept(id) && waits.iter().all(|request| ranks_when_idle(node, request) == 0)
+    };
     for job in small.into_iter().take(MAX_CANDIDATES) {
         let placed = job.placed.expect("it runs");
         let asked = job.scale.is_some_and(|scale| placed <= scale.at);
@@ -55,11 +61,6 @@ pub(super) fn grow(free: &mut Free, now: Time, plan: &Plan) -> (Vec<Growth>, Opt
                 continue;
             }
         }
-        let (nodes, kept) = (cluster.nodes(), free.kept.clone());
-        let allowed = |id: NodeId| {
-            let node = nodes.get(id);
-            !kept.is_kept(id) && waits.iter().all(|request| ranks_when_idle(node, request) == 0)
-        };
         let more = find_more(free, job, &job.ranks, &allowed);
         if !more.is_empty() && (asked || pays(job, more.len() as u64, cluster.unsaved_ms(job), now)) {
             take_more(free, job, &more);

@@ -164,9 +164,8 @@ impl Kept {
     /// else waits or is to come, or one of the nodes that were freed is sooner empty than one that was chosen. Nodes
     /// that an endless service holds are not waited for.
     ///
-    /// `O(kept)` without a reason, else `O(shapes + looked at * log groups + waiting * kept)`: nodes are looked at in the order in
-    /// which they get empty, until enough suit; for a
-    /// job that has to stand in one domain, at all of them.
+    /// `O(kept)` without a reason, else `O(shapes + looked at * log groups + waiting * kept)`: nodes are looked at in the
+    /// order in which they get empty, until enough suit; for a job that has to stand in one domain, all of them.
     ///
     /// * `unfit`: the shapes that were found not to fit.
     /// * `placed`: jobs that the round has placed.

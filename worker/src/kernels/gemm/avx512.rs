@@ -98,55 +98,38 @@ unsafe fn put(at: *mut f32, mask: u16, sums: __m512, add: bool) {
     }
 }
 
-/// Calls the tile with the fewest rows that are enough: an even number, because the panel's other rows are zeros.
-macro_rules! by_rows {
-    ($tile:ident, $depth:ident, $a:ident, $b:ident, $c:ident, $rows:ident, $columns:ident, $add:ident, [$($r:literal)*]) => {{
-        assert!(ROWS * $depth <= $a.len() && COLUMNS * $depth <= $b.len());
-        // SAFETY: the instructions were found before this module was chosen; the panels are as deep as asserted.
-        match $rows {
-            $($r => unsafe { $tile::<$r>($depth, $a.as_ptr(), $b.as_ptr(), $c, $columns, $add) },)*
-            _ => unreachable!("a tile has at most {ROWS} rows"),
+/// Makes tiles of `$tile` and panels of `$pack`, with `$lane` elements a lane, the instructions of a kind of lane. A
+/// tile has as many rows as are wanted, because the panel's other rows are zeros.
+macro_rules! instructions {
+    ($kind:ident, $lane:literal, $pack:ident, $tile:ident, [$($r:literal)*]) => {
+        impl Instructions for $kind {
+            const ROWS: usize = ROWS;
+            const COLUMNS: usize = COLUMNS;
+            const LANE: usize = $lane;
+            const DEPTH: usize = DEPTH;
+
+            fn pack_a(panel: &mut [u32], from: View<'_>, rows: usize, elements: usize, _: bool) {
+                $pack::<ROWS>(panel, from, rows, elements);
+            }
+
+            fn pack_b(panel: &mut [u32], from: View<'_>, columns: usize, elements: usize, _: bool) {
+                $pack::<COLUMNS>(panel, from, columns, elements);
+            }
+
+            fn tile(depth: usize, a: &[u32], b: &[u32], c: Tile, rows: usize, columns: usize, add: bool) {
+                assert!(ROWS * depth <= a.len() && COLUMNS * depth <= b.len());
+                // SAFETY: the instructions were found before this module was chosen; the panels are as deep as asserted.
+                match rows {
+                    $($r => unsafe { $tile::<$r>(depth, a.as_ptr(), b.as_ptr(), c, columns, add) },)*
+                    _ => unreachable!("a tile has at most {ROWS} rows"),
+                }
+            }
         }
-    }};
+    };
 }
 
-impl Instructions for Singles {
-    const ROWS: usize = ROWS;
-    const COLUMNS: usize = COLUMNS;
-    const LANE: usize = 1;
-    const DEPTH: usize = DEPTH;
-
-    fn pack_a(panel: &mut [u32], from: View<'_>, rows: usize, elements: usize, _: bool) {
-        pack_singles::<ROWS>(panel, from, rows, elements);
-    }
-
-    fn pack_b(panel: &mut [u32], from: View<'_>, columns: usize, elements: usize, _: bool) {
-        pack_singles::<COLUMNS>(panel, from, columns, elements);
-    }
-
-    fn tile(depth: usize, a: &[u32], b: &[u32], c: Tile, rows: usize, columns: usize, add: bool) {
-        by_rows!(singles, depth, a, b, c, rows, columns, add, [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
-    }
-}
-
-impl Instructions for Pairs {
-    const ROWS: usize = ROWS;
-    const COLUMNS: usize = COLUMNS;
-    const LANE: usize = 2;
-    const DEPTH: usize = DEPTH;
-
-    fn pack_a(panel: &mut [u32], from: View<'_>, rows: usize, elements: usize, _: bool) {
-        pack_pairs::<ROWS>(panel, from, rows, elements);
-    }
-
-    fn pack_b(panel: &mut [u32], from: View<'_>, columns: usize, elements: usize, _: bool) {
-        pack_pairs::<COLUMNS>(panel, from, columns, elements);
-    }
-
-    fn tile(depth: usize, a: &[u32], b: &[u32], c: Tile, rows: usize, columns: usize, add: bool) {
-        by_rows!(pairs, depth, a, b, c, rows, columns, add, [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
-    }
-}
+instructions!(Singles, 1, pack_singles, singles, [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
+instructions!(Pairs, 2, pack_pairs, pairs, [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
 
 fn pack_singles<const W: usize>(panel: &mut [u32], from: View<'_>, rows: usize, elements: usize) {
     let Elements::F32(data) = from.data else { panic!("operands of f32 products are f32") };
