@@ -287,8 +287,8 @@ fn book_any(sim: &mut Sim, rng: &mut Rng, queues: &[&str], nodes: u64) {
 }
 
 fn any_interference(rng: &mut Rng, queues: &[&str], nodes: u64) -> Command {
-    match rng.below(5) {
-        4 => {
+    match rng.below(6) {
+        4 | 5 => {
             let ranks = (rng.below(3) != 0).then(|| rng.within((1, 6)) as u32);
             Command::Scale { job: JobId(1 + rng.below(40)), ranks }
         }

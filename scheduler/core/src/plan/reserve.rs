@@ -65,8 +65,29 @@ pub enum Owner {
     Wide,
 }
 
-/// By role, how many of its ranks each node could take when idle.
-type Hosts = Vec<Vec<u32>>;
+/// Which nodes could take ranks of a shape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Hosts {
+    /// By role, how many of its ranks each node could take when idle.
+    ranks: Vec<Vec<u32>>,
+    /// The same, of all nodes together.
+    totals: Vec<u64>,
+    /// Nodes that could take ranks of the first role.
+    nodes: usize,
+}
+
+impl Hosts {
+    fn of(ranks: Vec<Vec<u32>>) -> Hosts {
+        let totals = ranks.iter().map(|nodes| nodes.iter().copied().map(u64::from).sum()).collect();
+        let nodes = ranks[0].iter().filter(|ranks| **ranks != 0).count();
+        Hosts { ranks, totals, nodes }
+    }
+
+    /// Whether all nodes together, idle, could take the job by number.
+    fn suffice(&self, job: &Job) -> bool {
+        job.spec.roles.iter().zip(&self.totals).all(|(role, total)| u64::from(role.least()) <= *total)
+    }
+}
 
 /// Wide jobs that ended of late, by shape. Derived from the jobs.
 #[derive(Clone, Debug, Default)]
@@ -252,7 +273,7 @@ impl Kept {
             };
             cluster.nodes().iter().map(of_node).collect()
         };
-        let hosts: Hosts = shape.roles.iter().zip(&shape.standings).map(of_role).collect();
+        let hosts = Hosts::of(shape.roles.iter().zip(&shape.standings).map(of_role).collect());
         let known = self.sets.iter().position(|known| **known == hosts);
         let hosts = known.unwrap_or_else(|| {
             self.sets.push(Arc::new(hosts));
@@ -267,6 +288,9 @@ impl Kept {
     fn keep_for(&mut self, cluster: &Cluster, soonest: &mut Soonest, job: &Job) {
         let hosts = self.hosts(cluster, &Arc::new(job.shape()));
         let hosts = self.sets[hosts].clone();
+        if !hosts.suffice(job) {
+            return;
+        }
         let chosen = match &job.spec.topology.require {
             None => self.gather(cluster, job, &hosts, |at| soonest.get(at)),
             Some(level) => {
@@ -300,7 +324,7 @@ impl Kept {
     ) -> Option<BTreeSet<NodeId>> {
         let books = !cluster.reservations().is_empty();
         let mut chosen: BTreeSet<NodeId> = BTreeSet::new();
-        for (role, hosts) in job.spec.roles.iter().zip(hosts) {
+        for (role, hosts) in job.spec.roles.iter().zip(&hosts.ranks) {
             let mut left = role.least();
             let mut used: BTreeSet<&Name> = BTreeSet::new();
             for at in 0.. {
@@ -336,10 +360,10 @@ impl Kept {
             let hosts = self.sets[hosts].clone();
             // Their number in a part of the time, and by how much it may be larger.
             let expected = (count + (PARTS * count).isqrt()).div_ceil(PARTS);
-            let share = hosts[0].iter().filter(|ranks| **ranks != 0).count() / HEADROOM;
+            let share = hosts.nodes / HEADROOM;
             let nodes = (0..).map_while(|at| soonest.get(at));
             let is_free = |node: &NodeId| {
-                hosts[0][node.0 as usize] != 0
+                hosts.ranks[0][node.0 as usize] != 0
                     && !self.owners.contains_key(node)
                     && cluster.reservations().of_node(*node).next().is_none()
             };
