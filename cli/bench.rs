@@ -1,5 +1,7 @@
 //! `aquifer bench`: measures this program on this machine.
 
+pub mod worker;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -33,6 +35,15 @@ pub enum Command {
     /// Measure decisions: the scheduler's core alone, in pools of many sizes
     #[command(after_help = "Example:\n  aquifer bench decisions --nodes 1000,10000")]
     Decisions(DecisionsArgs),
+    /// Measure the worker's kernels, each beside what one core of this machine can do
+    #[command(after_help = "Example:\n  aquifer bench kernels --precision bf16")]
+    Kernels(worker::KernelsArgs),
+    /// Measure training steps of a model
+    #[command(after_help = "Example:\n  aquifer bench train --model 24m --precision bf16 --threads 2")]
+    Train(aquifer_worker::bench::TrainArgs),
+    /// Measure prefill and decoding of a model
+    #[command(after_help = "Example:\n  aquifer bench infer --precision bf16")]
+    Infer(aquifer_worker::bench::InferArgs),
 }
 
 /// Sizes of the pools.
@@ -87,6 +98,9 @@ pub fn run(command: &Command, global: &Global) -> Result<()> {
             decisions(args, &output);
             return Ok(());
         }
+        Command::Kernels(args) => return worker::kernels(args, &output),
+        Command::Train(args) => return worker::train(args, &output),
+        Command::Infer(args) => return worker::infer(args, &output),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let figures = runtime.block_on(async {

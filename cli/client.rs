@@ -142,6 +142,9 @@ impl Pool {
             Code::Unauthenticated => "put your token into AQUIFER_TOKEN, or name its file with --token-file",
             Code::PermissionDenied => "ask an administrator of the pool",
             Code::NotFound => "`aquifer jobs --all`, `aquifer nodes` and `aquifer queues` tell what there is",
+            Code::AlreadyExists if said.contains("reservation") => {
+                "choose another name, or give that one up with `aquifer unreserve`"
+            }
             Code::AlreadyExists => "choose another --key, or leave it out",
             Code::InvalidArgument if status.message().starts_with("queue.") => {
                 "correct it and try again; `aquifer queues` shows the tree"

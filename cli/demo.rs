@@ -249,7 +249,7 @@ impl Demo {
     async fn serve(&mut self, train: JobId) -> Result<String> {
         let model = self.job(train).await?.checkpoint_dir;
         self.say(&format!("Serving the checkpoint {model}."));
-        let options = v1::Serve { model, served_name: "demo".into(), max_queue: 0 };
+        let options = v1::Serve { model, served_name: "demo".into(), ..Default::default() };
         let program = v1::role::Program::Serve(options);
         let devices = self.devices_of_a_node().await?;
         let job = self.submit("demo-serve", 1, devices, program).await?;

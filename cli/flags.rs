@@ -22,6 +22,10 @@ pub struct JobFlags {
     /// Number of equal workers, placed together or not at all: 1 to 65,536. Default: 1
     #[arg(long, value_name = "N")]
     pub ranks: Option<Whole<1, 65_536>>,
+    /// The fewest of them with which the job starts and goes on: it shrinks for better jobs, and grows on idle
+    /// devices. Default: as many as --ranks
+    #[arg(long, value_name = "N")]
+    pub min_ranks: Option<Whole<1, 65_536>>,
     /// Devices of each rank: 0 to 4,096. Default: 0; with another device flag, and for train and serve: 1
     #[arg(long, value_name = "N")]
     pub devices: Option<Whole<0, 4096>>,
@@ -87,6 +91,9 @@ pub struct JobFlags {
     /// Where the job keeps its checkpoints, on storage that all its nodes see. Default: the agent's
     #[arg(long, value_name = "DIR")]
     pub checkpoint_dir: Option<String>,
+    /// Reservation on whose nodes, and in whose period, the job runs. Default: anywhere
+    #[arg(long, value_name = "NAME")]
+    pub reservation: Option<String>,
     /// Job that must have succeeded before this one starts; may be repeated. Default: none
     #[arg(long, value_name = "JOB")]
     pub after: Vec<Job>,
@@ -99,7 +106,10 @@ pub struct JobFlags {
 }
 
 /// Reads `KEY=VALUE`.
-fn pair(text: &str) -> Result<(String, String), String> {
+///
+/// # Errors
+/// There is no `=`, or nothing before it.
+pub fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
         _ => Err("expected KEY=VALUE".into()),
@@ -123,10 +133,12 @@ impl JobFlags {
         }
         put(&mut file.name, &self.name);
         put(&mut file.queue, &self.queue);
+        put(&mut file.reservation, &self.reservation);
         put(&mut file.checkpoint_dir, &here(&self.checkpoint_dir)?);
         put(&mut file.working_dir, &here(&self.working_dir)?);
         give(&mut file.priority, self.priority);
         give(&mut file.ranks, self.ranks);
+        give(&mut file.min_ranks, self.min_ranks);
         give(&mut file.cpus, self.cpus);
         give(&mut file.memory, self.memory);
         give(&mut file.time_limit, self.time_limit);
@@ -171,6 +183,7 @@ impl JobFlags {
             || slice;
         let of_one_role = [
             ("--ranks", self.ranks.is_some()),
+            ("--min-ranks", self.min_ranks.is_some()),
             ("--devices", self.devices.is_some()),
             ("--class, --vendor, --device-memory, --island and --slice-...", device_flags),
             ("--cpus", self.cpus.is_some()),

@@ -12,18 +12,65 @@ use crate::{Session, explain, jobs, time_now, units, view};
 
 /// Show everything about one job
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "\
+#[command(
+    after_help = "\
 Example:
-  aquifer job job-7")]
+  aquifer job job-7
+  aquifer job scale job-7 --ranks 4",
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 pub struct Args {
     /// The job: job-7, or 7
-    #[arg(value_name = "JOB")]
-    pub job: JobId,
+    #[arg(value_name = "JOB", required = true)]
+    pub job: Option<JobId>,
+    /// What to do with a job instead of showing it
+    #[command(subcommand)]
+    pub change: Option<Change>,
+}
+
+/// What can be changed of a job.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum Change {
+    /// Give an elastic job another number of ranks, while it waits or runs
+    #[command(after_help = "\
+Example:
+  aquifer job scale job-7 --ranks 4")]
+    Scale {
+        /// The job: job-7, or 7
+        #[arg(value_name = "JOB")]
+        job: JobId,
+        /// How many ranks its elastic role is to have, min_ranks to ranks; `auto`: ranks, as it was submitted
+        #[arg(long, value_name = "N|auto")]
+        ranks: Wanted,
+    },
+}
+
+/// A number of ranks, or what was submitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted(pub Option<u32>);
+
+impl std::str::FromStr for Wanted {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Wanted, String> {
+        match text {
+            "auto" => Ok(Wanted(None)),
+            text => match text.parse() {
+                Ok(ranks @ 1..=65_536) => Ok(Wanted(Some(ranks))),
+                _ => Err("expected 1 to 65,536, or auto".into()),
+            },
+        }
+    }
 }
 
 /// Runs the command.
 pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
-    let job = get(args.job, Patience::Short, session).await?;
+    if let Some(Change::Scale { job, ranks }) = args.change {
+        return scale(job, ranks, session).await;
+    }
+    let job = args.job.expect("clap asks for it");
+    let job = get(job, Patience::Short, session).await?;
     let view = view::Job::with_spec(&job);
     match session.output.json {
         true => session.output.document(&view),
@@ -33,6 +80,21 @@ pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
                 session.output.hint(format!("\n`aquifer explain {}` says why it waits", view.id));
             }
         }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn scale(job: JobId, Wanted(ranks): Wanted, session: &Session) -> Result<ExitCode> {
+    let request = v1::ScaleRequest { job: job.0, ranks };
+    let scale = async |mut client: Client| client.scale(request).await;
+    session.pool.call(Patience::Long, scale).await?;
+    let found = view::Job::with_spec(&get(job, Patience::Short, session).await?);
+    match session.output.json {
+        true => session.output.document(&found),
+        false => session.output.text(match ranks {
+            Some(_) => format!("{job} is to have {} ranks", found.wanted_ranks),
+            None => format!("{job} is to have as many ranks as fit, up to {}", found.wanted_ranks),
+        }),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -64,7 +126,8 @@ pub fn text(job: &view::Job, now_ms: u64, output: &Output) -> String {
         ("array", element.map(|(index, first)| format!("element {index} of {first}")).unwrap_or_default()),
         ("state", job.state.clone()),
         ("reason", if job.reason == job.state { String::new() } else { job.reason.clone() }),
-        ("ranks", units::group(job.ranks.into())),
+        ("ranks", jobs::ranks(job)),
+        ("scaled", scaled(job)),
         ("devices", jobs::devices(job)),
         ("class", job.class.clone()),
         ("submitted", at(job.submitted_ms)),
@@ -86,6 +149,13 @@ pub fn text(job: &view::Job, now_ms: u64, output: &Output) -> String {
         parts.push(workers(job, output));
     }
     parts.join("\n\n")
+}
+
+fn scaled(job: &view::Job) -> String {
+    match job.wanted_ranks < job.max_ranks {
+        true => format!("to {} of at most {} ranks", job.wanted_ranks, units::group(job.max_ranks.into())),
+        false => String::new(),
+    }
 }
 
 fn used(job: &view::Job) -> String {
@@ -120,7 +190,12 @@ fn asked(spec: &view::Spec) -> Vec<(&'static str, String)> {
         };
         asked.push((
             "runs",
-            format!("{} × {}: {}", role.ranks, role.name, crate::output::shorten(&program, 200)),
+            format!(
+                "{} × {}: {}",
+                role.min_ranks.map_or(role.ranks.to_string(), |least| format!("{least} to {}", role.ranks)),
+                role.name,
+                crate::output::shorten(&program, 200)
+            ),
         ));
     }
     asked

@@ -135,7 +135,7 @@ pub fn text(jobs: &[view::Job], now_ms: u64, output: &Output) -> String {
             format!("{}{index}", job.name),
             job.queue.clone(),
             job.state.clone(),
-            units::group(job.ranks.into()),
+            ranks(job),
             devices(job),
             nodes(job),
             units::duration(now_ms.saturating_sub(job.submitted_ms)),
@@ -144,6 +144,21 @@ pub fn text(jobs: &[view::Job], now_ms: u64, output: &Output) -> String {
         ]);
     }
     table.render(output, |column, cell| if column == STATE { output.state(cell) } else { cell.into() })
+}
+
+/// `4`; of an elastic job what it has of what it may have: `4/2-8`.
+pub fn ranks(job: &view::Job) -> String {
+    let ranks = units::group(job.ranks.into());
+    match job.min_ranks < job.max_ranks {
+        true => {
+            format!(
+                "{ranks}/{}-{}",
+                units::group(job.min_ranks.into()),
+                units::group(job.wanted_ranks.into())
+            )
+        }
+        false => ranks,
+    }
 }
 
 /// `4 h200`; nothing where there are none.

@@ -20,6 +20,7 @@ pub mod nodes;
 pub mod output;
 pub mod plan;
 pub mod queues;
+pub mod reservations;
 pub mod run;
 pub mod server;
 pub mod settings;
@@ -69,6 +70,9 @@ pub enum Command {
     Drain(drain::DrainArgs),
     Uncordon(drain::UncordonArgs),
     Queues(queues::Args),
+    Reserve(Box<reservations::ReserveArgs>),
+    Reservations(reservations::ListArgs),
+    Unreserve(reservations::UnreserveArgs),
     Usage(usage::Args),
     Watch(watch::Args),
     Completions(completions::Args),
@@ -105,6 +109,9 @@ pub fn run(command: Command, global: &Global, cli: clap::Command) -> Result<Exit
             Command::Drain(args) => drain::drain(args, session).await,
             Command::Uncordon(args) => drain::uncordon(args, session).await,
             Command::Queues(args) => queues::run(args, session).await,
+            Command::Reserve(args) => reservations::reserve(*args, session).await,
+            Command::Reservations(_) => reservations::list(session).await,
+            Command::Unreserve(args) => reservations::unreserve(args, session).await,
             Command::Usage(args) => usage::run(args, session).await,
             Command::Watch(args) => watch::run(args, session).await,
             Command::Completions(_) | Command::Man(_) => unreachable!("they need no scheduler"),

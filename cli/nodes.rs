@@ -8,7 +8,7 @@ use aquifer_proto::v1;
 
 use crate::client::{Client, Patience};
 use crate::output::{Color, Failure, Output, Side, Table, pairs, printable};
-use crate::{Session, explain, units, view};
+use crate::{Session, explain, reservations, units, view};
 
 /// List nodes, with what is free on them
 #[derive(Clone, Debug, clap::Args)]
@@ -102,6 +102,17 @@ pub fn text(nodes: &[view::Node], output: &Output) -> String {
     }
     let mut text =
         table.render(output, |column, cell| if column == STATE { output.state(cell) } else { cell.into() });
+    let mut booked: BTreeMap<&str, (&view::Reservation, Vec<&str>)> = BTreeMap::new();
+    for (node, it) in nodes.iter().flat_map(|node| node.reservations.iter().map(move |it| (node, it))) {
+        booked.entry(&it.name).or_insert((it, Vec::new())).1.push(&node.name);
+    }
+    if !booked.is_empty() {
+        let line = |(it, nodes): &(&view::Reservation, Vec<&str>)| {
+            let nodes = nodes.join(" ");
+            printable(&format!("{nodes}: booked by reservation {}, {}", it.name, reservations::period(it)))
+        };
+        text += &format!("\n\n{}", booked.values().map(line).collect::<Vec<String>>().join("\n"));
+    }
     if !findings.is_empty() {
         let line = |finding: &String| output.paint(Color::Yellow, &printable(finding));
         text += &format!("\n\n{}", findings.iter().map(line).collect::<Vec<String>>().join("\n"));
@@ -140,6 +151,7 @@ fn memory(node: &view::Node) -> String {
 /// One node for people.
 pub fn details(node: &view::Node, output: &Output) -> String {
     let labels = node.labels.iter().map(|(key, value)| format!("{key}={value}"));
+    let booked = node.reservations.iter().map(|it| format!("{}, {}", it.name, reservations::period(it)));
     let ports = (node.last_port != 0).then(|| format!("{}-{}", node.first_port, node.last_port));
     let about = [
         ("node", node.name.clone()),
@@ -156,6 +168,7 @@ pub fn details(node: &view::Node, output: &Output) -> String {
         ("free cores", cpus(node)),
         ("free memory", memory(node)),
         ("workers", node.workers.join(" ")),
+        ("booked by", booked.collect::<Vec<String>>().join("; ")),
     ];
     let mut parts = vec![pairs(&about)];
     if !node.devices.is_empty() {

@@ -53,6 +53,10 @@ pub struct Args {
     /// `off`. Default: on
     #[arg(long, env = "AQUIFER_PREEMPTION", value_name = "ON|OFF")]
     pub preemption: Option<String>,
+    /// For so long a job runs before it may stop, with its grace, to go on with more ranks: 0 to 365d, or `off`.
+    /// Default: 5m
+    #[arg(long, env = "AQUIFER_GROW_AFTER", value_name = "DURATION")]
+    pub grow_after: Option<String>,
     /// So often running jobs may be moved to another class of devices where they end much sooner, if nothing that waits
     /// could use it: 1m to 1d, or 0 for never. Without preemption never. Default: 6m
     #[arg(long, env = "AQUIFER_ROUNDS", value_name = "DURATION")]
@@ -110,6 +114,10 @@ impl Args {
             "off" => Ok(false),
             _ => Err("expected on or off".into()),
         })?;
+        let grow_after = settings.take("grow-after", self.grow_after.as_ref(), "5m", |text| match text {
+            "off" => Ok(None),
+            text => between(text, 0, YEAR_MS).map(Some).map_err(|why| format!("{why}, or off")),
+        })?;
         let rounds = settings.take("rounds", self.rounds.as_ref(), "6m", |text| match text {
             "0" => Ok(Duration::ZERO),
             text => between(text, 60_000, 86_400_000).map_err(|why| format!("{why}, or 0")),
@@ -122,7 +130,7 @@ impl Args {
         let file = settings.take_optional("token-file", None, |text| Ok(PathBuf::from(text)))?;
         settings.finish()?;
         let token = settings::token(global.token_file.as_deref().or(file.as_deref()))?;
-        let policy = Policy { order, lease, backoff, half_life, ageing, preemption, rounds };
+        let policy = Policy { order, lease, backoff, half_life, ageing, preemption, grow_after, rounds };
         let checkpoint_root = checkpoint_root.display().to_string();
         let config = ServerConfig { listen, token, policy, checkpoint_root };
         Ok(Resolved { config, store: data_dir.join("store.redb"), log_format, log_level })

@@ -152,6 +152,43 @@ pub fn group(value: u64) -> String {
     text
 }
 
+/// What a point in time must look like.
+pub const A_TIME: &str = "expected a time in UTC, like 2031-02-03T04:05Z or 2031-02-03T04:05:06Z";
+
+/// Reads a point in time in UTC, in milliseconds since the Unix epoch: `2031-02-03T04:05Z`.
+///
+/// # Errors
+/// Says what a time looks like.
+pub fn parse_time(text: &str) -> Result<u64, String> {
+    let parse = || {
+        let (date, clock) = text.strip_suffix('Z')?.split_once(['T', ' '])?;
+        let numbers = |text: &str, mark| -> Option<Vec<u64>> {
+            let number =
+                |part: &str| part.bytes().all(|byte| byte.is_ascii_digit()).then(|| part.parse().ok())?;
+            text.split(mark).map(number).collect()
+        };
+        let [year @ 1970..=9999, month @ 1..=12, day @ 1..=31] = numbers(date, '-')?[..] else { return None };
+        let (hour, minute, second) = match numbers(clock, ':')?[..] {
+            [hour, minute] => (hour, minute, 0),
+            [hour, minute, second] => (hour, minute, second),
+            _ => return None,
+        };
+        if 23 < hour || 59 < minute || 59 < second {
+            return None;
+        }
+        // Source: Hinnant, "chrono-compatible low-level date algorithms", days_from_civil. Years begin in March.
+        let year = if month <= 2 { year - 1 } else { year };
+        let (era, year_of_era) = (year / 400, year % 400);
+        let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+        let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+        let days = (era * 146_097 + day_of_era).checked_sub(719_468)?;
+        let ms = 1000 * (days * 86_400 + hour * 3600 + minute * 60 + second);
+        // A day that the month does not have is another one when it is written.
+        time(ms).starts_with(date).then_some(ms)
+    };
+    parse().ok_or_else(|| A_TIME.into())
+}
+
 /// A point in time, from milliseconds since the Unix epoch, in UTC: `2031-02-03 04:05:06Z`.
 pub fn time(ms: u64) -> String {
     let (days, seconds) = (ms / 86_400_000, ms / 1000 % 86_400);
@@ -234,6 +271,29 @@ mod tests {
                 "2100-03-01 00:00:00Z",
             ]
         );
+    }
+
+    #[test]
+    fn times_are_read_in_utc() {
+        for text in
+            ["1970-01-01 00:00:00Z", "2000-02-29 00:00:00Z", "2026-11-25 08:30:59Z", "2100-03-01 00:00:00Z"]
+        {
+            assert_eq!(time(parse_time(text).unwrap()), text);
+        }
+        assert_eq!(parse_time("2026-11-25T08:00Z"), parse_time("2026-11-25 08:00:00Z"));
+        for wrong in [
+            "",
+            "2026-11-25",
+            "2026-11-25T08:00",
+            "2026-02-29T08:00Z",
+            "2026-13-01T08:00Z",
+            "2026-11-25T24:00Z",
+            "1969-12-31T08:00Z",
+            "+2026-11-25T08:00Z",
+            "2026-11-25T08Z",
+        ] {
+            assert_eq!(parse_time(wrong), Err(A_TIME.into()), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -23,8 +23,14 @@ pub struct Job {
     pub reason: String,
     /// Larger goes first within its queue.
     pub priority: i32,
-    /// Number of its ranks.
+    /// Number of its ranks: those that it has, else those that it asks for.
     pub ranks: u32,
+    /// The fewest with which it starts and goes on.
+    pub min_ranks: u32,
+    /// The most that it is to have now: as asked for, or as scaled since.
+    pub wanted_ranks: u32,
+    /// The most that it can be scaled to.
+    pub max_ranks: u32,
     /// Devices that it holds, else those that it asks for.
     pub devices: u64,
     /// Model of these devices; empty where any will do.
@@ -139,6 +145,8 @@ pub struct Spec {
     pub env: BTreeMap<String, String>,
     pub working_dir: Option<String>,
     pub checkpoint_dir: Option<String>,
+    /// Where it runs only.
+    pub reservation: Option<String>,
 }
 
 /// A group of equal ranks; exactly one of `command`, `train`, `serve` is there.
@@ -147,6 +155,8 @@ pub struct Spec {
 pub struct Role {
     pub name: String,
     pub ranks: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_ranks: Option<u32>,
     /// Alternatives in order of preference.
     pub devices: Vec<DeviceRequest>,
     pub cpus_milli: u32,
@@ -202,6 +212,8 @@ pub struct Train {
     pub learning_rate: f32,
     pub seed: u64,
     pub checkpoint_every: u64,
+    pub precision: String,
+    pub micro_batch: u32,
 }
 
 /// Options of the bundled inference server.
@@ -211,6 +223,7 @@ pub struct Serve {
     pub model: String,
     pub served_name: String,
     pub max_queue: u32,
+    pub precision: String,
 }
 
 /// What `submit` and `run --detach` print.
@@ -288,6 +301,9 @@ pub struct Blocker {
 pub struct Plan {
     /// Whether all ranks would start at once.
     pub starts_now: bool,
+    /// Then, if it would start with fewer ranks than it asks for: how many it asks for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fewer: Option<u32>,
     /// Then: where.
     pub workers: Vec<Rank>,
     /// The one domain that they are in, of a level that is required or preferred: `rack r7`.
@@ -311,11 +327,16 @@ pub struct Victim {
     pub lost_device_ms: u64,
     /// It stops within so long.
     pub grace_ms: u64,
+    /// Its ranks, and how many of them it goes on with at once; 0: it stops whole.
+    pub ranks: u32,
+    #[allow(missing_docs)]
+    pub stays: u32,
 }
 
 impl From<&v1::Victim> for Victim {
     fn from(wire: &v1::Victim) -> Victim {
-        Victim { job: job_id(wire.job), lost_device_ms: wire.lost_device_ms, grace_ms: wire.grace_ms }
+        let v1::Victim { job, lost_device_ms, grace_ms, ranks, stays } = *wire;
+        Victim { job: job_id(job), lost_device_ms, grace_ms, ranks, stays }
     }
 }
 
@@ -347,6 +368,21 @@ pub struct Node {
     pub version: String,
     /// What its agent found missing or broken.
     pub findings: Vec<String>,
+    /// What it is booked for, the first to begin first.
+    pub reservations: Vec<Reservation>,
+}
+
+/// Nodes that are booked for a period.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Reservation {
+    pub name: String,
+    pub nodes: Vec<String>,
+    pub start_ms: u64,
+    pub end_ms: u64,
+    /// Who may use it; neither: nobody.
+    pub queues: Vec<String>,
+    pub users: Vec<String>,
 }
 
 /// A device of a node.
@@ -501,6 +537,8 @@ impl From<&v1::Job> for Job {
         }
         let asked =
             spec.roles.iter().filter_map(|role| Some((role.ranks, role.request.as_ref()?.devices.first()?)));
+        let holds =
+            matches!(wire.state(), v1::JobState::Starting | v1::JobState::Running | v1::JobState::Stopping);
         let held: u64 = workers.iter().map(|worker| worker.devices.len() as u64).sum();
         let model = workers.iter().map(|worker| &worker.model).find(|model| !model.is_empty());
         let model = model.or_else(|| {
@@ -517,7 +555,10 @@ impl From<&v1::Job> for Job {
             state: state(wire.state()).into(),
             reason: wire.reason.clone(),
             priority: spec.priority,
-            ranks: spec.roles.iter().map(|role| role.ranks).sum(),
+            ranks: if holds { workers.len() as u32 } else { wire.wanted_ranks },
+            min_ranks: spec.roles.iter().map(|role| role.min_ranks.unwrap_or(role.ranks)).sum(),
+            wanted_ranks: wire.wanted_ranks,
+            max_ranks: spec.roles.iter().map(|role| role.ranks).sum(),
             // Ranks of an ended job tell where they were, but hold nothing any more.
             devices: match held {
                 0 => asked.clone().map(|(ranks, device)| u64::from(ranks) * u64::from(device.count)).sum(),
@@ -622,6 +663,7 @@ impl From<&core::JobSpec> for Spec {
             env: pairs(&spec.env),
             working_dir: spec.working_dir.as_deref().map(String::from),
             checkpoint_dir: spec.checkpoint_dir.as_deref().map(String::from),
+            reservation: spec.reservation.as_deref().map(String::from),
         }
     }
 }
@@ -653,6 +695,8 @@ impl From<&core::Role> for Role {
                     learning_rate: options.learning_rate,
                     seed: options.seed,
                     checkpoint_every: options.checkpoint_every,
+                    precision: options.precision.to_string(),
+                    micro_batch: options.micro_batch,
                 });
             }
             core::Program::Serve(options) => {
@@ -660,12 +704,14 @@ impl From<&core::Role> for Role {
                     model: options.model.to_string(),
                     served_name: options.served_name.to_string(),
                     max_queue: options.max_queue,
+                    precision: options.precision.to_string(),
                 });
             }
         }
         Role {
             name: role.name.to_string(),
             ranks: role.ranks,
+            min_ranks: role.min_ranks,
             devices: role.request.devices.iter().map(device).collect(),
             cpus_milli: role.request.cpus_milli,
             memory_bytes: role.request.memory_bytes,
@@ -754,6 +800,7 @@ impl From<&v1::Node> for Node {
             lease_left_ms: wire.lease_left_ms,
             version: wire.version.clone(),
             findings: wire.findings.clone(),
+            reservations: wire.reservations.iter().map(Reservation::from).collect(),
         }
     }
 }
@@ -772,6 +819,19 @@ impl From<&v1::QueueState> for Queue {
             share_millionths: wire.share_millionths,
             pending_jobs: wire.pending_jobs,
             running_jobs: wire.running_jobs,
+        }
+    }
+}
+
+impl From<&v1::Reservation> for Reservation {
+    fn from(wire: &v1::Reservation) -> Reservation {
+        Reservation {
+            name: wire.name.clone(),
+            nodes: wire.nodes.clone(),
+            start_ms: wire.start_ms,
+            end_ms: wire.end_ms,
+            queues: wire.queues.clone(),
+            users: wire.users.clone(),
         }
     }
 }

@@ -35,12 +35,13 @@ fn seeds(count: u64) -> Vec<u64> {
     }
 }
 
-const KEYS: [&str; 34] = [
+const KEYS: [&str; 38] = [
     "kind",
     "name",
     "queue",
     "priority",
     "ranks",
+    "min_ranks",
     "devices",
     "cpus",
     "memory",
@@ -51,6 +52,7 @@ const KEYS: [&str; 34] = [
     "env",
     "working_dir",
     "checkpoint_dir",
+    "reservation",
     "after",
     "array",
     "command",
@@ -65,6 +67,8 @@ const KEYS: [&str; 34] = [
     "learning_rate",
     "seed",
     "checkpoint_every",
+    "precision",
+    "micro_batch",
     "count",
     "class",
     "vendor",

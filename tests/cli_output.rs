@@ -227,7 +227,12 @@ fn a_plan_says_where_or_why_not() {
         plan::text(&refused, NOW, &plain())
             .starts_with("The job would wait: room for 1 of 2 ranks.\n\nNODES")
     );
-    let victim = |job: &str, lost| Victim { job: job.into(), lost_device_ms: lost, grace_ms: 30_000 };
+    let victim = |job: &str, lost| Victim {
+        job: job.into(),
+        lost_device_ms: lost,
+        grace_ms: 30_000,
+        ..Victim::default()
+    };
     let victims = vec![victim("job-3", 4_000), victim("job-5", 724_000)];
     assert_eq!(
         plan::text(&Plan { victims, ..Plan::default() }, NOW, &plain()),
@@ -287,6 +292,7 @@ fn node() -> Node {
         lease_left_ms: 9_500,
         version: "0.1.0".into(),
         findings: vec!["8 Ascend cards on PCI, libdcmi.so not found".into()],
+        reservations: vec![],
     }
 }
 
@@ -430,13 +436,13 @@ fn names_of_json_fields_are_kept() {
     assert_eq!(
         keys(0),
         "array_first array_index attempt checkpoint_dir cpu_milli_ms device_model device_ms devices ended_ms \
-         failures id last_failure lost_device_ms name nodes placed_ms priority progress queue ranks reason state \
-         submitted_ms user workers"
+         failures id last_failure lost_device_ms max_ranks min_ranks name nodes placed_ms priority progress queue \
+         ranks reason state submitted_ms user wanted_ranks workers"
     );
     assert_eq!(
         keys(1),
         "address availability cpus_milli cpus_milli_held devices findings first_port labels last_port \
-         lease_left_ms memory_bytes memory_bytes_held name state up version workers"
+         lease_left_ms memory_bytes memory_bytes_held name reservations state up version workers"
     );
     assert_eq!(keys(2), "blockers change gave_way_to job reason roles sentence start start_ms start_text");
     assert_eq!(keys(3), "devices devices_held rows since_ms");

@@ -152,6 +152,9 @@ impl Pool for Peer {
     async fn cancel(&self, _: Request<CancelRequest>) -> Reply<CancelResponse> {
         Err(Status::unimplemented(""))
     }
+    async fn scale(&self, _: Request<ScaleRequest>) -> Reply<ScaleResponse> {
+        Err(Status::unimplemented(""))
+    }
     async fn explain(&self, _: Request<ExplainRequest>) -> Reply<Explanation> {
         Err(Status::unimplemented(""))
     }
@@ -173,6 +176,21 @@ impl Pool for Peer {
     async fn set_queue(&self, _: Request<SetQueueRequest>) -> Reply<SetQueueResponse> {
         Err(Status::unimplemented(""))
     }
+    async fn reserve(&self, _: Request<ReserveRequest>) -> Reply<ReserveResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn unreserve(&self, _: Request<UnreserveRequest>) -> Reply<UnreserveResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_reservations(
+        &self,
+        _: Request<ListReservationsRequest>,
+    ) -> Reply<ListReservationsResponse> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn list_queues(&self, _: Request<ListQueuesRequest>) -> Reply<ListQueuesResponse> {
         Err(Status::unimplemented(""))
     }

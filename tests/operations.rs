@@ -306,3 +306,63 @@ fn what_a_pool_has_had_is_replayed_as_it_was_and_with_more_nodes() {
     assert_eq!(nothing.code, Some(1), "{}", nothing.err);
     assert!(nothing.err.contains("no history to replay"), "{}", nothing.err);
 }
+
+#[test]
+fn a_reservation_moves_who_is_in_its_way_and_is_kept_through_a_restart() {
+    let mut pool = Pool::of_one(&[]);
+    pool.agent("b", &[]);
+    let mut quick = sleeper();
+    quick.grace_ms = Some(100);
+    let job = pool.submit(quick);
+    let node = pool.until_state(job, Running).ranks[0].node.clone();
+    let other = if node == "a" { "b" } else { "a" };
+    let wrong = pool.aquifer(&["reserve", "maint", "--nodes", "nobody", "--for", "1h"]);
+    assert_eq!(
+        (wrong.code, wrong.err.contains("there is no node \"nobody\"")),
+        (Some(1), true),
+        "{}",
+        wrong.err
+    );
+    let wrong = pool.aquifer(&["reserve", "maint", "--nodes", &node, "--for", "0"]);
+    assert!(wrong.code == Some(1) && wrong.err.contains("end_ms"), "{}", wrong.err);
+    pool.aquifer(&["reserve", "later", "--count", "1", "--in", "10h", "--for", "1h", "--queue", "default"])
+        .ok();
+    let made = pool.aquifer(&["reserve", "maint", "--nodes", &node, "--for", "1h"]).ok();
+    assert!(made.starts_with(&format!("reservation maint books {node}, from 20")), "{made}");
+    assert!(made.ends_with("nobody may use it\n"), "{made}");
+    let overlap = pool.aquifer(&["reserve", "again", "--nodes", &node, "--in", "1m", "--for", "1h"]);
+    assert!(overlap.err.contains("maint") && overlap.err.contains("again"), "{}", overlap.err);
+    let moved = pool.until_job(job, "placed again", |job| job.attempt == 2 && job.state() == Running);
+    assert_eq!((&moved.ranks[0].node[..], moved.failures), (other, 0));
+    assert!(moved.last_failure.contains("reservation maint"), "{}", moved.last_failure);
+
+    pool.kill_server();
+    pool.start_server();
+    let listed = json(&pool.aquifer(&["reservations", "--json"]).ok());
+    let states = |at: usize| (listed[at]["name"].clone(), listed[at]["state"].clone());
+    assert_eq!(
+        (states(0), states(1)),
+        (("later".into(), "to-come".into()), ("maint".into(), "running".into()))
+    );
+    assert_eq!(listed[1]["conflicts"], json("[]"));
+    let told = pool.aquifer(&["node", &node]).ok();
+    let booked_by = told.lines().find_map(|line| line.strip_prefix("booked by")).map(str::trim);
+    assert!(booked_by.is_some_and(|it| it.starts_with("maint, from 20")), "{told}");
+    let told = pool.aquifer(&["nodes"]).ok();
+    assert!(told.contains(&format!("{node}: booked by reservation maint, from 20")), "{told}");
+    until("both nodes are up", || {
+        let up = |name| pool.node(name).is_some_and(|node| node.up && !node.version.is_empty());
+        (up("a") && up("b")).then_some(())
+    });
+    pool.aquifer(&["cordon", other]).ok();
+    let waits = pool.submit(sleeper());
+    let why = pool.aquifer(&["explain", &format!("job-{waits}")]).ok();
+    assert!(why.contains("waits: 1 node is booked by reservation maint for another 5"), "{why}");
+    let mut own = sleeper();
+    own.reservation = Some("maint".into());
+    let request = v1::SubmitRequest { spec: Some(own) };
+    let refused = pool.call(async |mut stub| stub.submit(request.clone()).await).expect_err("nobody may");
+    assert!(refused.message().starts_with("reservation is \"maint\": neither queue default"), "{refused}");
+    assert_eq!(pool.aquifer(&["unreserve", "maint"]).ok(), "reservation maint is given up\n");
+    pool.until_state(waits, Running);
+}

@@ -16,7 +16,7 @@ use aquifer_sim::{Sim, workload};
 const PATIENCE: Time = Time(20_000_000);
 
 /// What a swarm must have met, or it proves nothing.
-const SIGHTS: [&str; 37] = [
+const SIGHTS: [&str; 49] = [
     "agent-restarted",
     "answered as repeated",
     "array",
@@ -28,13 +28,17 @@ const SIGHTS: [&str; 37] = [
     "fenced by a supervisor",
     "gang on several nodes",
     "gang on several nodes of one domain",
+    "grown",
     "inventory-changed",
     "killed",
+    "moved",
+    "moved for a reservation",
     "node-lost",
     "node-set",
     "node-up",
     "not launched",
     "placed",
+    "placed for a reservation",
     "preempted",
     "preempted by priority",
     "queue below another",
@@ -45,13 +49,21 @@ const SIGHTS: [&str; 37] = [
     "ranks spread",
     "reclaimed",
     "refused",
+    "reservation conflicts",
+    "reservation refused",
+    "reservation-begun",
+    "reservation-ended",
+    "reserved",
     "running",
+    "scaled",
     "scheduler restarted",
+    "shrunk",
     "stopped politely",
     "stopping",
     "succeeded",
     "timed out",
     "unreachable",
+    "unreserved",
     "worker failed",
     "workers adopted",
 ];

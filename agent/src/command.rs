@@ -92,6 +92,8 @@ fn train(options: &TrainOptions) -> Vec<(&'static str, String)> {
         ("--learning-rate", options.learning_rate.to_string()),
         ("--seed", options.seed.to_string()),
         ("--checkpoint-every", options.checkpoint_every.to_string()),
+        ("--precision", options.precision.to_string()),
+        ("--micro-batch", options.micro_batch.to_string()),
     ]
 }
 
@@ -101,6 +103,7 @@ fn serve(options: &ServeOptions, address: &str, port: u16) -> Vec<(&'static str,
         ("--host", address.into()),
         ("--port", port.to_string()),
         ("--max-queue", options.max_queue.to_string()),
+        ("--precision", options.precision.to_string()),
     ];
     if !options.served_name.is_empty() {
         arguments.push(("--name", options.served_name.to_string()));

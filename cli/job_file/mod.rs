@@ -36,6 +36,8 @@ pub struct JobFile {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ranks: Option<Given<Whole<1, 65_536>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_ranks: Option<Given<Whole<1, 65_536>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub devices: Option<Devices>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<Given<Cpus>>,
@@ -62,6 +64,8 @@ pub struct JobFile {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_dir: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub reservation: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<List<Job>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub array: Option<Given<Indices>>,
@@ -84,6 +88,8 @@ pub struct Role {
     pub name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ranks: Option<Given<Whole<1, 65_536>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_ranks: Option<Given<Whole<1, 65_536>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub devices: Option<Devices>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -125,6 +131,10 @@ pub struct Train {
     pub seed: Option<Given<Seed>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_every: Option<Given<Whole<1, 1_000_000_000>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Given<Precision>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<Given<Whole<1, 1_000_000>>>,
 }
 
 /// Options of the bundled inference server.
@@ -138,6 +148,8 @@ pub struct Serve {
     pub served_name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_queue: Option<Given<Whole<1, 100_000>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Given<Precision>>,
 }
 
 /// Devices of a rank: `1`, `{count: 2, class: h200}`, or `{any_of: [{…}, {…}]}`.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use aquifer_proto::border;
 use aquifer_proto::core::{ArrayRange, JobId, Vendor};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Serialize, Serializer};
@@ -55,6 +56,15 @@ pub struct Indices(pub ArrayRange);
 /// The maker of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Maker(pub Vendor);
+
+/// What a worker computes in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Precision {
+    #[default]
+    F32,
+    Bf16,
+}
 
 /// A level of the pool's structure: `node`, or the key of a label.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,6 +229,22 @@ impl FromStr for Maker {
     }
 }
 
+impl Scalar for Precision {
+    fn expected() -> String {
+        "expected f32 or bf16".into()
+    }
+}
+impl FromStr for Precision {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Precision, String> {
+        match text {
+            "f32" => Ok(Precision::F32),
+            "bf16" => Ok(Precision::Bf16),
+            _ => Err(Precision::expected()),
+        }
+    }
+}
+
 impl Scalar for Level {
     fn expected() -> String {
         "expected node, or the key of a label of nodes, like rack".into()
@@ -227,10 +253,7 @@ impl Scalar for Level {
 impl FromStr for Level {
     type Err = String;
     fn from_str(text: &str) -> Result<Level, String> {
-        match text.is_empty() || text.contains(|c: char| c == '=' || c.is_whitespace() || c.is_control()) {
-            true => Err(Level::expected()),
-            false => Ok(Level(text.parse().expect("every text is a level"))),
-        }
+        border::level("", text).map(Level).map_err(|_| Level::expected())
     }
 }
 
@@ -319,6 +342,14 @@ impl fmt::Display for Maker {
         write!(f, "{}", self.0)
     }
 }
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        })
+    }
+}
 impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
@@ -343,7 +374,7 @@ impl fmt::Display for Kind {
 }
 
 /// A value of a job file.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Given<T>(pub T);
 
 impl<'de, T: Scalar> Deserialize<'de> for Given<T> {

@@ -84,6 +84,7 @@ impl JobFile {
         put(&mut self.grace, over.grace);
         put(&mut self.working_dir, over.working_dir);
         put(&mut self.checkpoint_dir, over.checkpoint_dir);
+        put(&mut self.reservation, over.reservation);
         put(&mut self.after, over.after);
         put(&mut self.array, over.array);
         put(&mut self.roles, over.roles);
@@ -95,6 +96,7 @@ impl JobFile {
         });
         join(&mut self.env, over.env, below, |to, from| to.0.extend(from.0));
         put(&mut self.ranks, over.ranks);
+        put(&mut self.min_ranks, over.min_ranks);
         put(&mut self.cpus, over.cpus);
         put(&mut self.memory, over.memory);
         put(&mut self.command, over.command);
@@ -112,6 +114,7 @@ impl Role {
         put(&mut self.spread, over.spread);
         put(&mut self.name, over.name);
         put(&mut self.ranks, over.ranks);
+        put(&mut self.min_ranks, over.min_ranks);
         put(&mut self.cpus, over.cpus);
         put(&mut self.memory, over.memory);
         put(&mut self.command, over.command);
@@ -157,6 +160,8 @@ impl Train {
         put(&mut self.learning_rate, over.learning_rate);
         put(&mut self.seed, over.seed);
         put(&mut self.checkpoint_every, over.checkpoint_every);
+        put(&mut self.precision, over.precision);
+        put(&mut self.micro_batch, over.micro_batch);
     }
 }
 
@@ -165,5 +170,6 @@ impl Serve {
         put(&mut self.model, over.model);
         put(&mut self.served_name, over.served_name);
         put(&mut self.max_queue, over.max_queue);
+        put(&mut self.precision, over.precision);
     }
 }

@@ -27,6 +27,7 @@ struct Part<'a> {
     name: Option<&'a String>,
     kind: Option<Kind>,
     ranks: Option<i64>,
+    min_ranks: Option<i64>,
     devices: Option<&'a Devices>,
     cpus: Option<u32>,
     memory: Option<u64>,
@@ -79,6 +80,7 @@ impl JobFile {
             env: pairs(self.env.as_ref()),
             working_dir: dir("working_dir", &self.working_dir)?,
             checkpoint_dir: dir("checkpoint_dir", &self.checkpoint_dir)?,
+            reservation: self.reservation.clone(),
             topology: self.topology.as_ref().map(topology).transpose()?,
         })
     }
@@ -101,6 +103,7 @@ impl JobFile {
                 name: None,
                 kind,
                 ranks: self.ranks.map(|given| given.0.0),
+                min_ranks: self.min_ranks.map(|given| given.0.0),
                 devices: self.devices.as_ref(),
                 cpus: self.cpus.map(|given| given.0.0),
                 memory: self.memory.map(|given| given.0.0),
@@ -117,6 +120,7 @@ impl JobFile {
         }
         let of_roles = [
             ("ranks", self.ranks.is_some()),
+            ("min_ranks", self.min_ranks.is_some()),
             ("devices", self.devices.is_some()),
             ("cpus", self.cpus.is_some()),
             ("memory", self.memory.is_some()),
@@ -142,6 +146,7 @@ fn part_of(at: usize, role: &Role, kind: Option<Kind>) -> Part<'_> {
         name: role.name.as_ref(),
         kind,
         ranks: role.ranks.map(|given| given.0.0),
+        min_ranks: role.min_ranks.map(|given| given.0.0),
         devices: role.devices.as_ref(),
         cpus: role.cpus.map(|given| given.0.0),
         memory: role.memory.map(|given| given.0.0),
@@ -171,6 +176,7 @@ impl Part<'_> {
         let role = v1::Role {
             name: self.name.cloned().unwrap_or_default(),
             ranks: self.ranks.unwrap_or(1) as u32,
+            min_ranks: self.min_ranks.map(|least| least as u32),
             request: Some(request),
             program: Some(program),
             apart: self.apart.map(|level| level.0.to_string()),
@@ -244,6 +250,8 @@ impl Part<'_> {
             learning_rate: given.learning_rate.map_or(3e-3, |given| given.0.0),
             seed: given.seed.map_or(0, |given| given.0.0),
             checkpoint_every: given.checkpoint_every.map_or(50, |given| given.0.0 as u64),
+            precision: given.precision.unwrap_or_default().0.to_string(),
+            micro_batch: given.micro_batch.map_or(1, |given| given.0.0 as u32),
         })
     }
 
@@ -258,6 +266,7 @@ impl Part<'_> {
             model,
             served_name: given.served_name.clone().unwrap_or_default(),
             max_queue: given.max_queue.map_or(64, |given| given.0.0 as u32),
+            precision: given.precision.unwrap_or_default().0.to_string(),
         })
     }
 }
@@ -374,6 +383,7 @@ pub fn file_of(spec: &core::JobSpec) -> JobFile {
         env: some_pairs(&spec.env),
         working_dir: spec.working_dir.as_deref().map(String::from),
         checkpoint_dir: spec.checkpoint_dir.as_deref().map(String::from),
+        reservation: spec.reservation.as_deref().map(String::from),
         after: (!spec.after.is_empty()).then(|| List(spec.after.iter().map(|job| Job(*job)).collect())),
         array: spec.array.map(|range| Given(Indices(range))),
         topology: topology_of(&spec.topology),
@@ -383,13 +393,26 @@ pub fn file_of(spec: &core::JobSpec) -> JobFile {
     if let [role] = &mut roles[..]
         && role.name.as_deref() == Some("worker")
     {
-        let Role { name: _, ranks, devices, cpus, memory, labels, apart, spread, command, train, serve } =
-            std::mem::take(role);
+        let Role {
+            name: _,
+            ranks,
+            min_ranks,
+            devices,
+            cpus,
+            memory,
+            labels,
+            apart,
+            spread,
+            command,
+            train,
+            serve,
+        } = std::mem::take(role);
         file.kind = Some(Given(match (&train, &serve) {
             (Some(_), _) => Kind::Train,
             (_, Some(_)) => Kind::Serve,
             _ => Kind::Command,
         }));
+        file.min_ranks = min_ranks;
         (file.ranks, file.devices, file.cpus, file.memory, file.labels) =
             (ranks, devices, cpus, memory, labels);
         (file.apart, file.spread) = (apart, spread);
@@ -426,6 +449,7 @@ fn role_of(role: &core::Role) -> Role {
     let mut file = Role {
         name: Some(role.name.to_string()),
         ranks: Some(Given(Whole(role.ranks.into()))),
+        min_ranks: role.min_ranks.map(|least| Given(Whole(least.into()))),
         devices: Some(Devices { any_of: request.devices.iter().map(device).collect() }),
         cpus: Some(Given(Cpus(request.cpus_milli))),
         memory: Some(Given(Size(request.memory_bytes))),
@@ -448,6 +472,8 @@ fn role_of(role: &core::Role) -> Role {
                 learning_rate: Some(Given(Rate(options.learning_rate))),
                 seed: Some(Given(Seed(options.seed))),
                 checkpoint_every: Some(Given(Whole(options.checkpoint_every as i64))),
+                precision: options.precision.parse().ok().map(Given),
+                micro_batch: Some(Given(Whole(options.micro_batch.into()))),
             });
         }
         core::Program::Serve(options) => {
@@ -455,6 +481,7 @@ fn role_of(role: &core::Role) -> Role {
                 model: Some(options.model.to_string()),
                 served_name: (!options.served_name.is_empty()).then(|| options.served_name.to_string()),
                 max_queue: Some(Given(Whole(options.max_queue.into()))),
+                precision: options.precision.parse().ok().map(Given),
             });
         }
     }

@@ -69,6 +69,12 @@ pub fn job_spec(wire: &v1::JobSpec) -> Checked<JobSpec> {
     if MAX_RANKS < ranks {
         return Err(Invalid::new("roles", format!("{ranks} ranks"), format!("at most {MAX_RANKS} in all")));
     }
+    let mut elastic = roles.iter().enumerate().filter(|(_, role)| role.min_ranks.is_some());
+    if let (Some((first, _)), Some((second, role))) = (elastic.next(), elastic.next()) {
+        let (field, value) = (format!("roles[{second}].min_ranks"), role.least());
+        let allowed = format!("expected at most one role with fewer than its ranks, and roles[{first}] has");
+        return Err(Invalid::new(field, value, allowed));
+    }
     let default_name = match &roles[0].program {
         Program::Command(arguments) => arguments[0].rsplit('/').next().unwrap_or("command").to_string(),
         Program::Train(_) => "train".into(),
@@ -99,6 +105,7 @@ pub fn job_spec(wire: &v1::JobSpec) -> Checked<JobSpec> {
         env: pairs("env", &wire.env, MAX_ENV)?,
         working_dir: wire.working_dir.as_ref().map(|dir| path("working_dir", dir)).transpose()?,
         checkpoint_dir: wire.checkpoint_dir.as_ref().map(|dir| path("checkpoint_dir", dir)).transpose()?,
+        reservation: wire.reservation.as_ref().map(|it| self::name("reservation", it)).transpose()?,
         topology: wire.topology.as_ref().map(topology).transpose()?.unwrap_or_default(),
     };
     if let Some((require, role)) = spec.contradiction() {
@@ -124,7 +131,7 @@ fn topology(wire: &v1::Topology) -> Checked<Topology> {
 }
 
 /// Checks a level: `node`, or what could be the key of a label. Whether nodes have it is not known before they come.
-fn level(field: &str, text: &str) -> Checked<Level> {
+pub fn level(field: &str, text: &str) -> Checked<Level> {
     let is_key = !text.is_empty() && text.len() <= 253 && !text.contains('=');
     match is_key && !text.chars().any(|c| c.is_control() || c.is_whitespace()) {
         true => Ok(text.parse().expect("every text is a level")),
@@ -145,6 +152,12 @@ fn role(field: &str, wire: &v1::Role) -> Checked<Role> {
     if wire.ranks == 0 || MAX_RANKS < u64::from(wire.ranks) {
         return Err(Invalid::new(format!("{field}.ranks"), wire.ranks, format!("expected 1 to {MAX_RANKS}")));
     }
+    let min_ranks = wire.min_ranks.unwrap_or(wire.ranks);
+    if !(1..=wire.ranks).contains(&min_ranks) {
+        let allowed = format!("expected 1 to {}, the ranks of the role", wire.ranks);
+        return Err(Invalid::new(format!("{field}.min_ranks"), min_ranks, allowed));
+    }
+    let min_ranks = Some(min_ranks).filter(|least| *least < wire.ranks);
     let default = v1::Request::default();
     let wire_request = wire.request.as_ref().unwrap_or(&default);
     let request = request(&format!("{field}.request"), wire_request)?;
@@ -162,11 +175,21 @@ fn role(field: &str, wire: &v1::Role) -> Checked<Role> {
         let allowed = format!("expected at least the number of ranks, {}", wire.ranks);
         return Err(Invalid::new(format!("{field}.train.batch"), options.batch, allowed));
     }
+    if let Program::Train(options) = &program
+        && (!options.batch.is_multiple_of(options.micro_batch)
+            || options.batch / options.micro_batch < wire.ranks)
+    {
+        let allowed = format!(
+            "expected a divisor of the batch, {}, that leaves one for each of {} ranks",
+            options.batch, wire.ranks
+        );
+        return Err(Invalid::new(format!("{field}.train.micro_batch"), options.micro_batch, allowed));
+    }
     let level = |key: &str, text: &Option<String>| {
         text.as_ref().map(|text| self::level(&format!("{field}.{key}"), text)).transpose()
     };
     let standing = Standing { apart: level("apart", &wire.apart)?, spread: level("spread", &wire.spread)? };
-    Ok(Role { name, ranks: wire.ranks, request, standing, program })
+    Ok(Role { name, ranks: wire.ranks, min_ranks, request, standing, program })
 }
 
 fn request(field: &str, wire: &v1::Request) -> Checked<Request> {
@@ -271,7 +294,17 @@ fn train(field: &str, wire: &v1::Train) -> Checked<TrainOptions> {
         learning_rate,
         seed: wire.seed,
         checkpoint_every: limit("checkpoint_every", or(wire.checkpoint_every, 50), 1_000_000_000)?,
+        precision: precision(field, &wire.precision)?,
+        micro_batch: limit("micro_batch", or(wire.micro_batch.into(), 1), 1_000_000)? as u32,
     })
+}
+
+fn precision(field: &str, wire: &str) -> Checked<Name> {
+    match wire {
+        "" => Ok("f32".into()),
+        "f32" | "bf16" => Ok(wire.into()),
+        _ => Err(Invalid::new(format!("{field}.precision"), wire.escape_debug(), "expected f32 or bf16")),
+    }
 }
 
 fn serve(field: &str, wire: &v1::Serve) -> Checked<ServeOptions> {
@@ -281,7 +314,8 @@ fn serve(field: &str, wire: &v1::Serve) -> Checked<ServeOptions> {
     }
     let model = path(&format!("{field}.model"), &wire.model)?;
     let served_name = text(&format!("{field}.served_name"), &wire.served_name, 128)?;
-    Ok(ServeOptions { model, served_name, max_queue })
+    let precision = precision(field, &wire.precision)?;
+    Ok(ServeOptions { model, served_name, max_queue, precision })
 }
 
 fn array(wire: &v1::ArrayRange) -> Checked<ArrayRange> {
@@ -312,7 +346,7 @@ pub fn name(field: &str, value: &str) -> Checked<Name> {
 }
 
 /// Checks a text for people.
-fn text(field: &str, value: &str, most: usize) -> Checked<Name> {
+pub(crate) fn text(field: &str, value: &str, most: usize) -> Checked<Name> {
     match value.chars().count() <= most && !value.chars().any(char::is_control) {
         true => Ok(value.into()),
         false => {
@@ -333,7 +367,7 @@ fn path(field: &str, value: &str) -> Checked<Name> {
 }
 
 /// Checks a map of texts, and puts it in the order of its keys.
-fn pairs(
+pub(crate) fn pairs(
     field: &str,
     map: &std::collections::HashMap<String, String>,
     most_bytes: usize,

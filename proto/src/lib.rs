@@ -3,6 +3,7 @@
 //! Generated types stay in this crate and in the files that speak gRPC; everything else speaks the core's.
 
 pub mod border;
+pub mod reservations;
 pub mod store;
 pub mod wire;
 

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use aquifer_core::jobs::{ArrayElement, Job, Outcome, Phase, Then, Usage, Why};
+use aquifer_core::jobs::{ArrayElement, Job, Outcome, Phase, Scale, Then, Usage, Why};
 use aquifer_core::nodes::Node;
 use aquifer_core::*;
 use prost::Message;
 
 use crate::border::{self, Invalid};
-use crate::{v1, wire};
+use crate::{reservations, v1, wire};
 
 /// Kind of a record: the store's tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,6 +20,7 @@ pub enum Kind {
     Node,
     Queue,
     Usage,
+    Reservation,
 }
 
 /// A record as bytes, under its identity.
@@ -29,8 +30,8 @@ pub struct Row {
     pub kind: Kind,
     /// Identity within the table: a number in big-endian order, or a name.
     pub key: Vec<u8>,
-    /// The encoded record.
-    pub value: Vec<u8>,
+    /// The encoded record; `None`: there is none any more, and the earlier one is removed.
+    pub value: Option<Vec<u8>>,
 }
 
 /// A record that cannot be read.
@@ -57,8 +58,14 @@ pub fn encode(record: &Record) -> Row {
             let wire = v1::StoredUsage { at_ms: usage.at.0, spent: usage.spent };
             (Kind::Usage, queue.as_bytes().into(), wire.encode_to_vec())
         }
+        Record::Reservation(it) => {
+            (Kind::Reservation, it.name.as_bytes().into(), reservations::encode(it).encode_to_vec())
+        }
+        Record::NoReservation(name) => {
+            return Row { kind: Kind::Reservation, key: name.as_bytes().into(), value: None };
+        }
     };
-    Row { kind, key, value }
+    Row { kind, key, value: Some(value) }
 }
 
 /// Decodes all records of a store, in any order.
@@ -86,6 +93,7 @@ pub fn decode_all(rows: impl IntoIterator<Item = Row>) -> Result<Vec<Record>, Un
             let queue = border::name("queue", &String::from_utf8_lossy(&row.key))?;
             Ok(Record::Usage(queue, QueueUsage { at: Time(wire.at_ms), spent: wire.spent }))
         }),
+        Kind::Reservation => decode(row, |wire| reservations::decode(&wire)).map(Record::Reservation),
         Kind::Spec => unreachable!("specifications were set apart"),
     });
     others.collect()
@@ -96,7 +104,8 @@ fn decode<M: Message + Default, T>(
     read: impl FnOnce(M) -> Result<T, Invalid>,
 ) -> Result<T, Unreadable> {
     let unreadable = |why: String| Unreadable { kind: row.kind, key: row.key.clone(), why };
-    let wire = M::decode(&row.value[..]).map_err(|error| unreadable(error.to_string()))?;
+    let value = row.value.as_deref().unwrap_or_default();
+    let wire = M::decode(value).map_err(|error| unreadable(error.to_string()))?;
     read(wire).map_err(|invalid| unreadable(invalid.to_string()))
 }
 
@@ -136,6 +145,8 @@ fn encode_job(job: &Job) -> v1::StoredJob {
         device_ms: job.usage.device_ms,
         cpu_milli_ms: job.usage.cpu_milli_ms,
         lost_device_ms: job.usage.lost_device_ms,
+        scale_ranks: job.scale.and_then(|scale| scale.ranks),
+        scale_ms: job.scale.map(|scale| scale.at.0),
     }
 }
 
@@ -158,6 +169,11 @@ fn encode_why(why: &Why) -> v1::StoredWhy {
             let (why, preempted_ms) = (Some(Wire::Preempted(by.0)), at.0);
             return v1::StoredWhy { why, preempted_ms, ..Default::default() };
         }
+        Why::Resized { from, to, by, at } => {
+            let by = by.map_or(0, |by| by.0);
+            let why = Some(Wire::Resized(v1::StoredResized { from: *from, to: *to, by }));
+            return v1::StoredWhy { why, preempted_ms: at.0, ..Default::default() };
+        }
         Why::Moved { from, to } => {
             let why = Some(Wire::Moved(v1::StoredMove { from: from.to_string(), to: to.to_string() }));
             return v1::StoredWhy { why, ..Default::default() };
@@ -165,6 +181,7 @@ fn encode_why(why: &Why) -> v1::StoredWhy {
         Why::WorkerFailed { rank, node, exit } => (rank, node, Wire::Exit(wire::exit(exit))),
         Why::RankLost { rank, node } => (rank, node, Wire::Lost(true)),
         Why::Drained { rank, node } => (rank, node, Wire::Drained(true)),
+        Why::Booked { rank, node, reservation } => (rank, node, Wire::Booked(reservation.to_string())),
     };
     v1::StoredWhy { rank: *rank, node: node.to_string(), why: Some(why), preempted_ms: 0 }
 }
@@ -220,6 +237,7 @@ fn decode_job(id: u64, wire: &v1::StoredJob, specs: &BTreeMap<u64, Arc<JobSpec>>
             cpu_milli_ms: wire.cpu_milli_ms,
             lost_device_ms: wire.lost_device_ms,
         },
+        scale: wire.scale_ms.map(|ms| Scale { ranks: wire.scale_ranks, at: Time(ms) }),
     })
 }
 
@@ -242,8 +260,13 @@ fn decode_why(wire: &v1::StoredWhy) -> Result<Why, Invalid> {
         Some(Wire::Exit(exit)) => Why::WorkerFailed { rank, node, exit: border::exit(exit)? },
         Some(Wire::Lost(_)) => Why::RankLost { rank, node },
         Some(Wire::Drained(_)) => Why::Drained { rank, node },
+        Some(Wire::Booked(name)) => Why::Booked { rank, node, reservation: border::name("booked", name)? },
         Some(Wire::Preempted(by)) => {
             Why::Preempted { by: border::job_id("preempted", *by)?, at: Time(wire.preempted_ms) }
+        }
+        Some(Wire::Resized(resized)) => {
+            let by = (resized.by != 0).then_some(JobId(resized.by));
+            Why::Resized { from: resized.from, to: resized.to, by, at: Time(wire.preempted_ms) }
         }
         Some(Wire::Moved(moved)) => Why::Moved { from: (*moved.from).into(), to: (*moved.to).into() },
         None => return Err(Invalid::new("why", "absent", "expected a reason")),
@@ -359,7 +382,7 @@ mod tests {
             ..v1::Role::default()
         };
         let spec = v1::JobSpec { roles: vec![role], ..v1::JobSpec::default() };
-        let row = |kind, key: &[u8], value| Row { kind, key: key.into(), value };
+        let row = |kind, key: &[u8], value| Row { kind, key: key.into(), value: Some(value) };
         let id = 1_u64.to_be_bytes();
         let rows = [
             row(Kind::Spec, &id, spec.encode_to_vec()),
@@ -369,5 +392,51 @@ mod tests {
         let records = decode_all(rows).expect("records");
         let [Record::Job(job), Record::Queue(queue)] = &records[..] else { panic!("{records:?}") };
         assert_eq!((job.worth_milli, queue.parent.as_ref()), (1_500, None));
+    }
+
+    /// A job that stops for another number of ranks, and what a user wants of it.
+    #[test]
+    fn a_job_that_is_resized_reads_as_it_was_written() {
+        let role = Role {
+            name: "trainer".into(),
+            ranks: 4,
+            min_ranks: Some(2),
+            request: Request { cpus_milli: 100, ..Request::default() },
+            standing: Default::default(),
+            program: Program::Command(vec!["true".into()]),
+        };
+        let spec = JobSpec {
+            name: "x".into(),
+            queue: "red".into(),
+            roles: vec![role],
+            grace_ms: 1,
+            ..JobSpec::default()
+        };
+        let rank = |port| Allocation {
+            node: NodeId(0),
+            devices: Vec::new(),
+            slice: None,
+            charge_milli: 100,
+            cpus_milli: 100,
+            memory_bytes: 0,
+            port,
+            worker: RankState::Running,
+        };
+        let whys = [None, Some(JobId(7))].map(|by| Why::Resized { from: 3, to: 2, by, at: Time(5) });
+        for (ranks, why) in [None, Some(3)].into_iter().zip(whys) {
+            let mut job = Job::new(JobId(1), Arc::new(spec.clone()), None, Time(3));
+            job.phase = Phase::Stopping(Then::Resize(vec![2, 0]));
+            job.ranks = (1..4).map(rank).collect();
+            job.last_failure = Some(why);
+            job.scale = Some(Scale { ranks, at: Time(4) });
+            let rows = [Record::Spec(job.id, job.spec.clone()), Record::Job(job.clone())];
+            let read = decode_all(rows.iter().map(encode)).expect("records");
+            assert_eq!(read, [Record::Job(job.clone())]);
+
+            job.phase = Phase::Stopping(Then::Resize(vec![3]));
+            let rows = [Record::Spec(job.id, job.spec.clone()), Record::Job(job)];
+            let error = decode_all(rows.iter().map(encode)).expect_err("a rank that it does not have");
+            assert!(error.to_string().ends_with("stays is 3: expected less than 3"), "{error}");
+        }
     }
 }

@@ -25,6 +25,7 @@ pub fn job_spec(spec: &JobSpec) -> v1::JobSpec {
         env: pairs(&spec.env),
         working_dir: spec.working_dir.as_ref().map(ToString::to_string),
         checkpoint_dir: spec.checkpoint_dir.as_ref().map(ToString::to_string),
+        reservation: spec.reservation.as_ref().map(ToString::to_string),
         topology: (spec.topology != Topology::default()).then(|| topology(&spec.topology)),
     }
 }
@@ -54,11 +55,14 @@ fn role(role: &Role) -> v1::Role {
             learning_rate: options.learning_rate,
             seed: options.seed,
             checkpoint_every: options.checkpoint_every,
+            precision: options.precision.to_string(),
+            micro_batch: options.micro_batch,
         }),
         Program::Serve(options) => v1::role::Program::Serve(v1::Serve {
             model: options.model.to_string(),
             served_name: options.served_name.to_string(),
             max_queue: options.max_queue,
+            precision: options.precision.to_string(),
         }),
     };
     let request = v1::Request {
@@ -70,6 +74,7 @@ fn role(role: &Role) -> v1::Role {
     v1::Role {
         name: role.name.to_string(),
         ranks: role.ranks,
+        min_ranks: role.min_ranks,
         request: Some(request),
         program: Some(program),
         apart: role.standing.apart.as_ref().map(ToString::to_string),

@@ -1,5 +1,6 @@
 //! The options of the worker's two commands.
 
+use crate::kernels::Precision;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -41,6 +42,15 @@ pub struct TrainArgs {
     /// Sequences in a step, over all ranks; at least one for each rank
     #[arg(long, default_value_t = 8)]
     pub batch: usize,
+
+    /// Sequences that one rank computes together, a divisor of --batch: more are faster and need more memory, and at most
+    /// --batch / --micro-batch ranks can share a step
+    #[arg(long, value_name = "SEQUENCES", default_value_t = 1)]
+    pub micro_batch: usize,
+
+    /// What the factors of matrix products are rounded to; sums, weights and moments are f32
+    #[arg(long, value_name = "NAME", default_value = "f32")]
+    pub precision: Precision,
 
     /// Tokens in a sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 128)]
@@ -115,6 +125,14 @@ impl TrainArgs {
             let allowed = format!("it is {world_size}, one sequence for each rank, to {}", 1 << 20);
             return Err(UsageError::new("--batch", self.batch, allowed));
         }
+        if self.micro_batch == 0 || !self.batch.is_multiple_of(self.micro_batch) {
+            let allowed = format!("it divides --batch, {}", self.batch);
+            return Err(UsageError::new("--micro-batch", self.micro_batch, allowed));
+        }
+        if self.batch / self.micro_batch < world_size {
+            let allowed = format!("it is at most --batch / ranks, {} / {world_size}", self.batch);
+            return Err(UsageError::new("--micro-batch", self.micro_batch, allowed));
+        }
         if self.steps < self.warmup_steps() {
             let allowed = format!("it is at most --steps, {}", self.steps);
             return Err(UsageError::new("--warmup", self.warmup_steps(), allowed));
@@ -156,6 +174,10 @@ pub struct ServeArgs {
     /// Port to listen on; 0 takes any free one
     #[arg(long, env = "AQUIFER_PORT", default_value_t = 8000)]
     pub port: u16,
+
+    /// What weights are kept in, and the factors of long matrix products rounded to
+    #[arg(long, value_name = "NAME", default_value = "f32")]
+    pub precision: Precision,
 
     /// Requests that may wait for their turn; more are told to come back later
     #[arg(long, value_name = "REQUESTS", default_value_t = 64)]
@@ -225,6 +247,9 @@ mod tests {
             refusal(&["--batch", "2"], 4),
             "--batch is 2; it is 4, one sequence for each rank, to 1048576"
         );
+        assert_eq!(refusal(&["--micro-batch", "3"], 1), "--micro-batch is 3; it divides --batch, 8");
+        let allowed = "--micro-batch is 8; it is at most --batch / ranks, 8 / 2";
+        assert_eq!(refusal(&["--micro-batch", "8"], 2), allowed);
         assert_eq!(refusal(&["--warmup", "300"], 1), "--warmup is 300; it is at most --steps, 200");
         assert_eq!(
             refusal(&["--learning-rate", "NaN"], 1),

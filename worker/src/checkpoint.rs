@@ -9,6 +9,7 @@
 //! synced; `latest` is replaced last, in the same way. `train.json` holds length and checksum of the large files,
 //! so a damaged checkpoint is found when it is read, named, and passed over for the one before.
 
+use crate::kernels::Precision;
 use crate::model::{ConfigError, Layout, Model, ModelConfig, Tensor};
 use crate::safetensors::{Safetensors, SafetensorsError, TensorRef, Written, write};
 use serde::{Deserialize, Serialize};
@@ -89,12 +90,20 @@ pub enum CheckpointError {
 pub struct Settings {
     pub seed: u64,
     pub batch: usize,
+    #[serde(default = "one")]
+    pub micro_batch: usize,
+    #[serde(default)]
+    pub precision: Precision,
     pub context: usize,
     pub steps: u64,
     pub learning_rate: f32,
     pub warmup: u64,
     pub weight_decay: f32,
     pub clip: f32,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// `train.json`.
@@ -328,6 +337,8 @@ fn same_training(
         let mut fields = vec![
             ("--seed".to_string(), settings.seed.to_string()),
             ("--batch".to_string(), settings.batch.to_string()),
+            ("--micro-batch".to_string(), settings.micro_batch.to_string()),
+            ("--precision".to_string(), settings.precision.name().to_string()),
             ("--context".to_string(), settings.context.to_string()),
         ];
         let value = serde_json::to_value(config).expect("plain fields");
@@ -391,6 +402,8 @@ mod tests {
         Settings {
             seed: 1,
             batch: 8,
+            micro_batch: 1,
+            precision: Precision::F32,
             context: 16,
             steps: 100,
             learning_rate: 3e-3,

@@ -5,6 +5,7 @@
 //! of the [`error`].
 
 pub mod args;
+pub mod bench;
 pub mod checkpoint;
 pub mod collective;
 pub mod contract;

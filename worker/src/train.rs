@@ -1,8 +1,9 @@
 //! Training: steps of virtual shards, summed in a fixed tree, so that the result does not depend on who computed.
 //!
-//! A step has V shards (`--batch`). Data and gradient of a shard are pure functions of (seed, step, shard); each
-//! rank computes a block of neighbouring shards, rank 0 adds up ([`crate::shards`]), and all ranks apply the same
-//! update to the same parameters. One, two or four ranks give the same bits.
+//! A step has V shards (`--batch / --micro-batch`), each of some sequences. Data and gradient of a shard are pure
+//! functions of (seed, step, shard); each rank computes a block of neighbouring shards, rank 0 adds up
+//! ([`crate::shards`]), and all ranks apply the same update to the same parameters. One, two or four ranks give the same
+//! bits.
 
 use crate::args::{TrainArgs, UsageError};
 use crate::checkpoint::{CheckpointDir, Record, Settings, TrainingState, load_model};
@@ -11,7 +12,7 @@ use crate::contract::Contract;
 use crate::data::Dataset;
 use crate::error::WorkerError;
 use crate::kernels::{AdamW, Cpu, Kernels};
-use crate::model::training::Workspace;
+use crate::model::training::{Sample, Workspace};
 use crate::model::{Model, ModelConfig};
 use crate::shards::{Partial, ShardSum, block};
 use crate::status::{State, Status, StatusFile};
@@ -127,6 +128,8 @@ fn settings(args: &TrainArgs) -> Settings {
     Settings {
         seed: args.seed,
         batch: args.batch,
+        micro_batch: args.micro_batch,
+        precision: args.precision,
         context: args.context,
         steps: args.steps,
         learning_rate: args.learning_rate,
@@ -158,9 +161,16 @@ struct Trainer {
     /// This rank's shards of every step.
     shards: std::ops::Range<usize>,
     /// Shards are computed at the same time, one on each of these.
-    workspaces: Vec<Workspace>,
+    desks: Vec<Desk>,
+    /// All threads, for what is left when the shards are summed.
     kernels: Cpu,
     sum: ShardSum,
+}
+
+/// Where one shard is computed.
+struct Desk {
+    workspace: Workspace,
+    kernels: Cpu,
 }
 
 impl Trainer {
@@ -204,13 +214,13 @@ impl Trainer {
         for values in [&mut state.model.parameters, &mut state.first, &mut state.second] {
             group.broadcast_floats(values)?;
         }
-        let shards = block(contract.rank, contract.world_size, args.batch);
+        let shards = block(contract.rank, contract.world_size, args.batch / args.micro_batch);
         let at_once = contract.threads.min(shards.len());
         let sum = ShardSum::new(state.model.layout.len + 1);
-        let mut workspaces = Vec::new();
-        workspaces.resize_with(at_once, Workspace::default);
-        let kernels = Cpu::new(contract.threads / at_once);
-        Ok(Trainer { state, data, checkpoints, saved, shards, workspaces, kernels, sum })
+        let kernels = |threads| Cpu::with_precision(threads, args.precision);
+        let desk = |_| Desk { workspace: Workspace::default(), kernels: kernels(contract.threads / at_once) };
+        let (desks, kernels) = ((0..at_once).map(desk).collect(), kernels(contract.threads));
+        Ok(Trainer { state, data, checkpoints, saved, shards, desks, kernels, sum })
     }
 
     fn train(
@@ -256,16 +266,17 @@ impl Trainer {
         self.compute_shards(group)?;
         let settings = self.state.record.settings.clone();
         let Reduced { values: mut gradient, stop, saved } = self.reduce(stop, group)?;
-        let loss = gradient.pop().expect("the loss stands last") / settings.batch as f32;
+        let shards = (settings.batch / settings.micro_batch) as f32;
+        let loss = gradient.pop().expect("the loss stands last") / shards;
         let number = self.state.record.step + 1;
         if !loss.is_finite() {
             return Err(WorkerError::Diverged { step: number, loss });
         }
         // The sum over shards becomes their mean, and then as long as allowed.
-        let gradient_norm = self.kernels.sum_of_squares(&gradient).sqrt() as f32 / settings.batch as f32;
+        let gradient_norm = self.kernels.sum_of_squares(&gradient).sqrt() as f32 / shards;
         let shorten = if settings.clip < gradient_norm { settings.clip / gradient_norm } else { 1.0 };
         for value in &mut gradient {
-            *value *= shorten / settings.batch as f32;
+            *value *= shorten / shards;
         }
         let learning_rate = learning_rate(&settings, number - 1);
         self.update(&gradient, learning_rate, number);
@@ -280,29 +291,35 @@ impl Trainer {
 
     /// Fills `sum` with the own shards' gradients, each followed by its loss.
     fn compute_shards(&mut self, group: &Group) -> Result<(), WorkerError> {
-        let Trainer { state, data, workspaces, kernels, sum, shards, .. } = self;
-        let Settings { seed, batch, context, .. } = state.record.settings;
-        let (model, kernels, data, step) = (&state.model, &*kernels, &*data, state.record.step);
+        let Trainer { state, data, desks, sum, shards, .. } = self;
+        let Settings { seed, batch, micro_batch, context, .. } = state.record.settings;
+        let (model, data, step) = (&state.model, &*data, state.record.step);
         let mut next = shards.start;
         while next < shards.end {
             group.check()?;
-            let count = workspaces.len().min(shards.end - next);
+            let count = desks.len().min(shards.end - next);
             let mut buffers: Vec<_> = (0..count).map(|_| sum.zeros()).collect();
-            let compute = |index: usize, workspace: &mut Workspace, buffer: &mut Vec<f32>| {
-                let number = step * batch as u64 + (next + index) as u64;
-                let (tokens, targets) = data.sample(seed, number, context);
+            let compute = |index: usize, desk: &mut Desk, buffer: &mut Vec<f32>| {
+                let first = step * batch as u64 + ((next + index) * micro_batch) as u64;
+                let (mut tokens, mut targets) = (Vec::new(), Vec::new());
+                for number in first..first + micro_batch as u64 {
+                    let (more, next) = data.sample(seed, number, context);
+                    tokens.extend(more);
+                    targets.extend(next);
+                }
+                let sample = Sample { tokens: &tokens, targets: &targets, length: context };
                 let (loss, gradient) = buffer.split_last_mut().expect("the loss stands last");
-                *loss = model.loss_and_gradient(kernels, workspace, gradient, &tokens, &targets);
+                *loss = model.loss_and_gradient(&desk.kernels, &mut desk.workspace, gradient, sample);
             };
             std::thread::scope(|scope| {
-                let mut work = workspaces.iter_mut().zip(&mut buffers).enumerate();
+                let mut work = desks.iter_mut().zip(&mut buffers).enumerate();
                 let own = work.next();
-                for (index, (workspace, buffer)) in work {
+                for (index, (desk, buffer)) in work {
                     let compute = &compute;
-                    scope.spawn(move || compute(index, workspace, buffer));
+                    scope.spawn(move || compute(index, desk, buffer));
                 }
-                if let Some((index, (workspace, buffer))) = own {
-                    compute(index, workspace, buffer);
+                if let Some((index, (desk, buffer))) = own {
+                    compute(index, desk, buffer);
                 }
             });
             for (index, values) in buffers.into_iter().enumerate() {
@@ -329,7 +346,8 @@ impl Trainer {
                 .map_err(|reason| CollectiveError::Left { rank: 0, reason })?;
             return Ok(Reduced { values, stop, saved });
         }
-        let values = self.sum.total(self.state.record.settings.batch);
+        let Settings { batch, micro_batch, .. } = self.state.record.settings;
+        let values = self.sum.total(batch / micro_batch);
         if group.has_others() {
             group.broadcast(encode_total(stop, self.saved, &values))?;
         }
@@ -571,6 +589,8 @@ mod tests {
         let settings = Settings {
             seed: 1,
             batch: 1,
+            micro_batch: 1,
+            precision: Default::default(),
             context: 1,
             steps: 110,
             learning_rate: 1.0,

@@ -25,6 +25,9 @@ fn options<'a>(data: &'a Path, checkpoints: &'a Path, more: &[&'a str]) -> Vec<&
     options
 }
 
+/// Several sequences at a time, with factors rounded to bf16.
+const COMPACT: [&str; 4] = ["--precision", "bf16", "--micro-batch", "2"];
+
 fn losses(steps: &[aquifer_worker::train::StepReport]) -> Vec<(u64, u32)> {
     steps.iter().map(|step| (step.step, step.loss.to_bits())).collect()
 }
@@ -37,19 +40,28 @@ fn weights(checkpoints: &Path, step: u64) -> Vec<u8> {
 fn any_number_of_ranks_and_threads_gives_the_same_bits() {
     let dir = TempDir::new();
     let data = dir.text();
-    let mut results = Vec::new();
-    for (ranks, threads) in [(1, 1), (1, 3), (2, 1), (3, 2), (4, 1)] {
-        let checkpoints = dir.join(&format!("checkpoints-{ranks}-{threads}"));
-        let args = train_args(&options(&data, &checkpoints, &[]));
-        let group = train_group(&args, ranks, threads, None);
-        for (steps, result) in &group {
-            assert!(result.is_ok(), "{result:?}");
-            assert_eq!(steps.len(), 8);
-            assert_eq!(losses(steps), losses(&group[0].0));
+    let mut kinds = Vec::new();
+    for more in [&[][..], &COMPACT] {
+        let mut results = Vec::new();
+        for (ranks, threads) in [(1, 1), (1, 3), (2, 1), (3, 2), (4, 1)] {
+            let checkpoints = dir.join(&format!("checkpoints-{}-{ranks}-{threads}", more.len()));
+            let args = train_args(&options(&data, &checkpoints, more));
+            let group = train_group(&args, ranks, threads, None);
+            for (steps, result) in &group {
+                assert!(result.is_ok(), "{result:?}");
+                assert_eq!(steps.len(), 8);
+                assert_eq!(losses(steps), losses(&group[0].0));
+            }
+            results.push((losses(&group[0].0), weights(&checkpoints, 8)));
         }
-        results.push((losses(&group[0].0), weights(&checkpoints, 8)));
+        assert!(results.iter().all(|result| *result == results[0]), "{more:?}");
+        kinds.push(results.remove(0));
     }
-    assert!(results.iter().all(|result| *result == results[0]));
+    // The options did something. Before the first update it is rounding; later steps of so short and steep a training
+    // make any rounding grow.
+    assert_ne!(kinds[0], kinds[1]);
+    let [exact, rounded] = [0, 1].map(|kind: usize| f32::from_bits(kinds[kind].0[0].1));
+    assert!((exact - rounded).abs() < 2e-3, "{exact} and {rounded}");
 }
 
 #[test]
@@ -66,13 +78,18 @@ fn the_loss_goes_down_on_a_small_text() {
 
 #[test]
 fn a_stopped_training_continues_to_the_bits_of_an_uninterrupted_one() {
+    continues_to_the_same_bits(&[]);
+    continues_to_the_same_bits(&COMPACT);
+}
+
+fn continues_to_the_same_bits(more: &[&str]) {
     let dir = TempDir::new();
     let data = dir.text();
     let (whole, parts) = (dir.join("whole"), dir.join("parts"));
-    let whole_args = train_args(&options(&data, &whole, &[]));
+    let whole_args = train_args(&options(&data, &whole, more));
     let uninterrupted = train_group(&whole_args, 1, 1, None).remove(0).0;
 
-    let args = train_args(&options(&data, &parts, &[]));
+    let args = train_args(&options(&data, &parts, more));
     let mut seen = Vec::new();
     // A signal during step 5 stops all ranks after it, although only the last one got it.
     for (steps, result) in train_group(&args, 2, 1, Some(4)) {
@@ -125,6 +142,9 @@ fn a_training_with_other_settings_is_refused_with_both_values() {
     let error = train_group(&args, 1, 1, None).remove(0).1.unwrap_err();
     let expected = "step-000008 was written with --batch 8, this training has 4";
     assert!(error.to_string().ends_with(expected) && error.exit_code() == 1, "{error}");
+    let args = train_args(&options(&data, &checkpoints, &["--precision", "bf16"]));
+    let error = train_group(&args, 1, 1, None).remove(0).1.unwrap_err().to_string();
+    assert!(error.ends_with("was written with --precision f32, this training has bf16"), "{error}");
 }
 
 #[test]

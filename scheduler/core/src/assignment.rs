@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::cluster::Cluster;
-use crate::jobs::{Job, Phase};
+use crate::jobs::Job;
 use crate::types::*;
 
 impl Cluster {
@@ -11,7 +11,7 @@ impl Cluster {
     pub fn assignment(&self, node: NodeId) -> Assignment {
         let orders = self.nodes.held(node).workers.iter().map(|worker| {
             let job = self.jobs.get(worker.job).expect("a worker's job");
-            let goal = if job.phase == Phase::Active { Goal::Run } else { Goal::Stop };
+            let goal = if job.runs(worker.rank) { Goal::Run } else { Goal::Stop };
             let state = job.ranks[worker.rank as usize].worker;
             let launch = (state == RankState::Assigned).then(|| Arc::new(self.launch(job, worker.rank)));
             WorkerOrder { id: *worker, goal, grace_ms: job.spec.grace_ms, launch }
@@ -31,7 +31,7 @@ impl Cluster {
         let master = &job.ranks[0];
         Launch {
             spec: job.spec.clone(),
-            role: job.spec.role_of(rank),
+            role: job.spec.role_of(rank, job.ranks.len() as u32),
             world_size: job.ranks.len() as u32,
             local_rank: job.ranks[..rank as usize].iter().filter(local).count() as u32,
             local_world_size: job.ranks.iter().filter(local).count() as u32,

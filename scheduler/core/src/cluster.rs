@@ -2,43 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
+use crate::durations::Durations;
 use crate::effect::*;
 use crate::event::*;
 use crate::jobs::*;
 use crate::nodes::*;
 use crate::plan::price::{self, Prices};
-use crate::plan::{self, Free, Futile, Kept, Order, Promised, Room, Turnover};
+use crate::plan::{self, Free, Futile, Kept, Promised, Room, Turnover};
+pub use crate::policy::Policy;
 use crate::queues::Queues;
+use crate::reservations::Reservations;
 use crate::speed::{Pace, Speeds};
 use crate::types::*;
 
 /// Name of the queue that always exists.
 pub const DEFAULT_QUEUE: &str = "default";
-
-/// Rules of the pool. A value, not a plug-in: it is printed, compared and simulated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// Who goes first.
-    pub order: Order,
-    /// Silence after which a node is lost. Agents are told less, see [`Policy::granted_lease`]. A scheduler that
-    /// takes over from one with longer leases must wait for those: it takes the longer of the two.
-    pub lease: Duration,
-    /// Pause before a job that failed is placed again. Doubles with every failure, up to 64 times.
-    pub backoff: Duration,
-    /// After so long what a queue has used counts half. Zero: only what it holds counts.
-    pub half_life: Duration,
-    /// For so long a job waits to gain one in priority over those that are submitted then. The priority of a job
-    /// is a bound on how long it can be passed by others of its queue where something becomes free: without preemption
-    /// nothing starves.
-    pub ageing: Duration,
-    /// Whether running jobs are stopped for better ones that wait. See [`plan::preempt`].
-    pub preemption: bool,
-    /// Between two rounds in which running jobs may be moved to other classes of devices; also for so long a job stays
-    /// where it is. Zero, or without preemption: never. See [`plan::moves`].
-    pub rounds: Duration,
-}
 
 /// All that the scheduler knows.
 ///
@@ -50,6 +29,7 @@ pub struct Cluster {
     pub(crate) jobs: Jobs,
     pub(crate) nodes: Nodes,
     pub(crate) queues: Queues,
+    pub(crate) reservations: Reservations,
     /// When it last stepped.
     pub(crate) now: Time,
     /// Of the last assignment that was changed.
@@ -64,18 +44,22 @@ pub struct Cluster {
     pub(crate) kept: Kept,
     /// Wide jobs that ended of late. Derived from the jobs.
     pub(crate) turnover: Turnover,
+    /// How long jobs ran. Derived from the jobs; shared with copies of the cluster.
+    pub(crate) durations: Arc<Durations>,
     /// Jobs for which no victims were found, and since when nothing has changed that could help them.
     pub(crate) futile: Futile,
     /// What the last round promised to jobs to which others give way.
     pub(crate) promised: Promised,
     /// When jobs that run had their last checkpoint, if that was in this attempt. Soft state, from reports.
     checkpoints: BTreeMap<JobId, Time>,
+    /// When jobs must be stopped that stand in the way of a reservation. Derived.
+    pub(crate) moves: BTreeSet<(Time, JobId)>,
     /// How far workers are that speak for a role of a running job. Soft state, from reports.
     pub(crate) paces: BTreeMap<WorkerId, Pace>,
     /// Soft state, from reports.
     pub(crate) speeds: Arc<Speeds>,
-    /// When jobs may be moved next; `None`: there is no reason to. Soft state.
-    pub(crate) moves_at: Option<Time>,
+    /// When running jobs may next move to another class of devices; `None`: there is no reason to. Soft state.
+    pub(crate) migrate_at: Option<Time>,
     /// What is free. Derived from the nodes and what is held on them.
     room: Room,
     /// Learned from what was asked for. Derived from the jobs, see [`price::learned_from`].
@@ -90,6 +74,7 @@ pub struct Cluster {
     touched_nodes: BTreeSet<NodeId>,
     touched_queues: BTreeSet<Name>,
     touched_usages: BTreeSet<Name>,
+    touched_reservations: BTreeSet<Name>,
     reassigned: BTreeSet<NodeId>,
     new_specs: Vec<JobId>,
     notes: Vec<Note>,
@@ -111,6 +96,7 @@ impl Cluster {
             jobs: Jobs::new(policy.ageing),
             nodes: Nodes::default(),
             queues: Queues::new(policy.half_life),
+            reservations: Reservations::default(),
             now,
             revision: Revision { term, count: 0 },
             round_at: Some(now),
@@ -118,13 +104,15 @@ impl Cluster {
             kept_from: BTreeSet::new(),
             kept: Kept::default(),
             turnover: Turnover::default(),
+            durations: Arc::default(),
             futile: Futile::default(),
             promised: Promised::new(),
             checkpoints: BTreeMap::new(),
             paces: BTreeMap::new(),
             speeds: Arc::default(),
-            moves_at: None,
+            migrate_at: None,
             freed_for: BTreeSet::new(),
+            moves: BTreeSet::new(),
             room: Room::default(),
             prices: Arc::default(),
             priced: 0,
@@ -133,6 +121,7 @@ impl Cluster {
             touched_nodes: BTreeSet::new(),
             touched_queues: BTreeSet::new(),
             touched_usages: BTreeSet::new(),
+            touched_reservations: BTreeSet::new(),
             reassigned: BTreeSet::new(),
             new_specs: Vec::new(),
             notes: Vec::new(),
@@ -145,13 +134,16 @@ impl Cluster {
                 Record::Node(node) => _ = nodes.insert(node.id, node),
                 Record::Queue(queue) => queues.push(queue),
                 Record::Usage(queue, usage) => _ = usages.insert(queue, usage),
-                Record::Spec(..) => (),
+                Record::Reservation(reservation) => cluster.reservations.set(reservation),
+                Record::Spec(..) | Record::NoReservation(_) => (),
             }
         }
         cluster.queues.restore(queues, &usages);
+        cluster.admit_guests();
         // A clock that was set back must not make time run backwards.
         let of_jobs = jobs.values().flat_map(|job| [Some(job.submitted), job.placed, job.ended]).flatten();
-        let latest = of_jobs.chain(usages.values().map(|usage| usage.at)).max();
+        let begun = cluster.reservations.iter().filter(|it| it.begun).map(|it| it.start);
+        let latest = of_jobs.chain(usages.values().map(|usage| usage.at)).chain(begun).max();
         cluster.now = now.max(latest.unwrap_or(now));
         for (id, node) in nodes {
             let up = node.up;
@@ -172,6 +164,8 @@ impl Cluster {
             assert_eq!(id.0, cluster.jobs.len() + 1, "identities have no gaps");
             cluster.jobs.insert(cluster.now, job);
         }
+        cluster.durations = Arc::new(Durations::of(&cluster.jobs));
+        cluster.schedule_moves();
         cluster.learn_prices();
         let mut ended: Vec<_> = cluster.jobs.iter().filter_map(|job| Some((job.ended?, job))).collect();
         ended.retain(|(at, _)| cluster.now <= *at + plan::LATELY);
@@ -207,8 +201,9 @@ impl Cluster {
             Event::Tick => (),
         }
         self.expire_leases(now);
+        self.ring_reservations(now);
         self.ring_timers(now);
-        if self.moves_at.is_some_and(|at| at <= now) {
+        if self.migrate_at.is_some_and(|at| at <= now) {
             self.plan_at(now);
         }
         if self.round_at.is_some_and(|at| at <= now) {
@@ -231,14 +226,17 @@ impl Cluster {
             for preemption in plan.preemptions {
                 self.preempt(now, preemption);
             }
-            for it in plan.moves {
-                self.begin_move(now, it);
+            for migration in plan.migrations {
+                self.migrate(migration);
             }
-            self.await_moves();
+            self.await_migrations();
             if plan.is_unfinished {
                 self.plan_at(Time(now.0 + 1));
             }
-            if let Some(at) = plan.tired_at {
+            for growth in plan.growths {
+                self.grow(now, growth);
+            }
+            for at in plan.tired_at.into_iter().chain(plan.grow_at) {
                 self.plan_at(at);
             }
         }
@@ -248,8 +246,9 @@ impl Cluster {
 
     /// When to call [`Cluster::step`] next if no event comes before. `None`: never.
     pub fn deadline(&self) -> Option<Time> {
-        let others = [self.round_at, self.moves_at];
-        [self.nodes.next_expiry(), self.jobs.next_timer()].into_iter().chain(others).flatten().min()
+        let moves = self.moves.first().map(|(at, _)| *at);
+        let timers = [self.nodes.next_expiry(), self.jobs.next_timer(), self.reservations.next(), moves];
+        timers.into_iter().chain([self.round_at, self.migrate_at]).flatten().min()
     }
 
     /// When it last stepped; time never goes back before it.
@@ -305,6 +304,11 @@ impl Cluster {
         &self.room
     }
 
+    /// Nodes that are booked.
+    pub fn reservations(&self) -> &Reservations {
+        &self.reservations
+    }
+
     /// The queues.
     pub fn queues(&self) -> &Queues {
         &self.queues
@@ -316,7 +320,8 @@ impl Cluster {
         let nodes = self.nodes.iter().cloned().map(Record::Node);
         let queues = self.queues.iter().cloned().map(Record::Queue);
         let usages = self.queues.usages().map(|(queue, usage)| Record::Usage(queue.clone(), usage));
-        jobs.chain(nodes).chain(queues).chain(usages).collect()
+        let reservations = self.reservations.iter().cloned().map(Record::Reservation);
+        jobs.chain(nodes).chain(queues).chain(usages).chain(reservations).collect()
     }
 
     /// Checks what must hold between steps. `O(jobs + nodes)`.
@@ -331,10 +336,14 @@ impl Cluster {
             let holds = matches!(job.phase, Phase::Active | Phase::Stopping(_));
             assert!(holds || job.ranks.is_empty(), "{} holds resources while {:?}", job.id, job.phase);
             if job.phase == Phase::Active {
-                assert_eq!(job.ranks.len(), job.spec.ranks() as usize, "{} is a partial gang", job.id);
+                let ranks = job.ranks.len() as u32;
+                let is_whole = (job.spec.min_ranks()..=job.spec.ranks()).contains(&ranks);
+                assert!(is_whole, "{} is a partial gang", job.id);
             }
             if let Phase::Stopping(Then::Resize(stays)) = &job.phase {
-                assert_eq!(stays.len(), job.spec.ranks() as usize, "{} moves as a partial gang", job.id);
+                let is_whole =
+                    (job.spec.min_ranks() as usize..=job.spec.ranks() as usize).contains(&stays.len());
+                assert!(is_whole, "{} goes on as a partial gang", job.id);
             }
             let (charge, own) = (job.charge(), charges.entry(job.spec.queue.clone()).or_default());
             own.milli += charge.milli;
@@ -349,14 +358,11 @@ impl Cluster {
         }
         for (id, held) in held {
             assert_eq!(*self.nodes.held(id), held, "what is held on {}", self.nodes.get(id).name);
-            assert_eq!(
-                self.nodes.expiries()[id.0 as usize],
-                held.expiry(),
-                "when {} is empty",
-                self.nodes.get(id).name
-            );
         }
+        self.nodes.check();
         self.queues.check(&charges);
+        assert_eq!(*self.durations, Durations::of(&self.jobs), "how long jobs ran");
+        self.check_reservations();
         self.room.check(self.nodes.iter().map(|node| (node, self.nodes.held(node.id))));
     }
 
@@ -412,6 +418,12 @@ impl Cluster {
     pub(crate) fn set_queue(&mut self, queue: Queue) {
         self.touched_queues.insert(queue.name.clone());
         self.queues.set(queue);
+        self.admit_guests();
+        self.schedule_moves();
+    }
+
+    pub(crate) fn touch_reservation(&mut self, name: Name) {
+        self.touched_reservations.insert(name);
     }
 
     /// Notes that the nodes of a job's ranks have something new to do.
@@ -433,6 +445,10 @@ impl Cluster {
         let saved = Time(self.now.0.saturating_sub(age_ms));
         let known = self.checkpoints.entry(job).or_insert(saved);
         *known = saved.max(*known);
+        if self.jobs.is_small(job) {
+            // It would lose less now.
+            self.plan_at(self.now);
+        }
     }
 
     /// Whether the attempt of a job that runs has told of a checkpoint.
@@ -484,7 +500,7 @@ impl Cluster {
     /// A job has become ready. Another one of its shape may have been kept from room that it may take.
     pub(crate) fn reopen(&mut self, id: JobId) {
         if !self.kept_from.is_empty() {
-            let shape = self.jobs.get(id).expect("a job that exists").shape();
+            let shape = self.jobs.shape(self.jobs.get(id).expect("a job that exists"));
             if self.kept_from.remove(&shape) {
                 self.unfit.remove(&shape);
             }
@@ -515,6 +531,12 @@ impl Cluster {
         while let Some(name) = self.touched_usages.pop_first() {
             let usage = self.queues.usage(&name);
             effects.push(Effect::Save(Record::Usage(name, usage)));
+        }
+        while let Some(name) = self.touched_reservations.pop_first() {
+            effects.push(Effect::Save(match self.reservations.get(&name) {
+                Some(reservation) => Record::Reservation(reservation.clone()),
+                None => Record::NoReservation(name),
+            }));
         }
         let (mut reporter, mut unknown) = (reporter, unknown);
         while let Some(id) = self.reassigned.pop_first() {
@@ -559,29 +581,6 @@ pub(crate) enum Heartbeat {
     Unknown,
     /// Late or repeated.
     Late,
-}
-
-impl Policy {
-    /// Leases of 10 s, a first pause of 1 s. Usage counts half after a day, so that a team which did without the
-    /// pool for a day is served first on the next, and nobody pays for last month; an hour of waiting is worth one
-    /// of priority. Preemption. Rounds of 6 minutes: many times what a restart takes.
-    pub fn new(order: Order) -> Policy {
-        Policy {
-            order,
-            lease: Duration::from_secs(10),
-            backoff: Duration::from_secs(1),
-            half_life: Duration::from_secs(24 * 3600),
-            ageing: Duration::from_secs(3600),
-            preemption: true,
-            rounds: Duration::from_secs(360),
-        }
-    }
-
-    /// The lease that agents are told: shorter by a fifth, the time that remains to kill their workers
-    /// before the scheduler takes the node for lost and places its jobs elsewhere.
-    pub fn granted_lease(&self) -> Duration {
-        self.lease * 4 / 5
-    }
 }
 
 impl Queue {

@@ -8,6 +8,7 @@ use crate::explain::duration;
 use crate::jobs::{Job, Outcome, Why};
 use crate::nodes::Node;
 use crate::queues::{QueueError, QueueUsage};
+use crate::reservations::{Reservation, ReservationError};
 use crate::types::*;
 
 /// One output of [`Cluster::step`](crate::Cluster::step).
@@ -63,6 +64,10 @@ pub enum Record {
     Queue(Queue),
     /// What the queue of that name has used. Written when what its jobs hold changes.
     Usage(Name, QueueUsage),
+    /// A reservation, by its name.
+    Reservation(Reservation),
+    /// There is no reservation of the name any more: its record is removed.
+    NoReservation(Name),
 }
 
 /// What became of an accepted request.
@@ -79,6 +84,8 @@ pub enum Answer {
     },
     /// So many jobs were told to end.
     Cancelled(u32),
+    /// It is booked: with the nodes that were chosen.
+    Reserved(Reservation),
     /// It is so now.
     Done,
 }
@@ -92,12 +99,19 @@ pub enum Refusal {
     UnknownJob(JobId),
     /// The job has ended already.
     JobDone(JobId, Outcome),
+    /// The job has no role whose number of ranks may change.
+    Rigid(JobId),
+    /// An elastic role has no fewer and no more ranks.
+    #[allow(missing_docs)]
+    Scale { ranks: u32, least: u32, most: u32 },
     /// No such node.
     UnknownNode(Name),
     /// No such queue.
     UnknownQueue(Name),
     /// A queue cannot be so.
     Queue(QueueError),
+    /// Something about a reservation cannot be so.
+    Reservation(ReservationError),
     /// The client key belongs to another specification.
     KeyTaken(Name, JobId),
 }
@@ -121,6 +135,12 @@ pub enum Note {
     /// A job gives its resources back to a job that waited, and will be placed again. It loses what it has done
     /// since its last checkpoint, unless it writes one while it stops.
     Preempted { job: JobId, by: JobId, lost_device_ms: u64 },
+    /// A job goes on with fewer ranks, because it gives way to one that waits, or a user wants it.
+    Shrunk { job: JobId, from: u32, to: u32, by: Option<JobId>, lost_device_ms: u64 },
+    /// A job goes on with more ranks.
+    Grown { job: JobId, from: u32, to: u32 },
+    /// A user wants so many ranks of a job's elastic role; `None`: as many as it can have.
+    Scaled { job: JobId, ranks: Option<u32>, least: u32, most: u32 },
     /// A job stops to go on at once on devices of another model, where it is expected to end so much sooner. It loses what
     /// it has done since its last checkpoint, unless it writes one while it stops, and the time of a restart.
     Moved { job: JobId, from: Name, to: Name, sooner_ms: u64, cost_ms: u64 },
@@ -138,6 +158,14 @@ pub enum Note {
     NodeSet { node: Name, availability: Availability },
     /// An administrator made or changed a queue.
     QueueSet(Name),
+    /// An administrator booked nodes, from `in_ms` on for `for_ms`.
+    Reserved { reservation: Name, nodes: Vec<Name>, in_ms: u64, for_ms: u64 },
+    /// An administrator gave a reservation up.
+    Unreserved(Name),
+    /// A reservation's period begins. `conflicts` are still on its nodes, and may not use it.
+    ReservationBegun { reservation: Name, conflicts: Vec<JobId> },
+    /// A reservation's period is over.
+    ReservationEnded(Name),
 }
 
 impl Note {
@@ -150,6 +178,9 @@ impl Note {
             | Note::Stopping { job, .. }
             | Note::Requeued { job, .. }
             | Note::Preempted { job, .. }
+            | Note::Shrunk { job, .. }
+            | Note::Grown { job, .. }
+            | Note::Scaled { job, .. }
             | Note::Moved { job, .. }
             | Note::Done(job, _)
             | Note::ArrayQueued { first: job, .. } => Some(*job),
@@ -158,7 +189,11 @@ impl Note {
             | Note::NodeLost(_)
             | Note::InventoryChanged { .. }
             | Note::NodeSet { .. }
-            | Note::QueueSet(_) => None,
+            | Note::QueueSet(_)
+            | Note::Reserved { .. }
+            | Note::Unreserved(_)
+            | Note::ReservationBegun { .. }
+            | Note::ReservationEnded(_) => None,
         }
     }
 
@@ -183,6 +218,9 @@ impl Note {
             Note::Stopping { .. } => "stopping",
             Note::Requeued { .. } => "requeued",
             Note::Preempted { .. } => "preempted",
+            Note::Shrunk { .. } => "shrunk",
+            Note::Grown { .. } => "grown",
+            Note::Scaled { .. } => "scaled",
             Note::Moved { .. } => "moved",
             Note::Done(..) => "done",
             Note::NodeUp(_) => "node-up",
@@ -191,6 +229,10 @@ impl Note {
             Note::InventoryChanged { .. } => "inventory-changed",
             Note::NodeSet { .. } => "node-set",
             Note::QueueSet(_) => "queue-set",
+            Note::Reserved { .. } => "reserved",
+            Note::Unreserved(_) => "unreserved",
+            Note::ReservationBegun { .. } => "reservation-begun",
+            Note::ReservationEnded(_) => "reservation-ended",
         }
     }
 }
@@ -213,6 +255,21 @@ impl fmt::Display for Note {
                 let (s, ms) = (lost_device_ms / 1000, lost_device_ms % 1000);
                 write!(f, "{job} preempted: it gives way to {by}, at a cost of {s}.{ms:03} device seconds")
             }
+            Note::Shrunk { job, from, to, by: Some(by), lost_device_ms } => {
+                let (s, ms) = (lost_device_ms / 1000, lost_device_ms % 1000);
+                write!(f, "{job} shrinks from {from} to {to} ranks: it gives way to {by}, ")?;
+                write!(f, "at a cost of {s}.{ms:03} device seconds")
+            }
+            Note::Shrunk { job, from, to, by: None, .. } => {
+                write!(f, "{job} shrinks from {from} to {to} ranks")
+            }
+            Note::Grown { job, from, to } => write!(f, "{job} grows from {from} to {to} ranks"),
+            Note::Scaled { job, ranks: Some(ranks), least, most } => {
+                write!(f, "{job} scaled to {ranks} of {least} to {most} ranks")
+            }
+            Note::Scaled { job, ranks: None, least, most } => {
+                write!(f, "{job} scaled to as many of {least} to {most} ranks as fit")
+            }
             Note::Moved { job, from, to, sooner_ms, cost_ms } => {
                 let (sooner, cost) = (duration(*sooner_ms), duration(*cost_ms));
                 write!(f, "{job} moves from {from} to {to}: {sooner} sooner, at a cost of {cost}")
@@ -228,6 +285,19 @@ impl fmt::Display for Note {
             }
             Note::NodeSet { node, availability } => write!(f, "{node} {availability}"),
             Note::QueueSet(queue) => write!(f, "queue {queue} set"),
+            Note::Reserved { reservation, nodes, in_ms, for_ms } => {
+                write!(f, "reservation {reservation} books")?;
+                nodes.iter().try_for_each(|node| write!(f, " {node}"))?;
+                write!(f, " in {} for {}", duration(*in_ms), duration(*for_ms))
+            }
+            Note::Unreserved(reservation) => write!(f, "reservation {reservation} given up"),
+            Note::ReservationBegun { reservation, conflicts } => {
+                write!(f, "reservation {reservation} begins")?;
+                let text = if conflicts.is_empty() { "" } else { ", still on its nodes:" };
+                f.write_str(text)?;
+                conflicts.iter().try_for_each(|job| write!(f, " {job}"))
+            }
+            Note::ReservationEnded(reservation) => write!(f, "reservation {reservation} is over"),
         }
     }
 }
@@ -242,15 +312,52 @@ impl fmt::Display for Availability {
     }
 }
 
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Succeeded => f.write_str("succeeded"),
+            Outcome::Failed(why) => write!(f, "failed: {why}"),
+            Outcome::Unreachable(job) => write!(f, "failed: {job}, which it follows, did not succeed"),
+            Outcome::Cancelled => f.write_str("cancelled"),
+            Outcome::TimedOut => f.write_str("timed out"),
+        }
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::WorkerFailed { rank, node, exit } => write!(f, "rank {rank} on {node} {exit}"),
+            Why::RankLost { rank, node } => write!(f, "rank {rank} lost with {node}"),
+            Why::Drained { rank: _, node } => write!(f, "{node} is drained"),
+            Why::Preempted { by, at: _ } => write!(f, "it gave way to {by}"),
+            Why::Booked { rank: _, node, reservation } => {
+                write!(f, "{node} is booked by reservation {reservation}")
+            }
+            Why::Moved { from, to } => write!(f, "it moved from {from} to {to}"),
+            Why::Resized { from, to, by: Some(by), at: _ } => {
+                write!(f, "it shrank from {from} to {to} ranks for {by}")
+            }
+            Why::Resized { from, to, by: None, at: _ } if from < to => {
+                write!(f, "it grew from {from} to {to} ranks")
+            }
+            Why::Resized { from, to, by: None, at: _ } => write!(f, "it shrank from {from} to {to} ranks"),
+        }
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Refusal::Malformed(why) => f.write_str(why),
             Refusal::UnknownJob(job) => write!(f, "there is no {job}"),
             Refusal::JobDone(job, outcome) => write!(f, "{job} has ended already: {outcome}"),
+            Refusal::Rigid(job) => write!(f, "{job} is rigid: none of its roles has min_ranks"),
+            Refusal::Scale { ranks, least, most } => write!(f, "{ranks} ranks: expected {least} to {most}"),
             Refusal::UnknownNode(node) => write!(f, "there is no node {node:?}"),
             Refusal::UnknownQueue(queue) => write!(f, "there is no queue {queue:?}"),
             Refusal::Queue(error) => error.fmt(f),
+            Refusal::Reservation(error) => error.fmt(f),
             Refusal::KeyTaken(key, job) => {
                 write!(f, "client key {key:?} belongs to {job}, which asks for something else")
             }

@@ -43,6 +43,13 @@ pub enum Command {
         /// With all other elements of its array.
         whole_array: bool,
     },
+    /// Want another number of ranks of a job's elastic role, while it waits or runs.
+    Scale {
+        /// The job.
+        job: JobId,
+        /// Within the least and the most of its role; `None`: the most.
+        ranks: Option<u32>,
+    },
     /// Change whether a node takes work.
     SetNode {
         /// Name of the node.
@@ -52,6 +59,43 @@ pub enum Command {
     },
     /// Make a queue, or change it.
     SetQueue(Queue),
+    /// Book nodes for a period.
+    Reserve(Booking),
+    /// Give a reservation up.
+    Unreserve(Name),
+}
+
+/// What an administrator asks to be booked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Booking {
+    /// Name of the reservation.
+    pub name: Name,
+    /// What is booked.
+    pub nodes: BookedNodes,
+    /// When it begins; `None`: now.
+    pub start: Option<Time>,
+    /// When it ends.
+    pub end: Time,
+    /// Queues whose jobs may use it, with those below them.
+    pub queues: Vec<Name>,
+    /// Users whose jobs may use it. Neither queues nor users: nobody may.
+    pub users: Vec<Name>,
+}
+
+/// Which nodes are booked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BookedNodes {
+    /// These, whatever their state.
+    Named(Vec<Name>),
+    /// So many of those that take work and have the labels and a device of the model.
+    Chosen {
+        /// How many; at least 1.
+        count: u32,
+        /// Labels that each must have.
+        labels: Vec<(Name, Name)>,
+        /// As in [`DeviceRequest`].
+        model: Option<Name>,
+    },
 }
 
 /// Whether a node takes work. Set by administrators.

@@ -2,12 +2,12 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::nodes::{Span, Until};
-use crate::topology::{Standing, Topology};
+use crate::reservations::Guests;
+pub use crate::shape::Shape;
 use crate::types::*;
 
 /// A job and its placement.
@@ -31,7 +31,7 @@ pub struct Job {
     pub ranks: Vec<Allocation>,
     /// What they are worth, in thousandths of a reference device. See [`Charge`].
     pub worth_milli: u64,
-    /// Nodes of the current or last attempt, by rank: where its logs are.
+    /// Nodes of the current or last attempt, by rank, those included that it gave up while it ran: where its logs are.
     pub last_nodes: Vec<NodeId>,
     /// When the current or last attempt was placed.
     pub placed: Option<Time>,
@@ -43,6 +43,17 @@ pub struct Job {
     pub last_failure: Option<Why>,
     /// What it held over its attempts that are over.
     pub usage: Usage,
+    /// What a user wants of its elastic role.
+    pub scale: Option<Scale>,
+}
+
+/// Ranks that a user wants an elastic role to have, within its least and most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scale {
+    /// How many; `None`: as many as it can have.
+    pub ranks: Option<u32>,
+    /// Since when.
+    pub at: Time,
 }
 
 /// Place within an array.
@@ -93,11 +104,11 @@ pub enum Phase {
 pub enum Then {
     /// It is placed again, after a pause if it failed by itself.
     Requeue,
-    /// It ends.
-    Finish(Outcome),
     /// It goes on at once with these ranks of those that it holds, in this order: the ranks of its next attempt. Those
     /// of them that the attempt which stops never had are gone already.
     Resize(Vec<u32>),
+    /// It ends.
+    Finish(Outcome),
 }
 
 /// How a job ended.
@@ -129,19 +140,10 @@ pub enum Why {
     Preempted { by: JobId, at: Time },
     /// It moved from devices of one model to those of another.
     Moved { from: Name, to: Name },
-}
-
-/// What must be equal for two jobs to fit alike.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Shape {
-    /// Ranks and request, role by role.
-    pub roles: Vec<(u32, Request)>,
-    /// Where all ranks stand together, and how those of each role keep away from each other.
-    pub topology: Topology,
-    #[allow(missing_docs)]
-    pub standings: Vec<Standing>,
-    /// A job that ends in time may use what is kept for another.
-    pub time_limit_ms: Option<u64>,
+    /// It goes on with another number of ranks; `by`: because it gave way to a job that waited.
+    Resized { from: u32, to: u32, by: Option<JobId>, at: Time },
+    /// The node of a rank is booked for others.
+    Booked { rank: u32, node: Name, reservation: Name },
 }
 
 /// Jobs that wait and could be placed as soon as there is room, by queue and shape, best first.
@@ -173,12 +175,16 @@ pub struct Jobs {
     active: BTreeMap<Name, BTreeSet<(i32, Reverse<JobId>)>>,
     /// Those of them that give their resources back.
     stopping: BTreeSet<JobId>,
+    /// Those that run with fewer ranks than they want.
+    small: BTreeSet<JobId>,
     /// Ends of pauses and of time limits.
     timers: BTreeSet<(Time, JobId)>,
     by_key: BTreeMap<Name, JobId>,
     /// Jobs that wait for the key to end.
     dependents: BTreeMap<JobId, BTreeSet<JobId>>,
     arrays: BTreeMap<JobId, ArrayCount>,
+    /// Who may use which reservation.
+    guests: Arc<Guests>,
 }
 
 /// How far an array is, by its first job.
@@ -227,7 +233,9 @@ impl Job {
     /// The job that it gives way to, while it stops for that, and when that was decided.
     pub fn gives_way_to(&self) -> Option<(JobId, Time)> {
         match (&self.phase, &self.last_failure) {
-            (Phase::Stopping(_), Some(Why::Preempted { by, at })) => Some((*by, *at)),
+            (Phase::Stopping(_), Some(Why::Preempted { by, at } | Why::Resized { by: Some(by), at, .. })) => {
+                Some((*by, *at))
+            }
             _ => None,
         }
     }
@@ -246,29 +254,6 @@ impl Job {
     /// Whether all ranks are reported running.
     pub fn all_running(&self) -> bool {
         self.ranks.iter().all(|rank| rank.worker == RankState::Running)
-    }
-
-    /// Its identity for placement.
-    pub fn shape(&self) -> Shape {
-        let roles = self.spec.roles.iter().map(|role| (role.ranks, role.request.clone())).collect();
-        let standings = self.spec.roles.iter().map(|role| role.standing.clone()).collect();
-        let (topology, time_limit_ms) = (self.spec.topology.clone(), self.spec.time_limit_ms);
-        Shape { roles, topology, standings, time_limit_ms }
-    }
-}
-
-impl Shape {
-    /// What a job of the shape will about count against its queue, in thousandths of a device: as much as its first
-    /// alternatives take.
-    pub fn wants_milli(&self) -> u64 {
-        let wants = |request: &Request| match request.devices.first() {
-            None => u64::from(request.cpus_milli),
-            Some(devices) => {
-                let share = devices.slice.map_or(1000, |slice| slice.compute_milli);
-                u64::from(devices.count) * u64::from(if share == 0 { 1000 } else { share })
-            }
-        };
-        self.roles.iter().map(|(ranks, request)| u64::from(*ranks) * wants(request)).sum()
     }
 }
 
@@ -313,6 +298,32 @@ impl Jobs {
     /// Jobs that give their resources back, oldest first.
     pub fn stopping(&self) -> impl Iterator<Item = &Job> {
         self.stopping.iter().map(|id| &*self.table[id])
+    }
+
+    /// Jobs that run with fewer ranks than they want, oldest first.
+    pub fn small(&self) -> impl Iterator<Item = &Job> {
+        self.small.iter().map(|id| &*self.table[id])
+    }
+
+    pub(crate) fn is_small(&self, job: JobId) -> bool {
+        self.small.contains(&job)
+    }
+
+    /// The job's identity for placement: jobs of one shape fit alike.
+    pub fn shape(&self, job: &Job) -> Shape {
+        Shape { may_use: self.guests.of(&job.spec), ..job.shape() }
+    }
+
+    /// Says who may use which reservation. `O(ready jobs * log jobs)` if that changes anything.
+    pub(crate) fn set_guests(&mut self, now: Time, guests: Arc<Guests>) {
+        if self.guests == guests {
+            return;
+        }
+        let ready = self.ready.values().flat_map(Lines::values).flatten().map(|(_, id)| *id);
+        let ready: Vec<JobId> = ready.collect();
+        ready.iter().for_each(|id| self.unindex(*id));
+        self.guests = guests;
+        ready.iter().for_each(|id| self.index(now, *id));
     }
 
     /// Jobs of the queue that run: the lowest priority first, of one priority the latest.
@@ -441,7 +452,7 @@ impl Jobs {
             Phase::Pending(not_before) => match self.dependencies(job) {
                 Dependency::Met if now < *not_before => _ = self.timers.insert((*not_before, id)),
                 Dependency::Met => {
-                    let shape = job.shape();
+                    let shape = self.shape(job);
                     let turn = self.turn(job);
                     let shapes = self.ready.entry(job.spec.queue.clone()).or_default();
                     if let Some(jobs) = shapes.get_mut(&shape) {
@@ -461,6 +472,9 @@ impl Jobs {
             },
             Phase::Active => {
                 self.holding.insert(id);
+                if (job.ranks.len() as u32) < job.wanted_ranks() {
+                    self.small.insert(id);
+                }
                 let place = (job.spec.priority, Reverse(id));
                 self.active.entry(job.spec.queue.clone()).or_default().insert(place);
                 if let Some(end) = job.expected_end() {
@@ -490,6 +504,7 @@ impl Jobs {
         assert!(!matches!(job.phase, Phase::Done(_)), "{id} is done and changes no more");
         self.holding.remove(&id);
         self.stopping.remove(&id);
+        self.small.remove(&id);
         if job.phase == Phase::Active
             && let Some(active) = self.active.get_mut(&job.spec.queue)
         {
@@ -515,7 +530,7 @@ impl Jobs {
         if matches!(job.phase, Phase::Pending(_))
             && let Some(shapes) = self.ready.get_mut(&job.spec.queue)
         {
-            let shape = job.shape();
+            let shape = Shape { may_use: self.guests.of(&job.spec), ..job.shape() };
             if let Some(jobs) = shapes.get_mut(&shape) {
                 jobs.remove(&turn);
                 if jobs.is_empty()
@@ -539,7 +554,8 @@ impl Jobs {
     /// # Panics
     /// When an index is not what the table says.
     pub fn check(&self, now: Time) {
-        let mut recount = Jobs { ageing_ms: self.ageing_ms, ..Jobs::default() };
+        let (ageing_ms, guests) = (self.ageing_ms, self.guests.clone());
+        let mut recount = Jobs { ageing_ms, guests, ..Jobs::default() };
         for job in self.table.values() {
             recount.insert(now, Job::clone(job));
         }
@@ -548,33 +564,10 @@ impl Jobs {
         assert_eq!(self.holding, recount.holding, "the jobs that hold resources");
         assert_eq!(self.active, recount.active, "the jobs that run");
         assert_eq!(self.stopping, recount.stopping, "the jobs that stop");
+        assert_eq!(self.small, recount.small, "the jobs with fewer ranks than they want");
         assert_eq!(self.timers, recount.timers, "the timers");
         assert_eq!(self.by_key, recount.by_key, "the client keys");
         assert_eq!(self.dependents, recount.dependents, "the dependents");
         assert_eq!(self.arrays, recount.arrays, "the arrays");
-    }
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Outcome::Succeeded => f.write_str("succeeded"),
-            Outcome::Failed(why) => write!(f, "failed: {why}"),
-            Outcome::Unreachable(job) => write!(f, "failed: {job}, which it follows, did not succeed"),
-            Outcome::Cancelled => f.write_str("cancelled"),
-            Outcome::TimedOut => f.write_str("timed out"),
-        }
-    }
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Why::WorkerFailed { rank, node, exit } => write!(f, "rank {rank} on {node} {exit}"),
-            Why::RankLost { rank, node } => write!(f, "rank {rank} lost with {node}"),
-            Why::Drained { rank: _, node } => write!(f, "{node} is drained"),
-            Why::Preempted { by, at: _ } => write!(f, "it gave way to {by}"),
-            Why::Moved { from, to } => write!(f, "it moved from {from} to {to}"),
-        }
     }
 }

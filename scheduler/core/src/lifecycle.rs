@@ -17,6 +17,7 @@ impl Cluster {
         match command {
             Command::Submit(spec) => self.submit(now, spec),
             Command::Cancel { job, whole_array } => self.cancel(now, job, whole_array),
+            Command::Scale { job, ranks } => self.scale(now, job, ranks),
             Command::SetNode { node, availability } => self.set_node(now, node, availability),
             Command::SetQueue(queue) => {
                 self.queues.check_queue(&queue).map_err(Refusal::Queue)?;
@@ -25,6 +26,8 @@ impl Cluster {
                 self.plan_anew(now);
                 Ok(Answer::Done)
             }
+            Command::Reserve(booking) => self.reserve(now, booking),
+            Command::Unreserve(name) => self.unreserve(now, &name),
         }
     }
 
@@ -33,6 +36,12 @@ impl Cluster {
         let empty = |role: &Role| role.ranks == 0 || role.request.devices.iter().any(|d| d.count == 0);
         if spec.roles.is_empty() || spec.roles.iter().any(empty) {
             return Err(Refusal::Malformed("a job has at least one rank, and a device request one device"));
+        }
+        let odd = |role: &Role| role.min_ranks.is_some_and(|least| least == 0 || role.ranks <= least);
+        if spec.roles.iter().any(odd) || 1 < spec.roles.iter().filter(|it| it.min_ranks.is_some()).count() {
+            return Err(Refusal::Malformed(
+                "a job has at most one elastic role, of 1 to less than its ranks",
+            ));
         }
         let beyond = |slice: Slice| 1000 < slice.compute_milli || slice == Slice::default();
         let mut devices = spec.roles.iter().flat_map(|role| &role.request.devices);
@@ -53,6 +62,7 @@ impl Cluster {
         if self.queues.get(&spec.queue).is_none() {
             return Err(Refusal::UnknownQueue(spec.queue.clone()));
         }
+        self.check_guest(spec)?;
         match spec.after.iter().find(|job| self.jobs.get(**job).is_none()) {
             Some(job) => Err(Refusal::UnknownJob(*job)),
             None => Ok(None),
@@ -312,7 +322,11 @@ impl Cluster {
 
     /// Stops all victims of a decision. They are not charged with a failure.
     pub(crate) fn preempt(&mut self, at: Time, Preemption { job: by, victims }: Preemption) {
-        for Victim { job: id, lost_device_ms } in victims {
+        for Victim { job: id, lost_device_ms, stays } in victims {
+            if !stays.is_empty() {
+                self.shrink(at, by, id, stays, lost_device_ms);
+                continue;
+            }
             self.change_job(id, |job| {
                 assert_eq!(job.phase, Phase::Active, "{id} is preempted");
                 job.phase = Phase::Stopping(Then::Requeue);
@@ -331,7 +345,10 @@ impl Cluster {
         self.change_job(id, |job| {
             if job.phase == Phase::Active {
                 // An earlier attempt may have given way; this one does not.
-                job.last_failure.take_if(|why| matches!(why, Why::Preempted { .. } | Why::Moved { .. }));
+                let gave_way = |why: &mut Why| {
+                    matches!(why, Why::Preempted { .. } | Why::Resized { .. } | Why::Moved { .. })
+                };
+                job.last_failure.take_if(gave_way);
             }
             job.phase = Phase::Stopping(then);
         });
@@ -345,14 +362,17 @@ impl Cluster {
         self.reassign(worker.job);
         let job = self.jobs.get(worker.job).expect("a worker's job");
         self.nodes.worker_gone(worker, job.ranks[worker.rank as usize].node);
-        if job.ranks.iter().any(|rank| rank.worker != RankState::Gone) {
+        if !Cluster::has_stopped(job) {
             return;
         }
         match job.phase.clone() {
             Phase::Active => self.finish(now, worker.job, Outcome::Succeeded),
             Phase::Stopping(Then::Finish(outcome)) => self.finish(now, worker.job, outcome),
             Phase::Stopping(Then::Requeue) => self.release(now, worker.job, None),
-            Phase::Stopping(Then::Resize(_)) => self.end_resize(now, worker.job),
+            Phase::Stopping(Then::Resize(_)) => {
+                let is_live = job.ranks.iter().any(|rank| rank.worker != RankState::Gone);
+                self.end_resize(now, now, worker.job, is_live);
+            }
             Phase::Pending(_) | Phase::Done(_) => panic!("{worker} ran for a job that holds nothing"),
         }
     }
@@ -401,6 +421,7 @@ impl Cluster {
         }
         let lost_ms = if outcome.is_none() { self.unsaved_ms(&job) } else { 0 };
         self.forget_checkpoint(id);
+        let ends = outcome.is_some();
         let failed = matches!(job.last_failure, Some(Why::WorkerFailed { .. }));
         let pause = if failed { self.pause(job.failures) } else { Duration::ZERO };
         self.change_job(id, |job| {
@@ -415,6 +436,9 @@ impl Cluster {
                 }
             }
         });
+        if ends {
+            self.learn_duration(id);
+        }
     }
 
     fn pause(&self, failures: u32) -> Duration {
@@ -461,6 +485,7 @@ impl Job {
             ended: None,
             last_failure: None,
             usage: Usage::default(),
+            scale: None,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::emptying::{Emptying, Expiry, SoonestFirst};
 use crate::event::Availability;
 use crate::types::*;
 
@@ -64,9 +65,6 @@ pub struct Span {
     pub until: Until,
 }
 
-/// A job that has just begun is expected to run for so long.
-const SHORTEST_MS: u64 = 60_000;
-
 /// The latest moment of something that is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Until {
@@ -87,36 +85,12 @@ pub enum HeldDevice {
     Slices(Slice),
 }
 
-/// What says when a node is empty.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Expiry {
-    until: Until,
-    ranks: u64,
-    since_sum: u64,
-}
-
-impl Expiry {
-    /// In how many milliseconds all that is held is expected to be given back; `None`: not by itself.
-    ///
-    /// What has no time limit is expected to run for as long again as it has run: durations are spread so widely that
-    /// what is old lasts. The sum of the ages is about the median of the last end, where an end within `t` has the
-    /// chance `t / (age + t)`.
-    pub(crate) fn empty_in(&self, now: Time) -> Option<u64> {
-        match self.until {
-            Until::Time(end) => Some(end.since(now)),
-            Until::Unknown => Some((self.ranks * (now.0 + SHORTEST_MS)).saturating_sub(self.since_sum)),
-            Until::Never => None,
-        }
-    }
-}
-
 /// All nodes.
 #[derive(Clone, Debug, Default)]
 pub struct Nodes {
     /// Shared with copies of the cluster, as what-if questions make them.
     entries: Vec<Arc<Entry>>,
-    /// Of each node, beside each other: all are looked at together.
-    expiries: Vec<Expiry>,
+    emptying: Emptying,
     by_name: BTreeMap<Name, NodeId>,
     /// No lease runs out before this; `None`: no node is up.
     next_expiry: Option<Time>,
@@ -267,8 +241,8 @@ impl Nodes {
     pub(crate) fn insert(&mut self, node: Node, revision: Revision) {
         assert_eq!(node.id.0 as usize, self.entries.len(), "identities have no gaps");
         self.by_name.insert(node.name.clone(), node.id);
-        self.expiries.push(Held::default().expiry());
         let (lease, held) = (Lease::default(), Held::default());
+        self.emptying.change(node.id, None, held.expiry());
         self.entries.push(Arc::new(Entry { node, lease, held, revision }));
     }
 
@@ -308,13 +282,30 @@ impl Nodes {
 
     fn change_held(&mut self, worker: WorkerId, rank: &Allocation, span: Span, add: bool) {
         let held = &mut self.entry_mut(rank.node).held;
+        let before = held.expiry();
         held.change(worker, rank, span, add);
-        self.expiries[rank.node.0 as usize] = held.expiry();
+        let after = held.expiry();
+        self.emptying.change(rank.node, Some(before), after);
     }
 
-    /// What says when each node is empty, by identity.
-    pub(crate) fn expiries(&self) -> &[Expiry] {
-        &self.expiries
+    /// In how many milliseconds the node is expected to be empty; `None`: not by itself.
+    pub(crate) fn empty_in(&self, now: Time, id: NodeId) -> Option<u64> {
+        self.held(id).expiry().empty_in(now)
+    }
+
+    /// Nodes that get empty by themselves, the soonest first.
+    pub(crate) fn soonest(&self, now: Time) -> SoonestFirst<'_> {
+        self.emptying.soonest(now)
+    }
+
+    /// Checks what is derived from what is held against a recount.
+    ///
+    /// # Panics
+    /// When it is not what it should be.
+    pub(crate) fn check(&self) {
+        let mut recount = Emptying::default();
+        self.entries.iter().for_each(|entry| recount.change(entry.node.id, None, entry.held.expiry()));
+        assert_eq!(self.emptying, recount, "when nodes get empty");
     }
 
     /// The worker is known gone; its resources are held until all of its job are.

@@ -158,7 +158,9 @@ impl Cluster {
         }
         pace.last = (now, progress);
         let job = self.jobs().get(worker.job).expect("a worker's job");
-        let role = &job.spec.roles[job.spec.role_of(worker.rank)];
+        let world = job.ranks.len() as u32;
+        let number = job.spec.role_of(worker.rank, world);
+        let (role, ranks) = (&job.spec.roles[number], job.spec.ranks_of(number, world).len());
         let rank = &job.ranks[worker.rank as usize];
         let Some(device) = rank.devices.first() else { return };
         let Some(device) = self.nodes().get(rank.node).inventory.devices.get(usize::from(*device)) else {
@@ -169,7 +171,7 @@ impl Cluster {
             0 => {
                 let steps = u128::from(progress.step.saturating_sub(before.step));
                 let micro = steps * 1_000_000_000 / u128::from(now.since(since).max(1));
-                (micro, u128::from(rank.charge_milli) * u128::from(role.ranks))
+                (micro, u128::from(rank.charge_milli) * ranks as u128)
             }
             told => (u128::from(told) * 1000, u128::from(rank.charge_milli)),
         };
@@ -189,12 +191,8 @@ impl Cluster {
     pub(crate) fn speaks(&self, worker: WorkerId) -> bool {
         let current = |job: &&Job| job.phase == Phase::Active && job.attempt == worker.attempt;
         let Some(job) = self.jobs().get(worker.job).filter(current) else { return false };
-        let mut first = 0;
-        let mut firsts = job.spec.roles.iter().map(|role| {
-            first += role.ranks;
-            first - role.ranks
-        });
-        firsts.any(|first| first == worker.rank)
+        let world = job.ranks.len() as u32;
+        (0..job.spec.roles.len()).any(|role| job.spec.ranks_of(role, world).start == worker.rank)
     }
 
     /// In how many milliseconds the job ends if it goes on as it does: its steps left over its pace. Where that is not
@@ -294,6 +292,7 @@ mod tests {
             Role {
                 name: "worker".into(),
                 ranks: 1,
+                min_ranks: None,
                 request: Request::default(),
                 standing: crate::topology::Standing::default(),
                 program: Program::Command(Vec::new()),

@@ -1,8 +1,9 @@
 //! The nouns of the domain: identities, quantities, specifications.
 
 use std::collections::BTreeMap;
+use std::ops::{Add, Range};
 use std::sync::Arc;
-use std::{fmt, ops::Add, str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, time::Duration};
 
 use crate::topology::{Standing, Topology};
 
@@ -31,7 +32,7 @@ pub struct WorkerId {
     pub job: JobId,
     /// Placement of the job that the worker belongs to, counted from 1.
     pub attempt: u32,
-    /// Rank of the worker within the job, `0..spec.ranks()`.
+    /// Rank of the worker within the attempt, from 0.
     pub rank: u32,
 }
 
@@ -141,6 +142,8 @@ pub struct JobSpec {
     pub working_dir: Option<Name>,
     /// Where the job keeps its checkpoints, on storage that all its nodes see; `None`: the agent's default.
     pub checkpoint_dir: Option<Name>,
+    /// While there is a reservation of this name, the job runs only on its nodes, and in its period.
+    pub reservation: Option<Name>,
 }
 
 /// Indices of an array job: `first, first + step, … <= last`.
@@ -157,8 +160,11 @@ pub struct ArrayRange {
 pub struct Role {
     /// `trainer`, `server`, `rollout`, …; `worker` where the user named none.
     pub name: Name,
-    /// Number of workers.
+    /// Number of workers; of an elastic role the most.
     pub ranks: u32,
+    /// The least number of workers, `1..ranks`, of an elastic role; `None`: it is rigid. At most one role of a job
+    /// is elastic: how many ranks an attempt has then says how many each role has.
+    pub min_ranks: Option<u32>,
     /// What each of them needs.
     pub request: Request,
     /// How they keep away from each other.
@@ -237,6 +243,10 @@ pub struct TrainOptions {
     pub seed: u64,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
+    /// What factors of matrix products are rounded to: `f32` or `bf16`.
+    pub precision: Name,
+    /// Sequences that a rank computes together; divides `batch`.
+    pub micro_batch: u32,
 }
 
 /// Options of the bundled inference server.
@@ -248,6 +258,8 @@ pub struct ServeOptions {
     pub served_name: Name,
     /// Requests that may wait before further ones are refused.
     pub max_queue: u32,
+    /// What weights are kept in: `f32` or `bf16`.
+    pub precision: Name,
 }
 
 /// One rank of a placed job, on its node and devices.
@@ -323,7 +335,7 @@ pub struct Launch {
     pub spec: Arc<JobSpec>,
     /// Role of the rank, an index of `spec.roles`.
     pub role: usize,
-    /// Number of ranks of the job.
+    /// Number of ranks of the attempt.
     pub world_size: u32,
     /// Position among the job's ranks on this node, and how many they are.
     pub local_rank: u32,
@@ -366,9 +378,35 @@ pub const MAX_ARRAY: u64 = 100_000;
 pub const MAX_RANKS: u64 = 65_536;
 
 impl JobSpec {
-    /// Number of ranks over all roles.
+    /// The most ranks over all roles.
     pub fn ranks(&self) -> u32 {
         self.roles.iter().map(|role| role.ranks).sum()
+    }
+
+    /// The fewest ranks over all roles.
+    pub fn min_ranks(&self) -> u32 {
+        self.roles.iter().map(Role::least).sum()
+    }
+
+    /// The role whose number of ranks may change, if there is one, as an index of `roles`.
+    pub fn elastic_role(&self) -> Option<usize> {
+        self.roles.iter().position(|role| role.min_ranks.is_some())
+    }
+
+    /// The ranks of a role in an attempt of `world` ranks.
+    pub fn ranks_of(&self, role: usize, world: u32) -> Range<u32> {
+        let size = |role: &Role| match role.min_ranks {
+            None => role.ranks,
+            // All others are rigid.
+            Some(_) => (world + role.ranks).saturating_sub(self.ranks()),
+        };
+        let first = self.roles[..role].iter().map(size).sum();
+        first..first + size(&self.roles[role])
+    }
+
+    /// Whether its ranks know nothing of each other, so that some may come and go while the others run on.
+    pub fn is_loose(&self) -> bool {
+        self.roles.iter().all(|role| matches!(role.program, Program::Serve(_)))
     }
 
     /// Whether it answers requests, which nobody can answer for it while it waits again.
@@ -376,14 +414,17 @@ impl JobSpec {
         self.roles.iter().any(|role| matches!(role.program, Program::Serve(_)))
     }
 
-    /// The role of a rank, as an index of `roles`.
-    pub fn role_of(&self, rank: u32) -> usize {
-        let mut end = 0;
-        let role = self.roles.iter().position(|role| {
-            end += role.ranks;
-            rank < end
-        });
-        role.unwrap_or_else(|| panic!("rank {rank} of {}", self.ranks()))
+    /// The role of a rank in an attempt of `world` ranks, as an index of `roles`.
+    pub fn role_of(&self, rank: u32, world: u32) -> usize {
+        let role = (0..self.roles.len()).find(|role| rank < self.ranks_of(*role, world).end);
+        role.unwrap_or_else(|| panic!("rank {rank} of {world}"))
+    }
+}
+
+impl Role {
+    /// The fewest ranks that it runs with.
+    pub fn least(&self) -> u32 {
+        self.min_ranks.unwrap_or(self.ranks)
     }
 }
 

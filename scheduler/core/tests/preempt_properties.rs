@@ -70,7 +70,11 @@ fn decisions(t: &Fixture) -> BTreeMap<JobId, BTreeSet<JobId>> {
 /// Of one decision alone, nothing else having changed since.
 fn check(t: &Fixture, by: JobId, victims: &BTreeSet<JobId>, seed: u64) -> &'static str {
     let job = |id: &JobId| t.job(id.0);
-    let fit = |victims: BTreeSet<JobId>| fits(&mut Free::without(&t.cluster, victims), job(&by));
+    let fit = |victims: BTreeSet<JobId>| {
+        let mut free = Free::of(&t.cluster);
+        victims.iter().for_each(|victim| free.take_as_ended(job(victim), true));
+        fits(&mut free, job(&by))
+    };
     let without = |victims: BTreeSet<JobId>| fit(victims).is_ok();
     // What a queue reclaims, it takes even where room is kept for those that are not due theirs.
     let starts = matches!(fit(victims.clone()), Ok(()) | Err(Misfit::Kept(Owner::Job(_))));

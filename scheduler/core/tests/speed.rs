@@ -34,6 +34,8 @@ fn train(model: &str, ranks: u32, devices: u16) -> JobSpec {
         learning_rate: 0.1,
         seed: 1,
         checkpoint_every: 10,
+        precision: "f32".into(),
+        micro_batch: 1,
     });
     spec
 }
@@ -355,7 +357,12 @@ fn whoever_moves_may_and_gains_by_it_and_delays_nobody() {
                 }
                 if rng.below(8) == 0 {
                     let (model, served_name) = ("a".into(), "".into());
-                    spec.roles[0].program = Program::Serve(ServeOptions { model, served_name, max_queue: 1 });
+                    spec.roles[0].program = Program::Serve(ServeOptions {
+                        model,
+                        served_name,
+                        max_queue: 1,
+                        precision: "f32".into(),
+                    });
                 }
                 pool.submit(spec);
             }

@@ -184,6 +184,7 @@ fn spec(ranks: u32, devices: Vec<DeviceRequest>, cpus_milli: u32) -> JobSpec {
         user: "bench".into(),
         queue: cluster::DEFAULT_QUEUE.into(),
         roles: vec![Role {
+            min_ranks: None,
             name: "worker".into(),
             ranks,
             request,

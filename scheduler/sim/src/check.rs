@@ -1,10 +1,12 @@
 //! What must hold at every moment, whatever went wrong.
 
+mod resize;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use aquifer_core::explain::{Reason, Start, explain, reason};
-use aquifer_core::jobs::{Job, Outcome, Phase, Why};
+use aquifer_core::jobs::{Job, Outcome, Phase, Then, Why};
 use aquifer_core::nodes::Node;
 use aquifer_core::plan::{Free, free_for_all, plan};
 use aquifer_core::*;
@@ -27,6 +29,7 @@ impl Sim {
         let cluster = self.cluster.as_ref().expect("a scheduler");
         cluster.check();
         self.check_deadlines();
+        self.check_booked();
         if !self.is_committed() {
             return;
         }
@@ -109,6 +112,7 @@ impl Sim {
     /// The store holds exactly what the scheduler knows.
     fn check_stored(&self) {
         let cluster = self.cluster.as_ref().expect("a scheduler");
+        assert!(self.store.reservations.values().eq(cluster.reservations().iter()), "stored reservations");
         assert_eq!(self.store.jobs.len() as u64, cluster.jobs().len(), "jobs stored");
         for (stored, job) in self.store.jobs.values().zip(cluster.jobs().iter()) {
             assert!(same_job(stored, job), "{} is not stored: {stored:?} but {job:?}", job.id);
@@ -153,7 +157,10 @@ impl Sim {
                     assert!(!told.contains(node), "{node:?} is told two things in one step");
                     told.push(*node);
                 }
-                Effect::Note(Note::Preempted { job, by, .. }) => self.check_preempted(*job, *by),
+                Effect::Note(Note::Preempted { job, by, .. } | Note::Shrunk { job, by: Some(by), .. }) => {
+                    self.check_preempted(*job, *by)
+                }
+                Effect::Note(Note::Grown { job, from, to }) => self.check_grown(*job, *from, *to),
                 Effect::Note(Note::Moved { job, .. }) => moved.push(*job),
                 Effect::Save(_) | Effect::Note(_) => (),
             }
@@ -189,52 +196,10 @@ impl Sim {
         for queue in queues.line(&victim.spec.queue).filter(|queue| !within(by, queue)) {
             let promised = cluster.jobs().preemptors().any(|(job, _)| within(job, queue));
             let stopping = cluster.jobs().stopping().filter(|job| within(job, queue));
-            let left = queues.held_milli(&queue.name)
-                - stopping.flat_map(Job::leaving).map(|(_, rank)| rank.charge_milli).sum::<u64>();
+            let leaves = |job: &Job| job.leaving().map(|(_, rank)| rank.charge_milli).sum::<u64>();
+            let left = queues.held_milli(&queue.name) - stopping.map(leaves).sum::<u64>();
             let is_left = promised || queue.guaranteed_milli <= left;
             assert!(is_left, "{} is left {left} of its guarantee", queue.name);
-        }
-    }
-
-    /// A job moves only where that is allowed, not again before its pause is over, to devices that it accepts, of a class on
-    /// which it is faster, and on nodes that no job which waits could ever use.
-    fn check_moved(&self, id: JobId) {
-        let cluster = self.cluster.as_ref().expect("a scheduler");
-        let job = cluster.jobs().get(id).expect("a job that moves");
-        let policy = cluster.policy();
-        assert!(policy.preemption && !policy.rounds.is_zero(), "{id} moves, although none may");
-        let rests = self.moved.get(&id).is_none_or(|last| *last + policy.rounds <= self.now);
-        assert!(rests && !job.spec.is_service(), "{id} moves too soon, or is a service");
-        let role = &job.spec.roles[0];
-        let class = |rank: &Allocation| {
-            let devices = &cluster.nodes().get(rank.node).inventory.devices;
-            devices[usize::from(rank.devices[0])].class.clone()
-        };
-        let ranks = job.spec.ranks() as usize;
-        assert_eq!(job.ranks.len(), 2 * ranks, "{id} moves as a whole gang");
-        let (from, to) = (class(&job.ranks[0]), class(&job.ranks[ranks]));
-        assert!(from != to && role.request.devices.iter().any(|want| want.accepts(&to)), "{id} to {to:?}");
-        let could = |request: &Request, node: &Node| {
-            let has = |want: &DeviceRequest| {
-                let fit =
-                    |device: &&Device| device.fault.is_none() && device.class == to && want.accepts(&to);
-                !want.one_island
-                    && usize::from(want.count) <= node.inventory.devices.iter().filter(fit).count()
-            };
-            request.cpus_milli <= node.inventory.cpus_milli
-                && request.memory_bytes <= node.inventory.memory_bytes
-                && request.labels.iter().all(|(key, value)| node.inventory.labels.get(key) == Some(value))
-                && request.devices.iter().any(has)
-        };
-        for rank in &job.ranks[ranks..] {
-            let node = cluster.nodes().get(rank.node);
-            for waits in cluster.jobs().ready().values().flat_map(|shapes| shapes.values()).flatten() {
-                let waits = cluster.jobs().get(waits.1).expect("a ready job");
-                let limited =
-                    cluster.queues().line(&waits.spec.queue).any(|queue| queue.limit_milli.is_some());
-                let could = waits.spec.roles.iter().any(|role| could(&role.request, node));
-                assert!(limited || !could, "{id} moves to {}, which {} waits for", node.name, waits.id);
-            }
         }
     }
 
@@ -254,18 +219,24 @@ impl Sim {
         let Record::Job(job) = record else { return };
         let earlier = self.store.jobs.get(&job.id);
         if job.phase == Phase::Done(Outcome::Succeeded) && earlier.is_none_or(|was| was.phase != job.phase) {
-            for rank in 0..job.spec.ranks() {
+            // One of which some ranks may have been given up while the others ran on keeps its first.
+            let ranks = if job.spec.is_loose() { 1 } else { job.last_nodes.len() as u32 };
+            for rank in 0..ranks {
                 let worker = WorkerId { job: job.id, attempt: job.attempt, rank };
                 let end = self.ends.get(&worker);
                 let well = end.is_some_and(|end| end.exit == Some(Exit::Code(0)) && end.by_itself);
                 assert!(well, "{} succeeded, but {worker}: {end:?}", job.id);
             }
         }
+        if let Some(was) = earlier {
+            check_resized(was, job);
+        }
         if earlier.map_or(0, |was| was.failures) < job.failures {
             self.check_failures(job);
         }
         if job.phase == Phase::Active && earlier.is_none_or(|was| was.attempt < job.attempt) {
-            self.check_placement(job, later);
+            let holds = earlier.is_some_and(|was| matches!(was.phase, Phase::Stopping(Then::Resize(_))));
+            self.check_placement(job, later, holds);
         }
     }
 
@@ -286,17 +257,22 @@ impl Sim {
     }
 
     /// A placement gives every rank what was asked for, from nodes that take work.
-    fn check_placement(&self, job: &Job, later: &[Record]) {
+    ///
+    /// * `holds`: it has held all that while its number of ranks was changed.
+    fn check_placement(&self, job: &Job, later: &[Record], holds: bool) {
         let id = job.id;
-        assert_eq!(job.ranks.len(), job.spec.ranks() as usize, "{id}: the gang is whole");
+        let world = job.ranks.len() as u32;
+        let is_whole = job.spec.min_ranks() <= world && world <= job.spec.ranks();
+        assert!(is_whole, "{id}: the gang of {world} ranks is whole");
         // With one commit for many steps, the limit may be another by now.
-        if let Some(cluster) = self.cluster.as_ref().filter(|_| self.timing.commit_ms == (0, 0)) {
+        if let Some(cluster) = self.cluster.as_ref().filter(|_| self.timing.commit_ms == (0, 0) && !holds) {
             for queue in cluster.queues().line(&job.spec.queue) {
                 let held = cluster.queues().held_milli(&queue.name);
                 let within = queue.limit_milli.is_none_or(|limit| held <= limit);
                 assert!(within, "{id} takes queue {} above its limit", queue.name);
             }
         }
+        self.check_placed_beside_bookings(job);
         // A later step of the same batch may have changed the node since.
         let node_of = |node: NodeId| -> Option<&Node> {
             let stored = self.store.nodes.get(&node)?;
@@ -305,10 +281,12 @@ impl Sim {
             (stored == live && !later.iter().any(changes)).then_some(live)
         };
         self.check_together(job, &node_of);
-        let mut rank = 0;
+        let mut first = 0;
         for role in &job.spec.roles {
-            let ranks = &job.ranks[rank..rank + role.ranks as usize];
-            rank += role.ranks as usize;
+            let others: u32 = job.spec.roles.iter().map(|role| role.ranks).sum::<u32>() - role.ranks;
+            let ranks = if role.min_ranks.is_some() { world - others } else { role.ranks } as usize;
+            let ranks = &job.ranks[first..first + ranks];
+            first += ranks.len();
             let ranks: Vec<(&Allocation, &Node)> =
                 ranks.iter().filter_map(|rank| Some((rank, node_of(rank.node)?))).collect();
             for (rank, node) in &ranks {
@@ -409,6 +387,7 @@ impl Sim {
         for (_, line) in &self.log {
             let Line::Note(note) = line else { continue };
             saw(note.kind(), 1);
+            self.booked_sights(note).into_iter().for_each(|what| saw(what, 1));
             match note {
                 Note::Done(_, outcome) => saw(
                     match outcome {
@@ -426,6 +405,8 @@ impl Sim {
                         Why::RankLost { .. } => "rank lost",
                         Why::Drained { .. } => "drained",
                         Why::Preempted { .. } => "preempted",
+                        Why::Resized { .. } => "resized",
+                        Why::Booked { .. } => "moved for a reservation",
                         Why::Moved { .. } => "moved",
                     },
                     1,
@@ -457,6 +438,7 @@ impl Sim {
             match &client.answer {
                 Some(Ok(Answer::Submitted { repeated: true, .. })) => saw("answered as repeated", 1),
                 Some(Err(Refusal::Queue(_))) => saw("queue refused", 1),
+                Some(Err(Refusal::Reservation(_))) => saw("reservation refused", 1),
                 Some(Err(_)) => saw("refused", 1),
                 Some(Ok(Answer::Done)) => match &client.command {
                     Command::SetQueue(queue) if queue.parent.is_some() => saw("queue below another", 1),
@@ -516,6 +498,20 @@ fn check_apart(id: JobId, role: &Role, ranks: &[(&Allocation, &Node)]) {
     assert!(apart, "{id}: two ranks of {} in one {level}: {domains:?}", role.name);
 }
 
+/// A job that goes on after a change of its ranks has what it kept; or all, where nobody needed the rest any more.
+fn check_resized(was: &Job, job: &Job) {
+    let Phase::Stopping(Then::Resize(stays)) = &was.phase else { return };
+    if job.phase != Phase::Active || job.attempt != was.attempt + 1 {
+        return;
+    }
+    let place = |rank: &Allocation| (rank.node, rank.devices.clone(), rank.port);
+    let places: BTreeSet<_> = job.ranks.iter().map(place).collect();
+    let kept: BTreeSet<_> = stays.iter().map(|rank| place(&was.ranks[*rank as usize])).collect();
+    let all: BTreeSet<_> = was.ranks.iter().map(place).collect();
+    let requeued = !matches!(job.last_failure, Some(Why::Resized { .. }));
+    assert!(places == kept || places == all || requeued, "{} goes on elsewhere: {places:?}", job.id);
+}
+
 /// Equal, with a short cut for a specification that both share.
 fn same_job(one: &Job, other: &Job) -> bool {
     let Job {
@@ -534,6 +530,7 @@ fn same_job(one: &Job, other: &Job) -> bool {
         ended,
         last_failure,
         usage,
+        scale,
     } = one;
     (Arc::ptr_eq(spec, &other.spec) || *spec == other.spec)
         && (id, array, submitted, phase) == (&other.id, &other.array, &other.submitted, &other.phase)
@@ -541,5 +538,5 @@ fn same_job(one: &Job, other: &Job) -> bool {
         && worth_milli == &other.worth_milli
         && (last_nodes, placed) == (&other.last_nodes, &other.placed)
         && (first_placed, ended) == (&other.first_placed, &other.ended)
-        && (last_failure, usage) == (&other.last_failure, &other.usage)
+        && (last_failure, usage, scale) == (&other.last_failure, &other.usage, &other.scale)
 }

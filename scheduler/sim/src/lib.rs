@@ -9,6 +9,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod bench;
+mod booked;
 mod check;
 pub mod faults;
 pub mod machine;

@@ -28,6 +28,8 @@ pub fn play(script: &str) -> Result<String, String> {
                 "order" if value == "priority" => policy.order = Order::Priority,
                 "order" if value == "fair-share" => policy.order = Order::FairShare,
                 "preemption" if value == "on" || value == "off" => policy.preemption = value == "on",
+                "growth" if value == "off" => policy.grow_after = None,
+                "growth" => policy.grow_after = Some(std::time::Duration::from_secs(number(value)?)),
                 "lease" => policy.lease = std::time::Duration::from_secs(number(value)?),
                 "backoff" => policy.backoff = std::time::Duration::from_secs(number(value)?),
                 "rounds" => policy.rounds = std::time::Duration::from_secs(number(value)?),
@@ -66,9 +68,16 @@ impl Player {
                 sim.run_until(Time(now.0 + 20));
             }
             ["queue", name, ref rest @ ..] => self.set_queue(name, rest)?,
+            ["reserve", name, ref rest @ ..] => self.reserve(name, rest)?,
+            ["unreserve", name] => self.ask(Command::Unreserve(name.into())),
+            ["show-reservations"] => self.show_reservations(),
             ["submit", ref rest @ ..] => self.submit(rest)?,
             ["cancel", job] => self.ask(Command::Cancel { job: job.parse()?, whole_array: false }),
             ["cancel", job, "array"] => self.ask(Command::Cancel { job: job.parse()?, whole_array: true }),
+            ["scale", job, ranks] => {
+                let ranks = if ranks == "auto" { None } else { Some(number(ranks)?) };
+                self.ask(Command::Scale { job: job.parse()?, ranks });
+            }
             ["open", node] => self.set_node(node, Availability::Open),
             ["cordon", node] => self.set_node(node, Availability::Cordoned),
             ["drain", node] => self.set_node(node, Availability::Draining),
@@ -97,7 +106,7 @@ impl Player {
                 self.sim.say(format!("answered: {first}, submitted before"));
             }
             Some(Ok(Answer::Cancelled(jobs))) => self.sim.say(format!("answered: {jobs} told to end")),
-            Some(Ok(Answer::Submitted { .. } | Answer::Done)) => (),
+            Some(Ok(Answer::Submitted { .. } | Answer::Reserved(_) | Answer::Done)) => (),
             None => self.sim.say("no answer".into()),
         }
     }
@@ -119,6 +128,43 @@ impl Player {
         }
         self.ask(Command::SetQueue(queue));
         Ok(())
+    }
+
+    /// `reserve maint nodes=a,b in=60 for=120`, or `count=2 model=h100 rack=a`; `queue=red user=ada`.
+    fn reserve(&mut self, name: &str, rest: &[&str]) -> Result<(), String> {
+        let now = self.sim.now;
+        let (mut start, mut length, mut named, mut count) = (None, 0, None, 1);
+        let (mut queues, mut users, mut labels, mut model) = (Vec::new(), Vec::new(), Vec::new(), None);
+        for (key, value) in options(rest)? {
+            match key {
+                "nodes" => named = Some(value.split(',').map(Name::from).collect()),
+                "count" => count = number(value)?,
+                "in" => start = Some(Time(now.0 + 1000 * number::<u64>(value)?)),
+                "for" => length = 1000 * number::<u64>(value)?,
+                "queue" => queues.push(value.into()),
+                "user" => users.push(value.into()),
+                "model" => model = Some(value.into()),
+                label => labels.push((label.into(), value.into())),
+            }
+        }
+        let end = Time(start.unwrap_or(now).0 + length);
+        let chosen = BookedNodes::Chosen { count, labels, model };
+        let nodes = named.map_or(chosen, BookedNodes::Named);
+        self.ask(Command::Reserve(Booking { name: name.into(), nodes, start, end, queues, users }));
+        Ok(())
+    }
+
+    fn show_reservations(&mut self) {
+        let Some(cluster) = &self.sim.cluster else { return };
+        let mut text = String::from("reservations:");
+        for it in cluster.reservations().iter() {
+            let nodes: Vec<&str> = it.nodes.iter().map(|node| &*cluster.nodes().get(*node).name).collect();
+            let state = if it.begun { "running" } else { "to come" };
+            text += &format!("\n  {} {state} on {} conflicts", it.name, nodes.join(" "));
+            let conflicts = cluster.conflicts(it);
+            text += &if conflicts.is_empty() { " none".into() } else { format!(" {conflicts:?}") };
+        }
+        self.sim.say(text);
     }
 
     fn submit(&mut self, words: &[&str]) -> Result<(), String> {
@@ -145,6 +191,8 @@ impl Player {
             match key {
                 "name" => spec.name = value.into(),
                 "queue" => spec.queue = value.into(),
+                "user" => spec.user = value.into(),
+                "reservation" => spec.reservation = Some(value.into()),
                 "key" => spec.client_key = value.into(),
                 "priority" => spec.priority = number(value)?,
                 "after" => spec.after = value.split(',').map(str::parse).collect::<Result<_, String>>()?,
@@ -381,7 +429,7 @@ fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inve
     Ok(inventory)
 }
 
-/// `2x8:h200`, `trainer=2x8:h200|16:910b`, `1x0`, `1x2:@nvidia>=80`, `1x1/400:h200` (400 thousandths of a device).
+/// `2x8:h200`, `2-8x1:h200` (2 to 8 ranks), `trainer=2x8:h200|16:910b`, `1x0`, `1x2:@nvidia>=80`, `1x1/400:h200` (400 thousandths of a device).
 fn role(word: &str) -> Result<Role, String> {
     let (name, word) = match word.split_once('=') {
         Some((name, word)) if !name.contains('>') => (name, word),
@@ -392,8 +440,12 @@ fn role(word: &str) -> Result<Role, String> {
     let devices = devices.collect::<Result<Vec<_>, String>>()?;
     let request = Request { devices, ..Request::default() };
     let program = Program::Command(vec!["work".into()]);
+    let (min_ranks, ranks) = match ranks.split_once('-') {
+        Some((least, most)) => (Some(number(least)?), most),
+        None => (None, ranks),
+    };
     let standing = Standing::default();
-    Ok(Role { name: name.into(), ranks: number(ranks)?, request, standing, program })
+    Ok(Role { name: name.into(), ranks: number(ranks)?, min_ranks, request, standing, program })
 }
 
 fn device_request(text: &str) -> Result<DeviceRequest, String> {

@@ -20,6 +20,8 @@ pub struct Store {
     pub queues: BTreeMap<Name, Queue>,
     /// What queues have used.
     pub usages: BTreeMap<Name, QueueUsage>,
+    /// Reservations.
+    pub reservations: BTreeMap<Name, Reservation>,
     keys: BTreeMap<Name, JobId>,
 }
 
@@ -31,7 +33,8 @@ impl Store {
         let nodes = self.nodes.values().cloned().map(Record::Node);
         let queues = self.queues.values().cloned().map(Record::Queue);
         let usages = self.usages.iter().map(|(queue, usage)| Record::Usage(queue.clone(), *usage));
-        specs.chain(jobs).chain(nodes).chain(queues).chain(usages).collect()
+        let reservations = self.reservations.values().cloned().map(Record::Reservation);
+        specs.chain(jobs).chain(nodes).chain(queues).chain(usages).chain(reservations).collect()
     }
 
     /// Writes a record over the earlier one of the same identity.
@@ -55,6 +58,14 @@ impl Store {
                 assert!(earlier.is_none_or(|earlier| earlier.boot <= node.boot), "{}: boot", node.name);
                 self.nodes.insert(node.id, node);
             }
+            Record::Reservation(it) => {
+                if let Some(was) = self.reservations.insert(it.name.clone(), it.clone()) {
+                    let same = Reservation { begun: it.begun, ..was.clone() } == it;
+                    let anew = was.end <= it.start || !it.begun;
+                    assert!(same || anew, "reservation {} changed", it.name);
+                }
+            }
+            Record::NoReservation(name) => _ = self.reservations.remove(&name),
             Record::Queue(queue) => _ = self.queues.insert(queue.name.clone(), queue),
             Record::Usage(queue, usage) => {
                 let earlier = self.usages.insert(queue.clone(), usage);

@@ -16,6 +16,7 @@ use crate::sim::{Sim, Work, WorkPace};
 pub const HEAL_AT: Time = Time(200_000);
 /// When jobs are submitted, at the latest.
 const SUBMIT_UNTIL_MS: u64 = 150_000;
+const RESERVATIONS: [&str; 2] = ["maint", "class"];
 const GIB: u64 = 1 << 30;
 
 /// A run that belongs to the seed: its pool, its faults, its jobs.
@@ -28,6 +29,7 @@ pub fn swarm(seed: u64) -> Sim {
     let mut policy = Policy::new(order);
     policy.lease = Duration::from_millis(rng.within((5_000, 15_000)));
     policy.preemption = rng.below(4) != 0;
+    policy.grow_after = (rng.below(4) != 0).then(|| Duration::from_millis(rng.within((0, 20_000))));
     policy.rounds = Duration::from_millis(*rng.pick(&[0, 2_000, 10_000, 360_000]));
     policy.backoff = Duration::from_millis(rng.within((100, 4_000)));
     policy.half_life = Duration::from_millis(*rng.pick(&[0, 5_000, 60_000, 86_400_000]));
@@ -47,9 +49,21 @@ pub fn swarm(seed: u64) -> Sim {
         let queue = any_queue(&mut rng, &queues, name);
         sim.client(Time(0), Command::SetQueue(queue), HEAL_AT);
     }
+    // Drawn apart from all else.
+    let mut bookings = Rng(seed ^ 0x0b00_c1ed);
+    for _ in 0..bookings.below(5) {
+        book_any(&mut sim, &mut bookings, &queues, pool.len() as u64);
+    }
     let jobs = rng.within((5, 40));
     for number in 0..jobs {
-        submit_any(&mut sim, &mut rng, &idle, &queues, number);
+        let reservation = (bookings.below(6) == 0).then(|| (*bookings.pick(&RESERVATIONS)).into());
+        submit_any(&mut sim, &mut rng, &idle, &queues, (number, reservation));
+    }
+    let mut long = Rng(seed ^ 0x010_96e5);
+    let rates_milli = ["h200-141gb", "h100-80gb-hbm3", "910b", "core"]
+        .map(|model| (model.into(), 1000 * *long.pick(&[2, 8, 50])));
+    for number in 0..*long.pick(&[0, 0, 1, 4, 6]) {
+        submit_long(&mut sim, &mut long, &queues, &rates_milli, number);
     }
     for _ in 0..rng.below(16) {
         let at = Time(rng.within((5_000, 190_000)));
@@ -155,7 +169,23 @@ fn any_role(rng: &mut Rng, name: &str) -> Role {
         spread: (rng.below(8) == 0).then(|| any_level(rng)),
     };
     let program = Program::Command(vec!["work".into()]);
-    Role { name: name.into(), ranks: rng.within((1, 4)) as u32, request, standing, program }
+    let ranks = rng.within((1, 4)) as u32;
+    let role = Role { name: name.into(), ranks, min_ranks: None, request, standing, program };
+    if name != "trainer" || rng.below(3) != 0 {
+        return role;
+    }
+    elastic(rng, role)
+}
+
+/// The same with fewer ranks at least; some of them independent of each other.
+fn elastic(rng: &mut Rng, role: Role) -> Role {
+    let ranks = rng.within((2, 6)) as u32;
+    let min_ranks = Some(rng.within((1, u64::from(ranks) - 1)) as u32);
+    let serves = rng.below(3) == 0;
+    let serve =
+        ServeOptions { model: "/m".into(), served_name: "m".into(), max_queue: 1, precision: "f32".into() };
+    let program = if serves { Program::Serve(serve) } else { role.program };
+    Role { ranks, min_ranks, program, ..role }
 }
 
 fn any_level(rng: &mut Rng) -> Level {
@@ -195,16 +225,24 @@ fn any_spec(rng: &mut Rng, queues: &[&str], number: u64) -> JobSpec {
         env: Vec::new(),
         working_dir: None,
         checkpoint_dir: None,
+        reservation: None,
     }
 }
 
 /// A client that submits a random job, after some that earlier clients may have submitted.
-fn submit_any(sim: &mut Sim, rng: &mut Rng, idle: &[Cluster], queues: &[&str], number: u64) {
+fn submit_any(
+    sim: &mut Sim,
+    rng: &mut Rng,
+    idle: &[Cluster],
+    queues: &[&str],
+    (number, reservation): (u64, Option<Name>),
+) {
     let mut spec = any_spec(rng, queues, number);
     while !idle.iter().take(if spec.roles.len() == 1 { 1 } else { idle.len() }).all(|idle| fits(idle, &spec))
     {
         spec = any_spec(rng, queues, number);
     }
+    spec.reservation = reservation;
     if 0 < number && rng.below(4) == 0 {
         // Whether that job exists by then is for the scheduler to say.
         let after: BTreeSet<JobId> = (0..rng.within((1, 2))).map(|_| JobId(1 + rng.below(number))).collect();
@@ -233,8 +271,81 @@ fn submit_any(sim: &mut Sim, rng: &mut Rng, idle: &[Cluster], queues: &[&str], n
     sim.client(at, Command::Submit(Arc::new(spec)), gives_up);
 }
 
+/// A client that submits a job which runs for minutes on any devices, on some models much faster than on others: one
+/// that is worth a move.
+fn submit_long(sim: &mut Sim, rng: &mut Rng, queues: &[&str], rates_milli: &[(Name, u64)], number: u64) {
+    let device = |vendor| DeviceRequest {
+        count: 1,
+        vendor,
+        model: None,
+        memory_bytes: 0,
+        slice: None,
+        one_island: false,
+    };
+    let request = Request {
+        devices: if rng.below(2) == 0 {
+            vec![device(None)]
+        } else {
+            [Vendor::Cpu, Vendor::Ascend, Vendor::Nvidia].map(|it| device(Some(it))).into()
+        },
+        cpus_milli: 100,
+        ..Request::default()
+    };
+    let (standing, program) = (Standing::default(), Program::Command(vec!["work".into()]));
+    let ranks = rng.within((1, 3)) as u32;
+    let min_ranks = (1 < ranks && rng.below(2) == 0).then_some(1);
+    let spec = JobSpec {
+        name: format!("long{number}").into(),
+        user: "ada".into(),
+        queue: (*rng.pick(queues)).into(),
+        client_key: format!("long-{number}").into(),
+        roles: vec![Role { name: "trainer".into(), ranks, min_ranks, request, standing, program }],
+        grace_ms: *rng.pick(&[0, 1_000, 5_000]),
+        retries: 3,
+        ..JobSpec::default()
+    };
+    let pace = Some(WorkPace { total_steps: rng.within((500, 1_500)), rates_milli: rates_milli.into() });
+    let checkpoint_ms = Some(rng.within((500, 5_000)));
+    let work = Work { run_ms: Some(0), failures: 0, exit: Exit::Code(1), checkpoint_ms, pace };
+    sim.set_work(spec.name.clone(), work);
+    let at = Time(rng.within((1_000, SUBMIT_UNTIL_MS)));
+    sim.client(at, Command::Submit(Arc::new(spec)), Time(u64::MAX));
+}
+
+/// An administrator who books nodes, and may give them up before or in the period. By chance for nobody, and refused.
+fn book_any(sim: &mut Sim, rng: &mut Rng, queues: &[&str], nodes: u64) {
+    let at = Time(rng.within((1_000, SUBMIT_UNTIL_MS)));
+    let start = (rng.below(4) != 0).then(|| at + Duration::from_millis(rng.within((1_000, 40_000))));
+    let nodes = match rng.below(3) {
+        0 => {
+            let labels = if rng.below(3) == 0 { vec![("rack".into(), "r0".into())] } else { Vec::new() };
+            let model = (rng.below(3) == 0).then(|| (*rng.pick(&["h200", "core"])).into());
+            BookedNodes::Chosen { count: rng.within((1, nodes)) as u32, labels, model }
+        }
+        _ => {
+            let names = (0..rng.within((1, nodes))).map(|_| format!("n{}", rng.below(nodes)).into());
+            BookedNodes::Named(names.collect())
+        }
+    };
+    let guest_queues = if rng.below(2) == 0 { vec![(*rng.pick(queues)).into()] } else { Vec::new() };
+    let users = if rng.below(6) == 0 { vec!["ada".into()] } else { Vec::new() };
+    let name: Name = (*rng.pick(&RESERVATIONS)).into();
+    let end = start.unwrap_or(at) + Duration::from_millis(rng.within((5_000, 60_000)));
+    let booking = Booking { name: name.clone(), nodes, start, end, queues: guest_queues, users };
+    let gives_up = Time(HEAL_AT.0 - 1);
+    sim.client(at, Command::Reserve(booking), gives_up);
+    if rng.below(4) == 0 {
+        let later = Time(at.0 + rng.within((1_000, 60_000)));
+        sim.client(later, Command::Unreserve(name), gives_up);
+    }
+}
+
 fn any_interference(rng: &mut Rng, queues: &[&str], nodes: u64) -> Command {
-    match rng.below(4) {
+    match rng.below(6) {
+        4 | 5 => {
+            let ranks = (rng.below(3) != 0).then(|| rng.within((1, 6)) as u32);
+            Command::Scale { job: JobId(1 + rng.below(40)), ranks }
+        }
         0 => Command::Cancel { job: JobId(1 + rng.below(40)), whole_array: rng.below(2) == 0 },
         1 | 2 => {
             use Availability::*;

@@ -8,7 +8,7 @@ use aquifer_core::jobs::{Job, Outcome, Phase, Shape};
 use aquifer_core::plan::free_for_all;
 use aquifer_core::queues::Overview;
 use aquifer_core::*;
-use aquifer_proto::{border, v1, wire};
+use aquifer_proto::{border, reservations, v1, wire};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -65,7 +65,15 @@ fn refused(refusal: Refusal) -> Status {
             let field = format!("queue.{}", error.field());
             border::Invalid::new(field, error.value(), error.allowed()).into()
         }
-        Refusal::JobDone(..) => Status::failed_precondition(text),
+        Refusal::Reservation(ReservationError::Unknown(_)) => Status::not_found(text),
+        Refusal::Reservation(ReservationError::Taken(_)) => Status::already_exists(text),
+        Refusal::Reservation(error) => {
+            border::Invalid::new(error.field(), error.value(), error.allowed()).into()
+        }
+        Refusal::Scale { ranks, least, most } => {
+            border::Invalid::new("ranks", ranks, format!("expected {least} to {most}")).into()
+        }
+        Refusal::JobDone(..) | Refusal::Rigid(_) => Status::failed_precondition(text),
         Refusal::KeyTaken(..) => Status::already_exists(text),
     }
 }
@@ -143,6 +151,16 @@ impl v1::pool_server::Pool for PoolService {
             Answer::Cancelled(cancelled) => Ok(Response::new(v1::CancelResponse { cancelled })),
             other => Err(Status::internal(format!("unexpected answer {other:?}"))),
         }
+    }
+
+    async fn scale(&self, request: Request<v1::ScaleRequest>) -> Reply<v1::ScaleResponse> {
+        let v1::ScaleRequest { job, ranks } = request.into_inner();
+        let job = border::job_id("job", job)?;
+        if ranks == Some(0) {
+            return Err(border::Invalid::new("ranks", 0, "expected at least 1, or none given").into());
+        }
+        self.command(Command::Scale { job, ranks }).await?;
+        Ok(Response::new(v1::ScaleResponse {}))
     }
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Reply<Self::WatchStream> {
@@ -290,6 +308,31 @@ impl v1::pool_server::Pool for PoolService {
         Ok(Response::new(v1::ListQueuesResponse { queues: queues.await? }))
     }
 
+    async fn reserve(&self, request: Request<v1::ReserveRequest>) -> Reply<v1::ReserveResponse> {
+        let booking = reservations::booking(&request.into_inner())?;
+        let Answer::Reserved(it) = self.command(Command::Reserve(booking)).await? else {
+            return Err(Status::internal("a booking is answered as one"));
+        };
+        let view = self.query(move |cluster| reservations::reservation(cluster, &it));
+        Ok(Response::new(v1::ReserveResponse { reservation: Some(view.await?) }))
+    }
+
+    async fn unreserve(&self, request: Request<v1::UnreserveRequest>) -> Reply<v1::UnreserveResponse> {
+        let name = border::name("name", &request.into_inner().name)?;
+        self.command(Command::Unreserve(name)).await?;
+        Ok(Response::new(v1::UnreserveResponse {}))
+    }
+
+    async fn list_reservations(
+        &self,
+        _: Request<v1::ListReservationsRequest>,
+    ) -> Reply<v1::ListReservationsResponse> {
+        let list = self.query(|cluster| {
+            cluster.reservations().iter().map(|it| view::reservation(cluster, it)).collect()
+        });
+        Ok(Response::new(v1::ListReservationsResponse { reservations: list.await? }))
+    }
+
     async fn usage(&self, request: Request<v1::UsageRequest>) -> Reply<v1::UsageResponse> {
         let since = Time(request.into_inner().since_ms);
         Ok(Response::new(self.query(move |cluster| usage(cluster, since)).await?))
@@ -318,7 +361,7 @@ fn list(
         // Jobs of one queue and shape that wait for room wait for the same reason.
         let reason = match job.phase {
             Phase::Pending(not_before) if not_before <= cluster.now() && job.spec.after.is_empty() => {
-                let key = (job.spec.queue.clone(), job.shape());
+                let key = (job.spec.queue.clone(), cluster.jobs().shape(job));
                 Some(reasons.entry(key).or_insert_with(|| reason(job)).clone())
             }
             Phase::Pending(_) => Some(reason(job)),

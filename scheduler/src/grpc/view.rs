@@ -4,7 +4,7 @@ use aquifer_core::explain::{Explanation, Reason, Start};
 use aquifer_core::jobs::{Job, Outcome, Phase};
 use aquifer_core::nodes::Node;
 use aquifer_core::*;
-use aquifer_proto::{v1, wire};
+use aquifer_proto::{reservations, v1, wire};
 
 use crate::notes::Numbered;
 use crate::runtime::Shared;
@@ -15,6 +15,7 @@ pub fn job_state(job: &Job) -> v1::JobState {
         Phase::Pending(_) => v1::JobState::Pending,
         Phase::Active if job.all_running() => v1::JobState::Running,
         Phase::Active => v1::JobState::Starting,
+        Phase::Stopping(jobs::Then::Resize(_)) if job.spec.is_loose() => v1::JobState::Running,
         Phase::Stopping(_) => v1::JobState::Stopping,
         Phase::Done(Outcome::Succeeded) => v1::JobState::Succeeded,
         Phase::Done(Outcome::Failed(_) | Outcome::Unreachable(_)) => v1::JobState::Failed,
@@ -34,13 +35,10 @@ pub fn job(cluster: &Cluster, shared: &Shared, job: &Job, reason: Option<&Reason
         reason: match (&job.phase, reason) {
             (Phase::Pending(_), Some(reason)) => reason.to_string(),
             (Phase::Stopping(jobs::Then::Finish(outcome)) | Phase::Done(outcome), _) => outcome.to_string(),
-            (Phase::Stopping(jobs::Then::Requeue), _) => job
-                .last_failure
-                .as_ref()
-                .map(|why| format!("will be placed again: {why}"))
-                .unwrap_or_default(),
-            (Phase::Stopping(jobs::Then::Resize(_)), _) => {
-                job.last_failure.as_ref().map(|why| format!("goes on elsewhere: {why}")).unwrap_or_default()
+            (Phase::Stopping(then @ (jobs::Then::Requeue | jobs::Then::Resize(_))), _) => {
+                let goes_on = matches!(then, jobs::Then::Resize(_));
+                let next = if goes_on { "will go on" } else { "will be placed again" };
+                job.last_failure.as_ref().map(|why| format!("{next}: {why}")).unwrap_or_default()
             }
             (Phase::Pending(_) | Phase::Active, _) => String::new(),
         },
@@ -56,6 +54,7 @@ pub fn job(cluster: &Cluster, shared: &Shared, job: &Job, reason: Option<&Reason
         device_ms: job.usage.device_ms + job.devices_held_milli() * held / 1000,
         cpu_milli_ms: job.usage.cpu_milli_ms + cpus * held,
         lost_device_ms: job.usage.lost_device_ms,
+        wanted_ranks: job.wanted_ranks(),
         checkpoint_dir: wire::checkpoint_dir(&shared.checkpoint_root, job.id, &job.spec).unwrap_or_default(),
         class: class(cluster, job),
     }
@@ -74,7 +73,7 @@ pub fn ranks(cluster: &Cluster, shared: &Shared, job: &Job) -> Vec<v1::Rank> {
         let model = held.and_then(|rank| node.inventory.devices.get(usize::from(*rank.devices.first()?)));
         v1::Rank {
             rank: at as u32,
-            role: job.spec.roles[job.spec.role_of(at as u32)].name.to_string(),
+            role: job.spec.roles[job.spec.role_of(at as u32, job.last_nodes.len() as u32)].name.to_string(),
             node: node.name.to_string(),
             devices: held.iter().flat_map(|rank| &rank.devices).map(|index| u32::from(*index)).collect(),
             model: model.map(|device| device.class.model.to_string()).unwrap_or_default(),
@@ -93,6 +92,8 @@ pub fn node(cluster: &Cluster, shared: &Shared, node: &Node) -> v1::Node {
     // Before its first report, what is told of the node is what an earlier agent said.
     let session = shared.session(&node.name).filter(|session| session.id().is_some());
     let lease = cluster.nodes().lease(node.id);
+    let mut booked: Vec<&Reservation> = cluster.reservations().of_node(node.id).collect();
+    booked.sort_by_key(|it| it.start);
     v1::Node {
         name: node.name.to_string(),
         up: node.up,
@@ -104,6 +105,7 @@ pub fn node(cluster: &Cluster, shared: &Shared, node: &Node) -> v1::Node {
         workers: held.workers.iter().map(|worker| wire::worker(*worker)).collect(),
         lease_left_ms: lease.map_or(0, |lease| lease.end.since(cluster.now())),
         version: session.as_ref().map(|session| session.version.clone()).unwrap_or_default(),
+        reservations: booked.iter().map(|it| reservations::reservation(cluster, it)).collect(),
         findings: session.map(|session| session.findings.clone()).unwrap_or_default(),
     }
 }
@@ -122,9 +124,20 @@ pub fn note(note: &Numbered) -> v1::Note {
 
 /// A job that gives way to `by`, if the effect says so.
 pub fn victim(cluster: &Cluster, by: JobId, effect: &Effect) -> Option<v1::Victim> {
-    let Effect::Note(Note::Preempted { job, by: preemptor, lost_device_ms }) = effect else { return None };
-    let grace_ms = cluster.jobs().get(*job).filter(|_| *preemptor == by)?.spec.grace_ms;
-    Some(v1::Victim { job: job.0, lost_device_ms: *lost_device_ms, grace_ms })
+    let (job, lost_device_ms, stays) = match effect {
+        Effect::Note(Note::Preempted { job, by: preemptor, lost_device_ms }) if *preemptor == by => {
+            (*job, *lost_device_ms, 0)
+        }
+        Effect::Note(Note::Shrunk { job, to, by: Some(preemptor), lost_device_ms, .. })
+            if *preemptor == by =>
+        {
+            (*job, *lost_device_ms, *to)
+        }
+        _ => return None,
+    };
+    let it = cluster.jobs().get(job)?;
+    let (ranks, grace_ms) = (it.ranks.len() as u32, it.spec.grace_ms);
+    Some(v1::Victim { job: job.0, lost_device_ms, grace_ms, ranks, stays })
 }
 
 /// The one domain, of a level that it requires or prefers, in which a job was placed: `rack r7`. Else empty.
@@ -140,7 +153,9 @@ pub fn explanation(now: Time, job: JobId, explanation: &Explanation) -> v1::Expl
         Start::Past => ("past", None),
         Start::Now => ("now", None),
         Start::By { at, .. } => ("by", Some(at.0)),
+        Start::About { at, .. } => ("about", Some(at.0)),
         Start::AfterPause(at) => ("after-pause", Some(at.0)),
+        Start::AtReservation { at, .. } => ("at-reservation", Some(at.0)),
         Start::Unknown(_) => ("unknown", None),
         Start::Never => ("never", None),
     };
@@ -151,10 +166,14 @@ pub fn explanation(now: Time, job: JobId, explanation: &Explanation) -> v1::Expl
         Reason::QueueLimit { .. } => "queue-limit",
         Reason::NoSuchNode { .. } => "no-such-node",
         Reason::Kept(_) => "kept",
+        Reason::Booked { .. } => "booked",
+        Reason::Awaits { .. } => "awaits",
         Reason::RoomFor { .. } => "room-for",
         Reason::FewDomains { .. } => "few-domains",
         Reason::Preempts(_) => "preempts",
         Reason::Next => "next",
+        Reason::NextWith { .. } => "next-with",
+        Reason::RunsWith { .. } => "runs-with",
     };
     let verdict = |(verdict, nodes): &(explain::Verdict, u32)| v1::Verdict {
         text: verdict.to_string(),
@@ -182,5 +201,14 @@ pub fn explanation(now: Time, job: JobId, explanation: &Explanation) -> v1::Expl
         change: explanation.change.as_ref().map(ToString::to_string).unwrap_or_default(),
         text: explanation.text(job, now),
         gave_way_to: explanation.gave_way_to.map(|job| job.0),
+    }
+}
+
+/// A reservation, with its state.
+pub fn reservation(cluster: &Cluster, it: &Reservation) -> v1::ReservationState {
+    v1::ReservationState {
+        reservation: Some(reservations::reservation(cluster, it)),
+        running: it.begun,
+        conflicts: cluster.conflicts(it).into_iter().map(|job| job.0).collect(),
     }
 }

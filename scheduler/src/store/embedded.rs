@@ -15,12 +15,13 @@ const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
 type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
-const TABLES: [(Kind, Table); 5] = [
+const TABLES: [(Kind, Table); 6] = [
     (Kind::Spec, TableDefinition::new("specs")),
     (Kind::Job, TableDefinition::new("jobs")),
     (Kind::Node, TableDefinition::new("nodes")),
     (Kind::Queue, TableDefinition::new("queues")),
     (Kind::Usage, TableDefinition::new("usages")),
+    (Kind::Reservation, TableDefinition::new("reservations")),
 ];
 
 /// A file that one scheduler at a time has open.
@@ -83,7 +84,7 @@ impl Store for Embedded {
             let table = transaction.open_table(table).map_err(|error| self.failed(error))?;
             for row in table.iter().map_err(|error| self.failed(error))? {
                 let (key, value) = row.map_err(|error| self.failed(error))?;
-                rows.push(Row { kind, key: key.value().into(), value: value.value().into() });
+                rows.push(Row { kind, key: key.value().into(), value: Some(value.value().into()) });
             }
         }
         Ok(Opened { term, records: store::decode_all(rows)? })
@@ -99,7 +100,11 @@ impl Store for Embedded {
             if rows.peek().is_some() {
                 let mut table = transaction.open_table(table).map_err(|error| self.failed(error))?;
                 for row in rows {
-                    table.insert(&row.key[..], &row.value[..]).map_err(|error| self.failed(error))?;
+                    match &row.value {
+                        Some(value) => table.insert(&row.key[..], &value[..]).map(drop),
+                        None => table.remove(&row.key[..]).map(drop),
+                    }
+                    .map_err(|error| self.failed(error))?;
                 }
             }
         }
@@ -111,7 +116,9 @@ impl Store for Embedded {
 mod tests {
     use aquifer_core::cluster::Policy;
     use aquifer_core::plan::Order;
-    use aquifer_core::{Cluster, Command, Effect, Event, Queue, QueueUsage, Record, Time};
+    use aquifer_core::{
+        Cluster, Command, Effect, Event, NodeId, Queue, QueueUsage, Record, Reservation, Time,
+    };
 
     use super::*;
     use crate::store::Memory;
@@ -134,7 +141,28 @@ mod tests {
         store.commit(&saves.collect::<Vec<_>>()).unwrap();
         let used = Record::Usage("red".into(), QueueUsage { at: Time(4), spent: 1 << 50 });
         store.commit(&[aquifer_proto::store::encode(&used)]).unwrap();
-        let opened = store.open_term().unwrap();
+        let reservation = Reservation {
+            name: "maint".into(),
+            nodes: vec![NodeId(3), NodeId(5)],
+            start: Time(1 << 41),
+            end: Time(1 << 42),
+            queues: vec!["red".into()],
+            users: vec!["ada".into()],
+            begun: false,
+        };
+        let gone = Reservation { name: "gone".into(), ..reservation.clone() };
+        for record in [
+            Record::Reservation(gone),
+            Record::Reservation(reservation.clone()),
+            Record::NoReservation("gone".into()),
+        ] {
+            store.commit(&[aquifer_proto::store::encode(&record)]).unwrap();
+        }
+        let mut opened = store.open_term().unwrap();
+        let at = opened.records.iter().position(|it| matches!(it, Record::Reservation(_)));
+        let stored = opened.records.remove(at.expect("a reservation"));
+        assert_eq!(stored, Record::Reservation(reservation));
+        assert!(!opened.records.iter().any(|it| matches!(it, Record::Reservation(_))), "it was removed");
         assert_eq!(opened.term, 2);
         let restored = Cluster::restore(Policy::new(Order::FairShare), 2, opened.records, Time(7));
         let mut records = cluster.records();

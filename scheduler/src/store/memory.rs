@@ -19,14 +19,18 @@ impl Store for Memory {
         let row = |((kind, key), value): (&(Kind, Vec<u8>), &Vec<u8>)| Row {
             kind: *kind,
             key: key.clone(),
-            value: value.clone(),
+            value: Some(value.clone()),
         };
         Ok(Opened { term: self.term, records: store::decode_all(self.rows.iter().map(row))? })
     }
 
     fn commit(&mut self, rows: &[Row]) -> Result<(), StoreError> {
         for row in rows {
-            self.rows.insert((row.kind, row.key.clone()), row.value.clone());
+            let key = (row.kind, row.key.clone());
+            match &row.value {
+                Some(value) => _ = self.rows.insert(key, value.clone()),
+                None => _ = self.rows.remove(&key),
+            }
         }
         Ok(())
     }

@@ -8,11 +8,41 @@
 //! on shapes alone, so a result is the same for any number of threads. It is bit-identical between machines of
 //! one instruction set, and equal within rounding across instruction sets.
 
+mod bf16;
 mod cpu;
 mod gemm;
+mod isa;
+pub mod peak;
+mod pool;
 pub mod reference;
 
+pub use bf16::{Bf16, round_all};
 pub use cpu::Cpu;
+pub use isa::Isa;
+
+/// What the operands of matrix products are rounded to. Sums, everything between the products, master weights and
+/// moments are `f32` in both.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Single precision.
+    #[default]
+    F32,
+    /// bfloat16: twice the speed where the processor multiplies it, and half the digits of a product's factors.
+    Bf16,
+}
+
+impl Precision {
+    /// Its name in options and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        }
+    }
+}
 
 /// Shape of a linear layer applied to `rows` vectors: `y[R, O] = x[R, I] * w[O, I]^T`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +125,37 @@ pub struct QkvGradient<'a> {
     pub v: &'a mut [f32],
 }
 
+/// A matrix that inference only reads.
+#[derive(Clone, Copy)]
+pub enum Weight<'a> {
+    /// In single precision.
+    F32(&'a [f32]),
+    /// In half the memory: half the time where reading it is what takes the time.
+    Bf16(&'a [Bf16]),
+}
+
+impl Weight<'_> {
+    /// Row `row` of a matrix of `y.len()` columns.
+    pub fn copy_row(&self, y: &mut [f32], row: usize) {
+        let part = row * y.len()..(row + 1) * y.len();
+        match self {
+            Weight::F32(w) => y.copy_from_slice(&w[part]),
+            Weight::Bf16(w) => y.iter_mut().zip(&w[part]).for_each(|(y, w)| *y = w.value()),
+        }
+    }
+}
+
+/// What the output layer reads to compute a loss.
+#[derive(Clone, Copy)]
+pub struct Head<'a> {
+    /// Hidden vectors, `[R, I]`.
+    pub x: &'a [f32],
+    /// Weight, `[O, I]`: a row for each token of the vocabulary.
+    pub w: &'a [f32],
+    /// The token that each row should predict, `[R]`.
+    pub targets: &'a [u32],
+}
+
 /// Angles of the rotary position embedding: cosine and sine for every position and pair.
 ///
 /// Pair `i` of a head turns by `position * theta^(-2i / D)`. Source: Su et al., "RoFormer", arXiv 2104.09864,
@@ -157,6 +218,17 @@ pub trait Kernels: Send + Sync {
     /// bit for bit, as long as `rows` stays on one side of [`MAX_DECODE_ROWS`].
     fn linear_forward(&self, shape: Linear, y: &mut [f32], x: &[f32], w: &[f32], accumulate: bool) {
         reference::linear_forward(shape, y, x, w, accumulate);
+    }
+
+    /// [`linear_forward`](Kernels::linear_forward) with a weight of any kind.
+    fn linear(&self, shape: Linear, y: &mut [f32], x: &[f32], w: Weight<'_>, accumulate: bool) {
+        match w {
+            Weight::F32(w) => self.linear_forward(shape, y, x, w, accumulate),
+            Weight::Bf16(w) => {
+                let w: Vec<f32> = w.iter().map(|w| w.value()).collect();
+                self.linear_forward(shape, y, x, &w, accumulate);
+            }
+        }
     }
 
     /// `dx[R, I] = dy[R, O] * w[O, I]`, or `+=` with `accumulate`.
@@ -233,6 +305,12 @@ pub trait Kernels: Send + Sync {
     /// Mean loss of the rows, and its gradient in `dlogits`.
     fn cross_entropy(&self, dlogits: &mut [f32], logits: &[f32], targets: &[u32]) -> f32 {
         reference::cross_entropy(dlogits, logits, targets)
+    }
+
+    /// Output layer and mean loss of its rows: overwrites `dx` with the gradient of `head.x`, adds that of `head.w` to
+    /// `dw`, and never holds all logits at once.
+    fn linear_cross_entropy(&self, shape: Linear, dx: &mut [f32], dw: &mut [f32], head: Head<'_>) -> f32 {
+        reference::linear_cross_entropy(shape, dx, dw, head)
     }
 
     /// One AdamW update of `parameters` and their moments.

@@ -3,7 +3,7 @@
 //! Backward functions take `d…`, the gradient of the loss with respect to `…`. The tests below prove each of
 //! them against differences of its forward function.
 
-use super::{AdamW, Attention, Linear, Qkv, QkvGradient, Rope, Turn};
+use super::{AdamW, Attention, Head, Linear, Qkv, QkvGradient, Rope, Turn};
 
 /// Linear layer, forward: `y[r, o] = sum_i x[r, i] * w[o, i]`, added to `y` with `accumulate`.
 ///
@@ -237,6 +237,20 @@ pub fn cross_entropy(dlogits: &mut [f32], logits: &[f32], targets: &[u32]) -> f3
         dlogits[target as usize] -= 1.0 / n as f32;
     }
     (loss / n as f64) as f32
+}
+
+/// Output layer and cross-entropy, forward and backward at once: the loss of `logits = x w^T`, with `dx` overwritten by
+/// and `dw` grown by its gradient.
+///
+/// * `dx`, `head.x`: `[R, I]`. `dw`, `head.w`: `[O, I]`, `O` the vocabulary. `head.targets`: `[R]`.
+pub fn linear_cross_entropy(shape: Linear, dx: &mut [f32], dw: &mut [f32], head: Head<'_>) -> f32 {
+    let mut logits = vec![0.0; shape.rows * shape.outputs];
+    let mut dlogits = logits.clone();
+    linear_forward(shape, &mut logits, head.x, head.w, false);
+    let loss = cross_entropy(&mut dlogits, &logits, head.targets);
+    linear_backward_input(shape, dx, &dlogits, head.w, false);
+    linear_backward_weight(shape, dw, &dlogits, head.x);
+    loss
 }
 
 /// AdamW, in place: see [`AdamW`]. All slices have the length of `parameters`.

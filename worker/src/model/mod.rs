@@ -16,7 +16,8 @@ pub mod training;
 pub use config::{ConfigError, ModelConfig, PRESETS};
 pub use parameters::{LayerSpans, Layout, Span, Tensor};
 
-use crate::kernels::{Kernels, Linear, Rope};
+use crate::kernels::{Bf16, Kernels, Linear, Rope, Weight, round_all};
+use std::collections::BTreeMap;
 
 /// A model: its shape and its parameters.
 pub struct Model {
@@ -24,9 +25,18 @@ pub struct Model {
     pub config: ModelConfig,
     /// Where each tensor lies in `parameters`.
     pub layout: Layout,
-    /// All parameters, in the order of `layout`.
+    /// All parameters, in the order of `layout`; empty in a model that was [compacted](Model::compact).
     pub parameters: Vec<f32>,
+    compact: Option<Compact>,
     rope: Rope,
+}
+
+/// The parameters of a model that is only read.
+struct Compact {
+    /// All of them, in the order of the layout.
+    all: Vec<Bf16>,
+    /// The vectors among them, which are few, as they were: by where their spans start.
+    vectors: BTreeMap<usize, Vec<f32>>,
 }
 
 /// What a layer computed for `rows` rows, kept for the backward pass.
@@ -101,7 +111,33 @@ impl Model {
         let layout = Layout::new(&config);
         assert_eq!(layout.len, parameters.len(), "parameters of another shape");
         let rope = Rope::new(config.max_position_embeddings, config.head_dim, config.rope_theta);
-        Model { config, layout, parameters, rope }
+        Model { config, layout, parameters, compact: None, rope }
+    }
+
+    /// Keeps the matrices in bf16 from now on: half the memory, for inference only.
+    pub fn compact(&mut self) {
+        let mut all = vec![Bf16::default(); self.parameters.len()];
+        round_all(&mut all, &self.parameters);
+        let vectors = self.layout.tensors.iter().filter(|tensor| tensor.shape.len() == 1);
+        let vectors = vectors.map(|tensor| (tensor.span.start, tensor.span.of(&self.parameters).to_vec()));
+        self.compact = Some(Compact { all, vectors: vectors.collect() });
+        self.parameters = Vec::new();
+    }
+
+    /// A matrix.
+    fn weight(&self, span: Span) -> Weight<'_> {
+        match &self.compact {
+            None => Weight::F32(span.of(&self.parameters)),
+            Some(compact) => Weight::Bf16(&compact.all[span.start..span.start + span.len]),
+        }
+    }
+
+    /// The weight of a norm.
+    fn vector(&self, span: Span) -> &[f32] {
+        match &self.compact {
+            None => span.of(&self.parameters),
+            Some(compact) => &compact.vectors[&span.start],
+        }
     }
 
     /// One layer: reads `saved.x`, fills the rest of `saved`, and leaves the layer's output in `y`.
@@ -116,34 +152,34 @@ impl Model {
         y: &mut [f32],
         attend: impl FnOnce(&mut LayerActivations),
     ) {
-        let (config, spans, all) = (&self.config, &self.layout.layers[layer], &self.parameters);
+        let (config, spans) = (&self.config, &self.layout.layers[layer]);
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let (queries, keys, eps) = (config.query_width(), config.key_width(), config.rms_norm_eps);
         let rows = y.len() / hidden;
 
-        kernels.rms_norm_forward(&mut saved.norm, &mut saved.rstd, &saved.x, spans.input_norm.of(all), eps);
-        let norm = &saved.norm;
-        kernels.linear_forward(
-            Linear::new(rows, hidden, queries),
-            &mut saved.q,
-            norm,
-            spans.q.of(all),
-            false,
+        kernels.rms_norm_forward(
+            &mut saved.norm,
+            &mut saved.rstd,
+            &saved.x,
+            self.vector(spans.input_norm),
+            eps,
         );
-        kernels.linear_forward(Linear::new(rows, hidden, keys), &mut saved.k, norm, spans.k.of(all), false);
-        kernels.linear_forward(Linear::new(rows, hidden, keys), &mut saved.v, norm, spans.v.of(all), false);
+        let norm = &saved.norm;
+        kernels.linear(Linear::new(rows, hidden, queries), &mut saved.q, norm, self.weight(spans.q), false);
+        kernels.linear(Linear::new(rows, hidden, keys), &mut saved.k, norm, self.weight(spans.k), false);
+        kernels.linear(Linear::new(rows, hidden, keys), &mut saved.v, norm, self.weight(spans.v), false);
         attend(saved);
         saved.middle.copy_from_slice(&saved.x);
-        let (attention, o) = (&saved.attention, spans.o.of(all));
-        kernels.linear_forward(Linear::new(rows, queries, hidden), &mut saved.middle, attention, o, true);
+        let (attention, o) = (&saved.attention, self.weight(spans.o));
+        kernels.linear(Linear::new(rows, queries, hidden), &mut saved.middle, attention, o, true);
 
-        let w = spans.post_attention_norm.of(all);
+        let w = self.vector(spans.post_attention_norm);
         kernels.rms_norm_forward(&mut saved.middle_norm, &mut saved.middle_rstd, &saved.middle, w, eps);
         let (norm, into) = (&saved.middle_norm, Linear::new(rows, hidden, inner));
-        kernels.linear_forward(into, &mut saved.gate, norm, spans.gate.of(all), false);
-        kernels.linear_forward(into, &mut saved.up, norm, spans.up.of(all), false);
+        kernels.linear(into, &mut saved.gate, norm, self.weight(spans.gate), false);
+        kernels.linear(into, &mut saved.up, norm, self.weight(spans.up), false);
         kernels.swiglu_forward(&mut saved.inner, &saved.gate, &saved.up);
         y.copy_from_slice(&saved.middle);
-        kernels.linear_forward(Linear::new(rows, inner, hidden), y, &saved.inner, spans.down.of(all), true);
+        kernels.linear(Linear::new(rows, inner, hidden), y, &saved.inner, self.weight(spans.down), true);
     }
 }

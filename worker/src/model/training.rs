@@ -1,7 +1,7 @@
 //! The training pass of one sequence: loss, and the gradient of every parameter.
 
 use super::{LayerActivations, Model};
-use crate::kernels::{Attention, Kernels, Linear, Qkv, QkvGradient, Turn};
+use crate::kernels::{Attention, Head, Kernels, Linear, Qkv, QkvGradient, Turn};
 
 /// Memory of a training pass, kept from one sequence to the next.
 ///
@@ -18,7 +18,17 @@ pub struct Workspace {
     dx: Vec<f32>,
     dnorm: Vec<f32>,
     d: LayerActivations,
-    dlogits: Vec<f32>,
+}
+
+/// Sequences to learn from.
+#[derive(Clone, Copy)]
+pub struct Sample<'a> {
+    /// Sequences one after the other.
+    pub tokens: &'a [u32],
+    /// What follows each of the tokens.
+    pub targets: &'a [u32],
+    /// Tokens in each sequence.
+    pub length: usize,
 }
 
 impl Model {
@@ -29,24 +39,40 @@ impl Model {
         workspace: &'a mut Workspace,
         tokens: &[u32],
     ) -> &'a [f32] {
+        self.hidden(kernels, workspace, tokens, tokens.len());
+        let config = &self.config;
+        let into = Linear::new(tokens.len(), config.hidden_size, config.vocab_size);
+        workspace.logits.resize(tokens.len() * config.vocab_size, 0.0);
+        let head = self.layout.head.of(&self.parameters);
+        kernels.linear_forward(into, &mut workspace.logits, &workspace.norm, head, false);
+        &workspace.logits
+    }
+
+    /// Fills the workspace up to the last norm, for sequences of `length` tokens one after the other.
+    fn hidden(&self, kernels: &dyn Kernels, workspace: &mut Workspace, tokens: &[u32], length: usize) {
         let (config, all, rows) = (&self.config, &self.parameters, tokens.len());
         let hidden = config.hidden_size;
         workspace.layers.resize_with(config.num_hidden_layers, LayerActivations::default);
         workspace.x.resize(rows * hidden, 0.0);
         workspace.norm.resize(rows * hidden, 0.0);
         workspace.rstd.resize(rows, 0.0);
-        workspace.logits.resize(rows * config.vocab_size, 0.0);
 
-        let shape = self.attention(rows);
+        let (shape, heads) = (self.attention(length), config.num_attention_heads);
+        let (queries, keys) = (length * config.query_width(), length * config.key_width());
         kernels.embedding_forward(&mut workspace.x, tokens, self.layout.embedding.of(all), hidden);
         for (layer, saved) in workspace.layers.iter_mut().enumerate() {
             saved.resize(config, rows);
             saved.x.copy_from_slice(&workspace.x);
             self.layer_forward(kernels, layer, saved, &mut workspace.x, |saved| {
-                kernels.rope(&mut saved.q, config.query_width(), 0, &self.rope, Turn::Forward);
-                kernels.rope(&mut saved.k, config.key_width(), 0, &self.rope, Turn::Forward);
-                let inputs = Qkv { q: &saved.q, k: &saved.k, v: &saved.v };
-                kernels.attention_forward(shape, &mut saved.attention, &mut saved.log_sum, inputs);
+                for sequence in 0..rows / length {
+                    let (wide, narrow) = (part(sequence, queries), part(sequence, keys));
+                    let (q, k) = (&mut saved.q[wide.clone()], &mut saved.k[narrow.clone()]);
+                    kernels.rope(q, config.query_width(), 0, &self.rope, Turn::Forward);
+                    kernels.rope(k, config.key_width(), 0, &self.rope, Turn::Forward);
+                    let log_sum = &mut saved.log_sum[part(sequence, length * heads)];
+                    let inputs = Qkv { q, k, v: &saved.v[narrow] };
+                    kernels.attention_forward(shape, &mut saved.attention[wide], log_sum, inputs);
+                }
             });
         }
         let norm = self.layout.norm.of(all);
@@ -57,38 +83,31 @@ impl Model {
             norm,
             config.rms_norm_eps,
         );
-        let (head, into) = (self.layout.head.of(all), Linear::new(rows, hidden, config.vocab_size));
-        kernels.linear_forward(into, &mut workspace.logits, &workspace.norm, head, false);
-        &workspace.logits
     }
 
-    /// Mean loss of predicting `targets[i]` after `tokens[..= i]`; adds its gradient to `gradient`.
+    /// Mean loss of predicting `targets[i]` after `tokens[..= i]` of its own sequence; adds its gradient to `gradient`.
     ///
-    /// * `tokens`, `targets`: `[T]`. `gradient`: in the order of the layout.
+    /// * `tokens`, `targets`: sequences of `length` tokens, one after the other. `gradient`: in the order of the layout.
     pub fn loss_and_gradient(
         &self,
         kernels: &dyn Kernels,
         workspace: &mut Workspace,
         gradient: &mut [f32],
-        tokens: &[u32],
-        targets: &[u32],
+        Sample { tokens, targets, length }: Sample<'_>,
     ) -> f32 {
         let (config, all, rows) = (&self.config, &self.parameters, tokens.len());
         let (hidden, layout) = (config.hidden_size, &self.layout);
-        self.forward(kernels, workspace, tokens);
-        let Workspace { x, rstd, norm, logits, dx, dnorm, dlogits, .. } = &mut *workspace;
-        dlogits.resize(logits.len(), 0.0);
+        self.hidden(kernels, workspace, tokens, length);
+        let Workspace { x, rstd, norm, dx, dnorm, .. } = &mut *workspace;
         dnorm.resize(rows * hidden, 0.0);
-        let loss = kernels.cross_entropy(dlogits, logits, targets);
-
         let into = Linear::new(rows, hidden, config.vocab_size);
-        kernels.linear_backward_weight(into, layout.head.of_mut(gradient), dlogits, norm);
-        kernels.linear_backward_input(into, dnorm, dlogits, layout.head.of(all), false);
+        let (head, dhead) = (Head { x: norm, w: layout.head.of(all), targets }, layout.head.of_mut(gradient));
+        let loss = kernels.linear_cross_entropy(into, dnorm, dhead, head);
         dx.clear();
         dx.resize(rows * hidden, 0.0);
         kernels.rms_norm_backward(dx, layout.norm.of_mut(gradient), dnorm, x, layout.norm.of(all), rstd);
         for layer in (0..config.num_hidden_layers).rev() {
-            self.layer_backward(kernels, layer, workspace, gradient);
+            self.layer_backward(kernels, layer, workspace, gradient, length);
         }
         kernels.embedding_backward(layout.embedding.of_mut(gradient), tokens, &workspace.dx, hidden);
         loss
@@ -101,6 +120,7 @@ impl Model {
         layer: usize,
         workspace: &mut Workspace,
         gradient: &mut [f32],
+        length: usize,
     ) {
         let (config, spans, all) = (&self.config, self.layout.layers[layer], &self.parameters);
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
@@ -124,12 +144,18 @@ impl Model {
         let out = Linear::new(rows, queries, hidden);
         kernels.linear_backward_weight(out, spans.o.of_mut(gradient), dx, &saved.attention);
         kernels.linear_backward_input(out, &mut d.attention, dx, spans.o.of(all), false);
-        let inputs = Qkv { q: &saved.q, k: &saved.k, v: &saved.v };
-        let dqkv = QkvGradient { q: &mut d.q, k: &mut d.k, v: &mut d.v };
-        let shape = self.attention(rows);
-        kernels.attention_backward(shape, dqkv, &d.attention, &saved.attention, &saved.log_sum, inputs);
-        kernels.rope(&mut d.q, queries, 0, &self.rope, Turn::Backward);
-        kernels.rope(&mut d.k, keys, 0, &self.rope, Turn::Backward);
+        let shape = self.attention(length);
+        for sequence in 0..rows / length {
+            let (wide, narrow) = (part(sequence, length * queries), part(sequence, length * keys));
+            let (q, k, v) = (&saved.q[wide.clone()], &saved.k[narrow.clone()], &saved.v[narrow.clone()]);
+            let (dq, dk) = (&mut d.q[wide.clone()], &mut d.k[narrow.clone()]);
+            let log_sum = &saved.log_sum[part(sequence, length * shape.heads)];
+            let (dout, out) = (&d.attention[wide.clone()], &saved.attention[wide]);
+            let gradient = QkvGradient { q: dq, k: dk, v: &mut d.v[narrow] };
+            kernels.attention_backward(shape, gradient, dout, out, log_sum, Qkv { q, k, v });
+            kernels.rope(dq, queries, 0, &self.rope, Turn::Backward);
+            kernels.rope(dk, keys, 0, &self.rope, Turn::Backward);
+        }
         let mut add = false;
         for (dy, span, width) in [(&d.q, spans.q, queries), (&d.k, spans.k, keys), (&d.v, spans.v, keys)] {
             let into = Linear::new(rows, hidden, width);
@@ -146,6 +172,11 @@ impl Model {
         let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
         Attention { queries, start: 0, heads, kv_heads, head_dim: config.head_dim }
     }
+}
+
+/// The stretch of sequence `index`, where each has `len` elements.
+fn part(index: usize, len: usize) -> std::ops::Range<usize> {
+    index * len..(index + 1) * len
 }
 
 #[cfg(test)]
@@ -182,9 +213,10 @@ mod tests {
         for tied in [true, false] {
             let mut model = miniature(tied);
             let (tokens, targets) = ([5, 9, 200, 9, 31, 256, 77], [9, 200, 9, 31, 256, 77, 1]);
+            let sample = Sample { tokens: &tokens, targets: &targets, length: 7 };
             let mut gradient = vec![0.0; model.layout.len];
             let mut workspace = Workspace::default();
-            model.loss_and_gradient(&Cpu::new(1), &mut workspace, &mut gradient, &tokens, &targets);
+            model.loss_and_gradient(&Cpu::new(1), &mut workspace, &mut gradient, sample);
             for tensor in model.layout.tensors.clone() {
                 // Along the gradient itself the derivative is its length.
                 let direction = tensor.span.of(&gradient).to_vec();
@@ -195,8 +227,7 @@ mod tests {
                         *p += (h * f64::from(*d) / length) as f32;
                     }
                     let mut unused = vec![0.0; model.layout.len];
-                    let loss =
-                        model.loss_and_gradient(&Reference, &mut workspace, &mut unused, &tokens, &targets);
+                    let loss = model.loss_and_gradient(&Reference, &mut workspace, &mut unused, sample);
                     model.parameters = at;
                     f64::from(loss)
                 };
@@ -213,7 +244,8 @@ mod tests {
         let model = miniature(true);
         let mut workspace = Workspace::default();
         let mut run = |gradient: &mut [f32], tokens: &[u32]| {
-            model.loss_and_gradient(&Cpu::new(1), &mut workspace, gradient, tokens, tokens);
+            let sample = Sample { tokens, targets: tokens, length: tokens.len() };
+            model.loss_and_gradient(&Cpu::new(1), &mut workspace, gradient, sample);
         };
         let (mut first, mut second, mut both) =
             (vec![0.0; model.layout.len], vec![0.0; model.layout.len], vec![0.0; model.layout.len]);
@@ -227,6 +259,24 @@ mod tests {
     }
 
     #[test]
+    fn sequences_together_give_the_mean_of_each_alone() {
+        let model = miniature(false);
+        let mut workspace = Workspace::default();
+        let tokens: Vec<u32> = (0..60).map(|i| Random::new(i).bits() as u32 % 256).collect();
+        let mut run = |gradient: &mut [f32], tokens: &[u32]| {
+            let sample = Sample { tokens, targets: tokens, length: 20 };
+            model.loss_and_gradient(&Cpu::new(2), &mut workspace, gradient, sample)
+        };
+        let (mut alone, mut together) = (vec![0.0; model.layout.len], vec![0.0; model.layout.len]);
+        let mean = tokens.chunks(20).map(|tokens| run(&mut alone, tokens)).sum::<f32>() / 3.0;
+        let loss = run(&mut together, &tokens);
+        assert!((loss - mean).abs() < 1e-5, "{loss} {mean}");
+        for i in 0..alone.len() {
+            assert!((alone[i] / 3.0 - together[i]).abs() < 1e-4, "{i}: {} {}", alone[i] / 3.0, together[i]);
+        }
+    }
+
+    #[test]
     fn an_untrained_model_is_as_unsure_as_a_uniform_guess() {
         let model = Model::new(ModelConfig::preset("tiny").unwrap(), 1);
         let tokens: Vec<u32> = (0..40).map(|i| Random::new(i).bits() as u32 % 256).collect();
@@ -235,8 +285,7 @@ mod tests {
             &Cpu::new(1),
             &mut Workspace::default(),
             &mut gradient,
-            &tokens[..39],
-            &tokens[1..],
+            Sample { tokens: &tokens[..39], targets: &tokens[1..], length: 39 },
         );
         assert!((loss - (264f32).ln()).abs() < 0.1, "{loss}");
     }

@@ -109,12 +109,12 @@ struct Sequence {
 
 impl Engine {
     /// Starts the thread.
-    pub fn start(model: Model, threads: usize, max_queue: usize) -> Engine {
+    pub fn start(model: Model, kernels: Cpu, max_queue: usize) -> Engine {
         let queue = Mutex::new(Queue::default());
         let shared = Arc::new(Shared { queue, changed: Condvar::new(), tokens: AtomicU64::new(0) });
         let thread = {
             let shared = Arc::clone(&shared);
-            std::thread::spawn(move || Runner::new(model, threads, shared).run())
+            std::thread::spawn(move || Runner::new(model, kernels, shared).run())
         };
         Engine { shared, thread: Some(thread), max_queue }
     }
@@ -206,8 +206,8 @@ struct Runner {
 }
 
 impl Runner {
-    fn new(model: Model, threads: usize, shared: Arc<Shared>) -> Runner {
-        Runner { model, kernels: Cpu::new(threads), scratch: Scratch::default(), running: Vec::new(), shared }
+    fn new(model: Model, kernels: Cpu, shared: Arc<Shared>) -> Runner {
+        Runner { model, kernels, scratch: Scratch::default(), running: Vec::new(), shared }
     }
 
     fn run(mut self) {
@@ -341,7 +341,7 @@ mod tests {
         let width = model.config.hidden_size;
         model.layout.embedding.of_mut(&mut model.parameters)[tokenizer::EOS as usize * width..][..width]
             .fill(0.0);
-        Engine::start(model, 2, max_queue)
+        Engine::start(model, Cpu::new(2), max_queue)
     }
 
     fn greedy(prompt: &str, max_tokens: usize) -> Request {

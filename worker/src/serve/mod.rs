@@ -11,6 +11,7 @@ use crate::args::ServeArgs;
 use crate::checkpoint::load_model;
 use crate::contract::Contract;
 use crate::error::WorkerError;
+use crate::kernels::{Cpu, Precision};
 use crate::random::mix;
 use crate::status::{State as Life, Status, StatusFile};
 use axum::body::{Body, Bytes};
@@ -76,10 +77,14 @@ pub async fn run(
     let mut file = StatusFile::new(contract.run_dir.as_deref());
     let mut status = Status { message: "loading the model".into(), ..Status::default() };
     file.update(&status);
-    let model = load_model(&args.model)?;
+    let mut model = load_model(&args.model)?;
+    if args.precision == Precision::Bf16 {
+        model.compact();
+    }
+    let kernels = Cpu::with_precision(contract.threads, args.precision);
     let name = args.model_name();
     let window = model.config.max_position_embeddings;
-    let engine = Engine::start(model, contract.threads, args.max_queue);
+    let engine = Engine::start(model, kernels, args.max_queue);
     let app = Arc::new(App { engine, name, window, created: now_s(), answers: AtomicU64::new(0) });
 
     let address = format!("{}:{}", args.host, args.port);

@@ -36,7 +36,7 @@ pub const MAX_OTHERS: usize = 3;
 /// nothing is known that tells them apart.
 pub fn class_choice(cluster: &Cluster, job: &Job) -> Option<ClassChoice> {
     let (at, rank) = job.ranks.iter().enumerate().find(|(_, rank)| !rank.devices.is_empty())?;
-    let role = &job.spec.roles[job.spec.role_of(at as u32)];
+    let role = &job.spec.roles[job.spec.role_of(at as u32, job.in_attempt().len() as u32)];
     let device = cluster.nodes().get(rank.node).inventory.devices.get(usize::from(rank.devices[0]))?;
     let (kind, speeds) = (Kind::of(&job.spec, role), cluster.speeds());
     let classes = cluster.room().class_speeds(speeds, &kind);

@@ -2,19 +2,22 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use crate::cluster::Cluster;
 use crate::event::Availability;
 use crate::jobs::*;
 use crate::nodes::Node;
-use crate::plan::{DeviceFree, Free, Misfit, Owner, Within, fits, free_for_all};
+use crate::plan::{DeviceFree, Free, Misfit, Owner, Within, fits, free_for_all, most};
 use crate::topology::Level;
 use crate::types::*;
 
+mod booked;
 mod class;
+mod start;
 mod text;
+use booked::shorter;
 pub use class::{ClassChoice, MAX_OTHERS, OtherClass, class_choice};
+use start::{end_of, start};
 pub use text::{bytes, duration, milli};
 
 /// The whole answer to "why does it wait?".
@@ -53,6 +56,10 @@ pub enum Reason {
     NoSuchNode { nodes: u32 },
     /// The room that it would fit into is kept for another job that goes first, or for wide jobs to come.
     Kept(Owner),
+    /// Nodes that would do are booked for others, by a reservation that begins in `in_ms`, for `for_ms` from then on.
+    Booked { reservation: Name, nodes: u32, in_ms: u64, for_ms: u64 },
+    /// It is for a reservation that begins in `in_ms`.
+    Awaits { reservation: Name, in_ms: u64 },
     /// Not all ranks fit at once: only so many, in one domain if that is required.
     RoomFor { ranks: u32, of: u32, within: Option<Within> },
     /// No two ranks of `role` may be in one domain of the level, and only so many domains could ever take one.
@@ -61,6 +68,10 @@ pub enum Reason {
     Preempts(Vec<JobId>),
     /// It fits: the next round places it.
     Next,
+    /// It fits with fewer ranks than it wants, but enough: the next round places it.
+    NextWith { ranks: u32, of: u32 },
+    /// It does not wait: it runs, with fewer ranks than it wants.
+    RunsWith { ranks: u32, of: u32 },
 }
 
 /// What the pool's nodes say to one rank of a role.
@@ -82,6 +93,10 @@ pub enum Verdict {
     Lost,
     /// An administrator keeps work away from it.
     Closed(&'static str),
+    /// It is not one of the nodes that the job's reservation has booked.
+    Outside(Name),
+    /// It is booked for others by a reservation that begins in `in_ms`, for `for_ms` from then on.
+    Booked { reservation: Name, in_ms: u64, for_ms: u64 },
     /// It lacks a label.
     Label { key: Name, value: Name },
     /// It is in no domain of a level that is required.
@@ -133,8 +148,15 @@ pub enum Start {
     /// At that time at the latest, when `after` ends: it reaches its time limit, or is killed after its grace.
     #[allow(missing_docs)]
     By { at: Time, after: JobId },
+    /// About then, when `after` ends: the median of so many `like` jobs, or its time limit. Others that end before have none,
+    /// and are expected to end as like ones did.
+    #[allow(missing_docs)]
+    About { at: Time, after: JobId, like: Option<u32> },
     /// After its pause, if there is room then.
     AfterPause(Time),
+    /// When the reservation begins (its own), or ends (one of others), if there is room then.
+    #[allow(missing_docs)]
+    AtReservation { at: Time, reservation: Name, begins: bool },
     /// Not known; says why.
     Unknown(String),
     /// Not before the pool has other nodes, or the request changes.
@@ -145,17 +167,49 @@ pub enum Start {
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub enum Change {
-    CpusMilli { from: u32, to: u32 },
-    MemoryBytes { from: u64, to: u64 },
-    DeviceMemoryBytes { from: u64, to: u64 },
-    Devices { from: u16, to: u16 },
-    Ranks { from: u32, to: u32 },
-    Model { from: Name },
-    Vendor { from: Vendor },
+    CpusMilli {
+        from: u32,
+        to: u32,
+    },
+    MemoryBytes {
+        from: u64,
+        to: u64,
+    },
+    DeviceMemoryBytes {
+        from: u64,
+        to: u64,
+    },
+    Devices {
+        from: u16,
+        to: u16,
+    },
+    Ranks {
+        from: u32,
+        to: u32,
+    },
+    MinRanks {
+        from: u32,
+        to: u32,
+    },
+    Model {
+        from: Name,
+    },
+    Vendor {
+        from: Vendor,
+    },
     Labels,
-    Topology { from: Level },
-    Apart { from: Level },
+    Topology {
+        from: Level,
+    },
+    Apart {
+        from: Level,
+    },
     Island,
+    /// In milliseconds.
+    TimeLimit {
+        from: Option<u64>,
+        to: u64,
+    },
 }
 
 /// Explains a job of the cluster, or one that might be submitted to it.
@@ -164,14 +218,18 @@ pub enum Change {
 pub fn explain(cluster: &Cluster, job: &Job) -> Explanation {
     let mut free = free_for_all(cluster);
     let reason = reason(&mut free, job);
-    let waits = !matches!(reason, Reason::NotWaiting(_) | Reason::Preempts(_));
+    let waits = !matches!(reason, Reason::NotWaiting(_) | Reason::RunsWith { .. } | Reason::Preempts(_));
     let roles = if waits { verdicts(&free, job) } else { Vec::new() };
     let lacks_room = matches!(reason, Reason::RoomFor { .. } | Reason::QueueLimit { .. });
     let blockers = if lacks_room { blockers(cluster, job, &reason) } else { Vec::new() };
     let start = start(cluster, job, &reason);
-    let unfit =
-        matches!(reason, Reason::RoomFor { .. } | Reason::NoSuchNode { .. } | Reason::FewDomains { .. });
-    let change = if unfit { change(&mut free, job) } else { None };
+    let change = match reason {
+        Reason::Booked { .. } => shorter(&mut free, job).or_else(|| change(&mut free, job)),
+        Reason::RoomFor { .. } | Reason::NoSuchNode { .. } | Reason::FewDomains { .. } => {
+            change(&mut free, job)
+        }
+        _ => None,
+    };
     let gave_way_to = match (&job.phase, &job.last_failure) {
         (Phase::Pending(_) | Phase::Stopping(_), Some(Why::Preempted { by, at: _ })) => Some(*by),
         _ => None,
@@ -188,6 +246,9 @@ pub fn reason(free: &mut Free, job: &Job) -> Reason {
             return Reason::Pauses { until: not_before, failures: job.failures };
         }
         Phase::Pending(_) => (),
+        Phase::Active if (job.ranks.len() as u32) < job.wanted_ranks() => {
+            return Reason::RunsWith { ranks: job.ranks.len() as u32, of: job.wanted_ranks() };
+        }
         Phase::Active | Phase::Stopping(_) | Phase::Done(_) => {
             return Reason::NotWaiting(job.phase.clone());
         }
@@ -201,11 +262,16 @@ pub fn reason(free: &mut Free, job: &Job) -> Reason {
         return Reason::Preempts(victims);
     }
     match fits(free, job) {
-        Ok(()) => Reason::Next,
+        Ok(()) => {
+            let of = job.wanted_ranks();
+            let ranks = if of == job.spec.min_ranks() { of } else { most(free, job).unwrap_or(of) };
+            if ranks < of { Reason::NextWith { ranks, of } } else { Reason::Next }
+        }
         Err(Misfit::QueueLimit { queue, held, wants, limit }) => {
             Reason::QueueLimit { queue, held, wants, limit }
         }
         Err(Misfit::Kept(owner)) => Reason::Kept(owner),
+        Err(Misfit::Barred(bar)) => booked::reason(cluster, &bar),
         Err(Misfit::RoomFor { ranks, of, within }) => {
             let possible = |role: &Role| possible_nodes(cluster, job, role).next().is_some();
             if !job.spec.roles.iter().all(possible) {
@@ -227,7 +293,7 @@ fn few_domains(cluster: &Cluster, job: &Job, role: &Role) -> Option<Reason> {
     let level = role.standing.apart.as_ref()?;
     let possible = possible_nodes(cluster, job, role).filter_map(|node| level.domain_of(node));
     let domains = possible.collect::<BTreeSet<&Name>>().len() as u32;
-    let (level, ranks) = (level.clone(), role.ranks);
+    let (level, ranks) = (level.clone(), role.least());
     (domains < ranks).then(|| Reason::FewDomains { role: role.name.clone(), level, domains, ranks })
 }
 
@@ -235,7 +301,11 @@ fn verdicts(free: &Free, job: &Job) -> Vec<RoleVerdict> {
     let verdicts = job.spec.roles.iter().map(|role| {
         let mut counts: BTreeMap<Verdict, u32> = BTreeMap::new();
         for node in free.cluster().nodes().iter() {
-            *counts.entry(verdict(free, node, job, role)).or_default() += 1;
+            let verdict = match verdict(free, node, job, role) {
+                Verdict::Takes => booked::verdict(free, job, node).unwrap_or(Verdict::Takes),
+                other => other,
+            };
+            *counts.entry(verdict).or_default() += 1;
         }
         let mut nodes: Vec<(Verdict, u32)> = counts.into_iter().collect();
         nodes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
@@ -367,18 +437,19 @@ fn blockers(cluster: &Cluster, job: &Job, reason: &Reason) -> Vec<Blocker> {
         _ => None,
     };
     let of_queue = limited.is_some();
-    let suits = |node: NodeId| {
-        let node = cluster.nodes().get(node);
+    let suits = |node: &Node| {
         let takes = |role: &Role| idle_verdict(node, job, role) == Verdict::Takes;
         of_queue || (node.takes_work() && job.spec.roles.iter().any(takes))
     };
+    // Many jobs hold something on one node.
+    let suits: Vec<bool> = cluster.nodes().iter().map(suits).collect();
     let wants_devices = job.spec.roles.iter().any(|role| !role.request.devices.is_empty());
     let mut blockers: Vec<Blocker> = Vec::new();
     for holder in cluster.jobs().holding() {
         if limited.is_some_and(|queue| !cluster.queues().is_within(&holder.spec.queue, queue)) {
             continue;
         }
-        let ranks = || holder.ranks.iter().filter(|rank| suits(rank.node));
+        let ranks = || holder.ranks.iter().filter(|rank| suits[rank.node.0 as usize]);
         let devices = ranks().map(|rank| rank.devices.len() as u32).sum();
         let cpus_milli = ranks().map(|rank| u64::from(rank.cpus_milli)).sum();
         let ends_by = end_of(cluster, holder);
@@ -389,69 +460,6 @@ fn blockers(cluster: &Cluster, job: &Job, reason: &Reason) -> Vec<Blocker> {
     blockers.sort_by_key(|blocker| (blocker.ends_by.is_none(), blocker.ends_by, blocker.job));
     blockers.truncate(MAX_BLOCKERS);
     blockers
-}
-
-/// When a job that holds resources gives them back, at the latest, if that is known.
-fn end_of(cluster: &Cluster, holder: &Job) -> Option<Time> {
-    match holder.phase {
-        Phase::Stopping(_) => {
-            let grace = Duration::from_millis(holder.spec.grace_ms);
-            let since = holder.gives_way_to().map_or(cluster.now(), |(_, at)| at);
-            Some(cluster.now().max(since + grace))
-        }
-        _ => holder.expected_end(),
-    }
-}
-
-/// Gives back, in the order of their ends, what jobs with a time limit hold, until the job fits.
-fn start(cluster: &Cluster, job: &Job, reason: &Reason) -> Start {
-    match reason {
-        Reason::NotWaiting(_) => return Start::Past,
-        Reason::Next => return Start::Now,
-        Reason::NoSuchNode { .. } | Reason::FewDomains { .. } => return Start::Never,
-        Reason::Pauses { until, .. } => return Start::AfterPause(*until),
-        Reason::Follows(dependency) => return Start::Unknown(format!("{dependency} has to succeed first")),
-        Reason::Preempts(victims) => {
-            let end = |id: &JobId| Some((end_of(cluster, cluster.jobs().get(*id)?)?, *id));
-            let last = victims.iter().filter_map(end).max();
-            let (at, after) = last.expect("a job that stops ends with its grace");
-            return Start::By { at, after };
-        }
-        Reason::QueueLimit { queue, wants, limit, .. } if limit < wants => {
-            return Start::Unknown(format!("it wants more than queue {queue} may ever hold"));
-        }
-        Reason::Kept(Owner::Job(job)) => return Start::Unknown(format!("{job} goes first")),
-        Reason::Kept(Owner::Wide) => {
-            return Start::Unknown("it starts as soon as something else becomes free".into());
-        }
-        Reason::QueueLimit { .. } | Reason::RoomFor { .. } => (),
-    }
-    let mut ends: Vec<(Time, JobId)> =
-        cluster.jobs().holding().filter_map(|job| Some((end_of(cluster, job)?, job.id))).collect();
-    ends.sort_unstable();
-    let known = ends.len();
-    let endless = cluster.jobs().holding().filter(|job| end_of(cluster, job).is_none());
-    ends.extend(endless.map(|job| (Time(u64::MAX), job.id)));
-    let fits_after = |count: usize| {
-        let ended: BTreeSet<JobId> = ends[..count].iter().map(|(_, id)| *id).collect();
-        fits(&mut Free::without(cluster, ended), job).is_ok()
-    };
-    if !fits_after(ends.len()) {
-        return Start::Unknown(
-            "the nodes that are up, open and healthy do not suffice, even when idle".into(),
-        );
-    }
-    // More room never hurts, so the least number of ends can be searched for.
-    let (mut too_few, mut enough) = (0, ends.len());
-    while 1 < enough - too_few {
-        let middle = (too_few + enough) / 2;
-        if fits_after(middle) { enough = middle } else { too_few = middle }
-    }
-    let (at, after) = ends[enough - 1];
-    if known < enough {
-        return Start::Unknown(format!("{after} has no time limit"));
-    }
-    Start::By { at, after }
 }
 
 /// Tries changes from the least painful on; of each the smallest that works.
@@ -467,7 +475,7 @@ fn change(free: &mut Free, job: &Job) -> Option<Change> {
         role.request.devices.iter_mut().for_each(edit);
     };
     // One role is what nearly all jobs have; with more, the figures named are those of the largest.
-    let role = job.spec.roles.iter().max_by_key(|role| role.ranks)?;
+    let role = job.spec.roles.iter().max_by_key(|role| role.least())?;
     let request = &role.request;
     let device = request.devices.first();
 
@@ -513,11 +521,19 @@ fn change(free: &mut Free, job: &Job) -> Option<Change> {
             return Some(Change::Devices { from: device.count, to: to as u16 });
         }
     }
-    let fewer = largest(u64::from(role.ranks), &|ranks| {
-        0 < ranks && fits(&|role| role.ranks = role.ranks.min(ranks as u32))
+    let fewer = largest(u64::from(role.least()), &|ranks| {
+        let fewer = |role: &mut Role| match &mut role.min_ranks {
+            Some(least) => *least = (*least).min(ranks as u32),
+            None => role.ranks = role.ranks.min(ranks as u32),
+        };
+        0 < ranks && fits(&fewer)
     });
-    if let Some(to) = fewer {
-        return Some(Change::Ranks { from: role.ranks, to: to as u32 });
+    if let Some(to) = fewer.map(|to| to as u32) {
+        let from = role.least();
+        return Some(match role.min_ranks {
+            Some(_) => Change::MinRanks { from, to },
+            None => Change::Ranks { from, to },
+        });
     }
     if let Some(from) = device.and_then(|device| device.model.clone())
         && fits(&|role| each_device(&|d| d.model = None, role))

@@ -60,8 +60,21 @@ impl Start {
                 let wait = duration(at.since(now));
                 Some(format!("Expected to start within {wait}, when {after} ends."))
             }
+            Start::About { at, after, like } => {
+                let wait = duration(at.since(now));
+                let by = match like {
+                    Some(jobs) => format!("median of {jobs} like jobs"),
+                    None => "others before it as like jobs did".into(),
+                };
+                Some(format!("Expected to start in about {wait}, when {after} ends ({by})."))
+            }
             Start::AfterPause(until) => {
                 Some(format!("It is tried again in {}, if there is room then.", duration(until.since(now))))
+            }
+            Start::AtReservation { at, reservation, begins } => {
+                let what = if *begins { "begins" } else { "is over" };
+                let wait = duration(at.since(now));
+                Some(format!("It is tried when reservation {reservation} {what}, in {wait}."))
             }
             Start::Unknown(why) => Some(format!("When it starts is not known: {why}.")),
             Start::Never => {
@@ -100,6 +113,18 @@ pub fn duration(ms: u64) -> String {
     }
 }
 
+/// When a reservation has its nodes: ` in 2 h for 4 h`, ` for another 3 h`.
+fn period(in_ms: u64, for_ms: u64) -> String {
+    match in_ms {
+        0 => format!(" for another {}", duration(for_ms)),
+        _ => format!(" in {} for {}", duration(in_ms), duration(for_ms)),
+    }
+}
+
+fn plural(count: u32, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 /// One sentence, without the name of the job: "waits: …".
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -129,6 +154,14 @@ impl fmt::Display for Reason {
             Reason::Kept(Owner::Wide) => {
                 f.write_str("waits: the room is kept for wide jobs, which come and go here")
             }
+            Reason::Booked { reservation, nodes, in_ms, for_ms } => {
+                let (nodes, are) = (plural(*nodes, "node"), if *nodes == 1 { "is" } else { "are" });
+                let period = period(*in_ms, *for_ms);
+                write!(f, "waits: {nodes} {are} booked by reservation {reservation}{period}")
+            }
+            Reason::Awaits { reservation, in_ms } => {
+                write!(f, "waits for its reservation {reservation}, which begins in {}", duration(*in_ms))
+            }
             Reason::RoomFor { ranks: 0, .. } => f.write_str("waits: no node can take a rank now"),
             Reason::RoomFor { ranks, of, within: Some(Within { level, domain: Some(domain) }) } => {
                 write!(
@@ -156,6 +189,12 @@ impl fmt::Display for Reason {
                 f.write_str(if victims.len() == 1 { " has stopped" } else { " have stopped" })
             }
             Reason::Next => f.write_str("is placed in the next round"),
+            Reason::NextWith { ranks, of } => {
+                write!(f, "fits with {ranks} of {of} ranks, and is placed in the next round")
+            }
+            Reason::RunsWith { ranks, of } => {
+                write!(f, "does not wait: it runs with {ranks} of {of} ranks")
+            }
         }
     }
 }
@@ -166,6 +205,10 @@ impl fmt::Display for Verdict {
             Verdict::Takes => f.write_str("can take a rank now"),
             Verdict::Lost => f.write_str("lost: its agent is silent"),
             Verdict::Closed(how) => f.write_str(how),
+            Verdict::Outside(reservation) => write!(f, "is not booked by reservation {reservation}"),
+            Verdict::Booked { reservation, in_ms, for_ms } => {
+                write!(f, "is booked by reservation {reservation}{}", period(*in_ms, *for_ms))
+            }
             Verdict::Label { key, value } => write!(f, "lacks the label {key}={value}"),
             Verdict::NoDomain(level) => write!(f, "lacks the label {level}"),
             Verdict::NoDevice => f.write_str("has no such device"),
@@ -220,12 +263,19 @@ impl fmt::Display for Change {
             Change::Ranks { from, to } => {
                 write!(f, "{to} {} instead of {from}", if *to == 1 { "rank" } else { "ranks" })
             }
+            Change::MinRanks { from, to } => {
+                write!(f, "at least {to} {} instead of {from}", if *to == 1 { "rank" } else { "ranks" })
+            }
             Change::Model { from } => write!(f, "another model than {from}"),
             Change::Vendor { from } => write!(f, "another vendor than {from}"),
             Change::Labels => f.write_str("no required labels"),
             Change::Topology { from } => write!(f, "ranks in more than one {from}"),
             Change::Apart { from } => write!(f, "several ranks in one {from}"),
             Change::Island => f.write_str("devices of several islands"),
+            Change::TimeLimit { from, to } => {
+                write!(f, "a time limit of {}", duration(*to))?;
+                from.map_or(Ok(()), |from| write!(f, " instead of {}", duration(from)))
+            }
         }
     }
 }

@@ -6,11 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::fit::{Free, Misfit, Seek, has_labels};
-use super::reserve::Owner;
 use super::score::Take;
 use crate::cluster::Cluster;
 use crate::jobs::Job;
 use crate::nodes::Node;
+use crate::reservations::Bar;
 use crate::topology::{Level, Standing};
 use crate::types::*;
 
@@ -71,7 +71,7 @@ impl<'n> Domain<'n> {
 
     /// For how many of the job's ranks there is room by count.
     fn ranks(&self, wanted: &Wanted) -> u32 {
-        self.counts(wanted).map(|(role, count)| count.min(role.ranks.into()) as u32).sum()
+        self.counts(wanted).map(|(role, count)| count.min(role.least().into()) as u32).sum()
     }
 
     /// For how many ranks of such jobs there is room: of the domains with enough, the one with the least is taken.
@@ -86,7 +86,7 @@ impl<'n> Domain<'n> {
                 continue;
             }
             let apart = role.standing.apart.as_ref().and_then(|level| level.domain_of(node));
-            let most = if apart.is_some() { 1 } else { role.ranks };
+            let most = if apart.is_some() { 1 } else { role.least() };
             let ranks = free.room.bound(node.id, &role.request, takes.as_deref(), most);
             if 0 < ranks && apart.is_none_or(|domain| self.apart.insert((at, domain))) {
                 self.counts[at] += u64::from(ranks);
@@ -112,8 +112,8 @@ pub(super) fn in_one_domain<T>(
     other: Option<&Level>,
     seek: Seek<T>,
 ) -> Result<T, Misfit> {
-    let (cluster, wanted, mut kept) = (free.cluster, Wanted::of(free, job), None);
-    let of = job.spec.ranks();
+    let (cluster, wanted, mut denied) = (free.cluster, Wanted::of(free, job), None);
+    let of = job.spec.min_ranks();
     let mut best: Option<(u32, &Name)> = None;
     let mut note = |ranks: u32, name| {
         if best.is_none_or(|(most, _)| most < ranks) {
@@ -121,20 +121,20 @@ pub(super) fn in_one_domain<T>(
         }
     };
     let mut with_room: Vec<(u64, Domain)> = Vec::new();
-    for domain in domains(free, cluster, &wanted, (level, other), &mut kept) {
+    for domain in domains(free, cluster, &wanted, (level, other), &mut denied) {
         match domain.ranks(&wanted) {
             ranks if ranks == of => with_room.push((domain.room(&wanted), domain)),
             ranks => note(ranks, domain.name),
         }
     }
     with_room.sort_by_key(|(room, domain)| (*room, domain.name));
-    let mut misfit = kept.map(Misfit::Kept);
+    let mut misfit = denied;
     for (_, domain) in with_room.into_iter().take(MAX_DOMAINS) {
         match seek(free, job, Some(&domain.nodes)) {
             Ok(found) => return Ok(found),
             Err(Misfit::RoomFor { ranks, .. }) => note(ranks, domain.name),
             Err(limit @ Misfit::QueueLimit { .. }) => misfit = Some(limit),
-            Err(Misfit::Kept(_)) => (),
+            Err(Misfit::Kept(_) | Misfit::Barred(_)) => (),
         }
     }
     Err(misfit.unwrap_or_else(|| {
@@ -145,13 +145,13 @@ pub(super) fn in_one_domain<T>(
 
 /// The domains of a level, those of different ones of the other level apart, by name.
 ///
-/// * `kept`: whom the first node is kept for that was passed over.
+/// * `denied`: whom the first node that was passed over is kept for or booked by.
 fn domains<'c>(
     free: &Free,
     cluster: &'c Cluster,
     wanted: &Wanted,
     (level, other): (&Level, Option<&Level>),
-    kept: &mut Option<Owner>,
+    denied: &mut Option<Misfit>,
 ) -> Vec<Domain<'c>> {
     let mut domains: BTreeMap<(&Name, Option<&Name>), Domain> = BTreeMap::new();
     for node in cluster.nodes().iter().filter(|node| free.room.is_open(node.id)) {
@@ -162,12 +162,15 @@ fn domains<'c>(
         }
         let domain = domains.entry((name, of_other.flatten()));
         let domain = domain.or_insert_with(|| Domain::new(name, wanted));
-        match free.keeps(wanted.job, node.id) {
+        let bar = || free.bar(wanted.job, node.id).map(Misfit::Barred);
+        match free.keeps(wanted.job, node.id).map(Misfit::Kept).or_else(bar) {
             None => domain.add(free, wanted, node),
-            Some(owner) => {
+            // Other nodes than those of its reservation are none for it.
+            Some(Misfit::Barred(Bar::Outside(_))) => (),
+            Some(misfit) => {
                 let takes = |role: &Role| may_stand(node, role) && free.room.takes(node.id, &role.request);
-                if kept.is_none() && wanted.job.spec.roles.iter().any(takes) {
-                    *kept = Some(owner);
+                if denied.is_none() && wanted.job.spec.roles.iter().any(takes) {
+                    *denied = Some(misfit);
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! Where a gang fits: best-fit packing, the whole gang or nothing.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -11,8 +11,9 @@ use super::room::{NodeFree, Room};
 use crate::cluster::Cluster;
 use crate::jobs::{Job, Lines, Shape};
 use crate::nodes::Node;
+use crate::reservations::Bar;
 use crate::speed::Kind;
-use crate::topology::Topology;
+use crate::topology::{Level, Topology};
 use crate::types::*;
 
 /// What a round can still hand out: what is free in the cluster, less what the round took.
@@ -25,8 +26,10 @@ pub struct Free<'a> {
     pub(super) scarcity: Vec<i64>,
     /// Added by the round to what queues hold, in thousandths of a device.
     pub(super) taken: Taken,
-    /// Taken as if they had ended: what they hold is free.
-    pub(super) ended: BTreeSet<JobId>,
+    /// Taken as if they had left, or given up ranks, with what these counted against their queue.
+    pub(super) left: BTreeMap<JobId, u64>,
+    /// When jobs would start, for what nodes are booked for.
+    pub(super) at: Time,
 }
 
 /// What a round has added to what queues hold, in thousandths of a device.
@@ -39,13 +42,15 @@ pub enum Misfit {
     RoomFor {
         /// Ranks that would fit now.
         ranks: u32,
-        /// Ranks that the job has.
+        /// Ranks that the job has at least.
         of: u32,
         /// Where all have to stand in one domain: in which there is room for so many.
         within: Option<Within>,
     },
     /// It would fit, but for what is kept.
     Kept(Owner),
+    /// It would fit, but nodes are booked for others by a reservation, or its own has not begun.
+    Barred(Bar),
     /// Its queue, or one above that, would hold more than its limit. In thousandths of a device.
     #[allow(missing_docs)]
     QueueLimit { queue: Name, held: u64, wants: u64, limit: u64 },
@@ -55,7 +60,8 @@ pub enum Misfit {
 const MAX_TRIES: u32 = 64;
 
 /// Places all ranks of a job, each where it costs least, within the limits of its queue and of those above it, and
-/// takes what they hold from `free`. By rank. A job that does not fit leaves `free` as it was.
+/// takes what they hold from `free`. By rank. A job that does not fit leaves `free` as it was. An elastic job fits if
+/// the fewest ranks do, and gets as many as fit beyond them.
 ///
 /// Ties go to the lowest node. All ranks of a role take the same alternative. Of the combinations of
 /// alternatives, and of the orders in which roles choose their nodes, the first that fits. Exact for a job of
@@ -63,12 +69,97 @@ const MAX_TRIES: u32 = 64;
 /// `O(tries * nodes of the gang * log nodes + ranks)` where many nodes are alike, see `Room::best`; nodes are counted
 /// one by one only for a job that has to stand in one domain.
 pub fn place(free: &mut Free, job: &Job) -> Result<Vec<Allocation>, Misfit> {
-    let ranks = find(free, job)?;
+    let mut ranks = find(free, job)?;
     free.count(job, &ranks);
+    extend(free, job, &mut ranks);
     Ok(ranks)
 }
 
-/// As [`place`], but takes from nodes only: neither is the queue charged, nor what is kept for the job given up.
+/// Adds to the placement of an elastic job the ranks that it wants beyond it, as far as they fit.
+pub(super) fn extend(free: &mut Free, job: &Job, ranks: &mut Vec<Allocation>) {
+    let more = find_more(free, job, ranks, &|_| true);
+    take_more(free, job, &more);
+    let role = job.spec.elastic_role().unwrap_or(0);
+    let end = job.spec.ranks_of(role, ranks.len() as u32).end as usize;
+    ranks.splice(end..end, more);
+}
+
+/// Ranks that an elastic job wants beyond those that it has, as far as they fit: with the same kind of devices, on
+/// nodes that `allowed` passes, within all limits. Takes nothing.
+pub(super) fn find_more(
+    free: &mut Free,
+    job: &Job,
+    ranks: &[Allocation],
+    allowed: &dyn Fn(NodeId) -> bool,
+) -> Vec<Allocation> {
+    let world = ranks.len() as u32;
+    let Some(number) = job.spec.elastic_role() else { return Vec::new() };
+    let (role, has) = (&job.spec.roles[number], job.spec.ranks_of(number, world));
+    let more = job.wanted(role).saturating_sub(has.end - has.start);
+    let (cluster, sample) = (free.cluster, &ranks[has.start as usize]);
+    let alternative = role.request.devices.iter().position(|want| is_of(cluster, sample, want));
+    if more == 0 || (alternative.is_none() && !role.request.devices.is_empty()) {
+        return Vec::new();
+    }
+    let homes = homes(cluster, job, ranks);
+    let allowed = |id: NodeId| {
+        let node = cluster.nodes().get(id);
+        homes.iter().all(|(level, domain)| level.domain_of(node) == Some(*domain)) && allowed(id)
+    };
+    let mut stand = Stand::of(role);
+    let of_role = &ranks[has.start as usize..has.end as usize];
+    of_role.iter().for_each(|rank| stand.place(cluster.nodes().get(rank.node)));
+    let mut search = Search { allowed: &allowed, ..Search::of(free, job, None) };
+    let mut found = search.fill((role, alternative), more, world as usize, stand);
+    search.undo(0);
+    while !found.is_empty() && free.over_limit(&job.spec.queue, charge(&found)).is_some() {
+        found.pop();
+    }
+    found
+}
+
+/// The domains that a job must not leave as it grows: that which it requires, and the narrowest that it prefers and is
+/// in.
+fn homes<'c>(cluster: &'c Cluster, job: &'c Job, ranks: &[Allocation]) -> Vec<(&'c Level, &'c Name)> {
+    let Topology { require, prefer } = &job.spec.topology;
+    let home = |level: &'c Level| {
+        let mut domains = ranks.iter().map(|rank| level.domain_of(cluster.nodes().get(rank.node)));
+        let first = domains.next()??;
+        domains.all(|domain| domain == Some(first)).then_some((level, first))
+    };
+    prefer.iter().find_map(home).into_iter().chain(require.as_ref().and_then(home)).collect()
+}
+
+/// Takes what was found from `free`, and charges the queue of the job.
+pub(super) fn take_more(free: &mut Free, job: &Job, more: &[Allocation]) {
+    for rank in more {
+        let mut left = free.room.on(rank.node).clone();
+        left.take(rank);
+        free.room.change(rank.node, left);
+    }
+    if !more.is_empty() {
+        free.count(job, more);
+    }
+}
+
+/// Whether a rank holds what the alternative asks for.
+fn is_of(cluster: &Cluster, rank: &Allocation, want: &DeviceRequest) -> bool {
+    let inventory = &cluster.nodes().get(rank.node).inventory;
+    let class = rank.devices.first().and_then(|index| inventory.devices.get(usize::from(*index)));
+    rank.devices.len() == usize::from(want.count)
+        && class.is_some_and(|device| {
+            want.accepts(&device.class) && want.slice.map(|slice| slice.granted(&device.class)) == rank.slice
+        })
+}
+
+/// As many ranks as the job would start with now; takes nothing.
+pub fn most(free: &mut Free, job: &Job) -> Result<u32, Misfit> {
+    let mut what_if = free.clone();
+    place(&mut what_if, job).map(|ranks| ranks.len() as u32)
+}
+
+/// As [`place`], but takes from nodes only: neither is the queue charged, nor what is kept for the job given up. The
+/// fewest ranks.
 pub(super) fn find(free: &mut Free, job: &Job) -> Result<Vec<Allocation>, Misfit> {
     let Topology { require, prefer } = &job.spec.topology;
     for level in prefer {
@@ -132,6 +223,10 @@ struct Search<'s, 'a> {
     over_limit: Option<Misfit>,
     /// Whom the first node is kept for that was passed over.
     kept_for: Cell<Option<Owner>>,
+    /// Nodes that may be used.
+    allowed: &'s dyn Fn(NodeId) -> bool,
+    /// Why the first node was passed over that is booked.
+    barred: RefCell<Option<Bar>>,
 }
 
 /// Ranks of the roles that a search has placed.
@@ -139,15 +234,17 @@ type Placed = [Option<Vec<Allocation>>];
 
 impl<'s, 'a> Search<'s, 'a> {
     fn of(free: &'s mut Free<'a>, job: &'s Job, nodes: Option<&'s [NodeId]>) -> Search<'s, 'a> {
-        let (before, kept_for) = (Vec::new(), Cell::new(None));
-        Search { free, job, nodes, before, tries: 0, most: 0, over_limit: None, kept_for }
+        let (kept_for, barred) = (Cell::new(None), RefCell::new(None));
+        let (before, allowed): (_, &dyn Fn(NodeId) -> bool) = (Vec::new(), &|_| true);
+        Search { free, job, nodes, allowed, before, tries: 0, most: 0, over_limit: None, kept_for, barred }
     }
 
     /// Why it found no placement.
     fn misfit(&mut self) -> Misfit {
-        let room_for = Misfit::RoomFor { ranks: self.most, of: self.job.spec.ranks(), within: None };
+        let room_for = Misfit::RoomFor { ranks: self.most, of: self.job.spec.min_ranks(), within: None };
         let kept = self.kept_for.get().map(Misfit::Kept);
-        self.over_limit.take().or(kept).unwrap_or(room_for)
+        let barred = self.barred.take().map(Misfit::Barred);
+        self.over_limit.take().or(kept).or(barred).unwrap_or(room_for)
     }
 
     /// Places the roles that are not placed yet. If they do not fit, gives back what it took.
@@ -181,9 +278,9 @@ impl<'s, 'a> Search<'s, 'a> {
         roles[number] = None;
         let earlier: usize = roles.iter().flatten().map(Vec::len).sum();
         let role = &self.job.spec.roles[number];
-        let ranks = self.fill(role, alternative);
+        let ranks = self.fill((role, alternative), role.least(), 0, Stand::of(role));
         self.most = self.most.max((earlier + ranks.len()) as u32);
-        if ranks.len() < role.ranks as usize {
+        if ranks.len() < role.least() as usize {
             return false;
         }
         roles[number] = Some(ranks);
@@ -206,22 +303,41 @@ impl<'s, 'a> Search<'s, 'a> {
         is_within
     }
 
-    /// As many ranks of the role as fit, but no more than it has.
-    fn fill(&mut self, role: &Role, alternative: Option<usize>) -> Vec<Allocation> {
-        let Free { cluster, room, scarcity, kept, taken, .. } = &mut *self.free;
-        let (job, request) = (self.job, &role.request);
+    /// As many ranks of the role as fit, but no more than `most`.
+    ///
+    /// * `alternative`: the kind of devices that they get.
+    /// * `first`: the number of the first, for its port.
+    /// * `stand`: where others of the role are.
+    fn fill(
+        &mut self,
+        (role, alternative): (&Role, Option<usize>),
+        most: u32,
+        first: usize,
+        mut stand: Stand,
+    ) -> Vec<Allocation> {
+        let Free { cluster, room, scarcity, kept, taken, at, .. } = &mut *self.free;
+        let (job, request, allowed) = (self.job, &role.request, self.allowed);
         let devices = alternative.map(|index| &request.devices[index]);
         let kind = || Kind::of(&job.spec, role);
         let costs = devices.and_then(|want| room.class_costs(cluster.speeds(), kind, want, scarcity));
         let scarcity = costs.as_deref().unwrap_or(scarcity);
         let mut sorted = self.nodes.map(|nodes| room.sorted(nodes, request, devices, scarcity));
-        let (mut ranks, mut stand) = (Vec::new(), Stand::of(role));
-        while ranks.len() < role.ranks as usize {
+        let mut ranks = Vec::new();
+        while ranks.len() < most as usize {
             let passes = |id: NodeId, free: &NodeFree| {
                 let node = cluster.nodes().get(id);
-                let fits = may_stand(node, role)
+                let number = first + ranks.len();
+                let fits = allowed(id)
+                    && may_stand(node, role)
                     && stand.takes(node)
-                    && free_port(node, free, job, ranks.len()).is_some();
+                    && free_port(node, free, job, number).is_some();
+                let bar = if fits { cluster.reservations().bar(job, id, *at) } else { None };
+                if let Some(bar) = bar {
+                    if !matches!(bar, Bar::Outside(_)) {
+                        self.barred.borrow_mut().get_or_insert(bar);
+                    }
+                    return false;
+                }
                 let owner = if fits { kept.keeps(cluster, taken, job, id) } else { None };
                 if owner.is_some() && self.kept_for.get().is_none() {
                     self.kept_for.set(owner);
@@ -240,10 +356,10 @@ impl<'s, 'a> Search<'s, 'a> {
             };
             let node = cluster.nodes().get(best.node);
             let mut left = room.on(node.id).clone();
-            let enough = ranks.len().saturating_add(stand.at_once()).min(role.ranks as usize);
+            let enough = ranks.len().saturating_add(stand.at_once()).min(most as usize);
             while ranks.len() < enough {
                 let Some(chosen) = room.choose(node.id, &left, request, devices, scarcity) else { break };
-                let Some(port) = free_port(node, &left, job, ranks.len()) else { break };
+                let Some(port) = free_port(node, &left, job, first + ranks.len()) else { break };
                 let rank = chosen.allocation(node.id, request, port);
                 left.take(&rank);
                 ranks.push(rank);
@@ -287,7 +403,8 @@ impl<'a> Free<'a> {
     /// The same, of a room that is up to date.
     pub(crate) fn in_room(cluster: &'a Cluster, room: Room, kept: Kept) -> Free<'a> {
         let scarcity = room.scarcity();
-        Free { cluster, room, kept, scarcity, taken: BTreeMap::new(), ended: BTreeSet::new() }
+        let (taken, left, at) = (BTreeMap::new(), BTreeMap::new(), cluster.now());
+        Free { cluster, room, kept, scarcity, taken, left, at }
     }
 
     /// Gives the room back, without what was taken from it, and what is kept of it.
@@ -346,22 +463,49 @@ impl<'a> Free<'a> {
         jobs.ready().values().filter_map(first).map(|id| jobs.get(id).expect("a ready job"))
     }
 
-    /// The same, as if some jobs that hold resources had ended.
-    pub fn without(cluster: &'a Cluster, ended: BTreeSet<JobId>) -> Free<'a> {
-        let mut free = Free::of(cluster);
-        let mut held = BTreeMap::new();
-        for id in &ended {
-            let job = cluster.jobs().get(*id).expect("a job that holds resources");
-            for (worker, rank) in job.leaving() {
-                let held = held.entry(rank.node).or_insert_with(|| cluster.nodes().held(rank.node).clone());
-                held.change(worker, rank, job.span(), false);
+    /// Takes a job that holds resources as ended, or as having given up what it is about to give up; or as running on
+    /// after all. `O(ranks log nodes)`.
+    pub fn take_as_ended(&mut self, job: &Job, ended: bool) {
+        let charge = job.leaving().map(|(_, rank)| rank.charge_milli).sum();
+        match ended {
+            true => self.left.insert(job.id, charge),
+            false => self.left.remove(&job.id),
+        };
+        let (cluster, left) = (self.cluster, &self.left);
+        for node in job.ranks.iter().map(|rank| rank.node).collect::<BTreeSet<NodeId>>() {
+            let held = cluster.nodes().held(node);
+            let mut rest = held.clone();
+            for worker in held.ends.iter().map(|(_, worker)| *worker).filter(|it| left.contains_key(&it.job))
+            {
+                let job = cluster.jobs().get(worker.job).expect("a job that holds resources");
+                if !job.stays().contains(&worker.rank) {
+                    rest.change(worker, &job.ranks[worker.rank as usize], job.span(), false);
+                }
             }
+            self.room.refresh(cluster.nodes().get(node), &rest);
+        }
+    }
+
+    /// The same, as if some workers had ended.
+    pub fn without_workers(cluster: &'a Cluster, workers: impl Iterator<Item = WorkerId>) -> Free<'a> {
+        let (mut free, mut left, mut held) = (Free::of(cluster), BTreeMap::new(), BTreeMap::new());
+        for worker in workers {
+            let job = cluster.jobs().get(worker.job).expect("a job that holds resources");
+            let rank = &job.ranks[worker.rank as usize];
+            *left.entry(job.id).or_default() += rank.charge_milli;
+            let held = held.entry(rank.node).or_insert_with(|| cluster.nodes().held(rank.node).clone());
+            held.change(worker, rank, job.span(), false);
         }
         for (node, held) in held {
             free.room.refresh(cluster.nodes().get(node), &held);
         }
         free.scarcity = free.room.scarcity();
-        Free { ended, ..free }
+        Free { left, ..free }
+    }
+
+    /// The same, for jobs that would start at that time, as far as nodes are booked then.
+    pub fn starting_at(self, at: Time) -> Free<'a> {
+        Free { at, ..self }
     }
 
     /// Counts a placement for the queues of its job, and gives up what was kept for that.
@@ -398,9 +542,14 @@ impl<'a> Free<'a> {
         self.kept.keeps(self.cluster, &self.taken, job, node)
     }
 
-    /// Whether a node is kept for another job.
+    /// Why a job may not be placed on a node that is booked.
+    pub(super) fn bar(&self, job: &Job, node: NodeId) -> Option<Bar> {
+        self.cluster.reservations().bar(job, node, self.at)
+    }
+
+    /// Whether a node is kept for another job, or booked for others.
     pub(super) fn is_kept_from(&self, job: &Job, node: NodeId) -> bool {
-        self.keeps(job, node).is_some()
+        self.keeps(job, node).is_some() || self.bar(job, node).is_some()
     }
 
     /// The cluster that it is free in.
@@ -416,13 +565,8 @@ impl<'a> Free<'a> {
     /// What the queue and those below it hold, in thousandths of a device.
     pub fn held_by(&self, queue: &Name) -> u64 {
         let within = |job: &Job| self.cluster.queues().is_within(&job.spec.queue, queue);
-        let ended = |job: &&JobId| self.cluster.jobs().get(**job).is_some_and(within);
-        let given_back: u64 = self.ended.iter().filter(ended).map(|job| self.charge_of(*job)).sum();
+        let left = |(job, _): &(&JobId, &u64)| self.cluster.jobs().get(**job).is_some_and(within);
+        let given_back: u64 = self.left.iter().filter(left).map(|(_, charge)| charge).sum();
         self.cluster.queues().held_milli(queue) + self.taken.get(queue).copied().unwrap_or(0) - given_back
-    }
-
-    fn charge_of(&self, job: JobId) -> u64 {
-        let leaves = |job: &Job| job.leaving().map(|(_, rank)| rank.charge_milli).sum();
-        self.cluster.jobs().get(job).map_or(0, leaves)
     }
 }

@@ -3,14 +3,16 @@
 mod advantage;
 mod domain;
 mod fit;
+pub mod grow;
 mod index;
-pub mod moves;
+pub mod migrate;
 mod order;
 pub mod preempt;
 pub mod price;
 mod reserve;
 mod room;
 mod score;
+mod spare;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,8 +23,9 @@ use preempt::Promises;
 
 pub use advantage::ClassSpeed;
 pub use domain::Within;
-pub use fit::{Free, Misfit, fits, place};
-pub use moves::Move;
+pub use fit::{Free, Misfit, fits, most, place};
+pub use grow::Growth;
+pub use migrate::Migration;
 pub use preempt::{Futile, Preemption, Promised, Victim, free_for_all};
 pub(crate) use reserve::LATELY;
 pub use reserve::{Kept, Owner, Turnover};
@@ -47,8 +50,12 @@ pub struct Plan {
     pub starts: Vec<(JobId, Vec<Allocation>)>,
     /// In the order in which they were decided.
     pub preemptions: Vec<Preemption>,
+    /// In the order in which they were decided.
+    pub growths: Vec<Growth>,
     /// Jobs that go on on another class of devices.
-    pub moves: Vec<Move>,
+    pub migrations: Vec<Migration>,
+    /// When the next job may grow.
+    pub grow_at: Option<Time>,
     /// Shapes that wait and find no room, until something becomes free.
     pub unfit: BTreeSet<Arc<Shape>>,
     /// Of those, the ones that would fit but for what is kept for others.
@@ -110,7 +117,7 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
                     plan.kept_from.insert(shape.clone());
                     plan.unfit.insert(shape.clone());
                 }
-                Err(Misfit::RoomFor { .. }) => {
+                Err(Misfit::RoomFor { .. } | Misfit::Barred(_)) => {
                     plan.unfit.insert(shape.clone());
                     if reserve::is_wide(shape) {
                         free.kept.choose();
@@ -127,14 +134,15 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
             None => ready.drop_line(&job.spec.queue, shape),
         }
     }
+    (plan.growths, plan.grow_at) = grow::grow(free, now, &plan);
     // While others give way, what is idle may be theirs.
     let is_calm = plan.preemptions.is_empty() && cluster.jobs().preemptors().next().is_none();
-    if is_calm && cluster.moves_are_due() {
-        plan.moves = moves::moves(free, &plan);
+    if is_calm && cluster.migrations_are_due() {
+        plan.migrations = migrate::migrate(free, &plan);
     }
     plan.tired_at = free.tired_at(&plan);
     plan.promised = preempt::remember(promises.promised(), &before);
-    let seeks = promises.end(free, &plan.starts);
+    let seeks = promises.end(free, &plan.starts, &plan.growths);
     // At its limit, a job may have been kept from the alternative that counts less.
     let is_kept_from = at_limit || !plan.kept_from.is_empty() || !plan.futile.is_empty();
     plan.is_unfinished = seeks || (is_kept_from && free.kept.has_lost());

@@ -6,14 +6,14 @@
 //! come and go, the next ones are expected, and nodes are kept for them before they come; what is kept for nobody yet
 //! is denied to others for a while only.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::fit::{Taken, has_labels};
 use super::preempt;
 use crate::cluster::Cluster;
+use crate::emptying::SoonestFirst;
 use crate::jobs::{Job, Phase, Shape};
 use crate::nodes::{Node, Until};
 use crate::topology::{Level, Standing};
@@ -65,8 +65,29 @@ pub enum Owner {
     Wide,
 }
 
-/// By role, how many of its ranks each node could take when idle.
-type Hosts = Vec<Vec<u32>>;
+/// Which nodes could take ranks of a shape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Hosts {
+    /// By role, how many of its ranks each node could take when idle.
+    ranks: Vec<Vec<u32>>,
+    /// The same, of all nodes together.
+    totals: Vec<u64>,
+    /// Nodes that could take ranks of the first role.
+    nodes: usize,
+}
+
+impl Hosts {
+    fn of(ranks: Vec<Vec<u32>>) -> Hosts {
+        let totals = ranks.iter().map(|nodes| nodes.iter().copied().map(u64::from).sum()).collect();
+        let nodes = ranks[0].iter().filter(|ranks| **ranks != 0).count();
+        Hosts { ranks, totals, nodes }
+    }
+
+    /// Whether all nodes together, idle, could take the job by number.
+    fn suffice(&self, job: &Job) -> bool {
+        job.spec.roles.iter().zip(&self.totals).all(|(role, total)| u64::from(role.least()) <= *total)
+    }
+}
 
 /// Wide jobs that ended of late, by shape. Derived from the jobs.
 #[derive(Clone, Debug, Default)]
@@ -164,8 +185,8 @@ impl Kept {
     /// else waits or is to come, or one of the nodes that were freed is sooner empty than one that was chosen. Nodes
     /// that an endless service holds are not waited for.
     ///
-    /// `O(kept)` without a reason, else `O(shapes + nodes log nodes + waiting * kept)` where nodes are alike; for a job that
-    /// has to stand in one domain `O(nodes)`.
+    /// `O(kept)` without a reason, else `O(shapes + looked at * log groups + waiting * kept)`: nodes are looked at in the
+    /// order in which they get empty, until enough suit; for a job that has to stand in one domain, all of them.
     ///
     /// * `unfit`: the shapes that were found not to fit.
     /// * `placed`: jobs that the round has placed.
@@ -252,7 +273,7 @@ impl Kept {
             };
             cluster.nodes().iter().map(of_node).collect()
         };
-        let hosts: Hosts = shape.roles.iter().zip(&shape.standings).map(of_role).collect();
+        let hosts = Hosts::of(shape.roles.iter().zip(&shape.standings).map(of_role).collect());
         let known = self.sets.iter().position(|known| **known == hosts);
         let hosts = known.unwrap_or_else(|| {
             self.sets.push(Arc::new(hosts));
@@ -267,6 +288,9 @@ impl Kept {
     fn keep_for(&mut self, cluster: &Cluster, soonest: &mut Soonest, job: &Job) {
         let hosts = self.hosts(cluster, &Arc::new(job.shape()));
         let hosts = self.sets[hosts].clone();
+        if !hosts.suffice(job) {
+            return;
+        }
         let chosen = match &job.spec.topology.require {
             None => self.gather(cluster, job, &hosts, |at| soonest.get(at)),
             Some(level) => {
@@ -279,6 +303,9 @@ impl Kept {
             }
         };
         let Some(chosen) = chosen else { return };
+        // If one is not empty in time after all, another one must be kept.
+        let barred = |node: &NodeId| cluster.reservations().barred_from(job, *node, empty_at(cluster, *node));
+        self.patience = self.patience.into_iter().chain(chosen.iter().filter_map(barred)).min();
         let until = chosen.iter().map(|node| cluster.nodes().held(*node).until());
         self.starts
             .insert(job.id, until.max().unwrap_or(Until::Time(Time(0))).max(Until::Time(cluster.now())));
@@ -295,9 +322,10 @@ impl Kept {
         hosts: &Hosts,
         mut nodes: impl FnMut(usize) -> Option<NodeId>,
     ) -> Option<BTreeSet<NodeId>> {
+        let books = !cluster.reservations().is_empty();
         let mut chosen: BTreeSet<NodeId> = BTreeSet::new();
-        for (role, hosts) in job.spec.roles.iter().zip(hosts) {
-            let mut left = role.ranks;
+        for (role, hosts) in job.spec.roles.iter().zip(&hosts.ranks) {
+            let mut left = role.least();
             let mut used: BTreeSet<&Name> = BTreeSet::new();
             for at in 0.. {
                 if left == 0 {
@@ -306,6 +334,9 @@ impl Kept {
                 let node = nodes(at)?;
                 let ranks = hosts[node.0 as usize];
                 if ranks == 0 || self.owners.contains_key(&node) || chosen.contains(&node) {
+                    continue;
+                }
+                if books && cluster.reservations().bar(job, node, empty_at(cluster, node)).is_some() {
                     continue;
                 }
                 let apart = role.standing.apart.as_ref();
@@ -329,15 +360,19 @@ impl Kept {
             let hosts = self.sets[hosts].clone();
             // Their number in a part of the time, and by how much it may be larger.
             let expected = (count + (PARTS * count).isqrt()).div_ceil(PARTS);
-            let share = hosts[0].iter().filter(|ranks| **ranks != 0).count() / HEADROOM;
+            let share = hosts.nodes / HEADROOM;
             let nodes = (0..).map_while(|at| soonest.get(at));
-            let is_free = |node: &NodeId| hosts[0][node.0 as usize] != 0 && !self.owners.contains_key(node);
+            let is_free = |node: &NodeId| {
+                hosts.ranks[0][node.0 as usize] != 0
+                    && !self.owners.contains_key(node)
+                    && cluster.reservations().of_node(*node).next().is_none()
+            };
             let chosen: Vec<NodeId> = nodes.filter(is_free).take(expected.min(share)).collect();
             self.owners.extend(chosen.into_iter().map(|node| (node, Owner::Wide)));
         }
     }
 
-    /// Whether a node is kept for somebody.
+    /// Whether the node is kept for anybody.
     pub(super) fn is_kept(&self, node: NodeId) -> bool {
         self.owners.contains_key(&node)
     }
@@ -380,12 +415,18 @@ impl Kept {
 
 /// In how many milliseconds a node is expected to be empty; `None`: not by itself.
 fn empty_in(cluster: &Cluster, node: NodeId) -> Option<u64> {
-    cluster.nodes().expiries()[node.0 as usize].empty_in(cluster.now())
+    cluster.nodes().empty_in(cluster.now(), node)
 }
 
-/// Nodes that get empty by themselves, the soonest first. Sorted as far as they are asked for.
-struct Soonest {
-    rest: BinaryHeap<Reverse<(u64, NodeId)>>,
+/// When a node is expected to be empty; now, if not by itself.
+fn empty_at(cluster: &Cluster, node: NodeId) -> Time {
+    let empty_in = cluster.nodes().empty_in(cluster.now(), node).unwrap_or(0);
+    Time(cluster.now().0.saturating_add(empty_in))
+}
+
+/// Nodes that get empty by themselves, the soonest first. Found as far as they are asked for.
+struct Soonest<'a> {
+    rest: SoonestFirst<'a>,
     first: Vec<NodeId>,
     /// Those of each domain, with their places among all, of levels that were asked for.
     domains: BTreeMap<Level, Domains>,
@@ -393,20 +434,14 @@ struct Soonest {
 
 type Domains = BTreeMap<Name, Vec<(usize, NodeId)>>;
 
-impl Soonest {
-    fn of(cluster: &Cluster) -> Soonest {
-        let expiries = cluster.nodes().expiries().iter().zip((0..).map(NodeId));
-        let empty_in = expiries.filter_map(|(expiry, node)| Some((expiry.empty_in(cluster.now())?, node)));
-        Soonest {
-            rest: empty_in.map(Reverse).collect::<Vec<_>>().into(),
-            first: Vec::new(),
-            domains: BTreeMap::new(),
-        }
+impl<'a> Soonest<'a> {
+    fn of(cluster: &'a Cluster) -> Soonest<'a> {
+        Soonest { rest: cluster.nodes().soonest(cluster.now()), first: Vec::new(), domains: BTreeMap::new() }
     }
 
     fn get(&mut self, at: usize) -> Option<NodeId> {
         while self.first.len() <= at {
-            self.first.push(self.rest.pop()?.0.1);
+            self.first.push(self.rest.next()?);
         }
         Some(self.first[at])
     }

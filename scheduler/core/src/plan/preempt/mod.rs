@@ -10,11 +10,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Order;
-use super::fit::{Free, Taken, charge, fits};
+use super::fit::{Free, Taken, charge, extend, fits};
+use super::grow::Growth;
 use super::room::NodeFree;
-use crate::cluster::{Cluster, workers};
+use crate::cluster::Cluster;
 use crate::event::Queue;
-use crate::jobs::{Job, Phase, Shape};
+use crate::jobs::{Job, Phase, Shape, Then};
 use crate::types::*;
 use search::{Search, nodes};
 
@@ -28,12 +29,54 @@ pub struct Preemption {
 }
 
 /// A job that gives way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Victim {
     /// Which.
     pub job: JobId,
+    /// Of an elastic one that shrinks: the ranks that it goes on with. Else it stops whole.
+    pub stays: Vec<u32>,
     /// Time since its last checkpoint, or since it was placed, times the devices that it holds.
     pub lost_device_ms: u64,
+}
+
+/// A job that gives way, and what of it stays.
+struct Part<'a> {
+    job: &'a Job,
+    /// Ranks; none: all leave.
+    stays: Vec<u32>,
+}
+
+impl<'a> Part<'a> {
+    /// Of a job that stops.
+    fn of(job: &'a Job) -> Part<'a> {
+        let stays = match &job.phase {
+            Phase::Stopping(Then::Resize(stays)) => stays.clone(),
+            _ => Vec::new(),
+        };
+        Part { job, stays }
+    }
+
+    fn leaves(&self) -> impl Iterator<Item = (WorkerId, &'a Allocation)> {
+        crate::cluster::workers(self.job).filter(|(worker, _)| !self.stays.contains(&worker.rank))
+    }
+
+    fn charge_milli(&self) -> u64 {
+        self.leaves().map(|(_, rank)| rank.charge_milli).sum()
+    }
+
+    fn lost_device_ms(&self, cluster: &Cluster) -> u64 {
+        let devices: u64 = match self.job.spec.is_loose() {
+            false => self.job.devices_held_milli(),
+            // The others run on.
+            true => self
+                .leaves()
+                .map(|(_, rank)| rank)
+                .filter(|rank| !rank.devices.is_empty())
+                .map(|rank| rank.charge_milli)
+                .sum(),
+        };
+        cluster.unsaved_ms(self.job) * devices / 1000
+    }
 }
 
 /// Shapes of a queue for which no victims were found, each with the highest priority that they were sought for.
@@ -101,14 +144,14 @@ pub fn outranks(cluster: &Cluster, taken: &Taken, job: &Job, other: &Job) -> boo
 }
 
 /// What a job will count for its queue at least.
-pub(super) fn least_milli(job: &Job) -> u64 {
+pub fn least_milli(job: &Job) -> u64 {
     let of_rank = |request: &Request| {
         let of_device = |want: &DeviceRequest| {
             u64::from(want.count) * want.slice.map_or(1000, |slice| slice.compute_milli.max(1).into())
         };
         request.devices.iter().map(of_device).min().unwrap_or(request.cpus_milli.into())
     };
-    let least: u64 = job.spec.roles.iter().map(|role| u64::from(role.ranks) * of_rank(&role.request)).sum();
+    let least: u64 = job.spec.roles.iter().map(|role| u64::from(role.least()) * of_rank(&role.request)).sum();
     least.max(1)
 }
 
@@ -176,8 +219,9 @@ pub struct Promises<'a> {
     promised: Given,
     /// By queue, in thousandths of a device: all that is promised, and how much of it goes beyond what victims give back.
     charges: BTreeMap<Name, (u64, u64)>,
-    victims: BTreeSet<JobId>,
-    /// What the victims hold.
+    /// With what they give back, in thousandths of a device.
+    victims: BTreeMap<JobId, u64>,
+    /// What the victims give back.
     leaving: Leaving<'a>,
     /// The round's starts.
     started: Given,
@@ -216,9 +260,18 @@ impl<'a> Promises<'a> {
                 starts.push((id, ranks));
                 promises.is_news = true;
             } else {
+                let victims: Vec<Part> = victims.into_iter().map(Part::of).collect();
                 promises.promise(free, job, &victims, ranks);
             }
             promises.catch_up(starts);
+        }
+        // Beyond what was promised, each gets what all promises leave.
+        for (id, ranks) in starts {
+            let (job, had) = (jobs.get(*id).expect("it was just placed"), ranks.clone());
+            extend(free, job, ranks);
+            let more: Vec<Allocation> = ranks.iter().filter(|rank| !had.contains(rank)).cloned().collect();
+            give_to(&mut promises.started, &more);
+            promises.jobs.insert(*id, ranks.clone());
         }
         promises
     }
@@ -277,18 +330,19 @@ impl<'a> Promises<'a> {
         self.promise(free, job, &victims, ranks);
         self.is_news = true;
         futile.clear();
-        let victim = |victim: &Job| Victim {
-            job: victim.id,
-            lost_device_ms: cluster.unsaved_ms(victim) * victim.devices_held_milli() / 1000,
+        let victim = |victim: Part| Victim {
+            job: victim.job.id,
+            lost_device_ms: victim.lost_device_ms(cluster),
+            stays: victim.stays,
         };
         Some(Preemption { job: job.id, victims: victims.into_iter().map(victim).collect() })
     }
 
-    fn promise(&mut self, free: &mut Free<'a>, job: &Job, victims: &[&'a Job], ranks: Vec<Allocation>) {
+    fn promise(&mut self, free: &mut Free<'a>, job: &Job, victims: &[Part<'a>], ranks: Vec<Allocation>) {
         let (queues, takes) = (free.cluster.queues(), charge(&ranks));
         let more = |queue: &Name| {
-            let within = victims.iter().filter(|victim| queues.is_within(&victim.spec.queue, queue));
-            takes.saturating_sub(within.map(|victim| victim.charge_milli()).sum())
+            let within = victims.iter().filter(|victim| queues.is_within(&victim.job.spec.queue, queue));
+            takes.saturating_sub(within.map(Part::charge_milli).sum())
         };
         free.charge_line(&job.spec.queue, more);
         // It waits no more for what is kept.
@@ -298,8 +352,8 @@ impl<'a> Promises<'a> {
             *charges = (charges.0 + takes, charges.1 + more(&queue.name));
         }
         self.jobs.insert(job.id, if more(&job.spec.queue) == 0 { Vec::new() } else { ranks.clone() });
-        self.victims.extend(victims.iter().map(|victim| victim.id));
-        for (worker, rank) in victims.iter().flat_map(|victim| workers(victim)) {
+        self.victims.extend(victims.iter().map(|victim| (victim.job.id, victim.charge_milli())));
+        for (worker, rank) in victims.iter().flat_map(Part::leaves) {
             self.leaving.entry(rank.node).or_default().push((worker, rank));
         }
         let changed = nodes(&ranks);
@@ -317,8 +371,14 @@ impl<'a> Promises<'a> {
     /// Gives back to `free` what is kept, so that only what was handed out is taken from it. Returns whether victims
     /// must be sought in another round: there are more jobs to seek them for than one round may, or those that stop now
     /// or start may help jobs for which there were none.
-    pub fn end(mut self, free: &mut Free<'a>, starts: &[(JobId, Vec<Allocation>)]) -> bool {
+    pub fn end(
+        mut self,
+        free: &mut Free<'a>,
+        starts: &[(JobId, Vec<Allocation>)],
+        growths: &[Growth],
+    ) -> bool {
         self.catch_up(starts);
+        growths.iter().for_each(|growth| give_to(&mut self.started, &growth.more));
         // After what was handed out, what is kept may lie elsewhere, and what stops may not be enough.
         let is_open = self.waits || !self.promised.is_empty();
         let kept = std::mem::take(&mut self.promised);

@@ -1,18 +1,22 @@
 //! Which jobs give way: the cheapest that are proved to be enough.
 
+mod gain;
+mod shrink;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
-use super::{Given, Leaving, MAX_CANDIDATES, Promises, guards, may_reclaim, reclaimers, victims_in_own};
-use crate::cluster::{Cluster, workers};
+use super::{
+    Given, Leaving, MAX_CANDIDATES, Part, Promises, guards, may_reclaim, reclaimers, victims_in_own,
+};
+use crate::cluster::Cluster;
 use crate::event::Queue;
 use crate::jobs::Job;
-use crate::plan::domain::may_stand;
 use crate::plan::fit::{Free, Misfit, charge, find, fits, fits_among};
 use crate::plan::room::{NodeFree, Room};
-use crate::plan::score::Take;
-use crate::topology::Level;
 use crate::types::*;
+use gain::in_sequence;
 
 /// What one search may do: ranks of victims given back and taken again, and ranks placed for a proof.
 const MAX_WORK: usize = 16_384;
@@ -23,33 +27,39 @@ pub struct Search<'s, 'a> {
     promises: &'s Promises<'a>,
     /// Taken as if they had left.
     gone: Leaving<'a>,
+    /// The same, by job.
+    given: Gifts<'a>,
     /// Whether all victims of promises are taken as gone as well.
     kept_promises: bool,
     work: usize,
 }
+
+/// Ranks that jobs give up, with the jobs.
+type Gifts<'a> = BTreeMap<JobId, (&'a Job, BTreeSet<u32>)>;
+
+/// What is lost, by whom in which order, and what they give.
+type Best<'a> = Option<(u64, Vec<JobId>, Gifts<'a>)>;
 
 /// A job that may give way, and what it would lose, in thousandths of a device times milliseconds.
 #[derive(Clone, Copy)]
 struct Candidate<'a> {
     job: &'a Job,
     lost: u64,
+    /// Ranks that it can do without.
+    surplus: u32,
 }
 
-/// What a node wins when all candidates leave it.
-#[derive(Clone)]
-struct Gain<'a> {
-    node: NodeId,
-    /// Ranks of the largest role.
-    ranks: u32,
-    /// By all candidates together.
-    lost: u128,
-    candidates: Vec<Candidate<'a>>,
-}
+impl<'a> Candidate<'a> {
+    fn of(cluster: &Cluster, job: &'a Job) -> Candidate<'a> {
+        let lost = cluster.unsaved_ms(job).saturating_mul(job.charge_milli());
+        Candidate { job, lost, surplus: (job.ranks.len() as u32).saturating_sub(job.spec.min_ranks()) }
+    }
 
-impl Gain<'_> {
-    /// In thousandths, so that ranks that cost little are told apart; without a gain only what else is missing.
-    fn price(&self) -> u128 {
-        (1 + self.lost * 1000).checked_div(self.ranks.into()).unwrap_or(u128::MAX)
+    /// Ranks that it may give up, of which it can do without so many. Where the others run on, their numbers stay.
+    fn elastic(&self) -> Range<u32> {
+        let Some(role) = self.job.spec.elastic_role() else { return 0..0 };
+        let ranks = self.job.spec.ranks_of(role, self.job.ranks.len() as u32);
+        if self.job.spec.is_loose() { ranks.end - self.surplus..ranks.end } else { ranks }
     }
 }
 
@@ -58,30 +68,58 @@ type Spare<'a> = BTreeMap<&'a Name, u64>;
 
 impl<'s, 'a> Search<'s, 'a> {
     pub fn new(free: &'s mut Free<'a>, promises: &'s Promises<'a>) -> Search<'s, 'a> {
-        Search { free, promises, gone: BTreeMap::new(), kept_promises: false, work: 0 }
+        let (gone, given) = (BTreeMap::new(), BTreeMap::new());
+        Search { free, promises, gone, given, kept_promises: false, work: 0 }
     }
 
-    /// From now on the job is taken as gone, or what it gives back when it has stopped.
+    /// From now on the job is taken as gone, or what it is about to give up.
     pub fn give(&mut self, job: &'a Job) {
-        self.free.ended.insert(job.id);
-        for (worker, rank) in job.leaving() {
-            self.gone.entry(rank.node).or_default().push((worker, rank));
-        }
-        self.refresh(job);
+        self.give_ranks(job, job.leaving().map(|(worker, _)| worker.rank).collect());
     }
 
     /// The job stays after all.
-    pub fn take_back(&mut self, job: &Job) {
-        self.free.ended.remove(&job.id);
-        for node in job.leaving().map(|(_, rank)| rank.node).collect::<BTreeSet<NodeId>>() {
-            self.gone.get_mut(&node).expect("it was given").retain(|(worker, _)| worker.job != job.id);
-        }
-        self.refresh(job);
+    pub fn take_back(&mut self, job: &'a Job) {
+        let ranks = self.given.get(&job.id).map(|(_, ranks)| ranks.iter().copied().collect());
+        self.take_back_ranks(job, ranks.unwrap_or_default());
     }
 
-    fn refresh(&mut self, job: &Job) {
-        nodes(&job.ranks).into_iter().for_each(|node| self.refresh_node(node));
-        self.work += job.ranks.len();
+    /// Gives up ranks that the job has not given up yet.
+    fn give_ranks(&mut self, job: &'a Job, ranks: Vec<u32>) {
+        let (_, given) = self.given.entry(job.id).or_insert_with(|| (job, BTreeSet::new()));
+        let mut charge = 0;
+        for rank in &ranks {
+            assert!(given.insert(*rank), "{} gives rank {rank} twice", job.id);
+            let worker = WorkerId { job: job.id, attempt: job.attempt, rank: *rank };
+            let allocation = &job.ranks[*rank as usize];
+            self.gone.entry(allocation.node).or_default().push((worker, allocation));
+            charge += allocation.charge_milli;
+        }
+        *self.free.left.entry(job.id).or_default() += charge;
+        self.refresh(job, &ranks);
+    }
+
+    fn take_back_ranks(&mut self, job: &'a Job, ranks: Vec<u32>) {
+        let Some((_, given)) = self.given.get_mut(&job.id) else { return };
+        for rank in &ranks {
+            assert!(given.remove(rank), "{} did not give rank {rank}", job.id);
+        }
+        let nothing = given.is_empty();
+        for node in nodes_of(job, &ranks) {
+            let gone = self.gone.get_mut(&node).expect("it was given");
+            gone.retain(|(worker, _)| worker.job != job.id || given.contains(&worker.rank));
+        }
+        let left = self.free.left.get_mut(&job.id).expect("it was given");
+        *left -= ranks.iter().map(|rank| job.ranks[*rank as usize].charge_milli).sum::<u64>();
+        if nothing {
+            self.free.left.remove(&job.id);
+            self.given.remove(&job.id);
+        }
+        self.refresh(job, &ranks);
+    }
+
+    fn refresh(&mut self, job: &Job, ranks: &[u32]) {
+        nodes_of(job, ranks).into_iter().for_each(|node| self.refresh_node(node));
+        self.work += ranks.len();
     }
 
     /// What is free on a node with those gone who are taken as gone, and stays free when all promises are kept.
@@ -131,13 +169,13 @@ impl<'s, 'a> Search<'s, 'a> {
     }
 
     fn fits(&mut self, job: &Job) -> bool {
-        self.work += job.spec.ranks() as usize;
+        self.work += job.spec.min_ranks() as usize;
         fits(self.free, job).is_ok()
     }
 
     /// The same in one domain, if the job requires one.
     fn fits_in(&mut self, job: &Job, domain: Option<&[NodeId]>) -> bool {
-        self.work += job.spec.ranks() as usize;
+        self.work += job.spec.min_ranks() as usize;
         match domain {
             None => fits(self.free, job).is_ok(),
             nodes => fits_among(self.free, job, nodes).is_ok(),
@@ -148,7 +186,7 @@ impl<'s, 'a> Search<'s, 'a> {
     pub fn fits_soon(&mut self, job: &Job) -> bool {
         let jobs = self.free.cluster.jobs();
         let others: Vec<&Job> =
-            jobs.stopping().filter(|job| !self.promises.victims.contains(&job.id)).collect();
+            jobs.stopping().filter(|job| !self.promises.victims.contains_key(&job.id)).collect();
         if others.is_empty() && self.promises.victims.is_empty() {
             return false;
         }
@@ -163,17 +201,16 @@ impl<'s, 'a> Search<'s, 'a> {
     }
 
     /// The victims for a job, and where it starts once they have left. Leaves `free` as it was.
-    pub fn make_room(&mut self, job: &'a Job) -> Option<(Vec<&'a Job>, Vec<Allocation>)> {
+    pub fn make_room(&mut self, job: &'a Job) -> Option<(Vec<Part<'a>>, Vec<Allocation>)> {
         let cluster: &'a Cluster = self.free.cluster;
         let reclaimers: Vec<&Queue> = reclaimers(cluster, &self.free.taken, job).collect();
         for by in reclaimers {
             let (victims, ranks) = self.choose(job, &self.candidates(job, Some(by)))?;
             // What the job counts is only known once it is placed.
-            let within =
-                victims.iter().filter(|victim| cluster.queues().is_within(&victim.spec.queue, &by.name));
-            let leaves: u64 = within.map(|victim| victim.charge_milli()).sum();
+            let within = victims.iter().filter(|it| cluster.queues().is_within(&it.job.spec.queue, &by.name));
+            let leaves: u64 = within.map(Part::charge_milli).sum();
             let held = self.free.held_by(&by.name) + charge(&ranks) - leaves;
-            let reclaims = victims.iter().any(|victim| victim.spec.queue != job.spec.queue);
+            let reclaims = victims.iter().any(|victim| victim.job.spec.queue != job.spec.queue);
             if !reclaims || held <= by.guaranteed_milli {
                 return Some((victims, ranks));
             }
@@ -181,29 +218,45 @@ impl<'s, 'a> Search<'s, 'a> {
         self.choose(job, &self.candidates(job, None))
     }
 
-    fn choose(&mut self, job: &Job, candidates: &[Candidate<'a>]) -> Option<(Vec<&'a Job>, Vec<Allocation>)> {
+    fn choose(
+        &mut self,
+        job: &Job,
+        candidates: &[Candidate<'a>],
+    ) -> Option<(Vec<Part<'a>>, Vec<Allocation>)> {
         let misfit = fits(self.free, job).err()?;
         self.work = 0;
         let queues: BTreeSet<&Name> = candidates.iter().map(|candidate| &candidate.job.spec.queue).collect();
         let guards = queues.into_iter().flat_map(|queue| guards(self.free.cluster, job, queue));
         let spare: Spare = guards.map(|queue| (&queue.name, self.spare_milli(queue))).collect();
-        let victims = match job.spec.ranks() == 1 && !matches!(misfit, Misfit::QueueLimit { .. }) {
+        let found = match job.spec.min_ranks() == 1 && !matches!(misfit, Misfit::QueueLimit { .. }) {
             true => self.on_one_node(job, candidates, &spare),
             false => self.on_many_nodes(job, candidates, &spare, &misfit),
-        }?;
-        let ranks = self.place(job).expect("it was proved to fit");
-        victims.iter().for_each(|victim| self.take_back(victim));
-        Some((victims, ranks))
+        };
+        let ranks = found.is_some().then(|| self.place(job).expect("it was proved to fit"));
+        let given = self.take_back_all();
+        let victims = found?.into_iter().filter_map(|id| {
+            let (job, gives) = given.get(&id)?;
+            let stays = (0..job.ranks.len() as u32).filter(|rank| !gives.contains(rank)).collect();
+            Some(Part { job, stays })
+        });
+        Some((victims.collect(), ranks?))
+    }
+
+    fn take_back_all(&mut self) -> Gifts<'a> {
+        let given = self.given.clone();
+        given.values().for_each(|(job, _)| self.take_back(job));
+        given
     }
 
     /// What a queue will hold beyond its guarantee once all that stops has stopped and all promises are kept.
     fn spare_milli(&self, queue: &Queue) -> u64 {
         let cluster = self.free.cluster;
-        let victims = self.promises.victims.iter().filter_map(|id| cluster.jobs().get(*id));
-        let others = cluster.jobs().stopping().filter(|job| !self.promises.victims.contains(&job.id));
-        let within = |job: &&Job| cluster.queues().is_within(&job.spec.queue, &queue.name);
-        let leaves = |job: &Job| job.leaving().map(|(_, rank)| rank.charge_milli).sum::<u64>();
-        let stops: u64 = victims.chain(others).filter(within).map(leaves).sum();
+        let victims = self.promises.victims.iter();
+        let victims = victims.filter_map(|(id, leaves)| Some((cluster.jobs().get(*id)?, *leaves)));
+        let others = cluster.jobs().stopping().filter(|job| !self.promises.victims.contains_key(&job.id));
+        let others = others.map(|job| (job, Part::of(job).charge_milli()));
+        let within = |(job, _): &(&Job, u64)| cluster.queues().is_within(&job.spec.queue, &queue.name);
+        let stops: u64 = victims.chain(others).filter(within).map(|(_, leaves)| leaves).sum();
         let (promised, more) = self.promises.charges.get(&queue.name).copied().unwrap_or_default();
         let held = self.free.held_by(&queue.name) + promised - more - stops;
         held.saturating_sub(queue.guaranteed_milli)
@@ -219,88 +272,114 @@ impl<'s, 'a> Search<'s, 'a> {
         let others = cluster.queues().iter().filter(gives);
         let others = others.flat_map(|queue| cluster.jobs().active_in(&queue.name));
         let others = others.filter(|victim| !victim.spec.is_service());
-        let gone = |victim: &&Job| self.promises.victims.contains(&victim.id);
-        let mut candidates: Vec<Candidate> = (own
-            .chain(others)
-            .filter(|victim| !gone(victim))
-            .take(MAX_CANDIDATES))
-        .map(|job| Candidate { job, lost: cluster.unsaved_ms(job).saturating_mul(job.charge_milli()) })
-        .collect();
+        let gone = |victim: &&Job| self.promises.victims.contains_key(&victim.id);
+        let mut candidates: Vec<Candidate> =
+            (own.chain(others).filter(|victim| !gone(victim)).take(MAX_CANDIDATES))
+                .map(|job| Candidate::of(cluster, job))
+                .collect();
         candidates.sort_by_key(|it| (it.lost, it.job.spec.priority, Reverse(it.job.id)));
         candidates
     }
 
-    /// For a job of one rank: the cheapest set of victims among those of each node. `O(victims)` proofs.
-    fn on_one_node(
-        &mut self,
-        job: &Job,
-        candidates: &[Candidate<'a>],
-        spare: &Spare,
-    ) -> Option<Vec<&'a Job>> {
-        let mut best: Option<(u64, Vec<&'a Job>)> = None;
-        for (id, mut on_node) in self.by_node(candidates) {
-            if self.free.is_kept_from(job, id) {
+    /// For a job of one rank: the cheapest set of victims among those of each node; those that can shrink first, and
+    /// nobody is stopped whole where that is enough. `O(victims)` proofs.
+    fn on_one_node(&mut self, job: &Job, candidates: &[Candidate<'a>], spare: &Spare) -> Option<Vec<JobId>> {
+        let by_node = self.by_node(candidates);
+        for stops_whole in [false, true] {
+            if !stops_whole && candidates.iter().all(|candidate| candidate.surplus == 0) {
                 continue;
             }
-            let skipped = self.try_node(job, &on_node, spare, &mut best);
-            if skipped {
-                // Small ones took what a large one needs of the spare.
-                on_node.sort_by_key(|it| Reverse(it.job.charge_milli()));
-                self.try_node(job, &on_node, spare, &mut best);
+            let mut best: Best = None;
+            for (id, on_node) in &by_node {
+                if self.free.is_kept_from(job, *id) {
+                    continue;
+                }
+                let skipped = self.try_node(job, (*id, on_node), spare, stops_whole, &mut best);
+                if skipped {
+                    // Small ones took what a large one needs of the spare.
+                    let mut on_node = on_node.clone();
+                    on_node.sort_by_key(|it| Reverse(it.job.charge_milli()));
+                    self.try_node(job, (*id, &on_node), spare, stops_whole, &mut best);
+                }
+                if MAX_WORK < self.work {
+                    break;
+                }
             }
-            if MAX_WORK < self.work {
-                break;
+            if let Some((_, order, gifts)) = best {
+                for (victim, ranks) in gifts.into_values() {
+                    self.give_ranks(victim, ranks.into_iter().collect());
+                }
+                return Some(order);
             }
         }
-        let (_, victims) = best?;
-        victims.iter().for_each(|victim| self.give(victim));
-        Some(victims)
+        None
     }
 
     /// Gives candidates in their order until the job fits. Returns whether one had to be left out.
     fn try_node(
         &mut self,
         job: &Job,
-        on_node: &[Candidate<'a>],
+        (node, on_node): (NodeId, &[Candidate<'a>]),
         spare: &Spare,
-        best: &mut Option<(u64, Vec<&'a Job>)>,
+        stops_whole: bool,
+        best: &mut Best<'a>,
     ) -> bool {
-        let (mut spare, mut victims, mut fit, mut skipped) = (spare.clone(), Vec::new(), false, false);
-        for candidate in on_node {
-            if best.as_ref().is_some_and(|(lost, _)| *lost <= candidate.lost) {
-                continue; // Whichever makes it fit is needed.
-            }
-            if !self.allows(&mut spare, job, candidate.job) {
-                skipped = true;
-                continue;
-            }
-            self.give(candidate.job);
-            victims.push(*candidate);
-            fit = self.fits(job);
+        let (mut spare, mut whole, mut skipped) = (spare.clone(), Vec::new(), false);
+        let dear = |candidate: &Candidate| best.as_ref().is_some_and(|(lost, ..)| *lost <= candidate.lost);
+        let shrinking = on_node.iter().filter(|candidate| !dear(candidate));
+        let mut fit = shrinking.into_iter().any(|candidate| {
+            self.shrink(job, *candidate, &mut spare, &|rank| rank.node == node, &mut |search| {
+                search.fits(job)
+            })
+        });
+        for candidate in on_node.iter().filter(|_| stops_whole) {
             if fit {
                 break;
             }
+            if dear(candidate) {
+                continue; // Whichever makes it fit is needed.
+            }
+            if !self.give_whole(&mut spare, job, candidate.job) {
+                skipped = true;
+                continue;
+            }
+            whole.push(*candidate);
+            fit = self.fits(job);
         }
         if fit {
-            self.drop_superfluous(job, &mut victims);
-            let lost = victims.iter().fold(0u64, |sum, victim| sum.saturating_add(victim.lost));
-            if best.as_ref().is_none_or(|(least, _)| lost < *least) {
-                *best = Some((lost, victims.iter().map(|victim| victim.job).collect()));
+            self.drop_superfluous(job, on_node, whole);
+            let lost = on_node.iter().filter(|candidate| self.given.contains_key(&candidate.job.id));
+            let lost = lost.fold(0u64, |sum, victim| sum.saturating_add(victim.lost));
+            if best.as_ref().is_none_or(|(least, ..)| lost < *least) {
+                let order = on_node.iter().map(|candidate| candidate.job.id).collect();
+                *best = Some((lost, order, self.given.clone()));
             }
         }
-        victims.iter().for_each(|victim| self.take_back(victim.job));
+        self.take_back_all();
         skipped
     }
 
-    /// For a gang, or a job whose queue is at its limit: victims in the order of what they lose for what they give,
-    /// as many as it takes, then without those that it does not take.
+    /// Gives up what is left of a job, if that is allowed.
+    fn give_whole(&mut self, spare: &mut Spare, job: &Job, victim: &'a Job) -> bool {
+        let rest = self.rest(victim);
+        let charge = rest.iter().map(|rank| victim.ranks[*rank as usize].charge_milli).sum();
+        let allows = self.allows(spare, job, victim, charge);
+        if allows {
+            self.give_ranks(victim, rest);
+        }
+        allows
+    }
+
+    /// For a gang, or a job whose queue is at its limit: ranks that others can do without, node by node; if these are
+    /// not enough, victims in the order of what they lose for what they give, as many as it takes; then without those
+    /// that it does not take.
     fn on_many_nodes(
         &mut self,
         job: &Job,
         candidates: &[Candidate<'a>],
         spare: &Spare,
         misfit: &Misfit,
-    ) -> Option<Vec<&'a Job>> {
+    ) -> Option<Vec<JobId>> {
         if let Misfit::QueueLimit { queue, .. } = misfit {
             let queues = self.free.cluster.queues();
             let mut order = candidates.to_vec();
@@ -317,30 +396,46 @@ impl<'s, 'a> Search<'s, 'a> {
                 if victims.is_some() {
                     return victims;
                 }
+                self.take_back_all();
             }
         }
         self.in_order(job, in_sequence(&nodes), spare, None)
     }
 
-    /// The first candidates that are enough, without those that need not give way.
+    /// The first candidates that are enough, without those that need not give way; of those that can shrink first what
+    /// they can do without.
     fn in_order(
         &mut self,
         job: &Job,
         mut order: Vec<Candidate<'a>>,
         spare: &Spare,
         domain: Option<&[NodeId]>,
-    ) -> Option<Vec<&'a Job>> {
-        let mut spare = spare.clone();
-        order.retain(|candidate| self.allows(&mut spare, job, candidate.job));
+    ) -> Option<Vec<JobId>> {
+        let (mut spare, candidates) = (spare.clone(), order.clone());
+        if self.shrink_all(job, &order, &mut spare) {
+            self.drop_superfluous(job, &candidates, Vec::new());
+            return Some(order.iter().map(|candidate| candidate.job.id).collect());
+        }
+        let all: Vec<JobId> = order.iter().map(|candidate| candidate.job.id).collect();
+        let rests: Vec<(Candidate<'a>, Vec<u32>)> =
+            order.drain(..).map(|candidate| (candidate, self.rest(candidate.job))).collect();
+        let charge = |(candidate, rest): &(Candidate, Vec<u32>)| {
+            rest.iter().map(|rank| candidate.job.ranks[*rank as usize].charge_milli).sum::<u64>()
+        };
+        let mut order = rests;
+        order.retain(|it| self.allows(&mut spare, job, it.0.job, charge(it)));
         let mut given = 0;
         let mut fits_with = |search: &mut Search<'s, 'a>, count: usize| {
-            order[count.min(given)..given].iter().for_each(|candidate| search.take_back(candidate.job));
-            order[given.min(count)..count].iter().for_each(|candidate| search.give(candidate.job));
+            for (candidate, rest) in &order[count.min(given)..given] {
+                search.take_back_ranks(candidate.job, rest.clone());
+            }
+            for (candidate, rest) in &order[given.min(count)..count] {
+                search.give_ranks(candidate.job, rest.clone());
+            }
             given = count;
             search.fits_in(job, domain)
         };
         if !fits_with(self, order.len()) {
-            fits_with(self, 0);
             return None;
         }
         // More room never hurts, so the least number can be searched for.
@@ -351,120 +446,16 @@ impl<'s, 'a> Search<'s, 'a> {
         }
         fits_with(self, enough);
         order.truncate(enough);
-        self.drop_superfluous(job, &mut order);
-        Some(order.into_iter().map(|candidate| candidate.job).collect())
+        self.drop_superfluous(job, &candidates, order.into_iter().map(|(candidate, _)| candidate).collect());
+        Some(all)
     }
 
-    /// Nodes with candidates, those first that win most ranks for what is lost.
-    fn by_gain(&mut self, job: &Job, candidates: &[Candidate<'a>]) -> Vec<Gain<'a>> {
-        let role = job.spec.roles.iter().max_by_key(|role| role.ranks).expect("a job has a role");
-        let mut nodes: Vec<Gain> = Vec::new();
-        for (node, candidates) in self.by_node(candidates) {
-            let before = self.ranks_on(node, job, role);
-            let gone = self.gone.entry(node).or_default();
-            let already = gone.len();
-            let all = candidates.iter().flat_map(|candidate| workers(candidate.job));
-            gone.extend(all.filter(|(_, rank)| rank.node == node));
-            self.work += gone.len() - already;
-            self.refresh_node(node);
-            let ranks = self.ranks_on(node, job, role) - before;
-            self.gone.get_mut(&node).expect("just entered").truncate(already);
-            self.refresh_node(node);
-            let lost: u128 = candidates.iter().map(|candidate| u128::from(candidate.lost)).sum();
-            nodes.push(Gain { node, ranks, lost, candidates });
-        }
-        nodes.sort_by_key(|gain| (gain.price(), gain.node));
-        nodes
-    }
-
-    /// The domains in which the candidates could make room, by count, each with all its nodes and those with candidates:
-    /// first those where least is lost for what is missing.
-    fn by_domain(
-        &mut self,
-        job: &Job,
-        level: &Level,
-        nodes: &[Gain<'a>],
-    ) -> Vec<(Vec<NodeId>, Vec<Gain<'a>>)> {
-        let role = job.spec.roles.iter().max_by_key(|role| role.ranks).expect("a job has a role");
-        let mut domains: BTreeMap<&Name, (u64, Vec<NodeId>, Vec<Gain>)> = BTreeMap::new();
-        let takes: Vec<_> = role.request.devices.iter().map(|want| self.free.room.takes_of(want)).collect();
-        let open = self.free.cluster.nodes().iter().filter(|node| node.takes_work());
-        for (name, node) in open.filter_map(|node| Some((level.domain_of(node)?, node.id))) {
-            let (ranks, nodes, _) = domains.entry(name).or_default();
-            *ranks += u64::from(self.bound_on(node, job, role, &takes));
-            nodes.push(node);
-        }
-        for gain in nodes {
-            let name = level.domain_of(self.free.cluster.nodes().get(gain.node));
-            let domain = name.and_then(|name| domains.get_mut(name));
-            domain.into_iter().for_each(|(.., nodes)| nodes.push(gain.clone()));
-        }
-        let priced = domains.into_iter().filter_map(|(name, (mut ranks, all, nodes))| {
-            let mut lost = 0;
-            for gain in nodes.iter().take_while(|gain| gain.ranks != 0) {
-                if u64::from(role.ranks) <= ranks {
-                    break;
-                }
-                (ranks, lost) = (ranks + u64::from(gain.ranks), lost + gain.lost);
-            }
-            (u64::from(role.ranks) <= ranks).then_some(((lost, name), (all, nodes)))
-        });
-        let mut priced: Vec<_> = priced.collect();
-        priced.sort_by_key(|(price, _)| *price);
-        priced.into_iter().map(|(_, domain)| domain).collect()
-    }
-
-    /// Ranks of the role for which a node has room, no more than the role has.
-    fn ranks_on(&self, id: NodeId, job: &Job, role: &Role) -> u32 {
-        let (node, request, room) = (self.free.cluster.nodes().get(id), &role.request, &self.free.room);
-        if !may_stand(node, role) || self.free.is_kept_from(job, id) {
-            return 0;
-        }
-        let most = if role.standing.apart.is_some() { 1 } else { role.ranks };
-        let with = |devices: Option<&DeviceRequest>| {
-            let (mut left, mut ranks) = (room.on(id).clone(), 0);
-            while ranks < most
-                && let Some(chosen) = room.choose(id, &left, request, devices, &self.free.scarcity)
-            {
-                left.take(&chosen.allocation(id, request, 0));
-                ranks += 1;
-            }
-            ranks
-        };
-        let none = request.devices.is_empty().then_some(None);
-        request.devices.iter().map(Some).chain(none).map(with).max().unwrap_or(0)
-    }
-
-    /// The same, never less than it is.
-    fn bound_on(&self, id: NodeId, job: &Job, role: &Role, takes: &[Vec<Option<Take>>]) -> u32 {
-        if !may_stand(self.free.cluster.nodes().get(id), role) || self.free.is_kept_from(job, id) {
-            return 0;
-        }
-        let with =
-            |takes: Option<&[Option<Take>]>| self.free.room.bound(id, &role.request, takes, role.ranks);
-        let none = takes.is_empty().then_some(None);
-        takes.iter().map(|takes| Some(&takes[..])).chain(none).map(with).max().unwrap_or(0)
-    }
-
-    /// Candidates by each node that they hold something on, in their order.
-    fn by_node(&self, candidates: &[Candidate<'a>]) -> BTreeMap<NodeId, Vec<Candidate<'a>>> {
-        let mut by_node: BTreeMap<NodeId, Vec<Candidate>> = BTreeMap::new();
-        for candidate in candidates {
-            let open = |id: &NodeId| self.free.cluster.nodes().get(*id).takes_work();
-            for id in nodes(&candidate.job.ranks).into_iter().filter(open) {
-                by_node.entry(id).or_default().push(*candidate);
-            }
-        }
-        by_node
-    }
-
-    /// Whether a victim of another queue leaves all their guarantee; takes it from what is spare.
-    fn allows(&self, spare: &mut Spare, job: &Job, victim: &Job) -> bool {
+    /// Whether a victim of another queue leaves all their guarantee when it gives so much; takes it from what is spare.
+    fn allows(&self, spare: &mut Spare, job: &Job, victim: &Job, charge: u64) -> bool {
         if victim.spec.queue == job.spec.queue {
             return true;
         }
         let guards = || guards(self.free.cluster, job, &victim.spec.queue);
-        let charge = victim.charge_milli();
         let allows = guards().all(|queue| charge <= spare[&queue.name]);
         if allows {
             guards().for_each(|queue| *spare.get_mut(&queue.name).expect("just found") -= charge);
@@ -472,28 +463,41 @@ impl<'s, 'a> Search<'s, 'a> {
         allows
     }
 
-    /// Lets those stay without which the job fits too, those that lose most first. The last of them is needed, where
-    /// the job may be anywhere.
-    fn drop_superfluous(&mut self, job: &Job, victims: &mut Vec<Candidate<'a>>) {
-        // Where it was sought in one domain, some of them may be enough in another.
-        let needed = usize::from(job.spec.topology.require.is_none());
-        let mut others = victims[..victims.len().saturating_sub(needed)].to_vec();
-        others.sort_by_key(|victim| Reverse(victim.lost));
-        for victim in others.iter().take_while(|_| self.work <= MAX_WORK).collect::<Vec<_>>() {
+    /// The victim does not give so much after all.
+    fn give_back(&self, spare: &mut Spare, job: &Job, victim: &Job, charge: u64) {
+        if victim.spec.queue != job.spec.queue {
+            let guards = guards(self.free.cluster, job, &victim.spec.queue);
+            guards.for_each(|queue| *spare.get_mut(&queue.name).expect("it allowed that") += charge);
+        }
+    }
+
+    /// Lets those stay without which the job fits too, those that lose most first; then of those that can shrink all
+    /// ranks that are not needed.
+    ///
+    /// * `whole`: those that were given whole. The last of them was needed, where the job may be anywhere: where it was
+    ///   sought in one domain, some of them may be enough in another.
+    fn drop_superfluous(&mut self, job: &Job, candidates: &[Candidate<'a>], mut whole: Vec<Candidate<'a>>) {
+        if job.spec.topology.require.is_none() {
+            whole.pop();
+        }
+        whole.sort_by_key(|victim| Reverse(victim.lost));
+        let mut elastic: Vec<Candidate> = candidates.iter().filter(|it| 0 < it.surplus).copied().collect();
+        elastic.sort_by_key(|victim| Reverse(victim.lost));
+        for victim in whole.iter().chain(&elastic) {
+            let gives = self.given.get(&victim.job.id).map(|(_, ranks)| ranks.clone()).unwrap_or_default();
+            if gives.is_empty() || MAX_WORK < self.work {
+                continue;
+            }
             self.take_back(victim.job);
-            match self.fits(job) {
-                true => victims.retain(|kept| kept.job.id != victim.job.id),
-                false => self.give(victim.job),
+            if self.fits(job) {
+                continue;
+            }
+            self.give_ranks(victim.job, gives.iter().copied().collect());
+            if 0 < victim.surplus {
+                self.spare_ranks(job, victim, gives);
             }
         }
     }
-}
-
-/// Candidates node by node, each once.
-fn in_sequence<'a>(nodes: &[Gain<'a>]) -> Vec<Candidate<'a>> {
-    let mut seen = BTreeSet::new();
-    let candidates = nodes.iter().flat_map(|gain| &gain.candidates);
-    candidates.filter(|candidate| seen.insert(candidate.job.id)).copied().collect()
 }
 
 /// What is free of a node in both cases.
@@ -516,4 +520,8 @@ fn both(one: &NodeFree, other: &NodeFree) -> NodeFree {
 
 pub fn nodes(ranks: &[Allocation]) -> BTreeSet<NodeId> {
     ranks.iter().map(|rank| rank.node).collect()
+}
+
+fn nodes_of(job: &Job, ranks: &[u32]) -> BTreeSet<NodeId> {
+    ranks.iter().map(|rank| job.ranks[*rank as usize].node).collect()
 }

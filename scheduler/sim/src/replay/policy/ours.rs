@@ -101,6 +101,7 @@ impl<'a> Ours<'a> {
         let spec = self.specs.entry(key).or_insert_with(|| {
             let spec = &specs[job.spec as usize];
             let role = Role {
+                min_ranks: None,
                 name: "worker".into(),
                 ranks: spec.ranks,
                 request: request(spec),

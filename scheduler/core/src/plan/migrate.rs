@@ -2,15 +2,14 @@
 //!
 //! [`rounds::plan`] is asked which class each of them should have, of the devices that they hold and of those that are
 //! idle. Who is to have another one moves if that gains enough against what a restart loses, and if its ranks are placed
-//! there now. Nobody who waits is delayed: devices on a node that could ever take a rank of one that waits are no target.
+//! there now. Nobody who waits is delayed, see [`spare_nodes`].
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::fit::{Free, find_among};
-use super::preempt::least_milli;
-use super::reserve::ranks_when_idle;
+use super::spare::spare_nodes;
 use super::{ClassSpeed, Plan};
 use crate::cluster::Cluster;
 use crate::jobs::{Job, Phase};
@@ -21,7 +20,7 @@ use crate::types::*;
 
 /// A job that goes on elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Move {
+pub struct Migration {
     /// Which.
     pub job: JobId,
     /// Models of the classes.
@@ -29,7 +28,7 @@ pub struct Move {
     pub from: Name,
     #[allow(missing_docs)]
     pub to: Name,
-    /// Where it goes on, by rank.
+    /// Where it goes on, by rank: as many as it has.
     pub ranks: Vec<Allocation>,
     /// By how much sooner it is expected to end, the cost taken off, in milliseconds.
     pub sooner_ms: u64,
@@ -44,7 +43,7 @@ pub const LEAST_GAIN: u64 = 2;
 /// Jobs that are looked at in one round, at most: by their turns.
 const MAX_CANDIDATES: usize = 256;
 /// Jobs that are moved in one round, at most.
-const MAX_MOVES: usize = 8;
+const MAX_MIGRATIONS: usize = 8;
 
 /// A job that may move, and its classes.
 struct Candidate<'a> {
@@ -57,22 +56,21 @@ struct Candidate<'a> {
 }
 
 /// Jobs that move now. `O(nodes * shapes that wait + jobs that run)`.
-pub(super) fn moves(free: &mut Free, plan: &Plan) -> Vec<Move> {
+pub(super) fn migrate(free: &mut Free, plan: &Plan) -> Vec<Migration> {
     let cluster = free.cluster;
     let classes: Vec<Arc<DeviceClass>> = free.room.classes().to_vec();
-    let mut candidates: Vec<Candidate> =
-        cluster.jobs().holding().filter_map(|job| candidate(free, &classes, job)).collect();
+    let grows = |job: &Job| plan.growths.iter().any(|growth| growth.job == job.id);
+    let mut candidates: Vec<Candidate> = (cluster.jobs().holding().filter(|job| !grows(job)))
+        .filter_map(|job| candidate(free, &classes, job))
+        .collect();
     candidates.sort_by_key(|it| cluster.jobs().turn(it.job));
     candidates.truncate(MAX_CANDIDATES);
     if candidates.is_empty() {
         return Vec::new();
     }
-    let waits = waiting(free, plan);
-    let open: Vec<NodeId> = (cluster.nodes().iter())
-        .filter(|node| node.takes_work() && !free.kept.is_kept(node.id))
-        .filter(|node| waits.iter().all(|request| ranks_when_idle(node, request) == 0))
-        .map(|node| node.id)
-        .collect();
+    let is_spare = spare_nodes(free, plan);
+    let open = cluster.nodes().iter().filter(|node| node.takes_work() && is_spare(node.id));
+    let open: Vec<NodeId> = open.map(|node| node.id).collect();
     let mut capacity = vec![Class { devices: 0 }; classes.len()];
     let mut idle: BTreeMap<usize, Vec<NodeId>> = BTreeMap::new();
     for node in open {
@@ -100,13 +98,13 @@ pub(super) fn moves(free: &mut Free, plan: &Plan) -> Vec<Move> {
         }
     }
     wanted.sort_by_key(|(gain, candidate, _)| (Reverse(*gain), candidate.job.id));
-    let mut moves = Vec::new();
+    let mut migrations = Vec::new();
     for (gain, candidate, class) in wanted {
         let nodes = idle.get(&class).map_or(&[][..], |nodes| &nodes[..]);
-        if moves.len() < MAX_MOVES
+        if migrations.len() < MAX_MIGRATIONS
             && let Some(ranks) = candidate.place(free, &classes[class], nodes)
         {
-            moves.push(Move {
+            migrations.push(Migration {
                 job: candidate.job.id,
                 from: classes[candidate.own].model.clone(),
                 to: classes[class].model.clone(),
@@ -116,7 +114,7 @@ pub(super) fn moves(free: &mut Free, plan: &Plan) -> Vec<Move> {
             });
         }
     }
-    moves
+    migrations
 }
 
 /// What is known of a job that may move: it runs, of one role, on whole devices of one class, has a way to go on where it
@@ -149,7 +147,7 @@ fn candidate<'a>(free: &Free, classes: &[Arc<DeviceClass>], job: &'a Job) -> Opt
     let left_ms = cluster.left_ms(job).clamp(1, 1 << 40);
     let mode = |(at, class): (usize, &Arc<DeviceClass>)| {
         let want = want.iter().find(|want| want.accepts(class))?;
-        let on = if at == own { devices } else { u32::from(want.count) * role.ranks };
+        let on = if at == own { devices } else { u32::from(want.count) * job.ranks.len() as u32 };
         let there = u128::from(speed(class)?.speed) * u128::from(on.max(1));
         let here = u128::from(own_speed) * u128::from(devices);
         let left_ms = (u128::from(left_ms) * here / there).clamp(1, 1 << 40) as u64;
@@ -184,6 +182,8 @@ impl Candidate<'_> {
     fn place(&self, free: &mut Free, class: &DeviceClass, nodes: &[NodeId]) -> Option<Vec<Allocation>> {
         let want = self.want.iter().find(|want| want.accepts(class))?;
         let mut spec = (*self.job.spec).clone();
+        // It keeps its number of ranks.
+        (spec.roles[0].ranks, spec.roles[0].min_ranks) = (self.job.ranks.len() as u32, None);
         spec.roles[0].request.devices = vec![DeviceRequest {
             vendor: Some(class.vendor),
             model: Some(class.model.clone()),
@@ -202,21 +202,4 @@ impl Candidate<'_> {
         free.count(self.job, &ranks);
         Some(ranks)
     }
-}
-
-/// What ranks of jobs ask for that wait, but for those whose queue is at its limit: they could not use the room.
-fn waiting<'a>(free: &Free<'a>, plan: &Plan) -> BTreeSet<&'a Request> {
-    let (cluster, started): (_, BTreeSet<JobId>) =
-        (free.cluster, plan.starts.iter().map(|(id, _)| *id).collect());
-    let mut waits = BTreeSet::new();
-    for shapes in cluster.jobs().ready().values() {
-        for (shape, jobs) in shapes {
-            let waiting = jobs.iter().map(|(_, id)| id).find(|id| !started.contains(id));
-            let waiting = waiting.and_then(|id| cluster.jobs().get(*id));
-            if waiting.is_some_and(|job| free.over_limit(&job.spec.queue, least_milli(job)).is_none()) {
-                waits.extend(shape.roles.iter().map(|(_, request)| request));
-            }
-        }
-    }
-    waits
 }

@@ -1,0 +1,95 @@
+//! `aquifer bench kernels`, `train` and `infer`: the bundled worker's speed, beside what the machine can do.
+
+use anyhow::{Result, ensure};
+use aquifer_worker::bench::{self, Figure, InferArgs, Roofline, TrainArgs};
+use aquifer_worker::kernels::Precision;
+use serde::Serialize;
+
+use crate::output::{Output, Side, Table, aside};
+
+/// What the kernels are measured with.
+#[derive(Clone, Debug, clap::Args)]
+pub struct KernelsArgs {
+    /// What the factors of matrix products are rounded to
+    #[arg(long, value_name = "NAME", default_value = "f32")]
+    pub precision: Precision,
+    /// Tokens of the longest attention
+    #[arg(long, value_name = "TOKENS", default_value_t = 32_768,
+        value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub window: u32,
+}
+
+/// One figure beside its bound.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    value: f64,
+    unit: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bound: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share: Option<f64>,
+}
+
+/// Measures every kernel on one core.
+pub fn kernels(args: &KernelsArgs, output: &Output) -> Result<()> {
+    print(output, || bench::kernels(args.precision, args.window as usize))
+}
+
+/// Measures training steps.
+pub fn train(args: &TrainArgs, output: &Output) -> Result<()> {
+    ensure!(0 < args.threads && args.threads <= 1024, "--threads is {}; it is 1 to 1,024", args.threads);
+    ensure!(0 < args.steps, "--steps is 0; it is at least 1");
+    print(output, || bench::train(args))
+}
+
+/// Measures a prompt and decoding after it.
+pub fn infer(args: &InferArgs, output: &Output) -> Result<()> {
+    ensure!(0 < args.threads && args.threads <= 1024, "--threads is {}; it is 1 to 1,024", args.threads);
+    let tokens = args.prompt + args.generate;
+    ensure!(
+        0 < args.prompt && 0 < args.generate && tokens <= bench::MAX_TOKENS,
+        "--prompt and --generate are {} and {}; each is at least 1, together at most {}",
+        args.prompt,
+        args.generate,
+        bench::MAX_TOKENS
+    );
+    print(output, || bench::infer(args))
+}
+
+fn print(output: &Output, measure: impl FnOnce() -> Vec<Figure>) -> Result<()> {
+    aside("what one core can do …");
+    let roofline = Roofline::measure();
+    aside("the worker …");
+    let most = [
+        ("peak of one core, f32", roofline.f32_gflops, "GFLOP/s"),
+        ("peak of one core, bf16", roofline.bf16_gflops, "GFLOP/s"),
+        ("memory read by one core", roofline.read_gbs, "GB/s"),
+    ];
+    let most =
+        most.map(|(name, value, unit)| Row { name: name.into(), value, unit, bound: None, share: None });
+    let rows = measure().into_iter().map(|figure| Row {
+        bound: roofline.of(figure.bound),
+        share: figure.share(&roofline),
+        name: figure.name,
+        value: figure.value,
+        unit: figure.unit,
+    });
+    let rows: Vec<Row> = most.into_iter().chain(rows).collect();
+    if output.json {
+        output.document(&rows);
+        return Ok(());
+    }
+    let mut table = Table::new(&[
+        ("WHAT", Side::Left),
+        ("FIGURE", Side::Right),
+        ("UNIT", Side::Left),
+        ("OF THE MOST", Side::Right),
+    ]);
+    for row in rows {
+        let share = row.share.map_or(String::new(), |share| format!("{:.0}%", 100.0 * share));
+        table.row([row.name, super::digits(row.value), row.unit.into(), share]);
+    }
+    output.text(table.plain(output));
+    Ok(())
+}

@@ -1,0 +1,313 @@
+//! Jobs that go on with other ranks: how they shrink, grow, are scaled, and migrate to another class of devices.
+//!
+//! What is decided is which ranks a job goes on with; the rest of this file is how it gets there. A gang stops with its
+//! grace and starts again at once as its next attempt, on what it kept; where the ranks know nothing of each other, the
+//! others run on. What it goes on with it holds all the while: nobody slips in between.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::cluster::{Cluster, workers};
+use crate::effect::*;
+use crate::event::Availability;
+use crate::jobs::*;
+use crate::nodes::Node;
+use crate::plan::{Growth, Migration};
+use crate::reservations::Bar;
+use crate::types::*;
+
+impl Cluster {
+    /// A user wants so many ranks of a job's elastic role; `None`: as many as it was submitted with.
+    pub(crate) fn scale(&mut self, now: Time, id: JobId, ranks: Option<u32>) -> Result<Answer, Refusal> {
+        let job = self.jobs.get(id).ok_or(Refusal::UnknownJob(id))?;
+        if let Phase::Done(outcome) = &job.phase {
+            return Err(Refusal::JobDone(id, outcome.clone()));
+        }
+        let Some(role) = job.spec.elastic_role().map(|role| &job.spec.roles[role]) else {
+            return Err(Refusal::Rigid(id));
+        };
+        let (least, most) = (role.least(), role.ranks);
+        if let Some(ranks) = ranks.filter(|ranks| !(least..=most).contains(ranks)) {
+            return Err(Refusal::Scale { ranks, least, most });
+        }
+        if job.scale.and_then(|scale| scale.ranks) == ranks {
+            return Ok(Answer::Done);
+        }
+        self.change_job(id, |job| job.scale = Some(Scale { ranks, at: now }));
+        self.note(Note::Scaled { job: id, ranks, least, most });
+        self.shrink_to_scale(now, id);
+        self.plan_at(now);
+        Ok(Answer::Done)
+    }
+
+    /// A running job gives up the last ranks beyond those that are wanted.
+    fn shrink_to_scale(&mut self, now: Time, id: JobId) {
+        let job = self.jobs.get(id).expect("a job that is scaled");
+        let (from, to) = (job.ranks.len() as u32, job.wanted_ranks());
+        if job.phase != Phase::Active || from <= to {
+            return;
+        }
+        let end = job.spec.elastic_end(from);
+        let stays = (0..end - (from - to)).chain(end..from).collect();
+        self.begin_resize(id, stays, Why::Resized { from, to, by: None, at: now });
+        self.note(Note::Shrunk { job: id, from, to, by: None, lost_device_ms: 0 });
+        self.seek_anew(now);
+    }
+
+    /// A job gives up some of its ranks to one that waits.
+    pub(crate) fn shrink(&mut self, at: Time, by: JobId, id: JobId, stays: Vec<u32>, lost_device_ms: u64) {
+        let job = self.jobs.get(id).expect("a victim");
+        let (from, to) = (job.ranks.len() as u32, stays.len() as u32);
+        self.begin_resize(id, stays, Why::Resized { from, to, by: Some(by), at });
+        self.note(Note::Shrunk { job: id, from, to, by: Some(by), lost_device_ms });
+    }
+
+    fn begin_resize(&mut self, id: JobId, stays: Vec<u32>, why: Why) {
+        self.change_job(id, |job| {
+            assert_eq!(job.phase, Phase::Active, "{id} is resized");
+            job.phase = Phase::Stopping(Then::Resize(stays));
+            job.last_failure = Some(why);
+        });
+        self.reassign(id);
+    }
+
+    /// A job gets ranks beside those that it has.
+    pub(crate) fn grow(&mut self, now: Time, Growth { job: id, more }: Growth) {
+        let job = self.jobs.get(id).expect("a job that grows");
+        let (from, to) = (job.ranks.len() as u32, (job.ranks.len() + more.len()) as u32);
+        let (end, is_live) = (job.spec.elastic_end(from), job.grows_live());
+        self.note(Note::Grown { job: id, from, to });
+        self.add_ranks(id, more);
+        let stays: Vec<u32> = (0..end).chain(from..to).chain(end..from).collect();
+        self.begin_resize(id, stays, Why::Resized { from, to, by: None, at: now });
+        if is_live {
+            // This very round is decided.
+            self.end_resize(now, Time(now.0 + 1), id, is_live);
+        }
+    }
+
+    /// A job stops to go on elsewhere, with ranks that it gets beside those that it has.
+    pub(crate) fn migrate(&mut self, migration: Migration) {
+        let Migration { job: id, from, to, ranks, sooner_ms, cost_ms } = migration;
+        let has = self.jobs.get(id).expect("a job that moves").ranks.len() as u32;
+        self.note(Note::Moved { job: id, from: from.clone(), to: to.clone(), sooner_ms, cost_ms });
+        let stays = (has..has + ranks.len() as u32).collect();
+        self.add_ranks(id, ranks);
+        self.begin_resize(id, stays, Why::Moved { from, to });
+    }
+
+    /// Whether a round looks for jobs that should migrate.
+    pub(crate) fn migrations_are_due(&self) -> bool {
+        self.migrate_at.is_some_and(|at| at <= self.now())
+    }
+
+    /// Sets when jobs may next migrate, if any run that could. In a round.
+    pub(crate) fn await_migrations(&mut self) {
+        self.migrate_at.take_if(|at| *at <= self.now);
+        let rounds = self.policy().rounds;
+        let may_move = self.policy().preemption && rounds != Duration::ZERO;
+        let is_reason = may_move && !self.room().is_even() && self.jobs.holding().next().is_some();
+        if self.migrate_at.is_none() && is_reason {
+            self.migrate_at = Some(self.now() + rounds);
+        }
+    }
+
+    /// A running job holds further ranks from now on, which wait until what it is about to give up has stopped. Their
+    /// resources are taken from the room already.
+    fn add_ranks(&mut self, id: JobId, more: Vec<Allocation>) {
+        let job = self.jobs.get(id).expect("a job that runs");
+        let (queue, before, from) = (job.spec.queue.clone(), job.charge(), job.ranks.len());
+        let worth: u64 = more.iter().map(|rank| self.nodes.get(rank.node).worth_milli(rank)).sum();
+        self.change_job(id, |job| {
+            job.ranks.extend(more.into_iter().map(|rank| Allocation { worker: RankState::Gone, ..rank }));
+            job.worth_milli += worth;
+        });
+        let job = self.jobs.get(id).expect("a job that runs");
+        let mut touched = BTreeSet::new();
+        for (worker, rank) in workers(job).skip(from) {
+            self.nodes.hold(worker, rank, job.span());
+            self.nodes.worker_gone(worker, rank.node);
+            touched.insert(rank.node);
+        }
+        let charge = job.charge();
+        // One that got ranks before it may have looked at its nodes anew.
+        touched.into_iter().for_each(|node| self.refresh_room(node));
+        self.charge(&queue, charge, before);
+        self.weigh_anew(&queue, Time(self.now().0 + 1));
+    }
+
+    /// Whether all ranks are gone, but for those of a resizing job that run on.
+    pub(crate) fn has_stopped(job: &Job) -> bool {
+        let runs_on = |rank: usize| matches!(job.phase, Phase::Stopping(_)) && job.runs(rank as u32);
+        job.ranks.iter().enumerate().all(|(at, rank)| rank.worker == RankState::Gone || runs_on(at))
+    }
+
+    /// All that had to stop for another number of ranks has: the job goes on with what it kept. If that is not as it
+    /// was, it is placed again.
+    ///
+    /// * `then`: when a round follows.
+    /// * `is_live`: whether the ranks that stay run on.
+    pub(crate) fn end_resize(&mut self, now: Time, then: Time, id: JobId, is_live: bool) {
+        let job = self.jobs.get(id).expect("a job that is resized").clone();
+        let Phase::Stopping(Then::Resize(mut stays)) = job.phase.clone() else {
+            panic!("{id} is not resized while {:?}", job.phase)
+        };
+        let waits = |(by, _): (JobId, Time)| {
+            self.jobs.get(by).is_some_and(|by| matches!(by.phase, Phase::Pending(_)))
+        };
+        let shrinks = stays.len() < job.ranks.len();
+        if !is_live && shrinks && job.gives_way_to().is_some_and(|by| !waits(by)) {
+            // Nobody needs the rest any more.
+            stays = (0..job.ranks.len() as u32).collect();
+        }
+        let kept = |rank: &u32| &job.ranks[*rank as usize];
+        let is_new = |rank: &u32| job.last_nodes.len() <= *rank as usize;
+        let holds = |rank: &u32| match is_live && !is_new(rank) {
+            true => {
+                let node = self.nodes.get(kept(rank).node);
+                let is_left = node.up && node.availability != Availability::Draining;
+                is_left && kept(rank).worker != RankState::Gone
+            }
+            false => {
+                let node = kept(rank).node;
+                has(self.nodes.get(node), kept(rank)) && self.reservations.bar(&job, node, now).is_none()
+            }
+        };
+        if let Some(rank) = stays.iter().copied().find(|rank| !holds(rank)) {
+            return self.abandon_resize(now, id, rank);
+        }
+        for (worker, rank) in workers(&job) {
+            self.nodes.release(worker, rank, job.span());
+        }
+        let freed = job.leaving().map(|(_, rank)| rank.node).collect::<BTreeSet<NodeId>>();
+        let lost_ms = if is_live { 0 } else { self.unsaved_ms(&job) };
+        let ranks = |rank: &u32| match is_live && !is_new(rank) {
+            true => kept(rank).clone(),
+            false => Allocation { worker: RankState::Assigned, ..kept(rank).clone() },
+        };
+        let ranks: Vec<Allocation> = stays.iter().map(ranks).collect();
+        let worth_milli = ranks.iter().map(|rank| self.nodes.get(rank.node).worth_milli(rank)).sum();
+        self.freed_for.extend(job.gives_way_to());
+        self.reassign(id);
+        self.change_job(id, |job| {
+            job.add_usage(now, lost_ms);
+            job.phase = Phase::Active;
+            job.attempt += u32::from(!is_live);
+            job.placed = Some(now);
+            if !is_live {
+                job.last_nodes.clear();
+            }
+            job.last_nodes.extend(ranks.iter().skip(job.last_nodes.len()).map(|rank| rank.node));
+            job.ranks = ranks;
+            job.worth_milli = worth_milli;
+        });
+        let after = self.jobs.get(id).expect("a job that is resized").clone();
+        for (worker, rank) in workers(&after) {
+            self.nodes.hold(worker, rank, after.span());
+            if rank.worker == RankState::Gone {
+                self.nodes.worker_gone(worker, rank.node);
+            }
+        }
+        for node in job.ranks.iter().map(|rank| rank.node).collect::<BTreeSet<NodeId>>() {
+            self.refresh_room(node);
+        }
+        freed.into_iter().for_each(|node| self.plan_freed(then, node));
+        self.charge(&job.spec.queue, after.charge(), job.charge());
+        self.weigh_anew(&job.spec.queue, then);
+        self.seek_anew(then);
+        self.plan_at(then);
+        if !is_live {
+            self.forget_checkpoint(id);
+            let nodes = after.ranks.iter().map(|rank| self.nodes.get(rank.node).name.clone()).collect();
+            self.note(Note::Placed { job: id, attempt: after.attempt, nodes });
+        }
+        // It runs as long as another attempt would: maybe into a reservation.
+        self.schedule_moves();
+        self.shrink_to_scale(now, id);
+    }
+
+    /// A rank that a job was to go on with is not as it was: all of it is placed again.
+    fn abandon_resize(&mut self, now: Time, id: JobId, rank: u32) {
+        let job = self.jobs.get(id).expect("a job that is resized");
+        let node = self.nodes.get(job.ranks[rank as usize].node);
+        let (is_closed, name) = (node.up && node.availability != Availability::Open, node.name.clone());
+        let why = match self.reservations.bar(job, node.id, now) {
+            _ if is_closed => Why::Drained { rank, node: name },
+            // Another attempt would run into it.
+            Some(Bar::Booked(reservation)) => Why::Booked { rank, node: name, reservation },
+            _ => Why::RankLost { rank, node: name },
+        };
+        self.freed_for.extend(job.gives_way_to());
+        self.requeue(id, why);
+        if self.jobs.get(id).is_some_and(|job| job.ranks.iter().all(|rank| rank.worker == RankState::Gone)) {
+            self.release(now, id, None);
+        }
+    }
+}
+
+impl JobSpec {
+    /// Behind which rank those of the elastic role end, of `world` ranks.
+    fn elastic_end(&self, world: u32) -> u32 {
+        self.ranks_of(self.elastic_role().expect("an elastic job"), world).end
+    }
+}
+
+impl Job {
+    /// The most ranks that a role is to have.
+    pub fn wanted(&self, role: &Role) -> u32 {
+        match self.scale {
+            Some(Scale { ranks: Some(ranks), .. }) if role.min_ranks.is_some() => ranks,
+            _ => role.ranks,
+        }
+    }
+
+    /// The most ranks that it is to have.
+    pub fn wanted_ranks(&self) -> u32 {
+        self.spec.roles.iter().map(|role| self.wanted(role)).sum()
+    }
+
+    /// Those of its ranks that the attempt which holds them had, or has.
+    pub fn in_attempt(&self) -> &[Allocation] {
+        &self.ranks[..self.last_nodes.len().min(self.ranks.len())]
+    }
+
+    /// The ranks that it gives back when it has stopped, with the identities of their workers.
+    pub fn leaving(&self) -> impl Iterator<Item = (WorkerId, &Allocation)> {
+        let stays: BTreeSet<u32> = self.stays().iter().copied().collect();
+        workers(self).filter(move |(worker, _)| !stays.contains(&worker.rank))
+    }
+
+    /// Ranks that it keeps when it has stopped.
+    pub(crate) fn stays(&self) -> &[u32] {
+        match &self.phase {
+            Phase::Stopping(Then::Resize(stays)) => stays,
+            _ => &[],
+        }
+    }
+
+    /// Whether it can get further ranks while it runs: they know nothing of each other, and no number of a rank is used
+    /// twice in an attempt.
+    pub fn grows_live(&self) -> bool {
+        self.spec.is_loose() && self.ranks.len() == self.last_nodes.len()
+    }
+
+    /// Whether the worker of a rank should run.
+    pub fn runs(&self, rank: u32) -> bool {
+        match &self.phase {
+            Phase::Active => true,
+            Phase::Stopping(Then::Resize(stays)) => {
+                self.spec.is_loose() && stays.len() < self.ranks.len() && stays.contains(&rank)
+            }
+            Phase::Pending(_) | Phase::Stopping(_) | Phase::Done(_) => false,
+        }
+    }
+}
+
+/// Whether a node still has what a rank holds of it, and takes work.
+fn has(node: &Node, rank: &Allocation) -> bool {
+    let healthy = |index: &u16| {
+        let device = node.inventory.devices.get(usize::from(*index));
+        device.is_some_and(|device| device.fault.is_none())
+    };
+    node.takes_work() && rank.devices.iter().all(healthy)
+}

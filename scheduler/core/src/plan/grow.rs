@@ -1,0 +1,79 @@
+//! Which running jobs grow into devices that nobody waits for.
+
+use std::collections::BTreeSet;
+
+use super::Plan;
+use super::fit::{Free, find_more, take_more};
+use super::spare::spare_nodes;
+use crate::jobs::Job;
+use crate::types::*;
+
+/// A job that goes on with more ranks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Growth {
+    /// Which.
+    pub job: JobId,
+    /// The ranks that it gets beside those that it has; all of its elastic role.
+    pub more: Vec<Allocation>,
+}
+
+/// Jobs that are looked at in one round, at most.
+const MAX_CANDIDATES: usize = 64;
+
+/// The gain must be at least so small a part of what the role has: each move costs a restart, whatever it wins.
+const LEAST_GAIN: u64 = 4;
+
+/// What a move loses must be at most so small a part of what it wins if the job runs for as long again as it has run.
+const MOST_LOSS: u64 = 4;
+
+/// Jobs that grow, and when the next may.
+///
+/// A job grows into nodes only that are kept for nobody, and that could not take a rank of any job that waits: nobody
+/// who waits is delayed. See [`pays`] for whether it does. By their turns, each as far as it can.
+pub(super) fn grow(free: &mut Free, now: Time, plan: &Plan) -> (Vec<Growth>, Option<Time>) {
+    let cluster = free.cluster;
+    let (mut growths, mut next) = (Vec::new(), None::<Time>);
+    let victims: BTreeSet<JobId> =
+        plan.preemptions.iter().flat_map(|it| &it.victims).map(|victim| victim.job).collect();
+    // One of which a rank has ended already is about to end.
+    let is_whole = |job: &Job| job.ranks.iter().all(|rank| rank.worker != RankState::Gone);
+    let may_grow = |job: &&Job| !victims.contains(&job.id) && is_whole(job);
+    let mut small: Vec<&Job> = cluster.jobs().small().filter(may_grow).collect();
+    if small.is_empty() {
+        return (growths, None);
+    }
+    small.sort_by_key(|job| cluster.jobs().turn(job));
+    // What is taken here is kept for nobody, so this stays true.
+    let allowed = spare_nodes(free, plan);
+    for job in small.into_iter().take(MAX_CANDIDATES) {
+        let placed = job.placed.expect("it runs");
+        let asked = job.scale.is_some_and(|scale| placed <= scale.at);
+        if !asked {
+            let Some(rest) = cluster.policy().grow_after else { continue };
+            if now < placed + rest {
+                next = Some(next.map_or(placed + rest, |next| next.min(placed + rest)));
+                continue;
+            }
+        }
+        let more = find_more(free, job, &job.ranks, &allowed);
+        if !more.is_empty() && (asked || pays(job, more.len() as u64, cluster.unsaved_ms(job), now)) {
+            take_more(free, job, &more);
+            growths.push(Growth { job: job.id, more });
+        }
+    }
+    (growths, next)
+}
+
+/// Whether it pays that a running job stops to go on with `more` ranks: they are at least a quarter of what its role
+/// has, and what it loses, the time since its last checkpoint on all ranks, is at most a quarter of what they win if it
+/// runs for as long again as it has run since it was placed, or to its time limit. Where the others run on, always.
+pub fn pays(job: &Job, more: u64, unsaved_ms: u64, now: Time) -> bool {
+    if job.grows_live() {
+        return true;
+    }
+    let Some(role) = job.spec.elastic_role() else { return false };
+    let (world, placed) = (job.ranks.len() as u64, job.placed.unwrap_or(now));
+    let has = job.spec.ranks_of(role, world as u32);
+    let left = job.expected_end().map_or(u64::MAX, |end| end.since(now)).min(now.since(placed));
+    u64::from(has.end - has.start) <= LEAST_GAIN * more && MOST_LOSS * unsaved_ms * world <= more * left
+}

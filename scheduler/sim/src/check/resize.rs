@@ -1,0 +1,83 @@
+//! Running jobs that go on with other ranks, against what that may cost others.
+
+use aquifer_core::nodes::Node;
+use aquifer_core::plan::{Free, fits};
+use aquifer_core::*;
+
+use crate::Sim;
+
+impl Sim {
+    /// A job moves only where that is allowed, not again before its pause is over, to devices that it accepts, of another
+    /// class, and where that keeps nobody waiting.
+    pub(super) fn check_moved(&self, id: JobId) {
+        let cluster = self.cluster.as_ref().expect("a scheduler");
+        let job = cluster.jobs().get(id).expect("a job that moves");
+        let policy = cluster.policy();
+        assert!(policy.preemption && !policy.rounds.is_zero(), "{id} moves, although none may");
+        let since = self.moved.get(&id).copied().max(job.placed).expect("it runs");
+        assert!(
+            since + policy.rounds <= self.now && !job.spec.is_service(),
+            "{id} moves too soon, or is a service"
+        );
+        let role = &job.spec.roles[0];
+        let class = |rank: &Allocation| {
+            let devices = &cluster.nodes().get(rank.node).inventory.devices;
+            devices[usize::from(rank.devices[0])].class.clone()
+        };
+        let ranks = job.in_attempt().len();
+        assert_eq!(job.ranks.len(), 2 * ranks, "{id} moves as a whole gang");
+        let (from, to) = (class(&job.ranks[0]), class(&job.ranks[ranks]));
+        assert!(from != to && role.request.devices.iter().any(|want| want.accepts(&to)), "{id} to {to:?}");
+        self.check_robs_nobody(id, (ranks..2 * ranks).map(|rank| rank as u32));
+        // Nor does it take what a gang that waits may still need.
+        let could = |request: &Request, node: &Node| {
+            let has = |want: &DeviceRequest| {
+                let fit =
+                    |device: &&Device| device.fault.is_none() && device.class == to && want.accepts(&to);
+                !want.one_island
+                    && usize::from(want.count) <= node.inventory.devices.iter().filter(fit).count()
+            };
+            request.cpus_milli <= node.inventory.cpus_milli
+                && request.memory_bytes <= node.inventory.memory_bytes
+                && request.labels.iter().all(|(key, value)| node.inventory.labels.get(key) == Some(value))
+                && request.devices.iter().any(has)
+        };
+        for rank in &job.ranks[ranks..] {
+            let node = cluster.nodes().get(rank.node);
+            for waits in cluster.jobs().ready().values().flat_map(|shapes| shapes.values()).flatten() {
+                let waits = cluster.jobs().get(waits.1).expect("a ready job");
+                let limited =
+                    cluster.queues().line(&waits.spec.queue).any(|queue| queue.limit_milli.is_some());
+                let could = waits.spec.roles.iter().any(|role| could(&role.request, node));
+                assert!(limited || !could, "{id} moves to {}, which {} waits for", node.name, waits.id);
+            }
+        }
+    }
+
+    /// A job grows only where its new ranks keep nobody waiting: nobody that waits fits but for them.
+    pub(super) fn check_grown(&self, grown: JobId, from: u32, to: u32) {
+        let cluster = self.cluster.as_ref().expect("a scheduler");
+        let job = cluster.jobs().get(grown).expect("a job");
+        assert!(job.ranks.len() as u32 <= job.wanted_ranks(), "{grown} has more ranks than it wants");
+        self.check_robs_nobody(grown, from..to);
+    }
+
+    /// Ranks that a running job was given are within all limits, and nobody that waits fits but for them.
+    fn check_robs_nobody(&self, id: JobId, more: impl Iterator<Item = u32>) {
+        let cluster = self.cluster.as_ref().expect("a scheduler");
+        let job = cluster.jobs().get(id).expect("a job");
+        for queue in cluster.queues().line(&job.spec.queue) {
+            let held = cluster.queues().held_milli(&queue.name);
+            let is_within = queue.limit_milli.is_none_or(|limit| held <= limit);
+            assert!(is_within, "{id} goes beyond the limit of queue {}", queue.name);
+        }
+        let new = more.map(|rank| WorkerId { job: id, attempt: job.attempt, rank });
+        let (mut now, mut before) = (Free::of(cluster), Free::without_workers(cluster, new));
+        for id in cluster.jobs().ready().values().flat_map(|shapes| shapes.values()).flatten().map(|it| it.1)
+        {
+            let waits = cluster.jobs().get(id).expect("a ready job");
+            let is_robbed = fits(&mut before, waits).is_ok() && fits(&mut now, waits).is_err();
+            assert!(!is_robbed, "{id} goes into the room of {id}, which waits");
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! A training shrinks for a better job, goes on exactly and grows back, on a pool of real processes.
+
+mod pool;
+
+use std::fs;
+
+use aquifer_proto::v1;
+use pool::{Pool, devices, shell, training, until};
+use serde_json::Value;
+
+/// What rank 0 of an attempt last told of itself.
+fn status(pool: &Pool, job: u64, attempt: u32) -> Option<Value> {
+    let path = pool.run_dir(job, attempt, 0)?.join("status.json");
+    serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
+}
+
+fn train(pool: &Pool, name: &str, ranks: u32, min_ranks: Option<u32>) -> v1::JobSpec {
+    let mut spec = devices(training(pool, name, 400), ranks, &[(1, "h100")]);
+    (spec.name, spec.roles[0].min_ranks) = (name.into(), min_ranks);
+    spec
+}
+
+/// Waits until rank 0 of an attempt knows of a checkpoint.
+fn until_saved(pool: &Pool, job: u64, attempt: u32) -> u64 {
+    until("a checkpoint", || status(pool, job, attempt)?["checkpoint_step"].as_u64())
+}
+
+#[test]
+fn a_training_shrinks_for_a_better_job_goes_on_exactly_and_grows_back() {
+    let mut pool = Pool::with(&["--grow-after", "500ms"]);
+    let cards = pool.file("cards.toml");
+    fs::write(&cards, "[[device]]\nvendor = \"nvidia\"\nmodel = \"h100\"\nmemory_gib = 80\ncount = 4\n")
+        .expect("a file");
+    pool.agent("a", &["--devices", &format!("fake:{cards}")]);
+    let job = pool.submit(train(&pool, "elastic", 4, Some(2)));
+    assert_eq!(pool.until_job(job, "placed", |job| job.attempt == 1).ranks.len(), 4);
+    until_saved(&pool, job, 1);
+
+    let gate = pool.file("gate");
+    let waits = format!("until [ -e {gate} ]; do sleep 0.05; done");
+    let mut better = devices(shell(&waits), 2, &[(1, "h100")]);
+    better.priority = 5;
+    let better = pool.submit(better);
+    pool.until_note("job-1 shrinks from 4 to 2 ranks: it gives way to job-2");
+    pool.until_state(better, v1::JobState::Running);
+    let shrunk = pool.until_job(job, "smaller", |job| job.attempt == 2);
+    assert_eq!((shrunk.ranks.len(), shrunk.wanted_ranks, shrunk.failures), (2, 4, 0));
+    assert_eq!(shrunk.last_failure, "it shrank from 4 to 2 ranks for job-2");
+    let jobs = pool.aquifer(&["jobs"]).ok();
+    assert!(jobs.contains("2/2-4"), "{jobs}");
+    until_saved(&pool, job, 2);
+
+    fs::write(&gate, "").expect("a file");
+    pool.until_succeeded(better);
+    pool.until_note("job-1 grows from 2 to 4 ranks");
+    let grown = pool.until_job(job, "as large as before", |job| job.attempt == 3);
+    assert_eq!(grown.ranks.len(), 4);
+    let ended = pool.until_succeeded(job);
+    assert_eq!((ended.attempt, ended.failures), (3, 0), "{}", ended.last_failure);
+    let last = status(&pool, job, 3).expect("its last words");
+
+    let undisturbed = pool.submit(train(&pool, "undisturbed", 1, None));
+    pool.until_succeeded(undisturbed);
+    let alone = status(&pool, undisturbed, 1).expect("its last words");
+    assert_eq!((&last["step"], &last["loss"]), (&alone["step"], &alone["loss"]));
+    for attempt in [2, 3] {
+        let log =
+            pool.logs(v1::LogsRequest { job, attempt: Some(attempt), rank: Some(0), ..Default::default() });
+        let resumed = log[&(attempt, 0)].contains(", from step ");
+        assert!(resumed, "attempt {attempt} begins anew: {log:?}");
+    }
+}
+
+#[test]
+fn a_user_scales_a_job_through_the_command_line() {
+    let mut pool = Pool::start();
+    pool.agent("a", &["--devices", "cpu:0-1"]);
+    let mut spec = devices(shell("sleep 1000"), 2, &[]);
+    spec.roles[0].min_ranks = Some(1);
+    let job = pool.submit(spec);
+    pool.until_state(job, v1::JobState::Running);
+    let said = pool.aquifer(&["job", "scale", "job-1", "--ranks", "1"]).ok();
+    assert_eq!(said.trim(), "job-1 is to have 1 ranks");
+    pool.until_job(job, "scaled", |job| job.attempt == 2 && job.ranks.len() == 1);
+    let refused = pool.aquifer(&["job", "scale", "job-1", "--ranks", "3"]);
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.err.contains("ranks is 3: expected 1 to 2"), "{}", refused.err);
+    pool.aquifer(&["job", "scale", "job-1", "--ranks", "auto"]).ok();
+    pool.until_job(job, "whole again", |job| job.attempt == 3 && job.ranks.len() == 2);
+    let shown = pool.aquifer(&["job", "job-1"]).ok();
+    assert!(shown.contains("2/1-2"), "{shown}");
+    pool.cancel(job);
+}

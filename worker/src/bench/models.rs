@@ -1,0 +1,187 @@
+//! A training step and inference of whole models, of the shapes that other frameworks are measured with.
+
+use super::{Bound, Figure, Spent, spent};
+use crate::kernels::{AdamW, Cpu, Kernels, Precision};
+use crate::model::inference::{KvCache, Scratch, Segment};
+use crate::model::training::{Sample, Workspace};
+use crate::model::{Model, ModelConfig};
+use crate::random::Random;
+
+/// The window of the models: the longest prompt and what follows it.
+pub const MAX_TOKENS: usize = 4096;
+
+/// The models that are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Shape {
+    /// 10.8 million parameters; trained on 16 sequences of 256 tokens.
+    #[value(name = "10m")]
+    M10,
+    /// 23.9 million parameters; trained on 8 sequences of 512 tokens.
+    #[value(name = "24m")]
+    M24,
+    /// 125 million parameters with a vocabulary of 32,000; trained on 4 sequences of 512 tokens.
+    #[value(name = "125m")]
+    M125,
+}
+
+impl Shape {
+    /// Its shape, and the sequences and tokens of each that a step takes.
+    fn config(self) -> (ModelConfig, usize, usize) {
+        let (hidden, layers, heads, kv_heads, inner, vocabulary, sequences, context) = match self {
+            Shape::M10 => (384, 6, 6, 6, 1024, 256, 16, 256),
+            Shape::M24 => (512, 8, 8, 4, 1408, 256, 8, 512),
+            Shape::M125 => (768, 12, 12, 4, 2048, 32_000, 4, 512),
+        };
+        let config = ModelConfig {
+            vocab_size: vocabulary,
+            hidden_size: hidden,
+            intermediate_size: inner,
+            num_hidden_layers: layers,
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
+            head_dim: hidden / heads,
+            max_position_embeddings: MAX_TOKENS,
+            tie_word_embeddings: false,
+            ..ModelConfig::preset("small").expect("a preset")
+        };
+        (config, sequences, context)
+    }
+}
+
+/// What [`train`] measures.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct TrainArgs {
+    /// The model: 10m, 24m or 125m parameters
+    #[arg(long, value_name = "NAME", default_value = "10m")]
+    pub model: Shape,
+
+    /// What the factors of matrix products are rounded to
+    #[arg(long, value_name = "NAME", default_value = "f32")]
+    pub precision: Precision,
+
+    /// Threads
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+
+    /// Steps that are measured, after one that is not
+    #[arg(long, default_value_t = 5)]
+    pub steps: usize,
+}
+
+/// Training steps: gradient of all sequences together, and the update.
+pub fn train(args: &TrainArgs) -> Vec<Figure> {
+    let (config, sequences, context) = args.model.config();
+    let mut model = Model::new(config, 1234);
+    let kernels = Cpu::with_precision(args.threads, args.precision);
+    let (mut workspace, mut gradient) = (Workspace::default(), vec![0.0; model.layout.len]);
+    let (mut first, mut second) = (gradient.clone(), gradient.clone());
+    // A sequence that can be learned: every token is the last one plus 7.
+    let vocabulary = model.config.vocab_size.min(256);
+    let token = |sequence: usize, t: usize| ((t * 7 + sequence * 31) % vocabulary) as u32;
+    let all = |shift: usize| -> Vec<u32> {
+        (0..sequences * context).map(|i| token(i / context, i % context + shift)).collect()
+    };
+    let (tokens, targets) = (all(0), all(1));
+    let sample = Sample { tokens: &tokens, targets: &targets, length: context };
+    let (mut losses, mut times) = (Vec::new(), Vec::new());
+    for update in 1..=args.steps as u64 + 1 {
+        times.push(spent(|| {
+            gradient.fill(0.0);
+            losses.push(model.loss_and_gradient(&kernels, &mut workspace, &mut gradient, sample));
+            let step =
+                AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, update };
+            kernels.adamw(&mut model.parameters, &mut first, &mut second, &gradient, &step);
+        }));
+    }
+    let step = median(&times[1..]);
+    let config = &model.config;
+    let matrices = model.layout.tensors.iter().filter(|tensor| tensor.shape.len() == 2);
+    let matrices: usize = matrices.map(|tensor| tensor.span.len).sum::<usize>() - model.layout.embedding.len;
+    // Causal attention counts half of its square.
+    let attention = config.num_hidden_layers * context * config.num_attention_heads * config.head_dim;
+    let (tokens, per_token) = ((sequences * context) as f64, 6.0 * (matrices + attention) as f64);
+    let bound = if args.precision == Precision::Bf16 { Bound::Bf16 } else { Bound::F32 };
+    vec![
+        Figure::new("training, per second of a core", tokens / step.cpu, "tokens/s", Bound::None),
+        Figure::new("training, on the wall", tokens / step.wall, "tokens/s", Bound::None),
+        Figure::new("arithmetic of the model", per_token * tokens * 1e-9 / step.cpu, "GFLOP/s", bound),
+        Figure::new("loss of the first step", f64::from(losses[0]), "nats", Bound::None),
+        Figure::new("loss of the last step", f64::from(losses[losses.len() - 1]), "nats", Bound::None),
+    ]
+}
+
+fn median(times: &[Spent]) -> Spent {
+    let of = |value: fn(&Spent) -> f64| {
+        let mut values: Vec<f64> = times.iter().map(value).collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    Spent { wall: of(|spent| spent.wall), cpu: of(|spent| spent.cpu) }
+}
+
+/// What [`infer`] measures.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct InferArgs {
+    /// The model: 10m, 24m or 125m parameters
+    #[arg(long, value_name = "NAME", default_value = "125m")]
+    pub model: Shape,
+
+    /// What weights are kept in, and the factors of long matrix products rounded to
+    #[arg(long, value_name = "NAME", default_value = "f32")]
+    pub precision: Precision,
+
+    /// Threads
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+
+    /// Tokens of the prompt
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    pub prompt: usize,
+
+    /// Tokens that are generated
+    #[arg(long, value_name = "TOKENS", default_value_t = 32)]
+    pub generate: usize,
+}
+
+/// A prompt, then one token after the other, of one sequence; the medians of three runs after one.
+pub fn infer(args: &InferArgs) -> Vec<Figure> {
+    let mut model = Model::new(args.model.config().0, 1234);
+    let matrices = model.layout.tensors.iter().filter(|tensor| tensor.shape.len() == 2);
+    let matrices: usize = matrices.map(|tensor| tensor.span.len).sum::<usize>() - model.layout.embedding.len;
+    // The output layer sees the last token only.
+    let layers = matrices - model.layout.head.len;
+    let bytes = match args.precision {
+        Precision::F32 => 4,
+        Precision::Bf16 => {
+            model.compact();
+            2
+        }
+    };
+    let kernels = Cpu::with_precision(args.threads, args.precision);
+    let vocabulary = model.config.vocab_size as u64;
+    let mut random = Random::new(42);
+    let prompt: Vec<u32> = (0..args.prompt).map(|_| (random.bits() % vocabulary) as u32).collect();
+    let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+    for _ in 0..4 {
+        let (mut cache, mut scratch, mut token) = (KvCache::default(), Scratch::default(), 0);
+        let mut next = |tokens: &[u32]| {
+            let logits = model.extend(&kernels, &mut scratch, &mut [Segment { cache: &mut cache, tokens }]);
+            let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
+            best.unwrap_or(0) as u32
+        };
+        prefill.push(spent(|| token = next(&prompt)));
+        decode.push(spent(|| (0..args.generate).for_each(|_| token = next(&[token]))));
+    }
+    let (prefill, decode) = (median(&prefill[1..]), median(&decode[1..]));
+    let (prompt, generated) = (args.prompt as f64, args.generate as f64);
+    let bound = if args.precision == Precision::Bf16 { Bound::Bf16 } else { Bound::F32 };
+    let weights = (matrices * bytes) as f64 * 1e-9;
+    vec![
+        Figure::new("prefill, per second of a core", prompt / prefill.cpu, "tokens/s", Bound::None),
+        Figure::new("prefill, on the wall", prompt / prefill.wall, "tokens/s", Bound::None),
+        Figure::new("prefill, arithmetic", 2e-9 * layers as f64 * prompt / prefill.cpu, "GFLOP/s", bound),
+        Figure::new("decode, per second of a core", generated / decode.cpu, "tokens/s", Bound::None),
+        Figure::new("decode, on the wall", generated / decode.wall, "tokens/s", Bound::None),
+        Figure::new("decode, weights read", weights * generated / decode.cpu, "GB/s", Bound::Memory),
+    ]
+}

@@ -1,0 +1,47 @@
+//! What one core of this machine can do at most.
+
+use super::{Bound, repeated};
+use crate::kernels::{self, Isa};
+
+/// The most that one core does in a second.
+#[derive(Clone, Copy, Debug)]
+pub struct Roofline {
+    /// Floating-point operations in f32, in GFLOP/s.
+    pub f32_gflops: f64,
+    /// Floating-point operations on bf16 factors, in GFLOP/s; those of f32 where there is no instruction.
+    pub bf16_gflops: f64,
+    /// Bytes read from memory, far more than any cache holds, in GB/s.
+    pub read_gbs: f64,
+}
+
+impl Roofline {
+    /// Measures it: loops that stay in registers, and a sum over a large array.
+    pub fn measure() -> Roofline {
+        /// Bytes of the array: more than the last cache of any processor of today that is shared by few cores.
+        const BYTES: usize = 768 << 20;
+        let values = vec![1.0; BYTES / 4];
+        let read = repeated(3, || _ = std::hint::black_box(kernels::peak::sum(&values)));
+        let rate = |operations: f64, work: fn() -> f32| {
+            let spent = repeated(5, || _ = std::hint::black_box(work()));
+            operations * 1e-9 / spent.cpu
+        };
+        let f32_gflops = rate(kernels::peak::F32_OPERATIONS, kernels::peak::multiply_f32);
+        let bf16_gflops = match kernels::peak::BF16_OPERATIONS {
+            Some(operations) if Isa::best().multiplies_bf16() => {
+                rate(operations, kernels::peak::multiply_bf16)
+            }
+            _ => f32_gflops,
+        };
+        Roofline { f32_gflops, bf16_gflops, read_gbs: BYTES as f64 * 1e-9 / read.cpu }
+    }
+
+    /// The bound of a figure in its unit.
+    pub fn of(&self, bound: Bound) -> Option<f64> {
+        match bound {
+            Bound::F32 => Some(self.f32_gflops),
+            Bound::Bf16 => Some(self.bf16_gflops),
+            Bound::Memory => Some(self.read_gbs),
+            Bound::None => None,
+        }
+    }
+}

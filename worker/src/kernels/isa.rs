@@ -1,0 +1,98 @@
+//! Which instructions this processor has, and functions compiled once for each set of them.
+
+/// The instructions that the inner loops are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// AVX-512 with dot products of bf16 pairs.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
+    /// AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// AVX2 with fused multiply-add.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// What the compiler assumes everywhere; on aarch64 that is NEON with fused multiply-add.
+    Portable,
+}
+
+impl Isa {
+    /// The best instructions that this processor has, found once.
+    pub fn best() -> Isa {
+        #[cfg(target_arch = "x86_64")]
+        {
+            static BEST: std::sync::OnceLock<Isa> = std::sync::OnceLock::new();
+            *BEST.get_or_init(|| {
+                let avx512 = is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl");
+                if avx512 && is_x86_feature_detected!("avx512bf16") {
+                    Isa::Avx512Bf16
+                } else if avx512 {
+                    Isa::Avx512
+                } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    Isa::Avx2
+                } else {
+                    Isa::Portable
+                }
+            })
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Portable
+    }
+
+    /// Its name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => "avx512+bf16",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => "avx2",
+            Isa::Portable if cfg!(target_arch = "aarch64") => "neon",
+            Isa::Portable => "portable",
+        }
+    }
+}
+
+/// Whether [`Isa::Portable`] has a fused multiply-add: the library call that stands in for it elsewhere is slow.
+pub const PORTABLE_FMA: bool = cfg!(target_arch = "aarch64");
+
+/// `a * b + c`, fused where the instruction exists.
+#[inline(always)]
+pub fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Compiles a function once for each [`Isa`] and calls the best one. Inside, `FMA` says whether
+/// [`multiply_add`] is fused.
+macro_rules! simd {
+    ($(#[$meta:meta])* $visible:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $return:ty)? $body:block) => {
+        $(#[$meta])*
+        $visible fn $name($($arg: $type),*) $(-> $return)? {
+            #[inline(always)]
+            #[allow(non_snake_case)]
+            fn body<const FMA: bool>($($arg: $type),*) $(-> $return)? $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+            fn avx512($($arg: $type),*) $(-> $return)? { body::<true>($($arg),*) }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2($($arg: $type),*) $(-> $return)? { body::<true>($($arg),*) }
+            use $crate::kernels::isa::{Isa, PORTABLE_FMA};
+            match Isa::best() {
+                // SAFETY: the instructions were found on this processor.
+                #[cfg(target_arch = "x86_64")]
+                #[allow(unsafe_code)]
+                Isa::Avx512 | Isa::Avx512Bf16 => unsafe { avx512($($arg),*) },
+                // SAFETY: the instructions were found on this processor.
+                #[cfg(target_arch = "x86_64")]
+                #[allow(unsafe_code)]
+                Isa::Avx2 => unsafe { avx2($($arg),*) },
+                Isa::Portable => body::<PORTABLE_FMA>($($arg),*),
+            }
+        }
+    };
+}
+pub(super) use simd;
