@@ -54,6 +54,7 @@ impl Backend for Cpu {
             island: None,
             place: format!("{core:05}"),
             logical: *core as u32,
+            physical: *core as u32,
             nodes: Vec::<PathBuf>::new(),
         };
         Discovery { devices: self.cores.iter().map(device).collect(), findings: Vec::new() }
