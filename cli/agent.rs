@@ -155,7 +155,11 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
     ran.map_err(|error| Failure::refused(error.to_string(), "See `aquifer agent --help`."))
 }
 
-fn ports(text: &str) -> Result<Ports, String> {
+/// Reads `FIRST-LAST`.
+///
+/// # Errors
+/// It is no such range.
+pub fn ports(text: &str) -> Result<Ports, String> {
     let ports = text.split_once('-').and_then(|(first, last)| {
         let (first, last): (u16, u16) = (first.parse().ok()?, last.parse().ok()?);
         (0 < first && first <= last).then_some(Ports { first, last })

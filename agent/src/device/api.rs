@@ -142,6 +142,9 @@ pub struct Link {
     pub is_linked: fn(u64) -> bool,
 }
 
+/// Reads the addresses of cards.
+pub type List = fn(&Opened) -> Result<Vec<[usize; 2]>, CallError>;
+
 /// One generation of a vendor's library. Where several calls are listed, the first that the library has and that
 /// succeeds counts.
 #[derive(Clone, Copy, Debug)]
@@ -149,7 +152,7 @@ pub struct Api {
     pub init: &'static [Probe],
     pub count: &'static [Probe],
     /// Addresses of cards, where they are not the numbers up to `count`.
-    pub list: Option<fn(&Opened) -> Result<Vec<[usize; 2]>, CallError>>,
+    pub list: Option<List>,
     pub handle: &'static [Probe],
     pub memory_part: &'static [Probe],
     pub uuid: &'static [Probe],

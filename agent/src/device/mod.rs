@@ -140,10 +140,7 @@ fn merge(known: &mut Vec<Found>, now: Vec<Found>, why_missing: Option<&str>) {
             Some(at) => (known[at], seen[at]) = (found, true),
             // A card that was read before is not another one for being unreadable now.
             None if is_unread(&found)
-                && known.iter().any(|device| device.place.starts_with(&found.place)) =>
-            {
-                ()
-            }
+                && known.iter().any(|device| device.place.starts_with(&found.place)) => {}
             None => {
                 known.push(found);
                 seen.push(true);

@@ -58,7 +58,7 @@ pub fn seat(sysfs: &Path, place: &str) -> Seat {
 pub fn is_place(text: &str) -> bool {
     let parts: Vec<&str> = text.split([':', '.']).collect();
     let hex = |text: &&str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    parts.len() == 4 && parts.iter().all(|part| hex(&part))
+    parts.len() == 4 && parts.iter().all(hex)
 }
 
 #[cfg(test)]
