@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(after_help = "\
 Example:
-  sudo -u aquifer aquifer doctor --server http://head:7700
+  aquifer doctor --server http://head:7700
 
 Run it as the user that the agent runs as. The exit code is 1 if anything keeps the machine from working.")]
 pub struct Args {
