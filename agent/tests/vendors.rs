@@ -301,6 +301,7 @@ impl Machine {
             libraries: vec![dir.path().into()],
             patience: Duration::from_secs(10),
             pause: Duration::from_millis(1),
+            ..Roots::default()
         };
         let machine = Machine { dir, roots };
         Some(machine)

@@ -11,7 +11,7 @@ use super::by_library::ByLibrary;
 use super::by_sysfs::BySysfs;
 use super::{
     Backend, BackendChoice, Cpu, DeviceChoice, DeviceError, Fake, Finding, Found, Roots, Visibility, fake,
-    pci, visible,
+    visible,
 };
 use crate::host::Host;
 use crate::json;
@@ -94,7 +94,7 @@ impl Backends {
     /// A backend for every vendor that has something plugged in, and for NVIDIA, whose cards a virtual machine may
     /// have without showing a bus.
     fn add_plugged(&mut self) {
-        let mut plugged: Vec<Vendor> = pci::scan(&self.roots.sysfs).into_keys().collect();
+        let mut plugged: Vec<Vendor> = self.roots.all_plugged().into_keys().collect();
         plugged.push(Vendor::Nvidia);
         plugged.extend(super::kfd::is_there(&self.roots).then_some(Vendor::Amd));
         for vendor in plugged {

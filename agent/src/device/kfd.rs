@@ -10,7 +10,7 @@ use aquifer_core::{DeviceClass, Vendor};
 use super::api::place_text;
 use super::reader::{model_of, without_library};
 use super::roots::{Roots, read, read_number};
-use super::{Discovery, Finding, Found, pci, topology, visible};
+use super::{Discovery, Finding, Found, topology, visible};
 
 /// `CRAT_IOLINK_TYPE_XGMI`; PCI Express is 2.
 const XGMI: u64 = 11;
@@ -76,7 +76,7 @@ pub fn look(roots: &Roots) -> Discovery {
     for (number, island) in topology::islands(&numbers, links) {
         found.devices[at[&number]].island = Some(island);
     }
-    for place in pci::scan(&roots.sysfs).remove(&Vendor::Amd).unwrap_or_default() {
+    for place in roots.plugged(Vendor::Amd) {
         if !found.devices.iter().any(|device| device.place.starts_with(&place)) {
             let what = format!("the card at {place} is plugged in, but the driver does not list it");
             found.findings.push(Finding { vendor: Vendor::Amd, what });

@@ -1,14 +1,16 @@
 //! Where devices are looked for.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use aquifer_core::Vendor;
 
 use super::pci;
 
 /// Where devices are looked for, and how patiently. Tests have their own.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Roots {
     /// What the kernel knows: `/sys`.
     pub sysfs: PathBuf,
@@ -18,6 +20,19 @@ pub struct Roots {
     pub patience: Duration,
     /// How long to wait after a library could not be initialised; twice as long each time, up to five minutes.
     pub pause: Duration,
+    /// What was plugged in a moment ago: a machine has hundreds of places to look at, and every vendor asks.
+    pub plugged: Plugged,
+}
+
+/// Bus addresses of each vendor's accelerators, kept for a second.
+#[derive(Clone, Debug, Default)]
+pub struct Plugged(Arc<Mutex<Option<Scan>>>);
+
+#[derive(Debug)]
+struct Scan {
+    sysfs: PathBuf,
+    until: Instant,
+    found: BTreeMap<Vendor, Vec<String>>,
 }
 
 impl Default for Roots {
@@ -27,6 +42,7 @@ impl Default for Roots {
             libraries: Vec::new(),
             patience: Duration::from_secs(5),
             pause: Duration::from_secs(5),
+            plugged: Plugged::default(),
         }
     }
 }
@@ -37,7 +53,21 @@ pub const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 impl Roots {
     /// Bus addresses of a vendor's accelerators, ascending.
     pub fn plugged(&self, vendor: Vendor) -> Vec<String> {
-        pci::scan(&self.sysfs).remove(&vendor).unwrap_or_default()
+        self.all_plugged().remove(&vendor).unwrap_or_default()
+    }
+
+    /// Bus addresses of each vendor's accelerators, ascending.
+    pub fn all_plugged(&self) -> BTreeMap<Vendor, Vec<String>> {
+        let mut kept = self.plugged.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match &*kept {
+            Some(scan) if scan.sysfs == self.sysfs && Instant::now() < scan.until => scan.found.clone(),
+            _ => {
+                let found = pci::scan(&self.sysfs);
+                let until = Instant::now() + Duration::from_secs(1);
+                *kept = Some(Scan { sysfs: self.sysfs.clone(), until, found: found.clone() });
+                found
+            }
+        }
     }
 
     /// The kernel's directory for what is at a bus address.
