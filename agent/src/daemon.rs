@@ -397,10 +397,18 @@ impl Daemon {
 
     fn on_refreshed(&mut self, backends: Backends) {
         let inventory = inventory_of(&backends, &self.host, &self.config);
-        if *self.inventory != inventory {
+        let hello = hello_of(&self.agent, &self.config, &backends);
+        let told = self.hello.borrow().findings.clone();
+        for finding in hello.findings.iter().filter(|finding| !told.contains(finding)) {
+            tracing::warn!("{finding}");
+        }
+        let is_new = *self.inventory != inventory;
+        if is_new {
             self.inventory = Arc::new(inventory);
             self.agent.on_inventory(self.inventory.clone());
-            self.hello.send_replace(hello_of(&self.agent, &self.config, &backends));
+        }
+        if is_new || told != hello.findings {
+            self.hello.send_replace(hello);
         }
         self.backends = Some(backends);
         self.launch_waiting();
@@ -457,7 +465,7 @@ fn hello_of(agent: &NodeAgent, config: &AgentConfig, backends: &Backends) -> v1:
         boot: agent.boot(),
         version: env!("CARGO_PKG_VERSION").into(),
         term: agent.term(),
-        findings: backends.findings().iter().map(|finding| finding.what.clone()).collect(),
+        findings: backends.findings().iter().map(ToString::to_string).collect(),
     }
 }
 

@@ -1,10 +1,9 @@
 //! Every vendor's backend through the real path: a library that the test compiles, loaded and called at run time.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use aquifer_agent::device::{Backend, Backends, ByLibrary, Discovery, Found, Roots};
 use aquifer_agent::host::Host;
@@ -303,8 +302,7 @@ impl Machine {
             pause: Duration::from_millis(1),
             ..Roots::default()
         };
-        let machine = Machine { dir, roots };
-        Some(machine)
+        Some(Machine { dir, roots })
     }
 
     fn backend(&self, stub: &Stub) -> ByLibrary {
