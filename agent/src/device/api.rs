@@ -164,8 +164,10 @@ pub struct Api {
     pub memory: &'static [Probe],
     /// The number by which the vendor's runtime knows the card; without, that of the card.
     pub logical: &'static [Probe],
-    /// The number of its device node; without, that of the card.
+    /// The number of its device node; without, the logical one.
     pub physical: &'static [Probe],
+    /// The logical number may be that of another card's device node: a card without its own is at fault.
+    pub needs_physical: bool,
     pub checks: &'static [Check],
     pub events: Option<Events>,
     pub slices: Option<Slices>,
@@ -192,6 +194,7 @@ pub const NOTHING: Api = Api {
     memory: &[],
     logical: &[],
     physical: &[],
+    needs_physical: false,
     checks: &[],
     events: None,
     slices: None,

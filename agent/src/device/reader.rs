@@ -284,17 +284,18 @@ impl Reader {
             },
             Value::number,
         );
-        let number = |probes, or: u32| match opened.first(probes, about) {
-            Ok(number) => number.number() as u32,
-            Err(_) => or,
+        // A worker that is told a wrong number gets another one's card: without an answer there is no card.
+        let logical = match api.logical {
+            // The second generation of DCMI addresses cards by what is the logical number.
+            [] if api.list.is_some() => about.card[0] as u32,
+            [] => index,
+            probes => opened.first(probes, about)?.number() as u32,
         };
-        // The second generation of DCMI addresses cards by what is the logical number.
-        let unnumbered =
-            if api.list.is_some() && api.logical.is_empty() { about.card[0] as u32 } else { index };
-        let logical = number(api.logical, unnumbered);
         let of_logical = Context { index: logical as usize, ..*about };
-        let physical =
-            opened.first(api.physical, &of_logical).map_or(logical, |number| number.number() as u32);
+        let physical = match opened.first(api.physical, &of_logical) {
+            Err(error) if api.needs_physical => return Err(error),
+            answer => answer.map_or(logical, |number| number.number() as u32),
+        };
         Ok(Found {
             class: Arc::new(DeviceClass { vendor, model: model.as_str().into(), memory_bytes }),
             uuid: uuid.as_str().into(),

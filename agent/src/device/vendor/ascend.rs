@@ -54,6 +54,7 @@ const V1: Api = Api {
     logical: &[probe("dcmi_get_device_logic_id", &[Out(0), Card, Chip], 4, U32)],
     // Of the logical number, which stands in `Index` when it is asked for.
     physical: &[probe("dcmi_get_device_phyid_from_logicid", &[Index, Out(0)], 4, U32)],
+    needs_physical: true,
     checks: &[Check {
         probe: probe("dcmi_get_device_health", &[Card, Chip, Out(0)], 4, U32),
         rule: Rule::Values(HEALTH),
