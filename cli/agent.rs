@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aquifer_agent::device::DeviceChoice;
+use aquifer_agent::device::{DeviceChoice, Roots};
 use aquifer_agent::{AgentConfig, Retention};
 use aquifer_core::Ports;
 
@@ -35,9 +35,16 @@ pub struct Args {
     #[arg(long, env = "AQUIFER_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<String>,
     /// Devices to offer: `auto` (all accelerators, or the cores as devices if there is none), `none`, or a list of
-    /// `cpu`, `cpu:0-3+6`, `nvidia` and `fake:FILE` with commas. Default: auto
+    /// `cpu`, `cpu:0-3+6`, vendors (`nvidia`, `ascend`, `nvidia:LIBRARY`, …) and `fake:FILE` with commas. Default: auto
     #[arg(long, env = "AQUIFER_DEVICES", value_name = "DEVICES")]
     pub devices: Option<String>,
+    /// Directories in which vendors' libraries are looked for first, with colons. Default: none, only where the
+    /// system and the vendors have them
+    #[arg(long, env = "AQUIFER_LIBRARY_PATH", value_name = "DIRS")]
+    pub library_path: Option<String>,
+    /// What the kernel knows of devices, for containers that have it elsewhere. Default: /sys
+    #[arg(long, env = "AQUIFER_SYSFS", value_name = "DIR")]
+    pub sysfs: Option<String>,
     /// Cores to offer, like 8 or 1.5. Default: all
     #[arg(long, env = "AQUIFER_CPUS", value_name = "CORES")]
     pub cpus: Option<String>,
@@ -106,6 +113,11 @@ impl Args {
             devices: settings.take("devices", self.devices.as_ref(), "auto", |text| {
                 text.parse::<DeviceChoice>().map_err(|error| error.to_string())
             })?,
+            roots: Roots {
+                libraries: settings.take("library-path", self.library_path.as_ref(), "", libraries)?,
+                sysfs: settings.take("sysfs", self.sysfs.as_ref(), "/sys", absolute)?,
+                ..Roots::default()
+            },
             cpus_milli: settings.take_optional("cpus", self.cpus.as_ref(), milli)?,
             memory_bytes: settings.take_optional("memory", self.memory.as_ref(), parse_size)?,
             address: settings.take("address", self.address.as_ref(), address, text)?,
@@ -143,12 +155,24 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
     ran.map_err(|error| Failure::refused(error.to_string(), "See `aquifer agent --help`."))
 }
 
-fn ports(text: &str) -> Result<Ports, String> {
+/// Reads `FIRST-LAST`.
+///
+/// # Errors
+/// It is no such range.
+pub fn ports(text: &str) -> Result<Ports, String> {
     let ports = text.split_once('-').and_then(|(first, last)| {
         let (first, last): (u16, u16) = (first.parse().ok()?, last.parse().ok()?);
         (0 < first && first <= last).then_some(Ports { first, last })
     });
     ports.ok_or_else(|| "expected FIRST-LAST, like 20000-28999".into())
+}
+
+/// Reads directories with colons between them.
+///
+/// # Errors
+/// One of them is no absolute path.
+pub fn libraries(text: &str) -> Result<Vec<PathBuf>, String> {
+    text.split(':').filter(|dir| !dir.is_empty()).map(absolute).collect()
 }
 
 fn labels(text: &str) -> Result<BTreeMap<String, String>, String> {

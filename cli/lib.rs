@@ -9,6 +9,8 @@ pub mod cancel;
 pub mod client;
 pub mod completions;
 pub mod demo;
+pub mod devices;
+pub mod doctor;
 pub mod drain;
 pub mod explain;
 pub mod flags;
@@ -75,6 +77,8 @@ pub enum Command {
     Unreserve(reservations::UnreserveArgs),
     Usage(usage::Args),
     Watch(watch::Args),
+    Devices(devices::Args),
+    Doctor(doctor::Args),
     Completions(completions::Args),
     Man(completions::ManArgs),
 }
@@ -87,6 +91,8 @@ pub fn run(command: Command, global: &Global, cli: clap::Command) -> Result<Exit
     let command = match command {
         Command::Completions(args) => return Ok(completions::run(&args, cli)),
         Command::Man(args) => return completions::man(&args, cli),
+        Command::Devices(args) => return devices::run(&args, global),
+        Command::Doctor(args) => return doctor::run(&args, global),
         command => command,
     };
     let output = Output::new(global.json, global.no_color);
@@ -114,7 +120,9 @@ pub fn run(command: Command, global: &Global, cli: clap::Command) -> Result<Exit
             Command::Unreserve(args) => reservations::unreserve(args, session).await,
             Command::Usage(args) => usage::run(args, session).await,
             Command::Watch(args) => watch::run(args, session).await,
-            Command::Completions(_) | Command::Man(_) => unreachable!("they need no scheduler"),
+            Command::Devices(_) | Command::Doctor(_) | Command::Completions(_) | Command::Man(_) => {
+                unreachable!("they need no scheduler")
+            }
         }
     })
 }

@@ -172,7 +172,7 @@ fn commands() -> Vec<Vec<String>> {
 }
 
 /// The long-running commands have tests of their own.
-const CLIENT: [&str; 21] = [
+const CLIENT: [&str; 23] = [
     "run",
     "submit",
     "jobs",
@@ -192,6 +192,8 @@ const CLIENT: [&str; 21] = [
     "unreserve",
     "usage",
     "watch",
+    "devices",
+    "doctor",
     "completions",
     "man",
 ];

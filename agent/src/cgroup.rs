@@ -21,6 +21,11 @@ pub struct Limits {
     pub memory: bool,
 }
 
+/// Finds out what an agent that runs as this process does can enforce.
+pub fn enforceable() -> Limits {
+    Cgroups::open().limits()
+}
+
 /// The groups under which those of workers are made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cgroups {

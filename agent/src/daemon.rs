@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use tonic::transport::Endpoint;
 
 use crate::command::{self, Surroundings};
-use crate::device::{Backends, DeviceChoice, DeviceError};
+use crate::device::{Backends, DeviceChoice, DeviceError, Roots};
 use crate::host::Host;
 use crate::launcher::{Launcher, LauncherConfig, LauncherError, News, SupervisorCommand};
 use crate::process;
@@ -47,6 +47,8 @@ pub struct AgentConfig {
     pub state_dir: PathBuf,
     /// Which devices to offer.
     pub devices: DeviceChoice,
+    /// Where to look for them.
+    pub roots: Roots,
     /// Processor time to offer, in thousandths of a core; `None`: all of it.
     pub cpus_milli: Option<u32>,
     /// Main memory to offer, in bytes; `None`: all of it.
@@ -179,9 +181,10 @@ impl Daemon {
         let (lost, workers): (Vec<_>, Vec<_>) =
             workers.into_iter().partition(|(id, _)| launcher.was_lost(*id));
         lost.into_iter().for_each(|(id, _)| launcher.forget(id));
-        let (choice, known, facts) =
-            (config.devices.clone(), config.state_dir.join("devices.json"), host.clone());
-        let backends = tokio::task::spawn_blocking(move || Backends::open(&choice, &facts, Some(&known)));
+        let (choice, roots, facts) = (config.devices.clone(), config.roots.clone(), host.clone());
+        let known = config.state_dir.join("devices.json");
+        let backends =
+            tokio::task::spawn_blocking(move || Backends::open(&choice, &facts, &roots, Some(&known)));
         let backends = backends.await.expect("discovery does not panic")?;
         for finding in backends.findings() {
             tracing::warn!(vendor = %finding.vendor, "{}", finding.what);
@@ -337,7 +340,7 @@ impl Daemon {
     fn launch_waiting(&mut self) {
         let Some(backends) = &self.backends else { return };
         for (id, order) in self.waiting.drain(..) {
-            let seen = backends.visibility(&order.allocation.devices);
+            let seen = backends.visibility(&order.allocation.devices, order.allocation.slice);
             self.launcher.launch(command::launch(id, &order, seen, &self.surroundings));
         }
     }
@@ -397,10 +400,18 @@ impl Daemon {
 
     fn on_refreshed(&mut self, backends: Backends) {
         let inventory = inventory_of(&backends, &self.host, &self.config);
-        if *self.inventory != inventory {
+        let hello = hello_of(&self.agent, &self.config, &backends);
+        let told = self.hello.borrow().findings.clone();
+        for finding in hello.findings.iter().filter(|finding| !told.contains(finding)) {
+            tracing::warn!("{finding}");
+        }
+        let is_new = *self.inventory != inventory;
+        if is_new {
             self.inventory = Arc::new(inventory);
             self.agent.on_inventory(self.inventory.clone());
-            self.hello.send_replace(hello_of(&self.agent, &self.config, &backends));
+        }
+        if is_new || told != hello.findings {
+            self.hello.send_replace(hello);
         }
         self.backends = Some(backends);
         self.launch_waiting();
@@ -457,7 +468,7 @@ fn hello_of(agent: &NodeAgent, config: &AgentConfig, backends: &Backends) -> v1:
         boot: agent.boot(),
         version: env!("CARGO_PKG_VERSION").into(),
         term: agent.term(),
-        findings: backends.findings().iter().map(|finding| finding.what.clone()).collect(),
+        findings: backends.findings().iter().map(ToString::to_string).collect(),
     }
 }
 

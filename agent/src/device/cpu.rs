@@ -52,9 +52,10 @@ impl Backend for Cpu {
             uuid: format!("cpu-{}-{core}", self.host_name).into(),
             fault: (!own.contains(core)).then(|| "taken from the agent".into()),
             island: None,
-            speed_milli: 1000,
+            speed_milli: None,
             place: format!("{core:05}"),
             logical: *core as u32,
+            physical: *core as u32,
             nodes: Vec::<PathBuf>::new(),
         };
         Discovery { devices: self.cores.iter().map(device).collect(), findings: Vec::new() }

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use aquifer_core::{DeviceClass, Name, Vendor};
 use serde::Deserialize;
 
-use super::{Backend, DeviceError, Discovery, Finding, Found, Visibility, visible_devices_variable};
+use super::{Backend, DeviceError, Discovery, Finding, Found, Visibility, merge, visible_devices_variable};
 
 /// One vendor's devices of a file.
 pub struct Fake {
@@ -83,15 +83,10 @@ impl Backend for Fake {
     }
 
     /// A file that is just being rewritten breaks no card.
-    fn health(&mut self, devices: &mut [Found]) -> Vec<Finding> {
+    fn health(&mut self, devices: &mut Vec<Found>) -> Vec<Finding> {
         let now = self.discover();
         if now.findings.is_empty() {
-            for device in devices {
-                match now.devices.iter().find(|found| found.uuid == device.uuid) {
-                    Some(found) => *device = found.clone(),
-                    None => device.fault = Some("not found any more".into()),
-                }
-            }
+            merge(devices, now.devices, None);
         }
         now.findings
     }
@@ -134,10 +129,11 @@ pub fn parse_fake(text: &str) -> Result<(Vec<Found>, BTreeMap<Name, Name>), Devi
                 class: class.clone(),
                 uuid: format!("{prefix}-{suffix}").into(),
                 fault: entry.faults.get(&number.to_string()).map(|fault| fault.as_str().into()),
-                speed_milli: (speed * 1000.0).round() as u32,
+                speed_milli: entry.speed.map(|speed| (speed * 1000.0).round() as u32),
                 island: entry.island_size.map(|size| (islands + number / size) as u16),
                 place: format!("{entry_number:04}-{number:05}"),
                 logical,
+                physical: logical,
                 nodes: Vec::new(),
             });
         }

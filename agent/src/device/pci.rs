@@ -33,8 +33,12 @@ pub fn scan(sysfs: &Path) -> BTreeMap<Vendor, Vec<String>> {
             u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
         };
         let (Some(vendor), Some(class)) = (number("vendor"), number("class")) else { continue };
-        if let Some(vendor) = accelerator(vendor, class) {
-            found.entry(vendor).or_default().push(entry.file_name().to_string_lossy().into_owned());
+        let place = entry.file_name().to_string_lossy().into_owned();
+        // What is handed to a virtual machine is not this machine's.
+        let driver = fs::read_link(entry.path().join("driver")).unwrap_or_default();
+        let is_lent = driver.file_name().is_some_and(|name| name == "vfio-pci");
+        if let Some(vendor) = accelerator(vendor, class, &place).filter(|_| !is_lent) {
+            found.entry(vendor).or_default().push(place);
         }
     }
     found.values_mut().for_each(|places| places.sort());
@@ -43,12 +47,14 @@ pub fn scan(sysfs: &Path) -> BTreeMap<Vendor, Vec<String>> {
 
 /// Whose accelerator it is, if it is one: a processing accelerator, or a display controller, but none that only
 /// drives a screen.
-fn accelerator(vendor: u32, class: u32) -> Option<Vendor> {
+fn accelerator(vendor: u32, class: u32, place: &str) -> Option<Vendor> {
     let (_, vendor) = *VENDORS.iter().find(|(id, _)| *id == vendor)?;
     match (class >> 16, class >> 8) {
         (0x12, _) => Some(vendor),
-        // The graphics of an Intel or AMD processor, and the screen of a Huawei server's management controller.
-        (0x03, 0x0300) if matches!(vendor, Vendor::Intel | Vendor::Amd | Vendor::Ascend) => None,
+        // Intel's own cards stand behind a bridge, the graphics of its processors do not.
+        (0x03, 0x0300) if vendor == Vendor::Intel => (!place.contains(":00:")).then_some(vendor),
+        // The graphics of an AMD processor (its cards are found by the driver), and the screen of a Huawei server's management controller.
+        (0x03, 0x0300) if matches!(vendor, Vendor::Amd | Vendor::Ascend) => None,
         (0x03, _) => Some(vendor),
         _ => None,
     }
@@ -69,6 +75,7 @@ mod tests {
             ("0000:02:00.0", "0x19e5", "0x030000"),
             ("0000:00:02.0", "0x8086", "0x030000"),
             ("0000:00:03.0", "0x8086", "0x038000"),
+            ("0000:0b:00.0", "0x8086", "0x030000"),
             ("0000:00:1f.0", "0x8086", "0x060100"),
             ("0000:00:05.0", "0x1af4", "0x120000"),
             ("0000:00:06.0", "rubbish", "0x120000"),
@@ -82,7 +89,7 @@ mod tests {
         let expected = [
             (Vendor::Nvidia, vec!["0000:1a:00.0".to_string(), "0000:1b:00.0".to_string()]),
             (Vendor::Ascend, vec!["0000:c1:00.0".to_string()]),
-            (Vendor::Intel, vec!["0000:00:03.0".to_string()]),
+            (Vendor::Intel, vec!["0000:00:03.0".to_string(), "0000:0b:00.0".to_string()]),
         ];
         assert_eq!(scan(sysfs.path()), BTreeMap::from(expected));
         assert_eq!(scan(&sysfs.path().join("missing")), BTreeMap::new());

@@ -1,0 +1,298 @@
+//! All backends of a node together: indices that stay, and what they see as one.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aquifer_core::{Device, DeviceClass, Inventory, Name, Ports, Slice, Vendor};
+use serde::{Deserialize, Serialize};
+
+use super::by_library::ByLibrary;
+use super::by_sysfs::BySysfs;
+use super::{
+    Backend, BackendChoice, Cpu, DeviceChoice, DeviceError, Fake, Finding, Found, Roots, Visibility, fake,
+    visible,
+};
+use crate::host::Host;
+use crate::json;
+
+/// All backends of a node. The index of a device never changes while the machine is up.
+pub struct Backends {
+    backends: Vec<Box<dyn Backend>>,
+    /// With the backend of each, an index of `backends`; `None` for one that was known before and is not found.
+    devices: Vec<(Option<usize>, Found)>,
+    findings: Vec<Finding>,
+    labels: BTreeMap<Name, Name>,
+    roots: Roots,
+    /// Vendors are added as their devices appear.
+    automatic: bool,
+}
+
+impl Backends {
+    /// Starts the chosen backends and looks at everything once.
+    ///
+    /// `known`: a file that keeps the order of devices over restarts of the agent, so that the index of a device
+    /// stays what running workers were told, even if one has been lost since. It counts for one boot and one choice.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a core or a file of fake devices that was asked for does not exist.
+    pub fn open(
+        choice: &DeviceChoice,
+        host: &Host,
+        roots: &Roots,
+        known: Option<&Path>,
+    ) -> Result<Backends, DeviceError> {
+        let mut all = Backends {
+            backends: Vec::new(),
+            devices: Vec::new(),
+            findings: Vec::new(),
+            labels: BTreeMap::new(),
+            roots: roots.clone(),
+            automatic: *choice == DeviceChoice::Auto,
+        };
+        match choice {
+            DeviceChoice::Auto => all.add_plugged(),
+            DeviceChoice::These(parts) => {
+                parts.iter().try_for_each(|part| all.add(part, host))?;
+            }
+        }
+        all.discover();
+        // Cards that cannot be used must not keep a machine from working with what it has.
+        if all.automatic && all.devices.iter().all(|(_, found)| found.fault.is_some()) {
+            all.backends.push(Box::new(Cpu::new(host, &[])?));
+            all.look(all.backends.len() - 1);
+        }
+        if let Some(file) = known {
+            all.keep_order(file, &host.boot_id, &format!("{choice:?}"));
+        }
+        Ok(all)
+    }
+
+    fn add(&mut self, part: &BackendChoice, host: &Host) -> Result<(), DeviceError> {
+        match part {
+            BackendChoice::Cpu(cores) => self.backends.push(Box::new(Cpu::new(host, cores)?)),
+            BackendChoice::Vendor(vendor, library) => self.add_vendor(*vendor, library.clone()),
+            BackendChoice::Fake(file) => {
+                self.labels.extend(fake::labels(file)?);
+                for vendor in fake::vendors(file)? {
+                    self.backends.push(Box::new(Fake::new(file.clone(), vendor)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add_vendor(&mut self, vendor: Vendor, library: Option<PathBuf>) {
+        let backend: Box<dyn Backend> = match ByLibrary::new(vendor, library, &self.roots) {
+            Some(backend) => Box::new(backend),
+            None => Box::new(BySysfs::new(vendor, &self.roots)),
+        };
+        self.backends.push(backend);
+    }
+
+    /// A backend for every vendor that has something plugged in, and for NVIDIA, whose cards a virtual machine may
+    /// have without showing a bus.
+    fn add_plugged(&mut self) {
+        let mut plugged: Vec<Vendor> = self.roots.all_plugged().into_keys().collect();
+        plugged.push(Vendor::Nvidia);
+        plugged.extend(super::kfd::is_there(&self.roots).then_some(Vendor::Amd));
+        for vendor in plugged {
+            if self.backends.iter().all(|backend| backend.vendor() != vendor) {
+                self.add_vendor(vendor, None);
+            }
+        }
+    }
+
+    /// Looks again whether all devices are well. True if anything changed.
+    pub fn refresh(&mut self) -> bool {
+        let before = (self.devices.clone(), self.findings.clone());
+        self.findings.clear();
+        if self.automatic {
+            self.add_plugged();
+        }
+        for index in 0..self.backends.len() {
+            self.look(index);
+        }
+        before != (self.devices.clone(), self.findings.clone())
+    }
+
+    /// Looks at the devices of one backend again.
+    fn look(&mut self, index: usize) {
+        let mine = |entry: &&mut (Option<usize>, Found)| entry.0 == Some(index);
+        let mut devices: Vec<Found> =
+            self.devices.iter_mut().filter(mine).map(|entry| entry.1.clone()).collect();
+        let backend = &mut self.backends[index];
+        let mut findings = backend.health(&mut devices);
+        // A machine without any NVIDIA card needs no word about its missing driver.
+        if self.automatic && devices.is_empty() && self.roots.plugged(backend.vendor()).is_empty() {
+            findings.clear();
+        }
+        self.findings.extend(findings);
+        let mut devices = devices.into_iter();
+        for (slot, device) in self.devices.iter_mut().filter(mine).zip(devices.by_ref()) {
+            slot.1 = device;
+        }
+        self.devices.extend(devices.map(|device| (Some(index), device)));
+    }
+
+    /// The devices in the order of their indices.
+    pub fn devices(&self) -> Vec<Device> {
+        // Each backend counts its islands from 0.
+        let mut first = vec![0; self.backends.len() + 1];
+        for index in 0..self.backends.len() {
+            let own = self.devices.iter().filter(|entry| entry.0 == Some(index));
+            let own = own.filter_map(|(_, found)| found.island).map(|island| island + 1).max();
+            first[index + 1] = first[index] + own.unwrap_or(0);
+        }
+        let device = |(backend, found): &(Option<usize>, Found)| Device {
+            class: found.class.clone(),
+            uuid: found.uuid.clone(),
+            fault: found.fault.clone(),
+            speed_milli: found.speed_milli.unwrap_or(1000),
+            island: found.island.map(|island| island + backend.map_or(0, |backend| first[backend])),
+        };
+        self.devices.iter().map(device).collect()
+    }
+
+    /// What the backends know of them, in the order of their indices.
+    pub fn found(&self) -> impl Iterator<Item = &Found> {
+        self.devices.iter().map(|(_, found)| found)
+    }
+
+    /// What people should know: drivers that are missing, libraries that do not answer.
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+
+    /// What the node offers, as a report to the scheduler has it.
+    ///
+    /// `labels` go over those of a file of fake devices.
+    pub fn inventory(
+        &self,
+        host: &Host,
+        address: &str,
+        ports: Ports,
+        labels: &BTreeMap<Name, Name>,
+    ) -> Inventory {
+        let mut all_labels = self.labels.clone();
+        all_labels.extend(labels.iter().map(|(key, value)| (key.clone(), value.clone())));
+        Inventory {
+            devices: self.devices(),
+            cpus_milli: host.cpus_milli,
+            memory_bytes: host.memory_bytes,
+            address: address.into(),
+            ports,
+            labels: all_labels,
+        }
+    }
+
+    /// Makes a worker see exactly the devices of these indices; an index that does not exist shows nothing.
+    ///
+    /// `slice`: what it holds of each of them, if not all.
+    pub fn visibility(&self, indices: &[u16], slice: Option<Slice>) -> Visibility {
+        let mut merged = Visibility::default();
+        for (number, backend) in self.backends.iter().enumerate() {
+            let held = indices.iter().filter_map(|index| self.devices.get(usize::from(*index)));
+            let held: Vec<&Found> =
+                held.filter(|entry| entry.0 == Some(number)).map(|entry| &entry.1).collect();
+            let mut shown = backend.visibility(&held);
+            if let Some(slice) = slice.filter(|_| !held.is_empty()) {
+                shown.env.extend(visible::share(backend.vendor(), slice));
+            }
+            for (key, value) in shown.env {
+                // Several vendors read the same variable: the one whose devices are held has it.
+                match merged.env.iter_mut().find(|(known, _)| *known == key) {
+                    Some(known) if !held.is_empty() => known.1 = value,
+                    Some(_) => (),
+                    None => merged.env.push((key, value)),
+                }
+            }
+            merged.device_nodes.extend(shown.device_nodes);
+            merged.cpu_affinity.extend(shown.cpu_affinity);
+        }
+        merged
+    }
+
+    fn discover(&mut self) {
+        for index in 0..self.backends.len() {
+            self.look(index);
+        }
+        let order = |(_, found): &(Option<usize>, Found)| {
+            (found.class.vendor, found.place.clone(), found.logical, found.uuid.clone())
+        };
+        self.devices.sort_by_key(order);
+    }
+
+    /// Puts the devices in the order in which they were known before, the new ones behind.
+    fn keep_order(&mut self, file: &Path, boot_id: &str, choice: &str) {
+        let known: Option<Known> = json::read(file).ok();
+        let known = known.filter(|known| known.boot_id == boot_id && known.choice == choice);
+        let mut found = std::mem::take(&mut self.devices);
+        for device in known.map(|known| known.devices).unwrap_or_default() {
+            let Ok(vendor) = device.vendor.parse() else { continue };
+            let entry = match found.iter().position(|(_, found)| *found.uuid == *device.uuid) {
+                Some(index) => found.remove(index),
+                None => {
+                    (self.backends.iter().position(|backend| backend.vendor() == vendor), device.lost(vendor))
+                }
+            };
+            self.devices.push(entry);
+        }
+        self.devices.append(&mut found);
+        let devices = self.devices.iter().map(|(_, found)| KnownDevice::from(found)).collect();
+        let known = Known { boot_id: boot_id.to_string(), choice: choice.to_string(), devices };
+        if let Err(error) = json::replace(file, &known) {
+            let what = format!("the order of devices cannot be kept in {}: {error}", file.display());
+            self.findings
+                .extend(self.devices.first().map(|(_, found)| Finding { vendor: found.class.vendor, what }));
+        }
+    }
+}
+
+/// The file that keeps the order of devices.
+#[derive(Serialize, Deserialize)]
+struct Known {
+    boot_id: String,
+    choice: String,
+    devices: Vec<KnownDevice>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct KnownDevice {
+    vendor: String,
+    model: String,
+    memory_bytes: u64,
+    uuid: String,
+    place: String,
+}
+
+impl KnownDevice {
+    fn lost(&self, vendor: Vendor) -> Found {
+        let class =
+            DeviceClass { vendor, model: self.model.as_str().into(), memory_bytes: self.memory_bytes };
+        Found {
+            class: Arc::new(class),
+            uuid: self.uuid.as_str().into(),
+            fault: Some("not found any more".into()),
+            island: None,
+            speed_milli: None,
+            place: self.place.clone(),
+            logical: u32::MAX,
+            physical: u32::MAX,
+            nodes: Vec::new(),
+        }
+    }
+}
+
+impl From<&Found> for KnownDevice {
+    fn from(found: &Found) -> KnownDevice {
+        KnownDevice {
+            vendor: found.class.vendor.to_string(),
+            model: found.class.model.to_string(),
+            memory_bytes: found.class.memory_bytes,
+            uuid: found.uuid.to_string(),
+            place: found.place.clone(),
+        }
+    }
+}

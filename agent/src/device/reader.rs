@@ -1,0 +1,515 @@
+//! Reads the cards of one vendor through its library. Runs on a thread of its own, since any call may never return.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use aquifer_core::{DeviceClass, Name, Vendor};
+
+use super::api::{CallError, Context, Level, Opened, Rule, Slices, Value};
+use super::library::Library;
+use super::roots::{LONGEST_PAUSE, Roots, read_number};
+use super::vendor::Maker;
+use super::{Discovery, Finding, Found, count_text, slug, topology, visible};
+
+/// Events of a library that are taken at a time, at most.
+const MOST_EVENTS: usize = 64;
+
+/// What outlives a thread whose call hangs.
+#[derive(Default)]
+pub struct Shared(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    opened: Option<Arc<Opened>>,
+    /// Cards that could be read: one that is lost later keeps its identity.
+    known: BTreeMap<u32, Vec<Found>>,
+    /// Cards that are not asked, and why: a call for them has not returned.
+    hung: BTreeMap<u32, String>,
+    /// The call that is being made, and for which card.
+    now: (Option<u32>, &'static str),
+    /// Handles, with those of their memory, as far as they are kept.
+    handles: BTreeMap<u32, [usize; 2]>,
+    /// Cards whose events come.
+    registered: BTreeSet<u32>,
+    /// What events said of cards.
+    alarms: BTreeMap<u32, (Level, String)>,
+    /// Pairs that were asked about, and whether they are linked.
+    pairs: BTreeMap<(u32, u32), bool>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The call that is being made.
+    pub fn now(&self) -> (Option<u32>, &'static str) {
+        self.lock().now
+    }
+
+    /// Leaves out a card.
+    pub fn leave_out(&self, card: u32, why: String) {
+        self.lock().hung.insert(card, why);
+    }
+
+    /// Asks for a card again.
+    pub fn take_in(&self, card: u32) {
+        self.lock().hung.remove(&card);
+    }
+}
+
+/// Reads cards.
+pub struct Reader {
+    maker: &'static Maker,
+    roots: Roots,
+    /// The library to use, instead of those of the table.
+    library: Option<PathBuf>,
+    shared: Arc<Shared>,
+    /// Why there is no library, from when on to try again, and how long to wait after that.
+    failed: Option<(String, Instant, Duration)>,
+}
+
+impl Reader {
+    pub fn new(maker: &'static Maker, roots: Roots, library: Option<PathBuf>, shared: Arc<Shared>) -> Reader {
+        Reader { maker, roots, library, shared, failed: None }
+    }
+
+    /// Looks at all cards.
+    pub fn look(&mut self) -> Discovery {
+        let opened = match self.opened() {
+            Ok(opened) => opened,
+            Err(why) => return without_library(self.maker.vendor, &self.roots, why),
+        };
+        self.shared.lock().now = (None, "");
+        let context = Context::default();
+        let cards = match opened.api.list {
+            Some(list) => list(&opened),
+            None => opened
+                .first(opened.api.count, &context)
+                .map(|count| (0..count.number().min(4096) as usize).map(|card| [card, 0]).collect()),
+        };
+        let cards = match cards {
+            Ok(cards) => cards,
+            Err(error) => {
+                let why = format!("{} cannot count devices: {error}", self.maker.name);
+                return without_library(self.maker.vendor, &self.roots, why);
+            }
+        };
+        let mut found = Discovery::default();
+        let mut handles = BTreeMap::new();
+        for (index, address) in (0u32..).zip(cards) {
+            self.shared.lock().now = (Some(index), "");
+            let mut notes = Vec::new();
+            let devices = match self.read_card(&opened, index, address, &mut notes) {
+                Ok((devices, handle)) => {
+                    handles.insert(index, handle);
+                    devices
+                }
+                Err(why) => self.at_fault(index, why),
+            };
+            found.devices.extend(devices);
+            let note = |note| self.finding(format!("device {index}: {note}"));
+            found.findings.extend(notes.into_iter().map(note));
+        }
+        self.shared.lock().now = (None, "");
+        self.mark_islands(&opened, &handles, &mut found.devices);
+        self.take_events(&opened, &handles);
+        self.count_plugged(&mut found);
+        found
+    }
+
+    /// The library, initialised by this or an earlier thread. After a failure it is not tried for a while.
+    fn opened(&mut self) -> Result<Arc<Opened>, String> {
+        if let Some(opened) = &self.shared.lock().opened {
+            return Ok(opened.clone());
+        }
+        let pause = match &self.failed {
+            Some((why, again, _)) if Instant::now() < *again => return Err(why.clone()),
+            Some((_, _, pause)) => (*pause * 2).min(LONGEST_PAUSE),
+            None => self.roots.pause,
+        };
+        match self.open() {
+            Ok(opened) => {
+                self.failed = None;
+                Ok(self.shared.lock().opened.insert(Arc::new(opened)).clone())
+            }
+            Err(why) => {
+                let why = match why.ends_with("not found") {
+                    true => why,
+                    false => format!("{} cannot be used: {why}", self.maker.name),
+                };
+                self.failed = Some((why.clone(), Instant::now() + pause, pause));
+                Err(why)
+            }
+        }
+    }
+
+    fn open(&self) -> Result<Opened, String> {
+        let load = || match &self.library {
+            Some(path) => Library::load(&[&path.to_string_lossy()], &[]),
+            None => Library::load(self.maker.libraries, &self.roots.libraries),
+        };
+        // What is missing shows when the library itself is loaded.
+        self.maker.needs.iter().for_each(|name| _ = Library::load(&[name], &self.roots.libraries));
+        let mut failed = None;
+        for api in self.maker.apis {
+            let shared = Arc::downgrade(&self.shared);
+            let before = move |symbol| _ = shared.upgrade().map(|shared| shared.lock().now.1 = symbol);
+            let mut opened = Opened { api, library: load()?, handle: 0, events: 0, before: Box::new(before) };
+            match opened.first(api.init, &Context::default()) {
+                Ok(handle) => opened.handle = handle.number() as usize,
+                Err(error) => {
+                    // That a generation is not there says less than how the other failed.
+                    failed = Some(failed.filter(|_| matches!(error, CallError::Missing(_))).unwrap_or(error));
+                    continue;
+                }
+            }
+            if let Some(events) = api.events {
+                let set = opened.ask(&events.create, &Context::default());
+                opened.events = set.map_or(0, |set| set.number() as usize);
+            }
+            return Ok(opened);
+        }
+        Err(failed.map_or("no way to initialise it".to_string(), |error| error.to_string()))
+    }
+
+    /// A card or its slices, and its handle. What is merely nice to know may be missing.
+    fn read_card(
+        &self,
+        opened: &Opened,
+        index: u32,
+        address: [usize; 2],
+        notes: &mut Vec<String>,
+    ) -> Result<(Vec<Found>, [usize; 2]), String> {
+        let hung = self.shared.lock().hung.get(&index).cloned();
+        hung.map_or(Ok(()), Err)?;
+        let fault = |error: CallError| fault_of(opened, &error);
+        let mut about = Context { index: index as usize, card: address, ..Context::default() };
+        let kept = self.shared.lock().handles.get(&index).copied();
+        if let Some([card, memory]) = kept {
+            (about.card[0], about.memory) = (card, memory);
+        } else {
+            if !opened.api.handle.is_empty() {
+                about.card[0] = opened.first(opened.api.handle, &about).map_err(fault)?.number() as usize;
+            }
+            if !opened.api.memory_part.is_empty() {
+                about.memory =
+                    opened.first(opened.api.memory_part, &about).map_or(0, |part| part.number() as usize);
+            }
+            if opened.api.keeps_handles {
+                self.shared.lock().handles.insert(index, [about.card[0], about.memory]);
+            }
+        }
+        if let Some(events) = opened.api.events.filter(|_| opened.events != 0)
+            && self.shared.lock().registered.insert(index)
+        {
+            _ = opened.ask(&events.register, &about); // Older ones have none.
+        }
+        let divided = |slices: &Slices| opened.ask(&slices.divided, &about) == Ok(Value::Number(1));
+        let devices = match opened.api.slices.filter(divided) {
+            Some(slices) => self.read_slices(opened, &slices, &about, notes)?,
+            None => vec![self.read_device(opened, &about, notes).map_err(fault)?],
+        };
+        let worst = self.health(opened, &about, notes).map_err(fault)?;
+        self.shared.lock().known.insert(index, devices.clone());
+        let marked = devices.into_iter().map(|device| Found { fault: worst.clone(), ..device });
+        Ok((marked.collect(), about.card))
+    }
+
+    fn read_slices(
+        &self,
+        opened: &Opened,
+        slices: &Slices,
+        card: &Context,
+        notes: &mut Vec<String>,
+    ) -> Result<Vec<Found>, String> {
+        let whole = self.read_device(opened, card, notes).map_err(|error| fault_of(opened, &error))?;
+        let most = opened.ask(&slices.most, card).map_or(0, Value::number);
+        let mut found = Vec::new();
+        for number in 0..most as usize {
+            // The most there could be is told: that there is no such slice is no error.
+            let about = Context { index: number, ..*card };
+            let Ok(handle) = opened.ask(&slices.handle, &about) else { continue };
+            let about = Context { index: card.index, card: [handle.number() as usize, 0], ..*card };
+            match self.read_device(opened, &about, notes) {
+                Ok(slice) => found.push(Found {
+                    place: format!("{}/{number:03}", whole.place),
+                    physical: whole.physical,
+                    nodes: whole.nodes.clone(),
+                    ..slice
+                }),
+                Err(error) => notes.push(format!("slice {number}: {error}")),
+            }
+        }
+        if found.is_empty() {
+            notes.push("divided, but there are no slices".to_string());
+        }
+        Ok(found)
+    }
+
+    fn read_device(
+        &self,
+        opened: &Opened,
+        about: &Context,
+        notes: &mut Vec<String>,
+    ) -> Result<Found, CallError> {
+        let (api, vendor, index) = (opened.api, self.maker.vendor, about.index as u32);
+        // An answer, or none; only that the card is gone ends the reading.
+        let ask = |probes| match opened.first(probes, about) {
+            Err(error) if opened.is_lost(&error) => Err(error),
+            answer => Ok(answer),
+        };
+        let place = ask(api.place)?.map(Value::text).map(|place| place.to_lowercase());
+        let uuid = match (ask(api.uuid)?, &place) {
+            (Ok(uuid), _) => format!("{}{}", api.uuid_prefix, uuid.text()),
+            (Err(_), Ok(place)) => format!("{vendor}-{place}"),
+            (Err(error), Err(_)) => return Err(error),
+        };
+        let place = place.unwrap_or_else(|_| format!("index-{index:05}"));
+        let model = match ask(api.model)? {
+            Ok(name) => model_of(vendor, &name.text()),
+            Err(error @ CallError::Status { .. }) => return Err(error),
+            // Some libraries know no names: the number of the model is one.
+            Err(_) => match read_number(self.roots.pci(&place).join("device")) {
+                Some(number) => format!("{vendor}-{number:04x}"),
+                None => "unknown".to_string(),
+            },
+        };
+        let memory_bytes = ask(api.memory)?.map_or_else(
+            |error| {
+                notes.push(format!("memory unknown: {error}"));
+                0
+            },
+            Value::number,
+        );
+        // A worker that is told a wrong number gets another one's card: without an answer there is no card.
+        let logical = match api.logical {
+            // The second generation of DCMI addresses cards by what is the logical number.
+            [] if api.list.is_some() => about.card[0] as u32,
+            [] => index,
+            probes => opened.first(probes, about)?.number() as u32,
+        };
+        let of_logical = Context { index: logical as usize, ..*about };
+        let physical = match opened.first(api.physical, &of_logical) {
+            Err(error) if api.needs_physical => return Err(error),
+            answer => answer.map_or(logical, |number| number.number() as u32),
+        };
+        Ok(Found {
+            class: Arc::new(DeviceClass { vendor, model: model.as_str().into(), memory_bytes }),
+            uuid: uuid.as_str().into(),
+            fault: None,
+            island: None,
+            speed_milli: None,
+            nodes: visible::nodes(vendor, physical, &place, &self.roots.sysfs),
+            place,
+            logical,
+            physical,
+        })
+    }
+
+    /// Why a card must not be used, if so; what people should look at is noted.
+    fn health(
+        &self,
+        opened: &Opened,
+        about: &Context,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<Name>, CallError> {
+        let mut said: Vec<(Level, String)> = Vec::new();
+        for check in opened.api.checks {
+            let value = match opened.ask(&check.probe, about) {
+                Ok(value) => value.number(),
+                Err(error) if opened.is_lost(&error) => return Err(error),
+                // What a card or a library cannot tell is no fault.
+                Err(_) => continue,
+            };
+            let mut say = |level: Level, what: &str| said.push((level, what.to_string()));
+            match check.rule {
+                Rule::Values(values) => {
+                    values
+                        .iter()
+                        .filter(|(bad, ..)| *bad == value)
+                        .for_each(|(_, level, what)| say(*level, what));
+                }
+                Rule::Bits(bits) => {
+                    bits.iter()
+                        .filter(|(bit, ..)| value & bit != 0)
+                        .for_each(|(_, level, what)| say(*level, what));
+                }
+                Rule::Not0(level, what) if value != 0 => say(level, what),
+                Rule::Not0(..) => (),
+            }
+        }
+        said.dedup();
+        if let Some((level, what)) = self.shared.lock().alarms.get(&(about.index as u32)).cloned() {
+            said.push((level, what));
+        }
+        let lost: Vec<&str> =
+            said.iter().filter(|(level, _)| *level == Level::Lost).map(|(_, what)| &what[..]).collect();
+        let fault = (!lost.is_empty()).then(|| lost.join("; ").as_str().into());
+        notes.extend(said.iter().filter(|(level, _)| *level == Level::Suspect).map(|(_, what)| what.clone()));
+        Ok(fault)
+    }
+
+    /// Takes what the driver has told since. What it means for a card shows at the next look.
+    fn take_events(&self, opened: &Opened, cards: &BTreeMap<u32, [usize; 2]>) {
+        let Some(events) = opened.api.events.filter(|_| opened.events != 0) else { return };
+        for _ in 0..MOST_EVENTS {
+            let Ok((number, bytes)) = opened.ask_raw(&events.next, &Context::default()) else { return };
+            let handle = bytes.get(events.card_at..events.card_at + 8).and_then(|word| word.try_into().ok());
+            let handle = handle.map_or(0, usize::from_le_bytes);
+            let card = cards.iter().find(|(_, card)| card[0] == handle);
+            let (Some((index, card)), Some((level, what))) = (card, (events.means)(number.number())) else {
+                continue;
+            };
+            let about = Context { card: *card, index: *index as usize, ..Context::default() };
+            let settled = opened.ask(&events.settled_by, &about).is_ok();
+            let level = if settled { Level::Suspect } else { level };
+            self.shared.lock().alarms.insert(*index, (level, what));
+        }
+    }
+
+    /// Asks about every pair once.
+    fn mark_islands(&self, opened: &Opened, cards: &BTreeMap<u32, [usize; 2]>, devices: &mut [Found]) {
+        let Some(link) = opened.api.link else { return };
+        let numbers: Vec<u32> = cards.keys().copied().collect();
+        for (at, one) in numbers.iter().enumerate() {
+            for other in &numbers[at + 1..] {
+                if self.shared.lock().pairs.contains_key(&(*one, *other)) {
+                    continue;
+                }
+                let about =
+                    Context { index: *one as usize, card: cards[one], other: cards[other], memory: 0 };
+                let linked = opened.ask(&link.probe, &about).is_ok_and(|way| (link.is_linked)(way.number()));
+                self.shared.lock().pairs.insert((*one, *other), linked);
+            }
+        }
+        let state = self.shared.lock();
+        let linked = state.pairs.iter().filter(|(_, linked)| **linked).map(|(pair, _)| *pair);
+        // The slices of a card are not linked, neither with each other nor with other cards.
+        let is_whole = |own: &&Vec<Found>| own.len() == 1 && !own[0].place.contains('/');
+        let whole: BTreeMap<u32, &Name> = state
+            .known
+            .iter()
+            .filter(|(_, own)| is_whole(own))
+            .map(|(index, own)| (*index, &own[0].uuid))
+            .collect();
+        let all: Vec<u32> = whole.keys().copied().collect();
+        for (index, island) in topology::islands(&all, linked) {
+            let own = devices.iter_mut().filter(|device| device.uuid == *whole[&index]);
+            own.for_each(|device| device.island = Some(island));
+        }
+    }
+
+    /// Compares what was found with what is plugged in.
+    fn count_plugged(&self, found: &mut Discovery) {
+        let has =
+            |place: &String| found.devices.iter().any(|device| device.place.starts_with(place.as_str()));
+        let places_are_known = found
+            .devices
+            .iter()
+            .all(|device| topology::is_place(&device.place[..device.place.len().min(12)]));
+        let unlisted: Vec<String> =
+            self.roots.plugged(self.maker.vendor).into_iter().filter(|place| !has(place)).collect();
+        if places_are_known && !unlisted.is_empty() {
+            let what = format!(
+                "{} on PCI that {} does not list: {}",
+                count_text(unlisted.len(), "more device"),
+                self.maker.name,
+                unlisted.join(" ")
+            );
+            found.findings.push(self.finding(what));
+        }
+    }
+
+    /// The devices of a card as they were known, or one of which nothing is.
+    fn at_fault(&self, index: u32, why: String) -> Vec<Found> {
+        let known = self.shared.lock().known.get(&index).cloned();
+        let known = known.unwrap_or_else(|| {
+            let place = format!("index-{index:05}");
+            vec![Found {
+                logical: index,
+                physical: index,
+                ..unread(self.maker.vendor, &index.to_string(), place)
+            }]
+        });
+        known.into_iter().map(|device| Found { fault: Some(why.as_str().into()), ..device }).collect()
+    }
+
+    fn finding(&self, what: String) -> Finding {
+        Finding { vendor: self.maker.vendor, what }
+    }
+}
+
+/// What there is without a library: every card that is plugged in, with the reason.
+pub fn without_library(vendor: Vendor, roots: &Roots, why: String) -> Discovery {
+    let places = roots.plugged(vendor);
+    let what = match places.len() {
+        0 => why.clone(),
+        count => format!("{} on PCI, but {why}", count_text(count, "device")),
+    };
+    let fault: Name = why.as_str().into();
+    let device =
+        |place: String| Found { fault: Some(fault.clone()), ..unread(vendor, &place.clone(), place) };
+    Discovery { devices: places.into_iter().map(device).collect(), findings: vec![Finding { vendor, what }] }
+}
+
+/// A card of which nothing could be read.
+fn unread(vendor: Vendor, name: &str, place: String) -> Found {
+    let class = DeviceClass { vendor, model: "unknown".into(), memory_bytes: 0 };
+    Found {
+        class: Arc::new(class),
+        uuid: format!("{vendor}-{name}").into(),
+        fault: None,
+        island: None,
+        speed_milli: None,
+        place,
+        logical: u32::MAX,
+        physical: u32::MAX,
+        nodes: Vec::new(),
+    }
+}
+
+fn fault_of(opened: &Opened, error: &CallError) -> String {
+    match opened.is_lost(error) {
+        true => "fell off the bus".to_string(),
+        false => format!("cannot be read: {error}"),
+    }
+}
+
+/// Model of a card from its name, without the maker's: `NVIDIA H100 80GB HBM3` is `h100-80gb-hbm3`.
+pub fn model_of(vendor: Vendor, name: &str) -> String {
+    let slug = slug(name);
+    let makers: &[&str] = match vendor {
+        Vendor::Nvidia => &["nvidia"],
+        Vendor::Amd => &["amd", "advanced-micro-devices-inc.", "instinct"],
+        Vendor::Ascend => &["ascend", "huawei"],
+        Vendor::MooreThreads => &["moore-threads", "mthreads"],
+        Vendor::Iluvatar => &["iluvatar"],
+        Vendor::MetaX => &["metax"],
+        Vendor::Intel => &["intel-r", "intel"],
+        _ => &[],
+    };
+    let strip =
+        |slug: &str, maker: &&str| slug.strip_prefix(&format!("{maker}-")).unwrap_or(slug).to_string();
+    makers.iter().fold(slug, |slug, maker| strip(&slug, maker))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_named_from_the_general_to_the_special() {
+        let nvidia = |name| model_of(Vendor::Nvidia, name);
+        assert_eq!(nvidia("NVIDIA H100 80GB HBM3"), "h100-80gb-hbm3");
+        assert_eq!(nvidia("NVIDIA A100-SXM4-80GB MIG 1g.10gb"), "a100-sxm4-80gb-mig-1g.10gb");
+        assert_eq!(nvidia("Tesla V100-PCIE-16GB"), "tesla-v100-pcie-16gb");
+        assert_eq!(nvidia("NVIDIA GeForce RTX 4090"), "geforce-rtx-4090");
+        assert_eq!(model_of(Vendor::Ascend, "Ascend 910B3"), "910b3");
+        assert_eq!(model_of(Vendor::Ascend, "910B3"), "910b3");
+        assert_eq!(model_of(Vendor::Amd, "AMD Instinct MI300X"), "mi300x");
+        assert_eq!(model_of(Vendor::Iluvatar, "Iluvatar MR-V50"), "mr-v50");
+    }
+}

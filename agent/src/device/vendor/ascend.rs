@@ -1,0 +1,132 @@
+//! Huawei Ascend, through DCMI. Source: Ascend/mind-cluster `devmanager/dcmi/dcmi_interface_api.h` and `…_v2.h`.
+//!
+//! The first generation addresses chips by card and chip within it; the second by logical number. In both the logical
+//! number is the runtime's and the physical number that of `/dev/davinciN`.
+
+use aquifer_core::Vendor;
+
+use super::Maker;
+use crate::device::api::Arg::*;
+use crate::device::api::{
+    Api, CallError, Check, Context, Level, Link, NOTHING, Opened, Rule, Take, U32, probe, take_list,
+};
+
+pub const ASCEND: Maker = Maker {
+    vendor: Vendor::Ascend,
+    name: "dcmi",
+    libraries: &[
+        "libdcmi.so",
+        "/usr/local/Ascend/driver/lib64/driver/libdcmi.so",
+        "/usr/local/dcmi/libdcmi.so",
+    ],
+    needs: &[],
+    apis: &[V1, V2],
+};
+
+const V1: Api = Api {
+    init: &[probe("dcmi_init", &[], 0, Take::Done)],
+    list: Some(chips_of_cards),
+    // dcmi_die_id, 20 bytes; VDIE = 1.
+    uuid: &[
+        probe("dcmi_get_device_die_v2", &[Card, Chip, Is(1), Out(0)], 20, Take::Hex { words: 5 }),
+        probe("dcmi_get_device_die", &[Card, Chip, Out(0)], 20, Take::Hex { words: 5 }),
+    ],
+    model: &[
+        probe("dcmi_get_device_chip_info_v2", &[Card, Chip, Out(0)], 132, NAME),
+        probe("dcmi_get_device_chip_info", &[Card, Chip, Out(0)], 100, NAME),
+    ],
+    place: &[
+        probe("dcmi_get_device_pcie_info_v2", &[Card, Chip, Out(0)], 64, PLACE),
+        // dcmi_pcie_info, 28 bytes: four ids, then device, bus and function. There is no domain: what is read for it is
+        // a zero behind the struct.
+        probe(
+            "dcmi_get_device_pcie_info",
+            &[Card, Chip, Out(0)],
+            64,
+            Take::Place { domain: 60, bus: 20, device: 16, function: Some(24) },
+        ),
+    ],
+    memory: &[
+        probe("dcmi_get_device_hbm_info", &[Card, Chip, Out(0)], 32, MEMORY_MB),
+        probe("dcmi_get_device_memory_info_v3", &[Card, Chip, Out(0)], 128, MEMORY_MB),
+        probe("dcmi_get_device_memory_info_v2", &[Card, Chip, Out(0)], 128, MEMORY_MB),
+    ],
+    logical: &[probe("dcmi_get_device_logic_id", &[Out(0), Card, Chip], 4, U32)],
+    // Of the logical number, which stands in `Index` when it is asked for.
+    physical: &[probe("dcmi_get_device_phyid_from_logicid", &[Index, Out(0)], 4, U32)],
+    needs_physical: true,
+    checks: &[Check {
+        probe: probe("dcmi_get_device_health", &[Card, Chip, Out(0)], 4, U32),
+        rule: Rule::Values(HEALTH),
+    }],
+    link: Some(Link {
+        probe: probe("dcmi_get_topo_info_by_device_id", &[Card, Chip, OtherCard, OtherChip, Out(0)], 4, U32),
+        // HCCS, SIO (the two dies of a card) and HCCS through a switch.
+        is_linked: |way| matches!(way, 3 | 6 | 7),
+    }),
+    // DCMI_ERR_CODE_DEVICE_NOT_EXIST.
+    lost: &[-8008],
+    ..NOTHING
+};
+
+const V2: Api = Api {
+    init: &[probe("dcmiv2_init", &[], 0, Take::Done)],
+    list: Some(chips_by_number),
+    uuid: &[probe("dcmiv2_get_device_die", &[Card, Is(1), Out(0)], 20, Take::Hex { words: 5 })],
+    model: &[probe("dcmiv2_get_device_chip_info", &[Card, Out(0)], 132, NAME)],
+    place: &[probe("dcmiv2_get_device_pcie_info", &[Card, Out(0)], 64, PLACE)],
+    memory: &[probe("dcmiv2_get_device_hbm_info", &[Card, Out(0)], 32, MEMORY_MB)],
+    logical: &[],
+    physical: &[
+        probe("dcmiv2_get_chip_phyid_from_dev_id", &[Index, Out(0)], 4, U32),
+        probe("dcmiv2_get_chip_phy_id_by_dev_id", &[Index, Out(0)], 4, U32),
+    ],
+    checks: &[Check {
+        probe: probe("dcmiv2_get_device_health", &[Card, Out(0)], 4, U32),
+        rule: Rule::Values(HEALTH),
+    }],
+    link: None,
+    ..V1
+};
+
+/// dcmi_chip_info: type[32], name[32], version[32], then numbers.
+const NAME: Take = Take::Text { at: 32 };
+/// dcmi_pcie_info_all, 64 bytes: vendor, subvendor, device, subdevice, domain, bus, device, function, 32 spare.
+const PLACE: Take = Take::Place { domain: 16, bus: 20, device: 24, function: Some(28) };
+/// Of dcmi_hbm_info and dcmi_get_memory_info_stru: megabytes in the first eight bytes.
+const MEMORY_MB: Take = Take::Number { at: 0, bytes: 8, unit: 1 << 20 };
+const HEALTH: &[(u64, Level, &str)] = &[
+    (1, Level::Suspect, "dcmi reports a minor fault"),
+    (2, Level::Lost, "dcmi reports a major fault"),
+    (3, Level::Lost, "dcmi reports a critical fault"),
+    (0xffff_ffff, Level::Lost, "dcmi says that it is not there or has not started"),
+];
+
+/// Card and number within it of every chip that computes; a card has controllers and processors, too.
+fn chips_of_cards(opened: &Opened) -> Result<Vec<[usize; 2]>, CallError> {
+    let mut cards = Err(CallError::Missing("dcmi_get_card_list"));
+    for symbol in ["dcmi_get_card_list", "dcmi_get_card_num_list"] {
+        let list = probe(symbol, &[Out(0), Out(8), Is(64)], 8 + 4 * 64, U32);
+        cards = take_list(opened, &list, 0, 8);
+        if cards.is_ok() {
+            break;
+        }
+    }
+    let in_card = probe("dcmi_get_device_num_in_card", &[Card, Out(0)], 4, U32);
+    let kind = probe("dcmi_get_device_type", &[Card, Chip, Out(0)], 4, U32);
+    let mut chips = Vec::new();
+    for card in cards? {
+        let at = |chip: usize| Context { card: [card, chip], ..Context::default() };
+        // A card that does not say how many it has is one, which will say why it cannot be read.
+        let count = opened.ask(&in_card, &at(0)).map_or(1, |value| value.number().max(1) as usize);
+        let computes = |chip: &usize| opened.ask(&kind, &at(*chip)).map_or(true, |value| value.number() == 0);
+        chips.extend((0..count).filter(computes).map(|chip| [card, chip]));
+    }
+    Ok(chips)
+}
+
+fn chips_by_number(opened: &Opened) -> Result<Vec<[usize; 2]>, CallError> {
+    // The list comes first, its length after it.
+    let list = probe("dcmiv2_get_device_list", &[Out(8), Out(0), Is(64)], 8 + 4 * 64, U32);
+    Ok(take_list(opened, &list, 0, 8)?.into_iter().map(|number| [number, 0]).collect())
+}

@@ -1,0 +1,90 @@
+//! Cambricon MLU, through CNDEV. Source: Cambricon/mlu-exporter `pkg/cndev/include/cndev.h`.
+//!
+//! A handle is a number of four bytes, the answer is mostly the first argument, and most structs begin with the version
+//! that the caller knows.
+
+use aquifer_core::Vendor;
+
+use super::Maker;
+use crate::device::api::Arg::*;
+use crate::device::api::{Api, Check, Level, NOTHING, Rule, Take, U32, probe};
+
+/// CNDEV_VERSION_6; an unstamped struct is refused.
+const VERSION: u32 = 6;
+
+pub const CAMBRICON: Maker = Maker {
+    vendor: Vendor::Cambricon,
+    name: "cndev",
+    libraries: &[
+        "libcndev.so",
+        "$NEUWARE_HOME/lib64/libcndev.so",
+        "$NEUWARE_HOME/lib/libcndev.so",
+        "/usr/local/neuware/lib64/libcndev.so",
+        "/usr/local/neuware/lib/libcndev.so",
+    ],
+    needs: &[],
+    apis: &[Api {
+        init: &[probe("cndevInit", &[Is(0)], 0, Take::Done)],
+        count: &[probe("cndevGetDeviceCount", &[Out(0)], 8, SECOND).stamped(VERSION)],
+        handle: &[probe("cndevGetDeviceHandleByIndex", &[Index, Out(0)], 4, U32)],
+        // cndevUUID_t, 56 bytes: version, uuid[37], ncsUUID64.
+        uuid: &[probe("cndevGetUUID", &[Out(0), Card], 56, Take::Text { at: 4 }).stamped(VERSION)],
+        uuid_prefix: "MLU-",
+        model: &[probe("cndevGetCardNameStringByDevId", &[Card], 0, Take::ReturnedText)],
+        // cndevPCIeInfoV2_t, 64 bytes: subsystem, device, two vendors of two bytes, domain, bus, device, function.
+        place: &[probe(
+            "cndevGetPCIeInfoV2",
+            &[Out(0), Card],
+            64,
+            Take::Place { domain: 12, bus: 16, device: 20, function: Some(24) },
+        )],
+        memory: &[
+            // cndevMemoryInfoV2_t, 176 bytes: no version, megabytes.
+            probe(
+                "cndevGetMemoryUsageV2",
+                &[Out(0), Card],
+                176,
+                Take::Number { at: 0, bytes: 8, unit: 1 << 20 },
+            ),
+            // cndevMemoryInfo_t: version, then the same.
+            probe(
+                "cndevGetMemoryUsage",
+                &[Out(0), Card],
+                176,
+                Take::Number { at: 8, bytes: 8, unit: 1 << 20 },
+            )
+            .stamped(VERSION),
+        ],
+        checks: &[
+            // cndevCardHealthStateV2_t, 34,612 bytes, all written: health, deviceState, driverState, overallHealth.
+            Check {
+                probe: probe("cndevGetCardHealthStateV2", &[Out(0), Card], 34_612, U32),
+                rule: Rule::Values(NOT_WELL),
+            },
+            Check {
+                probe: probe(
+                    "cndevGetCardHealthStateV2",
+                    &[Out(0), Card],
+                    34_612,
+                    Take::Number { at: 12, bytes: 4, unit: 1 },
+                ),
+                rule: Rule::Values(&[
+                    (10, Level::Suspect, "cndev warns of an incident"),
+                    (20, Level::Lost, "cndev reports a failure"),
+                ]),
+            },
+            // cndevCardHealthState_t, 16 bytes: version, health, deviceState, driverState.
+            Check {
+                probe: probe("cndevGetCardHealthState", &[Out(0), Card], 16, SECOND).stamped(VERSION),
+                rule: Rule::Values(NOT_WELL),
+            },
+        ],
+        // CNDEV_ERROR_INVALID_DEVICE_ID, CNDEV_ERROR_IN_PROBLEM.
+        lost: &[6, 18],
+        explain: Some("cndevGetErrorString"),
+        ..NOTHING
+    }],
+};
+
+const SECOND: Take = Take::Number { at: 4, bytes: 4, unit: 1 };
+const NOT_WELL: &[(u64, Level, &str)] = &[(0, Level::Lost, "cndev says that it is not well")];

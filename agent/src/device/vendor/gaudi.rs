@@ -1,0 +1,45 @@
+//! Intel Gaudi, through libhlml. Source: HabanaAI/gohlml `hlml.h`.
+
+use aquifer_core::Vendor;
+
+use super::Maker;
+use crate::device::api::Arg::*;
+use crate::device::api::{Api, Check, Level, NOTHING, Rule, Take, U32, U64, probe};
+
+pub const GAUDI: Maker = Maker {
+    vendor: Vendor::Gaudi,
+    name: "hlml",
+    libraries: &["libhlml.so", "/usr/lib/habanalabs/libhlml.so"],
+    needs: &[],
+    apis: &[Api {
+        init: &[probe("hlml_init", &[], 0, Take::Done)],
+        count: &[probe("hlml_device_get_count", &[Out(0)], 4, U32)],
+        handle: &[probe("hlml_device_get_handle_by_index", &[Index, Out(0)], 8, U64)],
+        uuid: &[probe("hlml_device_get_uuid", &[Card, Out(0), Size], 96, Take::Text { at: 0 })],
+        model: &[probe("hlml_device_get_name", &[Card, Out(0), Size], 96, Take::Text { at: 0 })],
+        // hlml_pci_info_t, 52 bytes: bus, bus_id[15], device, domain, pci_device_id, speed[10], width[10].
+        place: &[probe(
+            "hlml_device_get_pci_info",
+            &[Card, Out(0)],
+            52,
+            Take::Place { domain: 24, bus: 0, device: 20, function: None },
+        )],
+        // hlml_memory_t, 24 bytes: free, total, used.
+        memory: &[probe(
+            "hlml_device_get_memory_info",
+            &[Card, Out(0)],
+            24,
+            Take::Number { at: 8, bytes: 8, unit: 1 },
+        )],
+        logical: &[probe("hlml_device_get_module_id", &[Card, Out(0)], 4, U32)],
+        physical: &[probe("hlml_device_get_minor_number", &[Card, Out(0)], 4, U32)],
+        checks: &[Check {
+            // Uncorrected errors since the driver was loaded.
+            probe: probe("hlml_device_get_total_ecc_errors", &[Card, Is(1), Is(0), Out(0)], 8, U64),
+            rule: Rule::Not0(Level::Suspect, "uncorrected memory errors"),
+        }],
+        // HLML_ERROR_AIP_IS_LOST.
+        lost: &[15],
+        ..NOTHING
+    }],
+};

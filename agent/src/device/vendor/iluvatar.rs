@@ -1,0 +1,34 @@
+//! Iluvatar CoreX, through libixml: NVML's names and structs. Source: Deep-Spark/go-ixml `gen/ixml/api.h`.
+
+use aquifer_core::Vendor;
+
+use super::Maker;
+use super::shaped::{MEMORY_TOTAL, MEMORY_V2, MEMORY_V2_TOTAL, PCI_PLACE, shaped};
+use crate::device::api::Arg::*;
+use crate::device::api::{Api, Check, Level, Link, Rule, Take, U32, U64, probe};
+
+pub const ILUVATAR: Maker = Maker {
+    vendor: Vendor::Iluvatar,
+    name: "ixml",
+    libraries: &[
+        "libixml.so",
+        "$COREX_HOME/lib64/libixml.so",
+        "$COREX_HOME/lib/libixml.so",
+        "/usr/local/corex/lib64/libixml.so",
+        "/usr/local/corex/lib/libixml.so",
+    ],
+    needs: &[],
+    apis: &[Api {
+        checks: &[Check {
+            probe: probe("ixmlDeviceGetHealth", &[Card, Out(0)], 8, U64),
+            rule: Rule::Bits(&[
+                (0x1, Level::Lost, "its system hub is not well"),
+                (0x2, Level::Lost, "its microcontroller is not well"),
+                (0x10, Level::Suspect, "memory errors"),
+                (0x20, Level::Lost, "its memory is not well"),
+                (0x40, Level::Lost, "its PCIe link is not well"),
+            ]),
+        }],
+        ..shaped!("nvml")
+    }],
+};

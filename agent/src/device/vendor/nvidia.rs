@@ -1,0 +1,93 @@
+//! NVIDIA, through NVML. Source: nvml.h of NVIDIA/go-nvml.
+
+use aquifer_core::Vendor;
+
+use super::Maker;
+use super::shaped::{MEMORY_TOTAL, MEMORY_V2, MEMORY_V2_TOTAL, PCI_PLACE, shaped};
+use crate::device::api::Arg::*;
+use crate::device::api::{Api, Check, Events, Level, Link, Probe, Rule, Slices, Take, U32, U64, probe};
+
+pub const NVIDIA: Maker = Maker {
+    vendor: Vendor::Nvidia,
+    name: "nvml",
+    libraries: &["libnvidia-ml.so.1", "libnvidia-ml.so"],
+    needs: &[],
+    apis: &[Api {
+        checks: &[
+            Check { probe: RECOVERY_ACTION, rule: Rule::Values(RECOVERY_ACTIONS) },
+            Check {
+                probe: probe(
+                    "nvmlDeviceGetRemappedRows",
+                    REMAPPED,
+                    16,
+                    Take::Number { at: 12, bytes: 4, unit: 1 },
+                ),
+                rule: Rule::Not0(Level::Lost, "its memory has a row that could not be remapped: replace it"),
+            },
+            Check {
+                probe: probe(
+                    "nvmlDeviceGetRemappedRows",
+                    REMAPPED,
+                    16,
+                    Take::Number { at: 8, bytes: 4, unit: 1 },
+                ),
+                rule: Rule::Not0(Level::Suspect, "a row of its memory is remapped at the next reset"),
+            },
+            Check {
+                // Uncorrected errors since the driver was loaded.
+                probe: probe("nvmlDeviceGetTotalEccErrors", &[Card, Is(1), Is(0), Out(0)], 8, U64),
+                rule: Rule::Not0(Level::Suspect, "uncorrected memory errors"),
+            },
+        ],
+        events: Some(Events {
+            create: probe("nvmlEventSetCreate", &[Out(0)], 8, U64),
+            // nvmlEventTypeXidCriticalError.
+            register: probe("nvmlDeviceRegisterEvents", &[Card, Is(8), Events], 0, Take::Done),
+            // nvmlEventData_t, 32 bytes: device, eventType, eventData, gpuInstanceId, computeInstanceId.
+            next: probe(
+                "nvmlEventSetWait_v2",
+                &[Events, Out(0), Is(0)],
+                32,
+                Take::Number { at: 16, bytes: 8, unit: 1 },
+            ),
+            card_at: 0,
+            means: xid,
+            settled_by: RECOVERY_ACTION,
+        }),
+        slices: Some(Slices {
+            divided: probe("nvmlDeviceGetMigMode", &[Card, Out(0), Out(4)], 8, U32),
+            most: probe("nvmlDeviceGetMaxMigDeviceCount", &[Card, Out(0)], 4, U32),
+            handle: probe("nvmlDeviceGetMigDeviceHandleByIndex", &[Card, Index, Out(0)], 8, U64),
+        }),
+        ..shaped!("nvml")
+    }],
+};
+
+const REMAPPED: &[crate::device::api::Arg] = &[Card, Out(0), Out(4), Out(8), Out(12)];
+
+/// nvmlFieldValue_t, 40 bytes: fieldId, scopeId, timestamp, latencyUsec, valueType, nvmlReturn, value.
+const RECOVERY_ACTION: Probe =
+    probe("nvmlDeviceGetFieldValues", &[Card, Is(1), Out(0)], 40, Take::Checked { at: 32, status: 28 })
+        .stamped(NVML_FI_DEV_GET_GPU_RECOVERY_ACTION);
+const NVML_FI_DEV_GET_GPU_RECOVERY_ACTION: u32 = 230;
+const RECOVERY_ACTIONS: &[(u64, Level, &str)] = &[
+    (1, Level::Lost, "the driver asks for a reset of the card"),
+    (2, Level::Lost, "the driver asks for a restart of the machine"),
+    (3, Level::Suspect, "the driver asks for its links to be drained"),
+    (4, Level::Lost, "the driver asks for it to be drained and reset"),
+    (5, Level::Suspect, "the driver asks for its IMEX domain to be recovered"),
+];
+
+/// What an error of the driver means for the card. Source: the resolutions of NVIDIA's XID catalogue, as in gpud; the
+/// programs' own errors are those that NVIDIA's device plugin ignores.
+fn xid(number: u64) -> Option<(Level, String)> {
+    let (level, what) = match number {
+        13 | 31 | 43 | 45 | 63 | 68 | 92 | 94 | 109 => return None,
+        46 | 62 | 64 | 95 | 119 | 120 | 140 | 143 => (Level::Lost, "reset the card"),
+        79 => (Level::Lost, "it fell off the bus: restart the machine"),
+        48 => (Level::Lost, "uncorrected memory error: reset the card"),
+        74 => (Level::Suspect, "look at its NVLinks"),
+        _ => (Level::Suspect, "look at the kernel's log"),
+    };
+    Some((level, format!("xid {number}: {what}")))
+}

@@ -1,0 +1,204 @@
+//! How each vendor's runtime is told which devices a worker may use, and through which files it reaches them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use aquifer_core::{Slice, Vendor};
+
+use super::{Found, Visibility};
+
+/// By what a variable names a device. Mixing them up shows a worker somebody else's device without any error.
+#[derive(Clone, Copy, Debug)]
+enum By {
+    /// Its unique name.
+    Uuid,
+    /// The number by which the runtime counts it.
+    Logical,
+    /// The number of its device node.
+    Physical,
+}
+
+/// One variable: its name, what it lists, and what it says if a worker has no device.
+type Variable = (&'static str, By, &'static str);
+
+struct Rules {
+    /// The first is read by the runtime within the process, the others by container runtimes.
+    variables: &'static [Variable],
+    /// What must be set beside them.
+    fixed: &'static [(&'static str, &'static str)],
+    /// Device nodes of a device; `{}` is its physical number.
+    nodes: &'static [&'static str],
+    /// Device nodes that every program needs.
+    common: &'static [&'static str],
+    /// Whether programs reach it through `/dev/dri` too.
+    dri: bool,
+}
+
+const NONE: Rules = Rules { variables: &[], fixed: &[], nodes: &[], common: &[], dri: false };
+
+const NVIDIA: Rules = Rules {
+    variables: &[("CUDA_VISIBLE_DEVICES", By::Uuid, ""), ("NVIDIA_VISIBLE_DEVICES", By::Uuid, "void")],
+    nodes: &["/dev/nvidia{}"],
+    common: &["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"],
+    ..NONE
+};
+const AMD: Rules = Rules {
+    variables: &[("HIP_VISIBLE_DEVICES", By::Logical, ""), ("AMD_VISIBLE_DEVICES", By::Logical, "none")],
+    nodes: &["/dev/dri/renderD{}"],
+    common: &["/dev/kfd"],
+    ..NONE
+};
+/// The trap: within a process devices go by logical number, in containers and under `/dev` by physical number.
+const ASCEND: Rules = Rules {
+    variables: &[
+        ("ASCEND_RT_VISIBLE_DEVICES", By::Logical, ""),
+        ("ASCEND_VISIBLE_DEVICES", By::Physical, "void"),
+    ],
+    nodes: &["/dev/davinci{}"],
+    common: &["/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc"],
+    ..NONE
+};
+const CAMBRICON: Rules = Rules {
+    variables: &[("MLU_VISIBLE_DEVICES", By::Logical, ""), ("CAMBRICON_VISIBLE_DEVICES", By::Physical, "")],
+    nodes: &["/dev/cambricon_dev{}", "/dev/cambricon_ipcm{}"],
+    common: &["/dev/cambricon_ctl"],
+    ..NONE
+};
+const HYGON: Rules = Rules {
+    variables: &[("HIP_VISIBLE_DEVICES", By::Logical, ""), ("HYGON_VISIBLE_DEVICES", By::Logical, "")],
+    common: &["/dev/kfd", "/dev/mkfd"],
+    dri: true,
+    ..NONE
+};
+const MOORE_THREADS: Rules = Rules {
+    variables: &[
+        ("MUSA_VISIBLE_DEVICES", By::Logical, ""),
+        ("MTHREADS_VISIBLE_DEVICES", By::Logical, "none"),
+    ],
+    dri: true,
+    ..NONE
+};
+const ILUVATAR: Rules = Rules {
+    variables: &[("CUDA_VISIBLE_DEVICES", By::Logical, ""), ("IX_VISIBLE_DEVICES", By::Logical, "")],
+    nodes: &["/dev/iluvatar{}"],
+    ..NONE
+};
+const ENFLAME: Rules = Rules {
+    variables: &[("TOPS_VISIBLE_DEVICES", By::Logical, ""), ("ENFLAME_VISIBLE_DEVICES", By::Physical, "")],
+    ..NONE
+};
+const METAX: Rules = Rules {
+    variables: &[("CUDA_VISIBLE_DEVICES", By::Logical, "")],
+    common: &["/dev/mxcd"],
+    dri: true,
+    ..NONE
+};
+const KUNLUNXIN: Rules = Rules {
+    variables: &[("XPU_VISIBLE_DEVICES", By::Logical, ""), ("CUDA_VISIBLE_DEVICES", By::Logical, "")],
+    nodes: &["/dev/xpu{}"],
+    common: &["/dev/xpuctrl"],
+    ..NONE
+};
+const BIREN: Rules = Rules {
+    variables: &[("SUPA_VISIBLE_DEVICES", By::Logical, ""), ("BIREN_VISIBLE_DEVICES", By::Logical, "")],
+    nodes: &["/dev/biren/card_{}"],
+    common: &["/dev/biren-m"],
+    ..NONE
+};
+const INTEL: Rules = Rules {
+    variables: &[("ZE_AFFINITY_MASK", By::Logical, "")],
+    // Numbers are those of the bus's order, and not of the fastest first.
+    fixed: &[("ZE_ENABLE_PCI_ID_DEVICE_ORDER", "1")],
+    dri: true,
+    ..NONE
+};
+const GAUDI: Rules = Rules {
+    variables: &[("HABANA_VISIBLE_MODULES", By::Logical, ""), ("HABANA_VISIBLE_DEVICES", By::Physical, "")],
+    nodes: &["/dev/accel/accel{}", "/dev/accel/accel_controlD{}"],
+    ..NONE
+};
+const T_HEAD: Rules = Rules {
+    variables: &[("CUDA_VISIBLE_DEVICES", By::Logical, ""), ("NVIDIA_VISIBLE_DEVICES", By::Logical, "void")],
+    ..NONE
+};
+
+const fn rules(vendor: Vendor) -> &'static Rules {
+    match vendor {
+        Vendor::Cpu => &NONE,
+        Vendor::Nvidia => &NVIDIA,
+        Vendor::Amd => &AMD,
+        Vendor::Ascend => &ASCEND,
+        Vendor::Cambricon => &CAMBRICON,
+        Vendor::Hygon => &HYGON,
+        Vendor::MooreThreads => &MOORE_THREADS,
+        Vendor::Iluvatar => &ILUVATAR,
+        Vendor::Enflame => &ENFLAME,
+        Vendor::MetaX => &METAX,
+        Vendor::Kunlunxin => &KUNLUNXIN,
+        Vendor::Biren => &BIREN,
+        Vendor::Intel => &INTEL,
+        Vendor::Gaudi => &GAUDI,
+        Vendor::THead => &T_HEAD,
+    }
+}
+
+/// Name of the variable that tells a vendor's runtime which devices to use.
+pub fn visible_devices_variable(vendor: Vendor) -> Option<&'static str> {
+    rules(vendor).variables.first().map(|(name, ..)| *name)
+}
+
+/// Makes a worker see exactly these devices of a vendor, in this order.
+pub fn show(vendor: Vendor, devices: &[&Found]) -> Visibility {
+    let rules = rules(vendor);
+    let name = |by: By, device: &Found| match by {
+        By::Uuid => device.uuid.to_string(),
+        By::Logical => device.logical.to_string(),
+        By::Physical => device.physical.to_string(),
+    };
+    let value = |(variable, by, none): &Variable| {
+        let names: Vec<String> = devices.iter().map(|device| name(*by, device)).collect();
+        let value = if devices.is_empty() { none.to_string() } else { names.join(",") };
+        (variable.to_string(), value)
+    };
+    let fixed = rules.fixed.iter().map(|(variable, value)| (variable.to_string(), value.to_string()));
+    let mut device_nodes: Vec<PathBuf> =
+        devices.iter().flat_map(|device| device.nodes.iter().cloned()).collect();
+    if !devices.is_empty() {
+        device_nodes.extend(rules.common.iter().map(PathBuf::from));
+    }
+    let env = rules.variables.iter().map(value).chain(fixed).collect();
+    Visibility { env, device_nodes, cpu_affinity: Vec::new() }
+}
+
+/// How a worker is kept to its share of each device, where the vendor's runtime does that by itself.
+///
+/// NVIDIA's multi-process service does; without its daemon (`nvidia-cuda-mps-control -d`) the variables do nothing.
+pub fn share(vendor: Vendor, slice: Slice) -> Vec<(String, String)> {
+    if vendor != Vendor::Nvidia {
+        return Vec::new();
+    }
+    let percent = slice.compute_milli.div_ceil(10).clamp(1, 100);
+    let memory_mib = (slice.memory_bytes >> 20).max(1);
+    vec![
+        ("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE".into(), percent.to_string()),
+        ("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT".into(), format!("0={memory_mib}M")),
+    ]
+}
+
+/// The device nodes of one device, by the number of its node and its place on the bus.
+pub fn nodes(vendor: Vendor, physical: u32, place: &str, sysfs: &Path) -> Vec<PathBuf> {
+    let rules = rules(vendor);
+    let own = rules.nodes.iter().map(|pattern| pattern.replace("{}", &physical.to_string()).into());
+    let dri = sysfs.join("bus/pci/devices").join(place).join("drm");
+    let mut of_dri: Vec<PathBuf> = match rules.dri {
+        true => fs::read_dir(dri).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect(),
+        false => Vec::new(),
+    }
+    .iter()
+    .filter_map(|name| name.to_str())
+    .filter(|name| name.starts_with("card") || name.starts_with("renderD"))
+    .map(|name| Path::new("/dev/dri").join(name))
+    .collect();
+    of_dri.sort();
+    own.chain(of_dri).collect()
+}

@@ -1,0 +1,44 @@
+// What all stand-ins for vendors' libraries share: two cards, 0 and 1, of which card 1 is plugged in before card 0.
+// Built by tests/vendors with -DDIR="…", a directory whose files say what goes wrong, at any time:
+//   lost           card 1 is gone
+//   sick           card 1 says that it is not well
+//   no-init        initialisation fails
+//   hang-FUNCTION  this function does not return while the file exists; one that is about a card, for card 1 only
+// A library without a symbol is built with -DSYMBOL=absent.
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+static inline int on(const char *name) {
+    char path[512];
+    snprintf(path, sizeof path, "%s/%s", DIR, name);
+    return access(path, F_OK) == 0;
+}
+static inline void hang(const char *function) {
+    char name[128];
+    snprintf(name, sizeof name, "hang-%s", function);
+    while (on(name)) usleep(1000);
+}
+static inline int bus(u32 card) { return 0x2b - card; }
+static inline int sick(u32 card) { return card == 1 && on("sick"); }
+static inline int text(char *to, unsigned size, const char *format, ...) {
+    va_list values;
+    va_start(values, format);
+    vsnprintf(to, size, format, values);
+    va_end(values);
+    return 0;
+}
+
+// The start of a function about no card, and of one about a card.
+#define CALL hang(__func__)
+#define OF(card) \
+    if ((card) == 1) hang(__func__); \
+    if ((card) == 1 && on("lost")) return LOST
+#define INIT(failure) CALL; return on("no-init") ? failure : 0
+#define SIZE(type, bytes) _Static_assert(sizeof(type) == bytes, "the size of " #type)
+#define GIVE(pointer, value) do { *(pointer) = (value); return 0; } while (0)

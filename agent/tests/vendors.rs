@@ -1,0 +1,600 @@
+//! Every vendor's backend through the real path: a library that the test compiles, loaded and called at run time.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+use aquifer_agent::device::{Backend, Backends, ByLibrary, Discovery, Found, Roots};
+use aquifer_agent::host::Host;
+use aquifer_core::{Slice, Vendor};
+
+/// A stand-in, and what is to be found through it. Card 1 is before card 0 on the bus.
+struct Stub {
+    vendor: Vendor,
+    source: &'static str,
+    defines: &'static [&'static str],
+    library: &'static str,
+    /// Of the library, as findings call it.
+    name: &'static str,
+    model: &'static str,
+    memory_gib: u64,
+    uuid_of_0: &'static str,
+    /// What a worker that holds card 0 is told.
+    env_of_0: &'static [(&'static str, &'static str)],
+    node_of_0: &'static str,
+    linked: bool,
+    /// A function about a card, whose call may hang.
+    hangs: &'static str,
+    /// A function without which the cards are still found.
+    dispensable: &'static str,
+    /// What is missing in an older library.
+    newer: &'static [&'static str],
+    /// What a card is at fault for; `None`: it is only suspect.
+    sick: Option<&'static str>,
+}
+
+const SHAPED: Stub = Stub {
+    vendor: Vendor::Nvidia,
+    source: "shaped.c",
+    defines: &["-DPREFIX=nvml", "-DNAME=\"NVIDIA H100 80GB HBM3\"", "-DUUID=\"GPU-0000\"", "-DRECOVERY"],
+    library: "libnvidia-ml.so.1",
+    name: "nvml",
+    model: "h100-80gb-hbm3",
+    memory_gib: 80,
+    uuid_of_0: "GPU-0000-0",
+    env_of_0: &[("CUDA_VISIBLE_DEVICES", "GPU-0000-0"), ("NVIDIA_VISIBLE_DEVICES", "GPU-0000-0")],
+    node_of_0: "/dev/nvidia1",
+    linked: true,
+    hangs: "nvmlDeviceGetUUID",
+    dispensable: "nvmlDeviceGetMinorNumber",
+    newer: &["nvmlDeviceGetMemoryInfo_v2", "nvmlDeviceGetFieldValues", "nvmlDeviceGetP2PStatus"],
+    sick: Some("the driver asks for a restart of the machine"),
+};
+
+const STUBS: [Stub; 14] = [
+    SHAPED,
+    Stub {
+        vendor: Vendor::Iluvatar,
+        defines: &["-DPREFIX=nvml", "-DNAME=\"Iluvatar MR-V50\"", "-DUUID=\"GPU-ix\"", "-DILUVATAR"],
+        library: "libixml.so",
+        name: "ixml",
+        model: "mr-v50",
+        uuid_of_0: "GPU-ix-0",
+        env_of_0: &[("CUDA_VISIBLE_DEVICES", "0"), ("IX_VISIBLE_DEVICES", "0")],
+        node_of_0: "/dev/iluvatar1",
+        newer: &["nvmlDeviceGetMemoryInfo_v2", "ixmlDeviceGetHealth"],
+        sick: Some("its PCIe link is not well"),
+        ..SHAPED
+    },
+    Stub {
+        vendor: Vendor::THead,
+        defines: &["-DPREFIX=hgml", "-DNAME=\"PPU-ZW810E\"", "-DUUID=\"PPU\""],
+        library: "libhgml.so",
+        name: "hgml",
+        model: "ppu-zw810e",
+        uuid_of_0: "PPU-0",
+        env_of_0: &[("CUDA_VISIBLE_DEVICES", "0"), ("NVIDIA_VISIBLE_DEVICES", "0")],
+        node_of_0: "",
+        hangs: "hgmlDeviceGetUUID",
+        dispensable: "hgmlDeviceGetMinorNumber",
+        newer: &["hgmlDeviceGetMemoryInfo_v2"],
+        sick: None,
+        ..SHAPED
+    },
+    Stub {
+        vendor: Vendor::Enflame,
+        defines: &["-DPREFIX=efml", "-DNAME=\"S90\"", "-DUUID=\"T9R\""],
+        library: "libefml.so",
+        name: "efml",
+        model: "s90",
+        uuid_of_0: "T9R-0",
+        env_of_0: &[("TOPS_VISIBLE_DEVICES", "0"), ("ENFLAME_VISIBLE_DEVICES", "1")],
+        node_of_0: "",
+        linked: false,
+        hangs: "efmlDeviceGetUUID",
+        dispensable: "efmlDeviceGetPciInfo_v3",
+        newer: &["efmlDeviceGetMemoryInfo_v2"],
+        sick: None,
+        ..SHAPED
+    },
+    Stub {
+        vendor: Vendor::Enflame,
+        source: "enflame.c",
+        defines: &[],
+        library: "libefml.so.1.0.0",
+        name: "efml",
+        model: "s60",
+        memory_gib: 48,
+        uuid_of_0: "T6R-0",
+        env_of_0: &[("TOPS_VISIBLE_DEVICES", "0"), ("ENFLAME_VISIBLE_DEVICES", "0")],
+        node_of_0: "",
+        linked: false,
+        hangs: "EfmlGetDevName",
+        dispensable: "EfmlGetDevInfo",
+        newer: &["EfmlGetDevIsHealth"],
+        sick: Some("efml says that it is not well"),
+    },
+    Stub {
+        vendor: Vendor::Biren,
+        source: "biren.c",
+        defines: &[],
+        library: "libbiren-ml.so.1",
+        name: "brml",
+        model: "br106m",
+        memory_gib: 32,
+        uuid_of_0: "BR-0",
+        env_of_0: &[("SUPA_VISIBLE_DEVICES", "0"), ("BIREN_VISIBLE_DEVICES", "0")],
+        node_of_0: "/dev/biren/card_1",
+        linked: true,
+        hangs: "brmlDeviceGetMemoryInfo",
+        dispensable: "brmlDeviceGetBoardPartNumber",
+        newer: &["brmlDeviceGetCount_v1", "brmlDeviceGetHandleByIndex_v1", "brmlDeviceGetPciInfo_v1"],
+        sick: Some("its library says that it is not well"),
+    },
+    Stub {
+        vendor: Vendor::Kunlunxin,
+        source: "kunlunxin.c",
+        defines: &[],
+        library: "libxpuml.so",
+        name: "xpuml",
+        model: "unknown",
+        memory_gib: 96,
+        uuid_of_0: "02K00Y-0",
+        env_of_0: &[("XPU_VISIBLE_DEVICES", "0"), ("CUDA_VISIBLE_DEVICES", "0")],
+        node_of_0: "/dev/xpu0",
+        linked: false,
+        hangs: "xpumlDeviceGetSerial",
+        dispensable: "xpumlDeviceGetState",
+        newer: &["xpumlDeviceGetState"],
+        sick: Some("its library says that it has failed"),
+    },
+    Stub {
+        vendor: Vendor::Gaudi,
+        source: "gaudi.c",
+        defines: &[],
+        library: "libhlml.so",
+        name: "hlml",
+        model: "hl-225",
+        memory_gib: 96,
+        uuid_of_0: "01P0-HL0",
+        env_of_0: &[("HABANA_VISIBLE_MODULES", "6"), ("HABANA_VISIBLE_DEVICES", "1")],
+        node_of_0: "/dev/accel/accel1",
+        linked: false,
+        hangs: "hlml_device_get_name",
+        dispensable: "hlml_device_get_total_ecc_errors",
+        newer: &["hlml_device_get_total_ecc_errors"],
+        sick: None,
+    },
+    ASCEND,
+    Stub {
+        newer: &["dcmiv2_get_device_health"],
+        defines: DCMI_2,
+        hangs: "dcmiv2_get_device_die",
+        linked: false,
+        ..ASCEND
+    },
+    Stub {
+        vendor: Vendor::Cambricon,
+        source: "cambricon.c",
+        defines: &[],
+        library: "libcndev.so",
+        name: "cndev",
+        model: "mlu590-m9",
+        memory_gib: 80,
+        uuid_of_0: "MLU-44000000-0000-0000-0000-000000000000",
+        env_of_0: &[("MLU_VISIBLE_DEVICES", "0"), ("CAMBRICON_VISIBLE_DEVICES", "0")],
+        node_of_0: "/dev/cambricon_dev0",
+        linked: false,
+        hangs: "cndevGetUUID",
+        dispensable: "cndevGetCardHealthState",
+        newer: &["cndevGetMemoryUsageV2", "cndevGetCardHealthStateV2"],
+        sick: Some("cndev says that it is not well"),
+    },
+    Stub {
+        vendor: Vendor::Hygon,
+        source: "hygon.c",
+        defines: &[],
+        library: "librocm_smi64.so",
+        name: "rsmi",
+        model: "k100-ai",
+        memory_gib: 64,
+        uuid_of_0: "GPU-abcdef0000",
+        env_of_0: &[("HIP_VISIBLE_DEVICES", "0"), ("HYGON_VISIBLE_DEVICES", "0")],
+        node_of_0: "/dev/kfd",
+        linked: true,
+        hangs: "rsmi_dev_pci_id_get",
+        dispensable: "rsmi_dev_ecc_count_get",
+        newer: &["rsmi_dev_ecc_count_get", "rsmi_topo_get_link_type"],
+        sick: None,
+    },
+    Stub {
+        vendor: Vendor::MooreThreads,
+        source: "moore_threads.c",
+        defines: &[],
+        library: "libmtml.so",
+        name: "mtml",
+        model: "mtt-s4000",
+        memory_gib: 48,
+        uuid_of_0: "mt-0",
+        env_of_0: &[("MUSA_VISIBLE_DEVICES", "0"), ("MTHREADS_VISIBLE_DEVICES", "0")],
+        node_of_0: "",
+        linked: true,
+        hangs: "mtmlDeviceGetName",
+        dispensable: "mtmlMemoryGetEccErrorCounter",
+        newer: &["mtmlDeviceCountMtLinkLayouts", "mtmlMemoryGetEccErrorCounter"],
+        sick: None,
+    },
+    Stub {
+        vendor: Vendor::MetaX,
+        source: "metax.c",
+        defines: &[],
+        library: "libmxsml.so",
+        name: "mxsml",
+        model: "mxc500",
+        memory_gib: 64,
+        uuid_of_0: "GPU-mx-0",
+        env_of_0: &[("CUDA_VISIBLE_DEVICES", "0")],
+        node_of_0: "/dev/mxcd",
+        linked: true,
+        hangs: "mxSmlGetMemoryInfo",
+        dispensable: "mxSmlGetTotalEccErrors",
+        newer: &["mxSmlGetDeviceUnavailableReason", "mxSmlGetDeviceTopology"],
+        sick: Some("mxsml says that it is not available"),
+    },
+];
+
+/// The logical number is the runtime's, the physical one that of the device node and of containers.
+const ASCEND: Stub = Stub {
+    vendor: Vendor::Ascend,
+    source: "ascend.c",
+    defines: DCMI_1,
+    library: "libdcmi.so",
+    name: "dcmi",
+    model: "910b3",
+    memory_gib: 64,
+    uuid_of_0: "1000000000000002000000030000000400000005",
+    env_of_0: &[("ASCEND_RT_VISIBLE_DEVICES", "0"), ("ASCEND_VISIBLE_DEVICES", "5")],
+    node_of_0: "/dev/davinci5",
+    linked: true,
+    hangs: "dcmi_get_device_chip_info_v2",
+    dispensable: "dcmi_get_device_health",
+    newer: &[
+        "dcmi_get_device_die_v2",
+        "dcmi_get_device_chip_info_v2",
+        "dcmi_get_device_pcie_info_v2",
+        "dcmi_get_device_hbm_info",
+    ],
+    sick: Some("dcmi reports a critical fault"),
+};
+const DCMI_1: &[&str] = &["-Ddcmiv2_init=absent"];
+const DCMI_2: &[&str] = &["-Ddcmi_init=absent"];
+const WITH_XID_RECOVERY: &[&str] =
+    &["-DPREFIX=nvml", "-DNAME=\"NVIDIA H100 80GB HBM3\"", "-DUUID=\"GPU-0000\"", "-DXID", "-DRECOVERY"];
+const WITH_MIG: &[&str] =
+    &["-DPREFIX=nvml", "-DNAME=\"NVIDIA H100 80GB HBM3\"", "-DUUID=\"GPU-0000\"", "-DMIG"];
+const WITH_XID: &[&str] =
+    &["-DPREFIX=nvml", "-DNAME=\"NVIDIA H100 80GB HBM3\"", "-DUUID=\"GPU-0000\"", "-DXID"];
+
+/// A directory with a stand-in; `None`, said aloud, where there is no C compiler.
+struct Machine {
+    dir: tempfile::TempDir,
+    roots: Roots,
+}
+
+impl Machine {
+    fn new(stub: &Stub, without: &[&str]) -> Option<Machine> {
+        let dir = tempfile::tempdir().unwrap();
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stubs").join(stub.source);
+        let mut compiler = Command::new("cc");
+        compiler
+            .args(["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o"])
+            .arg(dir.path().join(stub.library));
+        compiler.arg(format!("-DDIR=\"{}\"", dir.path().display())).args(stub.defines).arg(source);
+        compiler
+            .args(without.iter().enumerate().map(|(number, symbol)| format!("-D{symbol}=absent_{number}")));
+        match compiler.status() {
+            Ok(status) => assert!(status.success(), "{} does not compile", stub.source),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                eprintln!("skipped: no C compiler");
+                return None;
+            }
+            Err(error) => panic!("cc: {error}"),
+        }
+        let roots = Roots {
+            sysfs: dir.path().join("sys"),
+            libraries: vec![dir.path().into()],
+            patience: Duration::from_secs(10),
+            pause: Duration::from_millis(1),
+            ..Roots::default()
+        };
+        Some(Machine { dir, roots })
+    }
+
+    fn backend(&self, stub: &Stub) -> ByLibrary {
+        ByLibrary::new(stub.vendor, None, &self.roots).unwrap()
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn begin(&self, what: &str) {
+        fs::write(self.file(what), "").unwrap();
+    }
+
+    fn end(&self, what: &str) {
+        fs::remove_file(self.file(what)).unwrap();
+    }
+
+    /// Plugs cards into the bus.
+    fn plug(&self, vendor: &str, places: &[&str]) {
+        for place in places {
+            let dir = self.roots.sysfs.join("bus/pci/devices").join(place);
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join("vendor"), vendor).unwrap();
+            fs::write(dir.join("class"), "0x120000").unwrap();
+        }
+    }
+}
+
+fn card<'a>(found: &'a Discovery, uuid: &str) -> &'a Found {
+    found
+        .devices
+        .iter()
+        .find(|device| *device.uuid == *uuid)
+        .unwrap_or_else(|| panic!("{uuid} in {found:#?}"))
+}
+
+fn faults(found: &Discovery) -> Vec<&str> {
+    found.devices.iter().filter_map(|device| device.fault.as_deref()).collect()
+}
+
+fn findings(found: &Discovery) -> Vec<String> {
+    found.findings.iter().map(|finding| finding.what.clone()).collect()
+}
+
+/// The healthy machine, of a whole library and of an old one.
+fn assert_well(stub: &Stub, found: &Discovery, is_old: bool) {
+    assert_eq!((found.devices.len(), faults(found)), (2, vec![]), "{}: {found:#?}", stub.name);
+    assert_eq!(findings(found), [""; 0], "{}", stub.name);
+    let device = card(found, stub.uuid_of_0);
+    assert_eq!((device.class.vendor, &*device.class.model), (stub.vendor, stub.model));
+    assert_eq!(device.class.memory_bytes, stub.memory_gib << 30, "{}", stub.name);
+    assert_eq!(device.place, "0000:2b:00.0", "{}", stub.name);
+    let linked = stub.linked && !(is_old && stub.newer.iter().any(|symbol| is_about_links(symbol)));
+    assert!(
+        found.devices.iter().all(|device| device.island == linked.then_some(0)),
+        "{}: {found:#?}",
+        stub.name
+    );
+}
+
+fn is_about_links(symbol: &str) -> bool {
+    ["P2P", "topo", "Topology", "MtLink"].iter().any(|part| symbol.contains(part))
+}
+
+#[test]
+fn two_healthy_cards_are_found_and_shown_to_workers() {
+    for stub in &STUBS {
+        let Some(machine) = Machine::new(stub, &[]) else { return };
+        let mut backend = machine.backend(stub);
+        let found = backend.discover();
+        assert_well(stub, &found, false);
+        assert_eq!(backend.discover(), found, "{}: a second look is like the first", stub.name);
+        let shown = backend.visibility(&[card(&found, stub.uuid_of_0)]);
+        let env: Vec<(&str, &str)> = shown.env.iter().map(|(key, value)| (&key[..], &value[..])).collect();
+        assert_eq!(env, stub.env_of_0, "{}", stub.name);
+        let nodes: Vec<&str> = shown.device_nodes.iter().map(|node| node.to_str().unwrap()).collect();
+        assert_eq!(nodes.first().copied().unwrap_or(""), stub.node_of_0, "{}", stub.name);
+        let none = backend.visibility(&[]);
+        assert_eq!(none.env[0].1, "", "{}: without a device it sees none", stub.name);
+        assert!(none.device_nodes.is_empty());
+    }
+}
+
+#[test]
+fn a_card_that_is_lost_or_sick_is_at_fault_and_hides_no_other() {
+    for stub in &STUBS {
+        let Some(machine) = Machine::new(stub, &[]) else { return };
+        let mut backend = machine.backend(stub);
+        let well = backend.discover();
+        machine.begin("lost");
+        let found = backend.discover();
+        assert_eq!(found.devices.len(), 2, "{}: {found:#?}", stub.name);
+        let faults_now = faults(&found);
+        assert_eq!(faults_now.len(), 1, "{}: {found:#?}", stub.name);
+        let gone = faults_now[0];
+        assert!(gone == "fell off the bus" || gone.starts_with("cannot be read: "), "{}: {gone}", stub.name);
+        assert_eq!(card(&found, stub.uuid_of_0).fault, None, "{}", stub.name);
+        let names =
+            |found: &Discovery| found.devices.iter().map(|device| device.uuid.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&found), names(&well), "{}: a lost card keeps its name", stub.name);
+        // One that was lost before anybody looked is listed, too.
+        let mut late = machine.backend(stub);
+        if stub.vendor != Vendor::MooreThreads {
+            let found = late.discover();
+            assert_eq!((found.devices.len(), faults(&found).len()), (2, 1), "{}: {found:#?}", stub.name);
+        }
+        machine.end("lost");
+        assert_well(stub, &backend.discover(), false);
+        machine.begin("sick");
+        let found = backend.discover();
+        let suspects = ["-DPREFIX=hgml", "-DPREFIX=efml"].iter().all(|define| !stub.defines.contains(define));
+        match stub.sick {
+            Some(fault) => assert_eq!(
+                faults(&found).first().map(|said| said.split("; ").next().unwrap()),
+                Some(fault),
+                "{}",
+                stub.name
+            ),
+            None if suspects => {
+                assert_eq!(
+                    (faults(&found), findings(&found)),
+                    (vec![], vec!["device 1: uncorrected memory errors".to_string()]),
+                    "{}",
+                    stub.name
+                );
+            }
+            None => (),
+        }
+        machine.end("sick");
+        assert_well(stub, &backend.discover(), false);
+    }
+}
+
+#[test]
+fn a_call_that_hangs_costs_its_card_until_it_returns_and_no_other() {
+    for stub in &STUBS {
+        let Some(mut machine) = Machine::new(stub, &[]) else { return };
+        machine.roots.patience = Duration::from_millis(300);
+        let hang = format!("hang-{}", stub.hangs);
+        machine.begin(&hang);
+        let mut backend = machine.backend(stub);
+        let found = backend.discover();
+        let why = format!("{} did not answer within 0.3 s: {} has not returned", stub.name, stub.hangs);
+        assert_eq!((found.devices.len(), faults(&found)), (2, vec![&why[..]]), "{found:#?}");
+        assert_eq!(card(&found, stub.uuid_of_0).fault, None, "{}", stub.name);
+        assert_eq!(faults(&backend.discover()), [why], "it still hangs, and is not asked twice");
+        machine.end(&hang);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut found = backend.discover();
+        while !faults(&found).is_empty() {
+            assert!(
+                Instant::now() < deadline,
+                "{}: the call has returned, but nobody asks again: {found:#?}",
+                stub.name
+            );
+            std::thread::yield_now();
+            found = backend.discover();
+        }
+        assert_well(stub, &found, false);
+    }
+}
+
+#[test]
+fn a_symbol_that_is_missing_or_an_old_library_still_gives_the_cards() {
+    for stub in &STUBS {
+        let Some(machine) = Machine::new(stub, &[stub.dispensable]) else { return };
+        let found = machine.backend(stub).discover();
+        assert_eq!((found.devices.len(), faults(&found)), (2, vec![]), "{}: {found:#?}", stub.name);
+        let Some(machine) = Machine::new(stub, stub.newer) else { return };
+        assert_well(stub, &machine.backend(stub).discover(), true);
+    }
+    // Without its physical number a card would be taken for another one.
+    let number = "dcmi_get_device_phyid_from_logicid";
+    let Some(machine) = Machine::new(&ASCEND, &[number]) else { return };
+    let why = format!("cannot be read: the library has no {number}");
+    assert_eq!(faults(&machine.backend(&ASCEND).discover()), [&why[..]; 2]);
+}
+
+#[test]
+fn initialisation_that_fails_names_its_reason_for_every_card_and_is_tried_again() {
+    for stub in &STUBS {
+        let Some(mut machine) = Machine::new(stub, &[]) else { return };
+        machine.roots.pause = Duration::from_millis(30);
+        machine.begin("no-init");
+        let mut backend = machine.backend(stub);
+        let found = backend.discover();
+        let said = findings(&found);
+        assert!(
+            said.len() == 1 && said[0].starts_with(&format!("{} cannot be used: ", stub.name)),
+            "{said:?}"
+        );
+        machine.end("no-init");
+        assert_eq!(findings(&backend.discover()), said, "not at once");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut found = backend.discover();
+        while found.devices.is_empty() {
+            assert!(Instant::now() < deadline, "{}: nobody tries again", stub.name);
+            std::thread::yield_now();
+            found = backend.discover();
+        }
+        assert_well(stub, &found, false);
+    }
+}
+
+#[test]
+fn cards_on_the_bus_without_a_library_are_listed_with_the_reason() {
+    let Some(machine) = Machine::new(&ASCEND, &[]) else { return };
+    machine.plug("0x19e5", &["0000:2a:00.0", "0000:2b:00.0", "0000:2c:00.0"]);
+    fs::rename(machine.file("libdcmi.so"), machine.file("elsewhere")).unwrap();
+    let mut backend = machine.backend(&ASCEND);
+    let mut devices = Vec::new();
+    let said = backend.health(&mut devices);
+    assert_eq!(said[0].to_string(), "ascend: 3 devices on PCI, but libdcmi.so not found");
+    let about: Vec<_> = devices.iter().map(|device| (&*device.uuid, device.fault.as_deref())).collect();
+    let why = Some("libdcmi.so not found");
+    assert_eq!(
+        about,
+        [("ascend-0000:2a:00.0", why), ("ascend-0000:2b:00.0", why), ("ascend-0000:2c:00.0", why)]
+    );
+    // The driver comes up: each card is what it is where it was, but for one that the library does not know.
+    fs::rename(machine.file("elsewhere"), machine.file("libdcmi.so")).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut said = Vec::new();
+    while devices[1].fault.is_some() {
+        assert!(Instant::now() < deadline, "{devices:#?}");
+        said = backend.health(&mut devices);
+    }
+    assert_eq!(devices.len(), 3);
+    assert_eq!((&*devices[1].uuid, &*devices[0].class.model), (ASCEND.uuid_of_0, "910b3"));
+    assert_eq!(said[0].what, "1 more device on PCI that dcmi does not list: 0000:2c:00.0");
+    // A library that fails later adds no cards.
+    machine.begin("lost");
+    backend.health(&mut devices);
+    assert_eq!(devices.len(), 3);
+}
+
+#[test]
+fn an_xid_takes_a_card_out_of_work_and_a_program_s_error_does_not() {
+    let stub = Stub { defines: WITH_XID, ..SHAPED };
+    let Some(machine) = Machine::new(&stub, &[]) else { return };
+    let mut backend = machine.backend(&stub);
+    let remapped = "device 0: a row of its memory is remapped at the next reset";
+    assert_eq!(
+        (faults(&backend.discover()), findings(&backend.discover())),
+        (vec![], vec![remapped.to_string()])
+    );
+    machine.begin("sick");
+    backend.discover();
+    let found = backend.discover();
+    assert_eq!(faults(&found), ["xid 79: it fell off the bus: restart the machine"]);
+    assert_eq!(card(&found, "GPU-0000-0").fault, None);
+}
+
+#[test]
+fn an_xid_is_only_told_where_the_driver_says_itself_what_to_do() {
+    let stub = Stub { defines: WITH_XID_RECOVERY, ..SHAPED };
+    let Some(machine) = Machine::new(&stub, &[]) else { return };
+    let mut backend = machine.backend(&stub);
+    backend.discover();
+    machine.begin("sick");
+    backend.discover();
+    let found = backend.discover();
+    assert_eq!(faults(&found), ["the driver asks for a restart of the machine"]);
+    machine.end("sick");
+    let found = backend.discover();
+    assert_eq!((faults(&found).len(), findings(&found).len()), (0, 2), "it was repaired: {found:#?}");
+}
+
+#[test]
+fn a_card_that_is_divided_offers_its_slices_and_shares_of_others_go_through_mps() {
+    let stub = Stub { defines: WITH_MIG, ..SHAPED };
+    let Some(machine) = Machine::new(&stub, &[]) else { return };
+    let open = || Backends::open(&"nvidia".parse().unwrap(), &Host::read(), &machine.roots, None).unwrap();
+    let backends = open();
+    let devices = backends.devices();
+    let uuids: Vec<&str> = devices.iter().map(|device| &*device.uuid).collect();
+    assert_eq!(uuids, ["GPU-0000-1", "MIG-0000-0", "MIG-0000-1"]);
+    let class = &devices[1].class;
+    assert_eq!((&*class.model, class.memory_bytes), ("h100-80gb-hbm3-mig-1g.10gb", 10 << 30));
+    assert!(devices.iter().all(|device| device.island.is_none()), "slices are not linked");
+    assert_eq!(backends.visibility(&[2], None).env[0].1, "MIG-0000-1");
+    let share = Slice { compute_milli: 255, memory_bytes: 20 << 30 };
+    let env = backends.visibility(&[0], Some(share)).env;
+    let of_mps: Vec<&str> =
+        env.iter().filter(|(key, _)| key.starts_with("CUDA_MPS")).map(|(_, value)| &value[..]).collect();
+    assert_eq!(of_mps, ["26", "0=20480M"]);
+    assert_eq!(backends.visibility(&[], Some(share)).env.len(), 2, "whoever holds none shares none");
+}

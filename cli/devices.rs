@@ -1,0 +1,182 @@
+//! `aquifer devices`: what this machine has, without any scheduler.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use aquifer_agent::device::topology::seat;
+use aquifer_agent::device::{Backends, DeviceChoice, Roots};
+use aquifer_agent::host::Host;
+use serde::Serialize;
+
+use crate::client::Global;
+use crate::output::{Color, Failure, Output, Side, Table, printable};
+use crate::{agent, explain, units};
+
+/// Show the devices of this machine, and why one is missing or faulty; needs no scheduler
+#[derive(Clone, Debug, Default, clap::Args)]
+#[group(skip)]
+#[command(after_help = "\
+Example:
+  aquifer devices --json
+
+This is what an agent on this machine would offer.")]
+pub struct Args {
+    /// Devices to look for: `auto`, `none`, or a list of `cpu`, `cpu:0-3+6`, vendors and `fake:FILE` with commas
+    #[arg(long, env = "AQUIFER_DEVICES", value_name = "DEVICES", default_value = "auto")]
+    pub devices: String,
+    /// Directories in which vendors' libraries are looked for first, with colons. Default: none
+    #[arg(
+        long,
+        env = "AQUIFER_LIBRARY_PATH",
+        value_name = "DIRS",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub library_path: String,
+    /// What the kernel knows of devices
+    #[arg(long, env = "AQUIFER_SYSFS", value_name = "DIR", default_value = "/sys")]
+    pub sysfs: PathBuf,
+}
+
+/// What a machine has.
+#[derive(Clone, Debug, Default, Serialize)]
+#[allow(missing_docs)]
+pub struct Machine {
+    pub node: String,
+    pub devices: Vec<Device>,
+    pub findings: Vec<Finding>,
+}
+
+/// One device.
+#[derive(Clone, Debug, Default, Serialize)]
+#[allow(missing_docs)]
+pub struct Device {
+    pub index: u16,
+    pub vendor: String,
+    pub model: String,
+    pub memory_bytes: u64,
+    pub uuid: String,
+    /// Why it takes no work.
+    pub fault: Option<String>,
+    /// Address on the bus.
+    pub place: String,
+    pub numa_node: Option<u32>,
+    /// Address of the PCIe switch above it.
+    pub switch: Option<String>,
+    /// Those with the same number are linked directly.
+    pub island: Option<u16>,
+    /// What a worker that holds it is told.
+    pub environment: Vec<String>,
+    /// What a worker that holds it must be able to open.
+    pub device_nodes: Vec<String>,
+}
+
+/// What people should know about a vendor's devices.
+#[derive(Clone, Debug, Default, Serialize)]
+#[allow(missing_docs)]
+pub struct Finding {
+    pub vendor: String,
+    pub what: String,
+}
+
+impl Args {
+    /// Looks at the machine.
+    ///
+    /// # Errors
+    /// A flag that makes no sense, or devices that were asked for and cannot be had.
+    pub fn look(&self) -> Result<Machine, Failure> {
+        let next = "see `aquifer devices --help`";
+        let choice: DeviceChoice =
+            self.devices.parse().map_err(|error| Failure::usage(format!("{error}"), next))?;
+        let libraries = agent::libraries(&self.library_path)
+            .map_err(|why| Failure::usage(format!("--library-path: {why}"), next))?;
+        let roots = Roots { sysfs: self.sysfs.clone(), libraries, ..Roots::default() };
+        let host = Host::read();
+        let backends = Backends::open(&choice, &host, &roots, None)
+            .map_err(|error| Failure::usage(format!("{error}"), next))?;
+        let offered = backends.devices();
+        let devices = (0u16..).zip(offered).zip(backends.found()).map(|((index, device), found)| {
+            let seat = seat(&roots.sysfs, &found.place);
+            let shown = backends.visibility(&[index], None);
+            Device {
+                index,
+                vendor: device.class.vendor.to_string(),
+                model: device.class.model.to_string(),
+                memory_bytes: device.class.memory_bytes,
+                uuid: device.uuid.to_string(),
+                fault: device.fault.map(|fault| fault.to_string()),
+                place: found.place.clone(),
+                numa_node: seat.numa_node,
+                switch: seat.switch,
+                island: device.island,
+                environment: shown.env.iter().map(|(key, value)| format!("{key}={value}")).collect(),
+                device_nodes: shown.device_nodes.iter().map(|node| node.display().to_string()).collect(),
+            }
+        });
+        let finding = |finding: &aquifer_agent::device::Finding| Finding {
+            vendor: finding.vendor.to_string(),
+            what: finding.what.clone(),
+        };
+        Ok(Machine {
+            node: host.name.clone(),
+            devices: devices.collect(),
+            findings: backends.findings().iter().map(finding).collect(),
+        })
+    }
+}
+
+/// Runs `aquifer devices`.
+///
+/// # Errors
+/// A flag that makes no sense.
+pub fn run(args: &Args, global: &Global) -> Result<ExitCode> {
+    let output = Output::new(global.json, global.no_color);
+    let machine = args.look()?;
+    match output.json {
+        true => output.document(&machine),
+        false => output.text(text(&machine, &output)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The machine for people; what is missing or broken stands below the table.
+pub fn text(machine: &Machine, output: &Output) -> String {
+    let columns = [
+        ("DEVICE", Side::Right),
+        ("VENDOR", Side::Left),
+        ("MODEL", Side::Left),
+        ("MEMORY", Side::Right),
+        ("STATE", Side::Left),
+        ("ISLAND", Side::Right),
+        ("NUMA", Side::Right),
+        ("PLACE", Side::Left),
+        ("UUID", Side::Left),
+    ];
+    let mut table = Table::new(&columns).elastic(&[8, 4]);
+    for device in &machine.devices {
+        let number = |number: Option<u32>| number.map(|number| number.to_string()).unwrap_or_default();
+        table.row([
+            explain::devices(&[device.index.into()], ""),
+            device.vendor.clone(),
+            device.model.clone(),
+            units::size(device.memory_bytes),
+            device.fault.as_ref().map_or("well".into(), |fault| format!("faulty: {fault}")),
+            number(device.island.map(u32::from)),
+            number(device.numa_node),
+            if device.vendor == "cpu" { String::new() } else { device.place.clone() },
+            device.uuid.clone(),
+        ]);
+    }
+    let mut parts = vec![match machine.devices.is_empty() {
+        true => "This machine has no devices.".to_string(),
+        false => table.plain(output),
+    }];
+    let line = |finding: &Finding| {
+        output.paint(Color::Yellow, &printable(&format!("{}: {}", finding.vendor, finding.what)))
+    };
+    if !machine.findings.is_empty() {
+        parts.push(machine.findings.iter().map(line).collect::<Vec<String>>().join("\n"));
+    }
+    parts.join("\n\n")
+}

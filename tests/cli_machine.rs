@@ -1,0 +1,83 @@
+//! What people see of one machine, golden; and what scripts do.
+
+use aquifer_cli::output::Output;
+use aquifer_cli::{devices, doctor};
+
+fn plain() -> Output {
+    Output::default()
+}
+
+fn machine() -> devices::Machine {
+    let device = |index: u16, fault: Option<&str>| devices::Device {
+        index,
+        vendor: "ascend".into(),
+        model: if fault.is_some() { "unknown" } else { "910b3" }.into(),
+        memory_bytes: if fault.is_some() { 0 } else { 64 << 30 },
+        uuid: format!("die-{index}"),
+        fault: fault.map(str::to_string),
+        place: format!("0000:c{index}:00.0"),
+        numa_node: Some(1),
+        switch: None,
+        island: (index < 2).then_some(0),
+        ..devices::Device::default()
+    };
+    devices::Machine {
+        node: "npu-1".into(),
+        devices: vec![device(0, None), device(1, None), device(2, Some("fell off the bus"))],
+        findings: vec![devices::Finding { vendor: "ascend".into(), what: "device 0: a minor fault".into() }],
+    }
+}
+
+#[test]
+fn devices_of_a_machine_are_listed_with_what_is_wrong() {
+    assert_eq!(
+        devices::text(&machine(), &plain()),
+        "\
+DEVICE  VENDOR  MODEL    MEMORY  STATE                     ISLAND  NUMA  PLACE         UUID
+     0  ascend  910b3    64 GiB  well                           0     1  0000:c0:00.0  die-0
+     1  ascend  910b3    64 GiB  well                           0     1  0000:c1:00.0  die-1
+     2  ascend  unknown     0 B  faulty: fell off the bus             1  0000:c2:00.0  die-2
+
+ascend: device 0: a minor fault"
+    );
+    assert_eq!(devices::text(&devices::Machine::default(), &plain()), "This machine has no devices.");
+    let json = serde_json::to_value(machine()).unwrap();
+    let keys = |value: &serde_json::Value| -> String {
+        value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(keys(&json), "devices findings node");
+    assert_eq!(
+        keys(&json["devices"][0]),
+        "device_nodes environment fault index island memory_bytes model numa_node place switch uuid vendor"
+    );
+    assert_eq!(keys(&json["findings"][0]), "vendor what");
+}
+
+#[test]
+fn a_doctor_says_what_to_do_about_each_finding() {
+    let finding = |check, state, what: &str, next: &str| doctor::Finding {
+        check,
+        state,
+        what: what.into(),
+        next: next.into(),
+    };
+    let findings = [
+        finding("devices", "ok", "8 h200", ""),
+        finding(
+            "disk",
+            "problem",
+            "/data cannot be written: Permission denied",
+            "give another with --state-dir",
+        ),
+    ];
+    assert_eq!(
+        doctor::text(&findings, &plain()),
+        "\
+ok       devices     8 h200
+problem  disk        /data cannot be written: Permission denied
+                     give another with --state-dir"
+    );
+    let json = serde_json::to_value(&findings[0]).unwrap();
+    let keys: Vec<&String> = json.as_object().unwrap().keys().collect();
+    assert_eq!(keys, ["check", "next", "state", "what"]);
+}
