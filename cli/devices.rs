@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use aquifer_agent::device::topology::seat;
-use aquifer_agent::device::{Backends, DeviceChoice, Roots};
+use aquifer_agent::device::{Backends, DeviceChoice, Roots, datasheet};
 use aquifer_agent::host::Host;
 use serde::Serialize;
 
@@ -64,6 +64,10 @@ pub struct Device {
     pub numa_node: Option<u32>,
     /// Address of the PCIe switch above it.
     pub switch: Option<String>,
+    /// How fast it is, in thousandths of a reference device.
+    pub speed_milli: u32,
+    /// Who says so: a datasheet, a file of fake devices, or nobody, so that it counts one.
+    pub speed_source: String,
     /// Those with the same number are linked directly.
     pub island: Option<u16>,
     /// What a worker that holds it is told.
@@ -99,6 +103,11 @@ impl Args {
         let devices = (0u16..).zip(offered).zip(backends.found()).map(|((index, device), found)| {
             let seat = seat(&roots.sysfs, &found.place);
             let shown = backends.visibility(&[index], None);
+            let speed_source = match (found.speed_milli, datasheet::speed_milli(&found.class)) {
+                (Some(_), _) => "the file of fake devices",
+                (None, Some((_, source))) => source,
+                (None, None) => "not measured",
+            };
             Device {
                 index,
                 vendor: device.class.vendor.to_string(),
@@ -109,6 +118,8 @@ impl Args {
                 place: found.place.clone(),
                 numa_node: seat.numa_node,
                 switch: seat.switch,
+                speed_milli: device.speed_milli,
+                speed_source: speed_source.into(),
                 island: device.island,
                 environment: shown.env.iter().map(|(key, value)| format!("{key}={value}")).collect(),
                 device_nodes: shown.device_nodes.iter().map(|node| node.display().to_string()).collect(),
@@ -147,6 +158,7 @@ pub fn text(machine: &Machine, output: &Output) -> String {
         ("VENDOR", Side::Left),
         ("MODEL", Side::Left),
         ("MEMORY", Side::Right),
+        ("SPEED", Side::Right),
         ("STATE", Side::Left),
         ("ISLAND", Side::Right),
         ("NUMA", Side::Right),
@@ -161,6 +173,7 @@ pub fn text(machine: &Machine, output: &Output) -> String {
             device.vendor.clone(),
             device.model.clone(),
             units::size(device.memory_bytes),
+            units::milli(device.speed_milli.into()),
             device.fault.as_ref().map_or("well".into(), |fault| format!("faulty: {fault}")),
             number(device.island.map(u32::from)),
             number(device.numa_node),

@@ -17,6 +17,7 @@ fn machine() -> devices::Machine {
         fault: fault.map(str::to_string),
         place: format!("0000:c{index}:00.0"),
         numa_node: Some(1),
+        speed_milli: 1000,
         switch: None,
         island: (index < 2).then_some(0),
         ..devices::Device::default()
@@ -33,10 +34,10 @@ fn devices_of_a_machine_are_listed_with_what_is_wrong() {
     assert_eq!(
         devices::text(&machine(), &plain()),
         "\
-DEVICE  VENDOR  MODEL    MEMORY  STATE                     ISLAND  NUMA  PLACE         UUID
-     0  ascend  910b3    64 GiB  well                           0     1  0000:c0:00.0  die-0
-     1  ascend  910b3    64 GiB  well                           0     1  0000:c1:00.0  die-1
-     2  ascend  unknown     0 B  faulty: fell off the bus             1  0000:c2:00.0  die-2
+DEVICE  VENDOR  MODEL    MEMORY  SPEED  STATE                     ISLAND  NUMA  PLACE         UUID
+     0  ascend  910b3    64 GiB      1  well                           0     1  0000:c0:00.0  die-0
+     1  ascend  910b3    64 GiB      1  well                           0     1  0000:c1:00.0  die-1
+     2  ascend  unknown     0 B      1  faulty: fell off the bus             1  0000:c2:00.0  die-2
 
 ascend: device 0: a minor fault"
     );
@@ -48,7 +49,8 @@ ascend: device 0: a minor fault"
     assert_eq!(keys(&json), "devices findings node");
     assert_eq!(
         keys(&json["devices"][0]),
-        "device_nodes environment fault index island memory_bytes model numa_node place switch uuid vendor"
+        "device_nodes environment fault index island memory_bytes model numa_node place \
+         speed_milli speed_source switch uuid vendor"
     );
     assert_eq!(keys(&json["findings"][0]), "vendor what");
 }

@@ -9,6 +9,7 @@ mod by_library;
 mod by_sysfs;
 mod choice;
 mod cpu;
+pub mod datasheet;
 mod fake;
 mod helper;
 mod intel;
@@ -73,7 +74,8 @@ pub struct Found {
     pub fault: Option<Name>,
     /// Those of the vendor with the same number are linked directly; `None`: with none, or nobody has looked.
     pub island: Option<u16>,
-    /// How fast it is, in thousandths of the reference device; `None`: nobody has measured it.
+    /// How fast it is, in thousandths of the reference device; `None`: nobody has measured it, it counts as its
+    /// maker says, or one.
     pub speed_milli: Option<u32>,
     /// Where it is in the machine, such that the order of the text is that of the bus: `0000:1b:00.0`.
     pub place: String,
