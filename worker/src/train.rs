@@ -102,8 +102,8 @@ fn configuration(args: &TrainArgs) -> Result<ModelConfig, WorkerError> {
         None if Path::new(&args.model).is_dir() => ModelConfig::load(Path::new(&args.model))?,
         None => return Err(crate::model::ConfigError::Unknown(args.model.clone()).into()),
     };
-    if config.max_position_embeddings < args.context {
-        let allowed = format!("it is at most the model's window, {}", config.max_position_embeddings);
+    if config.window() < args.context {
+        let allowed = format!("it is at most the model's window, {}", config.window());
         return Err(UsageError::new("--context", args.context, allowed).into());
     }
     Ok(config)

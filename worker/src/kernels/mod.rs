@@ -172,15 +172,19 @@ pub struct Rope {
 impl Rope {
     /// The angles of `positions` positions.
     pub fn new(positions: usize, head_dim: usize, theta: f64) -> Rope {
-        let half = head_dim / 2;
-        let angle = |index: usize| {
-            let (position, pair) = (index / half, index % half);
-            position as f64 * theta.powf(-2.0 * pair as f64 / head_dim as f64)
-        };
+        let frequency = |pair: usize| theta.powf(-2.0 * pair as f64 / head_dim as f64);
+        Rope::with_frequencies(positions, &(0..head_dim / 2).map(frequency).collect::<Vec<_>>(), 1.0)
+    }
+
+    /// As [`new`](Rope::new) with a frequency for each pair, in radians a position; sines and cosines are multiplied with
+    /// `scale`, which makes scores larger by its square.
+    pub fn with_frequencies(positions: usize, frequencies: &[f64], scale: f64) -> Rope {
+        let half = frequencies.len();
+        let angle = |index: usize| (index / half) as f64 * frequencies[index % half];
         Rope {
-            head_dim,
-            cos: (0..positions * half).map(|i| angle(i).cos() as f32).collect(),
-            sin: (0..positions * half).map(|i| angle(i).sin() as f32).collect(),
+            head_dim: 2 * half,
+            cos: (0..positions * half).map(|i| (scale * angle(i).cos()) as f32).collect(),
+            sin: (0..positions * half).map(|i| (scale * angle(i).sin()) as f32).collect(),
         }
     }
 }

@@ -85,7 +85,7 @@ pub async fn run(
     }
     let kernels = Cpu::with_precision(contract.threads, args.precision);
     let name = args.model_name();
-    let window = model.config.max_position_embeddings;
+    let window = model.config.window();
     let engine = Engine::start(model, tokenizer.clone(), kernels, args.max_queue);
     let app = Arc::new(App { engine, tokenizer, name, window, created: now_s(), answers: AtomicU64::new(0) });
 
