@@ -11,10 +11,10 @@
 
 use crate::kernels::Precision;
 use crate::model::{ConfigError, Layout, Model, ModelConfig, Tensor};
-use crate::safetensors::{Safetensors, SafetensorsError, TensorRef, Written, write};
+use crate::safetensors::{Safetensors, SafetensorsError, TensorRef, Weights, Written, write};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -257,24 +257,32 @@ impl CheckpointDir {
     }
 }
 
-/// Loads a model for inference, or to start a training from: from `path` itself, or from its latest checkpoint.
+/// Loads a model for inference, or, in f32, to start a training from: from `path` itself, or from its latest checkpoint.
+/// Weights are rounded to `precision` as they are read.
 ///
 /// # Errors
 /// Where there is none, or it is damaged or cannot be run.
-pub fn load_model(path: &Path) -> Result<Model, CheckpointError> {
+pub fn load_model(path: &Path, precision: Precision) -> Result<Model, CheckpointError> {
     let directory = find_model(path)?;
     let config = ModelConfig::load(&directory)?;
     let mut expected = None;
     if directory.join(RECORD).exists() {
         expected = read_record(&directory)?.files.get(MODEL).cloned();
     }
+    let weights = match directory.join(MODEL).exists() || !Weights::are_in(&directory) {
+        true => Weights::one(open_checked(&directory.join(MODEL), expected.as_ref())?),
+        false => Weights::indexed(&directory)?,
+    };
     let layout = Layout::new(&config);
-    let file = open_checked(&directory.join(MODEL), expected.as_ref())?;
-    let mut parameters = vec![0.0; layout.len];
-    for tensor in &layout.tensors {
-        file.copy(&tensor.name, &tensor.shape, tensor.span.of_mut(&mut parameters))?;
-    }
-    Ok(Model::with_parameters(config, parameters))
+    let names: BTreeSet<&str> = layout.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    weights.refuse_others(|name| {
+        // Old files hold the wavelengths, and some a tied output layer twice.
+        let copy = config.tie_word_embeddings && name == "lm_head.weight";
+        names.contains(name) || copy || name.ends_with("rotary_emb.inv_freq")
+    })?;
+    Ok(Model::read(config, precision, |tensor, part, values| {
+        weights.copy_part(&tensor.name, &tensor.shape, part.start, values)
+    })?)
 }
 
 /// Loads the tokenizer that belongs to the model of `path`, which has this `config`.
@@ -301,7 +309,7 @@ fn find_model(path: &Path) -> Result<PathBuf, CheckpointError> {
 }
 
 fn load_state(path: &Path, record: Record) -> Result<TrainingState, CheckpointError> {
-    let model = load_model(path)?;
+    let model = load_model(path, Precision::F32)?;
     let file = open_checked(&path.join(OPTIMIZER), record.files.get(OPTIMIZER))?;
     let (mut first, mut second) = (vec![0.0; model.layout.len], vec![0.0; model.layout.len]);
     for tensor in &model.layout.tensors {
@@ -466,8 +474,11 @@ mod tests {
         assert!(loaded.model.parameters == saved.model.parameters);
         assert!(loaded.first == saved.first && loaded.second == saved.second);
         assert_eq!((loaded.record.step, loaded.record.loss), (30, 2.5));
-        assert!(load_model(&dir.path).unwrap().parameters == saved.model.parameters);
-        assert!(load_model(&dir.path.join("step-000020")).unwrap().parameters == state(20).model.parameters);
+        assert!(load_model(&dir.path, Precision::F32).unwrap().parameters == saved.model.parameters);
+        assert!(
+            load_model(&dir.path.join("step-000020"), Precision::F32).unwrap().parameters
+                == state(20).model.parameters
+        );
     }
 
     #[test]
@@ -533,7 +544,7 @@ mod tests {
         let dir = CheckpointDir::open(temporary.path(), 2).unwrap();
         assert!(names(&dir.path).is_empty());
         assert!(dir.load_newest(&settings(), &config()).unwrap().0.is_none());
-        let error = load_model(&dir.path).err().unwrap().to_string();
+        let error = load_model(&dir.path, Precision::F32).err().unwrap().to_string();
         assert!(error.contains("holds no model"), "{error}");
     }
 

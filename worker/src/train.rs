@@ -11,9 +11,10 @@ use crate::collective::{Agreement, CollectiveError, Group, Timeouts, bytes_to_fl
 use crate::contract::Contract;
 use crate::data::Dataset;
 use crate::error::WorkerError;
-use crate::kernels::{AdamW, Cpu, Kernels};
+use crate::kernels::{AdamW, Cpu, Kernels, Precision};
 use crate::model::training::{Sample, Workspace};
 use crate::model::{Model, ModelConfig};
+use crate::safetensors::Weights;
 use crate::shards::{Partial, ShardSum, block};
 use crate::status::{State, Status, StatusFile};
 use std::io::Write;
@@ -387,10 +388,9 @@ fn fresh(
     config: ModelConfig,
 ) -> Result<TrainingState, WorkerError> {
     let directory = Path::new(&args.model);
-    let has_weights =
-        ModelConfig::preset(&args.model).is_none() && directory.join("model.safetensors").exists();
+    let has_weights = ModelConfig::preset(&args.model).is_none() && Weights::are_in(directory);
     let model = match has_weights && contract.rank == 0 {
-        true => load_model(directory)?,
+        true => load_model(directory, Precision::F32)?,
         false => Model::new(config, args.seed),
     };
     let (first, second) = (vec![0.0; model.layout.len], vec![0.0; model.layout.len]);

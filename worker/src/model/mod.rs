@@ -8,6 +8,7 @@
 //!
 //! Source: Touvron et al., "LLaMA", arXiv 2302.13971, section 2.2.
 
+mod compact;
 mod config;
 pub mod inference;
 mod parameters;
@@ -18,8 +19,9 @@ pub use config::{ConfigError, ModelConfig, PRESETS};
 pub use parameters::{LayerSpans, Layout, Projection, Span, Tensor};
 pub use rope::{RopeScaling, Yarn};
 
-use crate::kernels::{Bf16, Kernels, Linear, Rope, Weight, round_all};
-use std::collections::BTreeMap;
+use crate::kernels::{Kernels, Linear, Precision, Rope, Weight};
+use compact::Compact;
+use std::ops::Range;
 
 /// A model: its shape and its parameters.
 pub struct Model {
@@ -31,14 +33,6 @@ pub struct Model {
     pub parameters: Vec<f32>,
     compact: Option<Compact>,
     rope: Rope,
-}
-
-/// The parameters of a model that is only read.
-struct Compact {
-    /// All of them, in the order of the layout.
-    all: Vec<Bf16>,
-    /// The vectors among them, which are few, as they were: by where their spans start.
-    vectors: BTreeMap<usize, Vec<f32>>,
 }
 
 /// What a layer computed for `rows` rows, kept for the backward pass.
@@ -126,21 +120,49 @@ impl Model {
         Model { config, layout, parameters, compact: None, rope }
     }
 
-    /// Keeps the matrices in bf16 from now on: half the memory, for inference only.
-    pub fn compact(&mut self) {
-        let mut all = vec![Bf16::default(); self.parameters.len()];
-        round_all(&mut all, &self.parameters);
-        let vectors = self.layout.tensors.iter().filter(|tensor| tensor.shape.len() == 1);
-        let vectors = vectors.map(|tensor| (tensor.span.start, tensor.span.of(&self.parameters).to_vec()));
-        self.compact = Some(Compact { all, vectors: vectors.collect() });
-        self.parameters = Vec::new();
+    /// A model whose parameters come from `read`, which fills a stretch of a tensor's elements; kept as `precision` says.
+    /// With less than single precision, no more than a part of a matrix exists in `f32` at a time.
+    ///
+    /// # Errors
+    /// The first one of `read`.
+    pub fn read<E>(
+        config: ModelConfig,
+        precision: Precision,
+        mut read: impl FnMut(&Tensor, Range<usize>, &mut [f32]) -> Result<(), E>,
+    ) -> Result<Model, E> {
+        let layout = Layout::new(&config);
+        let (mut parameters, mut compact) = (Vec::new(), None);
+        if precision == Precision::F32 {
+            parameters.resize(layout.len, 0.0);
+            for tensor in &layout.tensors {
+                read(tensor, 0..tensor.span.len, tensor.span.of_mut(&mut parameters))?;
+            }
+        } else {
+            compact = Some(Compact::read(&layout, precision, read)?);
+        }
+        let rope = rope::angles(&config);
+        Ok(Model { config, layout, parameters, compact, rope })
+    }
+
+    /// Keeps the matrices in bf16 or int8 from now on: less memory, for inference only. In f32 nothing changes.
+    pub fn compact(&mut self, precision: Precision) {
+        if precision == Precision::F32 {
+            return;
+        }
+        let all = std::mem::take(&mut self.parameters);
+        let copy = |tensor: &Tensor, part: Range<usize>, values: &mut [f32]| {
+            values.copy_from_slice(&tensor.span.of(&all)[part]);
+            Ok::<_, std::convert::Infallible>(())
+        };
+        let Ok(compact) = Compact::read(&self.layout, precision, copy);
+        self.compact = Some(compact);
     }
 
     /// A matrix.
     fn weight(&self, span: Span) -> Weight<'_> {
         match &self.compact {
             None => Weight::F32(span.of(&self.parameters)),
-            Some(compact) => Weight::Bf16(&compact.all[span.start..span.start + span.len]),
+            Some(compact) => compact.matrix(span),
         }
     }
 
@@ -148,7 +170,7 @@ impl Model {
     fn vector(&self, span: Span) -> &[f32] {
         match &self.compact {
             None => span.of(&self.parameters),
-            Some(compact) => &compact.vectors[&span.start],
+            Some(compact) => compact.vector(span),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::args::ServeArgs;
 use crate::checkpoint::{load_model, load_tokenizer};
 use crate::contract::Contract;
 use crate::error::WorkerError;
-use crate::kernels::{Cpu, Precision};
+use crate::kernels::Cpu;
 use crate::random::mix;
 use crate::status::{State as Life, Status, StatusFile};
 use crate::tokenizer::Tokenizer;
@@ -78,11 +78,8 @@ pub async fn run(
     let mut file = StatusFile::new(contract.run_dir.as_deref());
     let mut status = Status { message: "loading the model".into(), ..Status::default() };
     file.update(&status);
-    let mut model = load_model(&args.model)?;
+    let model = load_model(&args.model, args.precision)?;
     let tokenizer = load_tokenizer(&args.model, &model.config)?;
-    if args.precision == Precision::Bf16 {
-        model.compact();
-    }
     let kernels = Cpu::with_precision(contract.threads, args.precision);
     let name = args.model_name();
     let window = model.config.window();
