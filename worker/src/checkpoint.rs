@@ -12,7 +12,7 @@
 use crate::kernels::Precision;
 use crate::model::{ConfigError, Layout, Model, ModelConfig, Tensor};
 use crate::safetensors::{Safetensors, SafetensorsError, TensorRef, Weights, Written, write};
-use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::tokenizer::{self, Tokenizer, TokenizerError};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -141,6 +141,8 @@ pub struct TrainingState {
 pub struct CheckpointDir {
     path: PathBuf,
     keep: usize,
+    /// The tokenizer's files, which every checkpoint has.
+    companions: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl CheckpointDir {
@@ -163,7 +165,23 @@ impl CheckpointDir {
             fs::remove_file(probe)
         };
         open().map_err(|error| CheckpointError::Write { path: path.to_path_buf(), error })?;
-        Ok(CheckpointDir { path: path.to_path_buf(), keep })
+        Ok(CheckpointDir { path: path.to_path_buf(), keep, companions: Vec::new() })
+    }
+
+    /// Puts the files of the tokenizer of a model's directory into every checkpoint from now on.
+    ///
+    /// # Errors
+    /// Where one of them cannot be read.
+    pub fn take_along(&mut self, model: &Path) -> Result<(), CheckpointError> {
+        for name in tokenizer::FILES {
+            let path = model.join(name);
+            match fs::read(&path) {
+                Ok(content) => self.companions.push((name, content)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => (),
+                Err(error) => return Err(CheckpointError::Read { path, error }),
+            }
+        }
+        Ok(())
     }
 
     /// Writes a checkpoint and removes the oldest ones. When it returns, the checkpoint survives a power cut.
@@ -201,8 +219,11 @@ impl CheckpointDir {
         let mut record = record.clone();
         record.files.insert(MODEL.into(), write(&temporary.join(MODEL), &weights)?);
         record.files.insert(OPTIMIZER.into(), write(&temporary.join(OPTIMIZER), &moments)?);
-        write_text(&temporary.join("config.json"), &model.config.to_json())?;
-        write_text(&temporary.join(RECORD), &(serde_json::to_string_pretty(&record)? + "\n"))?;
+        write_file(&temporary.join("config.json"), model.config.to_json().as_bytes())?;
+        for (name, content) in &self.companions {
+            write_file(&temporary.join(name), content)?;
+        }
+        write_file(&temporary.join(RECORD), (serde_json::to_string_pretty(&record)? + "\n").as_bytes())?;
         sync_directory(temporary)?;
 
         let place = self.path.join(name);
@@ -213,7 +234,7 @@ impl CheckpointDir {
         fs::rename(temporary, &place)?;
         sync_directory(&self.path)?;
         let latest = self.path.join(format!("{TEMPORARY}{LATEST}"));
-        write_text(&latest, &format!("{name}\n"))?;
+        write_file(&latest, format!("{name}\n").as_bytes())?;
         fs::rename(latest, self.path.join(LATEST))?;
         sync_directory(&self.path)
     }
@@ -390,9 +411,9 @@ fn moment_names(tensor: &Tensor) -> [String; 2] {
     [format!("first.{}", tensor.name), format!("second.{}", tensor.name)]
 }
 
-fn write_text(path: &Path, text: &str) -> io::Result<()> {
+fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;
-    file.write_all(text.as_bytes())?;
+    file.write_all(content)?;
     file.sync_all()
 }
 

@@ -43,14 +43,13 @@ impl Model {
         let config = &self.config;
         let into = Linear::new(tokens.len(), config.hidden_size, config.vocab_size);
         workspace.logits.resize(tokens.len() * config.vocab_size, 0.0);
-        let head = self.layout.head.of(&self.parameters);
-        kernels.linear_forward(into, &mut workspace.logits, &workspace.norm, head, false);
+        kernels.linear(into, &mut workspace.logits, &workspace.norm, self.weight(self.layout.head), false);
         &workspace.logits
     }
 
     /// Fills the workspace up to the last norm, for sequences of `length` tokens one after the other.
     fn hidden(&self, kernels: &dyn Kernels, workspace: &mut Workspace, tokens: &[u32], length: usize) {
-        let (config, all, rows) = (&self.config, &self.parameters, tokens.len());
+        let (config, rows) = (&self.config, tokens.len());
         let hidden = config.hidden_size;
         workspace.layers.resize_with(config.num_hidden_layers, LayerActivations::default);
         workspace.x.resize(rows * hidden, 0.0);
@@ -59,7 +58,10 @@ impl Model {
 
         let (shape, heads) = (self.attention(length), config.num_attention_heads);
         let (queries, keys) = (length * config.query_width(), length * config.key_width());
-        kernels.embedding_forward(&mut workspace.x, tokens, self.layout.embedding.of(all), hidden);
+        let embedding = self.weight(self.layout.embedding);
+        for (x, token) in workspace.x.chunks_exact_mut(hidden).zip(tokens) {
+            embedding.copy_row(x, *token as usize);
+        }
         for (layer, saved) in workspace.layers.iter_mut().enumerate() {
             saved.resize(config, rows);
             saved.x.copy_from_slice(&workspace.x);
@@ -75,7 +77,7 @@ impl Model {
                 }
             });
         }
-        let norm = self.layout.norm.of(all);
+        let norm = self.vector(self.layout.norm);
         kernels.rms_norm_forward(
             &mut workspace.norm,
             &mut workspace.rstd,

@@ -171,6 +171,11 @@ impl Tokenizer {
         self.0.ends.contains(&token)
     }
 
+    /// The token that is put behind a text to learn that it ends, where the model has one.
+    pub fn end(&self) -> Option<u32> {
+        self.0.ends.first().copied()
+    }
+
     /// Whether a model may say `token`: not padding, which no training has taught it.
     pub fn is_sayable(&self, token: u32) -> bool {
         (token as usize) < self.vocab_size() && (self.0.file.is_some() || token != BOS)
