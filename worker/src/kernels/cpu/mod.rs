@@ -12,7 +12,7 @@ use std::sync::Mutex;
 
 use super::bf16::{Bf16, round_all};
 use super::gemm::{Elements, Product, View};
-use super::int8::{self, Int8};
+use super::int8::{Activations, Int8};
 use super::pool::{Parts, Pool};
 use super::{
     AdamW, Attention, Head, Kernels, Linear, MAX_DECODE_ROWS, Precision, Qkv, QkvGradient, Rope, Turn, Weight,
@@ -58,7 +58,8 @@ impl Kernels for Cpu {
     fn linear_forward(&self, shape: Linear, y: &mut [f32], x: &[f32], w: &[f32], accumulate: bool) {
         let Linear { rows, inputs, outputs } = shape;
         if rows <= MAX_DECODE_ROWS {
-            return self.few_rows(shape, y, x, |y, x, outputs| {
+            return self.few_rows(shape, y, |y, row, outputs| {
+                let x = &x[row * inputs..(row + 1) * inputs];
                 vectors::dots(y, x, &w[outputs.start * inputs..outputs.end * inputs], accumulate);
             });
         }
@@ -70,7 +71,8 @@ impl Kernels for Cpu {
         let Linear { rows, inputs, outputs } = shape;
         match w {
             Weight::F32(w) => self.linear_forward(shape, y, x, w, accumulate),
-            Weight::Bf16(w) if rows <= MAX_DECODE_ROWS => self.few_rows(shape, y, x, |y, x, outputs| {
+            Weight::Bf16(w) if rows <= MAX_DECODE_ROWS => self.few_rows(shape, y, |y, row, outputs| {
+                let x = &x[row * inputs..(row + 1) * inputs];
                 vectors::dots_bf16(y, x, &w[outputs.start * inputs..outputs.end * inputs], accumulate);
             }),
             Weight::Bf16(w) => {
@@ -78,9 +80,12 @@ impl Kernels for Cpu {
                 let product = self.product([rows, outputs, inputs], View::rows(x, inputs), w);
                 product.run(&self.pool, y, outputs, accumulate);
             }
-            Weight::Int8(w) if rows <= MAX_DECODE_ROWS => self.few_rows(shape, y, x, |y, x, outputs| {
-                int8::dots(y, x, w.rows(outputs, inputs), accumulate);
-            }),
+            Weight::Int8(w) if rows <= MAX_DECODE_ROWS => {
+                let x = Activations::of(x, inputs);
+                self.few_rows(shape, y, |y, row, outputs| {
+                    x.dots(y, row, w.rows(outputs, inputs), accumulate);
+                });
+            }
             Weight::Int8(w) => self.int8_panels(shape, y, x, w, accumulate),
         }
     }
@@ -288,15 +293,9 @@ impl Cpu {
         }
     }
 
-    /// A linear layer by one dot product for each output: reads the weight once and copies nothing. `dots(y, x, outputs)`
-    /// computes some outputs of one row.
-    fn few_rows(
-        &self,
-        shape: Linear,
-        y: &mut [f32],
-        x: &[f32],
-        dots: impl Fn(&mut [f32], &[f32], Range<usize>) + Sync,
-    ) {
+    /// A linear layer by one dot product for each output: reads the weight once and copies nothing. `dots(y, row,
+    /// outputs)` computes some outputs of one row.
+    fn few_rows(&self, shape: Linear, y: &mut [f32], dots: impl Fn(&mut [f32], usize, Range<usize>) + Sync) {
         /// Products that a thread must have to be worth waking.
         const WORTH_A_THREAD: usize = 1 << 18;
         let Linear { rows, inputs, outputs } = shape;
@@ -306,11 +305,11 @@ impl Cpu {
             // A few outputs at a time, so that their weights are read from memory once for all rows.
             for first in part.clone().step_by(8) {
                 let some = first..part.end.min(first + 8);
-                for (r, x) in x.chunks_exact(inputs).enumerate() {
+                for r in 0..rows {
                     // SAFETY: the parts of a row do not overlap.
                     #[allow(unsafe_code)]
                     let y = unsafe { y.get(r * outputs + some.start..r * outputs + some.end) };
-                    dots(y, x, some.clone());
+                    dots(y, r, some.clone());
                 }
             }
         });
