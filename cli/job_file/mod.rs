@@ -132,7 +132,7 @@ pub struct Train {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_every: Option<Given<Whole<1, 1_000_000_000>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub precision: Option<Given<Precision>>,
+    pub precision: Option<Given<TrainPrecision>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub micro_batch: Option<Given<Whole<1, 1_000_000>>>,
 }
@@ -149,7 +149,7 @@ pub struct Serve {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_queue: Option<Given<Whole<1, 100_000>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub precision: Option<Given<Precision>>,
+    pub precision: Option<Given<ServePrecision>>,
 }
 
 /// Devices of a rank: `1`, `{count: 2, class: h200}`, or `{any_of: [{…}, {…}]}`.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use aquifer_proto::border;
+use aquifer_proto::border::{self, SERVE_PRECISIONS, TRAIN_PRECISIONS};
 use aquifer_proto::core::{ArrayRange, JobId, Vendor};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Serialize, Serializer};
@@ -57,14 +57,13 @@ pub struct Indices(pub ArrayRange);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Maker(pub Vendor);
 
-/// What a worker computes in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Precision {
-    #[default]
-    F32,
-    Bf16,
-}
+/// What a training job computes in: a name of [`TRAIN_PRECISIONS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrainPrecision(pub &'static str);
+
+/// What a service keeps its weights in: a name of [`SERVE_PRECISIONS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServePrecision(pub &'static str);
 
 /// A level of the pool's structure: `node`, or the key of a label.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -229,21 +228,33 @@ impl FromStr for Maker {
     }
 }
 
-impl Scalar for Precision {
-    fn expected() -> String {
-        "expected f32 or bf16".into()
-    }
-}
-impl FromStr for Precision {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Precision, String> {
-        match text {
-            "f32" => Ok(Precision::F32),
-            "bf16" => Ok(Precision::Bf16),
-            _ => Err(Precision::expected()),
+macro_rules! precision {
+    ($name:ident, $known:ident) => {
+        impl Default for $name {
+            fn default() -> $name {
+                $name($known[0])
+            }
         }
-    }
+        impl Scalar for $name {
+            fn expected() -> String {
+                format!("expected one of {}", $known.join(", "))
+            }
+        }
+        impl FromStr for $name {
+            type Err = String;
+            fn from_str(text: &str) -> Result<$name, String> {
+                $known.iter().find(|name| **name == text).copied().map($name).ok_or_else($name::expected)
+            }
+        }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.0)
+            }
+        }
+    };
 }
+precision!(TrainPrecision, TRAIN_PRECISIONS);
+precision!(ServePrecision, SERVE_PRECISIONS);
 
 impl Scalar for Level {
     fn expected() -> String {
@@ -340,14 +351,6 @@ impl fmt::Display for Indices {
 impl fmt::Display for Maker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
-    }
-}
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Precision::F32 => "f32",
-            Precision::Bf16 => "bf16",
-        })
     }
 }
 impl fmt::Display for Level {
@@ -533,5 +536,23 @@ impl<'de> Deserialize<'de> for Command {
             }
         }
         deserializer.deserialize_any(Read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aquifer_worker::kernels::Precision;
+    use clap::ValueEnum;
+
+    /// The worker knows nothing of the rest of Aquifer, so its names are its own.
+    #[test]
+    fn every_precision_is_one_of_the_worker() {
+        let worker: Vec<&str> =
+            Precision::value_variants().iter().map(|precision| precision.name()).collect();
+        assert_eq!(worker, SERVE_PRECISIONS);
+        assert!(TRAIN_PRECISIONS.iter().all(|name| SERVE_PRECISIONS.contains(name)));
+        assert_eq!("int8".parse::<TrainPrecision>().unwrap_err(), "expected one of f32, bf16");
+        assert_eq!("int8".parse::<ServePrecision>().unwrap().to_string(), "int8");
     }
 }

@@ -294,16 +294,25 @@ fn train(field: &str, wire: &v1::Train) -> Checked<TrainOptions> {
         learning_rate,
         seed: wire.seed,
         checkpoint_every: limit("checkpoint_every", or(wire.checkpoint_every, 50), 1_000_000_000)?,
-        precision: precision(field, &wire.precision)?,
+        precision: precision(field, &wire.precision, TRAIN_PRECISIONS)?,
         micro_batch: limit("micro_batch", or(wire.micro_batch.into(), 1), 1_000_000)? as u32,
     })
 }
 
-fn precision(field: &str, wire: &str) -> Checked<Name> {
+/// What a training job may compute in; the first is what it does where it says nothing.
+pub const TRAIN_PRECISIONS: &[&str] = &["f32", "bf16"];
+
+/// What a service may keep its weights in, likewise.
+pub const SERVE_PRECISIONS: &[&str] = &["f32", "bf16", "int8"];
+
+fn precision(field: &str, wire: &str, known: &[&str]) -> Checked<Name> {
     match wire {
-        "" => Ok("f32".into()),
-        "f32" | "bf16" => Ok(wire.into()),
-        _ => Err(Invalid::new(format!("{field}.precision"), wire.escape_debug(), "expected f32 or bf16")),
+        "" => Ok(known[0].into()),
+        _ if known.contains(&wire) => Ok(wire.into()),
+        _ => {
+            let expected = format!("expected one of {}", known.join(", "));
+            Err(Invalid::new(format!("{field}.precision"), wire.escape_debug(), expected))
+        }
     }
 }
 
@@ -314,7 +323,7 @@ fn serve(field: &str, wire: &v1::Serve) -> Checked<ServeOptions> {
     }
     let model = path(&format!("{field}.model"), &wire.model)?;
     let served_name = text(&format!("{field}.served_name"), &wire.served_name, 128)?;
-    let precision = precision(field, &wire.precision)?;
+    let precision = precision(field, &wire.precision, SERVE_PRECISIONS)?;
     Ok(ServeOptions { model, served_name, max_queue, precision })
 }
 

@@ -137,6 +137,9 @@ impl TrainArgs {
             let allowed = format!("it is at most --steps, {}", self.steps);
             return Err(UsageError::new("--warmup", self.warmup_steps(), allowed));
         }
+        if self.precision == Precision::Int8 {
+            return Err(UsageError::new("--precision", "int8", "it is f32 or bf16: int8 is for serving"));
+        }
         let positive = |value: f32| 0.0 < value && value.is_finite();
         if !(positive(self.learning_rate) && self.learning_rate <= 10.0) {
             return Err(UsageError::new(

@@ -11,9 +11,10 @@
 
 use crate::kernels::Precision;
 use crate::model::{ConfigError, Layout, Model, ModelConfig, Tensor};
-use crate::safetensors::{Safetensors, SafetensorsError, TensorRef, Written, write};
+use crate::safetensors::{Safetensors, SafetensorsError, TensorRef, Weights, Written, write};
+use crate::tokenizer::{self, Tokenizer, TokenizerError};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -76,12 +77,9 @@ pub enum CheckpointError {
         /// The directory.
         path: PathBuf,
     },
-    /// The model speaks tokens that this worker does not.
-    #[error("{} has a tokenizer.json; this worker speaks bytes only, as the models that it trains", path.display())]
-    Tokenizer {
-        /// The directory.
-        path: PathBuf,
-    },
+    /// The tokenizer cannot be read.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
 }
 
 /// The settings of a training, as `train.json` records them.
@@ -143,6 +141,8 @@ pub struct TrainingState {
 pub struct CheckpointDir {
     path: PathBuf,
     keep: usize,
+    /// The tokenizer's files, which every checkpoint has.
+    companions: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl CheckpointDir {
@@ -165,7 +165,23 @@ impl CheckpointDir {
             fs::remove_file(probe)
         };
         open().map_err(|error| CheckpointError::Write { path: path.to_path_buf(), error })?;
-        Ok(CheckpointDir { path: path.to_path_buf(), keep })
+        Ok(CheckpointDir { path: path.to_path_buf(), keep, companions: Vec::new() })
+    }
+
+    /// Puts the files of the tokenizer of a model's directory into every checkpoint from now on.
+    ///
+    /// # Errors
+    /// Where one of them cannot be read.
+    pub fn take_along(&mut self, model: &Path) -> Result<(), CheckpointError> {
+        for name in tokenizer::FILES {
+            let path = model.join(name);
+            match fs::read(&path) {
+                Ok(content) => self.companions.push((name, content)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => (),
+                Err(error) => return Err(CheckpointError::Read { path, error }),
+            }
+        }
+        Ok(())
     }
 
     /// Writes a checkpoint and removes the oldest ones. When it returns, the checkpoint survives a power cut.
@@ -203,8 +219,11 @@ impl CheckpointDir {
         let mut record = record.clone();
         record.files.insert(MODEL.into(), write(&temporary.join(MODEL), &weights)?);
         record.files.insert(OPTIMIZER.into(), write(&temporary.join(OPTIMIZER), &moments)?);
-        write_text(&temporary.join("config.json"), &model.config.to_json())?;
-        write_text(&temporary.join(RECORD), &(serde_json::to_string_pretty(&record)? + "\n"))?;
+        write_file(&temporary.join("config.json"), model.config.to_json().as_bytes())?;
+        for (name, content) in &self.companions {
+            write_file(&temporary.join(name), content)?;
+        }
+        write_file(&temporary.join(RECORD), (serde_json::to_string_pretty(&record)? + "\n").as_bytes())?;
         sync_directory(temporary)?;
 
         let place = self.path.join(name);
@@ -215,7 +234,7 @@ impl CheckpointDir {
         fs::rename(temporary, &place)?;
         sync_directory(&self.path)?;
         let latest = self.path.join(format!("{TEMPORARY}{LATEST}"));
-        write_text(&latest, &format!("{name}\n"))?;
+        write_file(&latest, format!("{name}\n").as_bytes())?;
         fs::rename(latest, self.path.join(LATEST))?;
         sync_directory(&self.path)
     }
@@ -259,27 +278,40 @@ impl CheckpointDir {
     }
 }
 
-/// Loads a model for inference, or to start a training from: from `path` itself, or from its latest checkpoint.
+/// Loads a model for inference, or, in f32, to start a training from: from `path` itself, or from its latest checkpoint.
+/// Weights are rounded to `precision` as they are read.
 ///
 /// # Errors
 /// Where there is none, or it is damaged or cannot be run.
-pub fn load_model(path: &Path) -> Result<Model, CheckpointError> {
+pub fn load_model(path: &Path, precision: Precision) -> Result<Model, CheckpointError> {
     let directory = find_model(path)?;
-    if directory.join("tokenizer.json").exists() {
-        return Err(CheckpointError::Tokenizer { path: directory });
-    }
     let config = ModelConfig::load(&directory)?;
     let mut expected = None;
     if directory.join(RECORD).exists() {
         expected = read_record(&directory)?.files.get(MODEL).cloned();
     }
+    let weights = match directory.join(MODEL).exists() || !Weights::are_in(&directory) {
+        true => Weights::one(open_checked(&directory.join(MODEL), expected.as_ref())?),
+        false => Weights::indexed(&directory)?,
+    };
     let layout = Layout::new(&config);
-    let file = open_checked(&directory.join(MODEL), expected.as_ref())?;
-    let mut parameters = vec![0.0; layout.len];
-    for tensor in &layout.tensors {
-        file.copy(&tensor.name, &tensor.shape, tensor.span.of_mut(&mut parameters))?;
-    }
-    Ok(Model::with_parameters(config, parameters))
+    let names: BTreeSet<&str> = layout.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    weights.refuse_others(|name| {
+        // Old files hold the wavelengths, and some a tied output layer twice.
+        let copy = config.tie_word_embeddings && name == "lm_head.weight";
+        names.contains(name) || copy || name.ends_with("rotary_emb.inv_freq")
+    })?;
+    Ok(Model::read(config, precision, |tensor, part, values| {
+        weights.copy_part(&tensor.name, &tensor.shape, part.start, values)
+    })?)
+}
+
+/// Loads the tokenizer that belongs to the model of `path`, which has this `config`.
+///
+/// # Errors
+/// Where there is no model, or its tokenizer is damaged or cannot be used.
+pub fn load_tokenizer(path: &Path, config: &ModelConfig) -> Result<Tokenizer, CheckpointError> {
+    Ok(Tokenizer::load(&find_model(path)?, config)?)
 }
 
 /// The directory that holds the model of `path`.
@@ -298,7 +330,7 @@ fn find_model(path: &Path) -> Result<PathBuf, CheckpointError> {
 }
 
 fn load_state(path: &Path, record: Record) -> Result<TrainingState, CheckpointError> {
-    let model = load_model(path)?;
+    let model = load_model(path, Precision::F32)?;
     let file = open_checked(&path.join(OPTIMIZER), record.files.get(OPTIMIZER))?;
     let (mut first, mut second) = (vec![0.0; model.layout.len], vec![0.0; model.layout.len]);
     for tensor in &model.layout.tensors {
@@ -379,9 +411,9 @@ fn moment_names(tensor: &Tensor) -> [String; 2] {
     [format!("first.{}", tensor.name), format!("second.{}", tensor.name)]
 }
 
-fn write_text(path: &Path, text: &str) -> io::Result<()> {
+fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;
-    file.write_all(text.as_bytes())?;
+    file.write_all(content)?;
     file.sync_all()
 }
 
@@ -463,8 +495,11 @@ mod tests {
         assert!(loaded.model.parameters == saved.model.parameters);
         assert!(loaded.first == saved.first && loaded.second == saved.second);
         assert_eq!((loaded.record.step, loaded.record.loss), (30, 2.5));
-        assert!(load_model(&dir.path).unwrap().parameters == saved.model.parameters);
-        assert!(load_model(&dir.path.join("step-000020")).unwrap().parameters == state(20).model.parameters);
+        assert!(load_model(&dir.path, Precision::F32).unwrap().parameters == saved.model.parameters);
+        assert!(
+            load_model(&dir.path.join("step-000020"), Precision::F32).unwrap().parameters
+                == state(20).model.parameters
+        );
     }
 
     #[test]
@@ -530,7 +565,7 @@ mod tests {
         let dir = CheckpointDir::open(temporary.path(), 2).unwrap();
         assert!(names(&dir.path).is_empty());
         assert!(dir.load_newest(&settings(), &config()).unwrap().0.is_none());
-        let error = load_model(&dir.path).err().unwrap().to_string();
+        let error = load_model(&dir.path, Precision::F32).err().unwrap().to_string();
         assert!(error.contains("holds no model"), "{error}");
     }
 

@@ -1,7 +1,7 @@
 //! Training data: the text files below a path as one sequence of tokens, and which part of it a shard reads.
 
 use crate::random::{mix, permute};
-use crate::tokenizer;
+use crate::tokenizer::Tokenizer;
 use std::path::{Path, PathBuf};
 
 /// The most text that is loaded, in bytes: it is held in memory.
@@ -9,11 +9,40 @@ const MAX_BYTES: u64 = 4 << 30;
 
 /// All texts, one after another, each between its marks.
 pub struct Dataset {
-    tokens: Vec<u16>,
+    tokens: Tokens,
     /// Text files that were read.
     pub files: usize,
     /// Identifies the content: ranks with other data do not join.
     pub digest: u32,
+}
+
+/// Tokens in as few bytes as the vocabulary allows.
+enum Tokens {
+    Narrow(Vec<u16>),
+    Wide(Vec<u32>),
+}
+
+impl Tokens {
+    fn extend(&mut self, tokens: impl IntoIterator<Item = u32>) {
+        match self {
+            Tokens::Narrow(all) => all.extend(tokens.into_iter().map(|token| token as u16)),
+            Tokens::Wide(all) => all.extend(tokens),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Tokens::Narrow(all) => all.len(),
+            Tokens::Wide(all) => all.len(),
+        }
+    }
+
+    fn part(&self, part: std::ops::Range<usize>) -> Vec<u32> {
+        match self {
+            Tokens::Narrow(all) => all[part].iter().map(|&token| u32::from(token)).collect(),
+            Tokens::Wide(all) => all[part].to_vec(),
+        }
+    }
 }
 
 /// Why there is no data.
@@ -56,19 +85,20 @@ pub enum DataError {
 
 impl Dataset {
     /// Reads a file, or all text files below a directory in the order of their paths. Skips binary files, hidden
-    /// files and directories, and directories named `target`. Links are not followed below `path`.
+    /// files and directories, and directories named `target`. Links are not followed below `path`. Each text is followed by
+    /// the token that ends one.
     ///
     /// # Errors
     /// Where something cannot be read, there is no text, or too much of it.
-    pub fn load(path: &Path) -> Result<Dataset, DataError> {
-        let (mut tokens, mut files, mut bytes) = (Vec::new(), 0, 0);
+    pub fn load(path: &Path, tokenizer: &Tokenizer) -> Result<Dataset, DataError> {
+        let narrow = tokenizer.vocab_size() <= 1 << 16;
+        let mut tokens = if narrow { Tokens::Narrow(Vec::new()) } else { Tokens::Wide(Vec::new()) };
+        let (mut files, mut bytes) = (0, 0);
         let mut hasher = crc32fast::Hasher::new();
         for file in list(path)? {
             let content =
                 std::fs::read(&file).map_err(|error| DataError::Io { path: file.clone(), error })?;
-            if content.is_empty() || content.contains(&0) || std::str::from_utf8(&content).is_err() {
-                continue;
-            }
+            let Some(text) = text(&content) else { continue };
             bytes += content.len() as u64;
             if MAX_BYTES < bytes {
                 return Err(DataError::TooLarge { path: path.to_path_buf() });
@@ -76,9 +106,7 @@ impl Dataset {
             files += 1;
             hasher.update(&(content.len() as u64).to_le_bytes());
             hasher.update(&content);
-            tokens.push(tokenizer::BOS as u16);
-            tokens.extend(content.iter().map(|&byte| u16::from(byte)));
-            tokens.push(tokenizer::EOS as u16);
+            tokens.extend(tokenizer.encode(text, true).into_iter().chain(tokenizer.end()));
         }
         if files == 0 {
             return Err(DataError::Empty { path: path.to_path_buf() });
@@ -93,7 +121,7 @@ impl Dataset {
 
     /// Whether there is no token: never after [`Dataset::load`].
     pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
+        self.tokens.len() == 0
     }
 
     /// Samples of `context` tokens, each with its successor: they do not overlap.
@@ -113,10 +141,15 @@ impl Dataset {
         let slack = (self.tokens.len() - 1) as u64 - count * context as u64;
         let shift = mix(key) % (slack + 1);
         let start = (permute(index, count, key) * context as u64 + shift) as usize;
-        let window: Vec<u32> =
-            self.tokens[start..=start + context].iter().map(|&token| u32::from(token)).collect();
+        let window = self.tokens.part(start..start + context + 1);
         (window[..context].to_vec(), window[1..].to_vec())
     }
+}
+
+/// The content of a file that is text, and not empty.
+fn text(content: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(content).ok()?;
+    (!text.is_empty() && !text.contains('\0')).then_some(text)
 }
 
 /// The files below `path`, in the order of their paths; `path` itself where it is a file.
@@ -168,17 +201,18 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
         }
-        let data = Dataset::load(dir.path()).unwrap();
+        let data = Dataset::load(dir.path(), &Tokenizer::bytes()).unwrap();
         let expected = [256, 122, 101, 100, 257, 256, 98, 101, 101, 257];
-        assert_eq!((data.files, data.tokens.as_slice()), (2, &expected[..]));
+        assert_eq!((data.files, data.tokens.part(0..data.len()).as_slice()), (2, &expected[..]));
     }
 
     #[test]
     fn a_path_without_text_is_an_error_that_names_it() {
         let dir = TempDir::new();
-        let error = Dataset::load(dir.path()).err().unwrap().to_string();
+        let error = Dataset::load(dir.path(), &Tokenizer::bytes()).err().unwrap().to_string();
         assert!(error.contains("holds no text") && error.contains(dir.path().to_str().unwrap()), "{error}");
-        let error = Dataset::load(&dir.path().join("missing")).err().unwrap().to_string();
+        let error =
+            Dataset::load(&dir.path().join("missing"), &Tokenizer::bytes()).err().unwrap().to_string();
         assert!(error.contains("missing: No such file"), "{error}");
     }
 
@@ -188,7 +222,7 @@ mod tests {
         // Nothing is left over, so that passes differ in their order only.
         let text: String = (0..999).map(|i| char::from(b'a' + (i % 26) as u8)).collect();
         fs::write(dir.path().join("text"), text).unwrap();
-        let data = Dataset::load(dir.path()).unwrap();
+        let data = Dataset::load(dir.path(), &Tokenizer::bytes()).unwrap();
         let samples = data.samples(10) as u64;
         assert_eq!(samples, 100);
         let pass =

@@ -12,6 +12,7 @@ pub mod contract;
 pub mod data;
 pub mod error;
 pub mod kernels;
+mod mapping;
 pub mod model;
 pub mod random;
 pub mod safetensors;

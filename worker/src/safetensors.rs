@@ -2,9 +2,10 @@
 //!
 //! Written here rather than taken from the crate of that name because the two places that matter need more than it
 //! offers: files stream to disk from slices of one flat vector and are synced before they count, and a damaged
-//! file is an error that names the tensor.
+//! file is an error that names the tensor. Files are mapped, so that only what is read is in memory.
 //! Source: <https://github.com/huggingface/safetensors>, section "Format".
 
+use crate::mapping::Mapping;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
@@ -117,23 +118,23 @@ impl Write for Checksummed {
     }
 }
 
-/// A file in memory.
+/// A file that is mapped into memory.
 pub struct Safetensors {
     path: PathBuf,
     header: BTreeMap<String, Entry>,
-    bytes: Vec<u8>,
+    bytes: Mapping,
     start: usize,
 }
 
 impl Safetensors {
-    /// Reads a whole file and checks its header.
+    /// Maps a file and checks its header.
     ///
     /// # Errors
     /// Where the file cannot be read or breaks the format.
     pub fn read(path: &Path) -> Result<Safetensors, SafetensorsError> {
         let damaged = |reason: String| SafetensorsError::Damaged { path: path.to_path_buf(), reason };
         let bytes =
-            std::fs::read(path).map_err(|error| SafetensorsError::Io { path: path.to_path_buf(), error })?;
+            Mapping::of(path).map_err(|error| SafetensorsError::Io { path: path.to_path_buf(), error })?;
         let length = bytes.first_chunk().map(|length| u64::from_le_bytes(*length));
         let Some(length) = length.filter(|&length| length <= MAX_HEADER && length + 8 <= bytes.len() as u64)
         else {
@@ -162,11 +163,30 @@ impl Safetensors {
         crc32fast::hash(&self.bytes)
     }
 
-    /// Copies a tensor of 32-bit or 16-bit floats (`F32`, `BF16`) into `values`.
+    /// Names of the tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.header.keys().map(String::as_str)
+    }
+
+    /// Copies a tensor of 32-bit or 16-bit floats (`F32`, `BF16`, `F16`) into `values`.
     ///
     /// # Errors
     /// Where the tensor is missing or has another shape or type.
     pub fn copy(&self, name: &str, shape: &[usize], values: &mut [f32]) -> Result<(), SafetensorsError> {
+        self.copy_part(name, shape, 0, values)
+    }
+
+    /// As [`copy`](Safetensors::copy), for as many elements as `values` has, from `first` on.
+    ///
+    /// # Errors
+    /// As [`copy`](Safetensors::copy).
+    pub fn copy_part(
+        &self,
+        name: &str,
+        shape: &[usize],
+        first: usize,
+        values: &mut [f32],
+    ) -> Result<(), SafetensorsError> {
         let damaged = |reason: String| SafetensorsError::Damaged { path: self.path.clone(), reason };
         let entry = self.header.get(name).ok_or_else(|| damaged(format!("{name} is missing")))?;
         if entry.shape != shape {
@@ -175,21 +195,143 @@ impl Safetensors {
         let bytes = &self.bytes[self.start + entry.data_offsets.0..self.start + entry.data_offsets.1];
         let width = match entry.dtype.as_str() {
             "F32" => 4,
-            "BF16" => 2,
-            other => return Err(damaged(format!("{name} has type {other}; F32 and BF16 are supported"))),
+            "BF16" | "F16" => 2,
+            other => return Err(damaged(format!("{name} has type {other}; it is F32, BF16 or F16"))),
         };
-        if bytes.len() != width * values.len() {
-            let (have, need) = (bytes.len(), width * values.len());
+        let elements: usize = shape.iter().product();
+        if bytes.len() != width * elements {
+            let (have, need) = (bytes.len(), width * elements);
             return Err(damaged(format!("{name} has {have} bytes, its shape needs {need}")));
         }
-        for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(width)) {
-            *value = match *bytes {
-                [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
-                [a, b] => f32::from_bits(u32::from(u16::from_le_bytes([a, b])) << 16),
-                _ => unreachable!("chunks of two or four"),
-            };
+        let bytes = &bytes[width * first..width * (first + values.len())];
+        match entry.dtype.as_str() {
+            "F32" => {
+                for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = f32::from_le_bytes(*bytes);
+                }
+            }
+            "BF16" => {
+                for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+                }
+            }
+            _ => {
+                for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = from_half(u16::from_le_bytes(*bytes));
+                }
+            }
         }
         Ok(())
+    }
+}
+
+/// The value of a 16-bit float of IEEE 754, exactly.
+fn from_half(bits: u16) -> f32 {
+    let (sign, exponent, fraction) =
+        (u32::from(bits >> 15) << 31, (bits >> 10) & 31, u32::from(bits & 0x3ff));
+    let size = match exponent {
+        // Multiples of 2^-24.
+        0 => fraction as f32 / 16_777_216.0,
+        31 => f32::from_bits(0x7f80_0000 | fraction << 13),
+        _ => f32::from_bits((u32::from(exponent) + 112) << 23 | fraction << 13),
+    };
+    f32::from_bits(size.to_bits() | sign)
+}
+
+/// The weights of a model: in one file, or in several with an index.
+pub struct Weights {
+    files: Vec<Safetensors>,
+    index: PathBuf,
+    /// In which file each tensor is.
+    places: BTreeMap<String, usize>,
+}
+
+/// The index of weights in several files.
+const INDEX: &str = "model.safetensors.index.json";
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Weights {
+    /// Whether a directory has weights that can be read.
+    pub fn are_in(directory: &Path) -> bool {
+        directory.join("model.safetensors").exists() || directory.join(INDEX).exists()
+    }
+
+    /// A file that holds all weights.
+    pub fn one(file: Safetensors) -> Weights {
+        let places = file.names().map(|name| (name.to_string(), 0)).collect();
+        Weights { index: file.path.clone(), files: vec![file], places }
+    }
+
+    /// Opens the files that `model.safetensors.index.json` names.
+    ///
+    /// # Errors
+    /// Where one of them cannot be read, is damaged, or lacks a tensor that the index promises.
+    pub fn indexed(directory: &Path) -> Result<Weights, SafetensorsError> {
+        let path = directory.join(INDEX);
+        let damaged = |reason: String| SafetensorsError::Damaged { path: path.clone(), reason };
+        let text =
+            std::fs::read(&path).map_err(|error| SafetensorsError::Io { path: path.clone(), error })?;
+        let index: Index = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        let (mut files, mut numbers, mut places) =
+            (Vec::<Safetensors>::new(), BTreeMap::new(), BTreeMap::new());
+        for (tensor, file) in index.weight_map {
+            if file.contains('/') {
+                return Err(damaged(format!("{tensor} is in {file:?}; it is in a file beside the index")));
+            }
+            let number = match numbers.get(&file) {
+                Some(number) => *number,
+                None => {
+                    files.push(Safetensors::read(&directory.join(&file))?);
+                    numbers.insert(file, files.len() - 1);
+                    files.len() - 1
+                }
+            };
+            if !files[number].header.contains_key(&tensor) {
+                return Err(damaged(format!("{tensor} is not in {}", files[number].path.display())));
+            }
+            places.insert(tensor, number);
+        }
+        Ok(Weights { files, index: path, places })
+    }
+
+    /// Names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.places.keys().map(String::as_str)
+    }
+
+    /// See [`Safetensors::copy_part`].
+    ///
+    /// # Errors
+    /// See [`Safetensors::copy`].
+    pub fn copy_part(
+        &self,
+        name: &str,
+        shape: &[usize],
+        first: usize,
+        values: &mut [f32],
+    ) -> Result<(), SafetensorsError> {
+        let missing =
+            || SafetensorsError::Damaged { path: self.index.clone(), reason: format!("{name} is missing") };
+        let file = &self.files[*self.places.get(name).ok_or_else(missing)?];
+        file.copy_part(name, shape, first, values)
+    }
+
+    /// Refuses a tensor that is none of the model's, which would be one of another architecture.
+    ///
+    /// # Errors
+    /// Names the first one.
+    pub fn refuse_others(&self, known: impl Fn(&str) -> bool) -> Result<(), SafetensorsError> {
+        match self.names().find(|name| !known(name)) {
+            None => Ok(()),
+            Some(name) => Err(SafetensorsError::Damaged {
+                path: self.index.clone(),
+                reason: format!("{name} is no tensor of the model that config.json describes"),
+            }),
+        }
     }
 }
 
@@ -215,6 +357,22 @@ mod tests {
         file.copy("z", &[3], &mut a_read).unwrap();
         file.copy("a", &[2, 2], &mut b_read).unwrap();
         assert_eq!((a, b), (a_read, b_read));
+    }
+
+    #[test]
+    fn halves_are_read_exactly() {
+        for (bits, value) in [
+            (0x3c00, 1.0),
+            (0xc000, -2.0),
+            (0x0001, 2f32.powi(-24)),
+            (0x83ff, -1023.0 * 2f32.powi(-24)),
+            (0x0400, 2f32.powi(-14)),
+            (0x7bff, 65504.0),
+            (0x7c00, f32::INFINITY),
+        ] {
+            assert_eq!(from_half(bits), value, "{bits:x}");
+        }
+        assert!(from_half(0x7e00).is_nan() && from_half(0x8000).is_sign_negative());
     }
 
     #[test]

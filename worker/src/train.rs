@@ -6,16 +6,18 @@
 //! bits.
 
 use crate::args::{TrainArgs, UsageError};
-use crate::checkpoint::{CheckpointDir, Record, Settings, TrainingState, load_model};
+use crate::checkpoint::{CheckpointDir, CheckpointError, Record, Settings, TrainingState, load_model};
 use crate::collective::{Agreement, CollectiveError, Group, Timeouts, bytes_to_floats, floats_to_bytes};
 use crate::contract::Contract;
 use crate::data::Dataset;
 use crate::error::WorkerError;
-use crate::kernels::{AdamW, Cpu, Kernels};
+use crate::kernels::{AdamW, Cpu, Kernels, Precision};
 use crate::model::training::{Sample, Workspace};
 use crate::model::{Model, ModelConfig};
+use crate::safetensors::Weights;
 use crate::shards::{Partial, ShardSum, block};
 use crate::status::{State, Status, StatusFile};
+use crate::tokenizer::Tokenizer;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -67,8 +69,9 @@ pub fn run(
 ) -> Result<(), WorkerError> {
     let mut report = Report::new(args, contract);
     args.validate(contract.world_size)?;
-    let data = Dataset::load(&args.data)?;
     let config = configuration(args)?;
+    let tokenizer = tokenizer(args, &config)?;
+    let data = Dataset::load(&args.data, &tokenizer)?;
     if data.samples(args.context) == 0 {
         let (path, tokens, context) = (args.data.clone(), data.len(), args.context);
         return Err(crate::data::DataError::Short { path, tokens, context }.into());
@@ -102,11 +105,19 @@ fn configuration(args: &TrainArgs) -> Result<ModelConfig, WorkerError> {
         None if Path::new(&args.model).is_dir() => ModelConfig::load(Path::new(&args.model))?,
         None => return Err(crate::model::ConfigError::Unknown(args.model.clone()).into()),
     };
-    if config.max_position_embeddings < args.context {
-        let allowed = format!("it is at most the model's window, {}", config.max_position_embeddings);
+    if config.window() < args.context {
+        let allowed = format!("it is at most the model's window, {}", config.window());
         return Err(UsageError::new("--context", args.context, allowed).into());
     }
     Ok(config)
+}
+
+/// Bytes for a preset, and what belongs to the model of a directory.
+fn tokenizer(args: &TrainArgs, config: &ModelConfig) -> Result<Tokenizer, WorkerError> {
+    match ModelConfig::preset(&args.model) {
+        Some(_) => Ok(Tokenizer::bytes()),
+        None => Ok(Tokenizer::load(Path::new(&args.model), config).map_err(CheckpointError::from)?),
+    }
 }
 
 /// What has to be the same on all ranks.
@@ -187,7 +198,10 @@ impl Trainer {
         if contract.rank == 0
             && let Some(path) = &args.checkpoint_dir
         {
-            let directory = CheckpointDir::open(path, args.keep)?;
+            let mut directory = CheckpointDir::open(path, args.keep)?;
+            if ModelConfig::preset(&args.model).is_none() {
+                directory.take_along(Path::new(&args.model))?;
+            }
             let (state, skipped) = directory.load_newest(&settings(args), &config)?;
             skipped.iter().for_each(|sentence| report.line(sentence));
             saved = state.as_ref().map(|state| state.record.step);
@@ -387,10 +401,9 @@ fn fresh(
     config: ModelConfig,
 ) -> Result<TrainingState, WorkerError> {
     let directory = Path::new(&args.model);
-    let has_weights =
-        ModelConfig::preset(&args.model).is_none() && directory.join("model.safetensors").exists();
+    let has_weights = ModelConfig::preset(&args.model).is_none() && Weights::are_in(directory);
     let model = match has_weights && contract.rank == 0 {
-        true => load_model(directory)?,
+        true => load_model(directory, Precision::F32)?,
         false => Model::new(config, args.seed),
     };
     let (first, second) = (vec![0.0; model.layout.len], vec![0.0; model.layout.len]);

@@ -258,7 +258,7 @@ pub struct ServeOptions {
     pub served_name: Name,
     /// Requests that may wait before further ones are refused.
     pub max_queue: u32,
-    /// What weights are kept in: `f32` or `bf16`.
+    /// What weights are kept in: `f32`, `bf16` or `int8`.
     pub precision: Name,
 }
 

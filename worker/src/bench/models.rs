@@ -1,7 +1,7 @@
 //! A training step and inference of whole models, of the shapes that other frameworks are measured with.
 
 use super::{Bound, Figure, Spent, spent};
-use crate::kernels::{AdamW, Cpu, Kernels, Precision};
+use crate::kernels::{AdamW, Cpu, GROUP, Kernels, Precision};
 use crate::model::inference::{KvCache, Scratch, Segment};
 use crate::model::training::{Sample, Workspace};
 use crate::model::{Model, ModelConfig};
@@ -100,7 +100,7 @@ pub fn train(args: &TrainArgs) -> Vec<Figure> {
     // Causal attention counts half of its square.
     let attention = config.num_hidden_layers * context * config.num_attention_heads * config.head_dim;
     let (tokens, per_token) = ((sequences * context) as f64, 6.0 * (matrices + attention) as f64);
-    let bound = if args.precision == Precision::Bf16 { Bound::Bf16 } else { Bound::F32 };
+    let bound = if args.precision == Precision::F32 { Bound::F32 } else { Bound::Bf16 };
     vec![
         Figure::new("training, per second of a core", tokens / step.cpu, "tokens/s", Bound::None),
         Figure::new("training, on the wall", tokens / step.wall, "tokens/s", Bound::None),
@@ -151,12 +151,12 @@ pub fn infer(args: &InferArgs) -> Vec<Figure> {
     // The output layer sees the last token only.
     let layers = matrices - model.layout.head.len;
     let bytes = match args.precision {
-        Precision::F32 => 4,
-        Precision::Bf16 => {
-            model.compact();
-            2
-        }
+        Precision::F32 => 4.0,
+        Precision::Bf16 => 2.0,
+        // Scales included.
+        Precision::Int8 => 1.0 + 4.0 / GROUP as f64,
     };
+    model.compact(args.precision);
     let kernels = Cpu::with_precision(args.threads, args.precision);
     let vocabulary = model.config.vocab_size as u64;
     let mut random = Random::new(42);
@@ -174,8 +174,8 @@ pub fn infer(args: &InferArgs) -> Vec<Figure> {
     }
     let (prefill, decode) = (median(&prefill[1..]), median(&decode[1..]));
     let (prompt, generated) = (args.prompt as f64, args.generate as f64);
-    let bound = if args.precision == Precision::Bf16 { Bound::Bf16 } else { Bound::F32 };
-    let weights = (matrices * bytes) as f64 * 1e-9;
+    let bound = if args.precision == Precision::F32 { Bound::F32 } else { Bound::Bf16 };
+    let weights = matrices as f64 * bytes * 1e-9;
     vec![
         Figure::new("prefill, per second of a core", prompt / prefill.cpu, "tokens/s", Bound::None),
         Figure::new("prefill, on the wall", prompt / prefill.wall, "tokens/s", Bound::None),

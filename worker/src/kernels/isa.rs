@@ -56,6 +56,15 @@ impl Isa {
     }
 }
 
+/// Whether there are dot products of 16-bit integers in vectors of 512 bits.
+#[cfg(target_arch = "x86_64")]
+pub fn has_vnni() -> bool {
+    static HAS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *HAS.get_or_init(|| {
+        !matches!(Isa::best(), Isa::Avx2 | Isa::Portable) && is_x86_feature_detected!("avx512vnni")
+    })
+}
+
 /// Whether [`Isa::Portable`] has a fused multiply-add: the library call that stands in for it elsewhere is slow.
 pub const PORTABLE_FMA: bool = cfg!(target_arch = "aarch64");
 

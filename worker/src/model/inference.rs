@@ -151,7 +151,8 @@ mod tests {
         assert_eq!(cache.positions(), 60);
     }
 
-    /// Weights and, in the prefill, activations have 8 bits: a logit of deviation `s` moves by a few hundredths of it.
+    /// Weights and, in the prefill, activations have 8 bits in bf16, and 7 to the group's largest one in int8: a logit of
+    /// deviation `s` moves by a few hundredths of it.
     #[test]
     fn a_compact_model_gives_nearly_the_same_logits_and_decodes_alike_alone_and_in_company() {
         let logits = |model: &Model, kernels: &Cpu, copies: usize| {
@@ -164,17 +165,20 @@ mod tests {
                 caches.iter_mut().map(|cache| Segment { cache, tokens: &[65] }).collect();
             model.extend(kernels, &mut scratch, &mut segments).to_vec()
         };
-        let mut model = Model::new(ModelConfig::preset("tiny").unwrap(), 3);
-        let exact = logits(&model, &Cpu::new(1), 1);
-        model.compact();
-        let kernels = Cpu::with_precision(2, Precision::Bf16);
-        let near = logits(&model, &kernels, 1);
-        let size =
-            |x: &mut dyn Iterator<Item = f32>| (x.map(|x| x * x).sum::<f32>() / exact.len() as f32).sqrt();
-        let error = size(&mut exact.iter().zip(&near).map(|(x, y)| x - y));
-        assert!(0.0 < error && error < 0.03 * size(&mut exact.iter().copied()), "{error}");
-        for together in logits(&model, &kernels, 5).chunks_exact(264) {
-            assert_eq!(near, together);
+        for precision in [Precision::Bf16, Precision::Int8] {
+            let mut model = Model::new(ModelConfig::preset("tiny").unwrap(), 3);
+            let exact = logits(&model, &Cpu::new(1), 1);
+            model.compact(precision);
+            let kernels = Cpu::with_precision(2, precision);
+            let near = logits(&model, &kernels, 1);
+            let size = |x: &mut dyn Iterator<Item = f32>| {
+                (x.map(|x| x * x).sum::<f32>() / exact.len() as f32).sqrt()
+            };
+            let error = size(&mut exact.iter().zip(&near).map(|(x, y)| x - y));
+            assert!(0.0 < error && error < 0.03 * size(&mut exact.iter().copied()), "{error}");
+            for together in logits(&model, &kernels, 5).chunks_exact(264) {
+                assert_eq!(near, together);
+            }
         }
     }
 

@@ -8,16 +8,21 @@
 //!
 //! Source: Touvron et al., "LLaMA", arXiv 2302.13971, section 2.2.
 
+mod compact;
 mod config;
 pub mod inference;
 mod parameters;
+mod rope;
 pub mod training;
 
 pub use config::{ConfigError, ModelConfig, PRESETS};
-pub use parameters::{LayerSpans, Layout, Span, Tensor};
+pub use parameters::{LayerSpans, Layout, Projection, Span, Tensor};
+pub use rope::{RopeScaling, Yarn};
 
-use crate::kernels::{Bf16, Kernels, Linear, Rope, Weight, round_all};
-use std::collections::BTreeMap;
+use crate::kernels::{Kernels, Linear, Precision, Rope, Weight};
+use crate::mapping::prefer_large_pages;
+use compact::Compact;
+use std::ops::Range;
 
 /// A model: its shape and its parameters.
 pub struct Model {
@@ -31,14 +36,6 @@ pub struct Model {
     rope: Rope,
 }
 
-/// The parameters of a model that is only read.
-struct Compact {
-    /// All of them, in the order of the layout.
-    all: Vec<Bf16>,
-    /// The vectors among them, which are few, as they were: by where their spans start.
-    vectors: BTreeMap<usize, Vec<f32>>,
-}
-
 /// What a layer computed for `rows` rows, kept for the backward pass.
 #[derive(Default)]
 struct LayerActivations {
@@ -50,6 +47,11 @@ struct LayerActivations {
     q: Vec<f32>,
     /// After the rotation, in the training pass.
     k: Vec<f32>,
+    /// Before their norms, where the family has them.
+    plain_q: Vec<f32>,
+    plain_k: Vec<f32>,
+    q_rstd: Vec<f32>,
+    k_rstd: Vec<f32>,
     v: Vec<f32>,
     attention: Vec<f32>,
     log_sum: Vec<f32>,
@@ -66,12 +68,17 @@ impl LayerActivations {
     fn resize(&mut self, config: &ModelConfig, rows: usize) {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let (queries, keys) = (config.query_width(), config.key_width());
+        let norms = usize::from(config.has_qk_norms());
         for (buffer, width) in [
             (&mut self.x, hidden),
             (&mut self.rstd, 1),
             (&mut self.norm, hidden),
             (&mut self.q, queries),
             (&mut self.k, keys),
+            (&mut self.plain_q, norms * queries),
+            (&mut self.plain_k, norms * keys),
+            (&mut self.q_rstd, norms * config.num_attention_heads),
+            (&mut self.k_rstd, norms * config.num_key_value_heads),
             (&mut self.v, keys),
             (&mut self.attention, queries),
             (&mut self.log_sum, config.num_attention_heads),
@@ -110,33 +117,62 @@ impl Model {
     pub fn with_parameters(config: ModelConfig, parameters: Vec<f32>) -> Model {
         let layout = Layout::new(&config);
         assert_eq!(layout.len, parameters.len(), "parameters of another shape");
-        let rope = Rope::new(config.max_position_embeddings, config.head_dim, config.rope_theta);
+        let rope = rope::angles(&config);
         Model { config, layout, parameters, compact: None, rope }
     }
 
-    /// Keeps the matrices in bf16 from now on: half the memory, for inference only.
-    pub fn compact(&mut self) {
-        let mut all = vec![Bf16::default(); self.parameters.len()];
-        round_all(&mut all, &self.parameters);
-        let vectors = self.layout.tensors.iter().filter(|tensor| tensor.shape.len() == 1);
-        let vectors = vectors.map(|tensor| (tensor.span.start, tensor.span.of(&self.parameters).to_vec()));
-        self.compact = Some(Compact { all, vectors: vectors.collect() });
-        self.parameters = Vec::new();
+    /// A model whose parameters come from `read`, which fills a stretch of a tensor's elements; kept as `precision` says.
+    /// With less than single precision, no more than a part of a matrix exists in `f32` at a time.
+    ///
+    /// # Errors
+    /// The first one of `read`.
+    pub fn read<E>(
+        config: ModelConfig,
+        precision: Precision,
+        mut read: impl FnMut(&Tensor, Range<usize>, &mut [f32]) -> Result<(), E>,
+    ) -> Result<Model, E> {
+        let layout = Layout::new(&config);
+        let (mut parameters, mut compact) = (Vec::new(), None);
+        if precision == Precision::F32 {
+            parameters = vec![0.0; layout.len];
+            prefer_large_pages(&parameters);
+            for tensor in &layout.tensors {
+                read(tensor, 0..tensor.span.len, tensor.span.of_mut(&mut parameters))?;
+            }
+        } else {
+            compact = Some(Compact::read(&layout, precision, read)?);
+        }
+        let rope = rope::angles(&config);
+        Ok(Model { config, layout, parameters, compact, rope })
+    }
+
+    /// Keeps the matrices in bf16 or int8 from now on: less memory, for inference only. In f32 nothing changes.
+    pub fn compact(&mut self, precision: Precision) {
+        if precision == Precision::F32 {
+            return;
+        }
+        let all = std::mem::take(&mut self.parameters);
+        let copy = |tensor: &Tensor, part: Range<usize>, values: &mut [f32]| {
+            values.copy_from_slice(&tensor.span.of(&all)[part]);
+            Ok::<_, std::convert::Infallible>(())
+        };
+        let Ok(compact) = Compact::read(&self.layout, precision, copy);
+        self.compact = Some(compact);
     }
 
     /// A matrix.
     fn weight(&self, span: Span) -> Weight<'_> {
         match &self.compact {
             None => Weight::F32(span.of(&self.parameters)),
-            Some(compact) => Weight::Bf16(&compact.all[span.start..span.start + span.len]),
+            Some(compact) => compact.matrix(span),
         }
     }
 
-    /// The weight of a norm.
+    /// The weight of a norm, or a bias.
     fn vector(&self, span: Span) -> &[f32] {
         match &self.compact {
             None => span.of(&self.parameters),
-            Some(compact) => &compact.vectors[&span.start],
+            Some(compact) => compact.vector(span),
         }
     }
 
@@ -156,6 +192,7 @@ impl Model {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let (queries, keys, eps) = (config.query_width(), config.key_width(), config.rms_norm_eps);
         let rows = y.len() / hidden;
+        let linear = |inputs, outputs| Linear::new(rows, inputs, outputs);
 
         kernels.rms_norm_forward(
             &mut saved.norm,
@@ -165,21 +202,54 @@ impl Model {
             eps,
         );
         let norm = &saved.norm;
-        kernels.linear(Linear::new(rows, hidden, queries), &mut saved.q, norm, self.weight(spans.q), false);
-        kernels.linear(Linear::new(rows, hidden, keys), &mut saved.k, norm, self.weight(spans.k), false);
-        kernels.linear(Linear::new(rows, hidden, keys), &mut saved.v, norm, self.weight(spans.v), false);
+        self.project(kernels, linear(hidden, keys), &mut saved.v, norm, spans.v, false);
+        match spans.qk_norms {
+            None => {
+                self.project(kernels, linear(hidden, queries), &mut saved.q, norm, spans.q, false);
+                self.project(kernels, linear(hidden, keys), &mut saved.k, norm, spans.k, false);
+            }
+            Some([q_norm, k_norm]) => {
+                self.project(kernels, linear(hidden, queries), &mut saved.plain_q, norm, spans.q, false);
+                self.project(kernels, linear(hidden, keys), &mut saved.plain_k, norm, spans.k, false);
+                let (q_norm, k_norm) = (self.vector(q_norm), self.vector(k_norm));
+                kernels.rms_norm_forward(&mut saved.q, &mut saved.q_rstd, &saved.plain_q, q_norm, eps);
+                kernels.rms_norm_forward(&mut saved.k, &mut saved.k_rstd, &saved.plain_k, k_norm, eps);
+            }
+        }
         attend(saved);
         saved.middle.copy_from_slice(&saved.x);
-        let (attention, o) = (&saved.attention, self.weight(spans.o));
-        kernels.linear(Linear::new(rows, queries, hidden), &mut saved.middle, attention, o, true);
+        self.project(kernels, linear(queries, hidden), &mut saved.middle, &saved.attention, spans.o, true);
 
         let w = self.vector(spans.post_attention_norm);
         kernels.rms_norm_forward(&mut saved.middle_norm, &mut saved.middle_rstd, &saved.middle, w, eps);
-        let (norm, into) = (&saved.middle_norm, Linear::new(rows, hidden, inner));
-        kernels.linear(into, &mut saved.gate, norm, self.weight(spans.gate), false);
-        kernels.linear(into, &mut saved.up, norm, self.weight(spans.up), false);
+        let (norm, into) = (&saved.middle_norm, linear(hidden, inner));
+        self.project(kernels, into, &mut saved.gate, norm, spans.gate, false);
+        self.project(kernels, into, &mut saved.up, norm, spans.up, false);
         kernels.swiglu_forward(&mut saved.inner, &saved.gate, &saved.up);
         y.copy_from_slice(&saved.middle);
-        kernels.linear(Linear::new(rows, inner, hidden), y, &saved.inner, self.weight(spans.down), true);
+        self.project(kernels, linear(inner, hidden), y, &saved.inner, spans.down, true);
+    }
+
+    /// A linear layer, added to `y` with `accumulate`.
+    fn project(
+        &self,
+        kernels: &dyn Kernels,
+        shape: Linear,
+        y: &mut [f32],
+        x: &[f32],
+        layer: Projection,
+        accumulate: bool,
+    ) {
+        if let Some(bias) = layer.bias {
+            let bias = self.vector(bias);
+            for y in y.chunks_exact_mut(bias.len()) {
+                match accumulate {
+                    true => y.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias),
+                    false => y.copy_from_slice(bias),
+                }
+            }
+        }
+        let accumulate = accumulate || layer.bias.is_some();
+        kernels.linear(shape, y, x, self.weight(layer.weight), accumulate);
     }
 }

@@ -38,19 +38,30 @@ pub struct Tensor {
     pub span: Span,
 }
 
-/// The tensors of one layer. Matrices are `[outputs, inputs]`.
+/// A linear layer: `y = x * weight^T + bias`.
+#[derive(Clone, Copy, Debug)]
+pub struct Projection {
+    /// `[outputs, inputs]`.
+    pub weight: Span,
+    /// `[outputs]`, where the family has one.
+    pub bias: Option<Span>,
+}
+
+/// The tensors of one layer.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)] // The names are the file's.
 pub struct LayerSpans {
     pub input_norm: Span,
-    pub q: Span,
-    pub k: Span,
-    pub v: Span,
-    pub o: Span,
+    pub q: Projection,
+    pub k: Projection,
+    pub v: Projection,
+    pub o: Projection,
+    /// Norms of each head's queries and of each head's keys, where the family has them.
+    pub qk_norms: Option<[Span; 2]>,
     pub post_attention_norm: Span,
-    pub gate: Span,
-    pub up: Span,
-    pub down: Span,
+    pub gate: Projection,
+    pub up: Projection,
+    pub down: Projection,
 }
 
 /// All tensors of a model, in the order of the flat vector.
@@ -86,19 +97,29 @@ impl Layout {
         let embedding = add("model.embed_tokens.weight".into(), &[config.vocab_size, hidden]);
         let mut layers = Vec::new();
         for layer in 0..config.num_hidden_layers {
-            let mut add =
-                |name: &str, shape: &[usize]| add(format!("model.layers.{layer}.{name}.weight"), shape);
-            layers.push(LayerSpans {
-                input_norm: add("input_layernorm", &[hidden]),
-                q: add("self_attn.q_proj", &[queries, hidden]),
-                k: add("self_attn.k_proj", &[keys, hidden]),
-                v: add("self_attn.v_proj", &[keys, hidden]),
-                o: add("self_attn.o_proj", &[hidden, queries]),
-                post_attention_norm: add("post_attention_layernorm", &[hidden]),
-                gate: add("mlp.gate_proj", &[inner, hidden]),
-                up: add("mlp.up_proj", &[inner, hidden]),
-                down: add("mlp.down_proj", &[hidden, inner]),
+            let mut add = |name: &str, shape: &[usize]| add(format!("model.layers.{layer}.{name}"), shape);
+            let input_norm = add("input_layernorm.weight", &[hidden]);
+            let mut linear = |name: &str, outputs: usize, inputs: usize, has_bias: bool| Projection {
+                weight: add(&format!("{name}.weight"), &[outputs, inputs]),
+                bias: has_bias.then(|| add(&format!("{name}.bias"), &[outputs])),
+            };
+            let biases = config.biases();
+            let q = linear("self_attn.q_proj", queries, hidden, biases.qkv);
+            let k = linear("self_attn.k_proj", keys, hidden, biases.qkv);
+            let v = linear("self_attn.v_proj", keys, hidden, biases.qkv);
+            let o = linear("self_attn.o_proj", hidden, queries, biases.o);
+            let qk_norms = config.has_qk_norms().then(|| {
+                ["q", "k"].map(|which| add(&format!("self_attn.{which}_norm.weight"), &[config.head_dim]))
             });
+            let post_attention_norm = add("post_attention_layernorm.weight", &[hidden]);
+            let mut linear = |name: &str, outputs: usize, inputs: usize| Projection {
+                weight: add(&format!("mlp.{name}.weight"), &[outputs, inputs]),
+                bias: biases.mlp.then(|| add(&format!("mlp.{name}.bias"), &[outputs])),
+            };
+            let gate = linear("gate_proj", inner, hidden);
+            let up = linear("up_proj", inner, hidden);
+            let down = linear("down_proj", hidden, inner);
+            layers.push(LayerSpans { input_norm, q, k, v, o, qk_norms, post_attention_norm, gate, up, down });
         }
         let norm = add("model.norm.weight".into(), &[hidden]);
         let head = match config.tie_word_embeddings {
@@ -108,8 +129,8 @@ impl Layout {
         Layout { tensors, embedding, layers, norm, head, len }
     }
 
-    /// First values of the parameters, a pure function of `seed`: norms are 1, matrices are normal with deviation
-    /// 0.02, and those that write into the residual stream are smaller by `sqrt(2 * layers)`.
+    /// First values of the parameters, a pure function of `seed`: norms are 1, biases 0, matrices are normal with
+    /// deviation 0.02, and those that write into the residual stream are smaller by `sqrt(2 * layers)`.
     ///
     /// Source: Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.3.
     pub fn initial(&self, seed: u64) -> Vec<f32> {
@@ -117,6 +138,9 @@ impl Layout {
         let residual = 0.02 / (2.0 * self.layers.len() as f32).sqrt();
         for (index, tensor) in self.tensors.iter().enumerate() {
             if tensor.shape.len() == 1 {
+                if tensor.name.ends_with(".bias") {
+                    tensor.span.of_mut(&mut values).fill(0.0);
+                }
                 continue;
             }
             let writes_residual = tensor.name.contains("o_proj") || tensor.name.contains("down_proj");

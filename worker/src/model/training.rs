@@ -1,6 +1,6 @@
 //! The training pass of one sequence: loss, and the gradient of every parameter.
 
-use super::{LayerActivations, Model};
+use super::{LayerActivations, Model, Projection};
 use crate::kernels::{Attention, Head, Kernels, Linear, Qkv, QkvGradient, Turn};
 
 /// Memory of a training pass, kept from one sequence to the next.
@@ -43,14 +43,13 @@ impl Model {
         let config = &self.config;
         let into = Linear::new(tokens.len(), config.hidden_size, config.vocab_size);
         workspace.logits.resize(tokens.len() * config.vocab_size, 0.0);
-        let head = self.layout.head.of(&self.parameters);
-        kernels.linear_forward(into, &mut workspace.logits, &workspace.norm, head, false);
+        kernels.linear(into, &mut workspace.logits, &workspace.norm, self.weight(self.layout.head), false);
         &workspace.logits
     }
 
     /// Fills the workspace up to the last norm, for sequences of `length` tokens one after the other.
     fn hidden(&self, kernels: &dyn Kernels, workspace: &mut Workspace, tokens: &[u32], length: usize) {
-        let (config, all, rows) = (&self.config, &self.parameters, tokens.len());
+        let (config, rows) = (&self.config, tokens.len());
         let hidden = config.hidden_size;
         workspace.layers.resize_with(config.num_hidden_layers, LayerActivations::default);
         workspace.x.resize(rows * hidden, 0.0);
@@ -59,7 +58,10 @@ impl Model {
 
         let (shape, heads) = (self.attention(length), config.num_attention_heads);
         let (queries, keys) = (length * config.query_width(), length * config.key_width());
-        kernels.embedding_forward(&mut workspace.x, tokens, self.layout.embedding.of(all), hidden);
+        let embedding = self.weight(self.layout.embedding);
+        for (x, token) in workspace.x.chunks_exact_mut(hidden).zip(tokens) {
+            embedding.copy_row(x, *token as usize);
+        }
         for (layer, saved) in workspace.layers.iter_mut().enumerate() {
             saved.resize(config, rows);
             saved.x.copy_from_slice(&workspace.x);
@@ -75,7 +77,7 @@ impl Model {
                 }
             });
         }
-        let norm = self.layout.norm.of(all);
+        let norm = self.vector(self.layout.norm);
         kernels.rms_norm_forward(
             &mut workspace.norm,
             &mut workspace.rstd,
@@ -130,20 +132,20 @@ impl Model {
         d.resize(config, rows);
 
         let down = Linear::new(rows, inner, hidden);
-        kernels.linear_backward_weight(down, spans.down.of_mut(gradient), dx, &saved.inner);
-        kernels.linear_backward_input(down, &mut d.inner, dx, spans.down.of(all), false);
+        learn(kernels, down, spans.down, gradient, dx, &saved.inner);
+        kernels.linear_backward_input(down, &mut d.inner, dx, spans.down.weight.of(all), false);
         kernels.swiglu_backward(&mut d.gate, &mut d.up, &d.inner, &saved.gate, &saved.up);
         let into = Linear::new(rows, hidden, inner);
-        kernels.linear_backward_weight(into, spans.gate.of_mut(gradient), &d.gate, &saved.middle_norm);
-        kernels.linear_backward_weight(into, spans.up.of_mut(gradient), &d.up, &saved.middle_norm);
-        kernels.linear_backward_input(into, dnorm, &d.gate, spans.gate.of(all), false);
-        kernels.linear_backward_input(into, dnorm, &d.up, spans.up.of(all), true);
+        learn(kernels, into, spans.gate, gradient, &d.gate, &saved.middle_norm);
+        learn(kernels, into, spans.up, gradient, &d.up, &saved.middle_norm);
+        kernels.linear_backward_input(into, dnorm, &d.gate, spans.gate.weight.of(all), false);
+        kernels.linear_backward_input(into, dnorm, &d.up, spans.up.weight.of(all), true);
         let (w, dw) = (spans.post_attention_norm.of(all), spans.post_attention_norm.of_mut(gradient));
         kernels.rms_norm_backward(dx, dw, dnorm, &saved.middle, w, &saved.middle_rstd);
 
         let out = Linear::new(rows, queries, hidden);
-        kernels.linear_backward_weight(out, spans.o.of_mut(gradient), dx, &saved.attention);
-        kernels.linear_backward_input(out, &mut d.attention, dx, spans.o.of(all), false);
+        learn(kernels, out, spans.o, gradient, dx, &saved.attention);
+        kernels.linear_backward_input(out, &mut d.attention, dx, spans.o.weight.of(all), false);
         let shape = self.attention(length);
         for sequence in 0..rows / length {
             let (wide, narrow) = (part(sequence, length * queries), part(sequence, length * keys));
@@ -156,11 +158,22 @@ impl Model {
             kernels.rope(dq, queries, 0, &self.rope, Turn::Backward);
             kernels.rope(dk, keys, 0, &self.rope, Turn::Backward);
         }
+        let (mut dq, mut dk) = (&d.q, &d.k);
+        if let Some([q_norm, k_norm]) = spans.qk_norms {
+            for (plain, dy, x, norm, rstd) in [
+                (&mut d.plain_q, dq, &saved.plain_q, q_norm, &saved.q_rstd),
+                (&mut d.plain_k, dk, &saved.plain_k, k_norm, &saved.k_rstd),
+            ] {
+                plain.fill(0.0);
+                kernels.rms_norm_backward(plain, norm.of_mut(gradient), dy, x, norm.of(all), rstd);
+            }
+            (dq, dk) = (&d.plain_q, &d.plain_k);
+        }
         let mut add = false;
-        for (dy, span, width) in [(&d.q, spans.q, queries), (&d.k, spans.k, keys), (&d.v, spans.v, keys)] {
+        for (dy, layer, width) in [(dq, spans.q, queries), (dk, spans.k, keys), (&d.v, spans.v, keys)] {
             let into = Linear::new(rows, hidden, width);
-            kernels.linear_backward_weight(into, span.of_mut(gradient), dy, &saved.norm);
-            kernels.linear_backward_input(into, dnorm, dy, span.of(all), add);
+            learn(kernels, into, layer, gradient, dy, &saved.norm);
+            kernels.linear_backward_input(into, dnorm, dy, layer.weight.of(all), add);
             add = true;
         }
         let (w, dw) = (spans.input_norm.of(all), spans.input_norm.of_mut(gradient));
@@ -171,6 +184,24 @@ impl Model {
         let config = &self.config;
         let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
         Attention { queries, start: 0, heads, kv_heads, head_dim: config.head_dim }
+    }
+}
+
+/// Adds the gradients of a linear layer's weight and bias.
+fn learn(
+    kernels: &dyn Kernels,
+    shape: Linear,
+    layer: Projection,
+    gradient: &mut [f32],
+    dy: &[f32],
+    x: &[f32],
+) {
+    kernels.linear_backward_weight(shape, layer.weight.of_mut(gradient), dy, x);
+    if let Some(bias) = layer.bias {
+        let dbias = bias.of_mut(gradient);
+        for dy in dy.chunks_exact(dbias.len()) {
+            dbias.iter_mut().zip(dy).for_each(|(dbias, dy)| *dbias += dy);
+        }
     }
 }
 
@@ -187,8 +218,17 @@ mod tests {
     use crate::random::Random;
 
     fn miniature(tie_word_embeddings: bool) -> Model {
+        of_family("llama", tie_word_embeddings)
+    }
+
+    /// With every bias and norm that the family has.
+    fn of_family(model_type: &str, tie_word_embeddings: bool) -> Model {
+        let has_biases = model_type == "llama" && !tie_word_embeddings;
         let mut model = Model::new(
             ModelConfig {
+                model_type: model_type.into(),
+                attention_bias: has_biases,
+                mlp_bias: has_biases,
                 hidden_size: 24,
                 intermediate_size: 40,
                 num_hidden_layers: 2,
@@ -205,13 +245,26 @@ mod tests {
         for value in &mut model.parameters {
             *value *= 5.0;
         }
+        let mut random = Random::new(3);
+        for tensor in &model.layout.tensors {
+            // Scores of normed queries and keys are large already.
+            let mean = if tensor.name.ends_with("q_norm.weight") || tensor.name.ends_with("k_norm.weight") {
+                1.0
+            } else {
+                0.0
+            };
+            if tensor.name.ends_with(".bias") || mean == 1.0 {
+                let values = tensor.span.of_mut(&mut model.parameters);
+                values.iter_mut().for_each(|value| *value = mean + 0.3 * random.normal());
+            }
+        }
         model
     }
 
     #[test]
     fn the_gradient_of_the_whole_model_matches_differences_along_every_tensor() {
-        for tied in [true, false] {
-            let mut model = miniature(tied);
+        for (family, tied) in [("llama", true), ("llama", false), ("qwen2", true), ("qwen3", true)] {
+            let mut model = of_family(family, tied);
             let (tokens, targets) = ([5, 9, 200, 9, 31, 256, 77], [9, 200, 9, 31, 256, 77, 1]);
             let sample = Sample { tokens: &tokens, targets: &targets, length: 7 };
             let mut gradient = vec![0.0; model.layout.len];
@@ -234,7 +287,8 @@ mod tests {
                 let h = 0.02 / length.max(0.2);
                 let expected = (loss_at(h) - loss_at(-h)) / (2.0 * h);
                 let error = (expected / length - 1.0).abs();
-                assert!(error < 0.02, "{}: {length} but differences say {expected}", tensor.name);
+                let name = format!("{family}, {}", tensor.name);
+                assert!(error < 0.02, "{name}: {length} but differences say {expected}");
             }
         }
     }

@@ -8,8 +8,11 @@ mod attention;
 mod vectors;
 
 use std::ops::Range;
+use std::sync::Mutex;
 
+use super::bf16::{Bf16, round_all};
 use super::gemm::{Elements, Product, View};
+use super::int8::{Activations, Int8};
 use super::pool::{Parts, Pool};
 use super::{
     AdamW, Attention, Head, Kernels, Linear, MAX_DECODE_ROWS, Precision, Qkv, QkvGradient, Rope, Turn, Weight,
@@ -25,6 +28,8 @@ const NORM_ROWS: usize = 128;
 pub struct Cpu {
     pool: Pool,
     precision: Precision,
+    /// A part of a matrix that a product needs in bf16.
+    rounded: Mutex<Vec<Bf16>>,
 }
 
 impl Cpu {
@@ -35,7 +40,8 @@ impl Cpu {
 
     /// As [`new`](Cpu::new), with the operands of matrix products rounded to `precision`.
     pub fn with_precision(threads: usize, precision: Precision) -> Cpu {
-        Cpu { pool: Pool::new(threads), precision }
+        let precision = if precision == Precision::Int8 { Precision::Bf16 } else { precision };
+        Cpu { pool: Pool::new(threads), precision, rounded: Mutex::default() }
     }
 
     /// Calls `task` with stretches of rows of `width` elements.
@@ -52,7 +58,8 @@ impl Kernels for Cpu {
     fn linear_forward(&self, shape: Linear, y: &mut [f32], x: &[f32], w: &[f32], accumulate: bool) {
         let Linear { rows, inputs, outputs } = shape;
         if rows <= MAX_DECODE_ROWS {
-            return self.few_rows(shape, y, x, |y, x, outputs| {
+            return self.few_rows(shape, y, |y, row, outputs| {
+                let x = &x[row * inputs..(row + 1) * inputs];
                 vectors::dots(y, x, &w[outputs.start * inputs..outputs.end * inputs], accumulate);
             });
         }
@@ -64,7 +71,8 @@ impl Kernels for Cpu {
         let Linear { rows, inputs, outputs } = shape;
         match w {
             Weight::F32(w) => self.linear_forward(shape, y, x, w, accumulate),
-            Weight::Bf16(w) if rows <= MAX_DECODE_ROWS => self.few_rows(shape, y, x, |y, x, outputs| {
+            Weight::Bf16(w) if rows <= MAX_DECODE_ROWS => self.few_rows(shape, y, |y, row, outputs| {
+                let x = &x[row * inputs..(row + 1) * inputs];
                 vectors::dots_bf16(y, x, &w[outputs.start * inputs..outputs.end * inputs], accumulate);
             }),
             Weight::Bf16(w) => {
@@ -72,6 +80,13 @@ impl Kernels for Cpu {
                 let product = self.product([rows, outputs, inputs], View::rows(x, inputs), w);
                 product.run(&self.pool, y, outputs, accumulate);
             }
+            Weight::Int8(w) if rows <= MAX_DECODE_ROWS => {
+                let x = Activations::of(x, inputs);
+                self.few_rows(shape, y, |y, row, outputs| {
+                    x.dots(y, row, w.rows(outputs, inputs), accumulate);
+                });
+            }
+            Weight::Int8(w) => self.int8_panels(shape, y, x, w, accumulate),
         }
     }
 
@@ -250,15 +265,37 @@ impl Cpu {
         losses.iter().sum()
     }
 
-    /// A linear layer by one dot product for each output: reads the weight once and copies nothing. `dots(y, x, outputs)`
-    /// computes some outputs of one row.
-    fn few_rows(
-        &self,
-        shape: Linear,
-        y: &mut [f32],
-        x: &[f32],
-        dots: impl Fn(&mut [f32], &[f32], Range<usize>) + Sync,
-    ) {
+    /// A linear layer of many rows: some rows of the weight at a time become bf16, which costs little beside the product.
+    fn int8_panels(&self, shape: Linear, y: &mut [f32], x: &[f32], w: Int8<'_>, accumulate: bool) {
+        /// Rows of the weight; a multiple of what a product packs at a time.
+        const ROWS: usize = 1024;
+        let Linear { rows, inputs, outputs, .. } = shape;
+        let mut rounded = self.rounded.lock().expect("no panic while locked");
+        for first in (0..outputs).step_by(ROWS) {
+            let count = ROWS.min(outputs - first);
+            if rounded.len() < count * inputs {
+                rounded.resize(count * inputs, Bf16::default());
+            }
+            let parts = Parts::new(&mut rounded[..count * inputs]);
+            self.rows(count, inputs, &|some| {
+                let mut row = vec![0.0; inputs];
+                for index in some {
+                    // SAFETY: every row is met once.
+                    #[allow(unsafe_code)]
+                    let to = unsafe { parts.get(index * inputs..(index + 1) * inputs) };
+                    w.copy_row(&mut row, first + index);
+                    round_all(to, &row);
+                }
+            });
+            let w = View::of(Elements::Bf16(&rounded[..count * inputs]), inputs).transpose();
+            let product = self.product([rows, count, inputs], View::rows(x, inputs), w);
+            product.run(&self.pool, &mut y[first..], outputs, accumulate);
+        }
+    }
+
+    /// A linear layer by one dot product for each output: reads the weight once and copies nothing. `dots(y, row,
+    /// outputs)` computes some outputs of one row.
+    fn few_rows(&self, shape: Linear, y: &mut [f32], dots: impl Fn(&mut [f32], usize, Range<usize>) + Sync) {
         /// Products that a thread must have to be worth waking.
         const WORTH_A_THREAD: usize = 1 << 18;
         let Linear { rows, inputs, outputs } = shape;
@@ -268,11 +305,11 @@ impl Cpu {
             // A few outputs at a time, so that their weights are read from memory once for all rows.
             for first in part.clone().step_by(8) {
                 let some = first..part.end.min(first + 8);
-                for (r, x) in x.chunks_exact(inputs).enumerate() {
+                for r in 0..rows {
                     // SAFETY: the parts of a row do not overlap.
                     #[allow(unsafe_code)]
                     let y = unsafe { y.get(r * outputs + some.start..r * outputs + some.end) };
-                    dots(y, x, some.clone());
+                    dots(y, r, some.clone());
                 }
             }
         });

@@ -18,7 +18,7 @@ fn exact(product: &Product<'_>) -> Vec<(f64, f64)> {
 fn assert_right(name: &str, product: &Product<'_>, c: &[f32], stride: usize, before: f32) {
     let unit = match product.precision {
         Precision::F32 => 0.0,
-        Precision::Bf16 => 1.01 / 128.0,
+        Precision::Bf16 | Precision::Int8 => 1.01 / 128.0,
     } + f64::from(f32::EPSILON) * (product.k as f64).sqrt().max(4.0);
     for (index, (sum, size)) in exact(product).into_iter().enumerate() {
         let got = f64::from(c[index / product.n * stride + index % product.n]);

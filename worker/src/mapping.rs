@@ -1,0 +1,79 @@
+//! Files as slices of memory, and memory in large pages.
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use std::fs::File;
+use std::io;
+use std::ops::Deref;
+use std::path::Path;
+
+/// A file that is mapped into memory to be read: its pages come from disk when they are touched, and are the system's to
+/// drop.
+///
+/// A file that another program cuts while it is mapped ends this process by a signal. Checkpoints are replaced by
+/// renaming, which leaves a mapped file as it was.
+pub struct Mapping {
+    start: *const u8,
+    len: usize,
+}
+
+// SAFETY: nothing writes to the mapping.
+#[allow(unsafe_code)]
+unsafe impl Send for Mapping {}
+// SAFETY: nothing writes to the mapping.
+#[allow(unsafe_code)]
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps the whole file.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn of(path: &Path) -> io::Result<Mapping> {
+        let file = File::open(path)?;
+        let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+        if len == 0 {
+            return Ok(Mapping { start: std::ptr::dangling(), len });
+        }
+        // SAFETY: a new private mapping, at a place that the system chooses, touches no memory of ours.
+        #[allow(unsafe_code)]
+        let start = unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ, MapFlags::PRIVATE, &file, 0)? };
+        Ok(Mapping { start: start.cast(), len })
+    }
+}
+
+impl Deref for Mapping {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the mapping is `len` bytes long and lives as long as `self`.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::slice::from_raw_parts(self.start, self.len)
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if 0 < self.len {
+            // SAFETY: the whole mapping, which nothing borrows any more. That it cannot fail leaves nothing to do.
+            #[allow(unsafe_code)]
+            let _ = unsafe { munmap(self.start.cast_mut().cast(), self.len) };
+        }
+    }
+}
+
+/// Asks for large pages under memory that was not touched yet: where every token reads all of it, looking up small ones
+/// takes a good part of the time. Nothing but speed depends on the answer.
+pub fn prefer_large_pages<T>(memory: &[T]) {
+    /// What advice is about starts at a page.
+    const PAGE: usize = 4096;
+    let start = memory.as_ptr().cast::<u8>();
+    let skip = start.align_offset(PAGE);
+    let len = std::mem::size_of_val(memory).saturating_sub(skip) / PAGE * PAGE;
+    if 0 < len {
+        // SAFETY: whole pages inside the slice; the advice changes nothing that is read.
+        #[allow(unsafe_code)]
+        let _ = unsafe { madvise(start.wrapping_add(skip).cast_mut().cast(), len, Advice::LinuxHugepage) };
+    }
+}
