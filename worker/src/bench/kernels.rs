@@ -17,7 +17,7 @@ pub fn kernels(precision: Precision, window: usize) -> Vec<Figure> {
         [4096, 512, 1408],
         [512, 768, 2048],
     ] {
-        figures.extend(products(&cpu, Linear { rows, inputs, outputs }, bound));
+        figures.extend(products(&cpu, Linear::new(rows, inputs, outputs), bound));
     }
     figures.extend(attention(
         &cpu,
@@ -31,7 +31,7 @@ pub fn kernels(precision: Precision, window: usize) -> Vec<Figure> {
     ));
     let long = Attention { queries: window, start: 0, heads: 1, kv_heads: 1, head_dim: 64 };
     figures.extend(attention(&cpu, long, bound));
-    let head = Linear { rows: 1024, inputs: 768, outputs: 32_000 };
+    let head = Linear::new(1024, 768, 32_000);
     figures.push(output_layer(&cpu, head, bound));
     figures.extend(streams(&cpu));
     figures
@@ -122,7 +122,7 @@ fn streams(cpu: &Cpu) -> Vec<Figure> {
         AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, update: 9 },
     );
     figures.push(figure("AdamW", 7, &mut || cpu.adamw(&mut y, &mut z, &mut second, &x, &update)));
-    let one = Linear { rows: 1, inputs: WIDTH, outputs: ROWS };
+    let one = Linear::new(1, WIDTH, ROWS);
     let mut out = vec![0.0; ROWS];
     figures.push(figure("linear, one row", 1, &mut || cpu.linear_forward(one, &mut out, &w, &x, false)));
     figures

@@ -8,15 +8,17 @@
 //!
 //! Source: Touvron et al., "LLaMA", arXiv 2302.13971, section 2.2.
 
+mod cache;
 mod config;
 pub mod inference;
 mod parameters;
 pub mod training;
 
+pub use cache::KvBlocks;
 pub use config::{ConfigError, ModelConfig, PRESETS};
 pub use parameters::{LayerSpans, Layout, Span, Tensor};
 
-use crate::kernels::{Bf16, Kernels, Linear, Rope, Weight, round_all};
+use crate::kernels::{Bf16, Kernels, Linear, Path, Rope, Weight, round_all};
 use std::collections::BTreeMap;
 
 /// A model: its shape and its parameters.
@@ -143,11 +145,11 @@ impl Model {
     /// One layer: reads `saved.x`, fills the rest of `saved`, and leaves the layer's output in `y`.
     ///
     /// `attend` gets `saved` with unrotated `q`, `k` and `v`, and fills `attention` and `log_sum`: where the keys
-    /// of earlier positions come from is all that training and inference do differently.
+    /// of earlier positions come from is all that training and inference do differently. Linear layers go by `path`.
     fn layer_forward(
         &self,
         kernels: &dyn Kernels,
-        layer: usize,
+        (layer, path): (usize, Path),
         saved: &mut LayerActivations,
         y: &mut [f32],
         attend: impl FnOnce(&mut LayerActivations),
@@ -156,6 +158,7 @@ impl Model {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let (queries, keys, eps) = (config.query_width(), config.key_width(), config.rms_norm_eps);
         let rows = y.len() / hidden;
+        let linear = |inputs, outputs| Linear { path, ..Linear::new(rows, inputs, outputs) };
 
         kernels.rms_norm_forward(
             &mut saved.norm,
@@ -165,21 +168,21 @@ impl Model {
             eps,
         );
         let norm = &saved.norm;
-        kernels.linear(Linear::new(rows, hidden, queries), &mut saved.q, norm, self.weight(spans.q), false);
-        kernels.linear(Linear::new(rows, hidden, keys), &mut saved.k, norm, self.weight(spans.k), false);
-        kernels.linear(Linear::new(rows, hidden, keys), &mut saved.v, norm, self.weight(spans.v), false);
+        kernels.linear(linear(hidden, queries), &mut saved.q, norm, self.weight(spans.q), false);
+        kernels.linear(linear(hidden, keys), &mut saved.k, norm, self.weight(spans.k), false);
+        kernels.linear(linear(hidden, keys), &mut saved.v, norm, self.weight(spans.v), false);
         attend(saved);
         saved.middle.copy_from_slice(&saved.x);
         let (attention, o) = (&saved.attention, self.weight(spans.o));
-        kernels.linear(Linear::new(rows, queries, hidden), &mut saved.middle, attention, o, true);
+        kernels.linear(linear(queries, hidden), &mut saved.middle, attention, o, true);
 
         let w = self.vector(spans.post_attention_norm);
         kernels.rms_norm_forward(&mut saved.middle_norm, &mut saved.middle_rstd, &saved.middle, w, eps);
-        let (norm, into) = (&saved.middle_norm, Linear::new(rows, hidden, inner));
+        let (norm, into) = (&saved.middle_norm, linear(hidden, inner));
         kernels.linear(into, &mut saved.gate, norm, self.weight(spans.gate), false);
         kernels.linear(into, &mut saved.up, norm, self.weight(spans.up), false);
         kernels.swiglu_forward(&mut saved.inner, &saved.gate, &saved.up);
         y.copy_from_slice(&saved.middle);
-        kernels.linear(Linear::new(rows, inner, hidden), y, &saved.inner, self.weight(spans.down), true);
+        kernels.linear(linear(inner, hidden), y, &saved.inner, self.weight(spans.down), true);
     }
 }

@@ -63,7 +63,7 @@ impl Model {
         for (layer, saved) in workspace.layers.iter_mut().enumerate() {
             saved.resize(config, rows);
             saved.x.copy_from_slice(&workspace.x);
-            self.layer_forward(kernels, layer, saved, &mut workspace.x, |saved| {
+            self.layer_forward(kernels, (layer, Path::of(rows)), saved, &mut workspace.x, |saved| {
                 for sequence in 0..rows / length {
                     let (wide, narrow) = (part(sequence, queries), part(sequence, keys));
                     let (q, k) = (&mut saved.q[wide.clone()], &mut saved.k[narrow.clone()]);
