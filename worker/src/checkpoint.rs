@@ -12,6 +12,7 @@
 use crate::kernels::Precision;
 use crate::model::{ConfigError, Layout, Model, ModelConfig, Tensor};
 use crate::safetensors::{Safetensors, SafetensorsError, TensorRef, Written, write};
+use crate::tokenizer::{Tokenizer, TokenizerError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -76,12 +77,9 @@ pub enum CheckpointError {
         /// The directory.
         path: PathBuf,
     },
-    /// The model speaks tokens that this worker does not.
-    #[error("{} has a tokenizer.json; this worker speaks bytes only, as the models that it trains", path.display())]
-    Tokenizer {
-        /// The directory.
-        path: PathBuf,
-    },
+    /// The tokenizer cannot be read.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
 }
 
 /// The settings of a training, as `train.json` records them.
@@ -265,9 +263,6 @@ impl CheckpointDir {
 /// Where there is none, or it is damaged or cannot be run.
 pub fn load_model(path: &Path) -> Result<Model, CheckpointError> {
     let directory = find_model(path)?;
-    if directory.join("tokenizer.json").exists() {
-        return Err(CheckpointError::Tokenizer { path: directory });
-    }
     let config = ModelConfig::load(&directory)?;
     let mut expected = None;
     if directory.join(RECORD).exists() {
@@ -280,6 +275,14 @@ pub fn load_model(path: &Path) -> Result<Model, CheckpointError> {
         file.copy(&tensor.name, &tensor.shape, tensor.span.of_mut(&mut parameters))?;
     }
     Ok(Model::with_parameters(config, parameters))
+}
+
+/// Loads the tokenizer that belongs to the model of `path`, which has this `config`.
+///
+/// # Errors
+/// Where there is no model, or its tokenizer is damaged or cannot be used.
+pub fn load_tokenizer(path: &Path, config: &ModelConfig) -> Result<Tokenizer, CheckpointError> {
+    Ok(Tokenizer::load(&find_model(path)?, config)?)
 }
 
 /// The directory that holds the model of `path`.

@@ -49,9 +49,9 @@ pub struct ModelConfig {
     /// Token that starts a text.
     #[serde(default)]
     pub bos_token_id: Option<u32>,
-    /// Token that ends a text.
-    #[serde(default)]
-    pub eos_token_id: Option<u32>,
+    /// Tokens that end a text: one number or a list in the file.
+    #[serde(default, with = "one_or_many")]
+    pub eos_token_id: Vec<u32>,
     /// Element type of the weights that are written.
     #[serde(default = "float32")]
     pub torch_dtype: String,
@@ -68,6 +68,34 @@ fn silu() -> String {
 }
 fn float32() -> String {
     "float32".into()
+}
+
+/// A list that is written as a number where it has one, and as null where it is empty.
+mod one_or_many {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Numbers {
+        One(u32),
+        Many(Vec<u32>),
+    }
+
+    pub fn serialize<S: Serializer>(numbers: &[u32], serializer: S) -> Result<S::Ok, S::Error> {
+        match numbers {
+            [] => serializer.serialize_none(),
+            [one] => Numbers::One(*one).serialize(serializer),
+            many => Numbers::Many(many.to_vec()).serialize(serializer),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
+        Ok(match Option::<Numbers>::deserialize(deserializer)? {
+            None => Vec::new(),
+            Some(Numbers::One(one)) => vec![one],
+            Some(Numbers::Many(many)) => many,
+        })
+    }
 }
 
 /// Why there is no model shape.
@@ -134,7 +162,7 @@ impl ModelConfig {
             attention_bias: false,
             mlp_bias: false,
             bos_token_id: Some(crate::tokenizer::BOS),
-            eos_token_id: Some(crate::tokenizer::EOS),
+            eos_token_id: vec![crate::tokenizer::EOS],
             torch_dtype: float32(),
         })
     }
@@ -188,9 +216,8 @@ impl ModelConfig {
         if self.attention_bias || self.mlp_bias {
             return Err(field("attention_bias or mlp_bias", true, "only false is supported"));
         }
-        let least = crate::tokenizer::EOS as usize + 1;
         let sizes = [
-            ("vocab_size", self.vocab_size, least, 1 << 24),
+            ("vocab_size", self.vocab_size, 1, 1 << 24),
             ("hidden_size", self.hidden_size, 1, 1 << 16),
             ("intermediate_size", self.intermediate_size, 1, 1 << 20),
             ("num_hidden_layers", self.num_hidden_layers, 1, 1 << 10),

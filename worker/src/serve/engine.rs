@@ -9,7 +9,7 @@ use super::text::TextStream;
 use crate::kernels::{Cpu, MAX_DECODE_ROWS};
 use crate::model::Model;
 use crate::model::inference::{KvCache, Scratch, Segment};
-use crate::tokenizer::{self, Symbol};
+use crate::tokenizer::Tokenizer;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -109,12 +109,12 @@ struct Sequence {
 
 impl Engine {
     /// Starts the thread.
-    pub fn start(model: Model, kernels: Cpu, max_queue: usize) -> Engine {
+    pub fn start(model: Model, tokenizer: Tokenizer, kernels: Cpu, max_queue: usize) -> Engine {
         let queue = Mutex::new(Queue::default());
         let shared = Arc::new(Shared { queue, changed: Condvar::new(), tokens: AtomicU64::new(0) });
         let thread = {
             let shared = Arc::clone(&shared);
-            std::thread::spawn(move || Runner::new(model, kernels, shared).run())
+            std::thread::spawn(move || Runner::new(model, tokenizer, kernels, shared).run())
         };
         Engine { shared, thread: Some(thread), max_queue }
     }
@@ -199,6 +199,7 @@ impl Shared {
 
 struct Runner {
     model: Model,
+    tokenizer: Tokenizer,
     kernels: Cpu,
     scratch: Scratch,
     running: Vec<Sequence>,
@@ -206,8 +207,8 @@ struct Runner {
 }
 
 impl Runner {
-    fn new(model: Model, kernels: Cpu, shared: Arc<Shared>) -> Runner {
-        Runner { model, kernels, scratch: Scratch::default(), running: Vec::new(), shared }
+    fn new(model: Model, tokenizer: Tokenizer, kernels: Cpu, shared: Arc<Shared>) -> Runner {
+        Runner { model, tokenizer, kernels, scratch: Scratch::default(), running: Vec::new(), shared }
     }
 
     fn run(mut self) {
@@ -253,7 +254,7 @@ impl Runner {
         let logits = self.model.extend(&self.kernels, &mut self.scratch, &mut [segment]);
         self.shared.tokens.fetch_add(tokens.len() as u64, Ordering::Relaxed);
         if sequence.pending.is_empty() {
-            sequence.say(logits);
+            sequence.say(&self.tokenizer, logits);
         }
     }
 
@@ -271,7 +272,7 @@ impl Runner {
         let logits = self.model.extend(&self.kernels, &mut self.scratch, &mut segments);
         self.shared.tokens.fetch_add(ready.len() as u64, Ordering::Relaxed);
         for (sequence, logits) in ready.into_iter().zip(logits.chunks_exact(self.model.config.vocab_size)) {
-            sequence.say(logits);
+            sequence.say(&self.tokenizer, logits);
         }
     }
 
@@ -298,17 +299,20 @@ impl Sequence {
     }
 
     /// Chooses the next token and tells the client what that means.
-    fn say(&mut self, logits: &[f32]) {
-        let token = self.sampler.next(logits);
+    fn say(&mut self, tokenizer: &Tokenizer, logits: &[f32]) {
+        let token = self.sampler.next(tokenizer, logits);
         self.tokens += 1;
-        let stopped = match tokenizer::decode(token) {
-            Some(Symbol::Byte(byte)) => {
-                let piece = self.text.push(byte);
-                self.send(piece.text);
-                piece.stopped
+        let mut stopped = tokenizer.is_end(token);
+        let (mut text, bytes) = (String::new(), tokenizer.token_bytes(token).filter(|_| !stopped));
+        for &byte in bytes.unwrap_or_default() {
+            let piece = self.text.push(byte);
+            text.push_str(&piece.text);
+            stopped = piece.stopped;
+            if stopped {
+                break;
             }
-            Some(Symbol::End) | None => true,
-        };
+        }
+        self.send(text);
         if stopped || self.tokens == self.max_tokens {
             let rest = self.text.finish();
             self.send(rest);
@@ -332,6 +336,7 @@ impl Sequence {
 mod tests {
     use super::*;
     use crate::model::ModelConfig;
+    use crate::tokenizer::EOS;
 
     fn engine(max_queue: usize) -> Engine {
         let mut model = Model::new(ModelConfig::preset("tiny").unwrap(), 5);
@@ -339,14 +344,13 @@ mod tests {
         model.parameters.iter_mut().for_each(|value| *value *= 3.0);
         // It never ends a text by itself.
         let width = model.config.hidden_size;
-        model.layout.embedding.of_mut(&mut model.parameters)[tokenizer::EOS as usize * width..][..width]
-            .fill(0.0);
-        Engine::start(model, Cpu::new(2), max_queue)
+        model.layout.embedding.of_mut(&mut model.parameters)[EOS as usize * width..][..width].fill(0.0);
+        Engine::start(model, Tokenizer::bytes(), Cpu::new(2), max_queue)
     }
 
     fn greedy(prompt: &str, max_tokens: usize) -> Request {
         let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
-        Request { prompt: tokenizer::encode(prompt), max_tokens, sampling, stop: Vec::new() }
+        Request { prompt: Tokenizer::bytes().encode(prompt, true), max_tokens, sampling, stop: Vec::new() }
     }
 
     fn collect(mut receiver: UnboundedReceiver<Event>) -> (String, Finish, usize) {

@@ -8,12 +8,13 @@ pub mod sampling;
 pub mod text;
 
 use crate::args::ServeArgs;
-use crate::checkpoint::load_model;
+use crate::checkpoint::{load_model, load_tokenizer};
 use crate::contract::Contract;
 use crate::error::WorkerError;
 use crate::kernels::{Cpu, Precision};
 use crate::random::mix;
 use crate::status::{State as Life, Status, StatusFile};
+use crate::tokenizer::Tokenizer;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
@@ -78,14 +79,15 @@ pub async fn run(
     let mut status = Status { message: "loading the model".into(), ..Status::default() };
     file.update(&status);
     let mut model = load_model(&args.model)?;
+    let tokenizer = load_tokenizer(&args.model, &model.config)?;
     if args.precision == Precision::Bf16 {
         model.compact();
     }
     let kernels = Cpu::with_precision(contract.threads, args.precision);
     let name = args.model_name();
     let window = model.config.max_position_embeddings;
-    let engine = Engine::start(model, kernels, args.max_queue);
-    let app = Arc::new(App { engine, name, window, created: now_s(), answers: AtomicU64::new(0) });
+    let engine = Engine::start(model, tokenizer.clone(), kernels, args.max_queue);
+    let app = Arc::new(App { engine, tokenizer, name, window, created: now_s(), answers: AtomicU64::new(0) });
 
     let address = format!("{}:{}", args.host, args.port);
     let failed = |error| WorkerError::Io { what: format!("cannot listen at {address}"), error };
@@ -167,6 +169,7 @@ async fn report_until<T>(
 
 struct App {
     engine: Engine,
+    tokenizer: Tokenizer,
     name: String,
     window: usize,
     /// When the worker started, in seconds since 1970.
@@ -235,7 +238,7 @@ async fn answer(
         status => ApiError::new(status, rejection.body_text()),
     })?;
     let unique = app.unique();
-    let call = openai::parse(interface, &body, &app.name, app.window, unique)?;
+    let call = openai::parse(interface, &body, &app.name, &app.tokenizer, app.window, unique)?;
     let prefix = if interface == Interface::Chat { "chatcmpl" } else { "cmpl" };
     let words = Answer {
         interface,

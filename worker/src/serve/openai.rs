@@ -4,7 +4,7 @@
 
 use super::engine::{Finish, Request};
 use super::sampling::Sampling;
-use crate::tokenizer;
+use crate::tokenizer::{ChatError, Tokenizer};
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -99,6 +99,7 @@ pub fn parse(
     interface: Interface,
     body: &[u8],
     name: &str,
+    tokenizer: &Tokenizer,
     window: usize,
     default_seed: u64,
 ) -> Result<Call, ApiError> {
@@ -116,8 +117,8 @@ pub fn parse(
     }
     fields.refuse_unsupported()?;
     let prompt = match interface {
-        Interface::Completions => completion_prompt(&fields)?,
-        Interface::Chat => tokenizer::encode(&chat_prompt(&fields)?),
+        Interface::Completions => completion_prompt(&fields, tokenizer)?,
+        Interface::Chat => chat_prompt(&fields, tokenizer)?,
     };
     let prompt_field = if interface == Interface::Chat { "messages" } else { "prompt" };
     let max_tokens = fields.max_tokens(interface, prompt_field, prompt.len(), window)?;
@@ -132,15 +133,15 @@ pub fn parse(
 }
 
 /// A prompt as text or as tokens; a list must have one of them.
-fn completion_prompt(fields: &Fields) -> Result<Vec<u32>, ApiError> {
+fn completion_prompt(fields: &Fields, tokenizer: &Tokenizer) -> Result<Vec<u32>, ApiError> {
     let wrong = || ApiError::field("prompt", "prompt is not a string, or a list of one, or a list of tokens");
     match fields.get("prompt") {
-        None => Ok(tokenizer::encode("")),
-        Some(Value::String(text)) => Ok(tokenizer::encode(text)),
+        None => Ok(tokenizer.encode("", true)),
+        Some(Value::String(text)) => Ok(tokenizer.encode(text, true)),
         Some(Value::Array(items)) => match items.as_slice() {
-            [Value::String(text)] => Ok(tokenizer::encode(text)),
-            [Value::Array(tokens)] => tokens_of(tokens),
-            [Value::Number(_), ..] => tokens_of(items),
+            [Value::String(text)] => Ok(tokenizer.encode(text, true)),
+            [Value::Array(tokens)] => tokens_of(tokens, tokenizer),
+            [Value::Number(_), ..] => tokens_of(items, tokenizer),
             [] => Err(wrong()),
             [Value::String(_) | Value::Array(_), ..] => Err(ApiError::field(
                 "prompt",
@@ -152,28 +153,25 @@ fn completion_prompt(fields: &Fields) -> Result<Vec<u32>, ApiError> {
     }
 }
 
-fn tokens_of(items: &[Value]) -> Result<Vec<u32>, ApiError> {
-    let known = |token: &u32| *token <= tokenizer::EOS;
+fn tokens_of(items: &[Value], tokenizer: &Tokenizer) -> Result<Vec<u32>, ApiError> {
+    let most = tokenizer.vocab_size() - 1;
+    let known = |token: &u32| *token as usize <= most;
     let token = |value: &Value| u32::try_from(value.as_u64()?).ok().filter(known);
     let tokens: Option<Vec<u32>> = items.iter().map(token).collect();
-    tokens
-        .filter(|tokens| !tokens.is_empty())
-        .ok_or_else(|| ApiError::field("prompt", "prompt has a token that is not 0 to 257, or has none"))
+    tokens.filter(|tokens| !tokens.is_empty()).ok_or_else(|| {
+        ApiError::field("prompt", format!("prompt has a token that is not 0 to {most}, or has none"))
+    })
 }
 
-/// The prompt of a conversation: for every message `<role>: <content>` and a line break, then `assistant:`, so
-/// that the model goes on as the assistant.
-///
-/// A plain template, for models that were trained on plain text: it has no marks of its own that such a model
-/// would not know.
-fn chat_prompt(fields: &Fields) -> Result<String, ApiError> {
+/// The prompt of a conversation, so that the model goes on as the assistant.
+fn chat_prompt(fields: &Fields, tokenizer: &Tokenizer) -> Result<Vec<u32>, ApiError> {
     let Some(Value::Array(messages)) = fields.get("messages") else {
         return Err(ApiError::field("messages", "messages is missing, or not a list"));
     };
     if messages.is_empty() {
         return Err(ApiError::field("messages", "messages is empty"));
     }
-    let mut prompt = String::new();
+    let mut plain = Vec::new();
     for (index, message) in messages.iter().enumerate() {
         let at = |field: &str| format!("messages[{index}].{field}");
         let role = match message["role"].as_str() {
@@ -186,10 +184,10 @@ fn chat_prompt(fields: &Fields) -> Result<String, ApiError> {
         let content = content_of(&message["content"]).ok_or_else(|| {
             ApiError::field(&at("content"), format!("{} is not a string, or a list of texts", at("content")))
         })?;
-        prompt.push_str(&format!("{role}: {content}\n"));
+        plain.push(json!({ "role": role, "content": content }));
     }
-    prompt.push_str("assistant:");
-    Ok(prompt)
+    let refused = |error: ChatError| ApiError::field("messages", error.to_string());
+    tokenizer.chat_tokens(&Value::Array(plain), true, None).map_err(refused)
 }
 
 fn content_of(content: &Value) -> Option<String> {
@@ -429,7 +427,7 @@ mod tests {
     use super::*;
 
     fn parse_json(interface: Interface, body: Value) -> Result<Call, ApiError> {
-        parse(interface, body.to_string().as_bytes(), "m", 100, 7)
+        parse(interface, body.to_string().as_bytes(), "m", &Tokenizer::bytes(), 100, 7)
     }
 
     fn refusal(interface: Interface, body: Value) -> (u16, String, Option<String>) {
@@ -445,7 +443,7 @@ mod tests {
         ]);
         let call = parse_json(Interface::Chat, json!({ "model": "m", "messages": messages })).unwrap();
         let expected = "system: Be brief.\nuser: Hi!\nassistant:";
-        assert_eq!(call.request.prompt, tokenizer::encode(expected));
+        assert_eq!(call.request.prompt, Tokenizer::bytes().encode(expected, true));
         assert_eq!(call.request.max_tokens, 100 - call.request.prompt.len());
         assert_eq!(call.request.sampling, Sampling { temperature: 1.0, top_p: 1.0, seed: 7 });
     }

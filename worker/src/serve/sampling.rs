@@ -1,7 +1,7 @@
 //! Choosing the next token from its logits.
 
 use crate::random::Random;
-use crate::tokenizer;
+use crate::tokenizer::Tokenizer;
 
 /// How a request wants its tokens chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,10 +28,10 @@ impl Sampler {
         Sampler { sampling, random: Random::new(sampling.seed), candidates: Vec::new() }
     }
 
-    /// The next token. Only bytes and the end of the text are taken; of equally likely tokens the lowest.
-    pub fn next(&mut self, logits: &[f32]) -> u32 {
-        let allowed = (0u32..).zip(logits).filter(|(token, _)| tokenizer::decode(*token).is_some());
-        let (mut best, mut highest) = (tokenizer::EOS, f32::NEG_INFINITY);
+    /// The next token. No padding is taken; of equally likely tokens the lowest.
+    pub fn next(&mut self, tokenizer: &Tokenizer, logits: &[f32]) -> u32 {
+        let allowed = (0u32..).zip(logits).filter(|(token, _)| tokenizer.is_sayable(*token));
+        let (mut best, mut highest) = (0, f32::NEG_INFINITY);
         for (token, &logit) in allowed.clone() {
             if highest < logit {
                 (best, highest) = (token, logit);
@@ -77,14 +77,14 @@ mod tests {
     use super::*;
 
     fn logits(likely: &[(usize, f32)]) -> Vec<f32> {
-        let mut logits = vec![-20.0; tokenizer::VOCABULARY];
+        let mut logits = vec![-20.0; crate::tokenizer::VOCABULARY];
         likely.iter().for_each(|&(token, logit)| logits[token] = logit);
         logits
     }
 
     fn draw(sampling: Sampling, logits: &[f32]) -> Vec<u32> {
         let mut sampler = Sampler::new(sampling);
-        (0..2000).map(|_| sampler.next(logits)).collect()
+        (0..2000).map(|_| sampler.next(&Tokenizer::bytes(), logits)).collect()
     }
 
     #[test]
