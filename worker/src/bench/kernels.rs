@@ -38,7 +38,7 @@ pub fn kernels(precision: Precision, window: usize) -> Vec<Figure> {
 }
 
 fn products(cpu: &Cpu, shape: Linear, bound: Bound) -> Vec<Figure> {
-    let Linear { rows, inputs, outputs } = shape;
+    let Linear { rows, inputs, outputs, .. } = shape;
     let mut random = Random::new(1);
     let (x, w, dy) =
         (random.normals(rows * inputs), random.normals(inputs * outputs), random.normals(rows * outputs));
@@ -79,7 +79,7 @@ fn attention(cpu: &Cpu, shape: Attention, bound: Bound) -> [Figure; 2] {
 
 fn output_layer(cpu: &Cpu, shape: Linear, bound: Bound) -> Figure {
     let mut random = Random::new(3);
-    let Linear { rows, inputs, outputs } = shape;
+    let Linear { rows, inputs, outputs, .. } = shape;
     let (x, w) = (random.normals(rows * inputs), random.normals(inputs * outputs));
     let (mut dx, mut dw) = (x.clone(), w.clone());
     let targets: Vec<u32> = (0..rows as u32).collect();

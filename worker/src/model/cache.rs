@@ -78,7 +78,9 @@ impl KvBlocks {
                 let slab = (block * self.kv_heads + head) * d * BLOCK;
                 let (k, v) = (&mut k[head * d..(head + 1) * d], &mut v[head * d..(head + 1) * d]);
                 let cached_k = &cached_k[slab..slab + d * BLOCK];
-                k.iter_mut().zip(cached_k.iter().skip(slot).step_by(BLOCK)).for_each(|(k, cached)| *k = *cached);
+                k.iter_mut()
+                    .zip(cached_k.iter().skip(slot).step_by(BLOCK))
+                    .for_each(|(k, cached)| *k = *cached);
                 v.copy_from_slice(&cached_v[slab + slot * d..slab + (slot + 1) * d]);
             }
         }

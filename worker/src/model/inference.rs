@@ -111,7 +111,15 @@ impl Model {
                 self.layer_forward(kernels, (layer, Path::Panels), saved, x, |saved| {
                     for stretch in &*stretches {
                         self.put(kernels, cache, layer, saved, stretch, segments);
-                        self.attend(kernels, cache, layer, saved, stretch, segments, [&mut *keys, &mut *values]);
+                        self.attend(
+                            kernels,
+                            cache,
+                            layer,
+                            saved,
+                            stretch,
+                            segments,
+                            [&mut *keys, &mut *values],
+                        );
                     }
                 });
             }
@@ -131,7 +139,13 @@ impl Model {
                         })
                         .collect();
                     let shape = self.attention_shape(1, 0);
-                    kernels.attention_cached(shape, &mut saved.attention, &saved.q, &seen, cache.layer(layer));
+                    kernels.attention_cached(
+                        shape,
+                        &mut saved.attention,
+                        &saved.q,
+                        &seen,
+                        cache.layer(layer),
+                    );
                 });
             }
         }
@@ -140,7 +154,9 @@ impl Model {
         for (index, segment) in segments.iter().enumerate() {
             let end = segment.start + segment.tokens.len();
             for position in end - segment.wanted..end {
-                let found = [&*prompts, &*said].into_iter().find_map(|rows| Some((rows, rows.find(index, position)?)));
+                let found = [&*prompts, &*said]
+                    .into_iter()
+                    .find_map(|rows| Some((rows, rows.find(index, position)?)));
                 let (rows, row) = found.expect("every token has a row");
                 last.extend_from_slice(&rows.x[row * hidden..(row + 1) * hidden]);
             }
@@ -175,7 +191,13 @@ impl Model {
     ) {
         let (queries, keys) = (self.config.query_width(), self.config.key_width());
         let narrow = rows.start * keys..rows.end * keys;
-        kernels.rope(&mut saved.q[rows.start * queries..rows.end * queries], queries, *start, &self.rope, Turn::Forward);
+        kernels.rope(
+            &mut saved.q[rows.start * queries..rows.end * queries],
+            queries,
+            *start,
+            &self.rope,
+            Turn::Forward,
+        );
         kernels.rope(&mut saved.k[narrow.clone()], keys, *start, &self.rope, Turn::Forward);
         cache.write(layer, segments[*segment].table, *start, &saved.k[narrow.clone()], &saved.v[narrow]);
     }
@@ -325,7 +347,8 @@ mod tests {
             }
             let expected = alone(&model, &mut cache, &Cpu::with_precision(1, precision));
             for seed in 0..6 {
-                let (kernels, mut random) = (Cpu::with_precision(1 + seed as usize % 2, precision), Random::new(seed));
+                let (kernels, mut random) =
+                    (Cpu::with_precision(1 + seed as usize % 2, precision), Random::new(seed));
                 let (mut scratch, mut sequences) = (Scratch::default(), sequences());
                 let mut last: Vec<Vec<f32>> = vec![Vec::new(); sequences.len()];
                 // Some go on, by pieces that may hold the end of a prompt and what follows; some start again.

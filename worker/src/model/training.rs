@@ -1,7 +1,7 @@
 //! The training pass of one sequence: loss, and the gradient of every parameter.
 
 use super::{LayerActivations, Model};
-use crate::kernels::{Attention, Head, Kernels, Linear, Qkv, QkvGradient, Turn};
+use crate::kernels::{Attention, Head, Kernels, Linear, Path, Qkv, QkvGradient, Turn};
 
 /// Memory of a training pass, kept from one sequence to the next.
 ///

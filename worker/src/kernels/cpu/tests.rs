@@ -1,6 +1,6 @@
 use super::*;
 
-use crate::kernels::{BLOCK, Bf16, Reference};
+use crate::kernels::{BLOCK, Bf16, MAX_DECODE_ROWS, Reference};
 use crate::random::Random;
 
 /// Within `1e-4` of the largest element: sums of a few hundred products in another order.
@@ -93,10 +93,14 @@ fn all_operations_have_the_same_bits_for_any_number_of_threads() {
 fn cached_attention(kernels: &dyn Kernels, shape: Attention, keys: &[usize]) -> Vec<f32> {
     let mut random = Random::new(9);
     let blocks: usize = keys.iter().map(|keys| keys.div_ceil(BLOCK)).sum();
-    let (k, v) = (random.normals(blocks * BLOCK * shape.key_width()), random.normals(blocks * BLOCK * shape.key_width()));
+    let (k, v) = (
+        random.normals(blocks * BLOCK * shape.key_width()),
+        random.normals(blocks * BLOCK * shape.key_width()),
+    );
     let q = random.normals(keys.len() * shape.query_width());
     let mut free = (0..blocks as u64).map(|block| crate::random::permute(block, blocks as u64, 3) as u32);
-    let tables: Vec<Vec<u32>> = keys.iter().map(|keys| free.by_ref().take(keys.div_ceil(BLOCK)).collect()).collect();
+    let tables: Vec<Vec<u32>> =
+        keys.iter().map(|keys| free.by_ref().take(keys.div_ceil(BLOCK)).collect()).collect();
     let seen: Vec<_> = tables.iter().zip(keys).map(|(table, &keys)| Seen { table, keys }).collect();
     let mut out = vec![7.0; q.len()];
     kernels.attention_cached(shape, &mut out, &q, &seen, Cached { k: &k, v: &v });
@@ -108,7 +112,8 @@ fn attention_over_blocks_equals_the_reference_and_has_the_same_bits_for_any_numb
     for (heads, kv_heads, head_dim) in [(1, 1, 2), (6, 2, 40), (4, 4, 16), (5, 1, 66), (12, 4, 64)] {
         let shape = Attention { queries: 1, start: 0, heads, kv_heads, head_dim };
         let keys = [1, 15, 16, 17, 500, 1033];
-        let (one, many) = (cached_attention(&Cpu::new(1), shape, &keys), cached_attention(&Cpu::new(3), shape, &keys));
+        let (one, many) =
+            (cached_attention(&Cpu::new(1), shape, &keys), cached_attention(&Cpu::new(3), shape, &keys));
         assert_close(&format!("{shape:?}"), &one, &cached_attention(&Reference, shape, &keys));
         assert!(one == many, "{shape:?}");
     }
@@ -142,7 +147,8 @@ fn a_row_of_a_linear_layer_has_the_same_bits_among_any_number_of_rows() {
     let (x, w) = (random.normals(300 * 520), random.normals(70 * 520));
     let mut compact = vec![Bf16::default(); w.len()];
     crate::kernels::round_all(&mut compact, &w);
-    for (weight, precision) in [(Weight::F32(&w), Precision::F32), (Weight::Bf16(&compact), Precision::Bf16)] {
+    for (weight, precision) in [(Weight::F32(&w), Precision::F32), (Weight::Bf16(&compact), Precision::Bf16)]
+    {
         let kernels = Cpu::with_precision(2, precision);
         for path in [Path::Dots, Path::Panels] {
             let run = |rows: Range<usize>| {
@@ -216,7 +222,7 @@ fn a_row_has_the_same_bits_alone_and_in_a_batch() {
     let mut random = Random::new(4);
     let (x, w) = (random.normals(MAX_DECODE_ROWS * 200), random.normals(200 * 70));
     let run = |x: &[f32]| {
-        let shape = Linear { rows: x.len() / 200, inputs: 200, outputs: 70 };
+        let shape = Linear::new(x.len() / 200, 200, 70);
         let mut y = vec![0.0; shape.rows * 70];
         Cpu::new(1).linear_forward(shape, &mut y, x, &w, false);
         y
