@@ -186,6 +186,11 @@ pub struct ServeArgs {
     #[arg(long, value_name = "REQUESTS", default_value_t = 64)]
     pub max_queue: usize,
 
+    /// Memory for cached keys and values, in MiB [default: a quarter of what this process may use, and no more than 64
+    /// requests of the model's window take]
+    #[arg(long, value_name = "MIB")]
+    pub kv_memory: Option<u64>,
+
     /// Seconds that running requests get to finish after a signal to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     pub grace: u64,
@@ -208,6 +213,10 @@ impl ServeArgs {
     pub fn validate(&self) -> Result<(), UsageError> {
         if !(1..=1 << 20).contains(&self.max_queue) {
             return Err(UsageError::new("--max-queue", self.max_queue, format!("it is 1 to {}", 1 << 20)));
+        }
+        if self.kv_memory.is_some_and(|mib| !(1..=1 << 24).contains(&mib)) {
+            let value = self.kv_memory.unwrap_or(0);
+            return Err(UsageError::new("--kv-memory", value, format!("it is 1 to {} MiB", 1 << 24)));
         }
         if self.grace > 86_400 {
             return Err(UsageError::new("--grace", self.grace, "it is 0 to 86400"));

@@ -45,6 +45,27 @@ pub struct Status {
     /// Base of the HTTP interface, such as `http://127.0.0.1:8000/v1`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
+    /// Serving: requests that are being answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub running: Option<u64>,
+    /// Serving: requests that wait for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<u64>,
+    /// Serving: the time to the first token that nine of ten requests of the last minute did not exceed, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttft_ms: Option<u64>,
+    /// The same of half of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttft_p50_ms: Option<u64>,
+    /// The same of 99 of 100.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttft_p99_ms: Option<u64>,
+    /// Serving: the time from one token to the next that nine of ten did not exceed, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tpot_ms: Option<u64>,
+    /// Serving: seconds since a request last came.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_s: Option<u64>,
     /// One line for people.
     pub message: String,
 }

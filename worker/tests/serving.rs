@@ -146,7 +146,11 @@ fn a_completion_counts_its_tokens_and_a_seed_repeats_it() {
     let reply = server.post("/v1/completions", greedy("water", 12)).json(200);
     assert_eq!(reply["object"], "text_completion");
     assert_eq!(reply["choices"][0]["finish_reason"], "length");
-    assert_eq!(reply["usage"], json!({ "prompt_tokens": 6, "completion_tokens": 12, "total_tokens": 18 }));
+    let usage = json!({
+        "prompt_tokens": 6, "completion_tokens": 12, "total_tokens": 18,
+        "prompt_tokens_details": { "cached_tokens": 0 },
+    });
+    assert_eq!(reply["usage"], usage);
     let hot = |seed: u64| {
         server.text(
             json!({ "model": "loud", "prompt": "w", "max_tokens": 40, "temperature": 1.5, "seed": seed }),
@@ -228,7 +232,7 @@ fn errors_have_the_shape_that_clients_read() {
     let server = Server::start(&[]);
     let large = format!("{{\"prompt\": \"{}\"}}", "x".repeat(1 << 20));
     let unknown = json!({ "model": "gpt-4o", "prompt": "x" }).to_string();
-    let two = json!({ "model": "loud", "prompt": "x", "n": 2 }).to_string();
+    let none = json!({ "model": "loud", "prompt": "x", "n": 0 }).to_string();
     let long = greedy(&"x".repeat(2000), 1).to_string();
     for (method, path, body, status, code, message) in [
         ("POST", "/v1/completions", "{", 400, None, "the body is not JSON: EOF"),
@@ -240,7 +244,7 @@ fn errors_have_the_shape_that_clients_read() {
             Some("model_not_found"),
             "the model \"gpt-4o\" does not exist",
         ),
-        ("POST", "/v1/completions", &two, 400, None, "n is 2; only 1 is supported"),
+        ("POST", "/v1/completions", &none, 400, None, "n is 0; it is a whole number, 1 to 128"),
         (
             "POST",
             "/v1/completions",
@@ -250,7 +254,7 @@ fn errors_have_the_shape_that_clients_read() {
             "the prompt has 2001 tokens",
         ),
         ("POST", "/v1/chat/completions", &large, 413, None, "the body is larger than 1048576 bytes"),
-        ("GET", "/v1/embeddings", "", 404, None, "there is nothing at this path"),
+        ("GET", "/v1/images", "", 404, None, "there is nothing at this path"),
         ("GET", "/v1/completions", "", 405, None, "this path does not know the method"),
     ] {
         let reply = server.call(method, path, body).json(status);

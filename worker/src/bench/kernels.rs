@@ -17,7 +17,7 @@ pub fn kernels(precision: Precision, window: usize) -> Vec<Figure> {
         [4096, 512, 1408],
         [512, 768, 2048],
     ] {
-        figures.extend(products(&cpu, Linear { rows, inputs, outputs }, bound));
+        figures.extend(products(&cpu, Linear::new(rows, inputs, outputs), bound));
     }
     figures.extend(attention(
         &cpu,
@@ -31,14 +31,14 @@ pub fn kernels(precision: Precision, window: usize) -> Vec<Figure> {
     ));
     let long = Attention { queries: window, start: 0, heads: 1, kv_heads: 1, head_dim: 64 };
     figures.extend(attention(&cpu, long, bound));
-    let head = Linear { rows: 1024, inputs: 768, outputs: 32_000 };
+    let head = Linear::new(1024, 768, 32_000);
     figures.push(output_layer(&cpu, head, bound));
     figures.extend(streams(&cpu));
     figures
 }
 
 fn products(cpu: &Cpu, shape: Linear, bound: Bound) -> Vec<Figure> {
-    let Linear { rows, inputs, outputs } = shape;
+    let Linear { rows, inputs, outputs, .. } = shape;
     let mut random = Random::new(1);
     let (x, w, dy) =
         (random.normals(rows * inputs), random.normals(inputs * outputs), random.normals(rows * outputs));
@@ -79,7 +79,7 @@ fn attention(cpu: &Cpu, shape: Attention, bound: Bound) -> [Figure; 2] {
 
 fn output_layer(cpu: &Cpu, shape: Linear, bound: Bound) -> Figure {
     let mut random = Random::new(3);
-    let Linear { rows, inputs, outputs } = shape;
+    let Linear { rows, inputs, outputs, .. } = shape;
     let (x, w) = (random.normals(rows * inputs), random.normals(inputs * outputs));
     let (mut dx, mut dw) = (x.clone(), w.clone());
     let targets: Vec<u32> = (0..rows as u32).collect();
@@ -122,7 +122,7 @@ fn streams(cpu: &Cpu) -> Vec<Figure> {
         AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, update: 9 },
     );
     figures.push(figure("AdamW", 7, &mut || cpu.adamw(&mut y, &mut z, &mut second, &x, &update)));
-    let one = Linear { rows: 1, inputs: WIDTH, outputs: ROWS };
+    let one = Linear::new(1, WIDTH, ROWS);
     let mut out = vec![0.0; ROWS];
     figures.push(figure("linear, one row", 1, &mut || cpu.linear_forward(one, &mut out, &w, &x, false)));
     figures

@@ -1,10 +1,10 @@
 //! A training step and inference of whole models, of the shapes that other frameworks are measured with.
 
 use super::{Bound, Figure, Spent, spent};
-use crate::kernels::{AdamW, Cpu, GROUP, Kernels, Precision};
-use crate::model::inference::{KvCache, Scratch, Segment};
+use crate::kernels::{AdamW, BLOCK, Cpu, GROUP, Kernels, Precision};
+use crate::model::inference::{Scratch, Segment};
 use crate::model::training::{Sample, Workspace};
-use crate::model::{Model, ModelConfig};
+use crate::model::{KvBlocks, Model, ModelConfig};
 use crate::random::Random;
 
 /// The window of the models: the longest prompt and what follows it.
@@ -161,16 +161,20 @@ pub fn infer(args: &InferArgs) -> Vec<Figure> {
     let vocabulary = model.config.vocab_size as u64;
     let mut random = Random::new(42);
     let prompt: Vec<u32> = (0..args.prompt).map(|_| (random.bits() % vocabulary) as u32).collect();
+    let table: Vec<u32> = (0..(args.prompt + args.generate).div_ceil(BLOCK) as u32).collect();
+    let mut cache = KvBlocks::new(&model.config, table.len());
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
     for _ in 0..4 {
-        let (mut cache, mut scratch, mut token) = (KvCache::default(), Scratch::default(), 0);
-        let mut next = |tokens: &[u32]| {
-            let logits = model.extend(&kernels, &mut scratch, &mut [Segment { cache: &mut cache, tokens }]);
+        let (mut scratch, mut start, mut token) = (Scratch::default(), 0, 0);
+        let mut next = |tokens: &[u32], prompt: usize| {
+            let segment = Segment { table: &table, start, tokens, prompt, wanted: 1 };
+            start += tokens.len();
+            let logits = model.extend(&kernels, &mut cache, &mut scratch, &[segment]).logits;
             let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
             best.unwrap_or(0) as u32
         };
-        prefill.push(spent(|| token = next(&prompt)));
-        decode.push(spent(|| (0..args.generate).for_each(|_| token = next(&[token]))));
+        prefill.push(spent(|| token = next(&prompt, prompt.len())));
+        decode.push(spent(|| (0..args.generate).for_each(|_| token = next(&[token], 0))));
     }
     let (prefill, decode) = (median(&prefill[1..]), median(&decode[1..]));
     let (prompt, generated) = (args.prompt as f64, args.generate as f64);

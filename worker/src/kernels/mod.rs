@@ -59,13 +59,52 @@ pub struct Linear {
     pub inputs: usize,
     /// O: length of an output vector.
     pub outputs: usize,
+    /// How it is computed.
+    pub path: Path,
+}
+
+/// How a linear layer is computed. A row of the result depends on its own input and the path alone, bit for bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// A dot product for each output: reads the weight once and copies nothing, best for few rows.
+    Dots,
+    /// A product of packed panels, best for many rows.
+    Panels,
+}
+
+impl Path {
+    /// The faster one for so many rows.
+    pub fn of(rows: usize) -> Path {
+        if rows <= MAX_DECODE_ROWS { Path::Dots } else { Path::Panels }
+    }
 }
 
 impl Linear {
-    /// `rows` vectors of length `inputs` become vectors of length `outputs`.
+    /// `rows` vectors of length `inputs` become vectors of length `outputs`, by the faster path.
     pub fn new(rows: usize, inputs: usize, outputs: usize) -> Linear {
-        Linear { rows, inputs, outputs }
+        Linear { rows, inputs, outputs, path: Path::of(rows) }
     }
+}
+
+/// Positions in a block of cached keys and values.
+pub const BLOCK: usize = 16;
+
+/// Cached keys and values of one layer, in blocks of [`BLOCK`] positions that any sequence may use.
+#[derive(Clone, Copy)]
+pub struct Cached<'a> {
+    /// Rotated keys, `[blocks, KV, D, BLOCK]`: the scores of a block are one sum of vectors.
+    pub k: &'a [f32],
+    /// Values, `[blocks, KV, BLOCK, D]`.
+    pub v: &'a [f32],
+}
+
+/// What one query sees of the cache.
+#[derive(Clone, Copy)]
+pub struct Seen<'a> {
+    /// Block `table[s / BLOCK]` holds position `s`.
+    pub table: &'a [u32],
+    /// Positions, at least one.
+    pub keys: usize,
 }
 
 /// Shape of causal attention with grouped queries: the queries are the last `queries` of all positions.
@@ -227,8 +266,8 @@ pub struct AdamW {
 
 /// The operations a backend offers. See [`mod@reference`] for what each one computes.
 pub trait Kernels: Send + Sync {
-    /// `y[R, O] = x[R, I] * w[O, I]^T`, or `+=` with `accumulate`. A row of `y` depends on its row of `x` alone,
-    /// bit for bit, as long as `rows` stays on one side of [`MAX_DECODE_ROWS`].
+    /// `y[R, O] = x[R, I] * w[O, I]^T`, or `+=` with `accumulate`. A row of `y` depends on its row of `x` and the
+    /// shape's path alone, bit for bit.
     fn linear_forward(&self, shape: Linear, y: &mut [f32], x: &[f32], w: &[f32], accumulate: bool) {
         reference::linear_forward(shape, y, x, w, accumulate);
     }
@@ -284,9 +323,22 @@ pub trait Kernels: Send + Sync {
         reference::rope(x, width, start, rope, turn);
     }
 
-    /// Causal attention.
+    /// Causal attention. A query's result depends on itself and the keys and values that it sees alone, bit for bit.
     fn attention_forward(&self, shape: Attention, out: &mut [f32], log_sum: &mut [f32], inputs: Qkv<'_>) {
         reference::attention_forward(shape, out, log_sum, inputs);
+    }
+
+    /// Attention of single queries, `out` and `q`: `[seen, H, D]`, each over what it sees of a cache. Of `shape` the
+    /// heads count. A query's result depends on itself and what it sees alone, bit for bit.
+    fn attention_cached(
+        &self,
+        shape: Attention,
+        out: &mut [f32],
+        q: &[f32],
+        seen: &[Seen<'_>],
+        cached: Cached<'_>,
+    ) {
+        reference::attention_cached(shape, out, q, seen, cached);
     }
 
     /// Gradients of causal attention, overwriting `gradient`.
@@ -351,7 +403,7 @@ pub trait Kernels: Send + Sync {
     }
 }
 
-/// The most rows that a decoding step stacks, so that a sequence decodes to the same bits alone and in company.
+/// The most rows for which dot products are faster than packed panels.
 pub const MAX_DECODE_ROWS: usize = 16;
 
 /// The specification as a backend: slow, obvious, what the others are compared with.

@@ -3,7 +3,7 @@
 //! Backward functions take `d…`, the gradient of the loss with respect to `…`. The tests below prove each of
 //! them against differences of its forward function.
 
-use super::{AdamW, Attention, Head, Linear, Qkv, QkvGradient, Rope, Turn};
+use super::{AdamW, Attention, BLOCK, Cached, Head, Linear, Qkv, QkvGradient, Rope, Seen, Turn};
 
 /// Linear layer, forward: `y[r, o] = sum_i x[r, i] * w[o, i]`, added to `y` with `accumulate`.
 ///
@@ -131,6 +131,30 @@ pub fn attention_forward(shape: Attention, out: &mut [f32], log_sum: &mut [f32],
                 add_scaled(out, (score - log).exp(), &inputs.v[s * width + g..][..d]);
             }
         }
+    }
+}
+
+/// Attention of single queries over a cache in blocks, forward: for each query `r`, each head `h` with its key head
+/// `g`, and `s` from 0 to its `keys - 1`, as [`attention_forward`] of that query alone.
+///
+/// * `out`, `q`: `[R, H, D]`. `seen`: `[R]`. `cached`: see [`Cached`].
+pub fn attention_cached(shape: Attention, out: &mut [f32], q: &[f32], seen: &[Seen<'_>], cached: Cached<'_>) {
+    let (d, kv_heads) = (shape.head_dim, shape.kv_heads);
+    let row = |at: &dyn Fn(usize, usize, usize) -> f32, seen: &Seen<'_>| -> Vec<f32> {
+        let mut rows = Vec::new();
+        for s in 0..seen.keys {
+            let block = seen.table[s / BLOCK] as usize * kv_heads;
+            rows.extend((0..kv_heads * d).map(|i| at(block + i / d, s % BLOCK, i % d)));
+        }
+        rows
+    };
+    for (r, seen) in seen.iter().enumerate() {
+        let k = row(&|head, s, i| cached.k[(head * d + i) * BLOCK + s], seen);
+        let v = row(&|head, s, i| cached.v[(head * BLOCK + s) * d + i], seen);
+        let one = Attention { queries: 1, start: seen.keys - 1, ..shape };
+        let wide = r * shape.query_width()..(r + 1) * shape.query_width();
+        let mut log_sum = vec![0.0; shape.heads];
+        attention_forward(one, &mut out[wide.clone()], &mut log_sum, Qkv { q: &q[wide], k: &k, v: &v });
     }
 }
 
@@ -316,7 +340,7 @@ mod tests {
     #[test]
     fn the_backward_of_a_linear_layer_matches_differences() {
         let mut random = Random::new(1);
-        let shape = Linear { rows: 3, inputs: 5, outputs: 4 };
+        let shape = Linear::new(3, 5, 4);
         let (x, w, dy) = (random.normals(15), random.normals(20), random.normals(12));
         let loss = |x: &[f32], w: &[f32]| {
             let mut y = vec![0.0; 12];

@@ -1,211 +1,380 @@
-//! The inference pass: any number of sequences, each over its own cache of keys and values.
+//! The inference pass: any number of sequences, each over its own blocks of cached keys and values.
+//!
+//! A position's bits depend on three things only: the tokens up to it, which of them are of the prompt, and the model.
+//! Positions of a prompt go through packed panels and attention in tiles, positions that the model said go through dot
+//! products and attention over the cache, and in both a row's result is a function of that row and what it sees. So it
+//! does not matter how a prompt is cut, what else is in the pass, whether keys and values were computed now or found in
+//! a cache, or whether a position is computed for the first time or again.
 
-use super::{LayerActivations, Model};
-use crate::kernels::{Attention, Kernels, Linear, Qkv, Turn};
-
-/// Keys and values of the positions that a sequence has gone through.
-#[derive(Default)]
-pub struct KvCache {
-    /// For every layer, the rotated keys `[positions, KV, D]` and the values in the same shape.
-    layers: Vec<(Vec<f32>, Vec<f32>)>,
-    positions: usize,
-}
-
-impl KvCache {
-    /// Positions in the cache.
-    pub fn positions(&self) -> usize {
-        self.positions
-    }
-}
+use super::{KvBlocks, LayerActivations, Model};
+use crate::kernels::{Attention, Kernels, Linear, Path, Qkv, Seen, Turn};
+use std::ops::Range;
 
 /// The next tokens of one sequence.
 pub struct Segment<'a> {
-    /// What came before; grows by `tokens`.
-    pub cache: &'a mut KvCache,
-    /// At least one token.
+    /// Where its keys and values lie, with room for those of `tokens`.
+    pub table: &'a [u32],
+    /// Positions that are in the cache.
+    pub start: usize,
+    /// Tokens of the positions from `start` on; at least one.
     pub tokens: &'a [u32],
+    /// How many of them, from the first, are of the prompt; the model said the others.
+    pub prompt: usize,
+    /// How many of them, from the last, are wanted in [`Outputs`].
+    pub wanted: usize,
 }
 
-/// Memory of an inference pass, kept from one to the next.
+/// What a pass computed for the wanted tokens of all segments, in order.
+pub struct Outputs<'a> {
+    /// Hidden vectors after the last norm, `[wanted, hidden]`.
+    pub hidden: &'a [f32],
+    /// Logits of the token that follows, `[wanted, vocabulary]`.
+    pub logits: &'a [f32],
+}
+
+/// Memory of inference passes, kept from one to the next.
 #[derive(Default)]
 pub struct Scratch {
-    layer: LayerActivations,
-    x: Vec<f32>,
+    prompts: Rows,
+    said: Rows,
+    keys: Vec<f32>,
+    values: Vec<f32>,
     last: Vec<f32>,
     norm: Vec<f32>,
     rstd: Vec<f32>,
     logits: Vec<f32>,
 }
 
+/// The rows of a pass that go the same path.
+#[derive(Default)]
+struct Rows {
+    tokens: Vec<u32>,
+    /// For each stretch of rows: its segment and its first position.
+    stretches: Vec<(usize, usize, Range<usize>)>,
+    x: Vec<f32>,
+    layer: LayerActivations,
+}
+
+impl Rows {
+    fn clear(&mut self) {
+        self.tokens.clear();
+        self.stretches.clear();
+    }
+
+    fn add(&mut self, segment: usize, position: usize, tokens: &[u32]) {
+        if !tokens.is_empty() {
+            let first = self.tokens.len();
+            self.tokens.extend_from_slice(tokens);
+            self.stretches.push((segment, position, first..self.tokens.len()));
+        }
+    }
+
+    /// The row of a segment's position, if it is here.
+    fn find(&self, segment: usize, position: usize) -> Option<usize> {
+        self.stretches.iter().find_map(|(of, start, rows)| {
+            let row = rows.start + position.checked_sub(*start)?;
+            (*of == segment && row < rows.end).then_some(row)
+        })
+    }
+}
+
 impl Model {
-    /// Runs every segment on from its cache and returns the logits after its last token:
-    /// `[segments, vocabulary]`.
-    ///
-    /// Prefill is one segment of many tokens; a decoding step is many segments of one token, at most
-    /// [`MAX_DECODE_ROWS`](crate::kernels::MAX_DECODE_ROWS) of them, and gives each the bits it would have alone.
+    /// Runs every segment on from its cache, to which it adds keys and values.
     pub fn extend<'a>(
         &self,
         kernels: &dyn Kernels,
+        cache: &mut KvBlocks,
         scratch: &'a mut Scratch,
-        segments: &mut [Segment<'_>],
-    ) -> &'a [f32] {
+        segments: &[Segment<'_>],
+    ) -> Outputs<'a> {
         let (config, hidden) = (&self.config, self.config.hidden_size);
-        let tokens: Vec<u32> = segments.iter().flat_map(|segment| segment.tokens).copied().collect();
-        let Scratch { layer: saved, x, last, norm, rstd, logits } = scratch;
-        x.resize(tokens.len() * hidden, 0.0);
-        saved.resize(config, tokens.len());
-        for segment in &mut *segments {
-            segment.cache.layers.resize_with(config.num_hidden_layers, Default::default);
+        let Scratch { prompts, said, keys, values, last, norm, rstd, logits } = scratch;
+        prompts.clear();
+        said.clear();
+        for (index, segment) in segments.iter().enumerate() {
+            let (prompt, rest) = segment.tokens.split_at(segment.prompt);
+            prompts.add(index, segment.start, prompt);
+            said.add(index, segment.start + prompt.len(), rest);
         }
-
         let embedding = self.weight(self.layout.embedding);
-        for (x, token) in x.chunks_exact_mut(hidden).zip(&tokens) {
-            embedding.copy_row(x, *token as usize);
+        for rows in [&mut *prompts, &mut *said] {
+            rows.x.resize(rows.tokens.len() * hidden, 0.0);
+            rows.layer.resize(config, rows.tokens.len());
+            for (x, token) in rows.x.chunks_exact_mut(hidden).zip(&rows.tokens) {
+                embedding.copy_row(x, *token as usize);
+            }
         }
         for layer in 0..config.num_hidden_layers {
-            saved.x.copy_from_slice(x);
-            self.layer_forward(kernels, layer, saved, x, |saved| {
-                self.attend(kernels, layer, saved, segments)
-            });
+            if !prompts.tokens.is_empty() {
+                let Rows { stretches, x, layer: saved, .. } = &mut *prompts;
+                saved.x.copy_from_slice(x);
+                self.layer_forward(kernels, (layer, Path::Panels), saved, x, |saved| {
+                    for stretch in &*stretches {
+                        self.put(kernels, cache, layer, saved, stretch, segments);
+                        self.attend(
+                            kernels,
+                            cache,
+                            layer,
+                            saved,
+                            stretch,
+                            segments,
+                            [&mut *keys, &mut *values],
+                        );
+                    }
+                });
+            }
+            // What was said comes behind its prompt: those keys are in the cache by now.
+            if !said.tokens.is_empty() {
+                let Rows { stretches, x, layer: saved, .. } = &mut *said;
+                saved.x.copy_from_slice(x);
+                self.layer_forward(kernels, (layer, Path::Dots), saved, x, |saved| {
+                    for stretch in &*stretches {
+                        self.put(kernels, cache, layer, saved, stretch, segments);
+                    }
+                    let seen: Vec<Seen<'_>> = stretches
+                        .iter()
+                        .flat_map(|(segment, start, rows)| {
+                            let table = segments[*segment].table;
+                            (0..rows.len()).map(move |i| Seen { table, keys: start + i + 1 })
+                        })
+                        .collect();
+                    let shape = self.attention_shape(1, 0);
+                    kernels.attention_cached(
+                        shape,
+                        &mut saved.attention,
+                        &saved.q,
+                        &seen,
+                        cache.layer(layer),
+                    );
+                });
+            }
         }
-        let mut end = 0;
+
         last.clear();
-        for segment in &mut *segments {
-            segment.cache.positions += segment.tokens.len();
-            end += segment.tokens.len();
-            last.extend_from_slice(&x[(end - 1) * hidden..end * hidden]);
+        for (index, segment) in segments.iter().enumerate() {
+            let end = segment.start + segment.tokens.len();
+            for position in end - segment.wanted..end {
+                let found = [&*prompts, &*said]
+                    .into_iter()
+                    .find_map(|rows| Some((rows, rows.find(index, position)?)));
+                let (rows, row) = found.expect("every token has a row");
+                last.extend_from_slice(&rows.x[row * hidden..(row + 1) * hidden]);
+            }
         }
-        let rows = segments.len();
+        let rows = last.len() / hidden;
         norm.resize(rows * hidden, 0.0);
         rstd.resize(rows, 0.0);
         logits.resize(rows * config.vocab_size, 0.0);
-        kernels.rms_norm_forward(norm, rstd, last, self.vector(self.layout.norm), config.rms_norm_eps);
-        let into = Linear::new(rows, hidden, config.vocab_size);
-        kernels.linear(into, logits, norm, self.weight(self.layout.head), false);
-        logits
+        if 0 < rows {
+            kernels.rms_norm_forward(norm, rstd, last, self.vector(self.layout.norm), config.rms_norm_eps);
+            let into = Linear { path: Path::Dots, ..Linear::new(rows, hidden, config.vocab_size) };
+            kernels.linear(into, logits, norm, self.weight(self.layout.head), false);
+        }
+        Outputs { hidden: norm, logits }
     }
 
-    /// Attention of every segment over its own cache, after its new keys and values were put there.
+    fn attention_shape(&self, queries: usize, start: usize) -> Attention {
+        let config = &self.config;
+        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        Attention { queries, start, heads, kv_heads, head_dim: config.head_dim }
+    }
+
+    /// Rotates queries and keys of a stretch, and puts its keys and values into the cache.
+    fn put(
+        &self,
+        kernels: &dyn Kernels,
+        cache: &mut KvBlocks,
+        layer: usize,
+        saved: &mut LayerActivations,
+        (segment, start, rows): &(usize, usize, Range<usize>),
+        segments: &[Segment<'_>],
+    ) {
+        let (queries, keys) = (self.config.query_width(), self.config.key_width());
+        let narrow = rows.start * keys..rows.end * keys;
+        kernels.rope(
+            &mut saved.q[rows.start * queries..rows.end * queries],
+            queries,
+            *start,
+            &self.rope,
+            Turn::Forward,
+        );
+        kernels.rope(&mut saved.k[narrow.clone()], keys, *start, &self.rope, Turn::Forward);
+        cache.write(layer, segments[*segment].table, *start, &saved.k[narrow.clone()], &saved.v[narrow]);
+    }
+
+    /// Attention of a stretch of a prompt.
+    #[allow(clippy::too_many_arguments)] // Three of them are the place in the pass.
     fn attend(
         &self,
         kernels: &dyn Kernels,
+        cache: &KvBlocks,
         layer: usize,
         saved: &mut LayerActivations,
-        segments: &mut [Segment<'_>],
+        (segment, start, rows): &(usize, usize, Range<usize>),
+        segments: &[Segment<'_>],
+        [keys, values]: [&mut Vec<f32>; 2],
     ) {
-        let config = &self.config;
-        let (queries, keys, heads) = (config.query_width(), config.key_width(), config.num_attention_heads);
-        let mut row = 0;
-        for segment in segments {
-            let (start, end) = (row, row + segment.tokens.len());
-            row = end;
-            let position = segment.cache.positions;
-            let shape = Attention {
-                queries: segment.tokens.len(),
-                start: position,
-                heads,
-                kv_heads: config.num_key_value_heads,
-                head_dim: config.head_dim,
-            };
-            let (q, k) =
-                (&mut saved.q[start * queries..end * queries], &mut saved.k[start * keys..end * keys]);
-            kernels.rope(q, queries, position, &self.rope, Turn::Forward);
-            kernels.rope(k, keys, position, &self.rope, Turn::Forward);
-            let (cached_k, cached_v) = &mut segment.cache.layers[layer];
-            cached_k.extend_from_slice(k);
-            cached_v.extend_from_slice(&saved.v[start * keys..end * keys]);
-            let out = &mut saved.attention[start * queries..end * queries];
-            let log_sum = &mut saved.log_sum[start * heads..end * heads];
-            kernels.attention_forward(shape, out, log_sum, Qkv { q, k: cached_k, v: cached_v });
-        }
+        let (queries, width, heads) =
+            (self.config.query_width(), self.config.key_width(), self.config.num_attention_heads);
+        let (narrow, end) = (rows.start * width..rows.end * width, start + rows.len());
+        let (k, v) = match start {
+            0 => (&saved.k[narrow.clone()], &saved.v[narrow]),
+            _ => {
+                keys.resize(end * width, 0.0);
+                values.resize(end * width, 0.0);
+                cache.read(layer, segments[*segment].table, 0..end, keys, values);
+                (&keys[..], &values[..])
+            }
+        };
+        let wide = rows.start * queries..rows.end * queries;
+        let log_sum = &mut saved.log_sum[rows.start * heads..rows.end * heads];
+        let inputs = Qkv { q: &saved.q[wide.clone()], k, v };
+        let shape = self.attention_shape(rows.len(), *start);
+        kernels.attention_forward(shape, &mut saved.attention[wide], log_sum, inputs);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::{Cpu, MAX_DECODE_ROWS, Precision};
+    use crate::kernels::{BLOCK, Cpu, Precision};
     use crate::model::ModelConfig;
     use crate::model::training::Workspace;
-    use crate::random::Random;
+    use crate::random::{Random, permute};
 
     fn tokens(seed: u64, count: usize) -> Vec<u32> {
         let mut random = Random::new(seed);
         (0..count).map(|_| (random.bits() % 256) as u32).collect()
     }
 
+    /// A sequence with blocks of its own.
+    struct Sequence {
+        table: Vec<u32>,
+        tokens: Vec<u32>,
+        prompt: usize,
+        done: usize,
+    }
+
+    impl Sequence {
+        /// The blocks of sequence `index` are scattered over a cache of `CACHE` blocks.
+        fn new(index: usize, prompt: Vec<u32>, said: &[u32]) -> Sequence {
+            let table = (0..8).map(|i| permute((8 * index + i) as u64, CACHE as u64, 1) as u32).collect();
+            let (length, tokens) = (prompt.len(), [&prompt[..], said].concat());
+            assert!(tokens.len() <= 8 * BLOCK);
+            Sequence { table, tokens, prompt: length, done: 0 }
+        }
+
+        /// The segment that ends before position `end`.
+        fn to(&mut self, end: usize) -> Segment<'_> {
+            let start = std::mem::replace(&mut self.done, end);
+            let tokens = &self.tokens[start..end];
+            let prompt = self.prompt.saturating_sub(start).min(tokens.len());
+            Segment { table: &self.table, start, tokens, prompt, wanted: 1 }
+        }
+    }
+
+    const CACHE: usize = 160;
+
+    fn model(seed: u64) -> (Model, KvBlocks) {
+        let config = ModelConfig::preset("tiny").unwrap();
+        let cache = KvBlocks::new(&config, CACHE);
+        (Model::new(config, seed), cache)
+    }
+
     #[test]
     fn decoding_over_the_cache_gives_the_logits_of_the_whole_sequence() {
-        let model = Model::new(ModelConfig::preset("tiny").unwrap(), 3);
-        let (kernels, tokens) = (Cpu::new(1), tokens(1, 60));
+        let ((model, mut cache), kernels) = (model(3), Cpu::new(1));
+        let tokens = tokens(1, 60);
         let mut workspace = Workspace::default();
         let expected = model.forward(&kernels, &mut workspace, &tokens);
-        let (mut cache, mut scratch) = (KvCache::default(), Scratch::default());
-        for (from, to) in [(0, 33), (33, 34), (34, 40)].into_iter().chain((40..60).map(|i| (i, i + 1))) {
-            let segment = Segment { cache: &mut cache, tokens: &tokens[from..to] };
-            let logits = model.extend(&kernels, &mut scratch, &mut [segment]);
-            for (left, right) in logits.iter().zip(&expected[(to - 1) * 264..to * 264]) {
+        let mut sequence = Sequence::new(0, tokens[..40].to_vec(), &tokens[40..]);
+        let mut scratch = Scratch::default();
+        for to in [33, 34, 40].into_iter().chain(41..=60) {
+            let outputs = model.extend(&kernels, &mut cache, &mut scratch, &[sequence.to(to)]);
+            for (left, right) in outputs.logits.iter().zip(&expected[(to - 1) * 264..to * 264]) {
                 assert!((left - right).abs() < 1e-4, "position {}: {left} and {right}", to - 1);
             }
         }
-        assert_eq!(cache.positions(), 60);
     }
 
     /// Weights and, in the prefill, activations have 8 bits in bf16, and 7 to the group's largest one in int8: a logit of
     /// deviation `s` moves by a few hundredths of it.
     #[test]
-    fn a_compact_model_gives_nearly_the_same_logits_and_decodes_alike_alone_and_in_company() {
-        let logits = |model: &Model, kernels: &Cpu, copies: usize| {
-            let mut caches: Vec<_> = (0..copies).map(|_| KvCache::default()).collect();
-            let (mut scratch, prompt) = (Scratch::default(), tokens(2, 40));
-            for cache in &mut caches {
-                model.extend(kernels, &mut scratch, &mut [Segment { cache, tokens: &prompt }]);
-            }
-            let mut segments: Vec<_> =
-                caches.iter_mut().map(|cache| Segment { cache, tokens: &[65] }).collect();
-            model.extend(kernels, &mut scratch, &mut segments).to_vec()
+    fn a_compact_model_gives_nearly_the_same_logits() {
+        let logits = |model: &Model, cache: &mut KvBlocks, kernels: &Cpu| {
+            let mut sequence = Sequence::new(0, tokens(2, 40), &[65]);
+            let mut scratch = Scratch::default();
+            model.extend(kernels, cache, &mut scratch, &[sequence.to(40)]);
+            model.extend(kernels, cache, &mut scratch, &[sequence.to(41)]).logits.to_vec()
         };
         for precision in [Precision::Bf16, Precision::Int8] {
-            let mut model = Model::new(ModelConfig::preset("tiny").unwrap(), 3);
-            let exact = logits(&model, &Cpu::new(1), 1);
+            let (mut model, mut cache) = model(3);
+            let exact = logits(&model, &mut cache, &Cpu::new(1));
             model.compact(precision);
-            let kernels = Cpu::with_precision(2, precision);
-            let near = logits(&model, &kernels, 1);
+            let near = logits(&model, &mut cache, &Cpu::with_precision(2, precision));
             let size = |x: &mut dyn Iterator<Item = f32>| {
                 (x.map(|x| x * x).sum::<f32>() / exact.len() as f32).sqrt()
             };
             let error = size(&mut exact.iter().zip(&near).map(|(x, y)| x - y));
             assert!(0.0 < error && error < 0.03 * size(&mut exact.iter().copied()), "{error}");
-            for together in logits(&model, &kernels, 5).chunks_exact(264) {
-                assert_eq!(near, together);
-            }
         }
     }
 
-    #[test]
-    fn a_sequence_decodes_to_the_same_bits_alone_and_in_company() {
-        let model = Model::new(ModelConfig::preset("tiny").unwrap(), 4);
-        let kernels = Cpu::new(2);
-        let prompts: Vec<_> = (0..MAX_DECODE_ROWS).map(|i| tokens(i as u64, 3 + 5 * i)).collect();
-        let prefill = |prompt: &[u32]| {
-            let mut cache = KvCache::default();
-            model.extend(
-                &kernels,
-                &mut Scratch::default(),
-                &mut [Segment { cache: &mut cache, tokens: prompt }],
-            );
-            cache
+    /// Prompts of all lengths around a block, and what the model said after them.
+    fn sequences() -> Vec<Sequence> {
+        let lengths = [1, 2, 15, 16, 17, 31, 32, 33, 40, 64, 65, 90];
+        let sequence = |(i, length): (usize, &usize)| {
+            let seed = i as u64;
+            Sequence::new(i, tokens(seed, *length), &tokens(seed + 100, 20))
         };
-        let mut caches: Vec<_> = prompts.iter().map(|prompt| prefill(prompt)).collect();
-        let mut segments: Vec<_> = caches.iter_mut().map(|cache| Segment { cache, tokens: &[65] }).collect();
-        let mut scratch = Scratch::default();
-        let together = model.extend(&kernels, &mut scratch, &mut segments);
-        for (prompt, together) in prompts.iter().zip(together.chunks_exact(264)) {
-            let mut cache = prefill(prompt);
-            let mut scratch = Scratch::default();
-            let alone =
-                model.extend(&kernels, &mut scratch, &mut [Segment { cache: &mut cache, tokens: &[65] }]);
-            assert_eq!(alone, together);
+        lengths.iter().enumerate().map(sequence).collect()
+    }
+
+    /// Every sequence by itself: its prompt at once, then token by token. Logits of the last one.
+    fn alone(model: &Model, cache: &mut KvBlocks, kernels: &Cpu) -> Vec<Vec<f32>> {
+        let last = |mut sequence: Sequence| {
+            let (mut scratch, mut logits) = (Scratch::default(), Vec::new());
+            for to in sequence.prompt..=sequence.tokens.len() {
+                logits = model.extend(kernels, cache, &mut scratch, &[sequence.to(to)]).logits.to_vec();
+            }
+            logits
+        };
+        sequences().into_iter().map(last).collect()
+    }
+
+    #[test]
+    fn bits_are_the_same_alone_in_company_cut_anywhere_and_computed_again() {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            let (mut model, mut cache) = model(4);
+            model.compact(precision);
+            let expected = alone(&model, &mut cache, &Cpu::with_precision(1, precision));
+            for seed in 0..6 {
+                let (kernels, mut random) =
+                    (Cpu::with_precision(1 + seed as usize % 2, precision), Random::new(seed));
+                let (mut scratch, mut sequences) = (Scratch::default(), sequences());
+                let mut last: Vec<Vec<f32>> = vec![Vec::new(); sequences.len()];
+                // Some go on, by pieces that may hold the end of a prompt and what follows; some start again.
+                while sequences.iter().any(|sequence| sequence.done < sequence.tokens.len()) {
+                    let (mut segments, mut ids) = (Vec::new(), Vec::new());
+                    for (id, sequence) in sequences.iter_mut().enumerate() {
+                        let rest = sequence.tokens.len() - sequence.done;
+                        if 0 < rest && random.bits() % 3 != 0 {
+                            if random.bits() % 30 == 0 {
+                                sequence.done = 0;
+                            }
+                            let piece = 1 + random.bits() as usize % rest;
+                            let to = sequence.done + piece;
+                            segments.push(sequence.to(to));
+                            ids.push(id);
+                        }
+                    }
+                    let outputs = model.extend(&kernels, &mut cache, &mut scratch, &segments);
+                    for (id, logits) in ids.into_iter().zip(outputs.logits.chunks_exact(264)) {
+                        last[id] = logits.to_vec();
+                    }
+                }
+                assert!(last == expected, "seed {seed} in {precision:?}");
+            }
         }
     }
 }

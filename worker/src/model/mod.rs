@@ -8,6 +8,7 @@
 //!
 //! Source: Touvron et al., "LLaMA", arXiv 2302.13971, section 2.2.
 
+mod cache;
 mod compact;
 mod config;
 pub mod inference;
@@ -15,11 +16,12 @@ mod parameters;
 mod rope;
 pub mod training;
 
+pub use cache::KvBlocks;
 pub use config::{ConfigError, ModelConfig, PRESETS};
 pub use parameters::{LayerSpans, Layout, Projection, Span, Tensor};
 pub use rope::{RopeScaling, Yarn};
 
-use crate::kernels::{Kernels, Linear, Precision, Rope, Weight};
+use crate::kernels::{Kernels, Linear, Path, Precision, Rope, Weight};
 use crate::mapping::prefer_large_pages;
 use compact::Compact;
 use std::ops::Range;
@@ -179,11 +181,11 @@ impl Model {
     /// One layer: reads `saved.x`, fills the rest of `saved`, and leaves the layer's output in `y`.
     ///
     /// `attend` gets `saved` with unrotated `q`, `k` and `v`, and fills `attention` and `log_sum`: where the keys
-    /// of earlier positions come from is all that training and inference do differently.
+    /// of earlier positions come from is all that training and inference do differently. Linear layers go by `path`.
     fn layer_forward(
         &self,
         kernels: &dyn Kernels,
-        layer: usize,
+        (layer, path): (usize, Path),
         saved: &mut LayerActivations,
         y: &mut [f32],
         attend: impl FnOnce(&mut LayerActivations),
@@ -192,7 +194,7 @@ impl Model {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let (queries, keys, eps) = (config.query_width(), config.key_width(), config.rms_norm_eps);
         let rows = y.len() / hidden;
-        let linear = |inputs, outputs| Linear::new(rows, inputs, outputs);
+        let linear = |inputs, outputs| Linear { path, ..Linear::new(rows, inputs, outputs) };
 
         kernels.rms_norm_forward(
             &mut saved.norm,

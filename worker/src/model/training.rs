@@ -1,7 +1,7 @@
 //! The training pass of one sequence: loss, and the gradient of every parameter.
 
 use super::{LayerActivations, Model, Projection};
-use crate::kernels::{Attention, Head, Kernels, Linear, Qkv, QkvGradient, Turn};
+use crate::kernels::{Attention, Head, Kernels, Linear, Path, Qkv, QkvGradient, Turn};
 
 /// Memory of a training pass, kept from one sequence to the next.
 ///
@@ -65,7 +65,7 @@ impl Model {
         for (layer, saved) in workspace.layers.iter_mut().enumerate() {
             saved.resize(config, rows);
             saved.x.copy_from_slice(&workspace.x);
-            self.layer_forward(kernels, layer, saved, &mut workspace.x, |saved| {
+            self.layer_forward(kernels, (layer, Path::of(rows)), saved, &mut workspace.x, |saved| {
                 for sequence in 0..rows / length {
                     let (wide, narrow) = (part(sequence, queries), part(sequence, keys));
                     let (q, k) = (&mut saved.q[wide.clone()], &mut saved.k[narrow.clone()]);

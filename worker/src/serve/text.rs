@@ -40,6 +40,19 @@ impl TextStream {
         Piece { text, stopped: false }
     }
 
+    /// Adds the bytes of a token, up to the first that completes a stop string.
+    pub fn push_all(&mut self, bytes: &[u8]) -> Piece {
+        let mut text = String::new();
+        for &byte in bytes {
+            let piece = self.push(byte);
+            text.push_str(&piece.text);
+            if piece.stopped {
+                return Piece { text, stopped: true };
+            }
+        }
+        Piece { text, stopped: false }
+    }
+
     /// What is left at the end; bytes that are no character become U+FFFD.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.held)).into_owned()

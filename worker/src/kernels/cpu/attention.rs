@@ -243,18 +243,6 @@ fn backward_block(block: &Block, scratch: &mut Scratch, dq: &Parts<'_, f32>, kno
     }
 }
 
-/// Attention of one new query over the cache: no panels, the keys and values are read once where they lie.
-pub fn one_query(shape: Attention, out: &mut [f32], log_sum: &mut [f32], inputs: Qkv<'_>) {
-    let (d, width) = (shape.head_dim, shape.key_width());
-    let mut scores = vec![0.0; shape.keys()];
-    for h in 0..shape.heads {
-        let (q, g) = (&inputs.q[h * d..][..d], shape.key_head(h) * d);
-        vectors::strided_dots(&mut scores, q, &inputs.k[g..], width, shape.scale());
-        log_sum[h] = vectors::softmax(&mut scores, 1.0);
-        vectors::weighted_sum(&mut out[h * d..][..d], &scores, &inputs.v[g..], width);
-    }
-}
-
 /// The first `len` elements, of any content.
 fn room(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if buffer.len() < len {

@@ -5,6 +5,7 @@
 //! order of a sum.
 
 mod attention;
+mod cached;
 mod vectors;
 
 use std::ops::Range;
@@ -15,7 +16,8 @@ use super::gemm::{Elements, Product, View};
 use super::int8::{Activations, Int8};
 use super::pool::{Parts, Pool};
 use super::{
-    AdamW, Attention, Head, Kernels, Linear, MAX_DECODE_ROWS, Precision, Qkv, QkvGradient, Rope, Turn, Weight,
+    AdamW, Attention, Cached, Head, Kernels, Linear, Path, Precision, Qkv, QkvGradient, Rope, Seen, Turn,
+    Weight,
 };
 
 /// Elements that a thread must have to be worth waking, in loops over slices.
@@ -56,8 +58,8 @@ impl Cpu {
 
 impl Kernels for Cpu {
     fn linear_forward(&self, shape: Linear, y: &mut [f32], x: &[f32], w: &[f32], accumulate: bool) {
-        let Linear { rows, inputs, outputs } = shape;
-        if rows <= MAX_DECODE_ROWS {
+        let Linear { rows, inputs, outputs, path } = shape;
+        if path == Path::Dots {
             return self.few_rows(shape, y, |y, row, outputs| {
                 let x = &x[row * inputs..(row + 1) * inputs];
                 vectors::dots(y, x, &w[outputs.start * inputs..outputs.end * inputs], accumulate);
@@ -68,10 +70,10 @@ impl Kernels for Cpu {
     }
 
     fn linear(&self, shape: Linear, y: &mut [f32], x: &[f32], w: Weight<'_>, accumulate: bool) {
-        let Linear { rows, inputs, outputs } = shape;
+        let Linear { rows, inputs, outputs, path } = shape;
         match w {
             Weight::F32(w) => self.linear_forward(shape, y, x, w, accumulate),
-            Weight::Bf16(w) if rows <= MAX_DECODE_ROWS => self.few_rows(shape, y, |y, row, outputs| {
+            Weight::Bf16(w) if path == Path::Dots => self.few_rows(shape, y, |y, row, outputs| {
                 let x = &x[row * inputs..(row + 1) * inputs];
                 vectors::dots_bf16(y, x, &w[outputs.start * inputs..outputs.end * inputs], accumulate);
             }),
@@ -80,7 +82,7 @@ impl Kernels for Cpu {
                 let product = self.product([rows, outputs, inputs], View::rows(x, inputs), w);
                 product.run(&self.pool, y, outputs, accumulate);
             }
-            Weight::Int8(w) if rows <= MAX_DECODE_ROWS => {
+            Weight::Int8(w) if path == Path::Dots => {
                 let x = Activations::of(x, inputs);
                 self.few_rows(shape, y, |y, row, outputs| {
                     x.dots(y, row, w.rows(outputs, inputs), accumulate);
@@ -91,13 +93,13 @@ impl Kernels for Cpu {
     }
 
     fn linear_backward_input(&self, shape: Linear, dx: &mut [f32], dy: &[f32], w: &[f32], accumulate: bool) {
-        let Linear { rows, inputs, outputs } = shape;
+        let Linear { rows, inputs, outputs, .. } = shape;
         let (dy, w) = (View::rows(dy, outputs), View::rows(w, inputs));
         self.product([rows, inputs, outputs], dy, w).run(&self.pool, dx, inputs, accumulate);
     }
 
     fn linear_backward_weight(&self, shape: Linear, dw: &mut [f32], dy: &[f32], x: &[f32]) {
-        let Linear { rows, inputs, outputs } = shape;
+        let Linear { rows, inputs, outputs, .. } = shape;
         let (dy, x) = (View::transposed(dy, outputs), View::rows(x, inputs));
         self.product([outputs, inputs, rows], dy, x).run(&self.pool, dw, inputs, true);
     }
@@ -152,11 +154,18 @@ impl Kernels for Cpu {
     }
 
     fn attention_forward(&self, shape: Attention, out: &mut [f32], log_sum: &mut [f32], inputs: Qkv<'_>) {
-        if shape.queries == 1 {
-            attention::one_query(shape, out, log_sum, inputs);
-        } else {
-            attention::forward(&self.pool, self.precision, shape, out, log_sum, inputs);
-        }
+        attention::forward(&self.pool, self.precision, shape, out, log_sum, inputs);
+    }
+
+    fn attention_cached(
+        &self,
+        shape: Attention,
+        out: &mut [f32],
+        q: &[f32],
+        seen: &[Seen<'_>],
+        cached: Cached<'_>,
+    ) {
+        cached::forward(&self.pool, shape, out, q, seen, cached);
     }
 
     fn attention_backward(
@@ -199,12 +208,12 @@ impl Kernels for Cpu {
 
     /// Chunk by chunk: logits, their gradient over them, and what both matrices get of it.
     fn linear_cross_entropy(&self, shape: Linear, dx: &mut [f32], dw: &mut [f32], head: Head<'_>) -> f32 {
-        let Linear { rows: n, inputs, outputs } = shape;
+        let Linear { rows: n, inputs, outputs, .. } = shape;
         let chunk = (HEAD_LOGITS / outputs).max(HEAD_ROWS).min(n);
         let (mut logits, mut loss) = (vec![0.0; chunk * outputs], 0.0);
         for first in (0..n).step_by(chunk) {
             let rows = chunk.min(n - first);
-            let (shape, logits) = (Linear { rows, ..shape }, &mut logits[..rows * outputs]);
+            let (shape, logits) = (Linear::new(rows, inputs, outputs), &mut logits[..rows * outputs]);
             let (x, wide) =
                 (&head.x[first * inputs..][..rows * inputs], first * inputs..(first + rows) * inputs);
             self.linear_forward(shape, logits, x, head.w, false);
@@ -298,7 +307,7 @@ impl Cpu {
     fn few_rows(&self, shape: Linear, y: &mut [f32], dots: impl Fn(&mut [f32], usize, Range<usize>) + Sync) {
         /// Products that a thread must have to be worth waking.
         const WORTH_A_THREAD: usize = 1 << 18;
-        let Linear { rows, inputs, outputs } = shape;
+        let Linear { rows, inputs, outputs, .. } = shape;
         let y = Parts::new(y);
         let least = WORTH_A_THREAD.div_ceil((rows * inputs).max(1));
         self.pool.split(outputs, 1, least, &|part| {

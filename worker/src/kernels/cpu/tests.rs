@@ -1,6 +1,6 @@
 use super::*;
 
-use crate::kernels::Reference;
+use crate::kernels::{BLOCK, Bf16, MAX_DECODE_ROWS, Reference};
 use crate::random::Random;
 
 /// Within `1e-4` of the largest element: sums of a few hundred products in another order.
@@ -18,7 +18,7 @@ fn linear_layers_equal_the_reference_at_every_edge_of_the_blocks() {
     for (rows, inputs, outputs) in
         [(1, 7, 5), (16, 64, 33), (17, 1, 1), (48, 257, 32), (49, 300, 31), (130, 96, 520), (200, 520, 264)]
     {
-        let shape = Linear { rows, inputs, outputs };
+        let shape = Linear::new(rows, inputs, outputs);
         let (x, w, dy) =
             (random.normals(rows * inputs), random.normals(inputs * outputs), random.normals(rows * outputs));
         let name = format!("{shape:?}");
@@ -43,7 +43,7 @@ fn linear_layers_equal_the_reference_at_every_edge_of_the_blocks() {
 fn all(threads: usize, precision: Precision) -> Vec<Vec<f32>> {
     let mut random = Random::new(3);
     let kernels = Cpu::with_precision(threads, precision);
-    let shape = Linear { rows: 400, inputs: 300, outputs: 310 };
+    let shape = Linear::new(400, 300, 310);
     let (x, w, dy) = (random.normals(120_000), random.normals(93_000), random.normals(124_000));
     let (mut y, mut dx, mut dw) = (dy.clone(), x.clone(), w.clone());
     kernels.linear_forward(shape, &mut y, &x, &w, false);
@@ -89,6 +89,83 @@ fn all_operations_have_the_same_bits_for_any_number_of_threads() {
     }
 }
 
+/// Caches of sequences with so many keys, in shuffled blocks, with a query for each.
+fn cached_attention(kernels: &dyn Kernels, shape: Attention, keys: &[usize]) -> Vec<f32> {
+    let mut random = Random::new(9);
+    let blocks: usize = keys.iter().map(|keys| keys.div_ceil(BLOCK)).sum();
+    let (k, v) = (
+        random.normals(blocks * BLOCK * shape.key_width()),
+        random.normals(blocks * BLOCK * shape.key_width()),
+    );
+    let q = random.normals(keys.len() * shape.query_width());
+    let mut free = (0..blocks as u64).map(|block| crate::random::permute(block, blocks as u64, 3) as u32);
+    let tables: Vec<Vec<u32>> =
+        keys.iter().map(|keys| free.by_ref().take(keys.div_ceil(BLOCK)).collect()).collect();
+    let seen: Vec<_> = tables.iter().zip(keys).map(|(table, &keys)| Seen { table, keys }).collect();
+    let mut out = vec![7.0; q.len()];
+    kernels.attention_cached(shape, &mut out, &q, &seen, Cached { k: &k, v: &v });
+    out
+}
+
+#[test]
+fn attention_over_blocks_equals_the_reference_and_has_the_same_bits_for_any_number_of_threads() {
+    for (heads, kv_heads, head_dim) in [(1, 1, 2), (6, 2, 40), (4, 4, 16), (5, 1, 66), (12, 4, 64)] {
+        let shape = Attention { queries: 1, start: 0, heads, kv_heads, head_dim };
+        let keys = [1, 15, 16, 17, 500, 1033];
+        let (one, many) =
+            (cached_attention(&Cpu::new(1), shape, &keys), cached_attention(&Cpu::new(3), shape, &keys));
+        assert_close(&format!("{shape:?}"), &one, &cached_attention(&Reference, shape, &keys));
+        assert!(one == many, "{shape:?}");
+    }
+}
+
+/// What a prompt cut anywhere rests on.
+#[test]
+fn a_query_has_the_same_bits_however_the_queries_are_cut() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let (kernels, mut random) = (Cpu::with_precision(2, precision), Random::new(4));
+        let whole = Attention { queries: 1100, start: 0, heads: 2, kv_heads: 1, head_dim: 32 };
+        let (q, k, v) = (random.normals(1100 * 64), random.normals(1100 * 32), random.normals(1100 * 32));
+        let run = |from: usize, to: usize| {
+            let shape = Attention { queries: to - from, start: from, ..whole };
+            let (mut out, mut log_sum) = (vec![0.0; (to - from) * 64], vec![0.0; (to - from) * 2]);
+            let inputs = Qkv { q: &q[from * 64..to * 64], k: &k[..to * 32], v: &v[..to * 32] };
+            kernels.attention_forward(shape, &mut out, &mut log_sum, inputs);
+            out
+        };
+        let expected = run(0, 1100);
+        for cuts in [&[0, 1, 2, 17, 500, 512, 513, 1099, 1100][..], &[0, 1024, 1100], &[0, 700, 1100]] {
+            let parts: Vec<f32> = cuts.windows(2).flat_map(|cut| run(cut[0], cut[1])).collect();
+            assert!(expected == parts, "{cuts:?} in {precision:?}");
+        }
+    }
+}
+
+#[test]
+fn a_row_of_a_linear_layer_has_the_same_bits_among_any_number_of_rows() {
+    let mut random = Random::new(5);
+    let (x, w) = (random.normals(300 * 520), random.normals(70 * 520));
+    let mut compact = vec![Bf16::default(); w.len()];
+    crate::kernels::round_all(&mut compact, &w);
+    for (weight, precision) in [(Weight::F32(&w), Precision::F32), (Weight::Bf16(&compact), Precision::Bf16)]
+    {
+        let kernels = Cpu::with_precision(2, precision);
+        for path in [Path::Dots, Path::Panels] {
+            let run = |rows: Range<usize>| {
+                let mut y = vec![0.0; rows.len() * 70];
+                let shape = Linear { path, ..Linear::new(rows.len(), 520, 70) };
+                kernels.linear(shape, &mut y, &x[rows.start * 520..rows.end * 520], weight, false);
+                y
+            };
+            let expected = run(0..300);
+            for cuts in [&[0, 1, 3, 20, 36, 100, 300][..], &[0, 17, 34, 299, 300]] {
+                let parts: Vec<f32> = cuts.windows(2).flat_map(|cut| run(cut[0]..cut[1])).collect();
+                assert!(expected == parts, "{path:?} {cuts:?} in {precision:?}");
+            }
+        }
+    }
+}
+
 /// A rounding of both factors to bf16 moves a product by at most `2^-7` of it: sums of a few hundred random ones stay
 /// within `2^-6` of the largest element. What goes through a softmax moves by a share that is as large as the scores
 /// move at most, here logits of deviation 17: within `2^-4`.
@@ -106,7 +183,7 @@ fn bf16_stays_near_single_precision_in_all_operations() {
 fn the_fused_output_layer_equals_the_reference_over_several_chunks() {
     let mut random = Random::new(8);
     let (rows, inputs, outputs) = (2 * HEAD_ROWS + 9, 24, HEAD_LOGITS / HEAD_ROWS + 1);
-    let shape = Linear { rows, inputs, outputs };
+    let shape = Linear::new(rows, inputs, outputs);
     let (x, w) = (random.normals(rows * inputs), random.normals(outputs * inputs));
     let targets: Vec<u32> = (0..rows).map(|i| (i * 31 % outputs) as u32).collect();
     let run = |kernels: &dyn Kernels| {
@@ -145,7 +222,7 @@ fn a_row_has_the_same_bits_alone_and_in_a_batch() {
     let mut random = Random::new(4);
     let (x, w) = (random.normals(MAX_DECODE_ROWS * 200), random.normals(200 * 70));
     let run = |x: &[f32]| {
-        let shape = Linear { rows: x.len() / 200, inputs: 200, outputs: 70 };
+        let shape = Linear::new(x.len() / 200, 200, 70);
         let mut y = vec![0.0; shape.rows * 70];
         Cpu::new(1).linear_forward(shape, &mut y, x, &w, false);
         y

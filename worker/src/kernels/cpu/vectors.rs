@@ -104,27 +104,6 @@ simd! {
 }
 
 simd! {
-    /// `y[s] = scale * x . rows[s]`, with the rows `stride` elements apart.
-    pub fn strided_dots(y: &mut [f32], x: &[f32], rows: &[f32], stride: usize, scale: f32) {
-        for (y, row) in y.iter_mut().zip(rows.chunks(stride)) {
-            *y = scale * lanes_dot::<FMA>(x, &row[..x.len()]);
-        }
-    }
-}
-
-simd! {
-    /// `y = sum_s p[s] * rows[s]`, in the order of the rows, which are `stride` elements apart.
-    pub fn weighted_sum(y: &mut [f32], p: &[f32], rows: &[f32], stride: usize) {
-        y.fill(0.0);
-        for (p, row) in p.iter().zip(rows.chunks(stride)) {
-            for (y, x) in y.iter_mut().zip(row) {
-                *y = multiply_add::<FMA>(*p, *x, *y);
-            }
-        }
-    }
-}
-
-simd! {
     /// The largest element; NaN is passed over.
     pub fn max(x: &[f32]) -> f32 {
         let mut lanes = [f32::NEG_INFINITY; LANES];
