@@ -116,9 +116,9 @@ simd! {
             for (g, ((w, x), (w_scale, x_scale))) in groups.enumerate() {
                 let mut sums = [0i32; LANES];
                 if let Ok(w) = <&[i8; GROUP]>::try_from(w) {
-                    for j in 0..LANES {
-                        let product = |i: usize| i32::from(w[i]) * i32::from(x[i]);
-                        sums[j] = product(2 * j) + product(2 * j + 1) + product(32 + 2 * j) + product(33 + 2 * j);
+                    let product = |i: usize| i32::from(w[i]) * i32::from(x[i]);
+                    for (j, sum) in sums.iter_mut().enumerate() {
+                        *sum = product(2 * j) + product(2 * j + 1) + product(32 + 2 * j) + product(33 + 2 * j);
                     }
                 } else {
                     for (i, (w, x)) in w.iter().zip(x).enumerate() {
