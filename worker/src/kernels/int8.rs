@@ -116,8 +116,8 @@ simd! {
             for (g, ((w, x), (w_scale, x_scale))) in groups.enumerate() {
                 let mut sums = [0i32; LANES];
                 if let Ok(w) = <&[i8; GROUP]>::try_from(w) {
+                    let product = |i: usize| i32::from(w[i]) * i32::from(x[i]);
                     for (j, sum) in sums.iter_mut().enumerate() {
-                        let product = |i: usize| i32::from(w[i]) * i32::from(x[i]);
                         *sum = product(2 * j) + product(2 * j + 1) + product(32 + 2 * j) + product(33 + 2 * j);
                     }
                 } else {

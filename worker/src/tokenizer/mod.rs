@@ -1,8 +1,8 @@
 //! From text to tokens and back: the tokenizer of a Hugging Face directory, or bytes where it has none.
 //!
-//! * `tokenizer.json` cuts texts, through the crate of Hugging Face; [`pieces`] maps each token back to its bytes.
+//! * `tokenizer.json` cuts texts, through the crate of Hugging Face; `pieces` maps each token back to its bytes.
 //! * `config.json`, `generation_config.json` and `tokenizer_config.json` say which tokens end a text.
-//! * `chat_template.jinja`, or `chat_template` in `tokenizer_config.json`, words conversations ([`chat`]).
+//! * `chat_template.jinja`, or `chat_template` in `tokenizer_config.json`, words conversations (`chat`).
 //!
 //! Models that this worker trains from a preset have none of them: every byte is a token, and two more mark where a
 //! text starts and ends.
