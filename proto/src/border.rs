@@ -7,6 +7,11 @@ use aquifer_core::*;
 
 use crate::v1;
 
+mod programs;
+
+pub use programs::{SERVE_PRECISIONS, TRAIN_PRECISIONS};
+use programs::{arguments, serve, train};
+
 /// A field of a request that cannot be accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field} is {value}: {allowed}")]
@@ -253,78 +258,6 @@ fn memory(field: &str, bytes: u64) -> Checked<u64> {
         true => Ok(bytes),
         false => Err(Invalid::new(field, bytes, "at most 1 PiB")),
     }
-}
-
-fn arguments(field: &str, arguments: &[String]) -> Checked<Vec<Name>> {
-    let bytes: usize = arguments.iter().map(|argument| argument.len() + 1).sum();
-    if MAX_ARGUMENTS < bytes {
-        return Err(Invalid::new(field, format!("{bytes} bytes long"), format!("at most {MAX_ARGUMENTS}")));
-    }
-    if arguments.first().is_none_or(|program| program.is_empty()) {
-        return Err(Invalid::new(field, "empty", "expected a program and its arguments"));
-    }
-    if let Some(at) = arguments.iter().position(|argument| argument.contains('\0')) {
-        return Err(Invalid::new(
-            format!("{field}[{at}]"),
-            format!("{:?}", arguments[at]),
-            "must not contain a zero byte",
-        ));
-    }
-    Ok(arguments.iter().map(|argument| argument.as_str().into()).collect())
-}
-
-fn train(field: &str, wire: &v1::Train) -> Checked<TrainOptions> {
-    let or = |value: u64, default: u64| if value == 0 { default } else { value };
-    let learning_rate = if wire.learning_rate == 0.0 { 3e-3 } else { wire.learning_rate };
-    if !(0.0 < learning_rate && learning_rate <= 1.0) {
-        let field = format!("{field}.learning_rate");
-        return Err(Invalid::new(field, wire.learning_rate, "expected more than 0 and at most 1"));
-    }
-    let limit = |name: &str, value: u64, most: u64| match value <= most {
-        true => Ok(value),
-        false => Err(Invalid::new(format!("{field}.{name}"), value, format!("at most {most}"))),
-    };
-    let model = if wire.model.is_empty() { "tiny" } else { &wire.model };
-    Ok(TrainOptions {
-        model: text(&format!("{field}.model"), model, 4096)?,
-        data: path(&format!("{field}.data"), &wire.data)?,
-        steps: limit("steps", or(wire.steps, 200), 1_000_000_000)?,
-        batch: limit("batch", or(wire.batch.into(), 8), 1_000_000)? as u32,
-        context: limit("context", or(wire.context.into(), 128), 1 << 20)? as u32,
-        learning_rate,
-        seed: wire.seed,
-        checkpoint_every: limit("checkpoint_every", or(wire.checkpoint_every, 50), 1_000_000_000)?,
-        precision: precision(field, &wire.precision, TRAIN_PRECISIONS)?,
-        micro_batch: limit("micro_batch", or(wire.micro_batch.into(), 1), 1_000_000)? as u32,
-    })
-}
-
-/// What a training job may compute in; the first is what it does where it says nothing.
-pub const TRAIN_PRECISIONS: &[&str] = &["f32", "bf16"];
-
-/// What a service may keep its weights in, likewise.
-pub const SERVE_PRECISIONS: &[&str] = &["f32", "bf16", "int8"];
-
-fn precision(field: &str, wire: &str, known: &[&str]) -> Checked<Name> {
-    match wire {
-        "" => Ok(known[0].into()),
-        _ if known.contains(&wire) => Ok(wire.into()),
-        _ => {
-            let expected = format!("expected one of {}", known.join(", "));
-            Err(Invalid::new(format!("{field}.precision"), wire.escape_debug(), expected))
-        }
-    }
-}
-
-fn serve(field: &str, wire: &v1::Serve) -> Checked<ServeOptions> {
-    let max_queue = if wire.max_queue == 0 { 64 } else { wire.max_queue };
-    if 100_000 < max_queue {
-        return Err(Invalid::new(format!("{field}.max_queue"), max_queue, "expected 1 to 100,000"));
-    }
-    let model = path(&format!("{field}.model"), &wire.model)?;
-    let served_name = text(&format!("{field}.served_name"), &wire.served_name, 128)?;
-    let precision = precision(field, &wire.precision, SERVE_PRECISIONS)?;
-    Ok(ServeOptions { model, served_name, max_queue, precision })
 }
 
 fn array(wire: &v1::ArrayRange) -> Checked<ArrayRange> {
