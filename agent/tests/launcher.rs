@@ -1,6 +1,7 @@
 //! Real processes under a real launcher.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -815,7 +816,7 @@ async fn a_worker_inherits_neither_the_lock_nor_blocked_signals() {
 async fn memory_beyond_the_limit_is_the_end_and_is_said() {
     let mut t = Fixture::with(|config| config.enforce_limits = true).await;
     if !t.launcher().limits().memory {
-        eprintln!("skipped: no control group with a memory limit can be made here");
+        _ = writeln!(std::io::stderr(), "skipped: no control group with a memory limit can be made here");
         return t.done().await;
     }
     let hungry = Launch { memory_bytes: 32 << 20, ..worker(&["/usr/bin/tail", "/dev/zero"]) };
@@ -871,7 +872,7 @@ async fn a_full_disk_is_the_jobs_failure_with_its_reason() {
     let mount =
         Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "aquifer-test", small_text]).output();
     if !mount.is_ok_and(|done| done.status.success()) {
-        eprintln!("skipped: no small file system can be mounted here");
+        _ = writeln!(std::io::stderr(), "skipped: no small file system can be mounted here");
         return t.done().await;
     }
     t.config.state_dir = small.clone();

@@ -1,5 +1,6 @@
 //! Every vendor's backend through the real path: a library that the test compiles, loaded and called at run time.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -296,7 +297,7 @@ impl Machine {
         match compiler.status() {
             Ok(status) => assert!(status.success(), "{} does not compile", stub.source),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                eprintln!("skipped: no C compiler");
+                _ = writeln!(std::io::stderr(), "skipped: no C compiler");
                 return None;
             }
             Err(error) => panic!("cc: {error}"),

@@ -7,6 +7,7 @@ use aquifer_worker::checkpoint::{load_model, load_tokenizer};
 use aquifer_worker::kernels::{Cpu, Precision};
 use aquifer_worker::model::training::Workspace;
 use serde_json::Value;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use support::{TempDir, train_args, train_group};
@@ -35,7 +36,7 @@ fn missing() -> Option<String> {
 #[test]
 fn a_trained_checkpoint_gives_the_same_logits_in_transformers() {
     if let Some(why) = missing() {
-        println!("skipped: {why}");
+        _ = writeln!(std::io::stderr(), "skipped: {why}");
         return;
     }
     let dir = TempDir::new();

@@ -34,7 +34,7 @@ pub enum Precision {
     F32,
     /// bfloat16: twice the speed where the processor multiplies it, and half the digits of a product's factors.
     Bf16,
-    /// Weights of 8 bits with a scale for every [`GROUP`] of them, for inference only: half the memory of bf16, and half
+    /// Weights of 8 bits with a scale for every 64 of a row, for inference only: half the memory of bf16, and half
     /// the time of a token where reading them is what takes the time. Long products have factors of bf16.
     Int8,
 }
