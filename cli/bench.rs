@@ -44,6 +44,9 @@ pub enum Command {
     /// Measure prefill and decoding of a model
     #[command(after_help = "Example:\n  aquifer bench infer --precision bf16")]
     Infer(aquifer_worker::bench::InferArgs),
+    /// Measure the engine of a server with many clients at a time, with and without a common beginning of their prompts
+    #[command(after_help = "Example:\n  aquifer bench serve --precision bf16 --clients 32")]
+    Serve(aquifer_worker::bench::ServeArgs),
 }
 
 /// Sizes of the pools.
@@ -101,6 +104,7 @@ pub fn run(command: &Command, global: &Global) -> Result<()> {
         Command::Kernels(args) => return worker::kernels(args, &output),
         Command::Train(args) => return worker::train(args, &output),
         Command::Infer(args) => return worker::infer(args, &output),
+        Command::Serve(args) => return worker::serve(args, &output),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let figures = runtime.block_on(async {

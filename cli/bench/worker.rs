@@ -1,7 +1,7 @@
-//! `aquifer bench kernels`, `train` and `infer`: the bundled worker's speed, beside what the machine can do.
+//! `aquifer bench kernels`, `train`, `infer` and `serve`: the bundled worker's speed, beside what the machine can do.
 
 use anyhow::{Result, ensure};
-use aquifer_worker::bench::{self, Figure, InferArgs, Roofline, TrainArgs};
+use aquifer_worker::bench::{self, Figure, InferArgs, Roofline, ServeArgs, TrainArgs};
 use aquifer_worker::kernels::Precision;
 use serde::Serialize;
 
@@ -55,6 +55,22 @@ pub fn infer(args: &InferArgs, output: &Output) -> Result<()> {
         bench::MAX_TOKENS
     );
     print(output, || bench::infer(args))
+}
+
+/// Measures many clients at a time.
+pub fn serve(args: &ServeArgs, output: &Output) -> Result<()> {
+    ensure!(0 < args.threads && args.threads <= 1024, "--threads is {}; it is 1 to 1,024", args.threads);
+    ensure!(0 < args.clients && args.clients <= 1024, "--clients is {}; it is 1 to 1,024", args.clients);
+    ensure!(args.clients <= args.requests, "--requests is {}; it is at least --clients", args.requests);
+    let tokens = args.prompt + args.generate;
+    ensure!(
+        2 <= args.prompt && 0 < args.generate && tokens <= bench::MAX_TOKENS,
+        "--prompt and --generate are {} and {}; they are at least 2 and 1, together at most {}",
+        args.prompt,
+        args.generate,
+        bench::MAX_TOKENS
+    );
+    print(output, || bench::serve(args))
 }
 
 fn print(output: &Output, measure: impl FnOnce() -> Vec<Figure>) -> Result<()> {

@@ -6,10 +6,12 @@
 mod kernels;
 mod models;
 mod roofline;
+mod serve;
 
 pub use kernels::kernels;
 pub use models::{InferArgs, MAX_TOKENS, Shape, TrainArgs, infer, train};
 pub use roofline::Roofline;
+pub use serve::{ServeArgs, serve};
 
 use rustix::time::{ClockId, clock_gettime};
 use std::time::Instant;

@@ -48,6 +48,13 @@ impl Shape {
     }
 }
 
+/// A model of this shape as it is served.
+pub(super) fn prepared(shape: Shape, precision: Precision) -> Model {
+    let mut model = Model::new(shape.config().0, 1234);
+    model.compact(precision);
+    model
+}
+
 /// What [`train`] measures.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct TrainArgs {

@@ -60,8 +60,8 @@ impl Kernels for Cpu {
     fn linear_forward(&self, shape: Linear, y: &mut [f32], x: &[f32], w: &[f32], accumulate: bool) {
         let Linear { rows, inputs, outputs, path } = shape;
         if path == Path::Dots {
-            return self.few_rows(shape, y, |y, row, outputs| {
-                let x = &x[row * inputs..(row + 1) * inputs];
+            return self.few_rows(shape, y, |y, rows, outputs| {
+                let x = &x[rows.start * inputs..rows.end * inputs];
                 vectors::dots(y, x, &w[outputs.start * inputs..outputs.end * inputs], accumulate);
             });
         }
@@ -73,8 +73,8 @@ impl Kernels for Cpu {
         let Linear { rows, inputs, outputs, path } = shape;
         match w {
             Weight::F32(w) => self.linear_forward(shape, y, x, w, accumulate),
-            Weight::Bf16(w) if path == Path::Dots => self.few_rows(shape, y, |y, row, outputs| {
-                let x = &x[row * inputs..(row + 1) * inputs];
+            Weight::Bf16(w) if path == Path::Dots => self.few_rows(shape, y, |y, rows, outputs| {
+                let x = &x[rows.start * inputs..rows.end * inputs];
                 vectors::dots_bf16(y, x, &w[outputs.start * inputs..outputs.end * inputs], accumulate);
             }),
             Weight::Bf16(w) => {
@@ -84,8 +84,10 @@ impl Kernels for Cpu {
             }
             Weight::Int8(w) if path == Path::Dots => {
                 let x = Activations::of(x, inputs);
-                self.few_rows(shape, y, |y, row, outputs| {
-                    x.dots(y, row, w.rows(outputs, inputs), accumulate);
+                self.few_rows(shape, y, |y, rows, outputs| {
+                    for (y, row) in y.iter_mut().zip(rows) {
+                        x.dots(y, row, w.rows(outputs.clone(), inputs), accumulate);
+                    }
                 });
             }
             Weight::Int8(w) => self.int8_panels(shape, y, x, w, accumulate),
@@ -302,9 +304,14 @@ impl Cpu {
         }
     }
 
-    /// A linear layer by one dot product for each output: reads the weight once and copies nothing. `dots(y, row,
-    /// outputs)` computes some outputs of one row.
-    fn few_rows(&self, shape: Linear, y: &mut [f32], dots: impl Fn(&mut [f32], usize, Range<usize>) + Sync) {
+    /// A linear layer by one dot product for each output: reads the weight once and copies nothing. `dots(y, rows,
+    /// outputs)` computes some outputs of at most [`vectors::ROWS`] rows, whose parts of the result are `y`.
+    fn few_rows(
+        &self,
+        shape: Linear,
+        y: &mut [f32],
+        dots: impl Fn(&mut [&mut [f32]], Range<usize>, Range<usize>) + Sync,
+    ) {
         /// Products that a thread must have to be worth waking.
         const WORTH_A_THREAD: usize = 1 << 18;
         let Linear { rows, inputs, outputs, .. } = shape;
@@ -314,11 +321,16 @@ impl Cpu {
             // A few outputs at a time, so that their weights are read from memory once for all rows.
             for first in part.clone().step_by(8) {
                 let some = first..part.end.min(first + 8);
-                for r in 0..rows {
-                    // SAFETY: the parts of a row do not overlap.
-                    #[allow(unsafe_code)]
-                    let y = unsafe { y.get(r * outputs + some.start..r * outputs + some.end) };
-                    dots(y, r, some.clone());
+                for first in (0..rows).step_by(vectors::ROWS) {
+                    let together = first..rows.min(first + vectors::ROWS);
+                    let mut parts: [&mut [f32]; vectors::ROWS] = Default::default();
+                    for (part, row) in parts.iter_mut().zip(together.clone()) {
+                        // SAFETY: the parts of a row do not overlap.
+                        #[allow(unsafe_code)]
+                        let y = unsafe { y.get(row * outputs + some.start..row * outputs + some.end) };
+                        *part = y;
+                    }
+                    dots(&mut parts[..together.len()], together, some.clone());
                 }
             }
         });

@@ -67,37 +67,70 @@ fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
+/// Rows of a linear layer that share each load of a weight: as many sums as fit in the registers.
+pub const ROWS: usize = 4;
+
 simd! {
-    /// `y[o] = w[o] . x`, or `+=` with `accumulate`.
-    pub fn dots(y: &mut [f32], x: &[f32], w: &[f32], accumulate: bool) {
-        for (y, w) in y.iter_mut().zip(w.chunks_exact(x.len())) {
-            let sum = lanes_dot::<FMA>(w, x);
-            *y = if accumulate { *y + sum } else { sum };
+    /// `y[r][o] = w[o] . x[r]`, or `+=` with `accumulate`, for at most [`ROWS`] rows; each has the bits it has alone.
+    pub fn dots(y: &mut [&mut [f32]], x: &[f32], w: &[f32], accumulate: bool) {
+        match y.len() {
+            4 => dots_of::<FMA, 4, 2, f32>(y, x, w, |w| w, accumulate),
+            3 => dots_of::<FMA, 3, 2, f32>(y, x, w, |w| w, accumulate),
+            2 => dots_of::<FMA, 2, 2, f32>(y, x, w, |w| w, accumulate),
+            _ => dots_of::<FMA, 1, 2, f32>(y, x, w, |w| w, accumulate),
         }
     }
 }
 
 simd! {
-    /// `y[o] = w[o] . x`, or `+=` with `accumulate`; the products and the sum are `f32`.
-    pub fn dots_bf16(y: &mut [f32], x: &[f32], w: &[Bf16], accumulate: bool) {
-        for (y, w) in y.iter_mut().zip(w.chunks_exact(x.len())) {
-            let mut lanes = [[0.0f32; LANES]; 4];
-            let ((w, w_rest), (x, x_rest)) = (w.as_chunks::<{ 4 * LANES }>(), x.as_chunks::<{ 4 * LANES }>());
-            for (w, x) in w.iter().zip(x) {
-                for (i, lanes) in lanes.iter_mut().enumerate() {
+    /// The same; the products and the sum are `f32`.
+    pub fn dots_bf16(y: &mut [&mut [f32]], x: &[f32], w: &[Bf16], accumulate: bool) {
+        match y.len() {
+            4 => dots_of::<FMA, 4, 4, Bf16>(y, x, w, Bf16::value, accumulate),
+            3 => dots_of::<FMA, 3, 4, Bf16>(y, x, w, Bf16::value, accumulate),
+            2 => dots_of::<FMA, 2, 4, Bf16>(y, x, w, Bf16::value, accumulate),
+            _ => dots_of::<FMA, 1, 4, Bf16>(y, x, w, Bf16::value, accumulate),
+        }
+    }
+}
+
+/// `N` rows, with `SETS` sets of lanes for each.
+#[inline(always)]
+fn dots_of<const FMA: bool, const N: usize, const SETS: usize, T: Copy>(
+    y: &mut [&mut [f32]],
+    x: &[f32],
+    w: &[T],
+    value: impl Fn(T) -> f32,
+    accumulate: bool,
+) {
+    let inputs = x.len() / N;
+    let x: [&[f32]; N] = std::array::from_fn(|n| &x[n * inputs..(n + 1) * inputs]);
+    let whole = inputs / (SETS * LANES) * (SETS * LANES);
+    for (o, w) in w.chunks_exact(inputs).enumerate() {
+        let mut lanes = [[[0.0f32; LANES]; SETS]; N];
+        for first in (0..whole).step_by(SETS * LANES) {
+            for i in 0..SETS {
+                let part = first + i * LANES..first + (i + 1) * LANES;
+                let w: &[T; LANES] = w[part.clone()].first_chunk().expect("whole lanes");
+                let w: [f32; LANES] = std::array::from_fn(|j| value(w[j]));
+                for n in 0..N {
+                    let x: &[f32; LANES] = x[n][part.clone()].first_chunk().expect("whole lanes");
                     for j in 0..LANES {
-                        lanes[j] = multiply_add::<FMA>(w[i * LANES + j].value(), x[i * LANES + j], lanes[j]);
+                        lanes[n][i][j] = multiply_add::<FMA>(w[j], x[j], lanes[n][i][j]);
                     }
                 }
             }
-            let [mut sums, more @ ..] = lanes;
-            for more in more {
+        }
+        for n in 0..N {
+            let mut sums = lanes[n][0];
+            for more in &lanes[n][1..] {
                 (0..LANES).for_each(|j| sums[j] += more[j]);
             }
-            for (j, (w, x)) in w_rest.iter().zip(x_rest).enumerate() {
-                sums[j % LANES] = multiply_add::<FMA>(w.value(), *x, sums[j % LANES]);
+            for (j, (w, x)) in w[whole..].iter().zip(&x[n][whole..]).enumerate() {
+                sums[j % LANES] = multiply_add::<FMA>(value(*w), *x, sums[j % LANES]);
             }
             let sum = add_lanes(sums);
+            let y = &mut y[n][o];
             *y = if accumulate { *y + sum } else { sum };
         }
     }
