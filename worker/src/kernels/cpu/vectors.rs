@@ -95,6 +95,8 @@ simd! {
 }
 
 /// `N` rows, with `SETS` sets of lanes for each.
+// Every loop has a fixed number of turns, so that the lanes stay in registers.
+#[allow(clippy::needless_range_loop)]
 #[inline(always)]
 fn dots_of<const FMA: bool, const N: usize, const SETS: usize, T: Copy>(
     y: &mut [&mut [f32]],
