@@ -2,7 +2,7 @@
 //!
 //! [`rounds::plan`] is asked which class each of them should have, of the devices that they hold and of those that are
 //! idle. Who is to have another one moves if that gains enough against what a restart loses, and if its ranks are placed
-//! there now. Nobody who waits is delayed, see [`spare_nodes`].
+//! there now. Nobody who waits is delayed, see `plan::spare`.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
