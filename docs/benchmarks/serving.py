@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Many clients at once: `aquifer worker serve` beside transformers' `generate_batch`, on the same weights.
 
-    pip install torch transformers tokenizers
+    pip install torch transformers tokenizers psutil
     cargo build --release
     python docs/benchmarks/serving.py target/release/aquifer [--clients 32] [--threads 1] [--shared]
 
