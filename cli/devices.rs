@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use aquifer_agent::device::topology::seat;
-use aquifer_agent::device::{Backends, DeviceChoice, Roots, datasheet};
+use aquifer_agent::device::{Backends, DeviceChoice, Roots};
 use aquifer_agent::host::Host;
 use serde::Serialize;
 
@@ -103,11 +103,6 @@ impl Args {
         let devices = (0u16..).zip(offered).zip(backends.found()).map(|((index, device), found)| {
             let seat = seat(&roots.sysfs, &found.place);
             let shown = backends.visibility(&[index], None);
-            let speed_source = match (found.speed_milli, datasheet::speed_milli(&found.class)) {
-                (Some(_), _) => "the file of fake devices",
-                (None, Some((_, source))) => source,
-                (None, None) => "not measured",
-            };
             Device {
                 index,
                 vendor: device.class.vendor.to_string(),
@@ -119,7 +114,7 @@ impl Args {
                 numa_node: seat.numa_node,
                 switch: seat.switch,
                 speed_milli: device.speed_milli,
-                speed_source: speed_source.into(),
+                speed_source: found.speed().1.into(),
                 island: device.island,
                 environment: shown.env.iter().map(|(key, value)| format!("{key}={value}")).collect(),
                 device_nodes: shown.device_nodes.iter().map(|node| node.display().to_string()).collect(),

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 
 use super::by_library::ByLibrary;
 use super::by_sysfs::BySysfs;
-use super::datasheet;
 use super::{
     Backend, BackendChoice, Cpu, DeviceChoice, DeviceError, Fake, Finding, Found, Roots, Visibility, fake,
     visible,
@@ -150,10 +149,7 @@ impl Backends {
             class: found.class.clone(),
             uuid: found.uuid.clone(),
             fault: found.fault.clone(),
-            speed_milli: found
-                .speed_milli
-                .or_else(|| Some(datasheet::speed_milli(&found.class)?.0))
-                .unwrap_or(1000),
+            speed_milli: found.speed().0,
             island: found.island.map(|island| island + backend.map_or(0, |backend| first[backend])),
         };
         self.devices.iter().map(device).collect()

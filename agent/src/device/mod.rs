@@ -9,7 +9,7 @@ mod by_library;
 mod by_sysfs;
 mod choice;
 mod cpu;
-pub mod datasheet;
+mod datasheet;
 mod fake;
 mod helper;
 mod intel;
@@ -74,8 +74,7 @@ pub struct Found {
     pub fault: Option<Name>,
     /// Those of the vendor with the same number are linked directly; `None`: with none, or nobody has looked.
     pub island: Option<u16>,
-    /// How fast it is, in thousandths of the reference device; `None`: nobody has measured it, it counts as its
-    /// maker says, or one.
+    /// How fast it is, in thousandths of the reference device, where its backend knows; see [`Found::speed`].
     pub speed_milli: Option<u32>,
     /// Where it is in the machine, such that the order of the text is that of the bus: `0000:1b:00.0`.
     pub place: String,
@@ -85,6 +84,17 @@ pub struct Found {
     pub physical: u32,
     /// Device nodes that a worker must be able to open.
     pub nodes: Vec<PathBuf>,
+}
+
+impl Found {
+    /// How fast it is, in thousandths of the reference device, and who says so. One of which nobody says anything counts
+    /// one.
+    pub fn speed(&self) -> (u32, &'static str) {
+        match self.speed_milli {
+            Some(milli) => (milli, "the file of fake devices"),
+            None => datasheet::speed_milli(&self.class).unwrap_or((1000, "not measured")),
+        }
+    }
 }
 
 /// What a backend found.
