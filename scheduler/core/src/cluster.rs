@@ -203,7 +203,7 @@ impl Cluster {
         self.expire_leases(now);
         self.ring_reservations(now);
         self.ring_timers(now);
-        if self.migrate_at.is_some_and(|at| at <= now) {
+        if self.migrations_are_due() {
             self.plan_at(now);
         }
         if self.round_at.is_some_and(|at| at <= now) {

@@ -96,7 +96,7 @@ impl Cluster {
         self.begin_resize(id, stays, Why::Moved { from, to });
     }
 
-    /// Whether a round looks for jobs that should migrate.
+    /// Whether it is time for a round that looks for jobs that should migrate.
     pub(crate) fn migrations_are_due(&self) -> bool {
         self.migrate_at.is_some_and(|at| at <= self.now())
     }
