@@ -325,8 +325,7 @@ impl Runner {
         let outputs = self.model.extend(&self.kernels, &mut self.cache, &mut self.scratch, &segments);
         let (mut logits, mut hidden) = (outputs.logits, outputs.hidden);
         let (vocabulary, width) = (self.model.config.vocab_size, self.model.config.hidden_size);
-        let mut metrics = self.shared.metrics();
-        metrics.computed_tokens += pass.iter().map(|(_, count)| *count as u64).sum::<u64>();
+        let (mut firsts, mut nexts) = (Vec::new(), Vec::new());
         for (&(index, count), wanted) in pass.iter().zip(wanted) {
             let sequence = &mut self.running[index];
             let (own, rest) = logits.split_at(wanted * vocabulary);
@@ -350,12 +349,17 @@ impl Runner {
                 continue;
             }
             let now = Instant::now();
-            metrics.said_tokens += 1;
             match sequence.last_token.replace(now) {
-                None => metrics.first_token.observe((now - sequence.arrived).as_secs_f64()),
-                Some(last) => metrics.next_token.observe((now - last).as_secs_f64()),
+                None => firsts.push((now - sequence.arrived).as_secs_f64()),
+                Some(last) => nexts.push((now - last).as_secs_f64()),
             }
         }
+        // Not before: choosing tokens takes time, and requests that come count themselves.
+        let mut metrics = self.shared.metrics();
+        metrics.computed_tokens += pass.iter().map(|(_, count)| *count as u64).sum::<u64>();
+        metrics.said_tokens += (firsts.len() + nexts.len()) as u64;
+        firsts.into_iter().for_each(|took| metrics.first_token.observe(took));
+        nexts.into_iter().for_each(|took| metrics.next_token.observe(took));
     }
 
     fn remove_ended(&mut self) {
