@@ -38,14 +38,14 @@ pub fn kernels(args: &KernelsArgs, output: &Output) -> Result<()> {
 
 /// Measures training steps.
 pub fn train(args: &TrainArgs, output: &Output) -> Result<()> {
-    ensure!(0 < args.threads && args.threads <= 1024, "--threads is {}; it is 1 to 1,024", args.threads);
+    check_threads(args.threads)?;
     ensure!(0 < args.steps, "--steps is 0; it is at least 1");
     print(output, || bench::train(args))
 }
 
 /// Measures a prompt and decoding after it.
 pub fn infer(args: &InferArgs, output: &Output) -> Result<()> {
-    ensure!(0 < args.threads && args.threads <= 1024, "--threads is {}; it is 1 to 1,024", args.threads);
+    check_threads(args.server.threads)?;
     let tokens = args.prompt + args.generate;
     ensure!(
         0 < args.prompt && 0 < args.generate && tokens <= bench::MAX_TOKENS,
@@ -59,7 +59,7 @@ pub fn infer(args: &InferArgs, output: &Output) -> Result<()> {
 
 /// Measures many clients at a time.
 pub fn serve(args: &ServeArgs, output: &Output) -> Result<()> {
-    ensure!(0 < args.threads && args.threads <= 1024, "--threads is {}; it is 1 to 1,024", args.threads);
+    check_threads(args.server.threads)?;
     ensure!(0 < args.clients && args.clients <= 1024, "--clients is {}; it is 1 to 1,024", args.clients);
     ensure!(args.clients <= args.requests, "--requests is {}; it is at least --clients", args.requests);
     let tokens = args.prompt + args.generate;
@@ -71,6 +71,11 @@ pub fn serve(args: &ServeArgs, output: &Output) -> Result<()> {
         bench::MAX_TOKENS
     );
     print(output, || bench::serve(args))
+}
+
+fn check_threads(threads: usize) -> Result<()> {
+    ensure!(0 < threads && threads <= 1024, "--threads is {threads}; it is 1 to 1,024");
+    Ok(())
 }
 
 fn print(output: &Output, measure: impl FnOnce() -> Vec<Figure>) -> Result<()> {

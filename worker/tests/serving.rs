@@ -7,7 +7,6 @@ use aquifer_worker::serve;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::Command;
 use std::thread::JoinHandle;
 use support::{TempDir, Worker, loud_model, save_model, serve_args};
 use tokio::sync::oneshot;
@@ -370,11 +369,7 @@ fn a_directory_without_a_model_or_a_taken_port_is_an_error_in_one_sentence() {
 /// Skipped aloud where Python or the package is not there: `AQUIFER_PYTHON` names another interpreter than `python3`.
 #[test]
 fn the_openai_client_is_served() {
-    let python = || Command::new(std::env::var("AQUIFER_PYTHON").unwrap_or_else(|_| "python3".into()));
-    if !python().args(["-c", "import openai"]).output().is_ok_and(|output| output.status.success()) {
-        _ = writeln!(std::io::stderr(), "skipped: python has no package openai");
-        return;
-    }
+    let Some(python) = support::python_with("openai") else { return };
     let server = Server::start(&[]);
     let client = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/client.py");
     let output = python().args([client, &format!("http://{}/v1", server.address)]).output().unwrap();

@@ -7,38 +7,17 @@ use aquifer_worker::checkpoint::{load_model, load_tokenizer};
 use aquifer_worker::kernels::{Cpu, Precision};
 use aquifer_worker::model::training::Workspace;
 use serde_json::Value;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use support::{TempDir, train_args, train_group};
+use support::{TempDir, python_with, train_args, train_group};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-fn python() -> Command {
-    Command::new(std::env::var("AQUIFER_PYTHON").unwrap_or_else(|_| "python3".into()))
-}
-
-/// Why nothing can be compared here, if so.
-fn missing() -> Option<String> {
-    match python().args(["-c", "import torch, transformers"]).output() {
-        Err(error) => Some(format!("python: {error}")),
-        Ok(output) if !output.status.success() => {
-            let text = String::from_utf8_lossy(&output.stderr).into_owned();
-            Some(text.lines().last().unwrap_or("python failed").to_string())
-        }
-        Ok(_) => None,
-    }
-}
-
 /// Sums in f32 in another order, as in `models.rs`: within 1e-5 of the largest logit.
 #[test]
 fn a_trained_checkpoint_gives_the_same_logits_in_transformers() {
-    if let Some(why) = missing() {
-        _ = writeln!(std::io::stderr(), "skipped: {why}");
-        return;
-    }
+    let Some(python) = python_with("torch, transformers") else { return };
     let dir = TempDir::new();
     let text = dir.text();
     // A model with a tokenizer of its own to start from.

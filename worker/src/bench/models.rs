@@ -126,9 +126,9 @@ fn median(times: &[Spent]) -> Spent {
     Spent { wall: of(|spent| spent.wall), cpu: of(|spent| spent.cpu) }
 }
 
-/// What [`infer`] measures.
+/// A model that serves.
 #[derive(Clone, Copy, Debug, clap::Args)]
-pub struct InferArgs {
+pub struct Server {
     /// The model: 10m, 24m or 125m parameters
     #[arg(long, value_name = "NAME", default_value = "125m")]
     pub model: Shape,
@@ -140,6 +140,14 @@ pub struct InferArgs {
     /// Threads
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
+}
+
+/// What [`infer`] measures.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct InferArgs {
+    /// What serves.
+    #[command(flatten)]
+    pub server: Server,
 
     /// Tokens of the prompt
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
@@ -152,19 +160,19 @@ pub struct InferArgs {
 
 /// A prompt, then one token after the other, of one sequence; the medians of three runs after one.
 pub fn infer(args: &InferArgs) -> Vec<Figure> {
-    let mut model = Model::new(args.model.config().0, 1234);
+    let mut model = Model::new(args.server.model.config().0, 1234);
     let matrices = model.layout.tensors.iter().filter(|tensor| tensor.shape.len() == 2);
     let matrices: usize = matrices.map(|tensor| tensor.span.len).sum::<usize>() - model.layout.embedding.len;
     // The output layer sees the last token only.
     let layers = matrices - model.layout.head.len;
-    let bytes = match args.precision {
+    let bytes = match args.server.precision {
         Precision::F32 => 4.0,
         Precision::Bf16 => 2.0,
         // Scales included.
         Precision::Int8 => 1.0 + 4.0 / GROUP as f64,
     };
-    model.compact(args.precision);
-    let kernels = Cpu::with_precision(args.threads, args.precision);
+    model.compact(args.server.precision);
+    let kernels = Cpu::with_precision(args.server.threads, args.server.precision);
     let vocabulary = model.config.vocab_size as u64;
     let mut random = Random::new(42);
     let prompt: Vec<u32> = (0..args.prompt).map(|_| (random.bits() % vocabulary) as u32).collect();
@@ -185,7 +193,7 @@ pub fn infer(args: &InferArgs) -> Vec<Figure> {
     }
     let (prefill, decode) = (median(&prefill[1..]), median(&decode[1..]));
     let (prompt, generated) = (args.prompt as f64, args.generate as f64);
-    let bound = if args.precision == Precision::F32 { Bound::F32 } else { Bound::Bf16 };
+    let bound = if args.server.precision == Precision::F32 { Bound::F32 } else { Bound::Bf16 };
     let weights = matrices as f64 * bytes * 1e-9;
     vec![
         Figure::new("prefill, per second of a core", prompt / prefill.cpu, "tokens/s", Bound::None),

@@ -1,10 +1,11 @@
 //! Many clients at a time against the engine: what the server gives them, without HTTP.
 
-use super::models::{Shape, prepared};
+use super::models::{Server, prepared};
 use super::{Bound, Figure};
-use crate::kernels::{BLOCK, Cpu, Precision};
+use crate::kernels::{BLOCK, Cpu};
 use crate::random::Random;
 use crate::serve::engine::{Engine, Event, Limits, Request};
+use crate::serve::metrics::quantile;
 use crate::tokenizer::Tokenizer;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,17 +14,9 @@ use std::time::Instant;
 /// What [`serve`] measures.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct ServeArgs {
-    /// The model: 10m, 24m or 125m parameters
-    #[arg(long, value_name = "NAME", default_value = "125m")]
-    pub model: Shape,
-
-    /// What weights are kept in, and the factors of long matrix products rounded to
-    #[arg(long, value_name = "NAME", default_value = "f32")]
-    pub precision: Precision,
-
-    /// Threads
-    #[arg(long, default_value_t = 1)]
-    pub threads: usize,
+    /// What serves.
+    #[command(flatten)]
+    pub server: Server,
 
     /// Clients, each of which asks again when it has its answer
     #[arg(long, default_value_t = 32)]
@@ -56,8 +49,8 @@ struct Times {
 }
 
 fn run(args: &ServeArgs, shared: usize, name: &str) -> Vec<Figure> {
-    let model = prepared(args.model, args.precision);
-    let kernels = Cpu::with_precision(args.threads, args.precision);
+    let model = prepared(args.server.model, args.server.precision);
+    let kernels = Cpu::with_precision(args.server.threads, args.server.precision);
     let blocks = (args.clients + 1) * (args.prompt + args.generate).div_ceil(BLOCK);
     let engine =
         Engine::start(model, Tokenizer::bytes(), kernels, Limits { max_queue: args.clients, blocks });
@@ -86,15 +79,16 @@ fn run(args: &ServeArgs, shared: usize, name: &str) -> Vec<Figure> {
     let mut next: Vec<f64> = times.iter().flat_map(|times| &times.next).map(|next| 1e3 * next).collect();
     let generated = (times.len() * args.generate) as f64;
     let found = cached.into_inner() as f64 / (times.len() * args.prompt) as f64;
+    let of = |values: &mut [f64], q| quantile(values, q).unwrap_or(0.0);
     let figure =
         |what: &str, value: f64, unit| Figure::new(format!("{name}: {what}"), value, unit, Bound::None);
     vec![
         figure("generated", generated / seconds, "tokens/s"),
         figure("prompts found in the cache", 100.0 * found, "%"),
-        figure("first token, half of them", quantile(&mut first, 0.5), "ms"),
-        figure("first token, 99 of 100", quantile(&mut first, 0.99), "ms"),
-        figure("from token to token, half of them", quantile(&mut next, 0.5), "ms"),
-        figure("from token to token, 99 of 100", quantile(&mut next, 0.99), "ms"),
+        figure("first token, half of them", of(&mut first, 0.5), "ms"),
+        figure("first token, 99 of 100", of(&mut first, 0.99), "ms"),
+        figure("from token to token, half of them", of(&mut next, 0.5), "ms"),
+        figure("from token to token, 99 of 100", of(&mut next, 0.99), "ms"),
     ]
 }
 
@@ -126,10 +120,4 @@ fn ask(engine: &Engine, prompt: Vec<u32>, generate: usize) -> (Times, usize) {
             _ => (),
         }
     }
-}
-
-fn quantile(values: &mut [f64], q: f64) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    let rank = (q * values.len() as f64).ceil() as usize;
-    values.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
 }

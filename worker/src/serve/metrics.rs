@@ -44,9 +44,7 @@ impl Histogram {
     pub fn quantile_ms(&self, q: f64) -> Option<u64> {
         let recent = self.latest.iter().filter(|(at, _)| at.elapsed() <= WINDOW);
         let mut values: Vec<f64> = recent.map(|(_, value)| *value).collect();
-        values.sort_unstable_by(f64::total_cmp);
-        let rank = (q * values.len() as f64).ceil() as usize;
-        values.get(rank.saturating_sub(1)).map(|value| (value * 1e3).ceil() as u64)
+        quantile(&mut values, q).map(|value| (value * 1e3).ceil() as u64)
     }
 
     fn write(&self, text: &mut String, name: &str, help: &str) {
@@ -63,6 +61,13 @@ impl Histogram {
             self.sum
         );
     }
+}
+
+/// What the share `q` of the values does not exceed, one of them; none without any. Sorts them.
+pub fn quantile(values: &mut [f64], q: f64) -> Option<f64> {
+    values.sort_unstable_by(f64::total_cmp);
+    let rank = (q * values.len() as f64).ceil() as usize;
+    values.get(rank.saturating_sub(1)).copied()
 }
 
 /// All of it.

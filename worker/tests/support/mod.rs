@@ -7,7 +7,7 @@ use aquifer_worker::safetensors::{TensorRef, write};
 use aquifer_worker::train::{self, StepReport};
 use aquifer_worker::{ServeArgs, TrainArgs, WorkerError, serve};
 use clap::Parser;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -93,6 +93,22 @@ pub fn train_group(
         let handles: Vec<_> = (0..world_size).map(|index| scope.spawn(move || rank(index))).collect();
         handles.into_iter().map(|handle| handle.join().unwrap()).collect()
     })
+}
+
+/// The interpreter that `AQUIFER_PYTHON` names, else `python3`, if it has these modules. If not, that is said aloud: past
+/// the test harness, which keeps to itself what macros print in tests that pass.
+pub fn python_with(modules: &str) -> Option<impl Fn() -> Command> {
+    let python = || Command::new(std::env::var("AQUIFER_PYTHON").unwrap_or_else(|_| "python3".into()));
+    let why = match python().args(["-c", &format!("import {modules}")]).output() {
+        Err(error) => format!("python: {error}"),
+        Ok(output) if !output.status.success() => {
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            text.lines().last().unwrap_or("python failed").to_string()
+        }
+        Ok(_) => return Some(python),
+    };
+    _ = writeln!(std::io::stderr(), "skipped: {why}");
+    None
 }
 
 /// The environment variable that turns a test binary into a worker. Options are separated by line breaks.
