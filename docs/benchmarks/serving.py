@@ -37,7 +37,7 @@ torch.set_num_threads(args.threads)
 
 
 def make_model(directory):
-    """125 million random parameters, and a byte-level tokenizer for 8,192 tokens."""
+    """120 million random parameters, and a byte-level tokenizer for 8,192 tokens."""
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     files = [os.path.join(root, name) for root, _, names in os.walk(here) for name in names if name.endswith(".md")]
     tokenizer = Tokenizer(models.BPE())
