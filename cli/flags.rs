@@ -78,6 +78,9 @@ pub struct JobFlags {
     /// From the request to stop until the workers are killed: up to 1d. Default: 30s
     #[arg(long, value_name = "DURATION")]
     pub grace: Option<Span<0, 1>>,
+    /// What is started anew when a worker fails or is lost: gang or rank. Default: gang
+    #[arg(long, value_name = "WHAT")]
+    pub restart: Option<Restart>,
     /// Variable of every worker's environment; may be repeated. Default: none
     #[arg(long = "env", value_name = "KEY=VALUE", value_parser = pair)]
     pub env: Vec<(String, String)>,
@@ -143,6 +146,7 @@ impl JobFlags {
         give(&mut file.memory, self.memory);
         give(&mut file.time_limit, self.time_limit);
         give(&mut file.retries, self.retries);
+        give(&mut file.restart, self.restart);
         give(&mut file.grace, self.grace);
         give(&mut file.array, self.array);
         give(&mut file.apart, self.apart.clone());

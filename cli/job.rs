@@ -177,6 +177,7 @@ fn asked(spec: &view::Spec) -> Vec<(&'static str, String)> {
     let mut asked = vec![
         ("time limit", spec.time_limit_ms.map(units::exact_duration).unwrap_or_default()),
         ("retries", spec.retries.to_string()),
+        ("restart", spec.restart.clone()),
         ("grace", units::exact_duration(spec.grace_ms)),
         ("after", spec.after.join(" ")),
         ("directory", spec.working_dir.clone().unwrap_or_default()),

@@ -16,7 +16,7 @@ use aquifer_sim::{Sim, workload};
 const PATIENCE: Time = Time(20_000_000);
 
 /// What a swarm must have met, or it proves nothing.
-const SIGHTS: [&str; 49] = [
+const SIGHTS: [&str; 51] = [
     "agent-restarted",
     "answered as repeated",
     "array",
@@ -45,6 +45,8 @@ const SIGHTS: [&str; 49] = [
     "queue refused",
     "queue-set",
     "rank lost",
+    "rank-anew",
+    "rank-down",
     "ranks apart",
     "ranks spread",
     "reclaimed",

@@ -326,6 +326,7 @@ impl Daemon {
     fn act(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
+                Action::Tell(members) => self.launcher.tell(members),
                 Action::Launch(id, order) => self.waiting.push_back((id, order)),
                 Action::Stop { worker, grace_ms } => self.launcher.stop(worker, grace_ms == 0),
                 Action::Forget(worker) => {

@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, fs, io, thread};
 
-use aquifer_core::{Exit, WorkerId, WorkerState};
+use aquifer_core::{Exit, Members, WorkerId, WorkerState};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use crate::cgroup::{Cgroups, Limits};
+use crate::members::Told;
 use crate::run_dir::{self, Lease, LogChunk, LogError, Logs, Retention, RunDir, RunDirs, Spec, Status};
 use crate::supervisors::{Supervisor, Supervisors};
 use crate::{json, process, supervisor};
@@ -108,6 +109,7 @@ pub enum LauncherError {
 pub struct Launcher {
     shared: Arc<Shared>,
     workers: BTreeMap<WorkerId, Worker>,
+    told: Told,
     lease_path: PathBuf,
     lease_ms: u64,
     /// Runs forgotten since the last time that ended runs were pruned.
@@ -177,6 +179,7 @@ impl Launcher {
         let mut launcher = Launcher {
             shared: Arc::new(shared),
             workers: BTreeMap::new(),
+            told: Told::default(),
             lease_path: state_dir.join("lease"),
             lease_ms: 0,
             forgotten: 0,
@@ -205,6 +208,9 @@ impl Launcher {
             return;
         }
         let dir = self.shared.dirs.of(id);
+        if let Err(error) = self.told.greet(id, &dir) {
+            tracing::error!("cannot tell {id} who takes part: {error}");
+        }
         let spec = Box::new(self.spec(launch, &dir));
         let by_status = spec.by_status;
         let (stop, stop_wanted) = watch::channel(Stop::No);
@@ -222,6 +228,11 @@ impl Launcher {
         };
         let task = tokio::spawn(watcher.launch(spec)).abort_handle();
         self.workers.insert(id, Worker { stop, ended, task: Some(task) });
+    }
+
+    /// Tells workers of a job, those that run and those that are yet to be launched, who takes part in it.
+    pub fn tell(&mut self, members: Arc<Members>) {
+        self.told.tell(members, self.workers.keys(), &self.shared.dirs);
     }
 
     /// Stops a worker: SIGTERM, and SIGKILL after its grace; or SIGKILL at once. Its exit arrives as news.
@@ -243,6 +254,7 @@ impl Launcher {
             self.workers.remove(&id);
             // If the mark cannot be made, the next launcher reports the exit once more; that does no harm.
             let _ = self.shared.dirs.of(id).forget();
+            self.told.keep(self.workers.keys());
             self.forgotten += 1;
             self.last_change = Instant::now();
             if 8 * self.keep.runs + 64 < self.forgotten {

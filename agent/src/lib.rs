@@ -13,6 +13,7 @@ mod fork_server;
 pub mod host;
 mod json;
 pub mod launcher;
+mod members;
 mod process;
 pub mod run_dir;
 mod session;

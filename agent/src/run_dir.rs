@@ -311,6 +311,9 @@ impl RunDir {
     pub fn exit_path(&self) -> PathBuf {
         self.path.join("exit.json")
     }
+    pub fn members_path(&self) -> PathBuf {
+        self.path.join("members.json")
+    }
     pub fn log_path(&self) -> PathBuf {
         self.path.join("log")
     }

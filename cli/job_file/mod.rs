@@ -56,6 +56,8 @@ pub struct JobFile {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retries: Option<Given<Whole<0, 1000>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub restart: Option<Given<Restart>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub grace: Option<Given<Span<0, 1>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub env: Option<Pairs>,

@@ -77,6 +77,10 @@ pub enum Need {
     Prefer,
 }
 
+/// What is started anew when a worker fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restart(pub aquifer_proto::core::Restart);
+
 /// What a job's workers run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
@@ -284,6 +288,22 @@ impl FromStr for Need {
     }
 }
 
+impl Scalar for Restart {
+    fn expected() -> String {
+        "expected gang or rank".into()
+    }
+}
+impl FromStr for Restart {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Restart, String> {
+        match text {
+            "gang" => Ok(Restart(aquifer_proto::core::Restart::Gang)),
+            "rank" => Ok(Restart(aquifer_proto::core::Restart::Rank)),
+            _ => Err(Restart::expected()),
+        }
+    }
+}
+
 impl Scalar for Kind {
     fn expected() -> String {
         "expected train, serve or command".into()
@@ -363,6 +383,14 @@ impl fmt::Display for Need {
         f.write_str(match self {
             Need::Require => "require",
             Need::Prefer => "prefer",
+        })
+    }
+}
+impl fmt::Display for Restart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            aquifer_proto::core::Restart::Gang => "gang",
+            aquifer_proto::core::Restart::Rank => "rank",
         })
     }
 }

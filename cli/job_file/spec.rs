@@ -82,6 +82,11 @@ impl JobFile {
             checkpoint_dir: dir("checkpoint_dir", &self.checkpoint_dir)?,
             reservation: self.reservation.clone(),
             topology: self.topology.as_ref().map(topology).transpose()?,
+            restart: match self.restart.map(|given| given.0.0) {
+                None => v1::Restart::Unspecified.into(),
+                Some(core::Restart::Gang) => v1::Restart::Gang.into(),
+                Some(core::Restart::Rank) => v1::Restart::Rank.into(),
+            },
         })
     }
 
@@ -379,6 +384,7 @@ pub fn file_of(spec: &core::JobSpec) -> JobFile {
         priority: Some(Given(Whole(spec.priority.into()))),
         time_limit: spec.time_limit_ms.map(|ms| Given(Span(ms))),
         retries: Some(Given(Whole(spec.retries.into()))),
+        restart: Some(Given(Restart(spec.restart))),
         grace: Some(Given(Span(spec.grace_ms))),
         env: some_pairs(&spec.env),
         working_dir: spec.working_dir.as_deref().map(String::from),

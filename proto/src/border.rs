@@ -112,6 +112,13 @@ pub fn job_spec(wire: &v1::JobSpec) -> Checked<JobSpec> {
         checkpoint_dir: wire.checkpoint_dir.as_ref().map(|dir| path("checkpoint_dir", dir)).transpose()?,
         reservation: wire.reservation.as_ref().map(|it| self::name("reservation", it)).transpose()?,
         topology: wire.topology.as_ref().map(topology).transpose()?.unwrap_or_default(),
+        restart: match v1::Restart::try_from(wire.restart) {
+            Ok(v1::Restart::Unspecified | v1::Restart::Gang) => Restart::Gang,
+            Ok(v1::Restart::Rank) => Restart::Rank,
+            Err(_) => {
+                return Err(Invalid::new("restart", wire.restart, "expected RESTART_GANG or RESTART_RANK"));
+            }
+        },
     };
     if let Some((require, role)) = spec.contradiction() {
         let at = spec.roles.iter().position(|other| other == role).expect("a role of the job");
@@ -456,8 +463,8 @@ pub fn exit(wire: &v1::Exit) -> Checked<Exit> {
     }
 }
 
-/// Checks an allocation.
-pub fn allocation(wire: &v1::Allocation) -> Checked<Allocation> {
+/// Checks what the rank at a position of its job holds.
+pub fn allocation(at: u32, wire: &v1::Allocation) -> Checked<Allocation> {
     let index = |index: &u32| {
         u16::try_from(*index).map_err(|_| Invalid::new("allocation.devices", index, "at most 65,535"))
     };
@@ -472,6 +479,7 @@ pub fn allocation(wire: &v1::Allocation) -> Checked<Allocation> {
     };
     let port = u16::try_from(wire.port);
     Ok(Allocation {
+        rank: wire.rank.unwrap_or(at),
         node: NodeId(wire.node),
         devices: wire.devices.iter().map(index).collect::<Checked<Vec<u16>>>()?,
         slice: wire
@@ -482,6 +490,8 @@ pub fn allocation(wire: &v1::Allocation) -> Checked<Allocation> {
         memory_bytes: wire.memory_bytes,
         port: port.map_err(|_| Invalid::new("allocation.port", wire.port, "at most 65,535"))?,
         worker,
+        since: Time(wire.since_ms),
+        restart_at: wire.restart_at_ms.map(Time),
     })
 }
 
@@ -514,7 +524,22 @@ pub fn assignment(wire: &v1::Assignment) -> Checked<Assignment> {
         })
     });
     let workers = workers.collect::<Checked<Vec<WorkerOrder>>>()?;
-    Ok(Assignment { revision: Revision { term: wire.revision_term, count: wire.revision_count }, workers })
+    let revision = Revision { term: wire.revision_term, count: wire.revision_count };
+    let members = wire.members.iter().map(|wire| Ok(Arc::new(members(wire)?)));
+    Ok(Assignment { revision, workers, members: members.collect::<Checked<Vec<Arc<Members>>>>()? })
+}
+
+fn members(wire: &v1::Members) -> Checked<Members> {
+    let member = |wire: &v1::Member| {
+        let port = u16::try_from(wire.port);
+        let port = port.map_err(|_| Invalid::new("members.port", wire.port, "at most 65,535"))?;
+        Ok(Member { rank: wire.rank, address: (wire.address.as_str().into(), port) })
+    };
+    let members = wire.members.iter().map(member).collect::<Checked<Vec<Member>>>()?;
+    if !members.is_sorted_by_key(|member| member.rank) {
+        return Err(Invalid::new("members.rank", members.len(), "expected them in ascending order"));
+    }
+    Ok(Members { job: job_id("members.job", wire.job)?, attempt: wire.attempt, epoch: wire.epoch, members })
 }
 
 fn launch(wire: &v1::Launch, spec: Arc<JobSpec>) -> Checked<Launch> {
@@ -523,7 +548,7 @@ fn launch(wire: &v1::Launch, spec: Arc<JobSpec>) -> Checked<Launch> {
         return Err(Invalid::new("launch.role", role, format!("expected less than {}", spec.roles.len())));
     }
     let default = v1::Allocation::default();
-    let allocation = allocation(wire.allocation.as_ref().unwrap_or(&default))?;
+    let allocation = allocation(0, wire.allocation.as_ref().unwrap_or(&default))?;
     let port = u16::try_from(wire.master_port);
     let port = port.map_err(|_| Invalid::new("launch.master_port", wire.master_port, "at most 65,535"))?;
     Ok(Launch {

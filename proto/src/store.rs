@@ -216,7 +216,8 @@ fn decode_job(id: u64, wire: &v1::StoredJob, specs: &BTreeMap<u64, Arc<JobSpec>>
         None => return Err(Invalid::new("phase", "absent", "expected a phase")),
     };
     let element = |index| ArrayElement { first: JobId(wire.spec), index };
-    let ranks = wire.ranks.iter().map(border::allocation).collect::<Result<Vec<Allocation>, _>>()?;
+    let ranks = (0..).zip(&wire.ranks).map(|(at, rank)| border::allocation(at, rank));
+    let ranks = ranks.collect::<Result<Vec<Allocation>, _>>()?;
     Ok(Job {
         id: JobId(id),
         spec,
@@ -350,7 +351,10 @@ mod tests {
             cpus_milli: 0,
             memory_bytes: 0,
             port: 1,
+            rank: 7,
             worker,
+            since: Time(2),
+            restart_at: Some(Time(3)),
         };
         let mut job = Job::new(JobId(1), spec.clone(), None, Time(1));
         job.phase = Phase::Stopping(Then::Resize(vec![1]));
@@ -373,7 +377,7 @@ mod tests {
             spec: 1,
             phase: Some(v1::stored_job::Phase::Active(true)),
             attempt: 1,
-            ranks: vec![v1::Allocation { state: v1::RankState::Running.into(), ..rank }],
+            ranks: vec![v1::Allocation { state: v1::RankState::Running.into(), ..rank }; 2],
             ..v1::StoredJob::default()
         };
         let role = v1::Role {
@@ -391,7 +395,8 @@ mod tests {
         ];
         let records = decode_all(rows).expect("records");
         let [Record::Job(job), Record::Queue(queue)] = &records[..] else { panic!("{records:?}") };
-        assert_eq!((job.worth_milli, queue.parent.as_ref()), (1_500, None));
+        assert_eq!((job.worth_milli, queue.parent.as_ref()), (3_000, None));
+        assert_eq!(job.ranks.iter().map(|rank| rank.rank).collect::<Vec<_>>(), [0, 1]);
     }
 
     /// A job that stops for another number of ranks, and what a user wants of it.
@@ -420,7 +425,10 @@ mod tests {
             cpus_milli: 100,
             memory_bytes: 0,
             port,
+            rank: u32::from(port),
             worker: RankState::Running,
+            since: Time(1),
+            restart_at: None,
         };
         let whys = [None, Some(JobId(7))].map(|by| Why::Resized { from: 3, to: 2, by, at: Time(5) });
         for (ranks, why) in [None, Some(3)].into_iter().zip(whys) {

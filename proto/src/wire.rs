@@ -27,6 +27,10 @@ pub fn job_spec(spec: &JobSpec) -> v1::JobSpec {
         checkpoint_dir: spec.checkpoint_dir.as_ref().map(ToString::to_string),
         reservation: spec.reservation.as_ref().map(ToString::to_string),
         topology: (spec.topology != Topology::default()).then(|| topology(&spec.topology)),
+        restart: match spec.restart {
+            Restart::Gang => v1::Restart::Gang.into(),
+            Restart::Rank => v1::Restart::Rank.into(),
+        },
     }
 }
 
@@ -155,6 +159,22 @@ pub fn allocation(allocation: &Allocation) -> v1::Allocation {
         state: rank_state(allocation.worker).into(),
         slice: allocation.slice.map(slice),
         charge_milli: allocation.charge_milli,
+        rank: Some(allocation.rank),
+        since_ms: allocation.since.0,
+        restart_at_ms: allocation.restart_at.map(|at| at.0),
+    }
+}
+
+fn members(members: &Members) -> v1::Members {
+    let member = |it: &Member| {
+        let (address, port) = &it.address;
+        v1::Member { rank: it.rank, address: address.to_string(), port: (*port).into() }
+    };
+    v1::Members {
+        job: members.job.0,
+        attempt: members.attempt,
+        epoch: members.epoch,
+        members: members.members.iter().map(member).collect(),
     }
 }
 
@@ -171,6 +191,7 @@ pub fn assignment(acked: u64, assignment: &Assignment) -> v1::Assignment {
         revision_term: assignment.revision.term,
         revision_count: assignment.revision.count,
         workers: assignment.workers.iter().map(order).collect(),
+        members: assignment.members.iter().map(|it| members(it)).collect(),
     }
 }
 

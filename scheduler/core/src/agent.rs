@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::event::*;
+use crate::members::Members;
 use crate::types::*;
 
 /// Between two reports that only say how far workers are.
@@ -62,6 +63,8 @@ pub enum Message {
 /// What the agent's shell must do to processes.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
+    /// Tell the workers of a job who takes part in it, those that run and those that are yet to be started.
+    Tell(Arc<Members>),
     /// Start a process.
     Launch(WorkerId, Arc<Launch>),
     /// End a process: with a signal and this grace in milliseconds, or at once with 0.
@@ -211,7 +214,8 @@ impl NodeAgent {
         }
         self.revision = assignment.revision;
         self.orders = assignment.workers;
-        let mut actions = Vec::new();
+        // First: who is stopped knows by then whether it leaves alone.
+        let mut actions: Vec<Action> = assignment.members.into_iter().map(Action::Tell).collect();
         for order in &self.orders {
             match (self.workers.get(&order.id), order.goal, &order.launch) {
                 (None, Goal::Run, Some(launch)) => {

@@ -231,7 +231,7 @@ impl Cluster {
             }
             self.await_migrations();
             if plan.is_unfinished {
-                self.plan_at(Time(now.0 + 1));
+                self.plan_at(now);
             }
             for growth in plan.growths {
                 self.grow(now, growth);
@@ -239,6 +239,8 @@ impl Cluster {
             for at in plan.tired_at.into_iter().chain(plan.grow_at) {
                 self.plan_at(at);
             }
+            // This very round is decided: what came of it is for the next one.
+            self.round_at = self.round_at.max(self.round_at.map(|_| Time(now.0 + 1)));
         }
         self.freed_for.clear();
         self.flush(reporter, unknown, effects);
@@ -569,8 +571,8 @@ impl Cluster {
 
 /// The ranks of a job with the identities of their workers.
 pub(crate) fn workers(job: &Job) -> impl Iterator<Item = (WorkerId, &Allocation)> {
-    let id = |rank| WorkerId { job: job.id, attempt: job.attempt, rank };
-    job.ranks.iter().enumerate().map(move |(rank, allocation)| (id(rank as u32), allocation))
+    let id = |rank: &Allocation| WorkerId { job: job.id, attempt: job.attempt, rank: rank.rank };
+    job.ranks.iter().map(move |rank| (id(rank), rank))
 }
 
 /// What came of a heartbeat.

@@ -137,6 +137,10 @@ pub enum Note {
     Preempted { job: JobId, by: JobId, lost_device_ms: u64 },
     /// A job goes on with fewer ranks, because it gives way to one that waits, or a user wants it.
     Shrunk { job: JobId, from: u32, to: u32, by: Option<JobId>, lost_device_ms: u64 },
+    /// A worker of a running job failed or was lost; the others run on.
+    RankDown { job: JobId, why: Why },
+    /// A worker, numbered `rank`, takes the place of the one numbered `was`.
+    RankAnew { job: JobId, was: u32, rank: u32, node: Name },
     /// A job goes on with more ranks.
     Grown { job: JobId, from: u32, to: u32 },
     /// A user wants so many ranks of a job's elastic role; `None`: as many as it can have.
@@ -179,6 +183,8 @@ impl Note {
             | Note::Requeued { job, .. }
             | Note::Preempted { job, .. }
             | Note::Shrunk { job, .. }
+            | Note::RankDown { job, .. }
+            | Note::RankAnew { job, .. }
             | Note::Grown { job, .. }
             | Note::Scaled { job, .. }
             | Note::Moved { job, .. }
@@ -219,6 +225,8 @@ impl Note {
             Note::Requeued { .. } => "requeued",
             Note::Preempted { .. } => "preempted",
             Note::Shrunk { .. } => "shrunk",
+            Note::RankDown { .. } => "rank-down",
+            Note::RankAnew { .. } => "rank-anew",
             Note::Grown { .. } => "grown",
             Note::Scaled { .. } => "scaled",
             Note::Moved { .. } => "moved",
@@ -262,6 +270,10 @@ impl fmt::Display for Note {
             }
             Note::Shrunk { job, from, to, by: None, .. } => {
                 write!(f, "{job} shrinks from {from} to {to} ranks")
+            }
+            Note::RankDown { job, why } => write!(f, "{job} runs on: {why}"),
+            Note::RankAnew { job, was, rank, node } => {
+                write!(f, "{job} rank {rank} on {node} takes the place of rank {was}")
             }
             Note::Grown { job, from, to } => write!(f, "{job} grows from {from} to {to} ranks"),
             Note::Scaled { job, ranks: Some(ranks), least, most } => {

@@ -1,8 +1,8 @@
 //! Jobs that go on with other ranks: how they shrink, grow, are scaled, and migrate to another class of devices.
 //!
 //! What is decided is which ranks a job goes on with; the rest of this file is how it gets there. A gang stops with its
-//! grace and starts again at once as its next attempt, on what it kept; where the ranks know nothing of each other, the
-//! others run on. What it goes on with it holds all the while: nobody slips in between.
+//! grace and starts again at once as its next attempt, on what it kept; where workers may come and go, the others run on.
+//! What it goes on with it holds all the while: nobody slips in between.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -48,10 +48,16 @@ impl Cluster {
             return;
         }
         let end = job.spec.elastic_end(from);
-        let stays = (0..end - (from - to)).chain(end..from).collect();
+        self.begin_shrink(now, id, (0..end - (from - to)).chain(end..from).collect());
+        self.seek_anew(now);
+    }
+
+    /// A running job goes on with some of its ranks, for nobody else.
+    pub(crate) fn begin_shrink(&mut self, now: Time, id: JobId, stays: Vec<u32>) {
+        let (from, to) = (self.jobs.get(id).expect("a job that runs").ranks.len() as u32, stays.len() as u32);
         self.begin_resize(id, stays, Why::Resized { from, to, by: None, at: now });
         self.note(Note::Shrunk { job: id, from, to, by: None, lost_device_ms: 0 });
-        self.seek_anew(now);
+        self.end_if_stopped(now, id);
     }
 
     /// A job gives up some of its ranks to one that waits.
@@ -60,6 +66,7 @@ impl Cluster {
         let (from, to) = (job.ranks.len() as u32, stays.len() as u32);
         self.begin_resize(id, stays, Why::Resized { from, to, by: Some(by), at });
         self.note(Note::Shrunk { job: id, from, to, by: Some(by), lost_device_ms });
+        self.end_if_stopped(at, id);
     }
 
     fn begin_resize(&mut self, id: JobId, stays: Vec<u32>, why: Why) {
@@ -75,14 +82,13 @@ impl Cluster {
     pub(crate) fn grow(&mut self, now: Time, Growth { job: id, more }: Growth) {
         let job = self.jobs.get(id).expect("a job that grows");
         let (from, to) = (job.ranks.len() as u32, (job.ranks.len() + more.len()) as u32);
-        let (end, is_live) = (job.spec.elastic_end(from), job.grows_live());
+        let (end, is_live) = (job.spec.elastic_end(from), job.spec.is_live());
         self.note(Note::Grown { job: id, from, to });
         self.add_ranks(id, more);
         let stays: Vec<u32> = (0..end).chain(from..to).chain(end..from).collect();
         self.begin_resize(id, stays, Why::Resized { from, to, by: None, at: now });
         if is_live {
-            // This very round is decided.
-            self.end_resize(now, Time(now.0 + 1), id, is_live);
+            self.end_resize(now, id, is_live);
         }
     }
 
@@ -119,7 +125,9 @@ impl Cluster {
         let (queue, before, from) = (job.spec.queue.clone(), job.charge(), job.ranks.len());
         let worth: u64 = more.iter().map(|rank| self.nodes.get(rank.node).worth_milli(rank)).sum();
         self.change_job(id, |job| {
-            job.ranks.extend(more.into_iter().map(|rank| Allocation { worker: RankState::Gone, ..rank }));
+            let next = job.last_nodes.len() as u32..;
+            let held = |(rank, it)| Allocation { rank, worker: RankState::Gone, ..it };
+            job.ranks.extend(next.zip(more).map(held));
             job.worth_milli += worth;
         });
         let job = self.jobs.get(id).expect("a job that runs");
@@ -133,21 +141,23 @@ impl Cluster {
         // One that got ranks before it may have looked at its nodes anew.
         touched.into_iter().for_each(|node| self.refresh_room(node));
         self.charge(&queue, charge, before);
-        self.weigh_anew(&queue, Time(self.now().0 + 1));
+        self.weigh_anew(&queue, self.now());
     }
 
     /// Whether all ranks are gone, but for those of a resizing job that run on.
     pub(crate) fn has_stopped(job: &Job) -> bool {
-        let runs_on = |rank: usize| matches!(job.phase, Phase::Stopping(_)) && job.runs(rank as u32);
-        job.ranks.iter().enumerate().all(|(at, rank)| rank.worker == RankState::Gone || runs_on(at))
+        let stops = matches!(job.phase, Phase::Stopping(_));
+        let runs_on = |at: usize| stops && job.runs(at as u32);
+        let is_over =
+            |rank: &Allocation| rank.worker == RankState::Gone && (stops || rank.restart_at.is_none());
+        job.ranks.iter().enumerate().all(|(at, rank)| is_over(rank) || runs_on(at))
     }
 
     /// All that had to stop for another number of ranks has: the job goes on with what it kept. If that is not as it
     /// was, it is placed again.
     ///
-    /// * `then`: when a round follows.
     /// * `is_live`: whether the ranks that stay run on.
-    pub(crate) fn end_resize(&mut self, now: Time, then: Time, id: JobId, is_live: bool) {
+    pub(crate) fn end_resize(&mut self, now: Time, id: JobId, is_live: bool) {
         let job = self.jobs.get(id).expect("a job that is resized").clone();
         let Phase::Stopping(Then::Resize(mut stays)) = job.phase.clone() else {
             panic!("{id} is not resized while {:?}", job.phase)
@@ -161,12 +171,13 @@ impl Cluster {
             stays = (0..job.ranks.len() as u32).collect();
         }
         let kept = |rank: &u32| &job.ranks[*rank as usize];
-        let is_new = |rank: &u32| job.last_nodes.len() <= *rank as usize;
+        let is_new = |rank: &u32| job.last_nodes.len() <= kept(rank).rank as usize;
         let holds = |rank: &u32| match is_live && !is_new(rank) {
             true => {
                 let node = self.nodes.get(kept(rank).node);
                 let is_left = node.up && node.availability != Availability::Draining;
-                is_left && kept(rank).worker != RankState::Gone
+                // The place of one that is down is looked at when another one is to take it.
+                is_left || kept(rank).worker == RankState::Gone
             }
             false => {
                 let node = kept(rank).node;
@@ -179,13 +190,14 @@ impl Cluster {
         for (worker, rank) in workers(&job) {
             self.nodes.release(worker, rank, job.span());
         }
-        let freed = job.leaving().map(|(_, rank)| rank.node).collect::<BTreeSet<NodeId>>();
+        let freed = job.leaving().map(|at| job.ranks[at as usize].node).collect::<BTreeSet<NodeId>>();
         let lost_ms = if is_live { 0 } else { self.unsaved_ms(&job) };
-        let ranks = |rank: &u32| match is_live && !is_new(rank) {
-            true => kept(rank).clone(),
-            false => Allocation { worker: RankState::Assigned, ..kept(rank).clone() },
+        let ranks = |(at, stays): (u32, &u32)| match is_live {
+            true if !is_new(stays) => kept(stays).clone(),
+            true => kept(stays).assigned(kept(stays).rank, now),
+            false => kept(stays).assigned(at, now),
         };
-        let ranks: Vec<Allocation> = stays.iter().map(ranks).collect();
+        let ranks: Vec<Allocation> = (0..).zip(&stays).map(ranks).collect();
         let worth_milli = ranks.iter().map(|rank| self.nodes.get(rank.node).worth_milli(rank)).sum();
         self.freed_for.extend(job.gives_way_to());
         self.reassign(id);
@@ -197,7 +209,9 @@ impl Cluster {
             if !is_live {
                 job.last_nodes.clear();
             }
-            job.last_nodes.extend(ranks.iter().skip(job.last_nodes.len()).map(|rank| rank.node));
+            let known = job.last_nodes.len() as u32;
+            let new = ranks.iter().filter(|rank| known <= rank.rank);
+            job.last_nodes.extend(new.map(|rank| rank.node));
             job.ranks = ranks;
             job.worth_milli = worth_milli;
         });
@@ -211,11 +225,11 @@ impl Cluster {
         for node in job.ranks.iter().map(|rank| rank.node).collect::<BTreeSet<NodeId>>() {
             self.refresh_room(node);
         }
-        freed.into_iter().for_each(|node| self.plan_freed(then, node));
+        freed.into_iter().for_each(|node| self.plan_freed(now, node));
         self.charge(&job.spec.queue, after.charge(), job.charge());
-        self.weigh_anew(&job.spec.queue, then);
-        self.seek_anew(then);
-        self.plan_at(then);
+        self.weigh_anew(&job.spec.queue, now);
+        self.seek_anew(now);
+        self.plan_at(now);
         if !is_live {
             self.forget_checkpoint(id);
             let nodes = after.ranks.iter().map(|rank| self.nodes.get(rank.node).name.clone()).collect();
@@ -239,9 +253,6 @@ impl Cluster {
         };
         self.freed_for.extend(job.gives_way_to());
         self.requeue(id, why);
-        if self.jobs.get(id).is_some_and(|job| job.ranks.iter().all(|rank| rank.worker == RankState::Gone)) {
-            self.release(now, id, None);
-        }
     }
 }
 
@@ -268,16 +279,19 @@ impl Job {
 
     /// Those of its ranks that the attempt which holds them had, or has.
     pub fn in_attempt(&self) -> &[Allocation] {
-        &self.ranks[..self.last_nodes.len().min(self.ranks.len())]
+        let waits = |rank: &&Allocation| self.last_nodes.len() <= rank.rank as usize;
+        // They stand behind the others.
+        let waiting = self.ranks.iter().rev().take_while(waits).count();
+        &self.ranks[..self.ranks.len() - waiting]
     }
 
-    /// The ranks that it gives back when it has stopped, with the identities of their workers.
-    pub fn leaving(&self) -> impl Iterator<Item = (WorkerId, &Allocation)> {
+    /// Positions of the ranks that it gives back when it has stopped.
+    pub fn leaving(&self) -> impl Iterator<Item = u32> {
         let stays: BTreeSet<u32> = self.stays().iter().copied().collect();
-        workers(self).filter(move |(worker, _)| !stays.contains(&worker.rank))
+        (0..self.ranks.len() as u32).filter(move |at| !stays.contains(at))
     }
 
-    /// Ranks that it keeps when it has stopped.
+    /// Positions of the ranks that it keeps when it has stopped.
     pub(crate) fn stays(&self) -> &[u32] {
         match &self.phase {
             Phase::Stopping(Then::Resize(stays)) => stays,
@@ -285,18 +299,14 @@ impl Job {
         }
     }
 
-    /// Whether it can get further ranks while it runs: they know nothing of each other, and no number of a rank is used
-    /// twice in an attempt.
-    pub fn grows_live(&self) -> bool {
-        self.spec.is_loose() && self.ranks.len() == self.last_nodes.len()
-    }
-
-    /// Whether the worker of a rank should run.
-    pub fn runs(&self, rank: u32) -> bool {
+    /// Whether the worker of the rank at a position should run.
+    pub fn runs(&self, at: u32) -> bool {
         match &self.phase {
             Phase::Active => true,
+            // What it has got to go elsewhere starts when all of it has stopped.
             Phase::Stopping(Then::Resize(stays)) => {
-                self.spec.is_loose() && stays.len() < self.ranks.len() && stays.contains(&rank)
+                let is_old = |at: u32| (self.ranks[at as usize].rank as usize) < self.last_nodes.len();
+                self.spec.is_live() && is_old(at) && stays.contains(&at)
             }
             Phase::Pending(_) | Phase::Stopping(_) | Phase::Done(_) => false,
         }
@@ -304,7 +314,7 @@ impl Job {
 }
 
 /// Whether a node still has what a rank holds of it, and takes work.
-fn has(node: &Node, rank: &Allocation) -> bool {
+pub(crate) fn has(node: &Node, rank: &Allocation) -> bool {
     let healthy = |index: &u16| {
         let device = node.inventory.devices.get(usize::from(*index));
         device.is_some_and(|device| device.fault.is_none())

@@ -27,11 +27,11 @@ pub struct Job {
     pub attempt: u32,
     /// Attempts that ended by a failure of the job's own.
     pub failures: u32,
-    /// By rank. Empty unless the job holds resources.
+    /// By role. Empty unless the job holds resources.
     pub ranks: Vec<Allocation>,
     /// What they are worth, in thousandths of a reference device. See [`Charge`].
     pub worth_milli: u64,
-    /// Nodes of the current or last attempt, by rank, those included that it gave up while it ran: where its logs are.
+    /// Nodes of the workers of the current or last attempt, by [`Allocation::rank`], of all that it had: where logs are.
     pub last_nodes: Vec<NodeId>,
     /// When the current or last attempt was placed.
     pub placed: Option<Time>,
@@ -230,6 +230,12 @@ impl Job {
         }
     }
 
+    /// When it must be looked at, while it runs: its time limit ends it, or a worker is to be started anew.
+    fn timer(&self) -> Option<Time> {
+        let restarts = self.spec.is_live().then(|| self.ranks.iter().filter_map(|rank| rank.restart_at));
+        restarts.into_iter().flatten().chain(self.expected_end()).min()
+    }
+
     /// The job that it gives way to, while it stops for that, and when that was decided.
     pub fn gives_way_to(&self) -> Option<(JobId, Time)> {
         match (&self.phase, &self.last_failure) {
@@ -249,6 +255,16 @@ impl Job {
             None => Until::Unknown,
         };
         Span { since: self.placed.unwrap_or(self.submitted), until }
+    }
+
+    /// Where the rank stands whose worker has a number. `O(1)` but for ranks that came later.
+    ///
+    /// # Panics
+    /// When it has no such rank.
+    pub fn position(&self, rank: u32) -> usize {
+        let is_it = |it: &Allocation| it.rank == rank;
+        let at = Some(rank as usize).filter(|at| self.ranks.get(*at).is_some_and(is_it));
+        at.or_else(|| self.ranks.iter().position(is_it)).unwrap_or_else(|| panic!("{}: rank {rank}", self.id))
     }
 
     /// Whether all ranks are reported running.
@@ -344,6 +360,11 @@ impl Jobs {
         self.stopping().filter(move |victim| victim.gives_way_to().is_some_and(|(by, _)| by == job))
     }
 
+    /// In how many queues jobs of the shape could be placed.
+    pub(crate) fn queues_with(&self, shape: &Shape) -> usize {
+        self.shapes.get(shape).copied().unwrap_or(0)
+    }
+
     /// Jobs that could be placed now.
     pub fn ready(&self) -> &Ready {
         &self.ready
@@ -437,7 +458,8 @@ impl Jobs {
     pub(crate) fn rank_state_mut(&mut self, worker: WorkerId) -> &mut RankState {
         let job = Arc::make_mut(self.table.get_mut(&worker.job).expect("a job that exists"));
         assert_eq!(job.attempt, worker.attempt, "{worker} is of another attempt");
-        &mut job.ranks[worker.rank as usize].worker
+        let at = job.position(worker.rank);
+        &mut job.ranks[at].worker
     }
 
     pub(crate) fn turn(&self, job: &Job) -> Turn {
@@ -477,9 +499,7 @@ impl Jobs {
                 }
                 let place = (job.spec.priority, Reverse(id));
                 self.active.entry(job.spec.queue.clone()).or_default().insert(place);
-                if let Some(end) = job.expected_end() {
-                    self.timers.insert((end, id));
-                }
+                self.timers.extend(job.timer().map(|at| (at, id)));
             }
             Phase::Stopping(_) => {
                 self.holding.insert(id);
@@ -516,8 +536,8 @@ impl Jobs {
         if let Phase::Pending(not_before) = job.phase {
             self.timers.remove(&(not_before, id));
         }
-        if let Some(end) = job.expected_end() {
-            self.timers.remove(&(end, id));
+        if let Some(at) = job.timer() {
+            self.timers.remove(&(at, id));
         }
         for dependency in &job.spec.after {
             if let Some(set) = self.dependents.get_mut(dependency) {

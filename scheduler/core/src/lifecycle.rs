@@ -126,7 +126,9 @@ impl Cluster {
         }
         if availability == Availability::Draining {
             for worker in self.workers_on(id) {
-                if self.jobs.get(worker.job).expect("a worker's job").phase == Phase::Active {
+                if self.jobs.get(worker.job).expect("a worker's job").phase == Phase::Active
+                    && !self.leave_node(now, worker.job, id)
+                {
                     self.requeue(worker.job, Why::Drained { rank: worker.rank, node: name.clone() });
                 }
             }
@@ -237,7 +239,9 @@ impl Cluster {
     pub(crate) fn ring_timers(&mut self, now: Time) {
         while let Some(id) = self.jobs.pop_timer(now) {
             let job = self.jobs.get(id).expect("a timer's job");
-            if job.phase == Phase::Active {
+            if job.phase == Phase::Active && job.expected_end().is_none_or(|end| now < end) {
+                self.mend(now, id);
+            } else if job.phase == Phase::Active {
                 self.stop(id, Outcome::TimedOut);
             } else {
                 self.change_job_index(id);
@@ -256,7 +260,7 @@ impl Cluster {
             job.placed = Some(now);
             job.first_placed = job.first_placed.or(Some(now));
             job.last_nodes = ranks.iter().map(|rank| rank.node).collect();
-            job.ranks = ranks;
+            job.ranks = (0..).zip(ranks).map(|(at, rank)| rank.assigned(at, now)).collect();
             job.worth_milli = worth_milli;
         });
         let job = self.jobs.get(id).expect("a placed job");
@@ -267,7 +271,7 @@ impl Cluster {
         let nodes = job.ranks.iter().map(|rank| self.nodes.get(rank.node).name.clone()).collect();
         let note = Note::Placed { job: id, attempt: job.attempt, nodes };
         self.charge(&queue, charge, Charge::default());
-        self.weigh_anew(&queue, Time(now.0 + 1));
+        self.weigh_anew(&queue, now);
         self.reassign(id);
         self.note(note);
     }
@@ -281,24 +285,35 @@ impl Cluster {
     }
 
     fn on_exited(&mut self, now: Time, worker: WorkerId, exit: Exit) {
-        let job = self.jobs.get(worker.job).expect("a worker's job");
-        if job.phase == Phase::Active && exit != Exit::Code(0) {
-            let node = self.node_of(worker);
-            self.fail(worker.job, Why::WorkerFailed { rank: worker.rank, node, exit });
+        if exit != Exit::Code(0) && self.should_run(worker) {
+            let why = Why::WorkerFailed { rank: worker.rank, node: self.node_of(worker), exit };
+            match self.may_fail_alone(worker.job) {
+                true => self.rank_down(now, worker, why),
+                false => self.fail(worker.job, why),
+            }
         }
         self.on_gone(now, worker);
     }
 
     fn on_rank_lost(&mut self, now: Time, worker: WorkerId) {
-        if self.jobs.get(worker.job).expect("a worker's job").phase == Phase::Active {
-            let node = self.node_of(worker);
-            self.requeue(worker.job, Why::RankLost { rank: worker.rank, node });
+        if self.should_run(worker) {
+            let why = Why::RankLost { rank: worker.rank, node: self.node_of(worker) };
+            match self.jobs.get(worker.job).expect("a worker's job").spec.is_live() {
+                true => self.rank_down(now, worker, why),
+                false => self.requeue(worker.job, why),
+            }
         }
         self.on_gone(now, worker);
     }
 
+    /// Whether the worker was to go on.
+    fn should_run(&self, worker: WorkerId) -> bool {
+        let job = self.jobs.get(worker.job).expect("a worker's job");
+        job.runs(job.position(worker.rank) as u32)
+    }
+
     /// An attempt failed by itself: it is repeated as often as the job allows.
-    fn fail(&mut self, id: JobId, why: Why) {
+    pub(crate) fn fail(&mut self, id: JobId, why: Why) {
         let job = self.jobs.get(id).expect("a failed job");
         let retries_left = job.failures < job.spec.retries;
         self.change_job(id, |job| job.failures += 1);
@@ -318,6 +333,7 @@ impl Cluster {
         self.reassign(id);
         self.seek_anew(self.now);
         self.note(Note::Requeued { job: id, why });
+        self.end_if_stopped(self.now, id);
     }
 
     /// Stops all victims of a decision. They are not charged with a failure.
@@ -334,6 +350,7 @@ impl Cluster {
             });
             self.reassign(id);
             self.note(Note::Preempted { job: id, by, lost_device_ms });
+            self.end_if_stopped(self.now, id);
         }
     }
 
@@ -355,25 +372,38 @@ impl Cluster {
         self.reassign(id);
         self.seek_anew(self.now);
         self.note(Note::Stopping { job: id, why: outcome });
+        self.end_if_stopped(self.now, id);
     }
 
     fn on_gone(&mut self, now: Time, worker: WorkerId) {
         self.set_rank_state(worker, RankState::Gone);
         self.reassign(worker.job);
         let job = self.jobs.get(worker.job).expect("a worker's job");
-        self.nodes.worker_gone(worker, job.ranks[worker.rank as usize].node);
+        self.nodes.worker_gone(worker, job.ranks[job.position(worker.rank)].node);
+        self.end_if_stopped(now, worker.job);
+    }
+
+    /// What comes after the last worker of a job that was to go.
+    pub(crate) fn end_if_stopped(&mut self, now: Time, id: JobId) {
+        let job = self.jobs.get(id).expect("a job that holds resources");
         if !Cluster::has_stopped(job) {
             return;
         }
         match job.phase.clone() {
-            Phase::Active => self.finish(now, worker.job, Outcome::Succeeded),
-            Phase::Stopping(Then::Finish(outcome)) => self.finish(now, worker.job, outcome),
-            Phase::Stopping(Then::Requeue) => self.release(now, worker.job, None),
+            Phase::Active => self.finish(now, id, Outcome::Succeeded),
+            Phase::Stopping(Then::Finish(outcome)) => self.finish(now, id, outcome),
+            Phase::Stopping(Then::Requeue) => self.release(now, id, None),
             Phase::Stopping(Then::Resize(_)) => {
-                let is_live = job.ranks.iter().any(|rank| rank.worker != RankState::Gone);
-                self.end_resize(now, now, worker.job, is_live);
+                let goes_on = |rank: &Allocation| rank.worker != RankState::Gone || rank.restart_at.is_some();
+                let mut run_on = (0..).zip(&job.ranks).filter(|(at, _)| job.runs(*at)).peekable();
+                match run_on.peek().is_some() {
+                    false => self.end_resize(now, id, false),
+                    true if run_on.any(|(_, rank)| goes_on(rank)) => self.end_resize(now, id, true),
+                    // Nobody had told those that were to stay to end.
+                    true => self.finish(now, id, Outcome::Succeeded),
+                }
             }
-            Phase::Pending(_) | Phase::Done(_) => panic!("{worker} ran for a job that holds nothing"),
+            Phase::Pending(_) | Phase::Done(_) => panic!("{id} holds nothing"),
         }
     }
 
@@ -438,10 +468,12 @@ impl Cluster {
         });
         if ends {
             self.learn_duration(id);
+        } else {
+            self.reopen(id);
         }
     }
 
-    fn pause(&self, failures: u32) -> Duration {
+    pub(crate) fn pause(&self, failures: u32) -> Duration {
         self.policy.backoff * (1 << failures.saturating_sub(1).min(6))
     }
 
@@ -452,12 +484,13 @@ impl Cluster {
     }
 
     fn rank_state(&self, worker: WorkerId) -> RankState {
-        self.jobs.get(worker.job).expect("a worker's job").ranks[worker.rank as usize].worker
+        let job = self.jobs.get(worker.job).expect("a worker's job");
+        job.ranks[job.position(worker.rank)].worker
     }
 
-    fn node_of(&self, worker: WorkerId) -> Name {
+    pub(crate) fn node_of(&self, worker: WorkerId) -> Name {
         let job = self.jobs.get(worker.job).expect("a worker's job");
-        self.nodes.get(job.ranks[worker.rank as usize].node).name.clone()
+        self.nodes.get(job.ranks[job.position(worker.rank)].node).name.clone()
     }
 
     /// Workers on the node that are not known gone. One may go while another is dealt with.

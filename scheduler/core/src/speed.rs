@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, workers};
 use crate::event::Progress;
 use crate::jobs::{Job, Phase};
 use crate::types::*;
@@ -159,9 +159,10 @@ impl Cluster {
         pace.last = (now, progress);
         let job = self.jobs().get(worker.job).expect("a worker's job");
         let world = job.ranks.len() as u32;
-        let number = job.spec.role_of(worker.rank, world);
+        let at = job.position(worker.rank);
+        let number = job.spec.role_of(at as u32, world);
         let (role, ranks) = (&job.spec.roles[number], job.spec.ranks_of(number, world).len());
-        let rank = &job.ranks[worker.rank as usize];
+        let rank = &job.ranks[at];
         let Some(device) = rank.devices.first() else { return };
         let Some(device) = self.nodes().get(rank.node).inventory.devices.get(usize::from(*device)) else {
             return;
@@ -192,7 +193,8 @@ impl Cluster {
         let current = |job: &&Job| job.phase == Phase::Active && job.attempt == worker.attempt;
         let Some(job) = self.jobs().get(worker.job).filter(current) else { return false };
         let world = job.ranks.len() as u32;
-        (0..job.spec.roles.len()).any(|role| job.spec.ranks_of(role, world).start == worker.rank)
+        let first = |role| job.ranks.get(job.spec.ranks_of(role, world).start as usize);
+        (0..job.spec.roles.len()).any(|role| first(role).is_some_and(|first| first.rank == worker.rank))
     }
 
     /// In how many milliseconds the job ends if it goes on as it does: its steps left over its pace. Where that is not
@@ -201,7 +203,8 @@ impl Cluster {
         let now = self.now();
         let age = job.placed.map_or(0, |placed| now.since(placed));
         let by_steps = || {
-            let pace = self.paces.get(&WorkerId { job: job.id, attempt: job.attempt, rank: 0 })?;
+            let (worker, _) = workers(job).next()?;
+            let pace = self.paces.get(&worker)?;
             let ((began, first), (at, last)) = (pace.first, pace.last);
             let steps = last.step.checked_sub(first).filter(|steps| 0 < *steps)?;
             let to_do = last.total_steps.checked_sub(last.step).filter(|_| last.total_steps != 0)?;

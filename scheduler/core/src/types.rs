@@ -5,6 +5,7 @@ use std::ops::{Add, Range};
 use std::sync::Arc;
 use std::{fmt, str::FromStr, time::Duration};
 
+use crate::members::Members;
 use crate::topology::{Standing, Topology};
 
 /// A point on the pool's timeline, in milliseconds since the Unix epoch. Never decreases.
@@ -32,7 +33,7 @@ pub struct WorkerId {
     pub job: JobId,
     /// Placement of the job that the worker belongs to, counted from 1.
     pub attempt: u32,
-    /// Rank of the worker within the attempt, from 0.
+    /// Number of the worker within the attempt, from 0; never given twice. See [`Allocation::rank`].
     pub rank: u32,
 }
 
@@ -144,6 +145,18 @@ pub struct JobSpec {
     pub checkpoint_dir: Option<Name>,
     /// While there is a reservation of this name, the job runs only on its nodes, and in its period.
     pub reservation: Option<Name>,
+    /// What is started anew when a worker fails.
+    pub restart: Restart,
+}
+
+/// What is started anew when a worker of a running job fails, or is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Restart {
+    /// All of the job, as its next attempt.
+    #[default]
+    Gang,
+    /// That worker only: the others know how to go on, and how to take in another one.
+    Rank,
 }
 
 /// Indices of an array job: `first, first + step, … <= last`.
@@ -265,6 +278,10 @@ pub struct ServeOptions {
 /// One rank of a placed job, on its node and devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Allocation {
+    /// Number of its worker in the attempt. At first that is its position among the job's ranks. Where one worker is
+    /// started anew, or others are added, while the rest runs on, they get the next numbers: no number is given twice in
+    /// an attempt, so nobody takes a worker for an earlier one.
+    pub rank: u32,
     /// Node that the worker runs on.
     pub node: NodeId,
     /// Device indices on that node, ascending.
@@ -282,6 +299,10 @@ pub struct Allocation {
     pub port: u16,
     /// Progress of the worker process.
     pub worker: RankState,
+    /// When it was assigned.
+    pub since: Time,
+    /// Its worker failed, and another one is started then.
+    pub restart_at: Option<Time>,
 }
 
 /// Progress of one rank, as the scheduler knows it.
@@ -313,6 +334,8 @@ pub struct Assignment {
     pub revision: Revision,
     /// Complete list; a worker that is not in it must not run.
     pub workers: Vec<WorkerOrder>,
+    /// Of jobs whose workers are told of each other: who takes part now. Of one that is left out, what was told stands.
+    pub members: Vec<Arc<Members>>,
 }
 
 /// One worker of an [`Assignment`].
@@ -404,9 +427,10 @@ impl JobSpec {
         first..first + size(&self.roles[role])
     }
 
-    /// Whether its ranks know nothing of each other, so that some may come and go while the others run on.
-    pub fn is_loose(&self) -> bool {
-        self.roles.iter().all(|role| matches!(role.program, Program::Serve(_)))
+    /// Whether its workers may come and go while the others run on: they know how to, or know nothing of each other.
+    pub fn is_live(&self) -> bool {
+        let serves = |role: &Role| matches!(role.program, Program::Serve(_));
+        self.restart == Restart::Rank || self.roles.iter().all(serves)
     }
 
     /// Whether it answers requests, which nobody can answer for it while it waits again.

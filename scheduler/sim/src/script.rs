@@ -199,6 +199,13 @@ impl Player {
                 "array" => spec.array = Some(array(value)?),
                 "limit" => spec.time_limit_ms = Some(1000 * number::<u64>(value)?),
                 "retries" => spec.retries = number(value)?,
+                "restart" => {
+                    spec.restart = match value {
+                        "rank" => Restart::Rank,
+                        "gang" => Restart::Gang,
+                        _ => return Err(format!("restart {value}: gang or rank")),
+                    }
+                }
                 "grace" => spec.grace_ms = 1000 * number::<u64>(value)?,
                 "cpus" => {
                     let cpus_milli = (number::<f64>(value)? * 1000.0) as u32;

@@ -1,6 +1,6 @@
 //! What is durable, and what must be true of everything that is written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use aquifer_core::jobs::{Job, Outcome, Phase};
@@ -98,11 +98,23 @@ fn check_growth(earlier: &Job, job: &Job) {
     assert!(Arc::ptr_eq(&earlier.spec, &job.spec) || earlier.spec == job.spec, "the specification of {id}");
     assert!(earlier.attempt <= job.attempt, "attempts of {id} went back to {}", job.attempt);
     assert!(earlier.failures <= job.failures, "failures of {id} went back to {}", job.failures);
-    assert!(job.failures <= job.attempt, "{id} failed more often than it was placed");
+    let failed_alone = if job.spec.is_live() { job.spec.retries } else { 0 };
+    assert!(job.failures <= job.attempt + failed_alone, "{id} failed more often than it was placed");
     if earlier.attempt == job.attempt && !earlier.ranks.is_empty() && !job.ranks.is_empty() {
-        for (rank, (was, is)) in earlier.ranks.iter().zip(&job.ranks).enumerate() {
-            assert!(was.worker <= is.worker, "rank {rank} of {id}: {:?} after {:?}", is.worker, was.worker);
-            let moved = Allocation { worker: was.worker, ..is.clone() };
+        let numbers: BTreeSet<u32> = job.ranks.iter().map(|rank| rank.rank).collect();
+        assert_eq!(numbers.len(), job.ranks.len(), "{id} has two workers of one number");
+        for was in &earlier.ranks {
+            let rank = was.rank;
+            let Some(is) = job.ranks.iter().find(|is| is.rank == rank) else {
+                let may_go = job.spec.is_live() || matches!(earlier.phase, Phase::Stopping(_));
+                assert!(may_go, "rank {rank} of {id} went within attempt {}", job.attempt);
+                continue;
+            };
+            // What a job has got to go on with is assigned when the rest has stopped.
+            let begins = earlier.last_nodes.len() <= rank as usize;
+            assert!(begins || was.worker <= is.worker, "rank {rank}: {:?} after {:?}", is.worker, was.worker);
+            let moved =
+                Allocation { worker: was.worker, restart_at: was.restart_at, since: was.since, ..is.clone() };
             assert_eq!(*was, moved, "rank {rank} of {id} moved within attempt {}", job.attempt);
         }
     }

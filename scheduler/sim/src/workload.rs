@@ -226,6 +226,7 @@ fn any_spec(rng: &mut Rng, queues: &[&str], number: u64) -> JobSpec {
         working_dir: None,
         checkpoint_dir: None,
         reservation: None,
+        restart: if rng.below(4) == 0 { Restart::Rank } else { Restart::Gang },
     }
 }
 

@@ -1,7 +1,7 @@
 //! What workers print: asked of the agents piece by piece, so that nothing is kept here and a slow reader
 //! holds nobody up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use aquifer_core::jobs::Phase;
@@ -92,11 +92,12 @@ async fn changed(runtime: &Runtime, job: JobId, attempt: u32) {
 async fn sources(runtime: &Runtime, id: JobId) -> Result<Sources, Status> {
     let sources = runtime.query(move |cluster| {
         let job = cluster.jobs().get(id)?;
-        let alive = |rank: usize| job.ranks.get(rank).is_some_and(|rank| rank.worker != RankState::Gone);
+        let living = job.ranks.iter().filter(|rank| rank.worker != RankState::Gone).map(|rank| rank.rank);
+        let living: BTreeSet<u32> = living.collect();
         Some(Sources {
             attempt: job.attempt,
             nodes: job.last_nodes.iter().map(|node| cluster.nodes().get(*node).name.to_string()).collect(),
-            alive: (0..job.last_nodes.len()).map(alive).collect(),
+            alive: (0..job.last_nodes.len() as u32).map(|rank| living.contains(&rank)).collect(),
             done: matches!(job.phase, Phase::Done(_)),
         })
     });
@@ -161,7 +162,8 @@ async fn read_rank(
 async fn is_to_come(runtime: &Runtime, worker: WorkerId) -> bool {
     let is_to_come = runtime.query(move |cluster| {
         let job = cluster.jobs().get(worker.job).filter(|job| job.attempt == worker.attempt)?;
-        Some(job.ranks.get(worker.rank as usize)?.worker == RankState::Assigned)
+        let rank = job.ranks.iter().find(|rank| rank.rank == worker.rank)?;
+        Some(rank.worker == RankState::Assigned)
     });
     is_to_come.await.is_ok_and(|is_to_come| is_to_come == Some(true))
 }

@@ -15,7 +15,7 @@ pub fn job_state(job: &Job) -> v1::JobState {
         Phase::Pending(_) => v1::JobState::Pending,
         Phase::Active if job.all_running() => v1::JobState::Running,
         Phase::Active => v1::JobState::Starting,
-        Phase::Stopping(jobs::Then::Resize(_)) if job.spec.is_loose() => v1::JobState::Running,
+        Phase::Stopping(jobs::Then::Resize(_)) if job.spec.is_live() => v1::JobState::Running,
         Phase::Stopping(_) => v1::JobState::Stopping,
         Phase::Done(Outcome::Succeeded) => v1::JobState::Succeeded,
         Phase::Done(Outcome::Failed(_) | Outcome::Unreachable(_)) => v1::JobState::Failed,
@@ -67,23 +67,32 @@ pub fn class(cluster: &Cluster, job: &Job) -> String {
 
 /// The ranks of a job: what they hold, or where they last ran.
 pub fn ranks(cluster: &Cluster, shared: &Shared, job: &Job) -> Vec<v1::Rank> {
-    let view = |(at, node): (usize, &NodeId)| {
-        let node = cluster.nodes().get(*node);
-        let held = job.ranks.get(at);
+    let held = |(at, rank): (usize, &Allocation)| (at as u32, rank.rank, rank.node);
+    let last = |(rank, node): (usize, &NodeId)| (rank as u32, rank as u32, *node);
+    let ranks: Vec<(u32, u32, NodeId)> = match job.ranks.is_empty() {
+        true => job.last_nodes.iter().enumerate().map(last).collect(),
+        false => job.in_attempt().iter().enumerate().map(held).collect(),
+    };
+    let world = (ranks.len() as u32).min(job.spec.ranks());
+    // Workers of a job that has ended which came later count to its last role.
+    let role = |at: u32| &job.spec.roles[job.spec.role_of(at.min(world - 1), world)];
+    let view = |(at, rank, node): (u32, u32, NodeId)| {
+        let node = cluster.nodes().get(node);
+        let held = job.ranks.get(at as usize);
         let model = held.and_then(|rank| node.inventory.devices.get(usize::from(*rank.devices.first()?)));
         v1::Rank {
-            rank: at as u32,
-            role: job.spec.roles[job.spec.role_of(at as u32, job.last_nodes.len() as u32)].name.to_string(),
+            rank,
+            role: role(at).name.to_string(),
             node: node.name.to_string(),
             devices: held.iter().flat_map(|rank| &rank.devices).map(|index| u32::from(*index)).collect(),
             model: model.map(|device| device.class.model.to_string()).unwrap_or_default(),
             state: wire::rank_state(held.map_or(RankState::Gone, |rank| rank.worker)).into(),
             address: node.inventory.address.to_string(),
             port: held.map_or(0, |rank| rank.port).into(),
-            progress: shared.progress(job, at as u32),
+            progress: shared.progress(job, rank),
         }
     };
-    job.last_nodes.iter().enumerate().map(view).collect()
+    ranks.into_iter().map(view).collect()
 }
 
 /// A node.

@@ -466,7 +466,7 @@ impl<'a> Free<'a> {
     /// Takes a job that holds resources as ended, or as having given up what it is about to give up; or as running on
     /// after all. `O(ranks log nodes)`.
     pub fn take_as_ended(&mut self, job: &Job, ended: bool) {
-        let charge = job.leaving().map(|(_, rank)| rank.charge_milli).sum();
+        let charge = job.leaving().map(|at| job.ranks[at as usize].charge_milli).sum();
         match ended {
             true => self.left.insert(job.id, charge),
             false => self.left.remove(&job.id),
@@ -478,8 +478,9 @@ impl<'a> Free<'a> {
             for worker in held.ends.iter().map(|(_, worker)| *worker).filter(|it| left.contains_key(&it.job))
             {
                 let job = cluster.jobs().get(worker.job).expect("a job that holds resources");
-                if !job.stays().contains(&worker.rank) {
-                    rest.change(worker, &job.ranks[worker.rank as usize], job.span(), false);
+                let at = job.position(worker.rank);
+                if !job.stays().contains(&(at as u32)) {
+                    rest.change(worker, &job.ranks[at], job.span(), false);
                 }
             }
             self.room.refresh(cluster.nodes().get(node), &rest);
@@ -491,7 +492,7 @@ impl<'a> Free<'a> {
         let (mut free, mut left, mut held) = (Free::of(cluster), BTreeMap::new(), BTreeMap::new());
         for worker in workers {
             let job = cluster.jobs().get(worker.job).expect("a job that holds resources");
-            let rank = &job.ranks[worker.rank as usize];
+            let rank = &job.ranks[job.position(worker.rank)];
             *left.entry(job.id).or_default() += rank.charge_milli;
             let held = held.entry(rank.node).or_insert_with(|| cluster.nodes().held(rank.node).clone());
             held.change(worker, rank, job.span(), false);

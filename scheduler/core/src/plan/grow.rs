@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::Plan;
-use super::fit::{Free, find_more, take_more};
-use super::spare::spare_nodes;
+use super::fit::{Free, charge, find_more, take_more};
+use super::spare::{owed_under_limits, spare_nodes};
 use crate::jobs::Job;
 use crate::types::*;
 
@@ -28,8 +28,8 @@ const MOST_LOSS: u64 = 4;
 
 /// Jobs that grow, and when the next may.
 ///
-/// A job grows into nodes only that are kept for nobody, and that could not take a rank of any job that waits: nobody
-/// who waits is delayed. See [`pays`] for whether it does. By their turns, each as far as it can.
+/// A job grows into nodes only that are kept for nobody, and that could not take a rank of any job that waits, and leaves
+/// what such a job may still take under the limits of its queues: nobody who waits is delayed. See [`pays`] for whether it does. By their turns, each as far as it can.
 pub(super) fn grow(free: &mut Free, now: Time, plan: &Plan) -> (Vec<Growth>, Option<Time>) {
     let cluster = free.cluster;
     let (mut growths, mut next) = (Vec::new(), None::<Time>);
@@ -44,18 +44,29 @@ pub(super) fn grow(free: &mut Free, now: Time, plan: &Plan) -> (Vec<Growth>, Opt
     }
     small.sort_by_key(|job| cluster.jobs().turn(job));
     // What is taken here is kept for nobody, so this stays true.
-    let allowed = spare_nodes(free, plan);
+    let (allowed, owed) = (spare_nodes(free, plan), owed_under_limits(free, plan));
     for job in small.into_iter().take(MAX_CANDIDATES) {
         let placed = job.placed.expect("it runs");
         let asked = job.scale.is_some_and(|scale| placed <= scale.at);
-        if !asked {
+        // Where the others run on, a move costs nothing.
+        if !asked && !job.spec.is_live() {
             let Some(rest) = cluster.policy().grow_after else { continue };
             if now < placed + rest {
                 next = Some(next.map_or(placed + rest, |next| next.min(placed + rest)));
                 continue;
             }
         }
-        let more = find_more(free, job, &job.ranks, &allowed);
+        let mut more = find_more(free, job, &job.ranks, &allowed);
+        let crowds = |more: &[Allocation]| {
+            cluster.queues().line(&job.spec.queue).any(|queue| {
+                let others = owed.get(&queue.name).copied().unwrap_or(0);
+                let held = || free.held_by(&queue.name) + charge(more) + others;
+                queue.limit_milli.is_some_and(|limit| limit < held())
+            })
+        };
+        while !more.is_empty() && crowds(&more) {
+            more.pop();
+        }
         if !more.is_empty() && (asked || pays(job, more.len() as u64, cluster.unsaved_ms(job), now)) {
             take_more(free, job, &more);
             growths.push(Growth { job: job.id, more });
@@ -68,7 +79,7 @@ pub(super) fn grow(free: &mut Free, now: Time, plan: &Plan) -> (Vec<Growth>, Opt
 /// has, and what it loses, the time since its last checkpoint on all ranks, is at most a quarter of what they win if it
 /// runs for as long again as it has run since it was placed, or to its time limit. Where the others run on, always.
 pub fn pays(job: &Job, more: u64, unsaved_ms: u64, now: Time) -> bool {
-    if job.grows_live() {
+    if job.spec.is_live() {
         return true;
     }
     let Some(role) = job.spec.elastic_role() else { return false };

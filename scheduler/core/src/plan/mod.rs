@@ -115,7 +115,10 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
                 Err(Misfit::QueueLimit { .. }) => at_limit = true,
                 Err(Misfit::Kept(_)) => {
                     plan.kept_from.insert(shape.clone());
-                    plan.unfit.insert(shape.clone());
+                    // For whom the room is kept, a job of another queue may go before.
+                    if cluster.jobs().queues_with(shape) == 1 {
+                        plan.unfit.insert(shape.clone());
+                    }
                 }
                 Err(Misfit::RoomFor { .. } | Misfit::Barred(_)) => {
                     plan.unfit.insert(shape.clone());

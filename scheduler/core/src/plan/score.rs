@@ -245,6 +245,7 @@ impl Chosen {
     /// What the rank then holds.
     pub fn allocation(self, node: NodeId, request: &Request, port: u16) -> Allocation {
         Allocation {
+            rank: 0,
             node,
             charge_milli: self.take.as_ref().map_or(self.cpus_milli.into(), Take::charge_milli),
             devices: self.devices,
@@ -253,6 +254,8 @@ impl Chosen {
             memory_bytes: request.memory_bytes,
             port,
             worker: RankState::Assigned,
+            since: Time(0),
+            restart_at: None,
         }
     }
 }

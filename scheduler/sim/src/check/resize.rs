@@ -28,7 +28,7 @@ impl Sim {
         assert_eq!(job.ranks.len(), 2 * ranks, "{id} moves as a whole gang");
         let (from, to) = (class(&job.ranks[0]), class(&job.ranks[ranks]));
         assert!(from != to && role.request.devices.iter().any(|want| want.accepts(&to)), "{id} to {to:?}");
-        self.check_robs_nobody(id, (ranks..2 * ranks).map(|rank| rank as u32));
+        self.check_robs_nobody(id, ranks);
         // Nor does it take what a gang that waits may still need.
         let could = |request: &Request, node: &Node| {
             let has = |want: &DeviceRequest| {
@@ -59,11 +59,12 @@ impl Sim {
         let cluster = self.cluster.as_ref().expect("a scheduler");
         let job = cluster.jobs().get(grown).expect("a job");
         assert!(job.ranks.len() as u32 <= job.wanted_ranks(), "{grown} has more ranks than it wants");
-        self.check_robs_nobody(grown, from..to);
+        self.check_robs_nobody(grown, (to - from) as usize);
     }
 
-    /// Ranks that a running job was given are within all limits, and nobody that waits fits but for them.
-    fn check_robs_nobody(&self, id: JobId, more: impl Iterator<Item = u32>) {
+    /// Ranks that a running job was given are within all limits, and nobody that waits fits but for them: so many, the
+    /// latest.
+    fn check_robs_nobody(&self, id: JobId, more: usize) {
         let cluster = self.cluster.as_ref().expect("a scheduler");
         let job = cluster.jobs().get(id).expect("a job");
         for queue in cluster.queues().line(&job.spec.queue) {
@@ -71,13 +72,14 @@ impl Sim {
             let is_within = queue.limit_milli.is_none_or(|limit| held <= limit);
             assert!(is_within, "{id} goes beyond the limit of queue {}", queue.name);
         }
-        let new = more.map(|rank| WorkerId { job: id, attempt: job.attempt, rank });
+        let mut numbers: Vec<u32> = job.ranks.iter().map(|rank| rank.rank).collect();
+        numbers.sort_unstable_by_key(|rank| std::cmp::Reverse(*rank));
+        let new = numbers.into_iter().take(more).map(|rank| WorkerId { job: id, attempt: job.attempt, rank });
         let (mut now, mut before) = (Free::of(cluster), Free::without_workers(cluster, new));
-        for id in cluster.jobs().ready().values().flat_map(|shapes| shapes.values()).flatten().map(|it| it.1)
-        {
-            let waits = cluster.jobs().get(id).expect("a ready job");
+        let waiting = cluster.jobs().ready().values().flat_map(|shapes| shapes.values()).flatten();
+        for waits in waiting.map(|(_, id)| cluster.jobs().get(*id).expect("a ready job")) {
             let is_robbed = fits(&mut before, waits).is_ok() && fits(&mut now, waits).is_err();
-            assert!(!is_robbed, "{id} goes into the room of {id}, which waits");
+            assert!(!is_robbed, "{id} goes into the room of {}, which waits", waits.id);
         }
     }
 }

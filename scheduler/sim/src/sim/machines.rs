@@ -75,6 +75,7 @@ impl Sim {
 
     fn act(&mut self, at: usize, action: Action) {
         match action {
+            Action::Tell(members) => self.tell(&members),
             Action::Launch(worker, launch) => self.launch(at, worker, launch),
             Action::Stop { worker, grace_ms } => self.stop(at, worker, grace_ms),
             Action::Forget(worker) => {
@@ -87,6 +88,7 @@ impl Sim {
     fn launch(&mut self, machine: usize, worker: WorkerId, launch: std::sync::Arc<Launch>) {
         let elsewhere = self.launched.insert(worker, machine);
         assert_eq!(elsewhere, None, "{worker} is launched twice");
+        self.check_told(worker, &launch);
         let default =
             Work { run_ms: Some(10_000), failures: 0, exit: Exit::Code(0), checkpoint_ms: None, pace: None };
         let work = self.work.get(&launch.spec.name).cloned().unwrap_or(default);

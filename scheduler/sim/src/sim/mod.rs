@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
 
 use aquifer_core::agent::Message;
 use aquifer_core::*;
@@ -45,6 +46,8 @@ pub struct Sim {
     pub(crate) fenced: u64,
     work: BTreeMap<Name, Work>,
     launched: BTreeMap<WorkerId, usize>,
+    /// Lists of members that workers were told of, by job, attempt and epoch.
+    pub(crate) told: BTreeMap<(JobId, u32), BTreeMap<u32, Arc<Members>>>,
     machine_by_name: BTreeMap<Name, usize>,
     timeline: BinaryHeap<Reverse<Entry>>,
     entries: u64,
@@ -229,6 +232,7 @@ impl Sim {
             fenced: 0,
             work: BTreeMap::new(),
             launched: BTreeMap::new(),
+            told: BTreeMap::new(),
             machine_by_name: BTreeMap::new(),
             timeline: BinaryHeap::new(),
             entries: 0,

@@ -42,7 +42,7 @@ pub struct Victim {
 /// A job that gives way, and what of it stays.
 struct Part<'a> {
     job: &'a Job,
-    /// Ranks; none: all leave.
+    /// Positions of ranks; none: all leave.
     stays: Vec<u32>,
 }
 
@@ -57,7 +57,8 @@ impl<'a> Part<'a> {
     }
 
     fn leaves(&self) -> impl Iterator<Item = (WorkerId, &'a Allocation)> {
-        crate::cluster::workers(self.job).filter(|(worker, _)| !self.stays.contains(&worker.rank))
+        let all = crate::cluster::workers(self.job).enumerate();
+        all.filter(|(at, _)| !self.stays.contains(&(*at as u32))).map(|(_, leaves)| leaves)
     }
 
     fn charge_milli(&self) -> u64 {
@@ -65,7 +66,7 @@ impl<'a> Part<'a> {
     }
 
     fn lost_device_ms(&self, cluster: &Cluster) -> u64 {
-        let devices: u64 = match self.job.spec.is_loose() {
+        let devices: u64 = match self.job.spec.is_live() {
             false => self.job.devices_held_milli(),
             // The others run on.
             true => self

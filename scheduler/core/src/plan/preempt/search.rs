@@ -55,11 +55,10 @@ impl<'a> Candidate<'a> {
         Candidate { job, lost, surplus: (job.ranks.len() as u32).saturating_sub(job.spec.min_ranks()) }
     }
 
-    /// Ranks that it may give up, of which it can do without so many. Where the others run on, their numbers stay.
+    /// Ranks that it may give up, of which it can do without so many.
     fn elastic(&self) -> Range<u32> {
         let Some(role) = self.job.spec.elastic_role() else { return 0..0 };
-        let ranks = self.job.spec.ranks_of(role, self.job.ranks.len() as u32);
-        if self.job.spec.is_loose() { ranks.end - self.surplus..ranks.end } else { ranks }
+        self.job.spec.ranks_of(role, self.job.ranks.len() as u32)
     }
 }
 
@@ -74,7 +73,7 @@ impl<'s, 'a> Search<'s, 'a> {
 
     /// From now on the job is taken as gone, or what it is about to give up.
     pub fn give(&mut self, job: &'a Job) {
-        self.give_ranks(job, job.leaving().map(|(worker, _)| worker.rank).collect());
+        self.give_ranks(job, job.leaving().collect());
     }
 
     /// The job stays after all.
@@ -89,8 +88,8 @@ impl<'s, 'a> Search<'s, 'a> {
         let mut charge = 0;
         for rank in &ranks {
             assert!(given.insert(*rank), "{} gives rank {rank} twice", job.id);
-            let worker = WorkerId { job: job.id, attempt: job.attempt, rank: *rank };
             let allocation = &job.ranks[*rank as usize];
+            let worker = WorkerId { job: job.id, attempt: job.attempt, rank: allocation.rank };
             self.gone.entry(allocation.node).or_default().push((worker, allocation));
             charge += allocation.charge_milli;
         }
@@ -106,7 +105,8 @@ impl<'s, 'a> Search<'s, 'a> {
         let nothing = given.is_empty();
         for node in nodes_of(job, &ranks) {
             let gone = self.gone.get_mut(&node).expect("it was given");
-            gone.retain(|(worker, _)| worker.job != job.id || given.contains(&worker.rank));
+            let left = |rank: u32| given.contains(&(job.position(rank) as u32));
+            gone.retain(|(worker, _)| worker.job != job.id || left(worker.rank));
         }
         let left = self.free.left.get_mut(&job.id).expect("it was given");
         *left -= ranks.iter().map(|rank| job.ranks[*rank as usize].charge_milli).sum::<u64>();

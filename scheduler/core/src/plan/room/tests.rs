@@ -172,6 +172,7 @@ fn the_index_finds_what_a_look_at_every_node_finds() {
             assert_eq!(bound, 1, "seed {seed}: {request:?}");
             let worker = WorkerId { job: JobId(step + 1), attempt: 1, rank: 0 };
             let rank = Allocation {
+                rank: 0,
                 node: best.node,
                 devices: chosen.devices,
                 slice: chosen.take.and_then(|take| take.slice),
@@ -180,6 +181,8 @@ fn the_index_finds_what_a_look_at_every_node_finds() {
                 memory_bytes: request.memory_bytes,
                 port: 1 + step as u16,
                 worker: RankState::Assigned,
+                since: Time(0),
+                restart_at: None,
             };
             let mut left = left;
             left.take(&rank);

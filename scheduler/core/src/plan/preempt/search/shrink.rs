@@ -22,15 +22,8 @@ impl<'s, 'a> Search<'s, 'a> {
             if candidate.surplus <= gives || MAX_WORK < self.work {
                 return false;
             }
-            if self.gives(candidate.job, rank) {
+            if self.gives(candidate.job, rank) || !of(allocation) {
                 continue;
-            }
-            if !of(allocation) {
-                // Where the others run on, their numbers stay: only the last can go.
-                match candidate.job.spec.is_loose() {
-                    true => return false,
-                    false => continue,
-                }
             }
             if !self.allows(spare, job, candidate.job, allocation.charge_milli) {
                 return false;
@@ -94,9 +87,6 @@ impl<'s, 'a> Search<'s, 'a> {
             self.take_back_ranks(victim.job, vec![rank]);
             if !self.fits(job) {
                 self.give_ranks(victim.job, vec![rank]);
-                if victim.job.spec.is_loose() {
-                    break;
-                }
             }
         }
         let (world, role) = (victim.job.ranks.len() as u32, victim.elastic());
