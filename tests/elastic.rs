@@ -5,7 +5,8 @@ mod pool;
 use std::fs;
 
 use aquifer_proto::v1;
-use pool::{Pool, devices, shell, training, until};
+use pool::{Pool, devices, send, shell, training, until};
+use rustix::process::Signal;
 use serde_json::Value;
 
 /// What rank 0 of an attempt last told of itself.
@@ -89,5 +90,43 @@ fn a_user_scales_a_job_through_the_command_line() {
     pool.until_job(job, "whole again", |job| job.attempt == 3 && job.ranks.len() == 2);
     let shown = pool.aquifer(&["job", "job-1"]).ok();
     assert!(shown.contains("2/1-2"), "{shown}");
+    pool.cancel(job);
+}
+
+#[test]
+fn one_worker_is_killed_and_replaced_while_the_others_run_on_and_are_told() {
+    let mut pool = Pool::start();
+    pool.agent("a", &["--devices", "cpu:0-1"]);
+    let mut spec = shell("exec sleep 1000");
+    spec.roles[0].ranks = 3;
+    (spec.restart, spec.retries) = (v1::Restart::Rank.into(), 1);
+    spec.roles[0].request.as_mut().expect("a request").cpus_milli = 100;
+    let job = pool.submit(spec);
+    pool.until_state(job, v1::JobState::Running);
+    let members = |rank| {
+        let path = pool.run_dir(job, 1, rank)?.join("members.json");
+        serde_json::from_str::<Value>(&fs::read_to_string(path).ok()?).ok()
+    };
+    let ranks = |file: &Value| -> Vec<u64> {
+        let members = file["members"].as_array().expect("a list");
+        members.iter().map(|member| member["rank"].as_u64().expect("a number")).collect()
+    };
+    let first = members(2).expect("it was told before it started");
+    assert_eq!(ranks(&first), [0, 1, 2]);
+    let address = first["members"][1]["address"].as_str().expect("an address").to_string();
+    let (killed, others) =
+        (pool.worker(job, 1, 1).worker, [0, 2].map(|rank| pool.worker(job, 1, rank).worker));
+    send(killed, Signal::KILL);
+    pool.until_note("job-1 rank 3 on a takes the place of rank 1");
+    let newest = |rank: u32| until("the newest list", || members(rank).filter(|it| ranks(it) == [0, 2, 3]));
+    for rank in [0, 2, 3] {
+        let list = newest(rank);
+        assert!(first["epoch"].as_u64() < list["epoch"].as_u64());
+        assert_eq!(list["members"][2]["address"], *address, "in the same place");
+    }
+    let again = pool.until_job(job, "whole again", |job| job.state() == v1::JobState::Running);
+    assert_eq!(again.ranks.iter().map(|rank| rank.rank).collect::<Vec<_>>(), [0, 3, 2]);
+    assert_eq!((again.attempt, again.failures), (1, 1));
+    assert_eq!(others, [0, 2].map(|rank| pool.worker(job, 1, rank).worker), "the others ran on");
     pool.cancel(job);
 }
