@@ -380,6 +380,7 @@ fn report(seq: u64) -> v1::NodeReport {
         worker: Some(v1::Worker { job: 1_000_000, attempt: 1, rank }),
         state: Some(v1::worker_report::State::Running(v1::Empty {})),
         checkpoint_age_ms: None,
+        load: None,
         progress: None,
     };
     let inventory = v1::Inventory {

@@ -225,6 +225,16 @@ pub struct Serve {
     pub served_name: String,
     pub max_queue: u32,
     pub precision: String,
+    pub autoscale: Option<Autoscale>,
+}
+
+/// What a service that scales itself promises.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Autoscale {
+    pub concurrency: u32,
+    pub ttft_ms: Option<u64>,
+    pub tpot_ms: Option<u64>,
 }
 
 /// What `submit` and `run --detach` print.
@@ -707,6 +717,11 @@ impl From<&core::Role> for Role {
                     served_name: options.served_name.to_string(),
                     max_queue: options.max_queue,
                     precision: options.precision.to_string(),
+                    autoscale: options.autoscale.map(|promise| Autoscale {
+                        concurrency: promise.concurrency,
+                        ttft_ms: promise.ttft_ms,
+                        tpot_ms: promise.tpot_ms,
+                    }),
                 });
             }
         }

@@ -117,6 +117,7 @@ memory: 0
 labels:
   zone: a
 retries: 0
+restart: gang
 grace: 30s
 env:
   A: '1'

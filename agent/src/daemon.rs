@@ -354,6 +354,9 @@ impl Daemon {
             News::State { id, state } => self.agent.on_worker(id, state),
             News::Status { id, status } => {
                 self.on_status(id, &status);
+                if let Some(load) = status.load {
+                    self.agent.on_load(id, load);
+                }
                 if let Some(progress) = pace_of(&status) {
                     self.agent.on_progress(now(), id, progress);
                 }

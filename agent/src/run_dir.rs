@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use aquifer_core::{Exit, JobId, WorkerId};
+use aquifer_core::{Exit, JobId, ReplicaLoad, WorkerId};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
@@ -109,6 +109,8 @@ pub struct Status {
     pub checkpoint_step: Option<u64>,
     /// Where it can be reached: `10.0.0.3:20001`.
     pub endpoint: Option<String>,
+    /// Of a replica of a service: what it has to do.
+    pub load: Option<ReplicaLoad>,
     /// Anything for people.
     pub message: Option<String>,
 }
@@ -411,7 +413,16 @@ impl TryFrom<&[u8]> for Status {
         };
         let count = |key: &str| object.get(key)?.as_u64();
         let number = |key: &str| object.get(key)?.as_f64();
+        let few = |key: &str| count(key).map(|count| count.min(u32::MAX.into()) as u32);
+        let load = few("running").map(|running| ReplicaLoad {
+            running,
+            waiting: few("waiting").unwrap_or(0),
+            ttft_ms: count("ttft_ms"),
+            tpot_ms: count("tpot_ms"),
+            idle_ms: count("idle_s").map(|s| s.saturating_mul(1000)),
+        });
         Ok(Status {
+            load,
             state: text("state"),
             ready: object.get("ready").and_then(|ready| ready.as_bool()),
             step: count("step"),

@@ -152,6 +152,21 @@ pub struct Serve {
     pub max_queue: Option<Given<Whole<1, 100_000>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<Given<ServePrecision>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub autoscale: Option<Autoscale>,
+}
+
+/// What a service that scales itself promises.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs)]
+pub struct Autoscale {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<Given<Whole<1, 10_000>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttft: Option<Given<Span<1, 1>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tpot: Option<Given<Span<1, 1>>>,
 }
 
 /// Devices of a rank: `1`, `{count: 2, class: h200}`, or `{any_of: [{…}, {…}]}`.

@@ -172,5 +172,6 @@ impl Serve {
         put(&mut self.served_name, over.served_name);
         put(&mut self.max_queue, over.max_queue);
         put(&mut self.precision, over.precision);
+        put(&mut self.autoscale, over.autoscale);
     }
 }

@@ -272,6 +272,11 @@ impl Part<'_> {
             served_name: given.served_name.clone().unwrap_or_default(),
             max_queue: given.max_queue.map_or(64, |given| given.0.0 as u32),
             precision: given.precision.unwrap_or_default().0.to_string(),
+            autoscale: given.autoscale.map(|given| v1::Autoscale {
+                concurrency: given.concurrency.map_or(8, |given| given.0.0 as u32),
+                ttft_ms: given.ttft.map(|given| given.0.0),
+                tpot_ms: given.tpot.map(|given| given.0.0),
+            }),
         })
     }
 }
@@ -488,6 +493,11 @@ fn role_of(role: &core::Role) -> Role {
                 served_name: (!options.served_name.is_empty()).then(|| options.served_name.to_string()),
                 max_queue: Some(Given(Whole(options.max_queue.into()))),
                 precision: options.precision.parse().ok().map(Given),
+                autoscale: options.autoscale.map(|promise| Autoscale {
+                    concurrency: Some(Given(Whole(promise.concurrency.into()))),
+                    ttft: promise.ttft_ms.map(|ms| Given(Span(ms))),
+                    tpot: promise.tpot_ms.map(|ms| Given(Span(ms))),
+                }),
             });
         }
     }

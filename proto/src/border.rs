@@ -197,6 +197,13 @@ fn role(field: &str, wire: &v1::Role) -> Checked<Role> {
         );
         return Err(Invalid::new(format!("{field}.train.micro_batch"), options.micro_batch, allowed));
     }
+    if let Program::Serve(ServeOptions { autoscale: Some(_), .. }) = &program
+        && min_ranks.is_none()
+    {
+        let allowed =
+            format!("expected less than the ranks, {}, for a service that scales itself", wire.ranks);
+        return Err(Invalid::new(format!("{field}.min_ranks"), wire.ranks, allowed));
+    }
     let level = |key: &str, text: &Option<String>| {
         text.as_ref().map(|text| self::level(&format!("{field}.{key}"), text)).transpose()
     };
@@ -441,7 +448,14 @@ pub fn report(
             None => return Err(Invalid::new("report.workers.state", "absent", "expected a state")),
         };
         let progress = wire.progress.map(pace).transpose()?;
-        Ok(WorkerReport { id, state, checkpoint_age_ms: wire.checkpoint_age_ms, progress })
+        let load = wire.load.map(|it| ReplicaLoad {
+            running: it.running,
+            waiting: it.waiting,
+            ttft_ms: it.ttft_ms,
+            tpot_ms: it.tpot_ms,
+            idle_ms: it.idle_ms,
+        });
+        Ok(WorkerReport { id, state, checkpoint_age_ms: wire.checkpoint_age_ms, progress, load })
     });
     Ok(NodeReport {
         node,

@@ -66,6 +66,7 @@ fn role(role: &Role) -> v1::Role {
             model: options.model.to_string(),
             served_name: options.served_name.to_string(),
             max_queue: options.max_queue,
+            autoscale: options.autoscale.map(autoscale),
             precision: options.precision.to_string(),
         }),
     };
@@ -223,6 +224,7 @@ pub fn report(report: &NodeReport, inventory_known: bool) -> v1::NodeReport {
             state: Some(state),
             checkpoint_age_ms: report.checkpoint_age_ms,
             progress: report.progress.map(pace),
+            load: report.load.map(load),
         }
     };
     v1::NodeReport {
@@ -232,6 +234,16 @@ pub fn report(report: &NodeReport, inventory_known: bool) -> v1::NodeReport {
         revision_count: report.revision.count,
         workers: report.workers.iter().map(worker_report).collect(),
     }
+}
+
+fn autoscale(promise: Promise) -> v1::Autoscale {
+    let Promise { concurrency, ttft_ms, tpot_ms } = promise;
+    v1::Autoscale { concurrency, ttft_ms, tpot_ms }
+}
+
+fn load(load: ReplicaLoad) -> v1::ReplicaLoad {
+    let ReplicaLoad { running, waiting, ttft_ms, tpot_ms, idle_ms } = load;
+    v1::ReplicaLoad { running, waiting, ttft_ms, tpot_ms, idle_ms }
 }
 
 fn pace(progress: Progress) -> v1::Pace {

@@ -74,5 +74,22 @@ pub(super) fn serve(field: &str, wire: &v1::Serve) -> Checked<ServeOptions> {
     let model = path(&format!("{field}.model"), &wire.model)?;
     let served_name = text(&format!("{field}.served_name"), &wire.served_name, 128)?;
     let precision = precision(field, &wire.precision, SERVE_PRECISIONS)?;
-    Ok(ServeOptions { model, served_name, max_queue, precision })
+    let autoscale =
+        wire.autoscale.as_ref().map(|wire| promise(&format!("{field}.autoscale"), wire)).transpose()?;
+    Ok(ServeOptions { model, served_name, max_queue, precision, autoscale })
+}
+
+fn promise(field: &str, wire: &v1::Autoscale) -> Checked<Promise> {
+    let concurrency = if wire.concurrency == 0 { 8 } else { wire.concurrency };
+    if 10_000 < concurrency {
+        return Err(Invalid::new(format!("{field}.concurrency"), concurrency, "expected 1 to 10,000"));
+    }
+    let within = |name: &str, ms: Option<u64>, most: u64| match ms {
+        Some(ms) if ms == 0 || most < ms => {
+            Err(Invalid::new(format!("{field}.{name}"), ms, format!("expected 1 to {most} ms")))
+        }
+        _ => Ok(ms),
+    };
+    let ttft_ms = within("ttft_ms", wire.ttft_ms, 600_000)?;
+    Ok(Promise { concurrency, ttft_ms, tpot_ms: within("tpot_ms", wire.tpot_ms, 60_000)? })
 }

@@ -15,6 +15,9 @@ use crate::types::*;
 /// Between two reports that only say how far workers are.
 pub const PROGRESS_EVERY: Duration = Duration::from_secs(60);
 
+/// Between two reports that only say what a replica of a service has to do.
+pub const LOAD_EVERY: Duration = Duration::from_secs(5);
+
 /// State of one agent.
 #[derive(Clone, Debug)]
 pub struct NodeAgent {
@@ -27,6 +30,8 @@ pub struct NodeAgent {
     checkpoints: BTreeMap<WorkerId, Time>,
     /// How far workers are, and when that was last worth a report.
     progress: BTreeMap<WorkerId, (Progress, Time)>,
+    /// What replicas have to do, likewise.
+    loads: BTreeMap<WorkerId, Told>,
     /// Those that the end of the lease ended, or is about to.
     fenced: BTreeSet<WorkerId>,
     boot: u64,
@@ -39,6 +44,15 @@ pub struct NodeAgent {
     known: Option<(u64, u64)>,
     lease: Duration,
     lease_end: Time,
+}
+
+/// What a replica told of its load.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    latest: ReplicaLoad,
+    /// What reports say since `at`.
+    reported: Option<ReplicaLoad>,
+    at: Time,
 }
 
 /// A message that was sent.
@@ -101,6 +115,7 @@ impl NodeAgent {
             workers,
             checkpoints: BTreeMap::new(),
             progress: BTreeMap::new(),
+            loads: BTreeMap::new(),
             fenced: BTreeSet::new(),
             boot,
             seq: 0,
@@ -138,6 +153,7 @@ impl NodeAgent {
     /// The next message to send: a whole report if anything has changed, else a heartbeat.
     pub fn message(&mut self, now: Time) -> Message {
         self.seq += 1;
+        self.load_is_news(now);
         let (boot, seq) = (self.boot, self.seq);
         let known = self.known.filter(|(_, version)| *version == self.version);
         let version = known.is_none().then_some(self.version);
@@ -159,7 +175,8 @@ impl NodeAgent {
             _ => {
                 let checkpoint_age_ms = self.checkpoints.get(id).map(|at| now.since(*at));
                 let progress = self.progress.get(id).map(|(progress, _)| *progress);
-                Some(WorkerReport { id: *id, state: state.clone(), checkpoint_age_ms, progress })
+                let load = self.loads.get(id).and_then(|told| told.reported);
+                Some(WorkerReport { id: *id, state: state.clone(), checkpoint_age_ms, progress, load })
             }
         };
         NodeReport {
@@ -240,6 +257,7 @@ impl NodeAgent {
                 self.fenced.remove(id);
                 self.checkpoints.remove(id);
                 self.progress.remove(id);
+                self.loads.remove(id);
                 self.version += 1;
             } else {
                 actions.push(Action::Stop { worker: *id, grace_ms: 0 });
@@ -284,6 +302,24 @@ impl NodeAgent {
             }
             None => {
                 self.progress.insert(id, (progress, now));
+                self.version += 1;
+            }
+        }
+    }
+
+    /// A replica told what it has to do: worth a report once in [`LOAD_EVERY`], and the last word in any case.
+    pub fn on_load(&mut self, id: WorkerId, load: ReplicaLoad) {
+        if self.workers.contains_key(&id) {
+            let new = Told { latest: load, reported: None, at: Time(0) };
+            self.loads.entry(id).or_insert(new).latest = load;
+        }
+    }
+
+    /// Loads that it is time to report make news.
+    fn load_is_news(&mut self, now: Time) {
+        for told in self.loads.values_mut() {
+            if told.reported != Some(told.latest) && told.at + LOAD_EVERY <= now {
+                (told.reported, told.at) = (Some(told.latest), now);
                 self.version += 1;
             }
         }

@@ -5,6 +5,7 @@
 //! [`PATIENCE`] has not asked for more. A replica more than there are requests is never asked for: it could not help.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::Duration;
 
 use crate::types::Time;
@@ -18,6 +19,17 @@ const AIM_MILLI: u64 = 800;
 
 /// Slow tokens ask for so many times the replicas that are ready, at most: they are one moment's measurement.
 const STEEPEST: u64 = 2;
+
+/// What a user wants of a service that scales itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promise {
+    /// Requests that a replica should serve at once; at least 1.
+    pub concurrency: u32,
+    /// From a request to its first token, in milliseconds, at least 1; `None`: not promised.
+    pub ttft_ms: Option<u64>,
+    /// From one token of an answer to the next, in milliseconds, at least 1; `None`: not promised.
+    pub tpot_ms: Option<u64>,
+}
 
 /// What a service promises, and how far it may scale for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +80,19 @@ pub enum Sign {
     Idle,
     /// The least or most that it may have.
     Bound,
+}
+
+impl fmt::Display for Sign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Sign::Requests(requests) => write!(f, "{requests} requests at once"),
+            Sign::FirstToken(ms) => write!(f, "the first token takes {ms} ms"),
+            Sign::Tokens(ms) => write!(f, "tokens take {ms} ms"),
+            Sign::Lately => f.write_str("as many were needed lately"),
+            Sign::Idle => f.write_str("nobody asks"),
+            Sign::Bound => f.write_str("it may have no more and no fewer"),
+        }
+    }
 }
 
 /// The number of replicas that a service should have.

@@ -13,6 +13,7 @@ use crate::plan::{self, Free, Futile, Kept, Promised, Room, Turnover};
 pub use crate::policy::Policy;
 use crate::queues::Queues;
 use crate::reservations::Reservations;
+use crate::services::Services;
 use crate::speed::{Pace, Speeds};
 use crate::types::*;
 
@@ -56,6 +57,7 @@ pub struct Cluster {
     pub(crate) moves: BTreeSet<(Time, JobId)>,
     /// How far workers are that speak for a role of a running job. Soft state, from reports.
     pub(crate) paces: BTreeMap<WorkerId, Pace>,
+    pub(crate) services: Services,
     /// Soft state, from reports.
     pub(crate) speeds: Arc<Speeds>,
     /// When running jobs may next move to another class of devices; `None`: there is no reason to. Soft state.
@@ -110,6 +112,7 @@ impl Cluster {
             checkpoints: BTreeMap::new(),
             paces: BTreeMap::new(),
             speeds: Arc::default(),
+            services: Services::default(),
             migrate_at: None,
             freed_for: BTreeSet::new(),
             moves: BTreeSet::new(),
@@ -203,6 +206,7 @@ impl Cluster {
         self.expire_leases(now);
         self.ring_reservations(now);
         self.ring_timers(now);
+        self.ring_services(now);
         if self.migrations_are_due() {
             self.plan_at(now);
         }
@@ -249,7 +253,9 @@ impl Cluster {
     /// When to call [`Cluster::step`] next if no event comes before. `None`: never.
     pub fn deadline(&self) -> Option<Time> {
         let moves = self.moves.first().map(|(at, _)| *at);
-        let timers = [self.nodes.next_expiry(), self.jobs.next_timer(), self.reservations.next(), moves];
+        let services = self.services.next();
+        let timers =
+            [self.nodes.next_expiry(), self.jobs.next_timer(), self.reservations.next(), moves, services];
         timers.into_iter().chain([self.round_at, self.migrate_at]).flatten().min()
     }
 
@@ -461,6 +467,7 @@ impl Cluster {
     pub(crate) fn forget_checkpoint(&mut self, job: JobId) {
         self.checkpoints.remove(&job);
         self.forget_pace(job);
+        self.services.forget(job);
     }
 
     /// Plans again for those who wait and could use what has become free on a node.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::autoscale::Sign;
 use crate::event::{Availability, Queue};
 use crate::explain::duration;
 use crate::jobs::{Job, Outcome, Why};
@@ -101,6 +102,8 @@ pub enum Refusal {
     JobDone(JobId, Outcome),
     /// The job has no role whose number of ranks may change.
     Rigid(JobId),
+    /// The service chooses its number of replicas by itself.
+    ScalesItself(JobId),
     /// An elastic role has no fewer and no more ranks.
     #[allow(missing_docs)]
     Scale { ranks: u32, least: u32, most: u32 },
@@ -143,6 +146,8 @@ pub enum Note {
     RankAnew { job: JobId, was: u32, rank: u32, node: Name },
     /// A job goes on with more ranks.
     Grown { job: JobId, from: u32, to: u32 },
+    /// A service wants another number of replicas, because of its load.
+    Autoscaled { job: JobId, from: u32, to: u32, sign: Sign },
     /// A user wants so many ranks of a job's elastic role; `None`: as many as it can have.
     Scaled { job: JobId, ranks: Option<u32>, least: u32, most: u32 },
     /// A job stops to go on at once on devices of another model, where it is expected to end so much sooner. It loses what
@@ -187,6 +192,7 @@ impl Note {
             | Note::RankAnew { job, .. }
             | Note::Grown { job, .. }
             | Note::Scaled { job, .. }
+            | Note::Autoscaled { job, .. }
             | Note::Moved { job, .. }
             | Note::Done(job, _)
             | Note::ArrayQueued { first: job, .. } => Some(*job),
@@ -229,6 +235,7 @@ impl Note {
             Note::RankAnew { .. } => "rank-anew",
             Note::Grown { .. } => "grown",
             Note::Scaled { .. } => "scaled",
+            Note::Autoscaled { .. } => "autoscaled",
             Note::Moved { .. } => "moved",
             Note::Done(..) => "done",
             Note::NodeUp(_) => "node-up",
@@ -276,6 +283,9 @@ impl fmt::Display for Note {
                 write!(f, "{job} rank {rank} on {node} takes the place of rank {was}")
             }
             Note::Grown { job, from, to } => write!(f, "{job} grows from {from} to {to} ranks"),
+            Note::Autoscaled { job, from, to, sign } => {
+                write!(f, "{job} is to have {to} replicas instead of {from}: {sign}")
+            }
             Note::Scaled { job, ranks: Some(ranks), least, most } => {
                 write!(f, "{job} scaled to {ranks} of {least} to {most} ranks")
             }
@@ -364,6 +374,7 @@ impl fmt::Display for Refusal {
             Refusal::Malformed(why) => f.write_str(why),
             Refusal::UnknownJob(job) => write!(f, "there is no {job}"),
             Refusal::JobDone(job, outcome) => write!(f, "{job} has ended already: {outcome}"),
+            Refusal::ScalesItself(job) => write!(f, "{job} scales itself: its role has serve.autoscale"),
             Refusal::Rigid(job) => write!(f, "{job} is rigid: none of its roles has min_ranks"),
             Refusal::Scale { ranks, least, most } => write!(f, "{ranks} ranks: expected {least} to {most}"),
             Refusal::UnknownNode(node) => write!(f, "there is no node {node:?}"),

@@ -26,6 +26,9 @@ impl Cluster {
         let Some(role) = job.spec.elastic_role().map(|role| &job.spec.roles[role]) else {
             return Err(Refusal::Rigid(id));
         };
+        if job.spec.promise().is_some() {
+            return Err(Refusal::ScalesItself(id));
+        }
         let (least, most) = (role.least(), role.ranks);
         if let Some(ranks) = ranks.filter(|ranks| !(least..=most).contains(ranks)) {
             return Err(Refusal::Scale { ranks, least, most });
@@ -41,7 +44,7 @@ impl Cluster {
     }
 
     /// A running job gives up the last ranks beyond those that are wanted.
-    fn shrink_to_scale(&mut self, now: Time, id: JobId) {
+    pub(crate) fn shrink_to_scale(&mut self, now: Time, id: JobId) {
         let job = self.jobs.get(id).expect("a job that is scaled");
         let (from, to) = (job.ranks.len() as u32, job.wanted_ranks());
         if job.phase != Phase::Active || from <= to {

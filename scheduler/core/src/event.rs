@@ -160,6 +160,23 @@ pub struct WorkerReport {
     pub checkpoint_age_ms: Option<u64>,
     /// How far it is, as it told last; `None`: it told nothing.
     pub progress: Option<Progress>,
+    /// What it has to do, as it told last; `None`: it is no replica of a service, or told nothing.
+    pub load: Option<ReplicaLoad>,
+}
+
+/// What a replica of a service has to do, in its own words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplicaLoad {
+    /// Requests that are being answered.
+    pub running: u32,
+    /// Requests that wait for that.
+    pub waiting: u32,
+    /// The time to the first token that nine of ten requests of late did not exceed, in milliseconds.
+    pub ttft_ms: Option<u64>,
+    /// The same of the time from one token to the next.
+    pub tpot_ms: Option<u64>,
+    /// Since a request last came, in milliseconds; `None`: none came.
+    pub idle_ms: Option<u64>,
 }
 
 /// How far a worker is, in its own words.

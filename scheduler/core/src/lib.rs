@@ -29,11 +29,13 @@ mod policy;
 pub mod queues;
 pub mod reservations;
 pub mod rounds;
+mod services;
 mod shape;
 pub mod speed;
 pub mod topology;
 pub mod types;
 
+pub use autoscale::Promise;
 pub use cluster::{Cluster, Policy};
 pub use effect::{Answer, Effect, Note, Record, Refusal};
 pub use event::*;

@@ -206,6 +206,9 @@ impl Cluster {
             {
                 self.on_progress(worker.id, progress);
             }
+            if let Some(load) = worker.load.filter(|_| worker.state == WorkerState::Running) {
+                self.on_load(now, worker.id, load);
+            }
         }
         let states: BTreeMap<WorkerId, WorkerState> =
             report.workers.into_iter().map(|worker| (worker.id, worker.state)).collect();

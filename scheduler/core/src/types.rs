@@ -5,6 +5,7 @@ use std::ops::{Add, Range};
 use std::sync::Arc;
 use std::{fmt, str::FromStr, time::Duration};
 
+use crate::autoscale::Promise;
 use crate::members::Members;
 use crate::topology::{Standing, Topology};
 
@@ -273,6 +274,8 @@ pub struct ServeOptions {
     pub max_queue: u32,
     /// What weights are kept in: `f32`, `bf16` or `int8`.
     pub precision: Name,
+    /// How it scales itself, between the least and the most replicas of its role; `None`: it does not.
+    pub autoscale: Option<Promise>,
 }
 
 /// One rank of a placed job, on its node and devices.

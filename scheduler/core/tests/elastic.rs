@@ -24,8 +24,13 @@ fn elastic(least: u32, most: u32, devices: u16) -> JobSpec {
 
 fn service(least: u32, most: u32) -> JobSpec {
     let mut spec = elastic(least, most, 1);
-    let options =
-        ServeOptions { model: "/m".into(), served_name: "m".into(), max_queue: 1, precision: "f32".into() };
+    let options = ServeOptions {
+        model: "/m".into(),
+        served_name: "m".into(),
+        max_queue: 1,
+        precision: "f32".into(),
+        autoscale: None,
+    };
     spec.roles[0].program = Program::Serve(options);
     spec
 }
@@ -186,7 +191,7 @@ fn growth_waits_for_its_time_and_for_a_checkpoint() {
     assert_eq!(t.pass(minutes(2)), [""; 0], "all that it did would be lost");
     let id = WorkerId { job: JobId(2), attempt: 1, rank: 0 };
     let reports = (0..2).map(|rank| WorkerReport {
-        progress: None,
+        progress: None, load: None,
         id: WorkerId { rank, ..id },
         state: WorkerState::Running,
         checkpoint_age_ms: (rank == 0).then_some(1_000),

@@ -558,6 +558,7 @@ fn usage_is_of_reference_devices() {
         state: WorkerState::Running,
         checkpoint_age_ms: None,
         progress: None,
+        load: None,
     }];
     t.report(0, at_speed(100), running);
     let used = t.cluster.queues().overview(t.now)[0];

@@ -218,6 +218,7 @@ fn report(cluster: &Cluster, id: NodeId, seq: u64, ended: WorkerId) -> NodeRepor
         state: if *worker == ended { WorkerState::Exited(Exit::Code(0)) } else { WorkerState::Running },
         checkpoint_age_ms: None,
         progress: None,
+        load: None,
     });
     NodeReport {
         node: node.name.clone(),

@@ -182,8 +182,13 @@ fn elastic(rng: &mut Rng, role: Role) -> Role {
     let ranks = rng.within((2, 6)) as u32;
     let min_ranks = Some(rng.within((1, u64::from(ranks) - 1)) as u32);
     let serves = rng.below(3) == 0;
-    let serve =
-        ServeOptions { model: "/m".into(), served_name: "m".into(), max_queue: 1, precision: "f32".into() };
+    let serve = ServeOptions {
+        model: "/m".into(),
+        served_name: "m".into(),
+        max_queue: 1,
+        precision: "f32".into(),
+        autoscale: None,
+    };
     let program = if serves { Program::Serve(serve) } else { role.program };
     Role { ranks, min_ranks, program, ..role }
 }

@@ -73,7 +73,9 @@ fn refused(refusal: Refusal) -> Status {
         Refusal::Scale { ranks, least, most } => {
             border::Invalid::new("ranks", ranks, format!("expected {least} to {most}")).into()
         }
-        Refusal::JobDone(..) | Refusal::Rigid(_) => Status::failed_precondition(text),
+        Refusal::JobDone(..) | Refusal::Rigid(_) | Refusal::ScalesItself(_) => {
+            Status::failed_precondition(text)
+        }
         Refusal::KeyTaken(..) => Status::already_exists(text),
     }
 }

@@ -167,6 +167,7 @@ impl<'a> Ours<'a> {
             },
             checkpoint_age_ms: None,
             progress: None,
+            load: None,
         });
         let report = NodeReport {
             node: agent.name.clone(),
