@@ -25,6 +25,7 @@ pub mod queues;
 pub mod reservations;
 pub mod run;
 pub mod server;
+pub mod servers;
 pub mod settings;
 pub mod simulate;
 pub mod submit;

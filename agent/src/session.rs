@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use aquifer_proto::v1;
 use aquifer_proto::v1::agent_message::Message as Up;
 use aquifer_proto::v1::agents_client::AgentsClient;
 use aquifer_proto::v1::scheduler_message::Message as Down;
+use aquifer_proto::{LEADER, v1};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,8 +18,15 @@ use tonic::{Request, Status};
 const OUTBOX: usize = 256;
 /// Bytes of an assignment, at most.
 const MAX_MESSAGE: usize = 64 << 20;
+/// Answers of schedulers that do not lead that are followed at once, at most.
+const REDIRECTIONS: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// With several schedulers: one of them takes over within seconds, and workers should not wait for longer.
+const LONGEST_PAUSE_OF_SEVERAL: Duration = Duration::from_secs(1);
+/// Silence of a connection after which it is asked for a sign of life, and then for which it is waited: together they are
+/// well below a node's lease, so that the next scheduler is found before workers end.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// What the connection tells the daemon.
 pub enum Incoming {
@@ -33,17 +40,33 @@ pub enum Incoming {
 
 /// How to reach the scheduler.
 pub struct Link {
-    pub endpoint: Endpoint,
+    /// Of all schedulers; one of them leads.
+    pub endpoints: Vec<Endpoint>,
     pub token: Option<MetadataValue<Ascii>>,
 }
 
 /// Begins a session with what `hello` holds, again and again, until the daemon is gone.
 pub async fn keep_up(link: Link, hello: watch::Receiver<v1::Hello>, daemon: mpsc::Sender<Incoming>) {
     let mut pause = FIRST_PAUSE;
-    loop {
+    let mut next = link.endpoints[0].clone();
+    let mut redirections = 0;
+    for turn in 1.. {
         let mut welcomed = false;
         let now = hello.borrow().clone();
-        let ended = converse(&link, now, &daemon, &mut welcomed).await;
+        let ended = converse(&link, &next, now, &daemon, &mut welcomed).await;
+        let leader = ended.as_ref().err().and_then(leader_of);
+        // One that stands by is no reason to wait. But what it says may be old.
+        redirections = if welcomed || leader.is_none() { 0 } else { redirections + 1 };
+        if let Some(leader) = leader
+            && redirections <= REDIRECTIONS
+        {
+            next = leader;
+            continue;
+        }
+        // The one that was lost may be back soon.
+        if !welcomed {
+            next = link.endpoints[turn % link.endpoints.len()].clone();
+        }
         let why = ended.err().map_or("the scheduler closed the session".into(), |status| {
             let source = std::error::Error::source(&status).map(|source| format!(": {source}"));
             format!("{}{}", status.message(), source.unwrap_or_default())
@@ -51,18 +74,36 @@ pub async fn keep_up(link: Link, hello: watch::Receiver<v1::Hello>, daemon: mpsc
         if daemon.send(Incoming::Ended(why)).await.is_err() {
             return;
         }
-        pause = if welcomed { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+        let longest = if link.endpoints.len() == 1 { LONGEST_PAUSE } else { LONGEST_PAUSE_OF_SEVERAL };
+        pause = if welcomed { FIRST_PAUSE } else { (pause * 2).min(longest) };
         tokio::time::sleep(jittered(pause)).await;
     }
 }
 
+/// How to connect to a scheduler.
+pub fn endpoint(url: &str) -> Result<Endpoint, tonic::transport::Error> {
+    let endpoint = Endpoint::from_shared(url.to_string())?;
+    Ok(endpoint
+        .connect_timeout(Duration::from_secs(5))
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(SILENCE)
+        .keep_alive_timeout(SILENCE)
+        .keep_alive_while_idle(true))
+}
+
+/// The scheduler that another one names as the one that leads.
+fn leader_of(status: &Status) -> Option<Endpoint> {
+    endpoint(status.metadata().get(LEADER)?.to_str().ok()?).ok()
+}
+
 async fn converse(
     link: &Link,
+    endpoint: &Endpoint,
     hello: v1::Hello,
     daemon: &mpsc::Sender<Incoming>,
     welcomed: &mut bool,
 ) -> Result<(), Status> {
-    let channel = link.endpoint.connect().await.map_err(|error| Status::from_error(error.into()))?;
+    let channel = endpoint.connect().await.map_err(|error| Status::from_error(error.into()))?;
     let mut client = AgentsClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let (outbox, messages) = mpsc::channel(OUTBOX);
     let first = v1::AgentMessage { message: Some(Up::Hello(hello)) };

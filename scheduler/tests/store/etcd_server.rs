@@ -1,0 +1,125 @@
+//! An etcd of a test: members on loopback, with their data in a directory of their own.
+
+#![allow(dead_code)] // Every test binary uses a part of it.
+
+use std::fs::File;
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// A cluster. It ends with its owner.
+pub struct EtcdServer {
+    directory: TempDir,
+    members: Vec<Member>,
+}
+
+struct Member {
+    client: u16,
+    peer: u16,
+    process: Option<Child>,
+}
+
+impl EtcdServer {
+    /// Starts members; `None`, said aloud, where there is no etcd.
+    pub fn start(members: usize) -> Option<EtcdServer> {
+        let installed =
+            Command::new("etcd").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        if installed.is_err() {
+            eprintln!("skipped: there is no etcd (apt-get install etcd-server)");
+            return None;
+        }
+        let directory = tempfile::tempdir().expect("a directory");
+        // All are held until all are chosen.
+        let held: Vec<TcpListener> =
+            (0..2 * members).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+        let ports =
+            held.iter().map(|port| port.local_addr().expect("an address").port()).collect::<Vec<u16>>();
+        drop(held);
+        let members = ports.chunks(2).map(|pair| Member { client: pair[0], peer: pair[1], process: None });
+        let mut cluster = EtcdServer { directory, members: members.collect() };
+        (0..cluster.members.len()).for_each(|at| cluster.spawn(at));
+        cluster.until_healthy();
+        Some(cluster)
+    }
+
+    /// `etcd://…` with this prefix.
+    pub fn url(&self, prefix: &str) -> String {
+        let members: Vec<String> =
+            self.members.iter().map(|member| format!("127.0.0.1:{}", member.client)).collect();
+        format!("etcd://{}/{prefix}", members.join(","))
+    }
+
+    /// Where a member is.
+    pub fn endpoint(&self, member: usize) -> String {
+        format!("http://127.0.0.1:{}", self.members[member].client)
+    }
+
+    /// Number of members.
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Starts a member, the first time or again.
+    pub fn spawn(&mut self, at: usize) {
+        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let name = |at: usize| format!("m{at}");
+        let cluster: Vec<String> = (0..self.members.len())
+            .map(|at| format!("{}={}", name(at), url(self.members[at].peer)))
+            .collect();
+        let (client, peer) = (url(self.members[at].client), url(self.members[at].peer));
+        let data = self.directory.path().join(name(at));
+        let log = File::options().create(true).append(true).open(self.log(at)).expect("a log");
+        let mut command = Command::new("etcd");
+        command.args(["--name", &name(at), "--data-dir"]).arg(data);
+        command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+        command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+        command.args(["--initial-cluster", &cluster.join(","), "--logger", "zap"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.members[at].process = Some(command.spawn().expect("etcd starts"));
+    }
+
+    fn log(&self, at: usize) -> PathBuf {
+        self.directory.path().join(format!("m{at}.log"))
+    }
+
+    /// Waits until all members take calls.
+    pub fn until_healthy(&self) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        for (at, member) in self.members.iter().enumerate() {
+            while !is_healthy(member.client) {
+                let log = || std::fs::read_to_string(self.log(at)).unwrap_or_default();
+                assert!(Instant::now() < deadline, "etcd does not answer: {}", log());
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+
+    /// Kills a member as a crash does.
+    pub fn kill(&mut self, at: usize) {
+        let mut process = self.members[at].process.take().expect("it runs");
+        process.kill().expect("a child");
+        process.wait().expect("a child");
+    }
+}
+
+impl Drop for EtcdServer {
+    fn drop(&mut self) {
+        for mut process in self.members.iter_mut().filter_map(|member| member.process.take()) {
+            _ = process.kill(); // It has ended by itself.
+            _ = process.wait();
+        }
+    }
+}
+
+/// Whether a member answers `/health` with health.
+fn is_healthy(port: u16) -> bool {
+    use std::io::{Read, Write};
+    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
+    stream.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
+    let asked = stream.write_all(b"GET /health HTTP/1.0\r\n\r\n");
+    let mut answer = String::new();
+    asked.is_ok() && stream.read_to_string(&mut answer).is_ok() && answer.contains("\"true\"")
+}
