@@ -3,6 +3,7 @@
 #![allow(dead_code)] // Every test binary uses a part of it.
 
 use std::fs::File;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -97,6 +98,29 @@ impl EtcdServer {
         }
     }
 
+    /// The number of the last transaction that wrote anything.
+    pub fn revision(&self) -> u64 {
+        let body = r#"{"key":"AA=="}"#;
+        let request = format!("POST /v3/kv/range HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let answer = ask(self.members[0].client, &request).expect("an answer");
+        let revision = answer.split("\"revision\":\"").nth(1).and_then(|rest| rest.split('"').next());
+        revision.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no revision: {answer}"))
+    }
+
+    /// The member that leads the others.
+    pub fn leader(&self) -> usize {
+        let state = |member: &Member, name: &str| {
+            let request = "POST /v3/maintenance/status HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}";
+            let answer = ask(member.client, request).expect("an answer");
+            let value =
+                answer.split(&format!("\"{name}\":\"")).nth(1).and_then(|rest| rest.split('"').next());
+            value.map(String::from).unwrap_or_else(|| panic!("no {name}: {answer}"))
+        };
+        let leader = state(&self.members[0], "leader");
+        let is_leader = |member: &Member| state(member, "member_id") == leader;
+        self.members.iter().position(is_leader).expect("a leader")
+    }
+
     /// Kills a member as a crash does.
     pub fn kill(&mut self, at: usize) {
         let mut process = self.members[at].process.take().expect("it runs");
@@ -116,10 +140,14 @@ impl Drop for EtcdServer {
 
 /// Whether a member answers `/health` with health.
 fn is_healthy(port: u16) -> bool {
-    use std::io::{Read, Write};
-    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
-    stream.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
-    let asked = stream.write_all(b"GET /health HTTP/1.0\r\n\r\n");
+    ask(port, "GET /health HTTP/1.0\r\n\r\n").is_some_and(|answer| answer.contains("\"true\""))
+}
+
+fn ask(port: u16, request: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+    stream.write_all(request.as_bytes()).ok()?;
     let mut answer = String::new();
-    asked.is_ok() && stream.read_to_string(&mut answer).is_ok() && answer.contains("\"true\"")
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
 }
