@@ -49,10 +49,10 @@ impl Servers {
             if url.starts_with("https://") {
                 return Err(format!("{url}: TLS is not built in"));
             }
-            connect(url).map_err(|error| format!("{url:?} is no URL of a scheduler: {error}"))?;
+            connect(url, false).map_err(|error| format!("{url:?} is no URL of a scheduler: {error}"))?;
         }
         let url = listed[0].clone();
-        let channel = connect(&url).expect("it was checked");
+        let channel = connect(&url, 1 < listed.len()).expect("it was checked");
         let current = Mutex::new(Current { url, channel });
         Ok(Servers { shared: Arc::new(Shared { listed, current }) })
     }
@@ -79,7 +79,7 @@ impl Shared {
         let next = &self.listed[at.map_or(0, |at| (at + 1) % self.listed.len())];
         let url = leader.unwrap_or(next);
         // A channel connects again by itself.
-        if let (true, Ok(channel)) = (url != from, connect(url)) {
+        if let (true, Ok(channel)) = (url != from, connect(url, true)) {
             *current = Current { url: url.into(), channel };
         }
     }
@@ -152,12 +152,14 @@ fn was_not_sent(error: &tonic::transport::Error) -> bool {
     false
 }
 
-fn connect(url: &str) -> Result<Channel, tonic::transport::Error> {
+fn connect(url: &str, of_several: bool) -> Result<Channel, tonic::transport::Error> {
+    // Another one takes over from one that stands still.
+    let silence = Duration::from_secs(if of_several { 5 } else { 10 });
     let endpoint = Endpoint::from_shared(url.to_string())?;
     let endpoint = endpoint
         .connect_timeout(Duration::from_secs(5))
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(10))
+        .http2_keep_alive_interval(silence)
+        .keep_alive_timeout(silence)
         .tcp_nodelay(true);
     Ok(endpoint.connect_lazy())
 }

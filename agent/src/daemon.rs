@@ -472,13 +472,12 @@ fn hello_of(agent: &NodeAgent, config: &AgentConfig, backends: &Backends) -> v1:
 }
 
 fn link_of(config: &AgentConfig) -> Result<Link, AgentError> {
-    let endpoints = config
-        .server
-        .split(',')
-        .map(|url| session::endpoint(url.trim()).map_err(|_| AgentError::Server(config.server.clone())));
+    let urls: Vec<&str> = config.server.split(',').map(str::trim).collect();
+    let endpoint = |url: &&str| session::endpoint(url, 1 < urls.len());
+    let endpoints = urls.iter().map(endpoint).collect::<Result<_, _>>();
     let token = config.token.as_ref().map(|token| format!("Bearer {token}").parse());
     Ok(Link {
-        endpoints: endpoints.collect::<Result<_, _>>()?,
+        endpoints: endpoints.map_err(|_| AgentError::Server(config.server.clone()))?,
         token: token.transpose().map_err(|_| AgentError::Token)?,
     })
 }
