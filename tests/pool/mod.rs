@@ -165,6 +165,11 @@ impl Pool {
         self.servers.insert(at, server);
     }
 
+    /// Other flags for the next start of a scheduler.
+    pub fn set_server_flags(&mut self, flags: &[&str]) {
+        self.server_flags = flags.iter().map(ToString::to_string).collect();
+    }
+
     /// Kills the scheduler.
     pub fn kill_server(&mut self) {
         self.kill_server_at(0);

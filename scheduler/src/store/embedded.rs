@@ -131,7 +131,7 @@ impl Store for Embedded {
     }
 
     fn replace(&mut self, contents: &Contents) -> Result<(), StoreError> {
-        let (transaction, _) = self.with_term(|_| contents.term)?;
+        let (transaction, _) = self.with_term(|term| term.max(contents.term))?;
         for kind in Kind::ALL {
             let mut table = transaction.open_table(table(kind)).map_err(|error| self.failed(error))?;
             table.retain(|_, _| false).map_err(|error| self.failed(error))?;

@@ -41,7 +41,7 @@ impl Store for Memory {
 
     fn replace(&mut self, contents: &Contents) -> Result<(), StoreError> {
         self.rows.clear();
-        self.term = contents.term;
+        self.term = self.term.max(contents.term);
         self.commit(&contents.rows)
     }
 }

@@ -1,6 +1,7 @@
 //! Where records outlive the process.
 
 mod address;
+pub mod backup;
 mod embedded;
 #[cfg(feature = "etcd")]
 pub mod etcd;
@@ -39,7 +40,7 @@ pub trait Store: Send {
     /// the store.
     fn commit(&mut self, rows: &[Row]) -> Result<(), StoreError>;
 
-    /// Puts other contents in the place of all that there is. The next term is larger than theirs.
+    /// Puts other contents in the place of all that there is. The next term is larger than theirs, and than all before.
     ///
     /// # Errors
     /// When the store cannot be written. Then it holds what it held, or says that it is not complete whenever it is

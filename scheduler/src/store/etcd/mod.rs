@@ -169,14 +169,15 @@ impl Store for Etcd {
     }
 
     fn replace(&mut self, contents: &Contents) -> Result<(), StoreError> {
-        self.last = self.whole()?.last;
+        let before = self.whole()?;
+        self.last = before.last;
         let mut operations = ["rows/", "more/", "staged/"].map(|it| self.keys.removal(it)).to_vec();
         operations.push(TxnOp::put(self.keys.of("restoring"), "1", None));
         self.write(operations, self.next(0))?;
         for batch in self.keys.batches(&contents.rows) {
             self.write(batch, None)?;
         }
-        self.term = contents.term;
+        self.term = before.contents.term.max(contents.term);
         let operations = vec![
             TxnOp::put(self.keys.of("format"), FORMAT.to_string(), None),
             TxnOp::put(self.keys.of("term"), self.term.to_string(), None),
