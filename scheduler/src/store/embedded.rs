@@ -5,7 +5,7 @@ use std::path::Path;
 
 use aquifer_proto::store::{Kind, Row};
 use redb::{
-    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
+    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
     WriteTransaction,
 };
 
@@ -23,6 +23,13 @@ pub struct Embedded {
     database: Database,
 }
 
+/// All that is there is read at the start anyway: its checksums are compared before it is believed.
+fn builder() -> Builder {
+    let mut builder = Database::builder();
+    builder.set_check_integrity_on_open(true);
+    builder
+}
+
 impl Embedded {
     /// Opens the file, or makes it, with its directory.
     ///
@@ -34,7 +41,7 @@ impl Embedded {
             let made = fs::create_dir_all(directory);
             made.map_err(|error| StoreError::Failed { path: name.clone(), cause: error.to_string() })?;
         }
-        Embedded::opened(name, Database::create(path))
+        Embedded::opened(name, builder().create(path))
     }
 
     /// Opens what a backend holds: for tests of what files do when disks fail.
@@ -42,7 +49,7 @@ impl Embedded {
     /// # Errors
     /// When the backend fails, or holds no store.
     pub fn on(backend: impl StorageBackend) -> Result<Embedded, StoreError> {
-        Embedded::opened("in memory".into(), Database::builder().create_with_backend(backend))
+        Embedded::opened("in memory".into(), builder().create_with_backend(backend))
     }
 
     fn opened(path: String, database: Result<Database, DatabaseError>) -> Result<Embedded, StoreError> {

@@ -1,9 +1,11 @@
 //! Stores: that each does the same, and what becomes of it when something fails.
 
+mod disk;
 #[cfg(feature = "etcd")]
 mod etcd;
 #[cfg(feature = "etcd")]
 mod etcd_server;
+mod faults;
 mod suite;
 
 use aquifer_scheduler::store::{Embedded, Memory, StoreError};
