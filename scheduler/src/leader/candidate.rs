@@ -112,7 +112,7 @@ impl Candidate {
         let options = PutOptions::new().with_lease(lease);
         let put = [TxnOp::put(key.clone(), self.advertise.clone(), Some(options)), read(&key)];
         let transaction = Txn::new().when(nobody).and_then(put).or_else([read(&key)]);
-        let answer = match self.link.transact(transaction).await {
+        let answer = match self.link.transact(transaction, self.lease).await {
             Ok(answer) => answer,
             // The lease may have ended meanwhile.
             Err(error) => {

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use crate::store::StoreError;
-use crate::store::etcd::{Keys, Link};
+use crate::store::etcd::{Keys, Link, PATIENCE};
 
 /// What a scheduler that was elected holds.
 #[derive(Debug)]
@@ -36,6 +36,14 @@ impl Lead {
     /// Whether nobody else can have been elected yet.
     pub fn is_sure(&self) -> bool {
         boot_ms() < self.sure_until_ms.load(Ordering::Relaxed)
+    }
+
+    /// For so long etcd is waited for: until well after the lease has ended unless it was renewed, so that agents still
+    /// find the next leader before their own leases end.
+    pub(crate) fn patience(&self) -> Duration {
+        let sure_until = Duration::from_millis(self.sure_until_ms.load(Ordering::Relaxed));
+        let left = (sure_until + PATIENCE).saturating_sub(Duration::from_millis(boot_ms()));
+        left.max(Duration::from_secs(2))
     }
 
     pub(crate) fn set_term(&self, term: u64) {

@@ -1,11 +1,7 @@
 //! The store in etcd: a real one, started by each test.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use aquifer_proto::store::{Kind, Row};
@@ -15,7 +11,7 @@ use aquifer_scheduler::store::{Address, Contents, EtcdAddress, Memory, Store, St
 use etcd_client::{Client, GetOptions, KeyValue};
 use tokio::runtime::Runtime;
 
-use crate::etcd_server::EtcdServer;
+use crate::etcd_server::{EtcdServer, Wire};
 use crate::suite;
 
 const LEASE: Duration = Duration::from_secs(3);
@@ -214,51 +210,6 @@ fn a_restore_that_was_broken_off_is_not_taken_for_a_store() {
         assert!(next.contents().expect("contents").rows == other.rows);
     }
     assert_eq!(seen.len(), 3, "{seen:?}");
-}
-
-/// Passes bytes on between a client and etcd. When it is told to, it cuts the connection instead of passing on what etcd
-/// says next.
-struct Wire {
-    port: u16,
-    cuts_next: Arc<AtomicBool>,
-    cuts: Arc<AtomicUsize>,
-}
-
-impl Wire {
-    fn to(member: &str) -> Wire {
-        let member = member.strip_prefix("http://").expect("a URL").to_string();
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("an address").port();
-        let (cuts_next, cuts) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let wire = Wire { port, cuts_next: cuts_next.clone(), cuts: cuts.clone() };
-        let accept = move || {
-            for client in listener.incoming().flatten() {
-                let Ok(etcd) = TcpStream::connect(&member) else { continue };
-                let (mut from, mut to) =
-                    (client.try_clone().expect("a socket"), etcd.try_clone().expect("a socket"));
-                thread::spawn(move || _ = std::io::copy(&mut from, &mut to));
-                let (cuts_next, cuts) = (cuts_next.clone(), cuts.clone());
-                thread::spawn(move || back(etcd, client, &cuts_next, &cuts));
-            }
-        };
-        thread::spawn(accept);
-        wire
-    }
-}
-
-fn back(mut etcd: TcpStream, mut client: TcpStream, cuts_next: &AtomicBool, cuts: &AtomicUsize) {
-    let mut bytes = [0; 16 << 10];
-    while let Ok(read @ 1..) = etcd.read(&mut bytes) {
-        // Answers carry data; what else there is on a connection is shorter.
-        if 60 < read && cuts_next.swap(false, Ordering::SeqCst) {
-            cuts.fetch_add(1, Ordering::SeqCst);
-            break;
-        }
-        if client.write_all(&bytes[..read]).is_err() {
-            break;
-        }
-    }
-    _ = (client.shutdown(Shutdown::Both), etcd.shutdown(Shutdown::Both)); // One of them may be gone.
 }
 
 #[test]

@@ -4,9 +4,12 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -150,4 +153,66 @@ fn ask(port: u16, request: &str) -> Option<String> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     Some(answer)
+}
+
+/// Passes bytes on between a client and etcd. When it is told to, it cuts the connection instead of passing on what etcd
+/// says next.
+pub struct Wire {
+    pub port: u16,
+    /// The next answer is cut off, with its connection.
+    pub cuts_next: Arc<AtomicBool>,
+    /// Answers that were cut off.
+    pub cuts: Arc<AtomicUsize>,
+    /// Nothing is passed on, and nobody is told.
+    pub is_frozen: Arc<AtomicBool>,
+}
+
+impl Wire {
+    /// A wire to a member.
+    pub fn to(member: &str) -> Wire {
+        let member = member.strip_prefix("http://").expect("a URL").to_string();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let (cuts_next, cuts) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let is_frozen = Arc::new(AtomicBool::new(false));
+        let wire =
+            Wire { port, cuts_next: cuts_next.clone(), cuts: cuts.clone(), is_frozen: is_frozen.clone() };
+        let accept = move || {
+            for client in listener.incoming().flatten() {
+                let Ok(etcd) = TcpStream::connect(&member) else { continue };
+                let (from, to) = (client.try_clone().expect("a socket"), etcd.try_clone().expect("a socket"));
+                let (frozen, frozen_back) = (is_frozen.clone(), is_frozen.clone());
+                let never = AtomicBool::new(false);
+                thread::spawn(move || pass(from, to, &never, &AtomicUsize::new(0), &frozen));
+                let (cuts_next, cuts) = (cuts_next.clone(), cuts.clone());
+                thread::spawn(move || pass(etcd, client, &cuts_next, &cuts, &frozen_back));
+            }
+        };
+        thread::spawn(accept);
+        wire
+    }
+}
+
+fn pass(
+    mut from: TcpStream,
+    mut to: TcpStream,
+    cuts_next: &AtomicBool,
+    cuts: &AtomicUsize,
+    is_frozen: &AtomicBool,
+) {
+    let mut bytes = [0; 16 << 10];
+    while let Ok(read @ 1..) = from.read(&mut bytes) {
+        if is_frozen.load(Ordering::SeqCst) {
+            continue;
+        }
+        // Answers carry data; what else there is on a connection is shorter.
+        if 60 < read && cuts_next.swap(false, Ordering::SeqCst) {
+            cuts.fetch_add(1, Ordering::SeqCst);
+            break;
+        }
+        if to.write_all(&bytes[..read]).is_err() {
+            break;
+        }
+    }
+    _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both)); // One of them may be gone.
 }

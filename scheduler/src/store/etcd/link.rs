@@ -14,7 +14,7 @@ use crate::store::{EtcdAddress, StoreError};
 /// For so long one attempt waits. An etcd whose leader was lost elects another in about two seconds.
 const ATTEMPT: Duration = Duration::from_secs(2);
 /// For so long it is tried: a member that is started again is back by then.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of an answer, at most: a page of rows of the largest kind.
 const MAX_ANSWER: usize = 512 << 20;
 
@@ -76,12 +76,12 @@ impl Link {
     ///
     /// # Errors
     /// When it is refused, or there is no answer for too long.
-    pub async fn transact(&self, transaction: Txn) -> Result<TxnResponse, StoreError> {
-        self.ask(|mut kv| {
+    pub async fn transact(&self, transaction: Txn, patience: Duration) -> Result<TxnResponse, StoreError> {
+        let ask = |mut kv: KvClient| {
             let transaction = transaction.clone();
             async move { kv.txn(transaction).await }
-        })
-        .await
+        };
+        self.ask(ask, patience).await
     }
 
     /// Reads keys.
@@ -89,18 +89,19 @@ impl Link {
     /// # Errors
     /// When it is refused, or there is no answer for too long.
     pub async fn get(&self, key: Vec<u8>, options: GetOptions) -> Result<GetResponse, StoreError> {
-        self.ask(|mut kv| {
+        let ask = |mut kv: KvClient| {
             let (key, options) = (key.clone(), options.clone());
             async move { kv.get(key, Some(options)).await }
-        })
-        .await
+        };
+        self.ask(ask, PATIENCE).await
     }
 
     async fn ask<T, F: Future<Output = Result<T, Error>>>(
         &self,
         ask: impl Fn(KvClient) -> F,
+        patience: Duration,
     ) -> Result<T, StoreError> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience;
         let mut pause = Duration::from_millis(10);
         loop {
             let cause = match timeout(ATTEMPT, ask(self.kv.clone())).await {
@@ -112,7 +113,7 @@ impl Link {
                 Err(_) => format!("no answer within {} s", ATTEMPT.as_secs()),
             };
             if deadline < Instant::now() {
-                let cause = format!("{cause}; tried for {} s", PATIENCE.as_secs());
+                let cause = format!("{cause}; tried for {:.0} s", patience.as_secs_f64());
                 return Err(StoreError::Away { path: self.path.clone(), cause });
             }
             tracing::debug!("etcd: {cause}; trying again");

@@ -9,6 +9,7 @@ mod link;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use aquifer_proto::store::Row;
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Txn, TxnOp, TxnOpResponse};
@@ -16,7 +17,7 @@ use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Txn, TxnOp, TxnOpRes
 use super::{Contents, EtcdAddress, FORMAT, Store, StoreError, frame};
 use crate::leader::Lead;
 pub(crate) use layout::Keys;
-pub(crate) use link::{Link, read, text};
+pub(crate) use link::{Link, PATIENCE, read, text};
 
 /// Keys of one page, at most.
 const PAGE: i64 = 512;
@@ -78,8 +79,8 @@ impl Etcd {
         operations.extend(next.map(|next| TxnOp::put(commit.clone(), next.text(), None)));
         let otherwise = [read(&leader), read(&commit)];
         let transaction = Txn::new().when([leads, is_last]).and_then(operations).or_else(otherwise);
-        let link = self.link.clone();
-        let answer = self.link.wait(async move { link.transact(transaction).await })?;
+        let (link, patience) = (self.link.clone(), self.lead.patience());
+        let answer = self.link.wait(async move { link.transact(transaction, patience).await })?;
         if !answer.succeeded() {
             let found: Vec<Option<KeyValue>> = answer.op_responses().into_iter().map(first).collect();
             let [leader, commit] = &found[..] else { return Err(self.failed("an answer without its parts")) };
@@ -199,6 +200,43 @@ impl Commit {
     }
 }
 
+/// What etcd does by itself, to compare with: transactions a second of so many puts of 256 bytes, with so many clients
+/// that each wait for theirs. The keys are removed in the end.
+///
+/// # Errors
+/// When etcd does not answer.
+pub async fn puts(
+    address: &EtcdAddress,
+    clients: usize,
+    values: usize,
+    span: Duration,
+) -> Result<f64, StoreError> {
+    let (link, keys) = (Link::open(address)?, Keys::new(&address.prefix));
+    let begun = Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for client in 0..clients {
+        let (link, keys) = (link.clone(), keys.clone());
+        tasks.spawn(async move {
+            let mut count = 0;
+            while begun.elapsed() < span {
+                let key = |value: usize| keys.of(&format!("bench/{client}/{count}/{value}"));
+                let puts: Vec<TxnOp> =
+                    (0..values).map(|value| TxnOp::put(key(value), [7; 256], None)).collect();
+                link.transact(Txn::new().and_then(puts), PATIENCE).await?;
+                count += 1;
+            }
+            Ok::<usize, StoreError>(count)
+        });
+    }
+    let mut count = 0;
+    while let Some(task) = tasks.join_next().await {
+        count += task.expect("it does not panic")?;
+    }
+    let rate = count as f64 / begun.elapsed().as_secs_f64();
+    link.transact(Txn::new().and_then([keys.removal("bench/")]), PATIENCE).await?;
+    Ok(rate)
+}
+
 /// All that there is at one moment.
 struct Whole {
     /// With what is staged in its place.
@@ -219,7 +257,7 @@ impl Reader<'_> {
     async fn whole(&mut self) -> Result<Whole, StoreError> {
         let names = ["format", "term", "commit", "restoring"];
         let reads: Vec<TxnOp> = names.iter().map(|name| read(&self.keys.of(name))).collect();
-        let answer = self.link.transact(Txn::new().and_then(reads)).await?;
+        let answer = self.link.transact(Txn::new().and_then(reads), PATIENCE).await?;
         self.revision = answer.header().map_or(0, |header| header.revision());
         let found: Vec<Option<KeyValue>> = answer.op_responses().into_iter().map(first).collect();
         let [format, term, commit, restoring] = &found[..] else {
