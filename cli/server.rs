@@ -42,7 +42,8 @@ pub struct Args {
     /// host's name if that is every address
     #[arg(long, env = "AQUIFER_ADVERTISE", value_name = "URL")]
     pub advertise: Option<String>,
-    /// Silence of the scheduler that leads after which another one takes over, with etcd: 2s to 60s. Default: 3s
+    /// Silence of the scheduler that leads after which another one takes over, with etcd: 2s to 60s, whole
+    /// seconds. Default: 3s
     #[arg(long, env = "AQUIFER_LEADER_LEASE", value_name = "DURATION")]
     pub leader_lease: Option<String>,
     /// Silence after which a node is lost and its jobs are placed again: 1s to 1h. Default: 30s

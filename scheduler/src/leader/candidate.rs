@@ -35,12 +35,14 @@ pub struct Won {
 }
 
 impl Candidate {
-    /// `lease`: after so long without a sign of life another one leads, in whole seconds, two at least.
+    /// `lease`: after so long without a sign of life another one leads; etcd counts in whole seconds, two at least, and
+    /// what is beyond them is left out.
     ///
     /// # Errors
     /// When no connection can be prepared.
     pub fn new(address: &EtcdAddress, advertise: &str, lease: Duration) -> Result<Candidate, StoreError> {
         let (link, keys) = (Link::open(address)?, Keys::new(&address.prefix));
+        let lease = Duration::from_secs(lease.as_secs().max(2));
         Ok(Candidate { link, keys, advertise: advertise.into(), lease })
     }
 

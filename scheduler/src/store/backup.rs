@@ -87,8 +87,13 @@ pub fn read(bytes: &[u8]) -> Result<(Contents, u64), BackupError> {
         if length == 0 {
             break;
         }
-        let mut record = reader.take(length as usize)?;
-        reader.checksum(start, &format!("record {}", rows.len() + 1))?;
+        // If its length was changed, that is where the damage is.
+        let from_start = |error| match error {
+            BackupError::Damaged { what, .. } => BackupError::Damaged { offset: start, what },
+            error => error,
+        };
+        let mut record = reader.take(length as usize).map_err(from_start)?;
+        reader.checksum(start, &format!("record {}", rows.len() + 1)).map_err(from_start)?;
         let row = frame::pop(&mut record).filter(|_| record.is_empty());
         let what = || format!("record {} is of no kind that is known", rows.len() + 1);
         rows.push(row.ok_or_else(|| BackupError::Damaged { offset: start, what: what() })?);
@@ -116,7 +121,7 @@ impl<'a> Reader<'a> {
     fn take(&mut self, length: usize) -> Result<&'a [u8], BackupError> {
         let rest = &self.bytes[self.at..];
         if rest.len() < length {
-            let what = format!("it ends {} bytes later, where {length} were expected", rest.len());
+            let what = format!("it ends {} bytes later, {length} were expected", rest.len());
             return Err(BackupError::Damaged { offset: self.at, what });
         }
         self.at += length;
