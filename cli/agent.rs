@@ -98,7 +98,9 @@ impl Args {
         let text = |text: &str| Ok::<_, String>(text.to_string());
         let state_dir = settings::data_dir().join("agent").display().to_string();
         let server = settings.take_optional("server", None, text)?.unwrap_or_else(|| global.server.clone());
-        let is_local = ["//127.", "//localhost", "//[::1]"].iter().any(|local| server.contains(local));
+        let is_local =
+            |url: &str| ["//127.", "//localhost", "//[::1]"].iter().any(|local| url.contains(local));
+        let is_local = server.split(',').all(is_local);
         let host = aquifer_agent::host::Host::read().name;
         let address = if is_local { "127.0.0.1" } else { &host };
         let milli = |text: &str| {

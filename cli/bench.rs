@@ -9,6 +9,7 @@ use aquifer_proto::v1;
 use aquifer_proto::v1::agent_message::Message as Up;
 use aquifer_proto::v1::agents_client::AgentsClient;
 use aquifer_proto::v1::scheduler_message::Message as Down;
+use aquifer_scheduler::store::Address;
 use aquifer_sim::bench;
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -79,6 +80,9 @@ pub struct PoolArgs {
     /// Seconds of each run that goes by time
     #[arg(long, value_name = "SECONDS", default_value_t = 3)]
     pub seconds: u64,
+    /// Keep the pool in this store instead, `etcd://…`, and measure what etcd itself does beside it. The store must be new
+    #[arg(long, value_name = "STORE")]
+    pub store: Option<Address>,
 }
 
 /// One figure.
@@ -177,7 +181,13 @@ fn decisions(args: &DecisionsArgs, output: &Output) {
 async fn measure(args: &PoolArgs, trial: &mut Trial) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     let mut add = |name: String, value: f64, unit| figures.push(Figure { name, value, unit });
-    trial.start_scheduler(&["--log-level", "warn"]).await?;
+    let store = args.store.as_ref().map(ToString::to_string);
+    // Nobody else is there who could name this scheduler.
+    let advertise = ["--advertise", "http://127.0.0.1"];
+    let flags = ["--log-level", "warn", "--store", store.as_deref().unwrap_or_default()];
+    let flags = [&flags[..], &advertise].concat();
+    let flags = if store.is_some() { &flags[..] } else { &flags[..2] };
+    trial.start_scheduler(flags).await?;
     let slots = args.slots.to_string();
     let offer = ["--devices", "none", "--cpus", &slots, "--log-level", "warn"];
     trial.start_agent("bench", &offer).await?;
@@ -193,7 +203,7 @@ async fn measure(args: &PoolArgs, trial: &mut Trial) -> Result<Vec<Figure>> {
     add(format!("array of {}: until queued", args.jobs), queued_s * 1e3, "ms");
     add(format!("array of {} `true`, submit to last end", args.jobs), f64::from(args.jobs) / all_s, "jobs/s");
     aside("restart …");
-    let (restart_s, jobs) = restart(trial).await?;
+    let (restart_s, jobs) = restart(trial, flags).await?;
     add(format!("kill -9 to first answer, {jobs} jobs in the store"), restart_s * 1e3, "ms");
     aside("durable submissions …");
     let span = Duration::from_secs(args.seconds);
@@ -203,6 +213,20 @@ async fn measure(args: &PoolArgs, trial: &mut Trial) -> Result<Vec<Figure>> {
             submissions(trial, clients, span).await?,
             "jobs/s",
         );
+    }
+    #[cfg(feature = "etcd")]
+    if let Some(Address::Etcd(address)) = &args.store {
+        use aquifer_scheduler::store::etcd::puts;
+        aside("etcd alone …");
+        for (clients, values) in [(1, 1), (64, 1), (1, 100)] {
+            let rate = puts(address, clients, values, span).await.context("etcd did not answer")?;
+            let each = if values == 1 {
+                "puts of 256 bytes".into()
+            } else {
+                format!("transactions of {values} puts")
+            };
+            add(format!("etcd alone: {each}, {clients} clients"), rate, "/s");
+        }
     }
     aside(format!("messages of {} agents …", args.agents));
     for (name, whole) in [("heartbeats", false), ("whole reports, 8 devices and 8 workers", true)] {
@@ -285,10 +309,10 @@ async fn throughput(trial: &Trial, jobs: u32) -> Result<(f64, f64)> {
 }
 
 /// Seconds from the death of the scheduler to the first answer of the next one, and the jobs that it has.
-async fn restart(trial: &mut Trial) -> Result<(f64, u64)> {
+async fn restart(trial: &mut Trial, flags: &[&str]) -> Result<(f64, u64)> {
     trial.kill_scheduler().await?;
     let begun = Instant::now();
-    trial.start_scheduler(&["--log-level", "warn"]).await?;
+    trial.start_scheduler(flags).await?;
     let list =
         trial.client().list(v1::ListRequest { page_size: 1, ..Default::default() }).await?.into_inner();
     let took = begun.elapsed().as_secs_f64();

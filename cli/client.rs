@@ -8,16 +8,16 @@ use aquifer_proto::v1::pool_client::PoolClient;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
 use crate::output::{Failure, aside};
+use crate::servers::Servers;
 
 /// Where the scheduler is, and how output looks: the flags of every command.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Connection and output")]
 pub struct Global {
-    /// URL of the scheduler
+    /// URL of the scheduler, or of each of several with commas between them
     #[arg(
         long,
         global = true,
@@ -38,13 +38,15 @@ pub struct Global {
 }
 
 /// The generated client, with the token in every request.
-pub type Client = PoolClient<InterceptedService<Channel, Bearer>>;
+pub type Client = PoolClient<InterceptedService<Servers, Bearer>>;
 
 /// The scheduler, as commands see it.
 #[derive(Clone, Debug)]
 pub struct Pool {
     client: Client,
     server: String,
+    /// There is a single scheduler: another one will not take over.
+    is_one: bool,
 }
 
 /// Puts the token into requests.
@@ -63,7 +65,8 @@ impl Interceptor for Bearer {
 /// How long a call is repeated while the scheduler does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Patience {
-    /// Once more: somebody waits for an answer, and asking again is easy.
+    /// Once more: somebody waits for an answer, and asking again is easy. With several schedulers for as long as it takes
+    /// another one to lead.
     Short,
     /// For about ten seconds: something was said that must not be lost by a restart of the scheduler.
     Long,
@@ -77,27 +80,14 @@ impl Pool {
     /// # Errors
     /// The URL or the token cannot be used.
     pub fn new(global: &Global) -> Result<Pool, Failure> {
-        let server = match global.server.contains("://") {
-            true => global.server.clone(),
-            false => format!("http://{}", global.server),
-        };
         let usage =
             |sentence: String| Failure::usage(sentence, "give --server a URL like http://scheduler:7700");
-        if server.starts_with("https://") {
-            return Err(usage(format!("{server}: TLS is not built in")));
-        }
-        let endpoint = Endpoint::from_shared(server.clone());
-        let endpoint =
-            endpoint.map_err(|error| usage(format!("{server:?} is no URL of a scheduler: {error}")))?;
-        let endpoint = endpoint
-            .connect_timeout(Duration::from_secs(5))
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(10))
-            .tcp_nodelay(true);
-        let client = PoolClient::with_interceptor(endpoint.connect_lazy(), Bearer(token(global)?));
+        let servers = Servers::new(&global.server).map_err(usage)?;
+        let (server, is_one) = (servers.listed().join(" or "), servers.listed().len() == 1);
+        let client = PoolClient::with_interceptor(servers, Bearer(token(global)?));
         // Specifications may carry a mebibyte of environment each.
         let client = client.max_decoding_message_size(1 << 30);
-        Ok(Pool { client, server })
+        Ok(Pool { client, server, is_one })
     }
 
     /// A client for one call, for those who repeat it themselves.
@@ -118,7 +108,7 @@ impl Pool {
         loop {
             match call(self.client()).await {
                 Ok(answer) => return Ok(answer.into_inner()),
-                Err(status) if is_lost(&status) && backoff.goes_on(patience) => {
+                Err(status) if is_lost(&status) && backoff.goes_on(patience, self.is_one) => {
                     if backoff.pauses == 2 {
                         aside(format!("the scheduler at {} does not answer; trying again", self.server));
                     }
@@ -133,7 +123,10 @@ impl Pool {
     pub fn failure(&self, status: &Status) -> Failure {
         let said = status.message();
         if is_lost(status) {
-            let sentence = format!("no scheduler answers at {}: {}", self.server, root_cause(status));
+            let sentence = match said.contains("stands by") {
+                true => format!("no scheduler leads at {}: {said}", self.server),
+                false => format!("no scheduler answers at {}: {}", self.server, root_cause(status)),
+            };
             let next =
                 "is it running? start one with `aquifer up`, or name another with --server or AQUIFER_SERVER";
             return Failure { exit: 3, sentence, next: next.into() };
@@ -210,9 +203,9 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    fn goes_on(&self, patience: Patience) -> bool {
+    fn goes_on(&self, patience: Patience, is_one: bool) -> bool {
         match patience {
-            Patience::Short => self.pauses < 1,
+            Patience::Short => self.pauses < if is_one { 1 } else { 6 },
             Patience::Long => self.pauses < 7,
             Patience::Endless => true,
         }
@@ -260,8 +253,11 @@ mod tests {
 
     #[test]
     fn patience_ends() {
-        let tries =
-            |patience| (0..100).take_while(|pauses| Backoff { pauses: *pauses }.goes_on(patience)).count();
-        assert_eq!([Patience::Short, Patience::Long, Patience::Endless].map(tries), [1, 7, 100]);
+        let all = [Patience::Short, Patience::Long, Patience::Endless];
+        for (is_one, tries) in [(true, [1, 7, 100]), (false, [6, 7, 100])] {
+            let goes_on = |pauses, patience| Backoff { pauses }.goes_on(patience, is_one);
+            let tried = all.map(|patience| (0..100).take_while(|pauses| goes_on(*pauses, patience)).count());
+            assert_eq!(tried, tries);
+        }
     }
 }

@@ -82,7 +82,7 @@ pub fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     findings.extend(of_permissions(&machine));
     findings.push(of_limits());
     findings.extend(of_ports(ports));
-    findings.push(of_scheduler(&global.server));
+    findings.extend(global.server.split(',').map(of_scheduler));
     findings.push(of_clock());
     findings.push(of_disk(&state_dir));
     match output.json {

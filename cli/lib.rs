@@ -25,8 +25,10 @@ pub mod queues;
 pub mod reservations;
 pub mod run;
 pub mod server;
+pub mod servers;
 pub mod settings;
 pub mod simulate;
+pub mod store;
 pub mod submit;
 pub mod trial;
 pub mod units;
@@ -77,6 +79,8 @@ pub enum Command {
     Unreserve(reservations::UnreserveArgs),
     Usage(usage::Args),
     Watch(watch::Args),
+    #[command(subcommand)]
+    Store(store::Command),
     Devices(devices::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -91,6 +95,7 @@ pub fn run(command: Command, global: &Global, cli: clap::Command) -> Result<Exit
     let command = match command {
         Command::Completions(args) => return Ok(completions::run(&args, cli)),
         Command::Man(args) => return completions::man(&args, cli),
+        Command::Store(command) => return store::run(&command, global),
         Command::Devices(args) => return devices::run(&args, global),
         Command::Doctor(args) => return doctor::run(&args, global),
         command => command,
@@ -120,8 +125,12 @@ pub fn run(command: Command, global: &Global, cli: clap::Command) -> Result<Exit
             Command::Unreserve(args) => reservations::unreserve(args, session).await,
             Command::Usage(args) => usage::run(args, session).await,
             Command::Watch(args) => watch::run(args, session).await,
-            Command::Devices(_) | Command::Doctor(_) | Command::Completions(_) | Command::Man(_) => {
-                unreachable!("they need no scheduler")
+            Command::Store(_)
+            | Command::Devices(_)
+            | Command::Doctor(_)
+            | Command::Completions(_)
+            | Command::Man(_) => {
+                unreachable!("they were run before")
             }
         }
     })

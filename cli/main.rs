@@ -11,7 +11,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 #[command(name = "aquifer", version, propagate_version = true, subcommand_required = true)]
 #[command(arg_required_else_help = true, disable_help_subcommand = false)]
 #[command(after_help = "\
-Exit codes: 0 done, 1 refused or the awaited job did not succeed, 2 wrong use, 3 no scheduler answers.")]
+Exit codes: 0 done, 1 refused or the awaited job did not succeed, 2 wrong use, 3 no scheduler (or no etcd) answers, \
+4 another scheduler has taken over from this one.")]
 struct Cli {
     #[command(flatten)]
     global: Global,

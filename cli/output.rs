@@ -234,7 +234,7 @@ pub fn pairs(pairs: &[(&str, String)]) -> String {
 /// Why a command did not do what it should, and what to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// Exit code: 1 refused, 2 usage, 3 unreachable.
+    /// Exit code: 1 refused, 2 usage, 3 unreachable, 4 another scheduler leads.
     pub exit: u8,
     /// What did not happen, and why.
     pub sentence: String,

@@ -7,7 +7,8 @@ use std::time::Duration;
 use aquifer_core::Policy;
 use aquifer_core::plan::Order;
 use aquifer_scheduler::grpc::{ServerConfig, ServerError, serve};
-use aquifer_scheduler::store::Embedded;
+use aquifer_scheduler::leader::Source;
+use aquifer_scheduler::store::{Address, Embedded, EtcdAddress, StoreError};
 
 use crate::client::Global;
 use crate::output::{Failure, write_out};
@@ -33,6 +34,18 @@ pub struct Args {
     /// Directory for the store. Default: the user's data directory
     #[arg(long, env = "AQUIFER_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<String>,
+    /// Where the pool is kept: a file, or `etcd://HOST:PORT,HOST:PORT…/PREFIX`, so that other schedulers can take over;
+    /// the prefix is `aquifer` if none is given. Default: `store.redb` in the data directory
+    #[arg(long, env = "AQUIFER_STORE", value_name = "STORE")]
+    pub store: Option<String>,
+    /// URL under which clients and agents reach this scheduler when it leads, with etcd. Default: from --listen, with the
+    /// host's name if that is every address
+    #[arg(long, env = "AQUIFER_ADVERTISE", value_name = "URL")]
+    pub advertise: Option<String>,
+    /// Silence of the scheduler that leads after which another one takes over, with etcd: 2s to 60s, whole
+    /// seconds. Default: 3s
+    #[arg(long, env = "AQUIFER_LEADER_LEASE", value_name = "DURATION")]
+    pub leader_lease: Option<String>,
     /// Silence after which a node is lost and its jobs are placed again: 1s to 1h. Default: 30s
     #[arg(long, env = "AQUIFER_LEASE", value_name = "DURATION")]
     pub lease: Option<String>,
@@ -77,8 +90,12 @@ pub struct Args {
 pub struct Resolved {
     /// Of the server.
     pub config: ServerConfig,
-    /// File of the store.
-    pub store: PathBuf,
+    /// Where the pool is kept.
+    pub store: Address,
+    /// URL under which it is reached when it leads.
+    pub advertise: String,
+    /// Silence after which another scheduler leads.
+    pub leader_lease: Duration,
     /// `text` or `json`.
     pub log_format: String,
     /// A filter.
@@ -97,6 +114,11 @@ impl Args {
         let checkpoints = data_dir.join("checkpoints").display().to_string();
         let listen = |text: &str| text.parse().map_err(|_| "expected an address and a port".to_string());
         let listen: SocketAddr = settings.take("listen", self.listen.as_ref(), "127.0.0.1:7700", listen)?;
+        let embedded = data_dir.join("store.redb").display().to_string();
+        let store = settings.take("store", self.store.as_ref(), &embedded, str::parse::<Address>)?;
+        let advertise = settings.take("advertise", self.advertise.as_ref(), &reached_at(listen), url)?;
+        let term = |text: &str| between(text, 2_000, 60_000);
+        let leader_lease = settings.take("leader-lease", self.leader_lease.as_ref(), "3s", term)?;
         let lease = settings.take("lease", self.lease.as_ref(), "30s", |t| between(t, 1_000, 3_600_000))?;
         let backoff = settings.take("backoff", self.backoff.as_ref(), "1s", |t| between(t, 0, 3_600_000))?;
         let order = settings.take("order", self.order.as_ref(), "fair-share", |text| match text {
@@ -133,7 +155,7 @@ impl Args {
         let policy = Policy { order, lease, backoff, half_life, ageing, preemption, grow_after, rounds };
         let checkpoint_root = checkpoint_root.display().to_string();
         let config = ServerConfig { listen, token, policy, checkpoint_root };
-        Ok(Resolved { config, store: data_dir.join("store.redb"), log_format, log_level })
+        Ok(Resolved { config, store, advertise, leader_lease, log_format, log_level })
     }
 }
 
@@ -143,25 +165,93 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
     settings::start_logging(&resolved.log_format, &resolved.log_level)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::refused(format!("cannot start: {error}"), ""))?;
-    let store = Embedded::open(&resolved.store).map_err(ServerError::from).map_err(failure)?;
-    let ready = |address: SocketAddr, _: &_| write_out(format!("listening on {address}\n").as_bytes());
-    let served = serve(resolved.config, Box::new(store), ready, settings::stop_signal());
+    let source = source(&resolved)?;
+    let ready = |address: SocketAddr| write_out(format!("listening on {address}\n").as_bytes());
+    let served = serve(resolved.config, source, ready, settings::stop_signal());
     let served = runtime.block_on(served).map_err(failure);
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
 }
 
-/// What to do about an error of the scheduler.
+/// What the scheduler gets its store from.
+///
+/// # Errors
+/// The store cannot be had.
+pub fn source(resolved: &Resolved) -> Result<Source, Failure> {
+    match &resolved.store {
+        Address::File(path) => {
+            let store = Embedded::open(path).map_err(ServerError::from).map_err(failure)?;
+            Ok(Source::Owned(Box::new(store)))
+        }
+        Address::Etcd(_) if resolved.advertise.ends_with(":0") => Err(Failure::usage(
+            format!("{} does not say where others reach this scheduler", resolved.advertise),
+            "Choose a port with --listen, or name the URL with --advertise.",
+        )),
+        Address::Etcd(address) => contested(address, resolved),
+    }
+}
+
+#[cfg(feature = "etcd")]
+fn contested(address: &EtcdAddress, resolved: &Resolved) -> Result<Source, Failure> {
+    use aquifer_scheduler::leader::Candidate;
+    let candidate = Candidate::new(address, &resolved.advertise, resolved.leader_lease);
+    candidate.map(Source::Contested).map_err(ServerError::from).map_err(failure)
+}
+
+#[cfg(not(feature = "etcd"))]
+fn contested(address: &EtcdAddress, _: &Resolved) -> Result<Source, Failure> {
+    Err(no_etcd(address))
+}
+
+/// This program cannot do it.
+#[cfg(not(feature = "etcd"))]
+pub fn no_etcd(address: &EtcdAddress) -> Failure {
+    Failure::usage(
+        format!("{address}: this program was built without etcd"),
+        "Build it with `cargo build --release --features etcd`, where protobuf-compiler and libprotobuf-dev are installed.",
+    )
+}
+
+/// What to do about an error of the scheduler. Exit code 4: another one leads. 3: etcd does not answer.
 pub fn failure(error: ServerError) -> Failure {
     let next = match &error {
         ServerError::Open(_) => "Name a secret with --token-file, or listen on 127.0.0.1.",
         ServerError::Listen { .. } => "Choose another address with --listen; is a scheduler running already?",
+        ServerError::Store(StoreError::Fenced { .. }) => {
+            "Start it again to have it stand by; what was acknowledged is kept."
+        }
+        ServerError::Store(StoreError::Away { .. }) => {
+            "Start it again: it waits for etcd; what was acknowledged is kept."
+        }
+        ServerError::Store(StoreError::HalfRestored { .. }) => {
+            "Restore into it again: `aquifer store restore`."
+        }
         ServerError::Store(_) => "Look at the store's directory; another one can be named with --data-dir.",
         ServerError::Server(_) | ServerError::Reflection(_) => {
             "Start it again; what was acknowledged is kept."
         }
     };
-    Failure::refused(error.to_string(), next)
+    let exit = match &error {
+        ServerError::Store(StoreError::Fenced { .. }) => 4,
+        ServerError::Store(StoreError::Away { .. }) => 3,
+        _ => 1,
+    };
+    Failure { exit, sentence: error.to_string(), next: next.into() }
+}
+
+/// The URL of an address to listen on, as others see it.
+fn reached_at(listen: SocketAddr) -> String {
+    match listen.ip().is_unspecified() {
+        true => format!("http://{}:{}", aquifer_agent::host::Host::read().name, listen.port()),
+        false => format!("http://{listen}"),
+    }
+}
+
+fn url(text: &str) -> Result<String, String> {
+    match tonic::transport::Endpoint::from_shared(text.to_string()) {
+        Ok(_) if text.starts_with("http://") => Ok(text.into()),
+        _ => Err("expected a URL like http://head-1:7700".into()),
+    }
 }
 
 /// A path, made absolute.

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::client::{Client, Global, Pool};
+use crate::client::{Client, Global, Patience, Pool};
 use crate::output::aside;
 
 /// A running pool.
@@ -64,6 +64,9 @@ impl Trial {
         self.server = format!("http://{address}");
         self.global.server = self.server.clone();
         self.pool = Pool::new(&self.global)?;
+        // With etcd it listens before it leads.
+        let first = async |mut client: Client| client.list_nodes(v1::ListNodesRequest::default()).await;
+        self.pool.call(Patience::Long, first).await?;
         Ok(())
     }
 

@@ -7,7 +7,6 @@ use aquifer_agent::AgentConfig;
 use aquifer_core::explain::bytes;
 use aquifer_proto::v1;
 use aquifer_scheduler::grpc::{ServerError, serve};
-use aquifer_scheduler::store::Embedded;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -76,12 +75,12 @@ async fn run_both(args: &Args, global: &Global) -> Result<(), Failure> {
         ..server::Args::default()
     };
     let of_server = of_server.resolve(global)?;
-    let store = Embedded::open(&of_server.store).map_err(ServerError::from).map_err(failure)?;
+    let source = server::source(&of_server)?;
     let (ready, address) = oneshot::channel();
     let (stop_server, server_stopped) = oneshot::channel::<()>();
-    let ready = move |address, _: &_| _ = ready.send(address);
+    let ready = move |address| _ = ready.send(address);
     let stopped = async move { _ = server_stopped.await };
-    let mut server = tokio::spawn(serve(of_server.config, Box::new(store), ready, stopped));
+    let mut server = tokio::spawn(serve(of_server.config, source, ready, stopped));
     let Ok(address) = address.await else { return joined(&mut server).await };
 
     let global = Global { server: format!("http://{address}"), ..global.clone() };

@@ -108,6 +108,11 @@ impl Pool for Peer {
         Ok(Response::new(job(if self.life == 1 { JobState::Running } else { JobState::Failed })))
     }
 
+    type BackupStream = Stream1<BackupPiece>;
+    async fn backup(&self, _: Request<BackupRequest>) -> Reply<Self::BackupStream> {
+        Err(Status::unimplemented(""))
+    }
+
     type LogsStream = Stream1<LogChunk>;
     async fn logs(&self, request: Request<LogsRequest>) -> Reply<Self::LogsStream> {
         let chunk = |rank, offset, data: &str| {

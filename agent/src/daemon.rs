@@ -14,7 +14,6 @@ use aquifer_proto::v1::scheduler_message::Message as Down;
 use aquifer_proto::{border, v1, wire};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
-use tonic::transport::Endpoint;
 
 use crate::command::{self, Surroundings};
 use crate::device::{Backends, DeviceChoice, DeviceError, Roots};
@@ -39,7 +38,7 @@ const MAX_LOG_PIECE: u32 = 256 << 10;
 pub struct AgentConfig {
     /// The stable name of the node; empty: the host's.
     pub node: String,
-    /// Address of the scheduler: `http://host:port`.
+    /// Address of the scheduler: `http://host:port`, or of each of several with commas between them.
     pub server: String,
     /// Secret to present.
     pub token: Option<String>,
@@ -477,16 +476,12 @@ fn hello_of(agent: &NodeAgent, config: &AgentConfig, backends: &Backends) -> v1:
 }
 
 fn link_of(config: &AgentConfig) -> Result<Link, AgentError> {
-    let endpoint = Endpoint::from_shared(config.server.clone());
-    let endpoint = endpoint.map_err(|_| AgentError::Server(config.server.clone()))?;
+    let urls: Vec<&str> = config.server.split(',').map(str::trim).collect();
+    let endpoint = |url: &&str| session::endpoint(url, 1 < urls.len());
+    let endpoints = urls.iter().map(endpoint).collect::<Result<_, _>>();
     let token = config.token.as_ref().map(|token| format!("Bearer {token}").parse());
     Ok(Link {
-        endpoint: endpoint
-            .connect_timeout(Duration::from_secs(5))
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(20))
-            .keep_alive_while_idle(true),
+        endpoints: endpoints.map_err(|_| AgentError::Server(config.server.clone()))?,
         token: token.transpose().map_err(|_| AgentError::Token)?,
     })
 }

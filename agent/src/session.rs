@@ -3,23 +3,34 @@
 
 use std::time::Duration;
 
-use aquifer_proto::v1;
 use aquifer_proto::v1::agent_message::Message as Up;
 use aquifer_proto::v1::agents_client::AgentsClient;
 use aquifer_proto::v1::scheduler_message::Message as Down;
+use aquifer_proto::{LEADER, v1};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Endpoint;
-use tonic::{Request, Status};
+use tonic::{Request, Status, Streaming};
 
 /// Messages that may wait to be sent, at most.
 const OUTBOX: usize = 256;
 /// Bytes of an assignment, at most.
 const MAX_MESSAGE: usize = 64 << 20;
+/// Answers of schedulers that do not lead that are followed at once, at most.
+const REDIRECTIONS: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// With several schedulers: one of them takes over within seconds, and workers should not wait for longer.
+const LONGEST_PAUSE_OF_SEVERAL: Duration = Duration::from_secs(1);
+/// Silence of a connection after which it is asked for a sign of life, and then for which that is waited for.
+const SILENCE: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(20)];
+/// The same with several schedulers: together well below a node's lease, so that the next one is found before workers
+/// end.
+const SILENCE_OF_SEVERAL: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(5)];
+/// With several schedulers, longest wait for the first word of one of them.
+const LONGEST_BEGINNING: Duration = Duration::from_secs(3);
 
 /// What the connection tells the daemon.
 pub enum Incoming {
@@ -33,17 +44,32 @@ pub enum Incoming {
 
 /// How to reach the scheduler.
 pub struct Link {
-    pub endpoint: Endpoint,
+    /// Of all schedulers; one of them leads.
+    pub endpoints: Vec<Endpoint>,
     pub token: Option<MetadataValue<Ascii>>,
 }
 
 /// Begins a session with what `hello` holds, again and again, until the daemon is gone.
 pub async fn keep_up(link: Link, hello: watch::Receiver<v1::Hello>, daemon: mpsc::Sender<Incoming>) {
     let mut pause = FIRST_PAUSE;
+    let mut next = link.endpoints[0].clone();
+    let mut redirections = 0;
     loop {
         let mut welcomed = false;
         let now = hello.borrow().clone();
-        let ended = converse(&link, now, &daemon, &mut welcomed).await;
+        let ended = converse(&link, &next, now, &daemon, &mut welcomed).await;
+        let leader = ended.as_ref().err().and_then(leader_of);
+        // One that stands by is no reason to wait. But what it says may be old.
+        redirections = if welcomed || leader.is_none() { 0 } else { redirections + 1 };
+        if let Some(leader) = leader
+            && redirections <= REDIRECTIONS
+        {
+            next = leader;
+            continue;
+        }
+        // Whoever stands by names the one that was lost, if it still leads.
+        let at = link.endpoints.iter().position(|endpoint| endpoint.uri() == next.uri());
+        next = link.endpoints[at.map_or(0, |at| (at + 1) % link.endpoints.len())].clone();
         let why = ended.err().map_or("the scheduler closed the session".into(), |status| {
             let source = std::error::Error::source(&status).map(|source| format!(": {source}"));
             format!("{}{}", status.message(), source.unwrap_or_default())
@@ -51,27 +77,47 @@ pub async fn keep_up(link: Link, hello: watch::Receiver<v1::Hello>, daemon: mpsc
         if daemon.send(Incoming::Ended(why)).await.is_err() {
             return;
         }
-        pause = if welcomed { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+        let longest = if link.endpoints.len() == 1 { LONGEST_PAUSE } else { LONGEST_PAUSE_OF_SEVERAL };
+        pause = if welcomed { FIRST_PAUSE } else { (pause * 2).min(longest) };
         tokio::time::sleep(jittered(pause)).await;
     }
 }
 
+/// How to connect to a scheduler, which may be one of several.
+pub fn endpoint(url: &str, of_several: bool) -> Result<Endpoint, tonic::transport::Error> {
+    let [silence, patience] = if of_several { SILENCE_OF_SEVERAL } else { SILENCE };
+    let endpoint = Endpoint::from_shared(url.to_string())?;
+    Ok(endpoint
+        .connect_timeout(Duration::from_secs(5))
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(silence)
+        .keep_alive_timeout(patience)
+        .keep_alive_while_idle(true))
+}
+
+/// The scheduler that another one names as the one that leads.
+fn leader_of(status: &Status) -> Option<Endpoint> {
+    endpoint(status.metadata().get(LEADER)?.to_str().ok()?, true).ok()
+}
+
 async fn converse(
     link: &Link,
+    endpoint: &Endpoint,
     hello: v1::Hello,
     daemon: &mpsc::Sender<Incoming>,
     welcomed: &mut bool,
 ) -> Result<(), Status> {
-    let channel = link.endpoint.connect().await.map_err(|error| Status::from_error(error.into()))?;
-    let mut client = AgentsClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let (outbox, messages) = mpsc::channel(OUTBOX);
     let first = v1::AgentMessage { message: Some(Up::Hello(hello)) };
     outbox.send(first).await.expect("its receiver is here");
-    let mut request = Request::new(ReceiverStream::new(messages));
-    if let Some(token) = &link.token {
-        request.metadata_mut().insert("authorization", token.clone());
-    }
-    let mut inbox = client.session(request).await?.into_inner();
+    let begin = begin(link, endpoint, messages);
+    let mut inbox = match link.endpoints.len() {
+        1 => begin.await?,
+        _ => {
+            let begun = tokio::time::timeout(LONGEST_BEGINNING, begin).await;
+            begun.map_err(|_| Status::unavailable(format!("{} does not answer", endpoint.uri())))??
+        }
+    };
     while let Some(message) = inbox.next().await {
         let incoming = match message?.message {
             Some(Down::Welcome(welcome)) => {
@@ -86,6 +132,20 @@ async fn converse(
         }
     }
     Ok(())
+}
+
+async fn begin(
+    link: &Link,
+    endpoint: &Endpoint,
+    messages: mpsc::Receiver<v1::AgentMessage>,
+) -> Result<Streaming<v1::SchedulerMessage>, Status> {
+    let channel = endpoint.connect().await.map_err(|error| Status::from_error(error.into()))?;
+    let mut client = AgentsClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let mut request = Request::new(ReceiverStream::new(messages));
+    if let Some(token) = &link.token {
+        request.metadata_mut().insert("authorization", token.clone());
+    }
+    Ok(client.session(request).await?.into_inner())
 }
 
 /// Between half and all of a pause. The low bits of the clock are as good as chance for keeping agents out of step.

@@ -17,3 +17,6 @@ pub mod v1 {
 
 /// The protocol's descriptors, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/aquifer.fds"));
+
+/// Metadata of an answer by a scheduler that does not lead: the URL of the one that does.
+pub const LEADER: &str = "aquifer-leader";

@@ -23,6 +23,24 @@ pub enum Kind {
     Reservation,
 }
 
+impl Kind {
+    /// All of them. A record's kind is stored as its place here: new ones are added at the end.
+    pub const ALL: [Kind; 6] =
+        [Kind::Spec, Kind::Job, Kind::Node, Kind::Queue, Kind::Usage, Kind::Reservation];
+
+    /// Name of the table.
+    pub fn table(self) -> &'static str {
+        match self {
+            Kind::Spec => "specs",
+            Kind::Job => "jobs",
+            Kind::Node => "nodes",
+            Kind::Queue => "queues",
+            Kind::Usage => "usages",
+            Kind::Reservation => "reservations",
+        }
+    }
+}
+
 /// A record as bytes, under its identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {

@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod grpc;
+pub mod leader;
 pub mod notes;
 pub mod runtime;
 pub mod store;

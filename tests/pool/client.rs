@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use aquifer_cli::servers::Servers;
 use aquifer_proto::v1;
 use aquifer_proto::v1::pool_client::PoolClient;
 use tokio::runtime::Runtime;
@@ -74,28 +75,43 @@ impl Interceptor for Bearer {
 /// The connection of a client.
 pub type Connection = InterceptedService<Channel, Bearer>;
 
-/// The generated client.
-pub type Stub = PoolClient<Connection>;
+/// The generated client, of whichever scheduler leads.
+pub type Stub = PoolClient<InterceptedService<Servers, Bearer>>;
 
 /// A gRPC client whose calls return when they are answered.
 pub struct Client {
     runtime: Runtime,
     connection: Connection,
+    servers: InterceptedService<Servers, Bearer>,
 }
 
 impl Client {
-    /// Nothing is sent before the first call.
+    /// `url`: of one scheduler, or of several with commas between them. Nothing is sent before the first call.
     pub fn new(url: &str, token: Option<&str>) -> Client {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let endpoint = Endpoint::from_shared(url.to_string()).expect("a URL").tcp_nodelay(true);
-        let channel = runtime.block_on(async { endpoint.connect_lazy() });
-        let connection = InterceptedService::new(channel, Bearer(token.map(Into::into)));
-        Client { runtime, connection }
+        let first = url.split(',').next().unwrap_or_default().to_string();
+        let endpoint = Endpoint::from_shared(first).expect("a URL").tcp_nodelay(true);
+        let bearer = Bearer(token.map(Into::into));
+        let entered = runtime.enter();
+        let connection = InterceptedService::new(endpoint.connect_lazy(), bearer.clone());
+        let servers = InterceptedService::new(Servers::new(url).expect("URLs"), bearer);
+        drop(entered);
+        Client { runtime, connection, servers }
     }
 
     /// One call, once.
     pub fn once<A>(&self, call: impl AsyncFnOnce(Stub) -> Result<Response<A>, Status>) -> Result<A, Status> {
         let call = call(self.stub());
+        let answered = self.block_on(async { tokio::time::timeout(PATIENCE, call).await });
+        answered.expect("an answer in time").map(Response::into_inner)
+    }
+
+    /// One call, once, to the first scheduler alone, whether it leads or not.
+    pub fn alone<A>(
+        &self,
+        call: impl AsyncFnOnce(PoolClient<Connection>) -> Result<Response<A>, Status>,
+    ) -> Result<A, Status> {
+        let call = call(PoolClient::new(self.connection()));
         let answered = self.block_on(async { tokio::time::timeout(PATIENCE, call).await });
         answered.expect("an answer in time").map(Response::into_inner)
     }
@@ -116,10 +132,10 @@ impl Client {
 
     /// The generated client.
     pub fn stub(&self) -> Stub {
-        PoolClient::new(self.connection()).max_decoding_message_size(64 << 20)
+        PoolClient::new(self.servers.clone()).max_decoding_message_size(64 << 20)
     }
 
-    /// For the generated clients of other services.
+    /// To the first scheduler alone, for the generated clients of other services.
     pub fn connection(&self) -> Connection {
         self.connection.clone()
     }

@@ -28,9 +28,10 @@ pub struct Worker {
 /// A scheduler and agents.
 pub struct Pool {
     home: TempDir,
-    port: u16,
+    /// Of each scheduler; only with etcd there are several.
+    ports: Vec<u16>,
     server_flags: Vec<String>,
-    server: Option<Running>,
+    servers: BTreeMap<usize, Running>,
     agent_flags: HashMap<String, Vec<String>>,
     agents: BTreeMap<String, Running>,
     client: Client,
@@ -68,24 +69,39 @@ impl Pool {
         Pool::new(&[], Some(token))
     }
 
+    /// Several schedulers, of which one leads.
+    pub fn of_schedulers(count: u16, flags: &[&str]) -> Pool {
+        let mut pool = Pool::prepare(count, flags, None);
+        (0..count.into()).for_each(|at| pool.start_server_at(at));
+        pool
+    }
+
     fn new(flags: &[&str], token: Option<&str>) -> Pool {
+        let mut pool = Pool::prepare(1, flags, token);
+        pool.start_server();
+        pool
+    }
+
+    /// Schedulers that are yet to be started.
+    pub fn prepare(count: u16, flags: &[&str], token: Option<&str>) -> Pool {
         let home = TempDir::with_prefix("aquifer-test-").expect("a temporary directory");
         fs::create_dir(home.path().join("home")).expect("a home");
-        let port = free_ports(1);
-        let mut pool = Pool {
+        let first = free_ports(count);
+        let ports: Vec<u16> = (first..first + count).collect();
+        let client = Client::new(&urls(&ports), token);
+        let pool = Pool {
             home,
-            port,
+            ports,
             server_flags: flags.iter().map(ToString::to_string).collect(),
-            server: None,
+            servers: BTreeMap::new(),
             agent_flags: HashMap::new(),
             agents: BTreeMap::new(),
-            client: Client::new(&format!("http://127.0.0.1:{port}"), token),
+            client,
             token: token.map(Into::into),
         };
         if let Some(token) = token {
             fs::write(pool.file("token"), token).expect("a token file");
         }
-        pool.start_server();
         pool
     }
 
@@ -104,9 +120,14 @@ impl Pool {
         fs::read_to_string(self.dir().join(name)).unwrap_or_default()
     }
 
-    /// Where the scheduler is.
+    /// Where the scheduler is; with several, the URL of each with commas between them.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        urls(&self.ports)
+    }
+
+    /// Where one of several schedulers is.
+    pub fn url_of(&self, at: usize) -> String {
+        urls(&self.ports[at..=at])
     }
 
     /// Flags that present the token, if one is wanted.
@@ -120,27 +141,72 @@ impl Pool {
         Client::new(&self.url(), self.token.as_deref())
     }
 
+    /// A client of one of several schedulers.
+    pub fn another_client_of(&self, at: usize) -> Client {
+        Client::new(&self.url_of(at), self.token.as_deref())
+    }
+
     /// Starts the scheduler, the first time or again, and waits until it listens.
     #[track_caller]
     pub fn start_server(&mut self) {
+        self.start_server_at(0);
+    }
+
+    /// Starts one of several schedulers.
+    #[track_caller]
+    pub fn start_server_at(&mut self, at: usize) {
         let data = self.file("server");
-        let listen = format!("127.0.0.1:{}", self.port);
+        let listen = format!("127.0.0.1:{}", self.ports[at]);
         let mut words = vec!["server", "--listen", &listen, "--data-dir", &data];
         let token = self.token_flags();
         words.extend(self.server_flags.iter().chain(&token).map(String::as_str));
-        let mut server = start(self.dir(), "server", program(self.dir(), &words));
+        let mut server = start(self.dir(), &format!("server{at}"), program(self.dir(), &words));
         server.until_out("listening on ");
-        self.server = Some(server);
+        self.servers.insert(at, server);
+    }
+
+    /// Other flags for the next start of a scheduler.
+    pub fn set_server_flags(&mut self, flags: &[&str]) {
+        self.server_flags = flags.iter().map(ToString::to_string).collect();
     }
 
     /// Kills the scheduler.
     pub fn kill_server(&mut self) {
-        drop(self.server.take().expect("a scheduler")); // The drop kills.
+        self.kill_server_at(0);
+    }
+
+    /// Kills one of several schedulers.
+    pub fn kill_server_at(&mut self, at: usize) {
+        drop(self.servers.remove(&at).expect("a scheduler")); // The drop kills.
     }
 
     /// Sends the scheduler a signal.
     pub fn signal_server(&self, signal: Signal) {
-        self.server.as_ref().expect("a scheduler").signal(signal);
+        self.servers[&0].signal(signal);
+    }
+
+    /// One of several schedulers.
+    pub fn server_at(&self, at: usize) -> &Running {
+        &self.servers[&at]
+    }
+
+    /// Takes a scheduler whose end is awaited.
+    pub fn take_server_at(&mut self, at: usize) -> Running {
+        self.servers.remove(&at).expect("a scheduler")
+    }
+
+    /// Waits until one of several schedulers leads, and says which.
+    #[track_caller]
+    pub fn until_leader(&self) -> usize {
+        until("a leader", || self.leader())
+    }
+
+    /// Which of several schedulers says that it leads.
+    pub fn leader(&self) -> Option<usize> {
+        self.servers.keys().copied().find(|at| {
+            let log = self.servers[at].err();
+            log.contains("restored") && !log.contains(" is over")
+        })
     }
 
     /// Starts an agent, the first time or again with the flags of the first time, and waits until its node is up.
@@ -222,7 +288,7 @@ impl Pool {
 
     /// Ends everything in order, and checks that nothing is left.
     fn end(&mut self) {
-        if self.server.is_some() {
+        if !self.servers.is_empty() {
             for job in self.jobs().iter().filter(|job| !has_ended(job)) {
                 let request = v1::CancelRequest { job: job.id, whole_array: false };
                 _ = self.call(async |mut stub| stub.cancel(request).await); // It may have ended by now.
@@ -238,13 +304,13 @@ impl Pool {
             let left = || self.processes().into_iter().any(|(pid, _)| is_supervisor(pid));
             until("no supervisor is left", || (!left()).then_some(()));
         }
-        let daemons = self.agents.len() + usize::from(self.server.is_some());
+        let daemons = self.agents.len() + self.servers.len();
         assert!(daemons <= self.processes().len(), "processes of this pool are found at all");
         for (name, agent) in std::mem::take(&mut self.agents) {
             agent.signal(Signal::TERM);
             assert_eq!(agent.finish().code, Some(0), "the agent of {name}");
         }
-        if let Some(server) = self.server.take() {
+        for (_, server) in std::mem::take(&mut self.servers) {
             server.signal(Signal::TERM);
             assert_eq!(server.finish().code, Some(0), "the scheduler");
         }
@@ -254,13 +320,17 @@ impl Pool {
 
     fn tell(&self) {
         let daemons = self.agents.iter().map(|(name, agent)| (name.as_str(), agent));
-        let daemons = daemons.chain(self.server.iter().map(|server| ("server", server)));
+        let daemons = daemons.chain(self.servers.values().map(|server| ("server", server)));
         for (name, daemon) in daemons {
             let log = daemon.err();
             let lines: Vec<&str> = log.lines().collect();
             eprintln!("---- {name} ----\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
         }
     }
+}
+
+fn urls(ports: &[u16]) -> String {
+    ports.iter().map(|port| format!("http://127.0.0.1:{port}")).collect::<Vec<_>>().join(",")
 }
 
 impl Drop for Pool {
@@ -271,7 +341,7 @@ impl Drop for Pool {
         if !matches!(ended, Some(Ok(()))) {
             self.tell();
             self.agents.clear();
-            self.server = None;
+            self.servers.clear();
             kill_all_of(self.dir());
         }
         if let Some(Err(panic)) = ended {

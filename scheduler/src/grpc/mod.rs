@@ -3,6 +3,7 @@
 mod agents;
 mod logs;
 mod pool;
+mod switch;
 mod view;
 
 use std::future::Future;
@@ -14,13 +15,17 @@ use aquifer_proto::DESCRIPTORS;
 use aquifer_proto::v1::agents_server::AgentsServer;
 use aquifer_proto::v1::pool_server::PoolServer;
 use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio::task::spawn_blocking;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Status};
 
+use crate::leader::Source;
 use crate::runtime::Runtime;
 use crate::store::{Store, StoreError};
+use switch::Switch;
 
 /// Bytes of a client's message, at most.
 const MAX_CLIENT_MESSAGE: usize = 4 << 20;
@@ -64,15 +69,16 @@ pub enum ServerError {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// Runs the scheduler until `shutdown`. Calls `ready` with its address once it listens.
+/// Runs the scheduler until `shutdown`. Calls `ready` with its address once it listens and, if the store is its own, leads.
 ///
 /// # Errors
-/// When it cannot start, or its store fails: then nothing that was not durable was acknowledged.
+/// When it cannot start, its store fails, or another scheduler has taken over: then nothing that was not durable was
+/// acknowledged.
 pub async fn serve(
     config: ServerConfig,
-    store: Box<dyn Store>,
-    ready: impl FnOnce(SocketAddr, &Runtime),
-    shutdown: impl Future<Output = ()> + Send + 'static,
+    source: Source,
+    ready: impl FnOnce(SocketAddr),
+    shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServerError> {
     if !config.listen.ip().is_loopback() && config.token.is_none() {
         return Err(ServerError::Open(config.listen));
@@ -80,15 +86,12 @@ pub async fn serve(
     let listen_error = |cause| ServerError::Listen { address: config.listen, cause };
     let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
     let address = listener.local_addr().map_err(listen_error)?;
-    let (runtime, failure) = Runtime::start(config.policy, config.checkpoint_root, store)?;
 
     let guard = Guard { token: config.token.map(|token| format!("Bearer {token}")) };
-    let pool = PoolServer::new(pool::PoolService::new(runtime.clone()));
-    let pool = pool.max_decoding_message_size(MAX_CLIENT_MESSAGE);
-    let agents = AgentsServer::new(agents::AgentsService::new(runtime.clone()));
-    let agents = agents.max_decoding_message_size(MAX_AGENT_MESSAGE);
+    let (leader, seen) = watch::channel(String::new());
+    let services = Services { pool: Switch::new(&seen), agents: Switch::new(&seen) };
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<PoolServer<pool::PoolService>>().await;
+    health.set_not_serving::<PoolServer<pool::PoolService>>().await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -100,15 +103,67 @@ pub async fn serve(
         .add_service(health_service)
         .add_service(InterceptedService::new(reflection().build_v1()?, guard.clone()))
         .add_service(InterceptedService::new(reflection().build_v1alpha()?, guard.clone()))
-        .add_service(InterceptedService::new(pool, guard.clone()))
-        .add_service(InterceptedService::new(agents, guard));
+        .add_service(InterceptedService::new(services.pool.clone(), guard.clone()))
+        .add_service(InterceptedService::new(services.agents.clone(), guard));
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    ready(address, &runtime);
-    drop(runtime);
-    tokio::select! {
-        served = server.serve_with_incoming(incoming) => Ok(served?),
-        Ok(failure) = failure => Err(failure.into()),
-        () = shutdown => Ok(()),
+    let lead = async |store: Box<dyn Store>| -> Result<oneshot::Receiver<StoreError>, StoreError> {
+        let start = move || Runtime::start(config.policy, config.checkpoint_root, store);
+        let (runtime, failure) = spawn_blocking(start).await.expect("the start does not panic")?;
+        services.lead(runtime);
+        health.set_serving::<PoolServer<pool::PoolService>>().await;
+        Ok(failure)
+    };
+    let serve = server.serve_with_incoming(incoming);
+    match source {
+        Source::Owned(store) => {
+            drop(leader); // There is no other one.
+            let failure = lead(store).await?;
+            ready(address);
+            tokio::select! {
+                served = serve => Ok(served?),
+                Ok(failure) = failure => Err(failure.into()),
+                () = shutdown => Ok(()),
+            }
+        }
+        #[cfg(feature = "etcd")]
+        Source::Contested(candidate) => {
+            ready(address);
+            let mut resignation = None;
+            let led = async {
+                let (store, lost, resigns) = candidate.campaign(&leader).await?.split();
+                resignation = Some(resigns);
+                let failure = lead(Box::new(store)).await?;
+                tokio::select! {
+                    Ok(failure) = failure => Err::<(), StoreError>(failure),
+                    Ok(lost) = lost => Err(lost),
+                    else => Ok(()),
+                }
+            };
+            let ended = tokio::select! {
+                served = serve => served.map_err(ServerError::from),
+                ended = led => ended.map_err(ServerError::from),
+                () = shutdown => Ok(()),
+            };
+            if let Some(resignation) = resignation {
+                resignation.resign().await;
+            }
+            ended
+        }
+    }
+}
+
+/// What answers once this scheduler leads.
+struct Services {
+    pool: Switch<PoolServer<pool::PoolService>>,
+    agents: Switch<AgentsServer<agents::AgentsService>>,
+}
+
+impl Services {
+    fn lead(&self, runtime: Runtime) {
+        let pool = PoolServer::new(pool::PoolService::new(runtime.clone()));
+        self.pool.set(pool.max_decoding_message_size(MAX_CLIENT_MESSAGE));
+        let agents = AgentsServer::new(agents::AgentsService::new(runtime));
+        self.agents.set(agents.max_decoding_message_size(MAX_AGENT_MESSAGE));
     }
 }
 

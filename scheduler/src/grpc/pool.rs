@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use aquifer_core::jobs::{Job, Outcome, Phase, Shape};
 use aquifer_core::plan::free_for_all;
 use aquifer_core::queues::Overview;
 use aquifer_core::*;
+use aquifer_proto::store::encode;
 use aquifer_proto::{border, reservations, v1, wire};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -16,9 +18,12 @@ use tonic::{Request, Response, Status};
 
 use super::{logs, view};
 use crate::runtime::{Ended, Runtime};
+use crate::store::{Contents, backup};
 
 /// Jobs of one page, at most.
 const MAX_PAGE: u32 = 1000;
+/// Bytes of a backup in one message.
+const BACKUP_PIECE: usize = 256 << 10;
 
 type Reply<T> = Result<Response<T>, Status>;
 
@@ -48,6 +53,15 @@ impl PoolService {
         self.command(Command::SetNode { node, availability }).await?;
         Ok(Response::new(v1::NodeResponse {}))
     }
+}
+
+/// All that is durable.
+fn all_records(cluster: &Cluster) -> Vec<Record> {
+    let specs: BTreeMap<JobId, Arc<JobSpec>> = (cluster.jobs().iter())
+        .map(|job| (job.array.map_or(job.id, |array| array.first), job.spec.clone()))
+        .collect();
+    let specs = specs.into_iter().map(|(id, spec)| Record::Spec(id, spec));
+    specs.chain(cluster.records()).collect()
 }
 
 fn unavailable(ended: Ended) -> Status {
@@ -94,6 +108,24 @@ fn name_if_given(field: &str, name: &str) -> Result<(), border::Invalid> {
 impl v1::pool_server::Pool for PoolService {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::Note, Status>> + Send>>;
     type LogsStream = Pin<Box<dyn Stream<Item = Result<v1::LogChunk, Status>> + Send>>;
+
+    type BackupStream = Pin<Box<dyn Stream<Item = Result<v1::BackupPiece, Status>> + Send>>;
+
+    async fn backup(&self, _: Request<v1::BackupRequest>) -> Reply<Self::BackupStream> {
+        let records = self.query(all_records).await?;
+        let term = self.runtime.term;
+        let write = move || {
+            let contents = Contents { term, rows: records.iter().map(encode).collect() };
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            backup::write(&contents, now.as_millis() as u64)
+        };
+        let bytes = tokio::task::spawn_blocking(write).await.expect("writing does not panic");
+        let starts = (0..bytes.len()).step_by(BACKUP_PIECE);
+        let piece = move |start| {
+            Ok(v1::BackupPiece { data: bytes[start..bytes.len().min(start + BACKUP_PIECE)].into() })
+        };
+        Ok(Response::new(Box::pin(tokio_stream::iter(starts.map(piece)))))
+    }
 
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Reply<v1::SubmitResponse> {
         let spec = spec_of(request.into_inner().spec)?;

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use aquifer_proto::store::{self, Kind, Row};
+use aquifer_proto::store::{Kind, Row};
 
-use super::{Opened, Store, StoreError};
+use super::{Contents, Store, StoreError};
 
 /// Rows in memory.
 #[derive(Clone, Debug, Default)]
@@ -14,14 +14,18 @@ pub struct Memory {
 }
 
 impl Store for Memory {
-    fn open_term(&mut self) -> Result<Opened, StoreError> {
-        self.term += 1;
+    fn contents(&mut self) -> Result<Contents, StoreError> {
         let row = |((kind, key), value): (&(Kind, Vec<u8>), &Vec<u8>)| Row {
             kind: *kind,
             key: key.clone(),
             value: Some(value.clone()),
         };
-        Ok(Opened { term: self.term, records: store::decode_all(self.rows.iter().map(row))? })
+        Ok(Contents { term: self.term, rows: self.rows.iter().map(row).collect() })
+    }
+
+    fn begin_term(&mut self) -> Result<u64, StoreError> {
+        self.term += 1;
+        Ok(self.term)
     }
 
     fn commit(&mut self, rows: &[Row]) -> Result<(), StoreError> {
@@ -33,5 +37,11 @@ impl Store for Memory {
             }
         }
         Ok(())
+    }
+
+    fn replace(&mut self, contents: &Contents) -> Result<(), StoreError> {
+        self.rows.clear();
+        self.term = self.term.max(contents.term);
+        self.commit(&contents.rows)
     }
 }

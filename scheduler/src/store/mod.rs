@@ -1,28 +1,69 @@
 //! Where records outlive the process.
 
+mod address;
+pub mod backup;
 mod embedded;
+#[cfg(feature = "etcd")]
+pub mod etcd;
+mod frame;
 mod memory;
 
 use aquifer_core::Record;
-use aquifer_proto::store::{Row, Unreadable};
+use aquifer_proto::store::{self, Row, Unreadable};
 
+pub use address::{Address, EtcdAddress};
 pub use embedded::Embedded;
 pub use memory::Memory;
 
+/// Version of what is stored. A newer version of the program reads all older ones.
+pub const FORMAT: u64 = 1;
+
 /// Keeps rows, and confirms them only once they are durable.
 pub trait Store: Send {
-    /// Begins a new term, and reads everything.
+    /// Reads everything.
     ///
     /// # Errors
-    /// When the store cannot be read or written as a whole; nothing is skipped.
-    fn open_term(&mut self) -> Result<Opened, StoreError>;
+    /// When the store cannot be read as a whole; nothing is skipped.
+    fn contents(&mut self) -> Result<Contents, StoreError>;
 
-    /// Writes all rows in one transaction, each over the earlier one of the same identity.
+    /// Begins a new term, durably.
+    ///
+    /// # Errors
+    /// When the store cannot be written, or another scheduler has it.
+    fn begin_term(&mut self) -> Result<u64, StoreError>;
+
+    /// Writes all rows in one transaction, each over the earlier one of the same identity. Without rows, it only makes
+    /// sure that no other scheduler has taken over.
     ///
     /// # Errors
     /// After any error it is unknown what was written: the process must end, and the next one starts from
     /// the store.
     fn commit(&mut self, rows: &[Row]) -> Result<(), StoreError>;
+
+    /// Puts other contents in the place of all that there is. The next term is larger than theirs, and than all before.
+    ///
+    /// # Errors
+    /// When the store cannot be written. Then it holds what it held, or says that it is not complete whenever it is
+    /// opened.
+    fn replace(&mut self, contents: &Contents) -> Result<(), StoreError>;
+
+    /// Begins a new term, and reads everything.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written as a whole; nothing is skipped.
+    fn open_term(&mut self) -> Result<Opened, StoreError> {
+        let term = self.begin_term()?;
+        Ok(Opened { term, records: store::decode_all(self.contents()?.rows)? })
+    }
+}
+
+/// All that a store holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Of the last scheduler that had it.
+    pub term: u64,
+    /// The records, encoded.
+    pub rows: Vec<Row>,
 }
 
 /// What a store holds at the beginning of a term.
@@ -43,6 +84,22 @@ pub enum StoreError {
         /// The file.
         path: String,
     },
+    /// Another scheduler leads; nothing more was written; this one must end.
+    #[error("term {term} is over: {successor}; this scheduler has changed nothing since, and ends")]
+    Fenced {
+        /// Of this scheduler.
+        term: u64,
+        /// Who leads now, as a sentence.
+        successor: String,
+    },
+    /// It did not answer in time. What was asked of it last may have been done.
+    #[error("store {path} does not answer: {cause}")]
+    Away {
+        /// Where it is.
+        path: String,
+        /// What happened.
+        cause: String,
+    },
     /// It was written by a newer version.
     #[error("store has format {found}, this version reads formats up to {known}")]
     TooNew {
@@ -50,6 +107,12 @@ pub enum StoreError {
         found: u64,
         /// The latest that is known.
         known: u64,
+    },
+    /// A restore or a migration into it was broken off.
+    #[error("store {path} is incomplete: a restore into it was broken off")]
+    HalfRestored {
+        /// Where it is.
+        path: String,
     },
     /// A record cannot be read. Nothing was skipped.
     #[error("store is damaged: {0}")]

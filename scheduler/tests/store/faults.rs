@@ -1,0 +1,273 @@
+//! The store in a file, when disks fail, the power is cut, or bytes are not what was written.
+
+use std::io::ErrorKind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use aquifer_core::cluster::Policy;
+use aquifer_core::plan::Order;
+use aquifer_core::{Command, JobSpec, Program, Queue, Request, Role};
+use aquifer_proto::store::{Kind, Row};
+use aquifer_scheduler::runtime::{Ended, Runtime};
+use aquifer_scheduler::store::{Contents, Embedded, Memory, Store, StoreError};
+
+use crate::disk::{Disk, Fault, Random};
+
+/// A commit of one to forty rows, of which some are large and some remove what was there.
+fn rows(random: &mut Random) -> Vec<Row> {
+    let count = 1 + random.below(40);
+    let mut rows = std::collections::BTreeMap::new();
+    for _ in 0..count {
+        let number = random.below(200);
+        let bytes = if random.below(20) == 0 { 20_000 } else { random.below(400) } as usize;
+        let value = (random.below(8) != 0).then(|| vec![random.below(256) as u8; bytes]);
+        let key = number.to_be_bytes().to_vec();
+        rows.insert(number, Row { kind: Kind::ALL[(number % 3) as usize], key, value });
+    }
+    rows.into_values().collect()
+}
+
+/// Commits until something fails, or `most` times. Returns what was acknowledged, and that with what was under way.
+fn commit_until_it_fails(
+    store: &mut Embedded,
+    mut acknowledged: Memory,
+    most: usize,
+    random: &mut Random,
+) -> (Contents, Contents) {
+    for _ in 0..most {
+        let rows = rows(random);
+        let mut with = acknowledged.clone();
+        with.commit(&rows).expect("memory does not fail");
+        if store.commit(&rows).is_err() {
+            // There is doubt, and none may be taken away by trying again.
+            assert!(store.commit(&rows).is_err(), "a store that has failed goes on");
+            assert!(store.begin_term().is_err(), "a store that has failed goes on");
+            return (contents(&mut acknowledged), contents(&mut with));
+        }
+        acknowledged = with;
+    }
+    (contents(&mut acknowledged), contents(&mut acknowledged))
+}
+
+fn contents(store: &mut dyn Store) -> Contents {
+    store.contents().expect("contents")
+}
+
+fn memory(contents: &Contents) -> Memory {
+    let mut memory = Memory::default();
+    memory.replace(contents).expect("memory does not fail");
+    memory
+}
+
+#[test]
+fn no_power_cut_loses_what_was_acknowledged() {
+    let (mut cut, mut amid_a_commit, mut acknowledged) = (0, 0, 0);
+    for seed in 0..60 {
+        let mut random = Random(seed);
+        let mut disk = Disk::default();
+        let mut known = Contents::default();
+        for life in 0..6 {
+            disk.fail(Some(Fault::Power { at: 1 + random.below(120) }));
+            let Ok(mut store) = Embedded::on(disk.clone()) else {
+                disk = disk.after_cut(&mut random);
+                continue;
+            };
+            // It may be cut before the first word is heard.
+            let begun = store.begin_term();
+            let (old, new) = match begun {
+                Ok(term) => {
+                    assert!(known.term < term, "seed {seed}, life {life}: term {term} after {}", known.term);
+                    known.term = term;
+                    let found = store.contents().ok();
+                    assert!(found.is_none_or(|found| found.rows == known.rows), "seed {seed}, life {life}");
+                    commit_until_it_fails(&mut store, memory(&known), 60, &mut random)
+                }
+                Err(_) => (known.clone(), known.clone()),
+            };
+            assert!(disk.has_failed(), "it was cut amid the work");
+            drop(store);
+            (cut, amid_a_commit) = (cut + 1, amid_a_commit + usize::from(old != new));
+            acknowledged += old.rows.len();
+            disk = disk.after_cut(&mut random);
+            // What is found is all of what was acknowledged, with all or nothing of what was not.
+            disk.fail(None);
+            let mut store = Embedded::on(disk.clone()).expect("a store that opens again");
+            let found = contents(&mut store);
+            assert!(
+                found.rows == old.rows || found.rows == new.rows,
+                "seed {seed}, life {life}: rows are lost"
+            );
+            assert!(known.term <= found.term, "seed {seed}, life {life}: term {}", found.term);
+            known = found;
+            drop(store);
+            disk = disk.mended();
+        }
+    }
+    println!("{cut} cuts, {amid_a_commit} amid a commit, {acknowledged} rows known to be safe");
+    assert!(
+        300 < cut && 200 < amid_a_commit && 10_000 < acknowledged,
+        "{cut} {amid_a_commit} {acknowledged}"
+    );
+}
+
+#[test]
+fn a_disk_that_is_full_or_fails_refuses_and_the_next_start_finds_what_was_acknowledged() {
+    let mut failed = 0;
+    for seed in 0..120 {
+        let mut random = Random(seed);
+        let disk = Disk::default();
+        let mut store = Embedded::on(disk.clone()).expect("a store");
+        store.begin_term().expect("a term");
+        let mut known = Memory::default();
+        known.begin_term().expect("a term");
+        let (before, _) = commit_until_it_fails(&mut store, known, 5, &mut random);
+        let at = 1 + random.below(40);
+        let fault = match seed % 4 {
+            0 => Fault::Writes { from: at, kind: ErrorKind::StorageFull },
+            1 => Fault::Writes { from: at, kind: ErrorKind::ReadOnlyFilesystem },
+            2 => Fault::Writes { from: at, kind: ErrorKind::Other },
+            _ => Fault::Sync { at: 1 + random.below(8) },
+        };
+        disk.fail(Some(fault));
+        let (old, new) = commit_until_it_fails(&mut store, memory(&before), 60, &mut random);
+        assert!(disk.has_failed(), "seed {seed}: {fault:?} was met");
+        failed += usize::from(old != new);
+        drop(store);
+        // The machine went on: what programs saw is there. Or it did not, and nothing is certain but what was synced.
+        for after in [disk.mended(), disk.after_cut(&mut random)] {
+            let mut store = Embedded::on(after).expect("a store that opens again");
+            let found = contents(&mut store);
+            assert!(
+                found.rows == old.rows || found.rows == new.rows,
+                "seed {seed}, {fault:?}: rows are lost"
+            );
+            assert_eq!(store.begin_term().expect("it goes on"), 2, "seed {seed}");
+        }
+    }
+    assert!(100 < failed, "only {failed} commits failed");
+}
+
+#[test]
+fn a_file_system_that_cannot_be_written_is_said_to_be_so() {
+    let disk = Disk::default();
+    Embedded::on(disk.clone()).and_then(|mut store| store.begin_term()).expect("a term");
+    let disk = disk.mended();
+    disk.fail(Some(Fault::Writes { from: 1, kind: ErrorKind::ReadOnlyFilesystem }));
+    let refused =
+        Embedded::on(disk).and_then(|mut store| store.begin_term()).expect_err("it cannot be written");
+    assert!(refused.to_string().contains("read-only filesystem"), "{refused}");
+}
+
+fn job() -> JobSpec {
+    let role = Role {
+        name: "worker".into(),
+        ranks: 1,
+        min_ranks: None,
+        request: Request { cpus_milli: 100, ..Request::default() },
+        standing: Default::default(),
+        program: Program::Command(vec!["true".into()]),
+    };
+    JobSpec { name: "x".into(), queue: "default".into(), roles: vec![role], ..JobSpec::default() }
+}
+
+#[test]
+fn a_scheduler_whose_disk_fails_ends_without_an_answer_and_the_next_one_knows_what_was_answered() {
+    for (seed, fault) in [
+        (0, Fault::Sync { at: 3 }),
+        (1, Fault::Sync { at: 1 }),
+        (2, Fault::Writes { from: 9, kind: ErrorKind::StorageFull }),
+        (3, Fault::Writes { from: 30, kind: ErrorKind::StorageFull }),
+    ] {
+        let disk = Disk::default();
+        let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let policy = Policy::new(Order::FairShare);
+        let store = Embedded::on(disk.clone()).expect("a store");
+        let (runtime, failure) = Runtime::start(policy, String::new(), Box::new(store)).expect("a scheduler");
+        let queue = Command::SetQueue(Queue::new("red".into()));
+        tokio.block_on(runtime.command(queue)).expect("an answer").expect("a queue");
+        disk.fail(Some(fault));
+        let mut answered = 0;
+        let refused = loop {
+            match tokio.block_on(runtime.command(Command::Submit(Arc::new(job())))) {
+                Ok(answer) => answered += usize::from(answer.is_ok()),
+                Err(ended) => break ended,
+            }
+            assert!(answered < 1000, "the disk fails at some time");
+        };
+        assert_eq!(refused, Ended);
+        let why = tokio.block_on(failure).expect("it says why it ended");
+        assert!(matches!(why, StoreError::Failed { .. }), "{why}");
+        let again = tokio.block_on(runtime.command(Command::Submit(Arc::new(job()))));
+        assert_eq!(again, Err(Ended), "nothing is taken in any more");
+        for after in [disk.mended(), disk.after_cut(&mut Random(seed))] {
+            let opened = Embedded::on(after).expect("a store").open_term().expect("a term");
+            let jobs = opened.records.iter().filter(|it| matches!(it, aquifer_core::Record::Job(_))).count();
+            assert!(jobs == answered || jobs == answered + 1, "{answered} answers, {jobs} jobs");
+        }
+    }
+}
+
+/// A store with four commits, closed in order or not.
+fn written(in_order: bool) -> (Disk, Vec<Contents>) {
+    let disk = Disk::default();
+    let mut random = Random(7);
+    let mut store = Embedded::on(disk.clone()).expect("a store");
+    store.begin_term().expect("a term");
+    let mut known = Memory::default();
+    known.begin_term().expect("a term");
+    let mut lived = vec![contents(&mut known)];
+    for _ in 0..4 {
+        let rows = rows(&mut random);
+        store.commit(&rows).expect("a commit");
+        known.commit(&rows).expect("a commit");
+        lived.push(contents(&mut known));
+    }
+    if in_order {
+        drop(store);
+        return (disk.mended(), lived);
+    }
+    let left = disk.mended();
+    drop(store);
+    (left, lived)
+}
+
+#[test]
+fn flipped_bytes_are_refused_and_nothing_is_dropped_in_silence() {
+    let (mut refused, mut harmless, mut earlier) = (0, 0, 0);
+    for in_order in [true, false] {
+        let (disk, lived) = written(in_order);
+        let now = lived.last().expect("contents");
+        let bytes = disk.bytes();
+        let mut random = Random(99);
+        // Where there is something, and anywhere.
+        let used: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] != 0).collect();
+        for flip in 0..900 {
+            let at = match flip % 3 {
+                0 => random.below(bytes.len() as u64) as usize,
+                _ => used[random.below(used.len() as u64) as usize],
+            };
+            let mut changed = bytes.clone();
+            changed[at] ^= 1 << random.below(8);
+            let read = || Embedded::on(Disk::of(changed)).and_then(|mut store| store.contents());
+            match catch_unwind(AssertUnwindSafe(read)) {
+                Ok(Err(error)) => {
+                    refused += 1;
+                    assert!(matches!(error, StoreError::Failed { .. }), "{error}");
+                }
+                Ok(Ok(found)) if found.rows == now.rows => harmless += 1,
+                Ok(Ok(found)) => {
+                    // The last commit looks as if the power had been cut amid it.
+                    assert!(!in_order, "byte {at} was flipped, and something is missing");
+                    assert!(
+                        lived.iter().any(|lived| lived.rows == found.rows),
+                        "byte {at}: a pool that never was"
+                    );
+                    earlier += 1;
+                }
+                Err(_) => panic!("byte {at} was flipped, and the store panics"),
+            }
+        }
+    }
+    println!("{refused} refused, {harmless} harmless, {earlier} taken for a commit that was cut");
+    assert!(100 < refused && 100 < harmless && 50 < earlier, "{refused} {harmless} {earlier}");
+}
