@@ -71,6 +71,11 @@ fn spent(work: impl FnOnce()) -> Spent {
     Spent { wall: wall.elapsed().as_secs_f64(), cpu: cpu() - before }
 }
 
+/// The median of the processor time of at least `least` repetitions, in seconds.
+pub(crate) fn median_seconds(least: usize, work: impl FnMut()) -> f64 {
+    repeated(least, work).cpu
+}
+
 /// The medians of at least `least` repetitions, after one that is not counted, and of more while there is time.
 fn repeated(least: usize, mut work: impl FnMut()) -> Spent {
     /// Seconds of the processor that one figure may take.
