@@ -53,6 +53,7 @@ impl Trial {
         let mut arguments = vec!["server", "--listen", &listen, "--data-dir"];
         let data = data.to_string_lossy();
         arguments.push(&data);
+        arguments.extend(["--measure", "never"]);
         arguments.extend(extra);
         let mut scheduler = self.spawn("server", &arguments)?;
         let stdout = scheduler.stdout.take().expect("it is piped");

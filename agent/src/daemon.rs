@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use tonic::transport::Endpoint;
 
 use crate::command::{self, Surroundings};
+use crate::device::measured::{self, Figures, MeasureChoice, Measurements, ToMeasure};
 use crate::device::{Backends, DeviceChoice, DeviceError, Roots};
 use crate::host::Host;
 use crate::launcher::{Launcher, LauncherConfig, LauncherError, News, SupervisorCommand};
@@ -63,6 +64,8 @@ pub struct AgentConfig {
     pub enforce_limits: bool,
     /// Ended runs to keep.
     pub keep: Retention,
+    /// Whether to measure devices.
+    pub measure: MeasureChoice,
 }
 
 /// Why the agent ended.
@@ -98,7 +101,9 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
     let (mut daemon, link, hello) = Daemon::start(config, news_sender).await?;
     tokio::spawn(session::keep_up(link, hello, incoming_sender));
     let (refreshed_sender, mut refreshed) = mpsc::channel(1);
+    let (measured_sender, mut measured) = mpsc::channel(1);
     let mut devices_due = Instant::now() + DEVICES_EVERY;
+    daemon.measure(&measured_sender);
     tokio::pin!(shutdown);
     loop {
         daemon.talk();
@@ -112,12 +117,17 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
                 }
             }
             Some(backends) = refreshed.recv() => daemon.on_refreshed(backends),
+            Some((of, figures)) = measured.recv() => {
+                daemon.on_measured(&of, figures);
+                daemon.measure(&measured_sender);
+            }
             () = sleep_until(daemon.heartbeat_due), if daemon.scheduler.is_some() => daemon.send_message(),
             () = sleep_until(daemon.talk_due), if daemon.has_to_talk() => (),
             () = sleep_until(daemon.lease_due()) => daemon.on_lease_end(),
             () = sleep_until(devices_due) => {
                 devices_due = Instant::now() + DEVICES_EVERY;
                 daemon.launcher.tidy();
+                daemon.measure(&measured_sender);
                 daemon.refresh(refreshed_sender.clone());
             }
             () = &mut shutdown => return Ok(()),
@@ -130,6 +140,11 @@ struct Daemon {
     launcher: Launcher,
     /// Away while devices are looked at.
     backends: Option<Backends>,
+    /// Classes that are still to be measured, the last one first.
+    to_measure: Vec<ToMeasure>,
+    /// Figures that wait for the backends.
+    measured: Vec<(ToMeasure, Figures)>,
+    measuring: Option<tokio::task::JoinHandle<()>>,
     /// Launches that wait for the backends.
     waiting: VecDeque<(WorkerId, Arc<Order>)>,
     host: Host,
@@ -185,7 +200,12 @@ impl Daemon {
         let known = config.state_dir.join("devices.json");
         let backends =
             tokio::task::spawn_blocking(move || Backends::open(&choice, &facts, &roots, Some(&known)));
-        let backends = backends.await.expect("discovery does not panic")?;
+        let mut backends = backends.await.expect("discovery does not panic")?;
+        let mut to_measure = Vec::new();
+        if config.measure != MeasureChoice::Never {
+            backends.use_measured(Measurements::open(&config.state_dir.join("measured.json")));
+            to_measure = backends.to_measure(config.measure == MeasureChoice::Always);
+        }
         for finding in backends.findings() {
             tracing::warn!(vendor = %finding.vendor, "{}", finding.what);
         }
@@ -204,6 +224,9 @@ impl Daemon {
             agent,
             launcher,
             backends: Some(backends),
+            to_measure,
+            measured: Vec::new(),
+            measuring: None,
             waiting: VecDeque::new(),
             host,
             config,
@@ -326,7 +349,11 @@ impl Daemon {
     fn act(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Launch(id, order) => self.waiting.push_back((id, order)),
+                Action::Launch(id, order) => {
+                    // No device that is in use is measured: this one is, when nothing runs any more.
+                    self.measuring.take().inspect(|measuring| measuring.abort());
+                    self.waiting.push_back((id, order));
+                }
                 Action::Stop { worker, grace_ms } => self.launcher.stop(worker, grace_ms == 0),
                 Action::Forget(worker) => {
                     self.checkpoint_steps.remove(&worker);
@@ -389,6 +416,34 @@ impl Daemon {
         self.act(actions);
     }
 
+    /// Measures the next class, if nothing runs.
+    fn measure(&mut self, done: &mpsc::Sender<(ToMeasure, Result<Figures, String>)>) {
+        let is_idle = self.agent.alive().next().is_none() && self.waiting.is_empty();
+        let under_way = self.measuring.as_ref().is_some_and(|measuring| !measuring.is_finished());
+        let Some(of) = self.to_measure.last().filter(|_| is_idle && !under_way).cloned() else { return };
+        let (program, done) = (self.surroundings.program.clone(), done.clone());
+        self.measuring = Some(tokio::spawn(async move {
+            let figures = measured::measure(&program, &of).await;
+            _ = done.send((of, figures)).await; // The daemon may have ended.
+        }));
+    }
+
+    /// A measurement ended. One that failed is not tried again before the agent's next start.
+    fn on_measured(&mut self, of: &ToMeasure, figures: Result<Figures, String>) {
+        self.to_measure.retain(|it| it != of);
+        let (vendor, model) = (of.class.vendor, &of.class.model);
+        match figures {
+            Err(why) => tracing::warn!(%vendor, %model, "devices could not be measured: {why}"),
+            Ok(figures) => {
+                tracing::info!(%vendor, %model, tflops = figures.tflops(), "devices measured");
+                self.measured.push((of.clone(), figures));
+                if let Some(backends) = self.backends.take() {
+                    self.on_refreshed(backends);
+                }
+            }
+        }
+    }
+
     fn refresh(&mut self, done: mpsc::Sender<Backends>) {
         if let Some(mut backends) = self.backends.take() {
             tokio::task::spawn_blocking(move || {
@@ -398,7 +453,12 @@ impl Daemon {
         }
     }
 
-    fn on_refreshed(&mut self, backends: Backends) {
+    fn on_refreshed(&mut self, mut backends: Backends) {
+        for (of, figures) in self.measured.drain(..) {
+            if let Err(error) = backends.enter_measured(&of, figures) {
+                tracing::warn!("what was measured cannot be kept: {error}");
+            }
+        }
         let inventory = inventory_of(&backends, &self.host, &self.config);
         let hello = hello_of(&self.agent, &self.config, &backends);
         let told = self.hello.borrow().findings.clone();

@@ -180,6 +180,10 @@ fn encode_why(why: &Why) -> v1::StoredWhy {
         }
         Why::WorkerFailed { rank, node, exit } => (rank, node, Wire::Exit(wire::exit(exit))),
         Why::RankLost { rank, node } => (rank, node, Wire::Lost(true)),
+        Why::DeviceBad { rank, node, device, fault } => {
+            let bad = v1::StoredDeviceBad { device: (*device).into(), fault: fault.to_string() };
+            (rank, node, Wire::DeviceBad(bad))
+        }
         Why::Drained { rank, node } => (rank, node, Wire::Drained(true)),
         Why::Booked { rank, node, reservation } => (rank, node, Wire::Booked(reservation.to_string())),
     };
@@ -193,6 +197,12 @@ fn encode_node(node: &Node) -> v1::StoredNode {
         up: node.up,
         boot: node.boot,
         availability: wire::availability(node.availability).into(),
+        cordoned: node.cordoned.iter().map(ToString::to_string).collect(),
+        quarantined: node
+            .quarantined
+            .iter()
+            .map(|(uuid, since)| v1::StoredQuarantine { uuid: uuid.to_string(), since_ms: since.0 })
+            .collect(),
     }
 }
 
@@ -259,6 +269,11 @@ fn decode_why(wire: &v1::StoredWhy) -> Result<Why, Invalid> {
     Ok(match &wire.why {
         Some(Wire::Exit(exit)) => Why::WorkerFailed { rank, node, exit: border::exit(exit)? },
         Some(Wire::Lost(_)) => Why::RankLost { rank, node },
+        Some(Wire::DeviceBad(bad)) => {
+            let wide = |_| Invalid::new("device_bad.device", bad.device, "at most 65,535");
+            let device = u16::try_from(bad.device).map_err(wide)?;
+            Why::DeviceBad { rank, node, device, fault: (*bad.fault).into() }
+        }
         Some(Wire::Drained(_)) => Why::Drained { rank, node },
         Some(Wire::Booked(name)) => Why::Booked { rank, node, reservation: border::name("booked", name)? },
         Some(Wire::Preempted(by)) => {
@@ -290,6 +305,8 @@ fn decode_node(id: NodeId, wire: &v1::StoredNode) -> Result<Node, Invalid> {
         up: wire.up,
         boot: wire.boot,
         availability,
+        cordoned: wire.cordoned.iter().map(|uuid| (**uuid).into()).collect(),
+        quarantined: wire.quarantined.iter().map(|it| ((*it.uuid).into(), Time(it.since_ms))).collect(),
     })
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::WorkerError;
-use crate::bench::{InferArgs, Server, Shape, TrainArgs, infer, median_seconds, train};
+use crate::bench::{InferArgs, Server, Shape, TrainArgs, infer, median_seconds, train_on};
 use crate::kernels::{Attention, Cpu, GROUP, Int8, Kernels, Linear, Precision, Qkv, Weight, peak, quantise};
 use crate::random::Random;
 
@@ -139,7 +139,7 @@ fn attention() -> f64 {
 
 fn training() -> Option<f64> {
     let args = TrainArgs { model: Shape::M10, precision: Precision::Bf16, threads: 1, steps: 1 };
-    figure(&train(&args), "training, per second of a core")
+    figure(&train_on(&args, 4), "training, per second of a core")
 }
 
 fn decode() -> Option<f64> {

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aquifer_core::{Device, DeviceClass, Inventory, Name, Ports, Slice, Vendor};
+use aquifer_core::{Device, DeviceClass, Fault, Inventory, Name, Ports, Slice, Vendor};
 use serde::{Deserialize, Serialize};
 
 use super::by_library::ByLibrary;
 use super::by_sysfs::BySysfs;
+use super::measured::{Figures, Measurements, ToMeasure};
 use super::{
     Backend, BackendChoice, Cpu, DeviceChoice, DeviceError, Fake, Finding, Found, Roots, Visibility, fake,
     visible,
@@ -24,6 +25,7 @@ pub struct Backends {
     findings: Vec<Finding>,
     labels: BTreeMap<Name, Name>,
     roots: Roots,
+    measured: Measurements,
     /// Vendors are added as their devices appear.
     automatic: bool,
 }
@@ -49,6 +51,7 @@ impl Backends {
             findings: Vec::new(),
             labels: BTreeMap::new(),
             roots: roots.clone(),
+            measured: Measurements::default(),
             automatic: *choice == DeviceChoice::Auto,
         };
         match choice {
@@ -148,11 +151,52 @@ impl Backends {
         let device = |(backend, found): &(Option<usize>, Found)| Device {
             class: found.class.clone(),
             uuid: found.uuid.clone(),
-            fault: found.fault.clone(),
-            speed_milli: found.speed().0,
+            fault: found.fault.clone().map(Fault::faulty),
+            speed_milli: self.speed((*backend, found)).0,
+            speed_source: self.speed((*backend, found)).1.as_str().into(),
             island: found.island.map(|island| island + backend.map_or(0, |backend| first[backend])),
         };
         self.devices.iter().map(device).collect()
+    }
+
+    /// Uses what was measured before.
+    pub fn use_measured(&mut self, measured: Measurements) {
+        self.measured = measured;
+    }
+
+    /// What the devices of this index do, as it was measured.
+    pub fn figures(&self, index: u16) -> Option<&Figures> {
+        let (backend, found) = self.devices.get(usize::from(index))?;
+        self.measured.of(&found.class, &self.backends[(*backend)?].measured_under()?)
+    }
+
+    /// The classes that can be measured, by one well device each; those that were not, or all.
+    pub fn to_measure(&self, all: bool) -> Vec<ToMeasure> {
+        let mut found: Vec<ToMeasure> = Vec::new();
+        for (index, (backend, device)) in (0u16..).zip(&self.devices) {
+            let driver = backend.and_then(|backend| self.backends[backend].measured_under());
+            let Some(driver) = driver.filter(|_| device.fault.is_none()) else { continue };
+            let class = (*device.class).clone();
+            let is_known =
+                found.iter().any(|it| it.class == class) || (!all && self.figures(index).is_some());
+            if !is_known {
+                found.push(ToMeasure { class, driver, core: device.logical });
+            }
+        }
+        found
+    }
+
+    /// Enters what was measured.
+    ///
+    /// # Errors
+    /// It cannot be kept; it counts all the same.
+    pub fn enter_measured(&mut self, of: &ToMeasure, figures: Figures) -> std::io::Result<()> {
+        self.measured.enter(&of.class, &of.driver, figures)
+    }
+
+    fn speed(&self, (backend, found): (Option<usize>, &Found)) -> (u32, String) {
+        let driver = backend.and_then(|backend| self.backends[backend].measured_under());
+        found.speed(driver.and_then(|driver| self.measured.of(&found.class, &driver)))
     }
 
     /// What the backends know of them, in the order of their indices.

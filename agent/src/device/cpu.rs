@@ -61,6 +61,11 @@ impl Backend for Cpu {
         Discovery { devices: self.cores.iter().map(device).collect(), findings: Vec::new() }
     }
 
+    /// The kernel drives the cores.
+    fn measured_under(&self) -> Option<String> {
+        Some(rustix::system::uname().release().to_string_lossy().into_owned())
+    }
+
     fn visibility(&self, devices: &[&Found]) -> Visibility {
         let cpu_affinity: Vec<usize> = devices.iter().map(|device| device.logical as usize).collect();
         let threads = || ("OMP_NUM_THREADS".to_string(), cpu_affinity.len().to_string());

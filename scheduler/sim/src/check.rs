@@ -300,8 +300,19 @@ impl Sim {
                 assert!(request.cpus_milli <= rank.cpus_milli, "{id}: processor time");
                 let labelled = |(key, value)| node.inventory.labels.get(key) == Some(value);
                 assert!(request.labels.iter().map(|(key, value)| (key, value)).all(labelled), "{id}: labels");
-                let healthy = |index: &u16| node.inventory.devices[*index as usize].fault.is_none();
-                assert!(rank.devices.iter().all(healthy), "{id}: a device with a fault");
+                let healthy = |index: &u16| {
+                    let device = &node.inventory.devices[*index as usize];
+                    device.fault.is_none() && !node.cordoned.contains(&device.uuid)
+                };
+                assert!(rank.devices.iter().all(healthy), "{id}: a device that takes no work");
+                let machine = self.machines.iter().position(|machine| machine.name == node.name);
+                let told = machine.and_then(|machine| self.last_report[machine].as_ref());
+                if let Some(report) = told.filter(|report| report.boot == node.boot) {
+                    let said_well = |index: &u16| {
+                        report.inventory.devices.get(usize::from(*index)).is_some_and(|it| it.fault.is_none())
+                    };
+                    assert!(rank.devices.iter().all(said_well), "{id}: the last report says otherwise");
+                }
                 let ports = node.inventory.ports;
                 assert!(ports.first <= rank.port && rank.port <= ports.last, "{id}: port {}", rank.port);
             }
@@ -403,6 +414,7 @@ impl Sim {
                     match why {
                         Why::WorkerFailed { .. } => "worker failed",
                         Why::RankLost { .. } => "rank lost",
+                        Why::DeviceBad { .. } => "off a bad device",
                         Why::Drained { .. } => "drained",
                         Why::Preempted { .. } => "preempted",
                         Why::Resized { .. } => "resized",

@@ -9,6 +9,7 @@ mod roofline;
 mod serve;
 
 pub use kernels::kernels;
+pub(crate) use models::train_on;
 pub use models::{InferArgs, MAX_TOKENS, Server, Shape, TrainArgs, infer, train};
 pub use roofline::Roofline;
 pub use serve::{ServeArgs, serve};

@@ -273,7 +273,11 @@ impl Sim {
                     let whole = (*self.machines[machine].whole).clone();
                     self.change_inventory(machine, |inventory| *inventory = whole);
                 }
-                2 => self.set_device_fault(machine, device, Some("xid 79".into())),
+                2 => {
+                    let (health, _) = *self.rng.pick(&Health::ALL);
+                    let fault = Fault { health, why: "xid 79".into(), since_ms: self.now.0 };
+                    self.set_device_fault(machine, device, Some(fault));
+                }
                 _ => self.set_device_fault(machine, device, None),
             }
         }
@@ -281,7 +285,7 @@ impl Sim {
     }
 
     /// A device breaks, or is healthy again.
-    pub fn set_device_fault(&mut self, machine: usize, device: usize, fault: Option<Name>) {
+    pub fn set_device_fault(&mut self, machine: usize, device: usize, fault: Option<Fault>) {
         self.change_inventory(machine, |inventory| {
             if let Some(device) = inventory.devices.get_mut(device) {
                 device.fault = fault;
