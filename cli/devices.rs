@@ -164,7 +164,7 @@ fn measure(backends: &mut Backends) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| failed(format!("cannot start: {error}")))?;
     for of in backends.to_measure(true) {
-        let figures = runtime.block_on(measured::measure(&program, &of));
+        let figures = runtime.block_on(measured::measure(&program, &of, false));
         let figures =
             figures.map_err(|why| failed(format!("{} could not be measured: {why}", of.class.model)))?;
         if let Err(error) = backends.enter_measured(&of, figures) {

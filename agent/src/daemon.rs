@@ -1,5 +1,7 @@
 //! The daemon: one task that owns the protocol's state and the launcher, and goes from event to event.
 
+mod measuring;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::io;
@@ -17,7 +19,8 @@ use tokio::time::{Instant, sleep_until};
 use tonic::transport::Endpoint;
 
 use crate::command::{self, Surroundings};
-use crate::device::measured::{self, Figures, MeasureChoice, Measurements, ToMeasure};
+use crate::device::measured::{Figures, MeasureChoice, Measurements, ToMeasure};
+use crate::device::watch::Watch;
 use crate::device::{Backends, DeviceChoice, DeviceError, Roots};
 use crate::host::Host;
 use crate::launcher::{Launcher, LauncherConfig, LauncherError, News, SupervisorCommand};
@@ -117,8 +120,8 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
                 }
             }
             Some(backends) = refreshed.recv() => daemon.on_refreshed(backends),
-            Some((of, figures)) = measured.recv() => {
-                daemon.on_measured(&of, figures);
+            Some(measured) = measured.recv() => {
+                daemon.on_measured(measured);
                 daemon.measure(&measured_sender);
             }
             () = sleep_until(daemon.heartbeat_due), if daemon.scheduler.is_some() => daemon.send_message(),
@@ -140,6 +143,7 @@ struct Daemon {
     launcher: Launcher,
     /// Away while devices are looked at.
     backends: Option<Backends>,
+    watch: Watch,
     /// Classes that are still to be measured, the last one first.
     to_measure: Vec<ToMeasure>,
     /// Figures that wait for the backends.
@@ -209,7 +213,8 @@ impl Daemon {
         for finding in backends.findings() {
             tracing::warn!(vendor = %finding.vendor, "{}", finding.what);
         }
-        let inventory = Arc::new(inventory_of(&backends, &host, &config));
+        let mut watch = Watch::default();
+        let inventory = Arc::new(inventory_of(&backends, &mut watch, &host, &config));
         let lease_end = Time(launcher.lease_end_ms().unwrap_or(0));
         tracing::info!(node = %node, devices = inventory.devices.len(), adopted = workers.len(), "agent started");
         let workers: BTreeMap<WorkerId, WorkerState> = workers.into_iter().collect();
@@ -224,6 +229,7 @@ impl Daemon {
             agent,
             launcher,
             backends: Some(backends),
+            watch,
             to_measure,
             measured: Vec::new(),
             measuring: None,
@@ -416,34 +422,6 @@ impl Daemon {
         self.act(actions);
     }
 
-    /// Measures the next class, if nothing runs.
-    fn measure(&mut self, done: &mpsc::Sender<(ToMeasure, Result<Figures, String>)>) {
-        let is_idle = self.agent.alive().next().is_none() && self.waiting.is_empty();
-        let under_way = self.measuring.as_ref().is_some_and(|measuring| !measuring.is_finished());
-        let Some(of) = self.to_measure.last().filter(|_| is_idle && !under_way).cloned() else { return };
-        let (program, done) = (self.surroundings.program.clone(), done.clone());
-        self.measuring = Some(tokio::spawn(async move {
-            let figures = measured::measure(&program, &of).await;
-            _ = done.send((of, figures)).await; // The daemon may have ended.
-        }));
-    }
-
-    /// A measurement ended. One that failed is not tried again before the agent's next start.
-    fn on_measured(&mut self, of: &ToMeasure, figures: Result<Figures, String>) {
-        self.to_measure.retain(|it| it != of);
-        let (vendor, model) = (of.class.vendor, &of.class.model);
-        match figures {
-            Err(why) => tracing::warn!(%vendor, %model, "devices could not be measured: {why}"),
-            Ok(figures) => {
-                tracing::info!(%vendor, %model, tflops = figures.tflops(), "devices measured");
-                self.measured.push((of.clone(), figures));
-                if let Some(backends) = self.backends.take() {
-                    self.on_refreshed(backends);
-                }
-            }
-        }
-    }
-
     fn refresh(&mut self, done: mpsc::Sender<Backends>) {
         if let Some(mut backends) = self.backends.take() {
             tokio::task::spawn_blocking(move || {
@@ -459,7 +437,7 @@ impl Daemon {
                 tracing::warn!("what was measured cannot be kept: {error}");
             }
         }
-        let inventory = inventory_of(&backends, &self.host, &self.config);
+        let inventory = inventory_of(&backends, &mut self.watch, &self.host, &self.config);
         let hello = hello_of(&self.agent, &self.config, &backends);
         let told = self.hello.borrow().findings.clone();
         for finding in hello.findings.iter().filter(|finding| !told.contains(finding)) {
@@ -513,13 +491,23 @@ fn now() -> Time {
 
 /// Larger than that of any earlier start, unless the clock was set back: then the scheduler says so.
 fn first_boot() -> u64 {
+    unix_ms()
+}
+
+fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
-fn inventory_of(backends: &Backends, host: &Host, config: &AgentConfig) -> Inventory {
+fn inventory_of(backends: &Backends, watch: &mut Watch, host: &Host, config: &AgentConfig) -> Inventory {
     let name = |text: &String| Name::from(text.as_str());
     let labels = config.labels.iter().map(|(key, value)| (name(key), name(value))).collect();
-    backends.inventory(host, &config.address, config.ports, &labels)
+    let mut inventory = backends.inventory(host, &config.address, config.ports, &labels);
+    let now_ms = unix_ms();
+    for (index, device) in (0u16..).zip(&mut inventory.devices) {
+        let said = device.fault.take();
+        device.fault = watch.look(now_ms, &device.uuid, said.as_ref(), backends.is_trusted(index));
+    }
+    inventory
 }
 
 fn hello_of(agent: &NodeAgent, config: &AgentConfig, backends: &Backends) -> v1::Hello {

@@ -456,4 +456,43 @@ mod tests {
             assert!(error.to_string().ends_with("stays is 3: expected less than 3"), "{error}");
         }
     }
+
+    #[test]
+    fn what_keeps_work_from_devices_is_stored_with_their_node() {
+        let all = Health::ALL.map(|(health, _)| Some(Fault { health, why: "xid 79".into(), since_ms: 7 }));
+        let device = |fault| Device {
+            class: Arc::new(DeviceClass { vendor: Vendor::Cpu, model: "epyc".into(), memory_bytes: 1 }),
+            uuid: "GPU-0".into(),
+            fault,
+            speed_milli: 3,
+            speed_source: "measured: 1 TFLOP/s in bf16".into(),
+            island: None,
+        };
+        let mut node = Node::new(NodeId(0), "a".into());
+        node.inventory = Arc::new(Inventory {
+            devices: all.into_iter().chain([None]).map(device).collect(),
+            ..Inventory::default()
+        });
+        node.cordoned.insert("GPU-1".into());
+        node.quarantined.insert("GPU-2".into(), Time(9));
+        let row = encode(&Record::Node(node.clone()));
+        assert_eq!(decode_all([row]).expect("a node"), [Record::Node(node)]);
+        let (node, fault) = (Name::from("a"), Name::from("to be reset: xid 95"));
+        let why = Why::DeviceBad { rank: 3, node, device: 65_535, fault };
+        assert_eq!(decode_why(&encode_why(&why)), Ok(why));
+
+        // Of an agent that knows no states, a fault is one; of one that knows others, none is guessed.
+        let mut wire = v1::Device { vendor: "cpu".into(), fault: Some("gone".into()), ..Default::default() };
+        let read = |device: &v1::Device| {
+            crate::border::inventory(&v1::Inventory { devices: vec![device.clone()], ..Default::default() })
+        };
+        let fault = read(&wire).expect("an inventory").devices[0].fault.clone();
+        assert_eq!(fault, Some(Fault::faulty("gone")));
+        wire.health = "tired".into();
+        let error = read(&wire).expect_err("no such state").to_string();
+        assert!(
+            error.starts_with("inventory.devices[0].health is tired: expected one of suspect,"),
+            "{error}"
+        );
+    }
 }

@@ -151,7 +151,7 @@ impl Backends {
         let device = |(backend, found): &(Option<usize>, Found)| Device {
             class: found.class.clone(),
             uuid: found.uuid.clone(),
-            fault: found.fault.clone().map(Fault::faulty),
+            fault: found.fault.clone(),
             speed_milli: self.speed((*backend, found)).0,
             speed_source: self.speed((*backend, found)).1.as_str().into(),
             island: found.island.map(|island| island + backend.map_or(0, |backend| first[backend])),
@@ -197,6 +197,20 @@ impl Backends {
     fn speed(&self, (backend, found): (Option<usize>, &Found)) -> (u32, String) {
         let driver = backend.and_then(|backend| self.backends[backend].measured_under());
         found.speed(driver.and_then(|driver| self.measured.of(&found.class, &driver)))
+    }
+
+    /// Whether what is said of the health of the device of this index counts as it is.
+    pub fn is_trusted(&self, index: u16) -> bool {
+        let backend = self.devices.get(usize::from(index)).and_then(|(backend, _)| *backend);
+        backend.is_some_and(|backend| self.backends[backend].is_trusted())
+    }
+
+    /// The device of this index, if it can be measured, and was; well or not.
+    pub fn to_probe(&self, index: u16) -> Option<(ToMeasure, f64)> {
+        let (backend, found) = self.devices.get(usize::from(index))?;
+        let driver = self.backends[(*backend)?].measured_under()?;
+        let usual = self.figures(index)?.tflops()?;
+        Some((ToMeasure { class: (*found.class).clone(), driver, core: found.logical }, usual))
     }
 
     /// What the backends know of them, in the order of their indices.
@@ -318,7 +332,7 @@ impl KnownDevice {
         Found {
             class: Arc::new(class),
             uuid: self.uuid.as_str().into(),
-            fault: Some("not found any more".into()),
+            fault: Some(Fault::faulty("not found any more")),
             island: None,
             speed_milli: None,
             place: self.place.clone(),

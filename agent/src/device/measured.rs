@@ -131,11 +131,14 @@ pub struct ToMeasure {
 
 /// Measures a device with `program`, which is this one. The process ends with the future.
 ///
+/// * `probe`: only what speeds are counted by, in a fraction of a second.
+///
 /// # Errors
 /// Says why there are no figures.
-pub async fn measure(program: &Path, of: &ToMeasure) -> Result<Figures, String> {
+pub async fn measure(program: &Path, of: &ToMeasure, probe: bool) -> Result<Figures, String> {
     let mut command = tokio::process::Command::new(program);
     command.args(["worker", "measure", "--core", &of.core.to_string()]);
+    command.args(probe.then_some("--probe"));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let ran = tokio::time::timeout(PATIENCE, command.output()).await;
     let output = match ran {

@@ -22,12 +22,14 @@ mod roots;
 pub mod topology;
 mod vendor;
 mod visible;
+pub mod watch;
+mod xid;
 
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use aquifer_core::{DeviceClass, Name, Vendor};
+use aquifer_core::{DeviceClass, Fault, Name, Vendor};
 
 use measured::Figures;
 
@@ -67,6 +69,11 @@ pub trait Backend: Send {
         None
     }
 
+    /// Whether what it says of the health of a device counts as it is, without any time of trial.
+    fn is_trusted(&self) -> bool {
+        false
+    }
+
     /// Makes a worker see exactly these of the backend's devices, in this order; none, if there are none.
     fn visibility(&self, devices: &[&Found]) -> Visibility;
 }
@@ -78,8 +85,8 @@ pub struct Found {
     pub class: Arc<DeviceClass>,
     /// The vendor's unique name of this very piece.
     pub uuid: Name,
-    /// Why it must not be used.
-    pub fault: Option<Name>,
+    /// Why it takes no new work, as what is read of it now says.
+    pub fault: Option<Fault>,
     /// Those of the vendor with the same number are linked directly; `None`: with none, or nobody has looked.
     pub island: Option<u16>,
     /// How fast it is, in thousandths of the reference device, where its backend knows; see [`Found::speed`].
@@ -179,6 +186,6 @@ fn merge(known: &mut Vec<Found>, now: Vec<Found>, why_missing: Option<&str>) {
         }
     }
     for (device, _) in known.iter_mut().zip(seen).filter(|(_, seen)| !seen) {
-        device.fault = Some(why_missing.unwrap_or("not found any more").into());
+        device.fault = Some(Fault::faulty(why_missing.unwrap_or("not found any more")));
     }
 }

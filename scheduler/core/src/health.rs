@@ -120,9 +120,8 @@ impl Cluster {
                 };
             });
             self.note(Note::DeviceSet { node: name, device: index, cordoned });
-            if !cordoned {
-                self.plan_anew(now);
-            }
+            // Without a device, too: a job that waits for it may have kept others from the rest.
+            self.plan_anew(now);
         }
         Ok(Answer::Done)
     }

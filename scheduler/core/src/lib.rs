@@ -25,6 +25,7 @@ mod lifecycle;
 pub mod nodes;
 pub mod plan;
 mod policy;
+pub mod probe;
 pub mod queues;
 pub mod reservations;
 pub mod rounds;

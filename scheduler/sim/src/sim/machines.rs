@@ -12,6 +12,15 @@ impl Sim {
         match message {
             Message::Report(report) => {
                 self.last_report[from] = Some(report.clone());
+                // One that is overtaken by any later message of its node counts for nothing.
+                let nodes = self.cluster.as_ref().map(Cluster::nodes);
+                let known = nodes.and_then(|nodes| Some((nodes, nodes.by_name(&report.node)?)));
+                let handled = known.map_or((0, 0), |(nodes, id)| {
+                    (nodes.get(id).boot, nodes.lease(id).map_or(0, |lease| lease.seq))
+                });
+                if nodes.is_some() && handled < (report.boot, report.seq) {
+                    self.newest.insert(report.node.clone(), report.clone());
+                }
                 self.step(Event::Report(report));
             }
             Message::Heartbeat { boot, seq, same_as } => {
