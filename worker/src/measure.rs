@@ -77,17 +77,16 @@ pub fn main(args: MeasureArgs) -> Result<(), WorkerError> {
 pub fn measure(args: &MeasureArgs) -> Measured {
     let (began, most) = (Instant::now(), Duration::from_secs(args.seconds));
     let mut it = Measured::default();
-    let mut figures: Vec<Box<dyn FnMut(&mut Measured)>> =
-        vec![Box::new(|it| it.bf16_tflops = product(Precision::Bf16))];
-    if !args.probe {
-        figures.push(Box::new(|it| it.f32_tflops = product(Precision::F32)));
-        figures.push(Box::new(|it| it.memory_gbs = Some(stream())));
-        figures.push(Box::new(|it| it.int8_tflops = product(Precision::Int8)));
-        figures.push(Box::new(|it| it.attention_tflops = Some(attention())));
-        figures.push(Box::new(|it| it.decode_tokens_per_s = decode()));
-        figures.push(Box::new(|it| it.train_tokens_per_s = training()));
-    }
-    for figure in &mut figures {
+    let figures: [fn(&mut Measured); 7] = [
+        |it| it.bf16_tflops = product(Precision::Bf16),
+        |it| it.f32_tflops = product(Precision::F32),
+        |it| it.memory_gbs = Some(stream()),
+        |it| it.int8_tflops = product(Precision::Int8),
+        |it| it.attention_tflops = Some(attention()),
+        |it| it.decode_tokens_per_s = decode(),
+        |it| it.train_tokens_per_s = training(),
+    ];
+    for figure in &figures[..if args.probe { 1 } else { figures.len() }] {
         if most <= began.elapsed() {
             break;
         }
