@@ -25,7 +25,7 @@ pub struct MeasureArgs {
     pub probe: bool,
 
     /// Seconds after which what is left is not measured any more
-    #[arg(long, value_name = "SECONDS", default_value_t = 8)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     pub seconds: u64,
 }
 
