@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use aquifer_agent::device::measured::MeasureChoice;
 use aquifer_agent::device::{DeviceChoice, Roots};
 use aquifer_agent::{AgentConfig, Retention};
 use aquifer_core::Ports;
@@ -64,6 +65,10 @@ pub struct Args {
     /// Enforce processor time and memory of workers where control groups allow it: `auto` or `off`. Default: auto
     #[arg(long, env = "AQUIFER_LIMITS", value_name = "auto|off")]
     pub limits: Option<String>,
+    /// Measure devices that the worker has kernels for (cores), a few seconds for each kind, while nothing runs: `auto`
+    /// (what was not measured before), `always` (anew at every start) or `never`. Default: auto
+    #[arg(long, env = "AQUIFER_MEASURE", value_name = "never|auto|always")]
+    pub measure: Option<String>,
     /// Ended runs whose directories are kept for `aquifer logs`. Default: 1000
     #[arg(long, env = "AQUIFER_KEEP_RUNS", value_name = "NUMBER")]
     pub keep_runs: Option<String>,
@@ -134,6 +139,7 @@ impl Args {
                 runs: settings.take("keep-runs", self.keep_runs.as_ref(), "1000", count)?,
                 bytes: settings.take("keep-size", self.keep_size.as_ref(), "10GiB", parse_size)?,
             },
+            measure: settings.take("measure", self.measure.as_ref(), "auto", str::parse::<MeasureChoice>)?,
             token: None,
         };
         let log_format = settings.take("log-format", self.log_format.as_ref(), "text", log_format)?;

@@ -399,6 +399,9 @@ fn report(seq: u64) -> v1::NodeReport {
         island: None,
         fault: None,
         speed_milli: 1000,
+        speed_source: String::new(),
+        health: String::new(),
+        fault_since_ms: 0,
     };
     let worker = |rank| v1::WorkerReport {
         worker: Some(v1::Worker { job: 1_000_000, attempt: 1, rank }),

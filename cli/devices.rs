@@ -1,27 +1,43 @@
 //! `aquifer devices`: what this machine has, without any scheduler.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
+use aquifer_agent::device::measured::{self, Figures, Measurements};
 use aquifer_agent::device::topology::seat;
 use aquifer_agent::device::{Backends, DeviceChoice, Roots};
 use aquifer_agent::host::Host;
 use serde::Serialize;
 
 use crate::client::Global;
-use crate::output::{Color, Failure, Output, Side, Table, printable};
-use crate::{agent, explain, units};
+use crate::output::{Color, Failure, Output, Side, Table, aside, printable};
+use crate::{agent, explain, settings, units};
 
 /// Show the devices of this machine, and why one is missing or faulty; needs no scheduler
 #[derive(Clone, Debug, Default, clap::Args)]
 #[group(skip)]
 #[command(after_help = "\
 Example:
-  aquifer devices --json
+  aquifer devices --measure
 
 This is what an agent on this machine would offer.")]
 pub struct Args {
+    /// What to look at.
+    #[command(flatten)]
+    pub place: Place,
+    /// Measure them now, even if something runs on them: a few seconds for each kind that the worker has kernels for
+    #[arg(long)]
+    pub measure: bool,
+    /// Directory of the agent, which keeps what was measured. Default: the user's data directory
+    #[arg(long, env = "AQUIFER_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Where devices are looked for.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[group(skip)]
+pub struct Place {
     /// Devices to look for: `auto`, `none`, or a list of `cpu`, `cpu:0-3+6`, vendors and `fake:FILE` with commas
     #[arg(long, env = "AQUIFER_DEVICES", value_name = "DEVICES", default_value = "auto")]
     pub devices: String,
@@ -66,8 +82,10 @@ pub struct Device {
     pub switch: Option<String>,
     /// How fast it is, in thousandths of a reference device.
     pub speed_milli: u32,
-    /// Who says so: a datasheet, a file of fake devices, or nobody, so that it counts one.
+    /// Who says so: a measurement, a datasheet, a file of fake devices, or nobody.
     pub speed_source: String,
+    /// What a device of its kind was measured to do.
+    pub measured: Option<Figures>,
     /// Those with the same number are linked directly.
     pub island: Option<u16>,
     /// What a worker that holds it is told.
@@ -84,12 +102,14 @@ pub struct Finding {
     pub what: String,
 }
 
-impl Args {
+impl Place {
     /// Looks at the machine.
+    ///
+    /// * `state_dir`: where the agent keeps what was measured; `measured_now`: anew.
     ///
     /// # Errors
     /// A flag that makes no sense, or devices that were asked for and cannot be had.
-    pub fn look(&self) -> Result<Machine, Failure> {
+    pub fn look(&self, state_dir: &Path, measured_now: bool) -> Result<Machine, Failure> {
         let next = "see `aquifer devices --help`";
         let choice: DeviceChoice =
             self.devices.parse().map_err(|error| Failure::usage(format!("{error}"), next))?;
@@ -97,8 +117,12 @@ impl Args {
             .map_err(|why| Failure::usage(format!("--library-path: {why}"), next))?;
         let roots = Roots { sysfs: self.sysfs.clone(), libraries, ..Roots::default() };
         let host = Host::read();
-        let backends = Backends::open(&choice, &host, &roots, None)
+        let mut backends = Backends::open(&choice, &host, &roots, None)
             .map_err(|error| Failure::usage(format!("{error}"), next))?;
+        backends.use_measured(Measurements::open(&state_dir.join("measured.json")));
+        if measured_now {
+            measure(&mut backends)?;
+        }
         let offered = backends.devices();
         let devices = (0u16..).zip(offered).zip(backends.found()).map(|((index, device), found)| {
             let seat = seat(&roots.sysfs, &found.place);
@@ -114,7 +138,8 @@ impl Args {
                 numa_node: seat.numa_node,
                 switch: seat.switch,
                 speed_milli: device.speed_milli,
-                speed_source: found.speed().1.into(),
+                speed_source: device.speed_source.to_string(),
+                measured: backends.figures(index).cloned(),
                 island: device.island,
                 environment: shown.env.iter().map(|(key, value)| format!("{key}={value}")).collect(),
                 device_nodes: shown.device_nodes.iter().map(|node| node.display().to_string()).collect(),
@@ -132,13 +157,31 @@ impl Args {
     }
 }
 
+/// Measures every kind of device, one after the other.
+fn measure(backends: &mut Backends) -> Result<(), Failure> {
+    let failed = |what: String| Failure::refused(what, "`aquifer worker measure` says more");
+    let program = std::env::current_exe().map_err(|error| failed(format!("this program: {error}")))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| failed(format!("cannot start: {error}")))?;
+    for of in backends.to_measure(true) {
+        let figures = runtime.block_on(measured::measure(&program, &of, false));
+        let figures =
+            figures.map_err(|why| failed(format!("{} could not be measured: {why}", of.class.model)))?;
+        if let Err(error) = backends.enter_measured(&of, figures) {
+            aside(format!("what was measured cannot be kept for the agent: {error}"));
+        }
+    }
+    Ok(())
+}
+
 /// Runs `aquifer devices`.
 ///
 /// # Errors
 /// A flag that makes no sense.
 pub fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let output = Output::new(global.json, global.no_color);
-    let machine = args.look()?;
+    let state_dir = args.state_dir.clone().unwrap_or_else(|| settings::data_dir().join("agent"));
+    let machine = args.place.look(&state_dir, args.measure)?;
     match output.json {
         true => output.document(&machine),
         false => output.text(text(&machine, &output)),
@@ -183,8 +226,35 @@ pub fn text(machine: &Machine, output: &Output) -> String {
     let line = |finding: &Finding| {
         output.paint(Color::Yellow, &printable(&format!("{}: {}", finding.vendor, finding.what)))
     };
+    let mut kinds: Vec<&Device> = Vec::new();
+    for device in &machine.devices {
+        if kinds.iter().all(|kind| (&kind.vendor, &kind.model) != (&device.vendor, &device.model)) {
+            kinds.push(device);
+        }
+    }
+    if !kinds.is_empty() {
+        parts.push(kinds.iter().map(|kind| speed_text(kind)).collect::<Vec<String>>().join("\n"));
+    }
     if !machine.findings.is_empty() {
         parts.push(machine.findings.iter().map(line).collect::<Vec<String>>().join("\n"));
     }
     parts.join("\n\n")
+}
+
+/// What a kind of devices does, and who says so.
+fn speed_text(device: &Device) -> String {
+    let mut parts = vec![device.speed_source.clone()];
+    if let Some(it) = &device.measured {
+        let figures = [
+            (it.f32_tflops.map(|rate| rate * 1000.0), "GFLOP/s in f32"),
+            (it.int8_tflops.map(|rate| rate * 1000.0), "GFLOP/s with int8 weights"),
+            (it.attention_tflops.map(|rate| rate * 1000.0), "GFLOP/s of attention"),
+            (it.memory_gbs, "GB/s of memory"),
+            (it.host_link_gbs, "GB/s from the host"),
+            (it.train_tokens_per_s, "tokens/s of training"),
+            (it.decode_tokens_per_s, "tokens/s of decoding"),
+        ];
+        parts.extend(figures.iter().filter_map(|(rate, unit)| Some(format!("{:.0} {unit}", (*rate)?))));
+    }
+    printable(&format!("{}: {}", device.model, parts.join(", ")))
 }

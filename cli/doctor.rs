@@ -32,7 +32,7 @@ Run it as the user that the agent runs as. The exit code is 1 if anything keeps 
 pub struct Args {
     /// What to look for, and where.
     #[command(flatten)]
-    pub devices: devices::Args,
+    pub devices: devices::Place,
     /// Directory that the agent keeps its runs in. Default: that of `aquifer agent`
     #[arg(long, env = "AQUIFER_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -76,8 +76,8 @@ pub fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let ports = agent::ports(&args.ports).map_err(|why| {
         Failure::usage(format!("--ports is {:?}: {why}", args.ports), "see `aquifer doctor --help`")
     })?;
-    let machine = args.devices.look()?;
     let state_dir = args.state_dir.clone().unwrap_or_else(|| settings::data_dir().join("agent"));
+    let machine = args.devices.look(&state_dir, false)?;
     let mut findings = of_devices(&machine);
     findings.extend(of_permissions(&machine));
     findings.push(of_limits());

@@ -13,11 +13,15 @@ use crate::{Session, nodes, wait};
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Example:
-  aquifer cordon gpu-12 gpu-13")]
+  aquifer cordon gpu-12 gpu-13
+  aquifer cordon gpu-12 --device 3")]
 pub struct CordonArgs {
     /// Names of nodes
     #[arg(required = true, value_name = "NODE")]
     pub names: Vec<String>,
+    /// Only this device of the node, by its index
+    #[arg(long, value_name = "INDEX")]
+    pub device: Option<u16>,
 }
 
 /// Keep new work away from nodes, and place elsewhere what runs there
@@ -40,11 +44,15 @@ pub struct DrainArgs {
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Example:
-  aquifer uncordon gpu-12")]
+  aquifer uncordon gpu-12
+  aquifer uncordon gpu-12 --device 3")]
 pub struct UncordonArgs {
     /// Names of nodes
     #[arg(required = true, value_name = "NODE")]
     pub names: Vec<String>,
+    /// Only this device of the node, by its index
+    #[arg(long, value_name = "INDEX")]
+    pub device: Option<u16>,
 }
 
 #[derive(Clone, Copy)]
@@ -57,17 +65,19 @@ enum Change {
 #[derive(Serialize)]
 struct Changed {
     name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<u16>,
     availability: &'static str,
 }
 
 /// Runs `aquifer cordon`.
 pub async fn cordon(args: CordonArgs, session: &Session) -> Result<ExitCode> {
-    change(&args.names, Change::Cordon, session).await
+    change(&args.names, args.device, Change::Cordon, session).await
 }
 
 /// Runs `aquifer drain`.
 pub async fn drain(args: DrainArgs, session: &Session) -> Result<ExitCode> {
-    let code = change(&args.names, Change::Drain, session).await?;
+    let code = change(&args.names, None, Change::Drain, session).await?;
     if args.wait {
         for name in &args.names {
             let mut pause = wait::Pause::default();
@@ -84,13 +94,18 @@ pub async fn drain(args: DrainArgs, session: &Session) -> Result<ExitCode> {
 
 /// Runs `aquifer uncordon`.
 pub async fn uncordon(args: UncordonArgs, session: &Session) -> Result<ExitCode> {
-    change(&args.names, Change::Uncordon, session).await
+    change(&args.names, args.device, Change::Uncordon, session).await
 }
 
-async fn change(names: &[String], change: Change, session: &Session) -> Result<ExitCode> {
+async fn change(
+    names: &[String],
+    device: Option<u16>,
+    change: Change,
+    session: &Session,
+) -> Result<ExitCode> {
     let mut all = Vec::new();
     for name in names {
-        let request = v1::NodeRequest { name: name.clone() };
+        let request = v1::NodeRequest { name: name.clone(), device: device.map(u32::from) };
         let ask = async |mut client: Client| match change {
             Change::Cordon => client.cordon(request.clone()).await,
             Change::Drain => client.drain(request.clone()).await,
@@ -103,9 +118,10 @@ async fn change(names: &[String], change: Change, session: &Session) -> Result<E
             Change::Uncordon => ("open", "takes work"),
         };
         if !session.output.json {
-            session.output.text(format!("{name} {says}"));
+            let of = device.map(|device| format!(" device {device}")).unwrap_or_default();
+            session.output.text(format!("{name}{of} {says}"));
         }
-        all.push(Changed { name: name.clone(), availability });
+        all.push(Changed { name: name.clone(), device, availability });
     }
     if session.output.json {
         session.output.document(&all);

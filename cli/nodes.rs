@@ -95,8 +95,9 @@ pub fn text(nodes: &[view::Node], output: &Output) -> String {
             units::group(node.workers.len() as u64),
         ]);
         let faults = node.devices.iter().filter_map(|device| Some((device, device.fault.as_ref()?)));
-        let faults =
-            faults.map(|(device, fault)| format!("device {} ({}): {fault}", device.index, device.model));
+        let faults = faults.map(|(device, fault)| {
+            format!("device {} ({}) is {}: {fault}", device.index, device.model, device.health)
+        });
         findings
             .extend(faults.chain(node.findings.iter().cloned()).map(|what| format!("{}: {what}", node.name)));
     }
@@ -120,21 +121,22 @@ pub fn text(nodes: &[view::Node], output: &Output) -> String {
     text
 }
 
-/// `6/8 h200, 4/4 ascend-910b`, and how many are faulty.
+/// `6/8 h200, 4/4 ascend-910b`, and how many take no new work.
 fn devices(node: &view::Node) -> String {
     let mut models: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
-    let mut faulty = 0;
+    let mut out: BTreeMap<&str, u32> = BTreeMap::new();
     for device in &node.devices {
         let (free, all) = models.entry(&device.model).or_default();
         *all += 1;
-        *free += u32::from(!device.held && device.fault.is_none());
-        faulty += u32::from(device.fault.is_some());
+        *free += u32::from(!device.held && device.fault.is_none() && !device.cordoned);
+        let reason = if device.fault.is_some() { &device.health[..] } else { "cordoned" };
+        if device.fault.is_some() || device.cordoned {
+            *out.entry(reason).or_default() += 1;
+        }
     }
     let model = |(model, (free, all)): (&&str, &(u32, u32))| format!("{free}/{all} {model}");
     let mut parts: Vec<String> = models.iter().map(model).collect();
-    if 0 < faulty {
-        parts.push(format!("{faulty} faulty"));
-    }
+    parts.extend(out.iter().map(|(reason, count)| format!("{count} {reason}")));
     parts.join(", ")
 }
 
@@ -177,26 +179,38 @@ pub fn details(node: &view::Node, output: &Output) -> String {
             ("MODEL", Side::Left),
             ("VENDOR", Side::Left),
             ("MEMORY", Side::Right),
+            ("SPEED", Side::Right),
             ("STATE", Side::Left),
             ("UUID", Side::Left),
         ];
-        let mut table = Table::new(&columns).elastic(&[5, 4]);
+        let mut table = Table::new(&columns).elastic(&[6, 5]);
         for device in &node.devices {
-            let state = match (&device.fault, device.held) {
-                (Some(fault), _) => format!("faulty: {fault}"),
-                (None, true) => "held".into(),
-                (None, false) => "free".into(),
+            let state = match (&device.fault, device.cordoned, device.held) {
+                (Some(fault), ..) => format!("{}: {fault}", device.health),
+                (None, true, true) => "held, cordoned".into(),
+                (None, true, false) => "cordoned".into(),
+                (None, false, true) => "held".into(),
+                (None, false, false) => "free".into(),
             };
             table.row([
                 explain::devices(&[device.index], ""),
                 device.model.clone(),
                 device.vendor.clone(),
                 units::size(device.memory_bytes),
+                units::milli(device.speed_milli.into()),
                 state,
                 device.uuid.clone(),
             ]);
         }
         parts.push(table.plain(output));
+    }
+    let sources: BTreeMap<&str, &str> =
+        node.devices.iter().map(|it| (&it.model[..], &it.speed_source[..])).collect();
+    let sources = sources.iter().filter(|(_, source)| !source.is_empty());
+    let sources: Vec<String> =
+        sources.map(|(model, source)| printable(&format!("{model}: {source}"))).collect();
+    if !sources.is_empty() {
+        parts.push(sources.join("\n"));
     }
     if !node.findings.is_empty() {
         let line = |finding: &String| output.paint(Color::Yellow, &printable(finding));

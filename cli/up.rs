@@ -138,7 +138,7 @@ async fn open_node(pool: &Pool, name: &str) -> Result<v1::Node, Failure> {
         let node = find(pool, name).await?;
         if let Some(node) = node.filter(|node| node.up && !node.version.is_empty()) {
             if node.availability() == v1::Availability::Draining {
-                let request = v1::NodeRequest { name: name.into() };
+                let request = v1::NodeRequest { name: name.into(), device: None };
                 pool.client().uncordon(request).await.map_err(|status| pool.failure(&status))?;
             }
             return Ok(node);
@@ -149,7 +149,7 @@ async fn open_node(pool: &Pool, name: &str) -> Result<v1::Node, Failure> {
 
 /// Stops what runs on the node with its grace, and waits for the end of it.
 async fn drain(pool: &Pool, name: &str) -> Result<(), Failure> {
-    let request = v1::NodeRequest { name: name.into() };
+    let request = v1::NodeRequest { name: name.into(), device: None };
     pool.client().drain(request).await.map_err(|status| pool.failure(&status))?;
     while find(pool, name).await?.is_some_and(|node| node.up && !node.workers.is_empty()) {
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -410,8 +410,16 @@ pub struct Device {
     pub island: Option<u32>,
     /// Whether a job holds it.
     pub held: bool,
-    /// Why it must not be used.
+    /// Why it takes no new work.
     pub fault: Option<String>,
+    /// How bad that is: suspect, on probation, quarantined, draining, to be reset, to be rebooted, faulty; empty: well.
+    pub health: String,
+    /// Whether an administrator keeps new work away.
+    pub cordoned: bool,
+    /// How fast it is, in thousandths of a reference device.
+    pub speed_milli: u32,
+    /// Who says so; empty: an agent that does not tell.
+    pub speed_source: String,
 }
 
 /// A queue. Quantities in thousandths of a device.
@@ -789,6 +797,14 @@ impl From<&v1::Node> for Node {
             uuid: device.uuid.clone(),
             held: wire.devices_held.contains(&(index as u32)),
             fault: device.fault.clone(),
+            health: match &device.fault {
+                Some(_) if device.health.is_empty() => "faulty".into(),
+                Some(_) => device.health.clone(),
+                None => String::new(),
+            },
+            cordoned: wire.devices_cordoned.contains(&(index as u32)),
+            speed_milli: device.speed_milli,
+            speed_source: device.speed_source.clone(),
             island: device.island,
         };
         let worker = |wire: &v1::Worker| {

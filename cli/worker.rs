@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use aquifer_worker::{ServeArgs, TrainArgs, WorkerError, serve, train};
+use aquifer_worker::{MeasureArgs, ServeArgs, TrainArgs, WorkerError, measure, serve, train};
 
 use crate::output::aside;
 
@@ -23,6 +23,8 @@ enum Mode {
     Train(TrainArgs),
     /// Answer requests with a trained model, over HTTP
     Serve(ServeArgs),
+    /// Measure one core, and print the figures as a line of JSON
+    Measure(MeasureArgs),
 }
 
 /// Runs the worker to its end.
@@ -30,6 +32,7 @@ pub fn run(args: Args) -> ExitCode {
     let ran: Result<(), WorkerError> = match args.mode {
         Mode::Train(args) => train::main(args),
         Mode::Serve(args) => serve::main(args),
+        Mode::Measure(args) => measure::main(args),
     };
     match ran {
         Ok(()) => ExitCode::SUCCESS,

@@ -18,6 +18,7 @@ fn machine() -> devices::Machine {
         place: format!("0000:c{index}:00.0"),
         numa_node: Some(1),
         speed_milli: 1000,
+        speed_source: "not measured".into(),
         switch: None,
         island: (index < 2).then_some(0),
         ..devices::Device::default()
@@ -39,6 +40,9 @@ DEVICE  VENDOR  MODEL    MEMORY  SPEED  STATE                     ISLAND  NUMA  
      1  ascend  910b3    64 GiB      1  well                           0     1  0000:c1:00.0  die-1
      2  ascend  unknown     0 B      1  faulty: fell off the bus             1  0000:c2:00.0  die-2
 
+910b3: not measured
+unknown: not measured
+
 ascend: device 0: a minor fault"
     );
     assert_eq!(devices::text(&devices::Machine::default(), &plain()), "This machine has no devices.");
@@ -49,7 +53,7 @@ ascend: device 0: a minor fault"
     assert_eq!(keys(&json), "devices findings node");
     assert_eq!(
         keys(&json["devices"][0]),
-        "device_nodes environment fault index island memory_bytes model numa_node place \
+        "device_nodes environment fault index island measured memory_bytes model numa_node place \
          speed_milli speed_source switch uuid vendor"
     );
     assert_eq!(keys(&json["findings"][0]), "vendor what");

@@ -273,6 +273,10 @@ fn node() -> Node {
         uuid: format!("GPU-{index}"),
         held,
         fault: fault.map(String::from),
+        health: if fault.is_some() { "faulty".into() } else { String::new() },
+        cordoned: false,
+        speed_milli: 3170,
+        speed_source: "NVIDIA H200 datasheet, dense".into(),
     };
     Node {
         name: "gpu-1".into(),
@@ -307,7 +311,7 @@ NAME   STATE  DEVICES                      CPUS             MEMORY  WORKERS
 gpu-1  up     1/3 h200-141gb, 1 faulty  62.5/64  492 GiB / 512 GiB        1
 cpu-1  lost                             62.5/64  492 GiB / 512 GiB        1
 
-gpu-1: device 2 (h200-141gb): ECC errors
+gpu-1: device 2 (h200-141gb) is faulty: ECC errors
 gpu-1: 8 Ascend cards on PCI, libdcmi.so not found"
     );
 }
@@ -328,10 +332,12 @@ free cores   62.5/64
 free memory  492 GiB / 512 GiB
 workers      job-7.2/0
 
-DEVICE  MODEL       VENDOR   MEMORY  STATE               UUID
-     0  h200-141gb  nvidia  141 GiB  held                GPU-0
-     1  h200-141gb  nvidia  141 GiB  free                GPU-1
-     2  h200-141gb  nvidia  141 GiB  faulty: ECC errors  GPU-2
+DEVICE  MODEL       VENDOR   MEMORY  SPEED  STATE               UUID
+     0  h200-141gb  nvidia  141 GiB   3.17  held                GPU-0
+     1  h200-141gb  nvidia  141 GiB   3.17  free                GPU-1
+     2  h200-141gb  nvidia  141 GiB   3.17  faulty: ECC errors  GPU-2
+
+h200-141gb: NVIDIA H200 datasheet, dense
 
 8 Ascend cards on PCI, libdcmi.so not found"
     );

@@ -109,7 +109,8 @@ fn look(records: &[Record], sights: &mut BTreeMap<&'static str, u64>) {
                     Some(Why::Resized { .. }) => see("resized"),
                     Some(Why::Moved { .. }) => see("moved"),
                     Some(Why::Booked { .. }) => see("booked"),
-                    None => (),
+                    // Later than what was recorded.
+                    Some(Why::DeviceBad { .. }) | None => (),
                 }
                 job.array.iter().for_each(|_| see("array"));
                 job.spec.after.iter().for_each(|_| see("dependency"));

@@ -130,7 +130,7 @@ fn malformed_questions_are_refused_with_the_field() {
     ] {
         calls(&pool, field, async |mut stub| stub.list(list).await);
     }
-    let name = || v1::NodeRequest { name: "a b".into() };
+    let name = || v1::NodeRequest { name: "a b".into(), device: None };
     calls(&pool, "name", async |mut stub| stub.cordon(name()).await);
     calls(&pool, "name", async |mut stub| stub.drain(name()).await);
     calls(&pool, "name", async |mut stub| stub.uncordon(v1::NodeRequest::default()).await);
@@ -172,7 +172,7 @@ fn what_is_not_there_is_not_found() {
     not_found(pool.once(async |mut stub| stub.explain(v1::ExplainRequest { job: 7 }).await).map(|_| ()));
     let cancel = v1::CancelRequest { job: 7, whole_array: false };
     not_found(pool.once(async |mut stub| stub.cancel(cancel).await).map(|_| ()));
-    let node = || v1::NodeRequest { name: "nobody".into() };
+    let node = || v1::NodeRequest { name: "nobody".into(), device: None };
     not_found(pool.once(async |mut stub| stub.drain(node()).await).map(|_| ()));
     let spec = Some(v1::JobSpec { after: vec![7], ..shell("true") });
     not_found(pool.once(async |mut stub| stub.submit(v1::SubmitRequest { spec }).await).map(|_| ()));

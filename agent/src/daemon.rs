@@ -1,5 +1,7 @@
 //! The daemon: one task that owns the protocol's state and the launcher, and goes from event to event.
 
+mod measuring;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::io;
@@ -16,6 +18,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::command::{self, Surroundings};
+use crate::device::measured::{Figures, MeasureChoice, Measurements, ToMeasure};
+use crate::device::watch::Watch;
 use crate::device::{Backends, DeviceChoice, DeviceError, Roots};
 use crate::host::Host;
 use crate::launcher::{Launcher, LauncherConfig, LauncherError, News, SupervisorCommand};
@@ -62,6 +66,8 @@ pub struct AgentConfig {
     pub enforce_limits: bool,
     /// Ended runs to keep.
     pub keep: Retention,
+    /// Whether to measure devices.
+    pub measure: MeasureChoice,
 }
 
 /// Why the agent ended.
@@ -97,7 +103,9 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
     let (mut daemon, link, hello) = Daemon::start(config, news_sender).await?;
     tokio::spawn(session::keep_up(link, hello, incoming_sender));
     let (refreshed_sender, mut refreshed) = mpsc::channel(1);
+    let (measured_sender, mut measured) = mpsc::channel(1);
     let mut devices_due = Instant::now() + DEVICES_EVERY;
+    daemon.measure(&measured_sender);
     tokio::pin!(shutdown);
     loop {
         daemon.talk();
@@ -111,12 +119,17 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
                 }
             }
             Some(backends) = refreshed.recv() => daemon.on_refreshed(backends),
+            Some(measured) = measured.recv() => {
+                daemon.on_measured(measured);
+                daemon.measure(&measured_sender);
+            }
             () = sleep_until(daemon.heartbeat_due), if daemon.scheduler.is_some() => daemon.send_message(),
             () = sleep_until(daemon.talk_due), if daemon.has_to_talk() => (),
             () = sleep_until(daemon.lease_due()) => daemon.on_lease_end(),
             () = sleep_until(devices_due) => {
                 devices_due = Instant::now() + DEVICES_EVERY;
                 daemon.launcher.tidy();
+                daemon.measure(&measured_sender);
                 daemon.refresh(refreshed_sender.clone());
             }
             () = &mut shutdown => return Ok(()),
@@ -129,6 +142,12 @@ struct Daemon {
     launcher: Launcher,
     /// Away while devices are looked at.
     backends: Option<Backends>,
+    watch: Watch,
+    /// Classes that are still to be measured, the last one first.
+    to_measure: Vec<ToMeasure>,
+    /// Figures that wait for the backends.
+    measured: Vec<(ToMeasure, Figures)>,
+    measuring: Option<tokio::task::JoinHandle<()>>,
     /// Launches that wait for the backends.
     waiting: VecDeque<(WorkerId, Arc<Order>)>,
     host: Host,
@@ -184,11 +203,17 @@ impl Daemon {
         let known = config.state_dir.join("devices.json");
         let backends =
             tokio::task::spawn_blocking(move || Backends::open(&choice, &facts, &roots, Some(&known)));
-        let backends = backends.await.expect("discovery does not panic")?;
+        let mut backends = backends.await.expect("discovery does not panic")?;
+        let mut to_measure = Vec::new();
+        if config.measure != MeasureChoice::Never {
+            backends.use_measured(Measurements::open(&config.state_dir.join("measured.json")));
+            to_measure = backends.to_measure(config.measure == MeasureChoice::Always);
+        }
         for finding in backends.findings() {
             tracing::warn!(vendor = %finding.vendor, "{}", finding.what);
         }
-        let inventory = Arc::new(inventory_of(&backends, &host, &config));
+        let mut watch = Watch::default();
+        let inventory = Arc::new(inventory_of(&backends, &mut watch, &host, &config));
         let lease_end = Time(launcher.lease_end_ms().unwrap_or(0));
         tracing::info!(node = %node, devices = inventory.devices.len(), adopted = workers.len(), "agent started");
         let workers: BTreeMap<WorkerId, WorkerState> = workers.into_iter().collect();
@@ -203,6 +228,10 @@ impl Daemon {
             agent,
             launcher,
             backends: Some(backends),
+            watch,
+            to_measure,
+            measured: Vec::new(),
+            measuring: None,
             waiting: VecDeque::new(),
             host,
             config,
@@ -326,7 +355,11 @@ impl Daemon {
         for action in actions {
             match action {
                 Action::Tell(members) => self.launcher.tell(members),
-                Action::Launch(id, order) => self.waiting.push_back((id, order)),
+                Action::Launch(id, order) => {
+                    // No device that is in use is measured: this one is, when nothing runs any more.
+                    self.measuring.take().inspect(|measuring| measuring.abort());
+                    self.waiting.push_back((id, order));
+                }
                 Action::Stop { worker, grace_ms } => self.launcher.stop(worker, grace_ms == 0),
                 Action::Forget(worker) => {
                     self.checkpoint_steps.remove(&worker);
@@ -401,8 +434,13 @@ impl Daemon {
         }
     }
 
-    fn on_refreshed(&mut self, backends: Backends) {
-        let inventory = inventory_of(&backends, &self.host, &self.config);
+    fn on_refreshed(&mut self, mut backends: Backends) {
+        for (of, figures) in self.measured.drain(..) {
+            if let Err(error) = backends.enter_measured(&of, figures) {
+                tracing::warn!("what was measured cannot be kept: {error}");
+            }
+        }
+        let inventory = inventory_of(&backends, &mut self.watch, &self.host, &self.config);
         let hello = hello_of(&self.agent, &self.config, &backends);
         let told = self.hello.borrow().findings.clone();
         for finding in hello.findings.iter().filter(|finding| !told.contains(finding)) {
@@ -456,13 +494,23 @@ fn now() -> Time {
 
 /// Larger than that of any earlier start, unless the clock was set back: then the scheduler says so.
 fn first_boot() -> u64 {
+    unix_ms()
+}
+
+fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
-fn inventory_of(backends: &Backends, host: &Host, config: &AgentConfig) -> Inventory {
+fn inventory_of(backends: &Backends, watch: &mut Watch, host: &Host, config: &AgentConfig) -> Inventory {
     let name = |text: &String| Name::from(text.as_str());
     let labels = config.labels.iter().map(|(key, value)| (name(key), name(value))).collect();
-    backends.inventory(host, &config.address, config.ports, &labels)
+    let mut inventory = backends.inventory(host, &config.address, config.ports, &labels);
+    let now_ms = unix_ms();
+    for (index, device) in (0u16..).zip(&mut inventory.devices) {
+        let said = device.fault.take();
+        device.fault = watch.look(now_ms, &device.uuid, said.as_ref(), backends.is_trusted(index));
+    }
+    inventory
 }
 
 fn hello_of(agent: &NodeAgent, config: &AgentConfig, backends: &Backends) -> v1::Hello {

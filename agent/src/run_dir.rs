@@ -523,7 +523,7 @@ mod tests {
     #[test]
     fn a_status_keeps_what_it_understands() {
         let full = r#"{"state":"training","ready":true,"step":12,"total_steps":100,"loss":2.5,"tokens_per_s":1e4,
-            "checkpoint_step":10,"endpoint":"10.0.0.3:20001","message":"well","unknown":{"a":[1]}}"#;
+            "checkpoint_step":10,"endpoint":"10.0.0.3:20001","message":"well","running":3,"ttft_ms":40,"idle_s":2,"unknown":{"a":[1]}}"#;
         let status: Status = full.parse().unwrap();
         let expected = Status {
             state: Some("training".to_string()),
@@ -534,6 +534,12 @@ mod tests {
             tokens_per_s: Some(10_000.0),
             checkpoint_step: Some(10),
             endpoint: Some("10.0.0.3:20001".to_string()),
+            load: Some(ReplicaLoad {
+                running: 3,
+                ttft_ms: Some(40),
+                idle_ms: Some(2_000),
+                ..ReplicaLoad::default()
+            }),
             message: Some("well".to_string()),
         };
         assert_eq!(status, expected);

@@ -8,7 +8,7 @@ use aquifer_agent::host::Host;
 use aquifer_core::{Device, Ports, Vendor};
 
 fn faults(devices: &[Device]) -> Vec<Option<&str>> {
-    devices.iter().map(|device| device.fault.as_deref()).collect()
+    devices.iter().map(|device| device.fault.as_ref().map(|fault| &*fault.why)).collect()
 }
 
 fn uuids(devices: &[Device]) -> Vec<&str> {

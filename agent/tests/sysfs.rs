@@ -152,7 +152,7 @@ fn a_card_without_its_driver_is_listed_with_the_reason_and_the_cores_work() {
     tree.pci("0000:2b:00.0", "0x1002\n", "0x74a1\n", "0x120000\n", "vfio-pci");
     let auto = Backends::open(&"auto".parse().unwrap(), &Host::read(), &tree.roots, None).unwrap();
     let devices = auto.devices();
-    assert_eq!(devices[0].fault.as_deref(), Some("the driver amdgpu is not loaded"));
+    assert_eq!(devices[0].fault.as_ref().map(|fault| &*fault.why), Some("the driver amdgpu is not loaded"));
     assert_eq!(devices.len(), 1 + Host::read().cores.len(), "cores work where no card does");
     let findings: Vec<String> = auto.findings().iter().map(|finding| finding.to_string()).collect();
     assert_eq!(findings, ["amd: 1 device on PCI, but the driver amdgpu is not loaded"]);
@@ -180,7 +180,9 @@ fn intel_s_cards_are_numbered_as_level_zero_numbers_them() {
     let cards: Vec<(&str, u64, Option<&str>)> = found
         .devices
         .iter()
-        .map(|card| (&*card.class.model, card.class.memory_bytes >> 30, card.fault.as_deref()))
+        .map(|card| {
+            (&*card.class.model, card.class.memory_bytes >> 30, card.fault.as_ref().map(|fault| &*fault.why))
+        })
         .collect();
     let fault = Some("it has neither of the drivers i915 and xe");
     assert_eq!(cards, [("max-1550", 128, None), ("arc-b580", 12, None), ("flex-140", 0, fault)]);

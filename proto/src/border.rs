@@ -374,7 +374,18 @@ pub fn inventory(wire: &v1::Inventory) -> Checked<Inventory> {
         let memory_bytes = wire.memory_bytes;
         let class = classes.entry((vendor, model.clone(), memory_bytes));
         let class = class.or_insert_with(|| Arc::new(DeviceClass { vendor, model, memory_bytes })).clone();
-        let fault = wire.fault.as_deref().map(Name::from);
+        let health = match (&wire.fault, &wire.health[..]) {
+            (None, _) | (Some(_), "") => Health::Faulty,
+            (Some(_), named) => {
+                let known = Health::ALL.iter().find(|(_, name)| *name == named);
+                let names: Vec<&str> = Health::ALL.iter().map(|(_, name)| *name).collect();
+                let expected = || format!("expected one of {}", names.join(", "));
+                let field = || format!("inventory.devices[{at}].health");
+                known.ok_or_else(|| Invalid::new(field(), named, expected()))?.0
+            }
+        };
+        let why = wire.fault.as_deref().map(Name::from);
+        let fault = why.map(|why| Fault { health, why, since_ms: wire.fault_since_ms });
         let speed_milli = if wire.speed_milli == 0 { 1000 } else { wire.speed_milli };
         if 1_000_000 < speed_milli {
             let field = format!("inventory.devices[{at}].speed_milli");
@@ -385,7 +396,8 @@ pub fn inventory(wire: &v1::Inventory) -> Checked<Inventory> {
             u16::try_from(island).map_err(|_| Invalid::new(field(), island, "at most 65,535"))
         });
         let uuid = wire.uuid.as_str().into();
-        Ok(Device { class, uuid, fault, speed_milli, island: island.transpose()? })
+        let speed_source = wire.speed_source.as_str().into();
+        Ok(Device { class, uuid, fault, speed_milli, speed_source, island: island.transpose()? })
     });
     let devices = devices.collect::<Checked<Vec<Device>>>()?;
     let port = |field, port: u32| {

@@ -198,6 +198,10 @@ fn encode_why(why: &Why) -> v1::StoredWhy {
         }
         Why::WorkerFailed { rank, node, exit } => (rank, node, Wire::Exit(wire::exit(exit))),
         Why::RankLost { rank, node } => (rank, node, Wire::Lost(true)),
+        Why::DeviceBad { rank, node, device, fault } => {
+            let bad = v1::StoredDeviceBad { device: (*device).into(), fault: fault.to_string() };
+            (rank, node, Wire::DeviceBad(bad))
+        }
         Why::Drained { rank, node } => (rank, node, Wire::Drained(true)),
         Why::Booked { rank, node, reservation } => (rank, node, Wire::Booked(reservation.to_string())),
     };
@@ -211,6 +215,12 @@ fn encode_node(node: &Node) -> v1::StoredNode {
         up: node.up,
         boot: node.boot,
         availability: wire::availability(node.availability).into(),
+        cordoned: node.cordoned.iter().map(ToString::to_string).collect(),
+        quarantined: node
+            .quarantined
+            .iter()
+            .map(|(uuid, since)| v1::StoredQuarantine { uuid: uuid.to_string(), since_ms: since.0 })
+            .collect(),
     }
 }
 
@@ -278,6 +288,11 @@ fn decode_why(wire: &v1::StoredWhy) -> Result<Why, Invalid> {
     Ok(match &wire.why {
         Some(Wire::Exit(exit)) => Why::WorkerFailed { rank, node, exit: border::exit(exit)? },
         Some(Wire::Lost(_)) => Why::RankLost { rank, node },
+        Some(Wire::DeviceBad(bad)) => {
+            let wide = |_| Invalid::new("device_bad.device", bad.device, "at most 65,535");
+            let device = u16::try_from(bad.device).map_err(wide)?;
+            Why::DeviceBad { rank, node, device, fault: (*bad.fault).into() }
+        }
         Some(Wire::Drained(_)) => Why::Drained { rank, node },
         Some(Wire::Booked(name)) => Why::Booked { rank, node, reservation: border::name("booked", name)? },
         Some(Wire::Preempted(by)) => {
@@ -309,6 +324,8 @@ fn decode_node(id: NodeId, wire: &v1::StoredNode) -> Result<Node, Invalid> {
         up: wire.up,
         boot: wire.boot,
         availability,
+        cordoned: wire.cordoned.iter().map(|uuid| (**uuid).into()).collect(),
+        quarantined: wire.quarantined.iter().map(|it| ((*it.uuid).into(), Time(it.since_ms))).collect(),
     })
 }
 
@@ -464,5 +481,44 @@ mod tests {
             let error = decode_all(rows.iter().map(encode)).expect_err("a rank that it does not have");
             assert!(error.to_string().ends_with("stays is 3: expected less than 3"), "{error}");
         }
+    }
+
+    #[test]
+    fn what_keeps_work_from_devices_is_stored_with_their_node() {
+        let all = Health::ALL.map(|(health, _)| Some(Fault { health, why: "xid 79".into(), since_ms: 7 }));
+        let device = |fault| Device {
+            class: Arc::new(DeviceClass { vendor: Vendor::Cpu, model: "epyc".into(), memory_bytes: 1 }),
+            uuid: "GPU-0".into(),
+            fault,
+            speed_milli: 3,
+            speed_source: "measured: 1 TFLOP/s in bf16".into(),
+            island: None,
+        };
+        let mut node = Node::new(NodeId(0), "a".into());
+        node.inventory = Arc::new(Inventory {
+            devices: all.into_iter().chain([None]).map(device).collect(),
+            ..Inventory::default()
+        });
+        node.cordoned.insert("GPU-1".into());
+        node.quarantined.insert("GPU-2".into(), Time(9));
+        let row = encode(&Record::Node(node.clone()));
+        assert_eq!(decode_all([row]).expect("a node"), [Record::Node(node)]);
+        let (node, fault) = (Name::from("a"), Name::from("to be reset: xid 95"));
+        let why = Why::DeviceBad { rank: 3, node, device: 65_535, fault };
+        assert_eq!(decode_why(&encode_why(&why)), Ok(why));
+
+        // Of an agent that knows no states, a fault is one; of one that knows others, none is guessed.
+        let mut wire = v1::Device { vendor: "cpu".into(), fault: Some("gone".into()), ..Default::default() };
+        let read = |device: &v1::Device| {
+            crate::border::inventory(&v1::Inventory { devices: vec![device.clone()], ..Default::default() })
+        };
+        let fault = read(&wire).expect("an inventory").devices[0].fault.clone();
+        assert_eq!(fault, Some(Fault::faulty("gone")));
+        wire.health = "tired".into();
+        let error = read(&wire).expect_err("no such state").to_string();
+        assert!(
+            error.starts_with("inventory.devices[0].health is tired: expected one of suspect,"),
+            "{error}"
+        );
     }
 }

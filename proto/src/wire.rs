@@ -109,8 +109,11 @@ pub fn inventory(inventory: &Inventory) -> v1::Inventory {
         model: device.class.model.to_string(),
         memory_bytes: device.class.memory_bytes,
         uuid: device.uuid.to_string(),
-        fault: device.fault.as_ref().map(ToString::to_string),
+        fault: device.fault.as_ref().map(|fault| fault.why.to_string()),
+        health: device.fault.as_ref().map(|fault| fault.health.to_string()).unwrap_or_default(),
+        fault_since_ms: device.fault.as_ref().map_or(0, |fault| fault.since_ms),
         speed_milli: device.speed_milli,
+        speed_source: device.speed_source.to_string(),
         island: device.island.map(u32::from),
     };
     v1::Inventory {

@@ -1,6 +1,6 @@
 //! The bundled transformer worker: training and inference.
 //!
-//! [`train::main`] and [`serve::main`] are the two commands; everything else is what they are made of. A worker is
+//! [`train::main`], [`serve::main`] and [`measure::main`] are the commands; everything else is what they are made of. A worker is
 //! an ordinary process: its environment is the [`contract`], its progress is [`status`], and its exit code is that
 //! of the [`error`].
 
@@ -13,6 +13,7 @@ pub mod data;
 pub mod error;
 pub mod kernels;
 mod mapping;
+pub mod measure;
 pub mod model;
 pub mod random;
 pub mod safetensors;
@@ -26,3 +27,4 @@ pub mod train;
 
 pub use args::{ServeArgs, TrainArgs};
 pub use error::WorkerError;
+pub use measure::MeasureArgs;

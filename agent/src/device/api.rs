@@ -86,8 +86,16 @@ impl Probe {
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// People should look; work goes on.
+    /// People should know; it takes work.
+    Note,
+    /// It may be bad: what runs on it runs on, and nothing new for a while.
     Suspect,
+    /// It is to be empty, and then reset.
+    Drain,
+    /// It must be reset.
+    Reset,
+    /// Its machine must be restarted.
+    Reboot,
     /// It takes no work.
     Lost,
 }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aquifer_core::{Device, DeviceClass, Inventory, Name, Ports, Slice, Vendor};
+use aquifer_core::{Device, DeviceClass, Fault, Inventory, Name, Ports, Slice, Vendor};
 use serde::{Deserialize, Serialize};
 
 use super::by_library::ByLibrary;
 use super::by_sysfs::BySysfs;
+use super::measured::{Figures, Measurements, ToMeasure};
 use super::{
     Backend, BackendChoice, Cpu, DeviceChoice, DeviceError, Fake, Finding, Found, Roots, Visibility, fake,
     visible,
@@ -24,6 +25,7 @@ pub struct Backends {
     findings: Vec<Finding>,
     labels: BTreeMap<Name, Name>,
     roots: Roots,
+    measured: Measurements,
     /// Vendors are added as their devices appear.
     automatic: bool,
 }
@@ -49,6 +51,7 @@ impl Backends {
             findings: Vec::new(),
             labels: BTreeMap::new(),
             roots: roots.clone(),
+            measured: Measurements::default(),
             automatic: *choice == DeviceChoice::Auto,
         };
         match choice {
@@ -149,10 +152,65 @@ impl Backends {
             class: found.class.clone(),
             uuid: found.uuid.clone(),
             fault: found.fault.clone(),
-            speed_milli: found.speed().0,
+            speed_milli: self.speed((*backend, found)).0,
+            speed_source: self.speed((*backend, found)).1.as_str().into(),
             island: found.island.map(|island| island + backend.map_or(0, |backend| first[backend])),
         };
         self.devices.iter().map(device).collect()
+    }
+
+    /// Uses what was measured before.
+    pub fn use_measured(&mut self, measured: Measurements) {
+        self.measured = measured;
+    }
+
+    /// What the devices of this index do, as it was measured.
+    pub fn figures(&self, index: u16) -> Option<&Figures> {
+        let (backend, found) = self.devices.get(usize::from(index))?;
+        self.measured.of(&found.class, &self.backends[(*backend)?].measured_under()?)
+    }
+
+    /// The classes that can be measured, by one well device each; those that were not, or all.
+    pub fn to_measure(&self, all: bool) -> Vec<ToMeasure> {
+        let mut found: Vec<ToMeasure> = Vec::new();
+        for (index, (backend, device)) in (0u16..).zip(&self.devices) {
+            let driver = backend.and_then(|backend| self.backends[backend].measured_under());
+            let Some(driver) = driver.filter(|_| device.fault.is_none()) else { continue };
+            let class = (*device.class).clone();
+            let is_known =
+                found.iter().any(|it| it.class == class) || (!all && self.figures(index).is_some());
+            if !is_known {
+                found.push(ToMeasure { class, driver, core: device.logical });
+            }
+        }
+        found
+    }
+
+    /// Enters what was measured.
+    ///
+    /// # Errors
+    /// It cannot be kept; it counts all the same.
+    pub fn enter_measured(&mut self, of: &ToMeasure, figures: Figures) -> std::io::Result<()> {
+        self.measured.enter(&of.class, &of.driver, figures)
+    }
+
+    fn speed(&self, (backend, found): (Option<usize>, &Found)) -> (u32, String) {
+        let driver = backend.and_then(|backend| self.backends[backend].measured_under());
+        found.speed(driver.and_then(|driver| self.measured.of(&found.class, &driver)))
+    }
+
+    /// Whether what is said of the health of the device of this index counts as it is.
+    pub fn is_trusted(&self, index: u16) -> bool {
+        let backend = self.devices.get(usize::from(index)).and_then(|(backend, _)| *backend);
+        backend.is_some_and(|backend| self.backends[backend].is_trusted())
+    }
+
+    /// The device of this index, if it can be measured, and was; well or not.
+    pub fn to_probe(&self, index: u16) -> Option<(ToMeasure, f64)> {
+        let (backend, found) = self.devices.get(usize::from(index))?;
+        let driver = self.backends[(*backend)?].measured_under()?;
+        let usual = self.figures(index)?.tflops()?;
+        Some((ToMeasure { class: (*found.class).clone(), driver, core: found.logical }, usual))
     }
 
     /// What the backends know of them, in the order of their indices.
@@ -274,7 +332,7 @@ impl KnownDevice {
         Found {
             class: Arc::new(class),
             uuid: self.uuid.as_str().into(),
-            fault: Some("not found any more".into()),
+            fault: Some(Fault::faulty("not found any more")),
             island: None,
             speed_milli: None,
             place: self.place.clone(),

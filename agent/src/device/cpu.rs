@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use aquifer_core::{DeviceClass, Vendor};
+use aquifer_core::{DeviceClass, Fault, Vendor};
 
 use super::{Backend, DeviceError, Discovery, Found, Visibility, slug};
 use crate::host::Host;
@@ -50,7 +50,7 @@ impl Backend for Cpu {
         let device = |core: &usize| Found {
             class: self.class.clone(),
             uuid: format!("cpu-{}-{core}", self.host_name).into(),
-            fault: (!own.contains(core)).then(|| "taken from the agent".into()),
+            fault: (!own.contains(core)).then(|| Fault::faulty("taken from the agent")),
             island: None,
             speed_milli: None,
             place: format!("{core:05}"),
@@ -59,6 +59,11 @@ impl Backend for Cpu {
             nodes: Vec::<PathBuf>::new(),
         };
         Discovery { devices: self.cores.iter().map(device).collect(), findings: Vec::new() }
+    }
+
+    /// The kernel drives the cores.
+    fn measured_under(&self) -> Option<String> {
+        Some(rustix::system::uname().release().to_string_lossy().into_owned())
     }
 
     fn visibility(&self, devices: &[&Found]) -> Visibility {

@@ -65,6 +65,11 @@ const ROWS: &[Row] = &[
     row(Vendor::Biren, "br104", 512.0, "Biren BR104 product page"),
 ];
 
+/// A speed in thousandths of the reference device, at least 1.
+pub fn milli(tflops: f64) -> u32 {
+    ((tflops / REFERENCE * 1000.0).round() as u32).clamp(1, 1_000_000)
+}
+
 /// What its maker says of the speed of a class, in thousandths of the reference device, at least 1, and where; `None`:
 /// nothing that is known here. A partition, whose name ends in how many sevenths it is (`-mig-1g.10gb`), has its share.
 pub fn speed_milli(class: &DeviceClass) -> Option<(u32, &'static str)> {
@@ -77,8 +82,7 @@ pub fn speed_milli(class: &DeviceClass) -> Option<(u32, &'static str)> {
         row.vendor == class.vendor && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
     };
     let row = ROWS.iter().filter(begins).max_by_key(|row| row.model.len())?;
-    let milli = (row.tflops / REFERENCE * 1000.0 * sevenths / 7.0).round() as u32;
-    Some((milli.max(1), row.source))
+    Some((milli(row.tflops * sevenths / 7.0), row.source))
 }
 
 #[cfg(test)]

@@ -13,14 +13,14 @@
 //! uuid = "GPU-left"                 # start of the unique names; "fake-VENDOR" if left out
 //! island_size = 4                   # so many, one after the other, are linked directly; none if left out
 //! speed = 2.5                       # how fast each is, 1 is the reference; 1 if left out
-//! faults = { 3 = "fell off the bus" }   # by number within this entry, from 0
+//! faults = { 3 = "fell off the bus", 4 = "suspect: xid 74" }   # by number within this entry, from 0
 //! ```
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aquifer_core::{DeviceClass, Name, Vendor};
+use aquifer_core::{DeviceClass, Fault, Health, Name, Vendor};
 use serde::Deserialize;
 
 use super::{Backend, DeviceError, Discovery, Finding, Found, Visibility, merge, visible_devices_variable};
@@ -91,6 +91,10 @@ impl Backend for Fake {
         now.findings
     }
 
+    fn is_trusted(&self) -> bool {
+        true
+    }
+
     fn visibility(&self, devices: &[&Found]) -> Visibility {
         let numbers: Vec<String> = devices.iter().map(|device| device.logical.to_string()).collect();
         let variable = visible_devices_variable(self.vendor);
@@ -128,7 +132,7 @@ pub fn parse_fake(text: &str) -> Result<(Vec<Found>, BTreeMap<Name, Name>), Devi
             devices.push(Found {
                 class: class.clone(),
                 uuid: format!("{prefix}-{suffix}").into(),
-                fault: entry.faults.get(&number.to_string()).map(|fault| fault.as_str().into()),
+                fault: entry.faults.get(&number.to_string()).map(|fault| parse_fault(fault)),
                 speed_milli: entry.speed.map(|speed| (speed * 1000.0).round() as u32),
                 island: entry.island_size.map(|size| (islands + number / size) as u16),
                 place: format!("{entry_number:04}-{number:05}"),
@@ -141,6 +145,15 @@ pub fn parse_fake(text: &str) -> Result<(Vec<Found>, BTreeMap<Name, Name>), Devi
     }
     let labels = file.labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into()));
     Ok((devices, labels.collect()))
+}
+
+/// `WHY`, or `HEALTH: WHY`.
+fn parse_fault(text: &str) -> Fault {
+    let named = |(_, name): &&(Health, &str)| text.starts_with(&format!("{name}: "));
+    match Health::ALL.iter().find(named) {
+        Some((health, name)) => Fault { health: *health, ..Fault::faulty(&text[name.len() + 2..]) },
+        None => Fault::faulty(text),
+    }
 }
 
 pub(super) fn labels(file: &Path) -> Result<BTreeMap<Name, Name>, DeviceError> {

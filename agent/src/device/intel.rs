@@ -3,7 +3,7 @@
 use std::fs;
 use std::sync::Arc;
 
-use aquifer_core::{DeviceClass, Vendor};
+use aquifer_core::{DeviceClass, Fault, Vendor};
 
 use super::roots::{Roots, read_number};
 use super::{Discovery, Found, visible};
@@ -30,7 +30,7 @@ pub fn look(roots: &Roots) -> Discovery {
         let driver = driver.file_name().map(|name| name.to_string_lossy().into_owned());
         let has_driver = matches!(driver.as_deref(), Some("i915" | "xe"));
         if cards.contains(&place) {
-            let fault = (!has_driver).then(|| "it has neither of the drivers i915 and xe".into());
+            let fault = (!has_driver).then(|| Fault::faulty("it has neither of the drivers i915 and xe"));
             found.devices.push(Found { fault, ..read(roots, &place, logical) });
         }
         logical += u32::from(has_driver);

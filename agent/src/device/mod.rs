@@ -15,18 +15,23 @@ mod helper;
 mod intel;
 mod kfd;
 mod library;
+pub mod measured;
 pub mod pci;
 mod reader;
 mod roots;
 pub mod topology;
 mod vendor;
 mod visible;
+pub mod watch;
+mod xid;
 
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use aquifer_core::{DeviceClass, Name, Vendor};
+use aquifer_core::{DeviceClass, Fault, Name, Vendor};
+
+use measured::Figures;
 
 pub use backends::Backends;
 pub use by_library::ByLibrary;
@@ -59,6 +64,16 @@ pub trait Backend: Send {
         now.findings
     }
 
+    /// Version of what drives the devices, if the worker has kernels for them; `None`: they are not measured.
+    fn measured_under(&self) -> Option<String> {
+        None
+    }
+
+    /// Whether what it says of the health of a device counts as it is, without any time of trial.
+    fn is_trusted(&self) -> bool {
+        false
+    }
+
     /// Makes a worker see exactly these of the backend's devices, in this order; none, if there are none.
     fn visibility(&self, devices: &[&Found]) -> Visibility;
 }
@@ -70,8 +85,8 @@ pub struct Found {
     pub class: Arc<DeviceClass>,
     /// The vendor's unique name of this very piece.
     pub uuid: Name,
-    /// Why it must not be used.
-    pub fault: Option<Name>,
+    /// Why it takes no new work, as what is read of it now says.
+    pub fault: Option<Fault>,
     /// Those of the vendor with the same number are linked directly; `None`: with none, or nobody has looked.
     pub island: Option<u16>,
     /// How fast it is, in thousandths of the reference device, where its backend knows; see [`Found::speed`].
@@ -87,12 +102,21 @@ pub struct Found {
 }
 
 impl Found {
-    /// How fast it is, in thousandths of the reference device, and who says so. One of which nobody says anything counts
-    /// one.
-    pub fn speed(&self) -> (u32, &'static str) {
-        match self.speed_milli {
-            Some(milli) => (milli, "the file of fake devices"),
-            None => datasheet::speed_milli(&self.class).unwrap_or((1000, "not measured")),
+    /// How fast it is, in thousandths of the reference device, at least 1, and who says so. An accelerator of which
+    /// nobody says anything counts as the reference device does; a core counts a thousandth of it.
+    ///
+    /// * `measured`: what its class was measured to do, if it was.
+    pub fn speed(&self, measured: Option<&Figures>) -> (u32, String) {
+        if let Some(milli) = self.speed_milli {
+            return (milli, "the file of fake devices".into());
+        }
+        if let Some(tflops) = measured.and_then(Figures::tflops) {
+            return (datasheet::milli(tflops), format!("measured: {tflops:.3} TFLOP/s in bf16"));
+        }
+        match datasheet::speed_milli(&self.class) {
+            Some((milli, source)) => (milli, source.into()),
+            None if self.class.vendor == Vendor::Cpu => (1, "not measured, as a slow core".into()),
+            None => (1000, "not measured, as the reference device".into()),
         }
     }
 }
@@ -162,6 +186,6 @@ fn merge(known: &mut Vec<Found>, now: Vec<Found>, why_missing: Option<&str>) {
         }
     }
     for (device, _) in known.iter_mut().zip(seen).filter(|(_, seen)| !seen) {
-        device.fault = Some(why_missing.unwrap_or("not found any more").into());
+        device.fault = Some(Fault::faulty(why_missing.unwrap_or("not found any more")));
     }
 }

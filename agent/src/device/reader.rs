@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use aquifer_core::{DeviceClass, Name, Vendor};
+use aquifer_core::{DeviceClass, Fault, Health, Name, Vendor};
 
 use super::api::{CallError, Context, Level, Opened, Rule, Slices, Value};
 use super::library::Library;
 use super::roots::{LONGEST_PAUSE, Roots, read_number};
 use super::vendor::Maker;
+use super::watch::SUSPICION_MS;
 use super::{Discovery, Finding, Found, count_text, slug, topology, visible};
 
 /// Events of a library that are taken at a time, at most.
@@ -33,8 +34,8 @@ struct State {
     handles: BTreeMap<u32, [usize; 2]>,
     /// Cards whose events come.
     registered: BTreeSet<u32>,
-    /// What events said of cards.
-    alarms: BTreeMap<u32, (Level, String)>,
+    /// What events said of cards, and when.
+    alarms: BTreeMap<u32, (Level, String, Instant)>,
     /// Pairs that were asked about, and whether they are linked.
     pairs: BTreeMap<(u32, u32), bool>,
 }
@@ -315,7 +316,7 @@ impl Reader {
         opened: &Opened,
         about: &Context,
         notes: &mut Vec<String>,
-    ) -> Result<Option<Name>, CallError> {
+    ) -> Result<Option<Fault>, CallError> {
         let mut said: Vec<(Level, String)> = Vec::new();
         for check in opened.api.checks {
             let value = match opened.ask(&check.probe, about) {
@@ -342,14 +343,32 @@ impl Reader {
             }
         }
         said.dedup();
-        if let Some((level, what)) = self.shared.lock().alarms.get(&(about.index as u32)).cloned() {
+        let is_suspicious = |said: &(Level, String)| Level::Suspect <= said.0;
+        let mut kinds = u32::from(said.iter().any(is_suspicious));
+        if let Some((level, what)) = self.alarm(about.index as u32) {
+            kinds += u32::from(Level::Suspect <= level);
             said.push((level, what));
         }
-        let lost: Vec<&str> =
-            said.iter().filter(|(level, _)| *level == Level::Lost).map(|(_, what)| &what[..]).collect();
-        let fault = (!lost.is_empty()).then(|| lost.join("; ").as_str().into());
-        notes.extend(said.iter().filter(|(level, _)| *level == Level::Suspect).map(|(_, what)| what.clone()));
+        let worst = said.iter().map(|(level, _)| *level).max();
+        let of_worst = said.iter().filter(|(level, _)| Some(*level) == worst).map(|(_, what)| &what[..]);
+        let why = of_worst.collect::<Vec<&str>>().join("; ");
+        let fault = worst
+            .filter(|level| Level::Suspect <= *level)
+            .map(|level| Fault { health: health_of(level, kinds), ..Fault::faulty(why) });
+        notes.extend(said.iter().filter(|(level, _)| *level <= Level::Suspect).map(|(_, what)| what.clone()));
         Ok(fault)
+    }
+
+    /// What events said of a card; a suspicion is forgotten after a while.
+    fn alarm(&self, card: u32) -> Option<(Level, String)> {
+        let mut state = self.shared.lock();
+        let is_over = |(level, _, at): &(Level, String, Instant)| {
+            *level <= Level::Suspect && Duration::from_millis(SUSPICION_MS) <= at.elapsed()
+        };
+        if state.alarms.get(&card).is_some_and(is_over) {
+            state.alarms.remove(&card);
+        }
+        state.alarms.get(&card).map(|(level, what, _)| (*level, what.clone()))
     }
 
     /// Takes what the driver has told since. What it means for a card shows at the next look.
@@ -365,8 +384,8 @@ impl Reader {
             };
             let about = Context { card: *card, index: *index as usize, ..Context::default() };
             let settled = opened.ask(&events.settled_by, &about).is_ok();
-            let level = if settled { Level::Suspect } else { level };
-            self.shared.lock().alarms.insert(*index, (level, what));
+            let level = if settled { Level::Note } else { level };
+            self.shared.lock().alarms.insert(*index, (level, what, Instant::now()));
         }
     }
 
@@ -434,7 +453,7 @@ impl Reader {
                 ..unread(self.maker.vendor, &index.to_string(), place)
             }]
         });
-        known.into_iter().map(|device| Found { fault: Some(why.as_str().into()), ..device }).collect()
+        known.into_iter().map(|device| Found { fault: Some(Fault::faulty(why.as_str())), ..device }).collect()
     }
 
     fn finding(&self, what: String) -> Finding {
@@ -449,7 +468,7 @@ pub fn without_library(vendor: Vendor, roots: &Roots, why: String) -> Discovery 
         0 => why.clone(),
         count => format!("{} on PCI, but {why}", count_text(count, "device")),
     };
-    let fault: Name = why.as_str().into();
+    let fault = Fault::faulty(why.as_str());
     let device =
         |place: String| Found { fault: Some(fault.clone()), ..unread(vendor, &place.clone(), place) };
     Discovery { devices: places.into_iter().map(device).collect(), findings: vec![Finding { vendor, what }] }
@@ -468,6 +487,18 @@ fn unread(vendor: Vendor, name: &str, place: String) -> Found {
         logical: u32::MAX,
         physical: u32::MAX,
         nodes: Vec::new(),
+    }
+}
+
+/// How bad a level is, where so many kinds of signals say something: two that are suspicious are one that is bad.
+fn health_of(level: Level, kinds: u32) -> Health {
+    match level {
+        Level::Note | Level::Suspect if 1 < kinds => Health::Quarantined,
+        Level::Note | Level::Suspect => Health::Suspect,
+        Level::Drain => Health::Draining,
+        Level::Reset => Health::ResetWanted,
+        Level::Reboot => Health::RebootWanted,
+        Level::Lost => Health::Faulty,
     }
 }
 

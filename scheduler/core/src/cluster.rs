@@ -415,9 +415,7 @@ impl Cluster {
 
     pub(crate) fn add_node(&mut self, name: Name) -> NodeId {
         let id = NodeId(self.nodes.len() as u32);
-        let inventory = Arc::default();
-        let availability = Availability::Open;
-        self.nodes.insert(Node { id, name, inventory, up: false, boot: 0, availability }, self.revision);
+        self.nodes.insert(Node::new(id, name), self.revision);
         self.touched_nodes.insert(id);
         self.refresh_room(id);
         id

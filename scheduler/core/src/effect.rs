@@ -109,6 +109,9 @@ pub enum Refusal {
     Scale { ranks: u32, least: u32, most: u32 },
     /// No such node.
     UnknownNode(Name),
+    /// The node has no such device.
+    #[allow(missing_docs)]
+    UnknownDevice { node: Name, device: u16, devices: u32 },
     /// No such queue.
     UnknownQueue(Name),
     /// A queue cannot be so.
@@ -165,6 +168,10 @@ pub enum Note {
     InventoryChanged { node: Name, usable: u32, devices: u32 },
     /// An administrator changed whether a node takes work.
     NodeSet { node: Name, availability: Availability },
+    /// An administrator changed whether a device takes new work.
+    DeviceSet { node: Name, device: u16, cordoned: bool },
+    /// A device is quarantined: what runs on it is stopped.
+    DeviceQuarantined { node: Name, device: u16, why: Name },
     /// An administrator made or changed a queue.
     QueueSet(Name),
     /// An administrator booked nodes, from `in_ms` on for `for_ms`.
@@ -201,6 +208,8 @@ impl Note {
             | Note::NodeLost(_)
             | Note::InventoryChanged { .. }
             | Note::NodeSet { .. }
+            | Note::DeviceSet { .. }
+            | Note::DeviceQuarantined { .. }
             | Note::QueueSet(_)
             | Note::Reserved { .. }
             | Note::Unreserved(_)
@@ -216,6 +225,8 @@ impl Note {
             | Note::NodeLost(node)
             | Note::AgentRestarted { node, .. }
             | Note::InventoryChanged { node, .. }
+            | Note::DeviceSet { node, .. }
+            | Note::DeviceQuarantined { node, .. }
             | Note::NodeSet { node, .. } => Some(node),
             _ => None,
         }
@@ -243,6 +254,8 @@ impl Note {
             Note::NodeLost(_) => "node-lost",
             Note::InventoryChanged { .. } => "inventory-changed",
             Note::NodeSet { .. } => "node-set",
+            Note::DeviceSet { .. } => "device-set",
+            Note::DeviceQuarantined { .. } => "device-quarantined",
             Note::QueueSet(_) => "queue-set",
             Note::Reserved { .. } => "reserved",
             Note::Unreserved(_) => "unreserved",
@@ -306,6 +319,12 @@ impl fmt::Display for Note {
                 write!(f, "{node} has {usable} of {devices} devices usable")
             }
             Note::NodeSet { node, availability } => write!(f, "{node} {availability}"),
+            Note::DeviceSet { node, device, cordoned } => {
+                write!(f, "{node} device {device} {}", if *cordoned { "cordoned" } else { "open" })
+            }
+            Note::DeviceQuarantined { node, device, why } => {
+                write!(f, "{node} device {device} quarantined: {why}")
+            }
             Note::QueueSet(queue) => write!(f, "queue {queue} set"),
             Note::Reserved { reservation, nodes, in_ms, for_ms } => {
                 write!(f, "reservation {reservation} books")?;
@@ -351,6 +370,9 @@ impl fmt::Display for Why {
         match self {
             Why::WorkerFailed { rank, node, exit } => write!(f, "rank {rank} on {node} {exit}"),
             Why::RankLost { rank, node } => write!(f, "rank {rank} lost with {node}"),
+            Why::DeviceBad { rank, node, device, fault } => {
+                write!(f, "device {device} of {node}, which rank {rank} has, is {fault}")
+            }
             Why::Drained { rank: _, node } => write!(f, "{node} is drained"),
             Why::Preempted { by, at: _ } => write!(f, "it gave way to {by}"),
             Why::Booked { rank: _, node, reservation } => {
@@ -378,6 +400,10 @@ impl fmt::Display for Refusal {
             Refusal::Rigid(job) => write!(f, "{job} is rigid: none of its roles has min_ranks"),
             Refusal::Scale { ranks, least, most } => write!(f, "{ranks} ranks: expected {least} to {most}"),
             Refusal::UnknownNode(node) => write!(f, "there is no node {node:?}"),
+            Refusal::UnknownDevice { node, devices: 0, .. } => write!(f, "node {node:?} has no devices"),
+            Refusal::UnknownDevice { node, device, devices } => {
+                write!(f, "node {node:?} has no device {device}: expected 0 to {}", devices - 1)
+            }
             Refusal::UnknownQueue(queue) => write!(f, "there is no queue {queue:?}"),
             Refusal::Queue(error) => error.fmt(f),
             Refusal::Reservation(error) => error.fmt(f),

@@ -318,9 +318,5 @@ impl Job {
 
 /// Whether a node still has what a rank holds of it, and takes work.
 pub(crate) fn has(node: &Node, rank: &Allocation) -> bool {
-    let healthy = |index: &u16| {
-        let device = node.inventory.devices.get(usize::from(*index));
-        device.is_some_and(|device| device.fault.is_none())
-    };
-    node.takes_work() && rank.devices.iter().all(healthy)
+    node.takes_work() && rank.devices.iter().all(|index| node.device_takes_work(*index))
 }

@@ -57,6 +57,15 @@ pub enum Command {
         /// Wanted state.
         availability: Availability,
     },
+    /// Change whether a device takes new work; what runs on it runs on.
+    SetDevice {
+        /// Name of its node.
+        node: Name,
+        /// Its index.
+        device: u16,
+        /// Whether new work is kept away.
+        cordoned: bool,
+    },
     /// Make a queue, or change it.
     SetQueue(Queue),
     /// Book nodes for a period.

@@ -134,6 +134,8 @@ pub enum Why {
     WorkerFailed { rank: u32, node: Name, exit: Exit },
     /// The node of a rank was lost, or lost the worker.
     RankLost { rank: u32, node: Name },
+    /// A device of a rank went bad.
+    DeviceBad { rank: u32, node: Name, device: u16, fault: Name },
     /// An administrator drains the node of a rank.
     Drained { rank: u32, node: Name },
     /// It gave way to a job that waited.

@@ -19,6 +19,7 @@ impl Cluster {
             Command::Cancel { job, whole_array } => self.cancel(now, job, whole_array),
             Command::Scale { job, ranks } => self.scale(now, job, ranks),
             Command::SetNode { node, availability } => self.set_node(now, node, availability),
+            Command::SetDevice { node, device, cordoned } => self.set_device(now, node, device, cordoned),
             Command::SetQueue(queue) => {
                 self.queues.check_queue(&queue).map_err(Refusal::Queue)?;
                 self.note(Note::QueueSet(queue.name.clone()));
@@ -169,11 +170,10 @@ impl Cluster {
         let rebooted = known.boot != report.boot;
         let joined = !known.up;
         let inventory_changed = known.inventory != report.inventory;
+        let only_speeds = known.inventory.differs_in_speed_alone(&report.inventory);
         let caught_up = self.nodes.revision(id) == report.revision;
 
         if rebooted || joined || inventory_changed {
-            let usable =
-                report.inventory.devices.iter().filter(|device| device.fault.is_none()).count() as u32;
             let devices = report.inventory.devices.len() as u32;
             self.change_node(id, |node| {
                 node.boot = report.boot;
@@ -182,17 +182,21 @@ impl Cluster {
             });
             self.plan_anew(now);
             let node = report.node.clone();
+            let usable =
+                (0..devices as u16).filter(|at| self.nodes.get(id).device_takes_work(*at)).count() as u32;
             if joined {
                 self.note(Note::NodeUp(node));
             } else if rebooted {
                 self.note(Note::AgentRestarted { node, workers: report.workers.len() as u32 });
-            } else {
+            } else if !only_speeds {
                 self.note(Note::InventoryChanged { node, usable, devices });
             }
         }
         let (end, seq) = (now + self.policy.lease, report.seq);
         self.nodes.set_lease(id, Lease { end, seq, full_seq: seq, reported: report.revision });
 
+        self.quarantine(now, id);
+        self.leave_bad_devices(id);
         for worker in &report.workers {
             let of_attempt = |job: &&Job| job.attempt == worker.id.attempt && !job.ranks.is_empty();
             if let (Some(age_ms), Some(_)) =
@@ -497,7 +501,7 @@ impl Cluster {
     }
 
     /// Workers on the node that are not known gone. One may go while another is dealt with.
-    fn workers_on(&self, node: NodeId) -> Vec<WorkerId> {
+    pub(crate) fn workers_on(&self, node: NodeId) -> Vec<WorkerId> {
         self.nodes.held(node).workers.iter().copied().collect()
     }
 }

@@ -91,7 +91,8 @@ impl Cluster {
         can
     }
 
-    fn go_on_without(&mut self, now: Time, id: JobId, lost: &[usize]) {
+    /// A job goes on without the ranks at these positions, see [`Job::can_do_without`].
+    pub(crate) fn go_on_without(&mut self, now: Time, id: JobId, lost: &[usize]) {
         let from = self.jobs.get(id).expect("a job that runs").ranks.len();
         let lost: BTreeSet<usize> = lost.iter().copied().collect();
         let stays: Vec<u32> = (0..from).filter(|at| !lost.contains(at)).map(|at| at as u32).collect();
@@ -101,7 +102,7 @@ impl Cluster {
 
 impl Job {
     /// Whether it can go on at once without the ranks at these positions: its workers may come and go, and fewer will do.
-    fn can_do_without(&self, lost: &[usize]) -> bool {
+    pub(crate) fn can_do_without(&self, lost: &[usize]) -> bool {
         let Some(role) = self.spec.elastic_role().filter(|_| self.spec.is_live()) else { return false };
         let world = self.ranks.len() as u32;
         let elastic = self.spec.ranks_of(role, world);

@@ -22,6 +22,27 @@ pub struct Node {
     pub boot: u64,
     /// Whether it takes work.
     pub availability: Availability,
+    /// Unique names of devices from which an administrator keeps new work.
+    pub cordoned: BTreeSet<Name>,
+    /// Unique names of devices that were quarantined lately, and when. One that is well again stands here until it does
+    /// not count any more.
+    pub quarantined: BTreeMap<Name, Time>,
+}
+
+impl Node {
+    /// A node that has not reported yet.
+    pub fn new(id: NodeId, name: Name) -> Node {
+        Node {
+            id,
+            name,
+            inventory: Arc::default(),
+            up: false,
+            boot: 0,
+            availability: Availability::Open,
+            cordoned: BTreeSet::new(),
+            quarantined: BTreeMap::new(),
+        }
+    }
 }
 
 /// Right of a live node to run its workers. Soft state: renewed by its messages, granted anew on restore.
@@ -106,14 +127,21 @@ struct Entry {
 }
 
 impl Node {
-    /// What a rank on it counts for the usage of its queue, in thousandths of a reference device: its charge, by
-    /// the mean speed of its devices; without devices just the charge.
+    /// What a rank on it counts for the usage of its queue, in thousandths of a reference device, rounded up: its
+    /// charge, by the mean speed of its devices; without devices by that of a core.
     pub fn worth_milli(&self, rank: &Allocation) -> u64 {
-        let speed = |index: &u16| self.inventory.devices.get(usize::from(*index))?.speed_milli.into();
+        let speed = |index: &u16| self.inventory.devices.get(usize::from(*index)).map(|it| it.speed_milli);
         let speeds: u64 = rank.devices.iter().filter_map(speed).map(u64::from).sum();
-        (rank.charge_milli * speeds)
-            .checked_div(1000 * rank.devices.len() as u64)
-            .unwrap_or(rank.charge_milli)
+        match rank.devices.len() as u64 {
+            0 => (rank.charge_milli * self.core_speed_milli()).div_ceil(1000),
+            count => (rank.charge_milli * speeds).div_ceil(1000 * count),
+        }
+    }
+
+    /// How fast a core of it is, in thousandths of the reference device: as its first device that is one, or 1.
+    fn core_speed_milli(&self) -> u64 {
+        let core = self.inventory.devices.iter().find(|device| device.class.vendor == Vendor::Cpu);
+        core.map_or(1, |core| core.speed_milli.into())
     }
 
     /// Whether new work may be placed on it.

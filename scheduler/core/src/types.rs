@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::{fmt, str::FromStr, time::Duration};
 
 use crate::autoscale::Promise;
+use crate::health::Fault;
 use crate::members::Members;
 use crate::topology::{Standing, Topology};
 
@@ -77,11 +78,13 @@ pub struct Device {
     pub class: Arc<DeviceClass>,
     /// The vendor's unique name of this very piece, or one made from its place in the machine.
     pub uuid: Name,
-    /// Why it must not be used; `None` for a healthy one.
-    pub fault: Option<Name>,
+    /// Why it takes no new work; `None` for a healthy one.
+    pub fault: Option<Fault>,
     /// How fast it is, in thousandths of the reference device: what an hour of it counts for the usage of a queue.
-    /// At least 1; 1,000 where nobody has measured it.
+    /// At least 1; 1,000 where nobody knows.
     pub speed_milli: u32,
+    /// Who says so: a measurement, a datasheet; for people.
+    pub speed_source: Name,
     /// Devices of a node with the same number are linked directly (NVLink, XGMI, HCCS, MetaXLink); `None`: with none.
     pub island: Option<u16>,
 }
@@ -452,6 +455,17 @@ impl Role {
     /// The fewest ranks that it runs with.
     pub fn least(&self) -> u32 {
         self.min_ranks.unwrap_or(self.ranks)
+    }
+}
+
+impl Inventory {
+    /// Whether nothing but the figures of speed is different.
+    pub fn differs_in_speed_alone(&self, other: &Inventory) -> bool {
+        let mut same = other.clone();
+        for (device, own) in same.devices.iter_mut().zip(&self.devices) {
+            (device.speed_milli, device.speed_source) = (own.speed_milli, own.speed_source.clone());
+        }
+        *self == same
     }
 }
 

@@ -191,7 +191,8 @@ fn growth_waits_for_its_time_and_for_a_checkpoint() {
     assert_eq!(t.pass(minutes(2)), [""; 0], "all that it did would be lost");
     let id = WorkerId { job: JobId(2), attempt: 1, rank: 0 };
     let reports = (0..2).map(|rank| WorkerReport {
-        progress: None, load: None,
+        progress: None,
+        load: None,
         id: WorkerId { rank, ..id },
         state: WorkerState::Running,
         checkpoint_age_ms: (rank == 0).then_some(1_000),

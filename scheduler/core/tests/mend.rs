@@ -114,9 +114,20 @@ fn what_is_lost_with_its_node_is_done_without_or_all_is_placed_again() {
     // Devices that broke meanwhile cannot be had again.
     let mut t = running(2, live(4, 6, 0));
     let mut inventory = (*t.cluster.nodes().get(NodeId(1)).inventory).clone();
-    inventory.devices.iter_mut().for_each(|device| device.fault = Some("gone".into()));
+    let gone = Fault { health: Health::Faulty, why: "gone".into(), since_ms: 0 };
+    inventory.devices.iter_mut().for_each(|device| device.fault = Some(gone.clone()));
     let notes = t.report(1, inventory, Vec::new());
     assert!(notes.contains(&"job-1 shrinks from 6 to 4 ranks".to_string()), "{notes:?}");
+    // A device that went bad beneath a worker that runs is left; the others run on.
+    let mut one = running(2, live(4, 6, 0));
+    let mut inventory = (*one.cluster.nodes().get(NodeId(1)).inventory).clone();
+    inventory.devices[one.job(1).ranks[4].devices[0] as usize].fault = Some(gone);
+    let workers = one.cluster.assignment(NodeId(1)).workers;
+    let workers = workers.iter().map(|it| worker(it.id, WorkerState::Running)).collect();
+    let notes = one.report(1, inventory, workers);
+    assert!(notes.contains(&"job-1 shrinks from 6 to 5 ranks".to_string()), "{notes:?}");
+    let goals: Vec<Goal> = one.cluster.assignment(NodeId(1)).workers.iter().map(|it| it.goal).collect();
+    assert_eq!((goals, one.job(1).failures), (vec![Goal::Stop, Goal::Run], 0));
     // Well again: it grows at once, while the others run on.
     let notes = t.node(1, 4);
     assert!(notes.contains(&"job-1 grows from 4 to 6 ranks".to_string()), "{notes:?}");

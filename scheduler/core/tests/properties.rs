@@ -25,7 +25,7 @@ fn any_pool(seed: u64) -> (Fixture, Rng) {
             inventory.devices.iter_mut().for_each(|device| device.class = ascend.clone());
         }
         for device in &mut inventory.devices {
-            device.fault = (rng.below(16) == 0).then(|| "xid 79".into());
+            device.fault = (rng.below(16) == 0).then(|| Fault::faulty("xid 79"));
         }
         if rng.below(3) == 0 {
             let size = 2 + rng.below(3) as u16;

@@ -152,6 +152,7 @@ fn node(id: u32) -> Record {
         uuid: format!("{id}-{at}").into(),
         fault: None,
         speed_milli: 1000,
+        speed_source: "".into(),
         island: None,
     };
     let inventory = Inventory {
@@ -168,7 +169,7 @@ fn node(id: u32) -> Record {
         inventory: Arc::new(inventory),
         up: true,
         boot: 1,
-        availability: Availability::Open,
+        ..Node::new(NodeId(id), "".into())
     })
 }
 

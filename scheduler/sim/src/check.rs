@@ -306,8 +306,18 @@ impl Sim {
                 assert!(request.cpus_milli <= rank.cpus_milli, "{id}: processor time");
                 let labelled = |(key, value)| node.inventory.labels.get(key) == Some(value);
                 assert!(request.labels.iter().map(|(key, value)| (key, value)).all(labelled), "{id}: labels");
-                let healthy = |index: &u16| node.inventory.devices[*index as usize].fault.is_none();
-                assert!(rank.devices.iter().all(healthy), "{id}: a device with a fault");
+                let healthy = |index: &u16| {
+                    let device = &node.inventory.devices[*index as usize];
+                    device.fault.is_none() && !node.cordoned.contains(&device.uuid)
+                };
+                assert!(rank.devices.iter().all(healthy), "{id}: a device that takes no work");
+                // A scheduler that has just started may know of one that an earlier one was told.
+                let told = self.newest.get(&node.name).filter(|report| report.boot == node.boot);
+                let said_well = |index: &u16| {
+                    let device = told.map(|report| report.inventory.devices.get(usize::from(*index)));
+                    device.is_none_or(|device| device.is_some_and(|device| device.fault.is_none()))
+                };
+                assert!(rank.devices.iter().all(said_well), "{id}: the last report says otherwise");
                 let ports = node.inventory.ports;
                 assert!(ports.first <= rank.port && rank.port <= ports.last, "{id}: port {}", rank.port);
             }
@@ -409,6 +419,7 @@ impl Sim {
                     match why {
                         Why::WorkerFailed { .. } => "worker failed",
                         Why::RankLost { .. } => "rank lost",
+                        Why::DeviceBad { .. } => "off a bad device",
                         Why::Drained { .. } => "drained",
                         Why::Preempted { .. } => "preempted",
                         Why::Resized { .. } => "resized",

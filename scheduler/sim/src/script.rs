@@ -78,6 +78,8 @@ impl Player {
                 let ranks = if ranks == "auto" { None } else { Some(number(ranks)?) };
                 self.ask(Command::Scale { job: job.parse()?, ranks });
             }
+            ["cordon", node, device] => self.set_device(node, number(device)?, true),
+            ["open", node, device] => self.set_device(node, number(device)?, false),
             ["open", node] => self.set_node(node, Availability::Open),
             ["cordon", node] => self.set_node(node, Availability::Cordoned),
             ["drain", node] => self.set_node(node, Availability::Draining),
@@ -113,6 +115,10 @@ impl Player {
 
     fn set_node(&mut self, node: &str, availability: Availability) {
         self.ask(Command::SetNode { node: node.into(), availability });
+    }
+
+    fn set_device(&mut self, node: &str, device: u16, cordoned: bool) {
+        self.ask(Command::SetDevice { node: node.into(), device, cordoned });
     }
 
     fn set_queue(&mut self, name: &str, rest: &[&str]) -> Result<(), String> {
@@ -350,7 +356,15 @@ impl Player {
                 return Ok(());
             }
             ("break", [device, why @ ..]) => {
-                sim.set_device_fault(machine, number(device)?, Some(why.join(" ").into()));
+                // `break NODE DEVICE [HEALTH:] WHY`
+                let (health, why) = match why.split_first() {
+                    Some((first, rest)) if first.ends_with(':') => (first.trim_end_matches(':'), rest),
+                    _ => ("faulty", why),
+                };
+                let known = Health::ALL.iter().find(|(_, name)| name.replace(' ', "-") == health);
+                let (health, _) = *known.ok_or_else(|| format!("no health {health:?}"))?;
+                let fault = Fault { health, why: why.join(" ").into(), since_ms: 0 };
+                sim.set_device_fault(machine, number(device)?, Some(fault));
             }
             ("repair", [device]) => sim.set_device_fault(machine, number(device)?, None),
             _ => return Err(format!("no verb {verb:?} for a node")),
@@ -410,7 +424,14 @@ fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inve
         for _ in 0..number::<usize>(count)? {
             let uuid = format!("{name}-{}", inventory.devices.len()).into();
             let (class, fault) = (class.clone(), None);
-            inventory.devices.push(Device { class, uuid, fault, speed_milli: 1000, island: None });
+            inventory.devices.push(Device {
+                class,
+                uuid,
+                fault,
+                speed_milli: 1000,
+                speed_source: "".into(),
+                island: None,
+            });
         }
     }
     for (key, value) in options(rest)? {

@@ -75,6 +75,10 @@ pub fn swarm(seed: u64) -> Sim {
     for at in 0..pool.len() {
         let (node, availability) = (format!("n{at}").into(), Availability::Open);
         sim.client(healed, Command::SetNode { node, availability }, Time(u64::MAX));
+        for device in 0..sim.machines[at].whole.devices.len() as u16 {
+            let node = format!("n{at}").into();
+            sim.client(healed, Command::SetDevice { node, device, cordoned: false }, Time(u64::MAX));
+        }
     }
     // A queue keeps its guarantee until those below it have none: the last of three levels is set right first.
     for level in 0..3 {
@@ -107,6 +111,7 @@ fn any_inventory(rng: &mut Rng, at: u64) -> Inventory {
         uuid: format!("uuid-{at}-{index}").into(),
         fault: None,
         speed_milli: [500, 1000, 2000][index % 3],
+        speed_source: "".into(),
         island: island.map(|size| (index / size) as u16),
     });
     let mut labels: BTreeMap<Name, Name> = [("rack".into(), format!("r{}", rng.below(2)).into())].into();
@@ -347,7 +352,11 @@ fn book_any(sim: &mut Sim, rng: &mut Rng, queues: &[&str], nodes: u64) {
 }
 
 fn any_interference(rng: &mut Rng, queues: &[&str], nodes: u64) -> Command {
-    match rng.below(6) {
+    match rng.below(8) {
+        6 | 7 => {
+            let node = format!("n{}", rng.below(nodes)).into();
+            Command::SetDevice { node, device: rng.below(4) as u16, cordoned: rng.below(2) == 0 }
+        }
         4 | 5 => {
             let ranks = (rng.below(3) != 0).then(|| rng.within((1, 6)) as u32);
             Command::Scale { job: JobId(1 + rng.below(40)), ranks }

@@ -48,9 +48,26 @@ impl PoolService {
         self.runtime.query(query).await.map_err(unavailable)
     }
 
-    async fn set_node(&self, name: &str, availability: Availability) -> Reply<v1::NodeResponse> {
-        let node = border::name("name", name)?;
-        self.command(Command::SetNode { node, availability }).await?;
+    async fn set_node(
+        &self,
+        request: Request<v1::NodeRequest>,
+        availability: Availability,
+    ) -> Reply<v1::NodeResponse> {
+        let v1::NodeRequest { name, device } = request.into_inner();
+        let node = border::name("name", &name)?;
+        let command = match device {
+            None => Command::SetNode { node, availability },
+            Some(device) if availability == Availability::Draining => {
+                let expected = "expected none: a device cannot be drained alone";
+                return Err(border::Invalid::new("device", device, expected).into());
+            }
+            Some(device) => {
+                let wide = |_| border::Invalid::new("device", device, "expected 0 to 65,535");
+                let index = u16::try_from(device).map_err(wide)?;
+                Command::SetDevice { node, device: index, cordoned: availability == Availability::Cordoned }
+            }
+        };
+        self.command(command).await?;
         Ok(Response::new(v1::NodeResponse {}))
     }
 }
@@ -72,9 +89,10 @@ fn refused(refusal: Refusal) -> Status {
     let text = refusal.to_string();
     match refusal {
         Refusal::Malformed(_) => border::Invalid::new("spec", "malformed", text).into(),
-        Refusal::UnknownJob(_) | Refusal::UnknownNode(_) | Refusal::UnknownQueue(_) => {
-            Status::not_found(text)
-        }
+        Refusal::UnknownJob(_)
+        | Refusal::UnknownNode(_)
+        | Refusal::UnknownDevice { .. }
+        | Refusal::UnknownQueue(_) => Status::not_found(text),
         Refusal::Queue(error) => {
             let field = format!("queue.{}", error.field());
             border::Invalid::new(field, error.value(), error.allowed()).into()
@@ -297,15 +315,15 @@ impl v1::pool_server::Pool for PoolService {
     }
 
     async fn cordon(&self, request: Request<v1::NodeRequest>) -> Reply<v1::NodeResponse> {
-        self.set_node(&request.into_inner().name, Availability::Cordoned).await
+        self.set_node(request, Availability::Cordoned).await
     }
 
     async fn drain(&self, request: Request<v1::NodeRequest>) -> Reply<v1::NodeResponse> {
-        self.set_node(&request.into_inner().name, Availability::Draining).await
+        self.set_node(request, Availability::Draining).await
     }
 
     async fn uncordon(&self, request: Request<v1::NodeRequest>) -> Reply<v1::NodeResponse> {
-        self.set_node(&request.into_inner().name, Availability::Open).await
+        self.set_node(request, Availability::Open).await
     }
 
     async fn set_queue(&self, request: Request<v1::SetQueueRequest>) -> Reply<v1::SetQueueResponse> {

@@ -108,6 +108,11 @@ pub fn node(cluster: &Cluster, shared: &Shared, node: &Node) -> v1::Node {
         up: node.up,
         availability: wire::availability(node.availability).into(),
         inventory: Some(wire::inventory(&node.inventory)),
+        devices_cordoned: (0u32..)
+            .zip(&node.inventory.devices)
+            .filter(|(_, device)| node.cordoned.contains(&device.uuid))
+            .map(|(index, _)| index)
+            .collect(),
         devices_held: held.devices.keys().map(|index| u32::from(*index)).collect(),
         cpus_milli_held: held.cpus_milli,
         memory_bytes_held: held.memory_bytes,

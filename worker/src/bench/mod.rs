@@ -9,6 +9,7 @@ mod roofline;
 mod serve;
 
 pub use kernels::kernels;
+pub(crate) use models::train_on;
 pub use models::{InferArgs, MAX_TOKENS, Server, Shape, TrainArgs, infer, train};
 pub use roofline::Roofline;
 pub use serve::{ServeArgs, serve};
@@ -69,6 +70,11 @@ fn spent(work: impl FnOnce()) -> Spent {
     let (wall, before) = (Instant::now(), cpu());
     work();
     Spent { wall: wall.elapsed().as_secs_f64(), cpu: cpu() - before }
+}
+
+/// The median of the processor time of at least `least` repetitions, in seconds.
+pub(crate) fn median_seconds(least: usize, work: impl FnMut()) -> f64 {
+    repeated(least, work).cpu
 }
 
 /// The medians of at least `least` repetitions, after one that is not counted, and of more while there is time.

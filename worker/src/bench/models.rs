@@ -77,7 +77,12 @@ pub struct TrainArgs {
 
 /// Training steps: gradient of all sequences together, and the update.
 pub fn train(args: &TrainArgs) -> Vec<Figure> {
-    let (config, sequences, context) = args.model.config();
+    train_on(args, args.model.config().1)
+}
+
+/// As [`train`], with so many sequences in a step.
+pub(crate) fn train_on(args: &TrainArgs, sequences: usize) -> Vec<Figure> {
+    let (config, _, context) = args.model.config();
     let mut model = Model::new(config, 1234);
     let kernels = Cpu::with_precision(args.threads, args.precision);
     let (mut workspace, mut gradient) = (Workspace::default(), vec![0.0; model.layout.len]);

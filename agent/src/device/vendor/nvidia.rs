@@ -51,7 +51,7 @@ pub const NVIDIA: Maker = Maker {
                 Take::Number { at: 16, bytes: 8, unit: 1 },
             ),
             card_at: 0,
-            means: xid,
+            means: crate::device::xid::meaning,
             settled_by: RECOVERY_ACTION,
         }),
         slices: Some(Slices {
@@ -71,23 +71,9 @@ const RECOVERY_ACTION: Probe =
         .stamped(NVML_FI_DEV_GET_GPU_RECOVERY_ACTION);
 const NVML_FI_DEV_GET_GPU_RECOVERY_ACTION: u32 = 230;
 const RECOVERY_ACTIONS: &[(u64, Level, &str)] = &[
-    (1, Level::Lost, "the driver asks for a reset of the card"),
-    (2, Level::Lost, "the driver asks for a restart of the machine"),
+    (1, Level::Reset, "the driver asks for a reset of the card"),
+    (2, Level::Reboot, "the driver asks for a restart of the machine"),
     (3, Level::Suspect, "the driver asks for its links to be drained"),
-    (4, Level::Lost, "the driver asks for it to be drained and reset"),
+    (4, Level::Drain, "the driver asks for it to be drained and reset"),
     (5, Level::Suspect, "the driver asks for its IMEX domain to be recovered"),
 ];
-
-/// What an error of the driver means for the card. Source: the resolutions of NVIDIA's XID catalogue, as in gpud; the
-/// programs' own errors are those that NVIDIA's device plugin ignores.
-fn xid(number: u64) -> Option<(Level, String)> {
-    let (level, what) = match number {
-        13 | 31 | 43 | 45 | 63 | 68 | 92 | 94 | 109 => return None,
-        46 | 62 | 64 | 95 | 119 | 120 | 140 | 143 => (Level::Lost, "reset the card"),
-        79 => (Level::Lost, "it fell off the bus: restart the machine"),
-        48 => (Level::Lost, "uncorrected memory error: reset the card"),
-        74 => (Level::Suspect, "look at its NVLinks"),
-        _ => (Level::Suspect, "look at the kernel's log"),
-    };
-    Some((level, format!("xid {number}: {what}")))
-}

@@ -107,8 +107,8 @@ pub enum Verdict {
     FewDevices { has: u32, wants: u32 },
     /// It has enough such devices, but no island of them that is large enough, even when all are free.
     FewLinked { has: u32, wants: u32 },
-    /// It would do, but devices have a fault.
-    Faults { healthy: u32, of: u32, wants: u32 },
+    /// It would do, but `out` of its devices take no new work; `why` says so of each kind of reason.
+    Faults { out: u32, of: u32, wants: u32, why: String },
     /// It would do, but devices are held by jobs.
     Busy { free: u32, of: u32, wants: u32 },
     /// Enough are free, but not of one island.
@@ -353,6 +353,13 @@ fn idle_verdict(node: &Node, job: &Job, role: &Role) -> Verdict {
     Verdict::Takes
 }
 
+/// Why devices of a node that a request accepts take no new work, each reason once.
+fn why_out(node: &Node, want: &DeviceRequest) -> String {
+    let wanted = node.inventory.devices.iter().zip(0u16..).filter(|(device, _)| want.accepts(&device.class));
+    let reasons: BTreeSet<String> = wanted.filter_map(|(_, index)| node.why_not(index)).collect();
+    reasons.into_iter().collect::<Vec<String>>().join("; ")
+}
+
 /// Of devices of a node that a request accepts and that are `usable`, by index: the most of one class, and the most of
 /// one class that a rank could have, of one island if that is required.
 fn most_alike(node: &Node, want: &DeviceRequest, usable: impl Fn(u16) -> bool) -> (u32, u32) {
@@ -389,7 +396,7 @@ fn verdict(free: &Free, node: &Node, job: &Job, role: &Role) -> Verdict {
     for want in &request.devices {
         let class_of = |index: u16| &*node.inventory.devices[index as usize].class;
         let (of, of_linked) = most_alike(node, want, |_| true);
-        let is_healthy = |index: u16| node.inventory.devices[usize::from(index)].fault.is_none();
+        let is_healthy = |index: u16| node.device_takes_work(index);
         let (healthy, _) = most_alike(node, want, is_healthy);
         let takes = |device: &&DeviceFree| device.takes(want.slice, class_of(device.index));
         let free: BTreeSet<u16> = left.devices.iter().filter(takes).map(|device| device.index).collect();
@@ -401,7 +408,7 @@ fn verdict(free: &Free, node: &Node, job: &Job, role: &Role) -> Verdict {
         }
         if short.is_none() && wants <= of && wants <= of_linked {
             short = Some(match healthy < wants {
-                true => Verdict::Faults { healthy, of, wants },
+                true => Verdict::Faults { out: of - healthy, of, wants, why: why_out(node, want) },
                 false if wants <= free => Verdict::LinkedBusy { free: linked, wants },
                 false => Verdict::Busy { free, of, wants },
             });

@@ -219,8 +219,9 @@ impl fmt::Display for Verdict {
                 write!(f, "{free} such devices are free in one island, a rank wants {wants}")
             }
             Verdict::FewDevices { has, wants } => write!(f, "has {has} such devices, a rank wants {wants}"),
-            Verdict::Faults { healthy, of, wants } => {
-                write!(f, "{healthy} of {of} such devices are healthy, a rank wants {wants}")
+            Verdict::Faults { out, of, wants, why } => {
+                let takes = if *out == 1 { "takes" } else { "take" };
+                write!(f, "{out} of {of} such devices {takes} no new work ({why}), a rank wants {wants}")
             }
             Verdict::Busy { free, of, wants } => {
                 write!(f, "{free} of {of} such devices are free, a rank wants {wants}")

@@ -494,7 +494,10 @@ pub(super) fn ranks_when_idle(node: &Node, request: &Request) -> u32 {
     if request.devices.is_empty() {
         return others as u32;
     }
-    let healthy = || node.inventory.devices.iter().filter(|device| device.fault.is_none());
+    let healthy = || {
+        let all = node.inventory.devices.iter().zip(0u16..);
+        all.filter(|(_, index)| node.device_takes_work(*index)).map(|(device, _)| device)
+    };
     let best = request.devices.iter().map(|want| {
         let is_linked = want.one_island && 1 < want.count;
         let mut classes: BTreeMap<&DeviceClass, BTreeMap<Option<u16>, u64>> = BTreeMap::new();

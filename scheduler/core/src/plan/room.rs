@@ -67,8 +67,10 @@ impl NodeFree {
     }
 
     /// What is free on a node of which so much is held.
-    fn of(inventory: &Inventory, held: &Held, class_of: &[u16]) -> NodeFree {
-        let healthy = inventory.devices.iter().zip(0u16..).filter(|(device, _)| device.fault.is_none());
+    fn of(node: &Node, held: &Held, class_of: &[u16]) -> NodeFree {
+        let inventory = &node.inventory;
+        let healthy =
+            inventory.devices.iter().zip(0u16..).filter(|(_, index)| node.device_takes_work(*index));
         let free = healthy.map(|(device, index)| {
             let memory_bytes = device.class.memory_bytes;
             let (compute_milli, memory_bytes) = match held.devices.get(&index) {
@@ -172,7 +174,7 @@ impl Room {
             self.count_figures(id, true);
         }
         let class_of = &self.nodes[id].class_of;
-        let free = NodeFree::of(&node.inventory, held, class_of);
+        let free = NodeFree::of(node, held, class_of);
         self.set(node.id, free, node.takes_work());
     }
 
@@ -466,7 +468,7 @@ impl Room {
                 classes.eq(node.inventory.devices.iter().map(|device| &device.class)),
                 "classes of {name}"
             );
-            let free = NodeFree::of(&node.inventory, held, &known.class_of);
+            let free = NodeFree::of(node, held, &known.class_of);
             assert_eq!(known.free, free, "what is free on {name}");
             assert_eq!(known.entry.is_some(), node.takes_work(), "whether {name} is indexed");
             if known.entry.is_none() {

@@ -12,6 +12,15 @@ impl Sim {
         match message {
             Message::Report(report) => {
                 self.last_report[from] = Some(report.clone());
+                // One that is overtaken by any later message of its node counts for nothing.
+                let nodes = self.cluster.as_ref().map(Cluster::nodes);
+                let known = nodes.and_then(|nodes| Some((nodes, nodes.by_name(&report.node)?)));
+                let handled = known.map_or((0, 0), |(nodes, id)| {
+                    (nodes.get(id).boot, nodes.lease(id).map_or(0, |lease| lease.seq))
+                });
+                if nodes.is_some() && handled < (report.boot, report.seq) {
+                    self.newest.insert(report.node.clone(), report.clone());
+                }
                 self.step(Event::Report(report));
             }
             Message::Heartbeat { boot, seq, same_as } => {
@@ -275,7 +284,11 @@ impl Sim {
                     let whole = (*self.machines[machine].whole).clone();
                     self.change_inventory(machine, |inventory| *inventory = whole);
                 }
-                2 => self.set_device_fault(machine, device, Some("xid 79".into())),
+                2 => {
+                    let (health, _) = *self.rng.pick(&Health::ALL);
+                    let fault = Fault { health, why: "xid 79".into(), since_ms: self.now.0 };
+                    self.set_device_fault(machine, device, Some(fault));
+                }
                 _ => self.set_device_fault(machine, device, None),
             }
         }
@@ -283,7 +296,7 @@ impl Sim {
     }
 
     /// A device breaks, or is healthy again.
-    pub fn set_device_fault(&mut self, machine: usize, device: usize, fault: Option<Name>) {
+    pub fn set_device_fault(&mut self, machine: usize, device: usize, fault: Option<Fault>) {
         self.change_inventory(machine, |inventory| {
             if let Some(device) = inventory.devices.get_mut(device) {
                 device.fault = fault;

@@ -62,6 +62,8 @@ pub struct Sim {
     pub(crate) moved: BTreeMap<JobId, Time>,
     crash_next: Option<CrashPoint>,
     last_report: Vec<Option<NodeReport>>,
+    /// The newest report that this scheduler was told, by the name of the node.
+    pub(crate) newest: BTreeMap<Name, NodeReport>,
 }
 
 /// What a run says.
@@ -244,6 +246,7 @@ impl Sim {
             moved: BTreeMap::new(),
             crash_next: None,
             last_report: Vec::new(),
+            newest: BTreeMap::new(),
         };
         sim.push(heal_at, Pending::Heal);
         sim
@@ -504,6 +507,7 @@ impl Sim {
         self.term += 1;
         let records = self.store.records();
         let cluster = Cluster::restore(self.policy, self.term, records, self.now);
+        self.newest.clear();
         self.cluster = Some(cluster);
         self.check_restored();
         self.say(format!("scheduler started, term {}", self.term));

@@ -1,7 +1,7 @@
 //! The index finds what a look at every node finds.
 
 use super::*;
-use crate::event::Availability;
+use crate::health::Fault;
 use crate::nodes::{Span, Until};
 use crate::plan::price::UNIT;
 use crate::plan::score::Chosen;
@@ -43,8 +43,9 @@ fn inventory(rng: &mut Rng) -> Inventory {
     let device = |rng: &mut Rng, at: u64| Device {
         class: if rng.below(12) == 0 { rng.pick(&classes) } else { main.clone() },
         uuid: at.to_string().into(),
-        fault: (rng.below(20) == 0).then(|| "xid 79".into()),
+        fault: (rng.below(20) == 0).then(|| Fault::faulty("xid 79")),
         speed_milli: 1000,
+        speed_source: "".into(),
         island: linked.then_some(at as u16 / size),
     };
     Inventory {
@@ -131,7 +132,7 @@ fn the_index_finds_what_a_look_at_every_node_finds() {
                 inventory: Arc::new(inventory(&mut rng)),
                 up: rng.below(10) != 0,
                 boot: 1,
-                availability: Availability::Open,
+                ..Node::new(NodeId(id), "".into())
             })
             .collect();
         let mut held: Vec<Held> = nodes.iter().map(|_| Held::default()).collect();

@@ -71,6 +71,7 @@ impl<'a> Ours<'a> {
                 uuid: format!("{}-{at}", node.name).into(),
                 fault: None,
                 speed_milli: 1000,
+                speed_source: "".into(),
                 island: None,
             });
             let inventory = Inventory {
