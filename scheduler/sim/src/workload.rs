@@ -77,7 +77,9 @@ pub fn swarm(seed: u64) -> Sim {
         sim.client(healed, Command::SetNode { node, availability }, Time(u64::MAX));
         for device in 0..sim.machines[at].whole.devices.len() as u16 {
             let node = format!("n{at}").into();
-            sim.client(healed, Command::SetDevice { node, device, cordoned: false }, Time(u64::MAX));
+            // By then the node has told of the devices that it had lost.
+            let known = Time(healed.0 + 20_000);
+            sim.client(known, Command::SetDevice { node, device, cordoned: false }, Time(u64::MAX));
         }
     }
     // A queue keeps its guarantee until those below it have none: the last of three levels is set right first.

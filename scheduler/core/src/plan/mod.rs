@@ -120,8 +120,12 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
                         plan.unfit.insert(shape.clone());
                     }
                 }
-                Err(Misfit::RoomFor { .. } | Misfit::Barred(_)) => {
+                Err(misfit @ (Misfit::RoomFor { .. } | Misfit::Barred(_))) => {
                     plan.unfit.insert(shape.clone());
+                    if matches!(misfit, Misfit::Barred(_)) && free.keeps_any() {
+                        // Of nodes that are booked and others that are kept, the former are told.
+                        plan.kept_from.insert(shape.clone());
+                    }
                     if reserve::is_wide(shape) {
                         free.kept.choose();
                         free.keep(&[], &plan.unfit, &placed);
