@@ -116,10 +116,19 @@ pub fn job_spec(wire: &v1::JobSpec) -> Checked<JobSpec> {
             Ok(v1::Restart::Unspecified | v1::Restart::Gang) => Restart::Gang,
             Ok(v1::Restart::Rank) => Restart::Rank,
             Err(_) => {
-                return Err(Invalid::new("restart", wire.restart, "expected RESTART_GANG or RESTART_RANK"));
+                return Err(Invalid::new(
+                    "restart",
+                    wire.restart,
+                    "expected RESTART_GANG (1) or RESTART_RANK (2)",
+                ));
             }
         },
     };
+    let trains = |role: &Role| matches!(role.program, Program::Train(_));
+    if spec.restart == Restart::Rank && spec.roles.iter().any(trains) {
+        let allowed = "expected gang for the bundled trainer: its ranks start and stop together";
+        return Err(Invalid::new("restart", "rank", allowed));
+    }
     if let Some((require, role)) = spec.contradiction() {
         let at = spec.roles.iter().position(|other| other == role).expect("a role of the job");
         let apart = role.standing.apart.as_ref().map(|level| format!("{:?}", level.to_string()));
