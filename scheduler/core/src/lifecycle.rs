@@ -509,7 +509,10 @@ impl Cluster {
 impl Job {
     /// A job that was just accepted.
     pub fn new(id: JobId, spec: Arc<JobSpec>, array: Option<ArrayElement>, now: Time) -> Job {
+        // One that scales itself begins with its least, as nobody has asked it yet.
+        let begins = |(role, _): (&Role, &crate::Promise)| Scale { ranks: Some(role.least()), at: now };
         Job {
+            scale: spec.promise().map(begins),
             id,
             spec,
             array,
@@ -525,7 +528,6 @@ impl Job {
             ended: None,
             last_failure: None,
             usage: Usage::default(),
-            scale: None,
         }
     }
 

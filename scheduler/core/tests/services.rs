@@ -41,14 +41,8 @@ fn a_service_gets_replicas_when_it_needs_them_and_gives_them_back_when_it_does_n
     let mut t = Fixture::with(policy);
     t.node(0, 8);
     t.tell(Command::Submit(Arc::new(service(1, 6))));
-    assert_eq!(t.job(1).ranks.len(), 6, "a new one has what it may have");
-    // Nobody asks: after its patience it keeps the least.
+    assert_eq!(t.job(1).ranks.len(), 1, "it begins with its least");
     tell(&mut t, 0, 10);
-    assert!(t.pass(Duration::from_secs(290)).is_empty(), "it may be asked soon");
-    let notes: Vec<String> = (0..3).flat_map(|_| t.pass(Duration::from_secs(15))).collect();
-    assert_eq!(notes[0], "job-1 is to have 1 replicas instead of 6: it may have no more and no fewer");
-    tell(&mut t, 0, 10);
-    assert_eq!((t.job(1).ranks.len(), t.job(1).attempt), (1, 1), "the one that is left runs on");
     // Eight requests at once: of 5, four are aimed at.
     let notes = tell(&mut t, 8, 10);
     assert_eq!(
@@ -70,6 +64,14 @@ fn a_service_gets_replicas_when_it_needs_them_and_gives_them_back_when_it_does_n
     );
     let (refused, _) = t.ask(Command::Scale { job: JobId(1), ranks: Some(2) });
     assert_eq!(refused, Err(Refusal::ScalesItself(JobId(1))));
+    // Nobody asks any more: after its patience it keeps the least, and that runs on.
+    tell(&mut t, 0, 10);
+    tell(&mut t, 0, 11);
+    assert!(t.pass(Duration::from_secs(290)).is_empty(), "it may be asked soon");
+    let notes: Vec<String> = (0..3).flat_map(|_| t.pass(Duration::from_secs(15))).collect();
+    assert_eq!(notes[0], "job-1 is to have 1 replicas instead of 6: it may have no more and no fewer");
+    tell(&mut t, 0, 10);
+    assert_eq!((t.job(1).ranks.len(), t.job(1).attempt), (1, 1));
     t.tell(Command::Cancel { job: JobId(1), whole_array: false });
     tell(&mut t, 0, 10);
     assert!(t.pass(Duration::from_secs(1_000)).is_empty(), "nothing is left to look at");
