@@ -95,7 +95,7 @@ pub fn job_spec(wire: &v1::JobSpec) -> Checked<JobSpec> {
         Some(ms) => Some(in_range("time_limit_ms", clamp(ms), 1, YEAR_MS as i64)? as u64),
         None => None,
     };
-    let spec = JobSpec {
+    let mut spec = JobSpec {
         name: if name.is_empty() { text("name", &default_name, usize::MAX)? } else { name },
         user: text("user", &wire.user, 128)?,
         queue: self::name("queue", queue)?,
@@ -116,14 +116,12 @@ pub fn job_spec(wire: &v1::JobSpec) -> Checked<JobSpec> {
             Ok(v1::Restart::Unspecified | v1::Restart::Gang) => Restart::Gang,
             Ok(v1::Restart::Rank) => Restart::Rank,
             Err(_) => {
-                return Err(Invalid::new(
-                    "restart",
-                    wire.restart,
-                    "expected RESTART_GANG (1) or RESTART_RANK (2)",
-                ));
+                let allowed = "expected RESTART_GANG (1) or RESTART_RANK (2)";
+                return Err(Invalid::new("restart", wire.restart, allowed));
             }
         },
     };
+    spec.restart = spec.restarts();
     let trains = |role: &Role| matches!(role.program, Program::Train(_));
     if spec.restart == Restart::Rank && spec.roles.iter().any(trains) {
         let allowed = "expected gang for the bundled trainer: its ranks start and stop together";

@@ -20,6 +20,7 @@ mod emptying;
 pub mod event;
 pub mod explain;
 pub mod health;
+mod inventory;
 pub mod jobs;
 mod lifecycle;
 mod members;

@@ -294,7 +294,7 @@ impl Cluster {
     fn on_exited(&mut self, now: Time, worker: WorkerId, exit: Exit) {
         if exit != Exit::Code(0) && self.should_run(worker) {
             let why = Why::WorkerFailed { rank: worker.rank, node: self.node_of(worker), exit };
-            match self.may_fail_alone(worker.job) {
+            match self.may_fail_alone(now, worker) {
                 true => self.rank_down(now, worker, why),
                 false => self.fail(worker.job, why),
             }

@@ -16,24 +16,28 @@ use crate::types::*;
 /// A worker that runs for so long before it fails is started anew at once.
 const HASTE: Duration = Duration::from_secs(10);
 
+/// One that runs for so long before it fails is not counted: nothing that runs for weeks has a number of failures.
+const FORGIVEN: Duration = Duration::from_secs(3600);
+
 impl Cluster {
-    /// Whether a worker of the job may fail once more without the others being stopped.
-    pub(crate) fn may_fail_alone(&self, id: JobId) -> bool {
-        let job = self.jobs.get(id).expect("a worker's job");
-        job.spec.is_live() && job.failures < job.spec.retries
+    /// Whether a worker may fail now without the others being stopped.
+    pub(crate) fn may_fail_alone(&self, now: Time, worker: WorkerId) -> bool {
+        let job = self.jobs.get(worker.job).expect("a worker's job");
+        let is_forgiven = job.ranks[job.position(worker.rank)].since + FORGIVEN <= now;
+        job.spec.is_live() && (is_forgiven || job.failures < job.spec.retries)
     }
 
     /// A worker is gone that was to go on; the others run on.
     pub(crate) fn rank_down(&mut self, now: Time, worker: WorkerId, why: Why) {
         let job = self.jobs.get(worker.job).expect("a worker's job");
         let at = job.position(worker.rank);
-        let failed = matches!(why, Why::WorkerFailed { .. });
-        let pause = match failed && now < job.ranks[at].since + HASTE {
+        let (failed, since) = (matches!(why, Why::WorkerFailed { .. }), job.ranks[at].since);
+        let pause = match failed && now < since + HASTE {
             true => self.pause(job.failures + 1),
             false => Duration::ZERO,
         };
         self.change_job(worker.job, |job| {
-            job.failures += u32::from(failed);
+            job.failures += u32::from(failed && now < since + FORGIVEN);
             job.last_failure = Some(why.clone());
             job.ranks[at].restart_at = Some(now + pause);
         });

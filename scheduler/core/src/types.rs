@@ -1,14 +1,14 @@
 //! The nouns of the domain: identities, quantities, specifications.
 
-use std::collections::BTreeMap;
 use std::ops::{Add, Range};
 use std::sync::Arc;
 use std::{fmt, str::FromStr, time::Duration};
 
 use crate::autoscale::Promise;
-use crate::health::Fault;
 use crate::members::Members;
 use crate::topology::{Standing, Topology};
+
+pub use crate::inventory::{Device, DeviceClass, Inventory, Ports, UnknownVendor, Vendor};
 
 /// A point on the pool's timeline, in milliseconds since the Unix epoch. Never decreases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,81 +37,6 @@ pub struct WorkerId {
     pub attempt: u32,
     /// Number of the worker within the attempt, from 0; never given twice. See [`Allocation::rank`].
     pub rank: u32,
-}
-
-/// Maker of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(missing_docs)]
-pub enum Vendor {
-    Cpu,
-    Nvidia,
-    Amd,
-    Ascend,
-    Cambricon,
-    Hygon,
-    MooreThreads,
-    Iluvatar,
-    Enflame,
-    MetaX,
-    Kunlunxin,
-    Biren,
-    Intel,
-    Gaudi,
-    THead,
-}
-
-/// What makes devices interchangeable for placement.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct DeviceClass {
-    /// Maker.
-    pub vendor: Vendor,
-    /// Model in lower case, words joined by hyphens, the most general first: `h100-80gb-hbm3`.
-    pub model: Name,
-    /// Memory of one device, in bytes.
-    pub memory_bytes: u64,
-}
-
-/// One device of a node. Its index is its position in [`Inventory::devices`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Device {
-    /// What it is.
-    pub class: Arc<DeviceClass>,
-    /// The vendor's unique name of this very piece, or one made from its place in the machine.
-    pub uuid: Name,
-    /// Why it takes no new work; `None` for a healthy one.
-    pub fault: Option<Fault>,
-    /// How fast it is, in thousandths of the reference device: what an hour of it counts for the usage of a queue.
-    /// At least 1; 1,000 where nobody knows.
-    pub speed_milli: u32,
-    /// Who says so: a measurement, a datasheet; for people.
-    pub speed_source: Name,
-    /// Devices of a node with the same number are linked directly (NVLink, XGMI, HCCS, MetaXLink); `None`: with none.
-    pub island: Option<u16>,
-}
-
-/// What a node offers, as its agent last reported it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Inventory {
-    /// Devices, at most 65,535.
-    pub devices: Vec<Device>,
-    /// Processor time, in thousandths of a core.
-    pub cpus_milli: u32,
-    /// Main memory, in bytes.
-    pub memory_bytes: u64,
-    /// Host name or IP address under which the node's workers reach each other.
-    pub address: Name,
-    /// Ports that workers of this node may listen on.
-    pub ports: Ports,
-    /// Labels of the node: rack, zone, whatever its administrator wrote.
-    pub labels: BTreeMap<Name, Name>,
-}
-
-/// A range of TCP ports, `first..=last`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct Ports {
-    pub first: u16,
-    pub last: u16,
 }
 
 /// What a user asks for.
@@ -433,6 +358,11 @@ impl JobSpec {
         first..first + size(&self.roles[role])
     }
 
+    /// What is started anew when a worker fails: of a service always the replica.
+    pub fn restarts(&self) -> Restart {
+        if self.is_live() { Restart::Rank } else { Restart::Gang }
+    }
+
     /// Whether its workers may come and go while the others run on: they know how to, or know nothing of each other.
     pub fn is_live(&self) -> bool {
         let serves = |role: &Role| matches!(role.program, Program::Serve(_));
@@ -455,17 +385,6 @@ impl Role {
     /// The fewest ranks that it runs with.
     pub fn least(&self) -> u32 {
         self.min_ranks.unwrap_or(self.ranks)
-    }
-}
-
-impl Inventory {
-    /// Whether nothing but the figures of speed is different.
-    pub fn differs_in_speed_alone(&self, other: &Inventory) -> bool {
-        let mut same = other.clone();
-        for (device, own) in same.devices.iter_mut().zip(&self.devices) {
-            (device.speed_milli, device.speed_source) = (own.speed_milli, own.speed_source.clone());
-        }
-        *self == same
     }
 }
 
@@ -516,39 +435,6 @@ impl Slice {
     }
 }
 
-impl Vendor {
-    /// All vendors, with their names.
-    pub const ALL: [(Vendor, &'static str); 15] = [
-        (Vendor::Cpu, "cpu"),
-        (Vendor::Nvidia, "nvidia"),
-        (Vendor::Amd, "amd"),
-        (Vendor::Ascend, "ascend"),
-        (Vendor::Cambricon, "cambricon"),
-        (Vendor::Hygon, "hygon"),
-        (Vendor::MooreThreads, "moore-threads"),
-        (Vendor::Iluvatar, "iluvatar"),
-        (Vendor::Enflame, "enflame"),
-        (Vendor::MetaX, "metax"),
-        (Vendor::Kunlunxin, "kunlunxin"),
-        (Vendor::Biren, "biren"),
-        (Vendor::Intel, "intel"),
-        (Vendor::Gaudi, "gaudi"),
-        (Vendor::THead, "t-head"),
-    ];
-}
-
-/// A name that no vendor has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnknownVendor(pub String);
-
-impl FromStr for Vendor {
-    type Err = UnknownVendor;
-    fn from_str(text: &str) -> Result<Vendor, UnknownVendor> {
-        let known = Vendor::ALL.iter().find(|(_, name)| *name == text);
-        known.map(|(vendor, _)| *vendor).ok_or_else(|| UnknownVendor(text.into()))
-    }
-}
-
 impl FromStr for JobId {
     type Err = String;
     /// Reads `job-7`, or `7`.
@@ -574,18 +460,6 @@ impl Time {
     }
 }
 
-impl fmt::Display for UnknownVendor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<&str> = Vendor::ALL.iter().map(|(_, name)| *name).collect();
-        write!(f, "no vendor {:?}; known are {}", self.0, names.join(", "))
-    }
-}
-impl fmt::Display for Vendor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = Vendor::ALL.iter().find(|(vendor, _)| vendor == self).map(|(_, name)| *name);
-        f.write_str(name.expect("every vendor is listed"))
-    }
-}
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{:03}s", self.0 / 1000, self.0 % 1000)

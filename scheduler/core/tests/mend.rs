@@ -17,7 +17,7 @@ fn live(least: u32, most: u32, retries: u32) -> JobSpec {
 
 /// `nodes` of four devices, and the job on them, running for a minute.
 fn running(nodes: u32, spec: JobSpec) -> Fixture {
-    let policy = Policy { lease: Duration::from_secs(3600), ..Policy::new(plan::Order::FairShare) };
+    let policy = Policy { lease: Duration::from_secs(36_000), ..Policy::new(plan::Order::FairShare) };
     let mut t = Fixture::with(policy);
     (0..nodes).for_each(|node| _ = t.node(node, 4));
     t.tell(Command::Submit(Arc::new(spec)));
@@ -68,8 +68,12 @@ fn a_worker_that_fails_is_started_anew_in_its_place_and_all_are_told() {
     let launch =
         t.cluster.assignment(NodeId(0)).workers.iter().find_map(|it| it.launch.clone().map(|_| it.id));
     assert_eq!(launch.map(|id| (id.attempt, id.rank)), Some((1, 6)));
-    // Its only retry is used up.
+    // Its only retry is used up, but one that has run for an hour is forgiven.
     t.all(0, WorkerState::Running);
+    let mut later = t.what_if();
+    later.now = later.now + Duration::from_secs(3_600);
+    assert_eq!(fail(&mut later, 1, 5)[1], "job-1 rank 7 on node-1 takes the place of rank 5");
+    assert_eq!(later.job(1).failures, 1);
     let notes = fail(&mut t, 1, 5);
     assert_eq!(notes, ["job-1 stopping: failed: rank 5 on node-1 exited with 1"]);
     t.obey(0);

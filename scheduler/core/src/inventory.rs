@@ -1,0 +1,140 @@
+//! What a node offers: its devices, by class, and what else its agent reports of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::{fmt, str::FromStr};
+
+use crate::health::Fault;
+use crate::types::Name;
+
+/// Maker of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum Vendor {
+    Cpu,
+    Nvidia,
+    Amd,
+    Ascend,
+    Cambricon,
+    Hygon,
+    MooreThreads,
+    Iluvatar,
+    Enflame,
+    MetaX,
+    Kunlunxin,
+    Biren,
+    Intel,
+    Gaudi,
+    THead,
+}
+
+/// What makes devices interchangeable for placement.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DeviceClass {
+    /// Maker.
+    pub vendor: Vendor,
+    /// Model in lower case, words joined by hyphens, the most general first: `h100-80gb-hbm3`.
+    pub model: Name,
+    /// Memory of one device, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// One device of a node. Its index is its position in [`Inventory::devices`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// What it is.
+    pub class: Arc<DeviceClass>,
+    /// The vendor's unique name of this very piece, or one made from its place in the machine.
+    pub uuid: Name,
+    /// Why it takes no new work; `None` for a healthy one.
+    pub fault: Option<Fault>,
+    /// How fast it is, in thousandths of the reference device: what an hour of it counts for the usage of a queue.
+    /// At least 1; 1,000 where nobody knows.
+    pub speed_milli: u32,
+    /// Who says so: a measurement, a datasheet; for people.
+    pub speed_source: Name,
+    /// Devices of a node with the same number are linked directly (NVLink, XGMI, HCCS, MetaXLink); `None`: with none.
+    pub island: Option<u16>,
+}
+
+/// What a node offers, as its agent last reported it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// Devices, at most 65,535.
+    pub devices: Vec<Device>,
+    /// Processor time, in thousandths of a core.
+    pub cpus_milli: u32,
+    /// Main memory, in bytes.
+    pub memory_bytes: u64,
+    /// Host name or IP address under which the node's workers reach each other.
+    pub address: Name,
+    /// Ports that workers of this node may listen on.
+    pub ports: Ports,
+    /// Labels of the node: rack, zone, whatever its administrator wrote.
+    pub labels: BTreeMap<Name, Name>,
+}
+
+/// A range of TCP ports, `first..=last`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Ports {
+    pub first: u16,
+    pub last: u16,
+}
+
+impl Inventory {
+    /// Whether nothing but the figures of speed is different.
+    pub fn differs_in_speed_alone(&self, other: &Inventory) -> bool {
+        let mut same = other.clone();
+        for (device, own) in same.devices.iter_mut().zip(&self.devices) {
+            (device.speed_milli, device.speed_source) = (own.speed_milli, own.speed_source.clone());
+        }
+        *self == same
+    }
+}
+
+impl Vendor {
+    /// All vendors, with their names.
+    pub const ALL: [(Vendor, &'static str); 15] = [
+        (Vendor::Cpu, "cpu"),
+        (Vendor::Nvidia, "nvidia"),
+        (Vendor::Amd, "amd"),
+        (Vendor::Ascend, "ascend"),
+        (Vendor::Cambricon, "cambricon"),
+        (Vendor::Hygon, "hygon"),
+        (Vendor::MooreThreads, "moore-threads"),
+        (Vendor::Iluvatar, "iluvatar"),
+        (Vendor::Enflame, "enflame"),
+        (Vendor::MetaX, "metax"),
+        (Vendor::Kunlunxin, "kunlunxin"),
+        (Vendor::Biren, "biren"),
+        (Vendor::Intel, "intel"),
+        (Vendor::Gaudi, "gaudi"),
+        (Vendor::THead, "t-head"),
+    ];
+}
+
+/// A name that no vendor has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownVendor(pub String);
+
+impl FromStr for Vendor {
+    type Err = UnknownVendor;
+    fn from_str(text: &str) -> Result<Vendor, UnknownVendor> {
+        let known = Vendor::ALL.iter().find(|(_, name)| *name == text);
+        known.map(|(vendor, _)| *vendor).ok_or_else(|| UnknownVendor(text.into()))
+    }
+}
+
+impl fmt::Display for UnknownVendor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = Vendor::ALL.iter().map(|(_, name)| *name).collect();
+        write!(f, "no vendor {:?}; known are {}", self.0, names.join(", "))
+    }
+}
+impl fmt::Display for Vendor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Vendor::ALL.iter().find(|(vendor, _)| vendor == self).map(|(_, name)| *name);
+        f.write_str(name.expect("every vendor is listed"))
+    }
+}
