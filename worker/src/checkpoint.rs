@@ -137,6 +137,21 @@ pub struct TrainingState {
     pub record: Record,
 }
 
+impl TrainingState {
+    /// Its vectors: parameters, first and second moments.
+    pub fn vectors(&self) -> [&[f32]; 3] {
+        [&self.model.parameters, &self.first, &self.second]
+    }
+}
+
+impl Clone for TrainingState {
+    fn clone(&self) -> TrainingState {
+        let model = Model::with_parameters(self.model.config.clone(), self.model.parameters.clone());
+        let (first, second) = (self.first.clone(), self.second.clone());
+        TrainingState { model, first, second, record: self.record.clone() }
+    }
+}
+
 /// A directory of checkpoints.
 pub struct CheckpointDir {
     path: PathBuf,
@@ -190,6 +205,10 @@ impl CheckpointDir {
     /// Where the disk is full or refuses otherwise; the checkpoints before are then untouched.
     pub fn save(&self, state: &TrainingState) -> Result<(), CheckpointError> {
         let name = name_of(state.record.step);
+        if is_whole(&self.path.join(&name)) {
+            // Another member that led for a while has written it: a step has one state.
+            return Ok(());
+        }
         let temporary = self.path.join(format!("{TEMPORARY}{name}"));
         let written = self.write(state, &name, &temporary);
         if written.is_err() {
@@ -346,6 +365,13 @@ fn read_record(directory: &Path) -> Result<Record, CheckpointError> {
     let text = fs::read(&path).map_err(|error| CheckpointError::Read { path: path.clone(), error })?;
     serde_json::from_slice(&text)
         .map_err(|error| CheckpointError::Damaged { path, reason: error.to_string() })
+}
+
+/// Whether the files of a checkpoint are as they were written.
+fn is_whole(directory: &Path) -> bool {
+    let files = read_record(directory).map(|record| record.files).unwrap_or_default();
+    let is_whole = |name, written| open_checked(&directory.join(name), Some(written)).is_ok();
+    !files.is_empty() && files.iter().all(|(name, written)| is_whole(name, written))
 }
 
 fn open_checked(path: &Path, expected: Option<&Written>) -> Result<Safetensors, CheckpointError> {

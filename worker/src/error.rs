@@ -2,7 +2,6 @@
 
 use crate::args::UsageError;
 use crate::checkpoint::CheckpointError;
-use crate::collective::CollectiveError;
 use crate::contract::ContractError;
 use crate::data::DataError;
 use crate::model::ConfigError;
@@ -26,8 +25,8 @@ pub enum WorkerError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// The group did not form, or broke.
-    #[error(transparent)]
-    Collective(#[from] CollectiveError),
+    #[error("{0}")]
+    Group(String),
     /// The training diverged.
     #[error("loss is {loss} at step {step}; a lower --learning-rate or --clip may help")]
     Diverged {

@@ -7,9 +7,9 @@
 pub mod args;
 pub mod bench;
 pub mod checkpoint;
-pub mod collective;
 pub mod contract;
 pub mod data;
+pub mod elastic;
 pub mod error;
 pub mod kernels;
 mod mapping;

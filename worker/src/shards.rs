@@ -2,11 +2,13 @@
 //!
 //! A step has V shards. Leaf `i` of the tree is shard `i`; a node covers `size` shards from `start`, `size` a
 //! power of two and `start` a multiple of it; leftovers on the right are folded from right to left. Floating-point
-//! sums depend on their order, and this order depends on V alone: whoever computes the leaves, and however many
-//! they are, the sum has the same bits.
+//! sums depend on their order, and this order depends on V alone: whoever computes the leaves, however many they are
+//! and whichever comes first, the sum has the same bits.
+
+use std::collections::BTreeMap;
 
 /// The sum of one node of the tree.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Partial {
     /// First shard that it covers.
     pub start: usize,
@@ -16,56 +18,59 @@ pub struct Partial {
     pub values: Vec<f32>,
 }
 
-/// Sums of neighbouring shards, as far as they can be added up: at most `2 log2 V` vectors.
+impl Partial {
+    /// Whether it is a node of the tree of `shards` shards, or of a larger one.
+    pub fn is_node(&self, shards: usize) -> bool {
+        let aligned = self.size.is_power_of_two() && self.start.is_multiple_of(self.size);
+        aligned && self.start.checked_add(self.size).is_some_and(|end| end <= shards)
+    }
+}
+
+/// Sums of shards, as far as they can be added up: of a block of neighbours at most `2 log2 V` vectors.
+#[derive(Default)]
 pub struct ShardSum {
-    len: usize,
-    partials: Vec<Partial>,
+    partials: BTreeMap<usize, Partial>,
     spare: Vec<Vec<f32>>,
 }
 
 impl ShardSum {
-    /// Of vectors of `len` elements.
-    pub fn new(len: usize) -> ShardSum {
-        ShardSum { len, partials: Vec::new(), spare: Vec::new() }
+    /// A vector that an earlier sum needs no more, if there is one.
+    pub fn spare(&mut self) -> Option<Vec<f32>> {
+        self.spare.pop()
     }
 
-    /// A vector of zeros, of memory that an earlier sum has freed if possible.
-    pub fn zeros(&mut self) -> Vec<f32> {
-        let mut values = self.spare.pop().unwrap_or_default();
-        values.clear();
-        values.resize(self.len, 0.0);
-        values
-    }
-
-    /// Adds the node after the last one.
-    pub fn push(&mut self, mut right: Partial) {
-        assert_eq!(right.values.len(), self.len);
-        while let Some(left) = self.partials.pop_if(|left| {
-            let siblings = left.size == right.size && left.start.is_multiple_of(2 * left.size);
-            siblings && left.start + left.size == right.start
-        }) {
-            right = self.merge(left, right);
+    /// Adds a node, none of whose shards is in the sum.
+    pub fn insert(&mut self, mut node: Partial) {
+        loop {
+            let sibling = node.start ^ node.size;
+            match self.partials.get(&sibling) {
+                Some(other) if other.size == node.size => (),
+                _ => break,
+            }
+            let other = self.partials.remove(&sibling).expect("just seen");
+            let (left, right) = if node.start < sibling { (node, other) } else { (other, node) };
+            node = self.merge(left, right);
         }
-        self.partials.push(right);
+        self.partials.insert(node.start, node);
     }
 
     fn merge(&mut self, mut left: Partial, right: Partial) -> Partial {
         for (left, right) in left.values.iter_mut().zip(&right.values) {
             *left += right;
         }
-        self.spare.push(right.values);
+        self.recycle(right.values);
         Partial { size: left.size + right.size, ..left }
     }
 
     /// The nodes that could not be added up, from left to right; leaves the sum empty.
     pub fn take(&mut self) -> Vec<Partial> {
-        std::mem::take(&mut self.partials)
+        std::mem::take(&mut self.partials).into_values().collect()
     }
 
-    /// The sum of all `shards` shards; leaves the sum empty. All of them must have been pushed.
+    /// The sum of all `shards` shards; leaves the sum empty. All of them must have been added.
     pub fn total(&mut self, shards: usize) -> Vec<f32> {
-        let mut right = self.partials.pop().expect("a step has shards");
-        while let Some(left) = self.partials.pop() {
+        let (_, mut right) = self.partials.pop_last().expect("a step has shards");
+        while let Some((_, left)) = self.partials.pop_last() {
             assert_eq!(left.start + left.size, right.start, "a shard is missing");
             right = self.merge(left, right);
         }
@@ -73,15 +78,18 @@ impl ShardSum {
         right.values
     }
 
+    /// Forgets what was added; keeps the memory.
+    pub fn clear(&mut self) {
+        let old = std::mem::take(&mut self.partials);
+        old.into_values().for_each(|partial| self.recycle(partial.values));
+    }
+
     /// Takes back the memory of a vector.
     pub fn recycle(&mut self, values: Vec<f32>) {
-        self.spare.push(values);
+        if self.spare.len() < 8 {
+            self.spare.push(values);
+        }
     }
-}
-
-/// The shards of a rank: neighbours, their numbers as even as possible.
-pub fn block(rank: usize, world_size: usize, shards: usize) -> std::ops::Range<usize> {
-    shards * rank / world_size..shards * (rank + 1) / world_size
 }
 
 #[cfg(test)]
@@ -101,19 +109,26 @@ mod tests {
     }
 
     #[test]
-    fn any_number_of_ranks_gives_the_bits_of_the_defined_tree() {
+    fn any_number_of_ranks_in_any_order_gives_the_bits_of_the_defined_tree() {
         for shards in 1..40 {
-            let leaves = Random::new(shards as u64).normals(shards);
-            for world_size in 1..=shards {
-                let mut whole = ShardSum::new(1);
-                for rank in 0..world_size {
-                    let mut own = ShardSum::new(1);
-                    for shard in block(rank, world_size, shards) {
-                        own.push(Partial { start: shard, size: 1, values: vec![leaves[shard]] });
+            let mut random = Random::new(shards as u64);
+            let leaves = random.normals(shards);
+            for ranks in 1..=shards {
+                let mut parts = Vec::new();
+                for rank in 0..ranks {
+                    let mut own = ShardSum::default();
+                    for start in shards * rank / ranks..shards * (rank + 1) / ranks {
+                        own.insert(Partial { start, size: 1, values: vec![leaves[start]] });
                     }
-                    own.take().into_iter().for_each(|partial| whole.push(partial));
+                    parts.extend(own.take());
                 }
-                assert_eq!(whole.total(shards), [defined(&leaves)], "{shards} shards on {world_size} ranks");
+                let mut whole = ShardSum::default();
+                while !parts.is_empty() {
+                    let next = random.bits() as usize % parts.len();
+                    assert!(parts[next].is_node(shards));
+                    whole.insert(parts.swap_remove(next));
+                }
+                assert_eq!(whole.total(shards), [defined(&leaves)], "{shards} shards on {ranks} ranks");
             }
         }
     }

@@ -1,0 +1,113 @@
+//! A member that follows a leader: it computes what it is given, and applies what the leader sums up.
+
+use super::*;
+
+/// What a follower knows.
+pub(super) struct Follow {
+    pub link: Link,
+    pub leader: Rank,
+    /// When the leader last gave a sign of life.
+    heard: Duration,
+}
+
+impl Follow {
+    pub fn new(link: Link, leader: Rank, heard: Duration) -> Follow {
+        Follow { link, leader, heard }
+    }
+}
+
+impl Node {
+    /// An event on some connection.
+    pub(super) fn follow_event(&mut self, event: Event) {
+        let now = self.now;
+        let Role::Follow(follow) = &mut self.role else { return };
+        let (link, leader) = (follow.link, follow.leader);
+        match event {
+            Event::Alive(from) if from == link => follow.heard = now,
+            Event::Closed(from, reason) if from == link => self.lost_leader(leader, &reason),
+            Event::Got(from, message) if from == link => {
+                follow.heard = now;
+                self.from_leader(link, message);
+            }
+            Event::Got(from, _) => {
+                self.strangers.remove(&from);
+                self.send_action(Action::Close(from));
+            }
+            _ => (),
+        }
+    }
+
+    fn from_leader(&mut self, link: Link, message: Message) {
+        match message {
+            Message::Ping(saved) => {
+                self.saved = self.saved.max(saved);
+                self.send(link, Message::Pong);
+            }
+            Message::Work { step, shards } => self.work.give(step, shards),
+            Message::Trim { step, end } => {
+                for message in self.work.trim(step, end) {
+                    self.send(link, message);
+                }
+            }
+            Message::Commit { step, total } => match self.step {
+                Some(own) if own + 1 == step => {
+                    self.work.drop();
+                    self.apply(step, total);
+                }
+                Some(own) if step <= own => (),
+                // It may come from one that this member has not caught up with.
+                _ => self.part_with(link, "a step is missing"),
+            },
+            Message::State(snapshot) => {
+                self.work.drop();
+                self.install(snapshot);
+            }
+            Message::Want if self.step.is_some() => self.send_action(Action::SendState(link)),
+            Message::End(outcome, saved) => {
+                self.saved = self.saved.max(saved);
+                self.exit(outcome);
+            }
+            _ => self.part_with(link, "it said something else than expected"),
+        }
+    }
+
+    /// Takes a state that is not older than the own one.
+    pub(super) fn install(&mut self, snapshot: Box<Snapshot>) {
+        (self.step, self.last) = (Some(snapshot.step), None);
+        self.send_action(Action::Install(snapshot));
+    }
+
+    /// The next step is done.
+    pub(super) fn apply(&mut self, step: u64, total: Arc<Vec<f32>>) {
+        (self.step, self.last) = (Some(step), Some(total.clone()));
+        self.send_action(Action::Apply { step, total });
+    }
+
+    fn part_with(&mut self, link: Link, reason: &str) {
+        self.send_action(Action::Close(link));
+        let Role::Follow(follow) = &self.role else { return };
+        self.lost_leader(follow.leader, reason);
+    }
+
+    /// A leader that was silent for too long is told that it is one no more, for when it wakes up.
+    pub(super) fn watch_leader(&mut self) {
+        let Role::Follow(follow) = &self.role else { return };
+        let bears = if self.settings.is_fixed { self.settings.peer } else { SILENCE };
+        if self.now < follow.heard + bears {
+            return;
+        }
+        let (link, leader) = (follow.link, follow.leader);
+        self.avoid(leader);
+        let next = self.first();
+        self.send(link, Message::Leave(next));
+        self.send_action(Action::Close(link));
+        self.lost_leader(leader, &format!("silent for {} s", bears.as_secs()));
+    }
+
+    fn lost_leader(&mut self, leader: Rank, reason: &str) {
+        if self.settings.is_fixed {
+            return self.exit(Outcome::Failed(format!("rank {leader} left: {reason}")));
+        }
+        self.begin_seeking(None);
+    }
+}

@@ -1,0 +1,165 @@
+//! What members tell each other.
+
+use crate::shards::Partial;
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Number of a worker within its attempt: never used twice.
+pub type Rank = u32;
+
+/// What has to be the same on all members: names and values for people to read, the same names in the same order.
+pub type Agreement = Vec<(String, String)>;
+
+/// Who a member is and what it computes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Version of this protocol.
+    pub protocol: String,
+    /// Name of the job.
+    pub job: String,
+    /// Attempt of the job.
+    pub attempt: u64,
+    /// The worker.
+    pub rank: Rank,
+    /// What it was started with.
+    pub agreement: Agreement,
+}
+
+/// The state between two steps, as it is sent to a member that has none.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Steps that are done.
+    pub step: u64,
+    /// What else belongs to it, as JSON.
+    pub record: String,
+    /// Parameters and moments.
+    #[serde(skip)]
+    pub values: Vec<Vec<f32>>,
+}
+
+/// How a training ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// All steps are done.
+    Done,
+    /// A member was asked to stop.
+    Stopped,
+    /// It cannot go on; says why.
+    Failed(String),
+}
+
+/// One message. Large vectors follow the rest of it on the wire.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Message {
+    /// The first one on every connection: who dials, and the step whose state it has.
+    Hello(Identity, Option<u64>),
+    /// You are in. What you lack follows.
+    Welcome,
+    /// You are not, because; it may make sense to ask again.
+    Refuse {
+        /// Why.
+        reason: String,
+        /// Whether another try may succeed.
+        for_now: bool,
+    },
+    /// Another one leads.
+    Follow(Rank),
+    /// To a member that is ahead: send your state.
+    Want,
+    /// The state, for one that lacks it.
+    State(Box<Snapshot>),
+    /// What was lacking is there.
+    Synced,
+    /// Compute these shards of the step that begins with the state of `step`.
+    Work {
+        /// Steps that are done.
+        step: u64,
+        /// Which.
+        shards: Range<usize>,
+    },
+    /// Leave shards from `end` on to another one, but for those that are begun.
+    Trim {
+        /// As in `Work`.
+        step: u64,
+        /// The first one to leave.
+        end: usize,
+    },
+    /// What is left to another one begins here.
+    Trimmed {
+        /// As in `Work`.
+        step: u64,
+        /// The first one that is not computed.
+        end: usize,
+    },
+    /// The sum of some shards.
+    Part {
+        /// As in `Work`.
+        step: u64,
+        /// First shard.
+        start: usize,
+        /// Shards.
+        size: usize,
+        /// Mean time of a shard, in microseconds.
+        pace_us: u64,
+        /// Their sum.
+        #[serde(skip)]
+        values: Vec<f32>,
+    },
+    /// What was computed for an earlier step is thrown away: free again.
+    Idle,
+    /// The sum of all shards, which leads to the state of `step`.
+    Commit {
+        /// Steps that are then done.
+        step: u64,
+        /// The sum.
+        #[serde(skip)]
+        total: Arc<Vec<f32>>,
+    },
+    /// A sign of life, and the step of the newest checkpoint.
+    Ping(Option<u64>),
+    /// The answer.
+    Pong,
+    /// To the leader: all are to stop.
+    Stop,
+    /// The sender leaves, and takes this one for the leader.
+    Leave(Option<Rank>),
+    /// From the leader: the end, and the step of the newest checkpoint.
+    End(Outcome, Option<u64>),
+}
+
+impl Message {
+    /// The sum of some shards.
+    pub fn part(step: u64, partial: Partial, pace_us: u64) -> Message {
+        let Partial { start, size, values } = partial;
+        Message::Part { step, start, size, pace_us, values }
+    }
+
+    /// The vectors that follow the rest.
+    pub fn vectors(&self) -> Vec<&[f32]> {
+        match self {
+            Message::State(snapshot) => snapshot.values.iter().map(Vec::as_slice).collect(),
+            Message::Part { values, .. } => vec![values],
+            Message::Commit { total, .. } => vec![total],
+            _ => Vec::new(),
+        }
+    }
+
+    /// Puts the vectors in that followed the rest.
+    ///
+    /// # Errors
+    /// Where it has no place for so many.
+    pub fn fill(&mut self, mut vectors: Vec<Vec<f32>>) -> Result<(), String> {
+        match (self, vectors.len()) {
+            (Message::State(snapshot), _) => snapshot.values = vectors,
+            (Message::Part { values, .. }, 1) => *values = vectors.remove(0),
+            (Message::Commit { total, .. }, 1) => *total = Arc::new(vectors.remove(0)),
+            (Message::Part { .. } | Message::Commit { .. }, 0) => {
+                return Err("a sum without its vector".into());
+            }
+            (_, 0) => (),
+            (_, count) => return Err(format!("{count} vectors with a message that has none")),
+        }
+        Ok(())
+    }
+}

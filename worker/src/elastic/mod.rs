@@ -1,0 +1,534 @@
+//! Training with members that come and go, as a state machine: who leads, who computes what, who has which state.
+//!
+//! Facts go in as [`Event`]s with the time, what is to be done comes out as [`Action`]s. Nothing here opens a socket, reads a
+//! clock or computes a gradient; the trainer's threads and the tests' simulated network drive the same code.
+//!
+//! A step is a pure function of the state before it: V shards, their sum in a fixed tree, one update. Therefore nobody
+//! needs to agree on anything: who repeats a step gets the same bits, and two leaders at a time only waste heat. The
+//! longest-serving member that answers leads ([`lead`]); the others follow it ([`follow`]); one that is suspected in vain goes
+//! on as a follower of its successor.
+
+mod follow;
+mod lead;
+mod message;
+mod quota;
+mod round;
+mod work;
+
+pub use message::{Agreement, Identity, Message, Outcome, Rank, Snapshot};
+pub use round::Block;
+
+use crate::shards::Partial;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Name and version of the protocol.
+pub const PROTOCOL: &str = "aquifer-elastic-1";
+
+/// How often a leader gives a sign of life.
+const PING: Duration = Duration::from_millis(300);
+/// A leader that was silent for so long is taken for dead, and a member is given no more shards.
+const SILENCE: Duration = Duration::from_secs(2);
+/// A member that was silent for so long is let go.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a member that did not answer is passed over.
+const AVOID: Duration = Duration::from_secs(10);
+/// How long to wait before another try.
+const RETRY: Duration = Duration::from_millis(50);
+/// How long a new leader that has the state waits for the others.
+const REGROUP: Duration = Duration::from_millis(500);
+/// How long the first leader waits for members that may come later as well.
+const GATHER: Duration = Duration::from_secs(10);
+
+/// A connection, by a number that is never used twice.
+pub type Link = u64;
+
+/// One of those who take part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its number.
+    pub rank: Rank,
+    /// Where it listens, for people.
+    pub address: String,
+}
+
+/// What a node is told once.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Who it is.
+    pub identity: Identity,
+    /// Shards of a step.
+    pub shards: usize,
+    /// Steps in all.
+    pub steps: u64,
+    /// Steps between two checkpoints; `None` where none are written.
+    pub checkpoint_every: Option<u64>,
+    /// Shards that it computes at the same time.
+    pub lanes: usize,
+    /// All members have to be there from the first step to the last.
+    pub is_fixed: bool,
+    /// How long it waits for others at the start.
+    pub join: Duration,
+    /// How long a fixed group bears a silent member.
+    pub peer: Duration,
+}
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum Event {
+    /// Who takes part now, the longest-serving first.
+    Members(Vec<Member>),
+    /// The connection that was asked for stands.
+    Dialed(Link),
+    /// It does not, because.
+    NotDialed(String),
+    /// Somebody connects.
+    Accepted(Link),
+    /// A connection has ended, because.
+    Closed(Link, String),
+    /// A message came.
+    Got(Link, Message),
+    /// Part of a message came.
+    Alive(Link),
+    /// Shards are computed: their sums, each with its loss behind it, and the time all of them took.
+    Computed(u64, Vec<Partial>, Duration),
+    /// The state that was to be loaded or installed is there, of this step.
+    Ready(u64),
+    /// The checkpoint of this step is on disk.
+    Saved(u64),
+    /// This process is asked to end: the whole training, or only this member.
+    Stop {
+        /// The others go on.
+        alone: bool,
+    },
+    /// What was asked for cannot be done.
+    Failed(String),
+    /// Time has passed.
+    Tick,
+}
+
+/// Something to do, in order.
+#[derive(Debug, PartialEq)]
+pub enum Action {
+    /// Connect to a member; one at a time, and the last one counts.
+    Dial(Rank),
+    /// End a connection, after what was sent.
+    Close(Link),
+    /// Send a message.
+    Send(Link, Message),
+    /// Send the state as a [`Message::State`], as it is after all updates so far.
+    SendState(Link),
+    /// Load the state: of the newest checkpoint, or a fresh one.
+    Load,
+    /// Take this state.
+    Install(Box<Snapshot>),
+    /// Update the state with the sum of all shards, to become that of `step`.
+    Apply {
+        /// Steps that are then done.
+        step: u64,
+        /// The sum.
+        total: Arc<Vec<f32>>,
+    },
+    /// Compute shards, with the state of `step`.
+    Compute {
+        /// Steps that are done.
+        step: u64,
+        /// Which, at most [`Settings::lanes`].
+        shards: Range<usize>,
+        /// Vectors to use, of any content and length, at most as many as shards.
+        buffers: Vec<Vec<f32>>,
+    },
+    /// Write a checkpoint of the state after all updates so far.
+    Save(u64),
+    /// End.
+    Exit(Outcome),
+}
+
+/// What a node does at present.
+enum Role {
+    /// It looks for a leader.
+    Seek(Seek),
+    Follow(follow::Follow),
+    Lead(Box<lead::Lead>),
+    /// It has ended.
+    Over,
+}
+
+#[derive(Default)]
+struct Seek {
+    since: Duration,
+    /// Whom it asks, and how far it has come.
+    target: Option<Rank>,
+    link: Option<Link>,
+    /// When to try the next one.
+    retry: Duration,
+    /// The last answer.
+    said: String,
+}
+
+/// A member of a training.
+pub struct Node {
+    settings: Settings,
+    now: Duration,
+    members: Vec<Member>,
+    /// Those that did not answer, and until when they are passed over.
+    away: BTreeMap<Rank, Duration>,
+    /// Steps of the state that it has after all actions so far.
+    step: Option<u64>,
+    /// What led to the state, for one who is a step behind.
+    last: Option<Arc<Vec<f32>>>,
+    saved: Option<u64>,
+    stop: Option<bool>,
+    work: work::Work,
+    /// Connections that have not said who they are, and since when.
+    strangers: BTreeMap<Link, Duration>,
+    role: Role,
+    actions: Vec<Action>,
+}
+
+impl Node {
+    /// A member that has no state yet.
+    pub fn new(settings: Settings) -> Node {
+        Node {
+            settings,
+            now: Duration::ZERO,
+            members: Vec::new(),
+            away: BTreeMap::new(),
+            step: None,
+            last: None,
+            saved: None,
+            stop: None,
+            work: work::Work::default(),
+            strangers: BTreeMap::new(),
+            role: Role::Seek(Seek::default()),
+            actions: Vec::new(),
+        }
+    }
+
+    /// Steps of the state that it has after all actions so far.
+    pub fn step(&self) -> Option<u64> {
+        self.step
+    }
+
+    /// Whether it leads.
+    pub fn leads(&self) -> bool {
+        matches!(self.role, Role::Lead(_))
+    }
+
+    /// Who works with it as far as it knows, itself included: all where it leads, else itself and the leader.
+    pub fn group(&self) -> usize {
+        match &self.role {
+            Role::Lead(lead) => 1 + lead.active(),
+            Role::Follow(_) => 2,
+            Role::Seek(_) | Role::Over => 1,
+        }
+    }
+
+    /// Step of the newest checkpoint that it knows of.
+    pub fn saved(&self) -> Option<u64> {
+        self.saved
+    }
+
+    /// Handles one event at a time, `now` since any fixed moment, and returns what is to be done.
+    pub fn handle(&mut self, now: Duration, event: Event) -> Vec<Action> {
+        self.now = now.max(self.now);
+        match event {
+            Event::Members(members) => self.members = members,
+            Event::Stop { alone } => self.on_stop(alone),
+            Event::Failed(reason) => self.fail(reason),
+            Event::Computed(step, sums, took) => {
+                for message in self.work.computed(step, sums, took) {
+                    self.tell_leader(message);
+                }
+            }
+            Event::Ready(step) => {
+                self.step.get_or_insert(step);
+                match &self.role {
+                    Role::Follow(_) => self.tell_leader(Message::Synced),
+                    _ => self.admit_all(),
+                }
+            }
+            Event::Saved(step) => {
+                self.saved = self.saved.max(Some(step));
+                self.conclude();
+            }
+            Event::Accepted(link) => _ = self.strangers.insert(link, self.now),
+            Event::Got(link, Message::Hello(who, step)) => self.on_hello(link, who, step),
+            Event::Dialed(_) | Event::NotDialed(_) => self.seek_event(event),
+            Event::Closed(link, reason) => {
+                self.strangers.remove(&link);
+                match &self.role {
+                    Role::Seek(_) => self.seek_event(Event::Closed(link, reason)),
+                    Role::Follow(_) => self.follow_event(Event::Closed(link, reason)),
+                    Role::Lead(_) => self.lead_event(Event::Closed(link, reason)),
+                    Role::Over => (),
+                }
+            }
+            Event::Got(..) | Event::Alive(_) => match &self.role {
+                Role::Seek(_) => self.seek_event(event),
+                Role::Follow(_) => self.follow_event(event),
+                Role::Lead(_) => self.lead_event(event),
+                Role::Over => (),
+            },
+            Event::Tick => (),
+        }
+        self.go_on();
+        std::mem::take(&mut self.actions)
+    }
+
+    /// What time, or the event before, allows.
+    fn go_on(&mut self) {
+        let late = |since: &Duration| *since + 2 * SILENCE <= self.now;
+        let mute: Vec<Link> =
+            self.strangers.iter().filter(|(_, since)| late(since)).map(|it| *it.0).collect();
+        for link in mute {
+            self.strangers.remove(&link);
+            self.send_action(Action::Close(link));
+        }
+        match &self.role {
+            Role::Seek(_) => self.seek(),
+            Role::Follow(_) => self.watch_leader(),
+            Role::Lead(_) => self.lead(),
+            Role::Over => (),
+        }
+        if let Some((step, shards)) = self.work.next(self.settings.lanes) {
+            let buffers = shards.clone().map_while(|_| self.spare()).collect();
+            self.send_action(Action::Compute { step, shards, buffers });
+        }
+    }
+
+    fn spare(&mut self) -> Option<Vec<f32>> {
+        self.work.spare().or_else(|| match &mut self.role {
+            Role::Lead(lead) => lead.round.spare(),
+            _ => None,
+        })
+    }
+
+    fn send_action(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+
+    fn send(&mut self, link: Link, message: Message) {
+        self.send_action(Action::Send(link, message));
+    }
+
+    fn me(&self) -> Rank {
+        self.settings.identity.rank
+    }
+
+    fn is_member(&self, rank: Rank) -> bool {
+        self.members.iter().any(|member| member.rank == rank)
+    }
+
+    fn is_away(&self, rank: Rank) -> bool {
+        self.away.get(&rank).is_some_and(|until| self.now < *until)
+    }
+
+    fn avoid(&mut self, rank: Rank) {
+        self.away.insert(rank, self.now + AVOID);
+    }
+
+    /// The longest-serving member that answers.
+    fn first(&self) -> Option<Rank> {
+        let first = self.members.iter().find(|member| self.settings.is_fixed || !self.is_away(member.rank));
+        first.map(|member| member.rank)
+    }
+
+    fn on_hello(&mut self, link: Link, who: Identity, step: Option<u64>) {
+        if self.strangers.remove(&link).is_none() {
+            return;
+        }
+        let answer = match (self.refusal(&who), &self.role) {
+            (Some(refusal), _) => refusal,
+            (None, Role::Lead(lead)) if !lead.is_ending() => return self.welcome(link, who.rank, step),
+            (None, Role::Follow(follow)) => Message::Follow(follow.leader),
+            _ => Message::Refuse { reason: format!("rank {} does not lead", self.me()), for_now: true },
+        };
+        self.send(link, answer);
+        self.send_action(Action::Close(link));
+    }
+
+    /// Why another one does not belong to this training, if so.
+    fn refusal(&self, other: &Identity) -> Option<Message> {
+        let own = &self.settings.identity;
+        let refuse = |for_now, reason| Some(Message::Refuse { reason, for_now });
+        if other.protocol != own.protocol {
+            return refuse(false, format!("it speaks {}, this group {}", other.protocol, own.protocol));
+        }
+        if other.job != own.job {
+            return refuse(true, format!("it belongs to {}, this group to {}", other.job, own.job));
+        }
+        if other.attempt != own.attempt {
+            let what = format!("attempt {} of {}", other.attempt, own.job);
+            let reason = format!("it belongs to {what}, this group to attempt {}", own.attempt);
+            return refuse(own.attempt < other.attempt, reason);
+        }
+        for ((name, ours), (_, theirs)) in own.agreement.iter().zip(&other.agreement) {
+            if ours != theirs {
+                return refuse(false, format!("its {name} is {theirs}, rank {} has {ours}", own.rank));
+            }
+        }
+        if other.rank == own.rank || !self.is_member(other.rank) {
+            return refuse(true, format!("rank {} takes no part", other.rank));
+        }
+        None
+    }
+
+    fn on_stop(&mut self, alone: bool) {
+        self.stop = Some(alone);
+        match (&self.role, alone) {
+            (Role::Seek(_), _) => self.exit(Outcome::Stopped),
+            (Role::Follow(follow), false) => {
+                let link = follow.link;
+                self.send(link, Message::Stop);
+            }
+            (Role::Follow(follow), true) => {
+                let link = follow.link;
+                self.send(link, Message::Leave(None));
+                self.exit(Outcome::Stopped);
+            }
+            (Role::Lead(_), _) | (Role::Over, _) => (),
+        }
+    }
+
+    fn exit(&mut self, outcome: Outcome) {
+        self.role = Role::Over;
+        self.send_action(Action::Exit(outcome));
+    }
+
+    /// This member cannot go on. Nor can the others of a fixed group; else they may still be able to.
+    fn fail(&mut self, reason: String) {
+        let all = Outcome::Failed(format!("rank {} failed: {reason}", self.me()));
+        match &self.role {
+            Role::Lead(_) if self.settings.is_fixed => self.end(all),
+            Role::Follow(follow) if self.settings.is_fixed => {
+                let link = follow.link;
+                self.send(link, Message::End(all, None));
+                self.exit(Outcome::Failed(reason));
+            }
+            Role::Over => (),
+            _ => self.exit(Outcome::Failed(reason)),
+        }
+    }
+
+    /// Sends a message to whoever leads, which may be this member.
+    fn tell_leader(&mut self, message: Message) {
+        match &self.role {
+            Role::Lead(_) => self.on_member(self.me(), message),
+            Role::Follow(follow) => {
+                let link = follow.link;
+                self.send(link, message);
+            }
+            Role::Seek(_) | Role::Over => (),
+        }
+    }
+
+    fn begin_seeking(&mut self, target: Option<Rank>) {
+        self.work.drop();
+        self.role = Role::Seek(Seek { since: self.now, target, ..Seek::default() });
+        if let Some(target) = target {
+            self.send_action(Action::Dial(target));
+        }
+    }
+
+    /// Looks for the next one to ask, and leads if that is this member.
+    fn seek(&mut self) {
+        let Role::Seek(seek) = &self.role else { return };
+        if self.now < seek.retry || self.members.is_empty() {
+            return;
+        }
+        match (seek.target, seek.link) {
+            (Some(target), Some(link)) => {
+                self.send_action(Action::Close(link));
+                return self.try_next(target, "no answer".into());
+            }
+            (Some(_), None) => return,
+            (None, _) => (),
+        }
+        let join = self.settings.join;
+        if seek.since + join <= self.now && !seek.said.is_empty() {
+            let (first, said) = (&self.members[0], &seek.said);
+            let who = format!("rank {} at {}", first.rank, first.address);
+            let reason = format!("rank {} waited {} s for {who}: {said}", self.me(), join.as_secs());
+            return self.exit(Outcome::Failed(reason));
+        }
+        let first = match (self.first(), self.step) {
+            (Some(first), _) => first,
+            // Nobody answers whom it could get a state from: all are asked again.
+            (None, _) => {
+                self.away.clear();
+                self.members[0].rank
+            }
+        };
+        let leads = first == self.me() && (self.step.is_some() || self.members[0].rank == first);
+        if leads {
+            return self.take_the_lead();
+        }
+        let first = if first == self.me() { self.members[0].rank } else { first };
+        let Role::Seek(seek) = &mut self.role else { unreachable!("seen above") };
+        seek.target = Some(first);
+        self.send_action(Action::Dial(first));
+    }
+
+    fn seek_event(&mut self, event: Event) {
+        let me = self.settings.identity.clone();
+        let (now, step) = (self.now, self.step);
+        let Role::Seek(seek) = &mut self.role else {
+            if let Event::Dialed(link) = event {
+                self.send_action(Action::Close(link));
+            }
+            return;
+        };
+        let Some(target) = seek.target else { return };
+        match event {
+            Event::Dialed(link) => {
+                (seek.link, seek.retry) = (Some(link), now + SILENCE);
+                self.send(link, Message::Hello(me, step));
+            }
+            Event::NotDialed(reason) => self.try_next(target, reason),
+            Event::Closed(link, reason) if seek.link == Some(link) => self.try_next(target, reason),
+            Event::Got(link, message) if seek.link == Some(link) => match message {
+                Message::Welcome => {
+                    self.away.remove(&target);
+                    self.role = Role::Follow(follow::Follow::new(link, target, now));
+                    if self.stop == Some(false) {
+                        self.send(link, Message::Stop);
+                    }
+                }
+                Message::Follow(leader) if leader != me.rank => {
+                    self.send_action(Action::Close(link));
+                    let Role::Seek(seek) = &mut self.role else { unreachable!("seen above") };
+                    (seek.target, seek.link) = (Some(leader), None);
+                    self.send_action(Action::Dial(leader));
+                }
+                Message::Refuse { reason, for_now: false } => {
+                    let reason = format!("rank {target} refused rank {}: {reason}", me.rank);
+                    self.exit(Outcome::Failed(reason));
+                }
+                Message::Refuse { reason, .. } => {
+                    self.send_action(Action::Close(link));
+                    // One that was passed over may be there by now.
+                    self.away.clear();
+                    let Role::Seek(seek) = &mut self.role else { unreachable!("seen above") };
+                    (seek.target, seek.link, seek.retry, seek.said) = (None, None, now + RETRY, reason);
+                }
+                _ => {
+                    self.send_action(Action::Close(link));
+                    self.try_next(target, "it said something else than expected".into());
+                }
+            },
+            Event::Got(link, _) => self.send_action(Action::Close(link)),
+            _ => (),
+        }
+    }
+
+    /// The one that was asked does not answer.
+    fn try_next(&mut self, target: Rank, reason: String) {
+        self.avoid(target);
+        let now = self.now;
+        let Role::Seek(seek) = &mut self.role else { return };
+        (seek.target, seek.link, seek.retry, seek.said) = (None, None, now + RETRY, reason);
+    }
+}

@@ -1,0 +1,216 @@
+//! One step as its leader sees it: which shards are there, who has which, and which nobody has.
+
+use super::message::Rank;
+use crate::shards::{Partial, ShardSum};
+use std::ops::Range;
+use std::time::Duration;
+
+/// The shards of a step. Each that is missing is in a block, or free.
+pub struct Round {
+    shards: usize,
+    /// Whether a shard is in the sum.
+    there: Vec<bool>,
+    left: usize,
+    sum: ShardSum,
+    blocks: Vec<Block>,
+    /// Shards that nobody has, or of somebody who is late with them.
+    free: Vec<Range<usize>>,
+}
+
+/// Shards that a member was given.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// The member.
+    pub owner: Rank,
+    /// What it has not sent yet.
+    pub shards: Range<usize>,
+    /// When it was given them.
+    pub since: Duration,
+    /// It was asked to leave some of them.
+    trimming: bool,
+    /// They may be given to another one as well.
+    late: bool,
+}
+
+impl Round {
+    /// Of a step with so many shards.
+    pub fn new(shards: usize) -> Round {
+        let (there, sum) = (vec![false; shards], ShardSum::default());
+        Round { shards, there, left: shards, sum, blocks: Vec::new(), free: Vec::new() }
+    }
+
+    /// Begins the next step.
+    pub fn clear(&mut self) {
+        self.there.fill(false);
+        self.left = self.shards;
+        self.sum.clear();
+        self.blocks.clear();
+        self.free.clear();
+    }
+
+    /// Notes that a member has shards now.
+    pub fn give(&mut self, owner: Rank, shards: Range<usize>, since: Duration) {
+        self.blocks.push(Block { owner, shards, since, trimming: false, late: false });
+    }
+
+    /// Blocks that are not done.
+    pub fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    /// Whether a member has something to do.
+    pub fn is_busy(&self, rank: Rank) -> bool {
+        self.blocks.iter().any(|block| block.owner == rank)
+    }
+
+    /// Takes a sum from a member, unless some of it is there already: then another one has the rest of it. Returns
+    /// whether the step is complete.
+    pub fn put(&mut self, owner: Rank, node: Partial) -> bool {
+        let shards = node.start..node.start + node.size;
+        for block in &mut self.blocks {
+            if block.owner == owner && block.shards.start == shards.start {
+                block.shards.start = shards.end.min(block.shards.end);
+            }
+        }
+        self.blocks.retain(|block| !block.shards.is_empty());
+        if self.there[shards.clone()].iter().any(|there| *there) {
+            self.sum.recycle(node.values);
+            return false;
+        }
+        self.there[shards].fill(true);
+        self.left -= node.size;
+        self.sum.insert(node);
+        self.left == 0
+    }
+
+    /// The sum of all shards of a complete step.
+    pub fn total(&mut self) -> Vec<f32> {
+        self.sum.total(self.shards)
+    }
+
+    /// A vector that is needed no more, if there is one.
+    pub fn spare(&mut self) -> Option<Vec<f32>> {
+        self.sum.spare()
+    }
+
+    /// A member is gone: its shards are free.
+    pub fn lose(&mut self, owner: Rank) {
+        for block in self.blocks.extract_if(.., |block| block.owner == owner) {
+            if !block.late {
+                self.free.push(block.shards);
+            }
+        }
+    }
+
+    /// A member is late: its shards are free for others as well.
+    pub fn doubt(&mut self, owner: Rank) {
+        for block in self.blocks.iter_mut().filter(|block| block.owner == owner && !block.late) {
+            block.late = true;
+            self.free.push(block.shards.clone());
+        }
+    }
+
+    /// Free neighbours, at most `most` of them, which are not there yet.
+    pub fn take_free(&mut self, most: usize) -> Option<Range<usize>> {
+        loop {
+            let range = self.free.last_mut()?;
+            while range.start < range.end && self.there[range.start] {
+                range.start += 1;
+            }
+            let missing = self.there[range.clone()].iter().take_while(|there| !**there).count();
+            let taken = range.start..range.start + missing.min(most);
+            range.start = taken.end;
+            if range.start == range.end {
+                self.free.pop();
+            }
+            if !taken.is_empty() {
+                return Some(taken);
+            }
+        }
+    }
+
+    /// Shards that are free.
+    pub fn count_free(&self) -> usize {
+        self.free.iter().cloned().flatten().filter(|shard| !self.there[*shard]).count()
+    }
+
+    /// Whom an idle member with this `pace` (seconds a shard) should relieve, and of the shards from where on: of those
+    /// from whom it would then have the last shards sooner, the last one to be done. `pace_of` knows the others'.
+    pub fn steal(
+        &mut self,
+        now: Duration,
+        pace: f64,
+        pace_of: impl Fn(Rank) -> Option<f64>,
+    ) -> Option<(Rank, usize)> {
+        let remaining = |block: &Block| {
+            let theirs = pace_of(block.owner)?;
+            let begun = (now.saturating_sub(block.since).as_secs_f64() / theirs).floor() as usize + 1;
+            let left = block.shards.len().saturating_sub(begun);
+            Some((left, left as f64 * theirs, theirs))
+        };
+        let open = self.blocks.iter_mut().filter(|block| !block.trimming && !block.late);
+        let open = open.filter_map(|block| Some((remaining(block)?, block)));
+        let ((left, time, theirs), block) = open.max_by(|a, b| a.0.1.total_cmp(&b.0.1))?;
+        let take = (left as f64 * theirs / (theirs + pace)).round() as usize;
+        if take == 0 || time <= take as f64 * pace {
+            return None;
+        }
+        block.trimming = true;
+        Some((block.owner, block.shards.end - take))
+    }
+
+    /// A member leaves its shards from `end` on.
+    pub fn trimmed(&mut self, owner: Rank, end: usize) {
+        let is_it = |block: &&mut Block| block.owner == owner && block.trimming;
+        if let Some(block) = self.blocks.iter_mut().find(is_it) {
+            block.trimming = false;
+            let left = end.clamp(block.shards.start, block.shards.end)..block.shards.end;
+            block.shards.end = left.start;
+            if !left.is_empty() && !block.late {
+                self.free.push(left);
+            }
+        }
+        self.blocks.retain(|block| !block.shards.is_empty());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(start: usize, size: usize) -> Partial {
+        Partial { start, size, values: vec![(start..start + size).map(|it| it as f32).sum()] }
+    }
+
+    #[test]
+    fn a_late_member_and_its_stand_ins_give_each_shard_once() {
+        let mut round = Round::new(8);
+        round.give(1, 0..4, Duration::ZERO);
+        round.give(2, 4..8, Duration::ZERO);
+        assert!(!round.put(1, node(0, 4)));
+        round.doubt(2);
+        assert_eq!((round.count_free(), round.take_free(2)), (4, Some(4..6)));
+        round.give(1, 4..6, Duration::ZERO);
+        assert!(!round.put(1, node(4, 2)));
+        // The late one is there at last, with what is there already: the rest is still free.
+        assert!(!round.put(2, node(4, 4)));
+        assert_eq!((round.take_free(9), round.take_free(9)), (Some(6..8), None));
+        assert!(round.put(1, node(6, 2)));
+        assert_eq!(round.total(), [28.0]);
+    }
+
+    #[test]
+    fn an_idle_member_takes_so_much_that_both_end_together() {
+        let mut round = Round::new(8);
+        round.give(1, 0..8, Duration::ZERO);
+        let steal = |round: &mut Round, at, pace| round.steal(Duration::from_secs(at), pace, |_| Some(1.0));
+        // Of the seven that are not begun, half.
+        assert_eq!(steal(&mut round, 0, 1.0), Some((1, 4)));
+        assert_eq!(steal(&mut round, 0, 1.0), None, "one at a time");
+        round.trimmed(1, 5);
+        assert_eq!(round.take_free(9), Some(5..8));
+        // A slow one would not have even one of them sooner.
+        assert_eq!(steal(&mut round, 3, 9.0), None);
+        assert_eq!(steal(&mut round, 3, 0.5), Some((1, 4)));
+    }
+}

@@ -1,0 +1,317 @@
+//! The thread that holds the state of a training: it computes shards, applies sums, and hands the state to whoever needs it.
+//!
+//! Orders are carried out one after the other, so each sees the state that the ones before it have left. The state is shared:
+//! who sends or writes it has it as it was, and the next update copies it only then.
+
+use super::{BETA1, BETA2, EPS, Input, StepReport, learning_rate};
+use crate::checkpoint::{CheckpointDir, CheckpointError, Record, Settings, TrainingState, load_model};
+use crate::data::Dataset;
+use crate::elastic::{Event, Link, Snapshot};
+use crate::error::WorkerError;
+use crate::kernels::{AdamW, Cpu, Kernels, Precision};
+use crate::model::training::{Sample, Workspace};
+use crate::model::{Layout, Model, ModelConfig};
+use crate::safetensors::Weights;
+use crate::shards::Partial;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::time::Instant;
+
+/// What the engine is to do, in order.
+pub enum Order {
+    /// Load the newest checkpoint, or begin.
+    Load,
+    /// Take this state.
+    Install(Box<Snapshot>),
+    /// Update the state with the sum of all shards.
+    Apply(u64, Arc<Vec<f32>>),
+    /// Compute shards with the state of a step, into vectors of any content.
+    Compute(u64, Range<usize>, Vec<Vec<f32>>),
+    /// Give the state to a member.
+    Share(Link),
+    /// Write a checkpoint.
+    Save,
+}
+
+/// What a training is of.
+pub struct Plan {
+    /// Of the steps.
+    pub settings: Settings,
+    /// Of the model.
+    pub config: ModelConfig,
+    /// Its directory, where it is not a preset.
+    pub model: Option<PathBuf>,
+    /// What it learns.
+    pub data: Arc<Dataset>,
+    /// Where checkpoints are, and how many are kept.
+    pub checkpoints: Option<(PathBuf, usize)>,
+    /// Threads of this worker.
+    pub threads: usize,
+    /// Shards that are computed at the same time, at most as many as threads.
+    pub lanes: usize,
+}
+
+/// Starts the engine; it ends when its orders do, and waits for the last checkpoint.
+pub fn start(plan: Plan, inputs: Sender<Input>) -> (Sender<Order>, std::thread::JoinHandle<()>) {
+    let (sender, orders) = channel();
+    let handle = std::thread::spawn(move || Engine::new(plan, inputs).run(orders));
+    (sender, handle)
+}
+
+struct Engine {
+    plan: Plan,
+    state: Option<Arc<TrainingState>>,
+    /// One shard at a time is computed on each of these.
+    desks: Vec<Desk>,
+    /// All threads, for what is left when the shards are summed.
+    kernels: Cpu,
+    gradient: Vec<f32>,
+    saver: Option<SyncSender<Arc<TrainingState>>>,
+    saving: Option<std::thread::JoinHandle<()>>,
+    inputs: Sender<Input>,
+}
+
+/// Where one shard is computed.
+struct Desk {
+    workspace: Workspace,
+    kernels: Cpu,
+}
+
+impl Engine {
+    fn new(plan: Plan, inputs: Sender<Input>) -> Engine {
+        let kernels = |threads| Cpu::with_precision(threads, plan.settings.precision);
+        let each = (plan.threads / plan.lanes).max(1);
+        let desk = |_| Desk { workspace: Workspace::default(), kernels: kernels(each) };
+        let (desks, kernels) = ((0..plan.lanes).map(desk).collect(), kernels(plan.threads));
+        let (state, saver, saving) = (None, None, None);
+        Engine { plan, state, desks, kernels, gradient: Vec::new(), saver, saving, inputs }
+    }
+
+    fn run(mut self, orders: Receiver<Order>) {
+        for order in orders {
+            if let Err(error) = self.obey(order) {
+                self.tell(Input::Failed(error));
+                break;
+            }
+        }
+        self.saver = None;
+        if let Some(saving) = self.saving.take() {
+            _ = saving.join();
+        }
+    }
+
+    /// Nobody may listen any more.
+    fn tell(&self, input: Input) {
+        _ = self.inputs.send(input);
+    }
+
+    fn obey(&mut self, order: Order) -> Result<(), WorkerError> {
+        match order {
+            Order::Load => {
+                let state = Arc::new(self.load()?);
+                self.begin(state);
+            }
+            Order::Install(snapshot) => {
+                let state = Arc::new(self.state_of(*snapshot)?);
+                self.begin(state);
+            }
+            Order::Apply(step, total) => {
+                let report = self.apply(step, &total)?;
+                self.tell(Input::Step(report));
+            }
+            Order::Compute(step, shards, buffers) => {
+                let start = Instant::now();
+                let sums = self.compute(step, shards, buffers);
+                self.tell(Input::Event(Event::Computed(step, sums, start.elapsed())));
+            }
+            Order::Share(link) => self.tell(Input::State(link, Arc::clone(self.state()))),
+            Order::Save => {
+                let state = Arc::clone(self.state());
+                self.save(state)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> &Arc<TrainingState> {
+        self.state.as_ref().expect("loaded or installed before it is used")
+    }
+
+    fn begin(&mut self, state: Arc<TrainingState>) {
+        let step = state.record.step;
+        self.tell(Input::Began(state.record.clone(), state.model.layout.len));
+        self.state = Some(state);
+        self.tell(Input::Event(Event::Ready(step)));
+    }
+
+    /// The newest checkpoint, or the state before the first step.
+    fn load(&mut self) -> Result<TrainingState, WorkerError> {
+        let found = match self.open()? {
+            None => None,
+            Some(directory) => {
+                let Plan { settings, config, .. } = &self.plan;
+                let (state, skipped) = directory.load_newest(settings, config)?;
+                skipped.into_iter().for_each(|sentence| self.tell(Input::Line(sentence)));
+                if let Some(state) = &state {
+                    self.tell(Input::Event(Event::Saved(state.record.step)));
+                }
+                state
+            }
+        };
+        let Plan { data, settings, .. } = &self.plan;
+        let mut state = match found {
+            Some(state) => {
+                if (state.record.data_tokens, state.record.data_crc32) != (data.len(), data.digest) {
+                    self.tell(Input::Line("the data has changed since the checkpoint was written".into()));
+                }
+                state
+            }
+            None => self.fresh()?,
+        };
+        state.record.settings = settings.clone();
+        (state.record.data_tokens, state.record.data_crc32) = (data.len(), data.digest);
+        Ok(state)
+    }
+
+    fn open(&self) -> Result<Option<CheckpointDir>, CheckpointError> {
+        let Some((path, keep)) = &self.plan.checkpoints else { return Ok(None) };
+        let mut directory = CheckpointDir::open(path, *keep)?;
+        if let Some(model) = &self.plan.model {
+            directory.take_along(model)?;
+        }
+        Ok(Some(directory))
+    }
+
+    /// The state before the first step.
+    fn fresh(&self) -> Result<TrainingState, WorkerError> {
+        let Plan { settings, config, data, .. } = &self.plan;
+        let model = match self.plan.model.as_deref().filter(|path| Weights::are_in(path)) {
+            Some(path) => load_model(path, Precision::F32)?,
+            None => Model::new(config.clone(), settings.seed),
+        };
+        let (first, second) = (vec![0.0; model.layout.len], vec![0.0; model.layout.len]);
+        let record = Record {
+            step: 0,
+            tokens_seen: 0,
+            loss: 0.0,
+            settings: settings.clone(),
+            data_tokens: data.len(),
+            data_crc32: data.digest,
+            files: Default::default(),
+        };
+        Ok(TrainingState { model, first, second, record })
+    }
+
+    /// The state that another member has sent.
+    fn state_of(&self, snapshot: Snapshot) -> Result<TrainingState, WorkerError> {
+        let bad = |reason: &str| WorkerError::Group(format!("the state that came is not one: {reason}"));
+        let record = serde_json::from_str(&snapshot.record).map_err(|error| bad(&error.to_string()))?;
+        let config = self.plan.config.clone();
+        let len = Layout::new(&config).len;
+        match <[Vec<f32>; 3]>::try_from(snapshot.values) {
+            Ok([parameters, first, second])
+                if [&parameters, &first, &second].iter().all(|values| values.len() == len) =>
+            {
+                let model = Model::with_parameters(config, parameters);
+                Ok(TrainingState { model, first, second, record })
+            }
+            _ => Err(bad("its vectors have another length")),
+        }
+    }
+
+    /// The sums of single shards, each with its loss behind it.
+    fn compute(&mut self, step: u64, shards: Range<usize>, mut buffers: Vec<Vec<f32>>) -> Vec<Partial> {
+        let state = self.state.as_deref().expect("loaded or installed before it is used");
+        if state.record.step != step {
+            // Overtaken: nobody needs it.
+            return Vec::new();
+        }
+        let Settings { seed, batch, micro_batch, context, .. } = self.plan.settings;
+        let (model, data) = (&state.model, &*self.plan.data);
+        let len = model.layout.len + 1;
+        buffers.resize_with(shards.len(), Vec::new);
+        let compute = |shard: usize, desk: &mut Desk, buffer: &mut Vec<f32>| {
+            buffer.clear();
+            buffer.resize(len, 0.0);
+            let first = step * batch as u64 + (shard * micro_batch) as u64;
+            let (mut tokens, mut targets) = (Vec::new(), Vec::new());
+            for number in first..first + micro_batch as u64 {
+                let (more, next) = data.sample(seed, number, context);
+                tokens.extend(more);
+                targets.extend(next);
+            }
+            let sample = Sample { tokens: &tokens, targets: &targets, length: context };
+            let (loss, gradient) = buffer.split_last_mut().expect("the loss stands last");
+            *loss = model.loss_and_gradient(&desk.kernels, &mut desk.workspace, gradient, sample);
+        };
+        std::thread::scope(|scope| {
+            let mut work = shards.clone().zip(&mut self.desks).zip(&mut buffers);
+            let own = work.next();
+            for ((shard, desk), buffer) in work {
+                let compute = &compute;
+                scope.spawn(move || compute(shard, desk, buffer));
+            }
+            if let Some(((shard, desk), buffer)) = own {
+                compute(shard, desk, buffer);
+            }
+        });
+        shards.zip(buffers).map(|(start, values)| Partial { start, size: 1, values }).collect()
+    }
+
+    /// The update of a step: its gradient is the mean of those of the shards, as long as allowed.
+    fn apply(&mut self, step: u64, total: &[f32]) -> Result<StepReport, WorkerError> {
+        let Plan { settings, .. } = &self.plan;
+        let shards = (settings.batch / settings.micro_batch) as f32;
+        let state = Arc::make_mut(self.state.as_mut().expect("loaded or installed before it is used"));
+        let (Some((loss, sum)), true) = (total.split_last(), total.len() == state.model.layout.len + 1)
+        else {
+            return Err(WorkerError::Group("the sum of a step has another length".into()));
+        };
+        assert_eq!(state.record.step + 1, step, "updates come in order");
+        let loss = loss / shards;
+        if !loss.is_finite() {
+            return Err(WorkerError::Diverged { step, loss });
+        }
+        let gradient_norm = self.kernels.sum_of_squares(sum).sqrt() as f32 / shards;
+        let shorten = if settings.clip < gradient_norm { settings.clip / gradient_norm } else { 1.0 };
+        self.gradient.clear();
+        self.gradient.extend(sum.iter().map(|value| value * (shorten / shards)));
+        let learning_rate = learning_rate(settings, step - 1);
+        let TrainingState { model, first, second, record } = state;
+        for tensor in &model.layout.tensors {
+            // Norms are not matrices: pulling them to zero would only fight the layer behind them.
+            let weight_decay = if tensor.shape.len() == 1 { 0.0 } else { settings.weight_decay };
+            let update =
+                AdamW { learning_rate, beta1: BETA1, beta2: BETA2, eps: EPS, weight_decay, update: step };
+            let (first, second) = (tensor.span.of_mut(first), tensor.span.of_mut(second));
+            let parameters = tensor.span.of_mut(&mut model.parameters);
+            self.kernels.adamw(parameters, first, second, tensor.span.of(&self.gradient), &update);
+        }
+        (record.step, record.loss) = (step, loss);
+        record.tokens_seen += (settings.batch * settings.context) as u64;
+        Ok(StepReport { step, loss, gradient_norm, learning_rate })
+    }
+
+    /// Hands the state to the thread that writes checkpoints. If that is behind by more than one, this one waits.
+    fn save(&mut self, state: Arc<TrainingState>) -> Result<(), WorkerError> {
+        if self.saver.is_none() {
+            let Some(directory) = self.open()? else { return Ok(()) };
+            let (sender, states) = sync_channel::<Arc<TrainingState>>(1);
+            let inputs = self.inputs.clone();
+            self.saving = Some(std::thread::spawn(move || {
+                for state in states {
+                    let input = match directory.save(&state) {
+                        Ok(()) => Input::Event(Event::Saved(state.record.step)),
+                        Err(error) => Input::Failed(error.into()),
+                    };
+                    _ = inputs.send(input);
+                }
+            }));
+            self.saver = Some(sender);
+        }
+        let saver = self.saver.as_ref().expect("just made");
+        saver.send(state).map_err(|_| WorkerError::Group("no checkpoints can be written any more".into()))
+    }
+}
