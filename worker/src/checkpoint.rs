@@ -371,7 +371,8 @@ fn read_record(directory: &Path) -> Result<Record, CheckpointError> {
 fn is_whole(directory: &Path) -> bool {
     let files = read_record(directory).map(|record| record.files).unwrap_or_default();
     let is_whole = |name, written| open_checked(&directory.join(name), Some(written)).is_ok();
-    !files.is_empty() && files.iter().all(|(name, written)| is_whole(name, written))
+    let has_shape = ModelConfig::load(directory).is_ok();
+    has_shape && !files.is_empty() && files.iter().all(|(name, written)| is_whole(name, written))
 }
 
 fn open_checked(path: &Path, expected: Option<&Written>) -> Result<Safetensors, CheckpointError> {

@@ -17,6 +17,9 @@ pub(super) struct Lead {
     source: Option<Link>,
     own_pace: Option<f64>,
     pinged: Duration,
+    /// The last one that was asked whether it leads as well, and when.
+    probed: (Option<Rank>, Duration),
+    probe: Option<Link>,
     ending: Option<Ending>,
 }
 
@@ -87,6 +90,8 @@ impl Node {
             source: None,
             own_pace: None,
             pinged: self.now,
+            probed: (None, self.now),
+            probe: None,
             ending: None,
         };
         if self.step.is_none() {
@@ -162,6 +167,10 @@ impl Node {
         let now = self.now;
         let Role::Lead(lead) = &mut self.role else { return };
         match event {
+            Event::Dialed(_) | Event::NotDialed(_) => self.probe_event(event),
+            Event::Got(link, _) | Event::Closed(link, _) if lead.probe == Some(link) => {
+                self.probe_event(event);
+            }
             Event::Alive(link) => {
                 if let Some(peer) = lead.peers.get_mut(&link) {
                     peer.heard = now;
@@ -208,6 +217,12 @@ impl Node {
             if self.step.is_none_or(|own| own < snapshot.step) {
                 lead.running = false;
                 lead.round.clear();
+                // Who had the same state as this one is behind now.
+                for peer in lead.peers.values_mut() {
+                    if matches!(peer.phase, Phase::Active | Phase::Syncing) {
+                        peer.phase = Phase::Unknown(self.step);
+                    }
+                }
                 self.work.drop();
                 self.install(snapshot);
             }
@@ -326,6 +341,7 @@ impl Node {
             links.into_iter().for_each(|link| self.send(link, Message::Ping(saved)));
         }
         self.judge_the_silent();
+        self.probe();
         let Role::Lead(lead) = &mut self.role else { return };
         if lead.ending.is_some() {
             return;
@@ -333,6 +349,50 @@ impl Node {
         match lead.running {
             true => self.keep_busy(now),
             false => self.begin_step(),
+        }
+    }
+
+    /// Asks a member that does not follow, and serves for less long, whether it leads as well: of two leaders the one that
+    /// would have led from the start gives way.
+    fn probe(&mut self) {
+        let (now, me) = (self.now, self.me());
+        let Role::Lead(lead) = &mut self.role else { return };
+        if !lead.took_over || now < lead.probed.1 + PROBE {
+            return;
+        }
+        lead.probed.1 = now;
+        let juniors = self.members.iter().skip_while(|it| it.rank != me).skip(1).map(|it| it.rank);
+        let strays: Vec<Rank> = juniors.filter(|rank| lead.link_of(*rank).is_none()).collect();
+        let after = strays.iter().position(|rank| Some(*rank) == lead.probed.0).map_or(0, |at| at + 1);
+        let next = strays.get(after).or(strays.first()).copied();
+        lead.probed.0 = next;
+        let old = lead.probe.take();
+        self.actions.extend(old.map(Action::Close));
+        self.actions.extend(next.map(Action::Dial));
+    }
+
+    fn probe_event(&mut self, event: Event) {
+        let (now, identity, step) = (self.now, self.settings.identity.clone(), self.step);
+        let Role::Lead(lead) = &mut self.role else { return };
+        match (event, lead.probed.0) {
+            (Event::Dialed(link), _) => {
+                lead.probe = Some(link);
+                self.send(link, Message::Hello(identity, step));
+            }
+            (Event::Got(link, Message::Welcome), Some(other)) => {
+                let peers: Vec<Link> = lead.peers.keys().copied().collect();
+                peers.into_iter().for_each(|peer| self.send_action(Action::Close(peer)));
+                self.work.drop();
+                self.role = Role::Follow(follow::Follow::new(link, other, now));
+                if self.stop == Some(false) {
+                    self.send(link, Message::Stop);
+                }
+            }
+            (Event::Got(link, _), _) => {
+                lead.probe = None;
+                self.send_action(Action::Close(link));
+            }
+            _ => lead.probe = None,
         }
     }
 

@@ -33,6 +33,8 @@ const PING: Duration = Duration::from_millis(300);
 const SILENCE: Duration = Duration::from_secs(2);
 /// A member that was silent for so long is let go.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How often a leader looks for another one.
+const PROBE: Duration = Duration::from_secs(3);
 /// How long a member that did not answer is passed over.
 const AVOID: Duration = Duration::from_secs(10);
 /// How long to wait before another try.
@@ -239,6 +241,10 @@ impl Node {
             Event::Stop { alone } => self.on_stop(alone),
             Event::Failed(reason) => self.fail(reason),
             Event::Computed(step, sums, took) => {
+                if sums.is_empty() {
+                    // The engine has another state than it was to compute with.
+                    self.work.drop();
+                }
                 for message in self.work.computed(step, sums, took) {
                     self.tell_leader(message);
                 }
@@ -256,6 +262,7 @@ impl Node {
             }
             Event::Accepted(link) => _ = self.strangers.insert(link, self.now),
             Event::Got(link, Message::Hello(who, step)) => self.on_hello(link, who, step),
+            Event::Dialed(_) | Event::NotDialed(_) if self.leads() => self.lead_event(event),
             Event::Dialed(_) | Event::NotDialed(_) => self.seek_event(event),
             Event::Closed(link, reason) => {
                 self.strangers.remove(&link);

@@ -26,7 +26,7 @@ pub struct Block {
     pub shards: Range<usize>,
     /// When it was given them.
     pub since: Duration,
-    /// It was asked to leave some of them.
+    /// It was asked to leave some of them, and has not answered, or could not.
     trimming: bool,
     /// They may be given to another one as well.
     late: bool,
@@ -163,9 +163,10 @@ impl Round {
     pub fn trimmed(&mut self, owner: Rank, end: usize) {
         let is_it = |block: &&mut Block| block.owner == owner && block.trimming;
         if let Some(block) = self.blocks.iter_mut().find(is_it) {
-            block.trimming = false;
             let left = end.clamp(block.shards.start, block.shards.end)..block.shards.end;
             block.shards.end = left.start;
+            // One that has begun all of its shards need not be asked again.
+            block.trimming = left.is_empty();
             if !left.is_empty() && !block.late {
                 self.free.push(left);
             }
