@@ -219,9 +219,11 @@ impl Node {
                 lead.round.clear();
                 // Who had the same state as this one is behind now.
                 for peer in lead.peers.values_mut() {
-                    if matches!(peer.phase, Phase::Active | Phase::Syncing) {
-                        peer.phase = Phase::Unknown(self.step);
-                    }
+                    peer.phase = match peer.phase {
+                        Phase::Active | Phase::Syncing => Phase::Unknown(self.step),
+                        Phase::Ahead(step) => Phase::Unknown(Some(step)),
+                        unknown => unknown,
+                    };
                 }
                 self.work.drop();
                 self.install(snapshot);
