@@ -166,19 +166,27 @@ impl Demo {
         let program = v1::role::Program::Train(options);
         let job = self.submit("demo-train", 2, devices, program).await?;
         let (mut killed, mut seen, mut losses) = (None, 0, Vec::new());
-        let mut resumed = false;
+        let mut replaced = false;
         loop {
             let view = self.job(job).await?;
-            let progress = view.ranks.first().and_then(|rank| rank.progress.clone()).unwrap_or_default();
+            let told = view.ranks.iter().filter_map(|rank| rank.progress.clone());
+            let progress = told.max_by_key(|progress| progress.step).unwrap_or_default();
             let step = progress.step.unwrap_or(0);
             self.show_progress(args, &view, &progress);
             if let Some(loss) = progress.loss.filter(|_| seen < step) {
                 losses.push((step, loss));
                 seen = step;
             }
-            if let Some((at, when)) = killed.filter(|_| !resumed && 1 < view.attempt && 0 < step) {
-                self.tell_resumed(&view, at, progress.checkpoint_step, Instant::now() - when);
-                resumed = true;
+            let newest = view.ranks.iter().max_by_key(|rank| rank.rank).filter(|newest| 1 < newest.rank);
+            if let Some((when, newest)) = killed.zip(newest).filter(|_| !replaced)
+                && newest.progress.as_ref().is_some_and(|progress| progress.step.is_some())
+            {
+                self.tell(&format!(
+                    "Rank {} has joined after {} and has the state; the other one went on, and no step is repeated.",
+                    newest.rank,
+                    duration(when.elapsed().as_millis() as u64),
+                ));
+                replaced = true;
             }
             match view.state() {
                 v1::JobState::Succeeded => break,
@@ -187,12 +195,13 @@ impl Demo {
                 }
                 _ => (),
             }
-            let saved = progress.checkpoint_step.is_some_and(|saved| 0 < saved);
-            // Between two checkpoints, so that there is something to repeat.
-            if killed.is_none() && saved && args.steps / 2 + every / 2 <= step {
-                let pid = self.kill_rank(job, &view, 1)?;
-                killed = Some((step, Instant::now()));
-                self.say(&format!("Killed rank 1 (process {pid}) with SIGKILL at step {step}."));
+            // The longest-serving one leads: the other one has to take over.
+            if killed.is_none() && args.steps / 2 <= step {
+                let pid = self.kill_rank(job, &view, 0)?;
+                killed = Some(Instant::now());
+                self.say(&format!(
+                    "Killed rank 0 (process {pid}), which leads, with SIGKILL at step {step}."
+                ));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -223,16 +232,6 @@ impl Demo {
             self.tell(&format!("step {step}/{}  {}", args.steps, text.trim_end()));
         }
         self.bar.set_message(text);
-    }
-
-    fn tell_resumed(&self, view: &v1::Job, killed_at: u64, checkpoint: Option<u64>, after: Duration) {
-        let from = checkpoint.unwrap_or(0).min(killed_at);
-        self.tell(&format!(
-            "Attempt {} goes on from the checkpoint of step {from} after {}: {} steps are repeated, nothing else.",
-            view.attempt,
-            duration(after.as_millis() as u64),
-            killed_at - from,
-        ));
     }
 
     /// Kills a rank's process as a crash would: its process id stands in its run directory.

@@ -598,7 +598,11 @@ impl From<&v1::Job> for Job {
             lost_device_ms: wire.lost_device_ms,
             checkpoint_dir: wire.checkpoint_dir.clone(),
             class: wire.class.clone(),
-            progress: workers.iter().find_map(|worker| worker.progress.clone()),
+            // Who has just joined is behind.
+            progress: workers
+                .iter()
+                .filter_map(|worker| worker.progress.clone())
+                .reduce(|best, other| if best.step < other.step { other } else { best }),
             workers,
             spec: None,
         }

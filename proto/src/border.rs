@@ -95,6 +95,7 @@ pub fn job_spec(wire: &v1::JobSpec) -> Checked<JobSpec> {
         Some(ms) => Some(in_range("time_limit_ms", clamp(ms), 1, YEAR_MS as i64)? as u64),
         None => None,
     };
+    let all_train = roles.iter().all(|role| matches!(role.program, Program::Train(_)));
     let mut spec = JobSpec {
         name: if name.is_empty() { text("name", &default_name, usize::MAX)? } else { name },
         user: text("user", &wire.user, 128)?,
@@ -113,6 +114,7 @@ pub fn job_spec(wire: &v1::JobSpec) -> Checked<JobSpec> {
         reservation: wire.reservation.as_ref().map(|it| self::name("reservation", it)).transpose()?,
         topology: wire.topology.as_ref().map(topology).transpose()?.unwrap_or_default(),
         restart: match v1::Restart::try_from(wire.restart) {
+            Ok(v1::Restart::Unspecified) if all_train => Restart::Rank,
             Ok(v1::Restart::Unspecified | v1::Restart::Gang) => Restart::Gang,
             Ok(v1::Restart::Rank) => Restart::Rank,
             Err(_) => {
@@ -122,11 +124,6 @@ pub fn job_spec(wire: &v1::JobSpec) -> Checked<JobSpec> {
         },
     };
     spec.restart = spec.restarts();
-    let trains = |role: &Role| matches!(role.program, Program::Train(_));
-    if spec.restart == Restart::Rank && spec.roles.iter().any(trains) {
-        let allowed = "expected gang for the bundled trainer: its ranks start and stop together";
-        return Err(Invalid::new("restart", "rank", allowed));
-    }
     if let Some((require, role)) = spec.contradiction() {
         let at = spec.roles.iter().position(|other| other == role).expect("a role of the job");
         let apart = role.standing.apart.as_ref().map(|level| format!("{:?}", level.to_string()));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 /// Who this worker is and what it was given.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Contract {
-    /// `RANK`: this worker's number in its group, from 0.
+    /// `RANK`: this worker's number in its group, from 0; where members come and go, any number.
     pub rank: usize,
     /// `WORLD_SIZE`: workers in the group.
     pub world_size: usize,
@@ -70,14 +70,18 @@ impl Contract {
         };
         let world_size = number("WORLD_SIZE", 1, 1, 1 << 20)?;
         let local_world_size = number("LOCAL_WORLD_SIZE", 1, 1, world_size)?;
+        let run_dir = text("AQUIFER_RUN_DIR").map(PathBuf::from);
+        // Where members come and go, their numbers are not those of places.
+        let changes = run_dir.as_ref().is_some_and(|dir| dir.join("members.json").exists());
+        let most = if changes { u64::from(u32::MAX) } else { world_size - 1 };
         Ok(Contract {
-            rank: number("RANK", 0, 0, world_size - 1)? as usize,
+            rank: number("RANK", 0, 0, most)? as usize,
             world_size: world_size as usize,
             local_rank: number("LOCAL_RANK", 0, 0, local_world_size - 1)? as usize,
             local_world_size: local_world_size as usize,
             master_addr: text("MASTER_ADDR").unwrap_or_else(|| "127.0.0.1".into()),
             master_port: number("MASTER_PORT", 29_500, 1, 65_535)? as u16,
-            run_dir: text("AQUIFER_RUN_DIR").map(PathBuf::from),
+            run_dir,
             job: text("AQUIFER_JOB").unwrap_or_else(|| "by-hand".into()),
             attempt: number("AQUIFER_ATTEMPT", 1, 0, u64::MAX)?,
             threads: threads(text("AQUIFER_CPUS"))?,
