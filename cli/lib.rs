@@ -18,6 +18,7 @@ pub mod job;
 pub mod job_file;
 pub mod jobs;
 pub mod logs;
+pub mod metrics;
 pub mod nodes;
 pub mod output;
 pub mod plan;

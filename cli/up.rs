@@ -75,6 +75,7 @@ async fn run_both(args: &Args, global: &Global) -> Result<(), Failure> {
         ..server::Args::default()
     };
     let of_server = of_server.resolve(global)?;
+    server::observe(&of_server).await?;
     let source = server::source(&of_server)?;
     let (ready, address) = oneshot::channel();
     let (stop_server, server_stopped) = oneshot::channel::<()>();
