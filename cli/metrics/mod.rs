@@ -54,6 +54,16 @@ impl Observed for aquifer_scheduler::metrics::Metrics {
     }
 }
 
+impl Observed for aquifer_agent::metrics::Metrics {
+    async fn text(&self) -> Arc<str> {
+        self.text().await.into()
+    }
+
+    async fn readiness(&self) -> Result<(), String> {
+        self.readiness().await
+    }
+}
+
 /// An address that is listened on.
 pub struct Listener {
     socket: TcpListener,
