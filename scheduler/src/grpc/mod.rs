@@ -27,7 +27,7 @@ use crate::metrics::Metrics;
 use crate::runtime::Runtime;
 use crate::store::{Store, StoreError};
 use switch::Switch;
-pub(crate) use view::{STATE_WORDS, state_word};
+pub(crate) use view::{STATE_WORDS, state_at};
 
 /// Bytes of a client's message, at most.
 const MAX_CLIENT_MESSAGE: usize = 4 << 20;

@@ -28,9 +28,9 @@ pub fn job_state(job: &Job) -> v1::JobState {
 pub const STATE_WORDS: [&str; 8] =
     ["pending", "starting", "running", "stopping", "succeeded", "failed", "cancelled", "timed-out"];
 
-/// State of a job in one word, of [`STATE_WORDS`].
-pub fn state_word(job: &Job) -> &'static str {
-    STATE_WORDS[match job_state(job) {
+/// State of a job, as a place in [`STATE_WORDS`].
+pub fn state_at(job: &Job) -> usize {
+    match job_state(job) {
         v1::JobState::Unspecified | v1::JobState::Pending => 0,
         v1::JobState::Starting => 1,
         v1::JobState::Running => 2,
@@ -39,7 +39,7 @@ pub fn state_word(job: &Job) -> &'static str {
         v1::JobState::Failed => 5,
         v1::JobState::Cancelled => 6,
         v1::JobState::TimedOut => 7,
-    }]
+    }
 }
 
 /// A job; `reason` says why it waits, if it does.

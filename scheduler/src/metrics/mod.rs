@@ -125,3 +125,59 @@ impl Metrics {
         TextEncoder::new().encode_to_string(&families).expect("every family has numbers")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use aquifer_core::Policy;
+    use aquifer_core::plan::Order;
+    use aquifer_proto::store::Row;
+
+    use super::*;
+    use crate::store::{Contents, Memory, Store, StoreError};
+
+    /// A store that confirms when it is told to.
+    struct Slow {
+        store: Memory,
+        confirm: mpsc::Receiver<()>,
+    }
+
+    impl Store for Slow {
+        fn contents(&mut self) -> Result<Contents, StoreError> {
+            self.store.contents()
+        }
+
+        fn begin_term(&mut self) -> Result<u64, StoreError> {
+            self.store.begin_term()
+        }
+
+        fn commit(&mut self, rows: &[Row]) -> Result<(), StoreError> {
+            _ = self.confirm.recv(); // Without a sender, at once.
+            self.store.commit(rows)
+        }
+
+        fn replace(&mut self, contents: &Contents) -> Result<(), StoreError> {
+            self.store.replace(contents)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_scheduler_is_ready_while_it_leads_and_its_store_confirms() {
+        let metrics = Metrics::default();
+        assert_eq!(metrics.readiness().await, Err(NotReady::StandsBy));
+        assert!(metrics.text().await.contains("\naquifer_leader 0\n"));
+        let (confirms, confirm) = mpsc::channel();
+        let store = Slow { store: Memory::default(), confirm };
+        let started =
+            Runtime::start(Policy::new(Order::FairShare), String::new(), Box::new(store), metrics.meters());
+        metrics.lead(started.expect("a store").0);
+        assert_eq!(metrics.readiness().await, Err(NotReady::Stuck));
+        let text = metrics.read().await;
+        assert!(text.contains("\naquifer_leader 1\n"), "what can be told is told: {text}");
+        assert!(!text.contains("\naquifer_jobs{"), "the pool cannot be read");
+        drop(confirms);
+        assert_eq!(metrics.readiness().await, Ok(()));
+        assert!(metrics.read().await.contains("\naquifer_jobs{"));
+    }
+}

@@ -7,7 +7,7 @@ use aquifer_core::nodes::Node;
 use aquifer_core::*;
 
 use super::page::Page;
-use crate::grpc::state_word;
+use crate::grpc::{STATE_WORDS, state_at};
 use crate::runtime::Shared;
 
 /// Queues and models of devices that are told apart, at most; the others are summed.
@@ -33,7 +33,8 @@ pub struct Tally {
 /// Of one queue's own jobs.
 #[derive(Clone, Default)]
 struct OfQueue {
-    jobs: BTreeMap<&'static str, u64>,
+    /// By state.
+    jobs: [u64; STATE_WORDS.len()],
     oldest_pending_ms: u64,
     device_ms: u64,
     lost_device_ms: u64,
@@ -103,15 +104,22 @@ fn jobs(cluster: &Cluster, shared: &Shared, tally: &mut Tally) -> BTreeMap<Name,
     tally.open.extend((tally.seen + 1..=jobs.len()).map(JobId));
     tally.seen = jobs.len();
     let mut open: BTreeMap<Name, OfQueue> = BTreeMap::new();
-    let ended = &mut tally.ended;
+    // Many in a row are of one queue.
+    let mut row: (Name, OfQueue) = (cluster::DEFAULT_QUEUE.into(), OfQueue::default());
     tally.open.retain(|id| {
         let job = jobs.get(*id).expect("identities have no gaps");
-        let has_ended = matches!(job.phase, Phase::Done(_));
-        let queues = if has_ended { &mut *ended } else { &mut open };
-        let queue = queues.entry(job.spec.queue.clone()).or_default();
-        add(queue, cluster, shared, job);
-        !has_ended
+        if matches!(job.phase, Phase::Done(_)) {
+            add(tally.ended.entry(job.spec.queue.clone()).or_default(), cluster, shared, job);
+            return false;
+        }
+        if row.0 != job.spec.queue {
+            let (queue, part) = std::mem::replace(&mut row, (job.spec.queue.clone(), OfQueue::default()));
+            open.entry(queue).or_default().merge(part);
+        }
+        add(&mut row.1, cluster, shared, job);
+        true
     });
+    open.entry(row.0).or_default().merge(row.1);
     let mut sum: BTreeMap<Name, OfQueue> = BTreeMap::new();
     // Queues without jobs are there as well, so that their numbers begin at zero.
     let all = cluster.queues().iter().map(|queue| (queue.name.clone(), OfQueue::default()));
@@ -122,7 +130,7 @@ fn jobs(cluster: &Cluster, shared: &Shared, tally: &mut Tally) -> BTreeMap<Name,
 }
 
 fn add(queue: &mut OfQueue, cluster: &Cluster, shared: &Shared, job: &Job) {
-    *queue.jobs.entry(state_word(job)).or_default() += 1;
+    queue.jobs[state_at(job)] += 1;
     let held_ms = job.placed.filter(|_| !job.ranks.is_empty()).map_or(0, |at| cluster.now().since(at));
     queue.device_ms += job.usage.device_ms + job.devices_held_milli() * held_ms / 1000;
     queue.lost_device_ms += job.usage.lost_device_ms;
@@ -138,8 +146,8 @@ fn add(queue: &mut OfQueue, cluster: &Cluster, shared: &Shared, job: &Job) {
 
 impl OfQueue {
     fn merge(&mut self, other: OfQueue) {
-        for (state, jobs) in other.jobs {
-            *self.jobs.entry(state).or_default() += jobs;
+        for (state, jobs) in self.jobs.iter_mut().zip(other.jobs) {
+            *state += jobs;
         }
         self.oldest_pending_ms = self.oldest_pending_ms.max(other.oldest_pending_ms);
         self.device_ms += other.device_ms;
@@ -228,8 +236,7 @@ impl Snapshot {
             queues.entry(name).or_default().merge(of_queue.clone());
         }
         let states = queues.iter().flat_map(|(queue, it)| {
-            let count = |state| it.jobs.get(state).copied().unwrap_or(0) as f64;
-            crate::grpc::STATE_WORDS.into_iter().map(move |state| ([*queue, state], count(state)))
+            STATE_WORDS.into_iter().zip(it.jobs).map(|(state, jobs)| ([*queue, state], jobs as f64))
         });
         page.gauges(
             ("jobs", "Jobs, by queue and state; also those that have ended", ["queue", "state"]),
