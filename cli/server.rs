@@ -178,7 +178,9 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
     let source = source(&resolved)?;
     let ready = |address: SocketAddr| {
         write_out(format!("listening on {address}\n").as_bytes());
-        metrics.map(|address| write_out(format!("metrics on {address}\n").as_bytes()));
+        if let Some(address) = metrics {
+            write_out(format!("metrics on {address}\n").as_bytes());
+        }
     };
     let served = serve(resolved.config, source, ready, settings::stop_signal());
     let served = runtime.block_on(served).map_err(failure);

@@ -4,30 +4,18 @@ mod pool;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use aquifer_proto::v1;
 use flate2::read::GzDecoder;
-use pool::{Pool, command, devices, free_ports, program, shell, start, until};
+use pool::{Pool, ask, command, devices, free_ports, program, shell, start, until};
 use serde_json::Value;
 use v1::JobState::Running;
 
 const TWO_FAST: &str =
     "[[device]]\nvendor = \"nvidia\"\nmodel = \"h200-141gb\"\nmemory_gib = 141\ncount = 2\nspeed = 2.5\n";
-
-/// Asks a daemon; returns the status and the body.
-fn ask(port: u16, request: &str, headers: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
-    let head = format!("{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
-    stream.write_all(head.as_bytes()).expect("it reads");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("text");
-    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
-    (head[9..12].parse().expect("a status"), body.to_string())
-}
 
 /// Numbers by name and labels, as they are written.
 fn scrape(port: u16) -> BTreeMap<String, f64> {

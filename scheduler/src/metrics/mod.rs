@@ -68,7 +68,8 @@ impl Metrics {
         &self.0.registry
     }
 
-    pub(crate) fn meters(&self) -> Meters {
+    /// What the loop and the sessions count with.
+    pub fn meters(&self) -> Meters {
         self.0.meters.clone()
     }
 
