@@ -1,16 +1,19 @@
 //! `aquifer agent`: the daemon of a node.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use aquifer_agent::device::measured::MeasureChoice;
 use aquifer_agent::device::{DeviceChoice, Roots};
+use aquifer_agent::metrics::Metrics;
 use aquifer_agent::{AgentConfig, Retention};
 use aquifer_core::Ports;
 
 use crate::client::Global;
-use crate::output::Failure;
+use crate::metrics::{self, Listener};
+use crate::output::{Failure, write_out};
 use crate::server::{absolute, log_format};
 use crate::settings::{self, Settings};
 use crate::units::{parse_milli, parse_size};
@@ -75,6 +78,9 @@ pub struct Args {
     /// Size up to which the directories of ended runs are kept. Default: 10GiB
     #[arg(long, env = "AQUIFER_KEEP_SIZE", value_name = "SIZE")]
     pub keep_size: Option<String>,
+    /// Address on which operators read `/metrics`, `/healthz` and `/readyz`; beyond loopback a token is needed. Default: off
+    #[arg(long, env = "AQUIFER_METRICS", value_name = "ADDRESS:PORT")]
+    pub metrics: Option<String>,
     /// Log as `text` or `json`, to standard error. Default: text
     #[arg(long, env = "AQUIFER_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -87,6 +93,8 @@ pub struct Args {
 pub struct Resolved {
     /// Of the agent.
     pub config: AgentConfig,
+    /// Where operators read it.
+    pub metrics: Option<SocketAddr>,
     /// `text` or `json`.
     pub log_format: String,
     /// A filter.
@@ -141,13 +149,15 @@ impl Args {
             },
             measure: settings.take("measure", self.measure.as_ref(), "auto", str::parse::<MeasureChoice>)?,
             token: None,
+            metrics: Metrics::default(),
         };
+        let metrics = settings.take_optional("metrics", self.metrics.as_ref(), metrics::address)?;
         let log_format = settings.take("log-format", self.log_format.as_ref(), "text", log_format)?;
         let log_level = settings.take("log-level", self.log_level.as_ref(), "info", text)?;
         let file = settings.take_optional("token-file", None, |text| Ok(PathBuf::from(text)))?;
         settings.finish()?;
         let token = settings::token(global.token_file.as_deref().or(file.as_deref()))?;
-        Ok(Resolved { config: AgentConfig { token, ..config }, log_format, log_level })
+        Ok(Resolved { config: AgentConfig { token, ..config }, metrics, log_format, log_level })
     }
 }
 
@@ -158,6 +168,12 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
     // One thread: what the agent does is little, and half of it would be to wake the other one.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::refused(format!("cannot start: {error}"), ""))?;
+    metrics::enter_process(resolved.config.metrics.registry());
+    if let Some(address) = resolved.metrics {
+        let listener = runtime.block_on(Listener::bind(address, resolved.config.token.as_deref()))?;
+        write_out(format!("metrics on {}\n", listener.address()).as_bytes());
+        runtime.spawn(listener.serve(resolved.config.metrics.clone()));
+    }
     let ran = runtime.block_on(aquifer_agent::run(resolved.config, settings::stop_signal()));
     runtime.shutdown_timeout(Duration::from_secs(1));
     ran.map_err(|error| Failure::refused(error.to_string(), "See `aquifer agent --help`."))

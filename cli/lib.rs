@@ -8,6 +8,7 @@ pub mod bench;
 pub mod cancel;
 pub mod client;
 pub mod completions;
+pub mod debug;
 pub mod demo;
 pub mod devices;
 pub mod doctor;
@@ -18,6 +19,7 @@ pub mod job;
 pub mod job_file;
 pub mod jobs;
 pub mod logs;
+pub mod metrics;
 pub mod nodes;
 pub mod output;
 pub mod plan;
@@ -81,6 +83,8 @@ pub enum Command {
     Watch(watch::Args),
     #[command(subcommand)]
     Store(store::Command),
+    #[command(subcommand)]
+    Debug(debug::Command),
     Devices(devices::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -124,6 +128,7 @@ pub fn run(command: Command, global: &Global, cli: clap::Command) -> Result<Exit
             Command::Reservations(_) => reservations::list(session).await,
             Command::Unreserve(args) => reservations::unreserve(args, session).await,
             Command::Usage(args) => usage::run(args, session).await,
+            Command::Debug(command) => debug::run(command, global, session).await,
             Command::Watch(args) => watch::run(args, session).await,
             Command::Store(_)
             | Command::Devices(_)

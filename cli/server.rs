@@ -8,9 +8,11 @@ use aquifer_core::Policy;
 use aquifer_core::plan::Order;
 use aquifer_scheduler::grpc::{ServerConfig, ServerError, serve};
 use aquifer_scheduler::leader::Source;
+use aquifer_scheduler::metrics::Metrics;
 use aquifer_scheduler::store::{Address, Embedded, EtcdAddress, StoreError};
 
 use crate::client::Global;
+use crate::metrics::{self, Listener};
 use crate::output::{Failure, write_out};
 use crate::settings::{self, Settings};
 use crate::units::parse_duration;
@@ -31,6 +33,9 @@ pub struct Args {
     /// Address to listen on; beyond loopback a token is needed. Default: 127.0.0.1:7700
     #[arg(long, env = "AQUIFER_LISTEN", value_name = "ADDRESS:PORT")]
     pub listen: Option<String>,
+    /// Address on which operators read `/metrics`, `/healthz` and `/readyz`; beyond loopback a token is needed. Default: off
+    #[arg(long, env = "AQUIFER_METRICS", value_name = "ADDRESS:PORT")]
+    pub metrics: Option<String>,
     /// Directory for the store. Default: the user's data directory
     #[arg(long, env = "AQUIFER_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<String>,
@@ -90,6 +95,8 @@ pub struct Args {
 pub struct Resolved {
     /// Of the server.
     pub config: ServerConfig,
+    /// Where operators read it.
+    pub metrics: Option<SocketAddr>,
     /// Where the pool is kept.
     pub store: Address,
     /// URL under which it is reached when it leads.
@@ -112,8 +119,9 @@ impl Args {
         let data_dir = settings::data_dir().join("server").display().to_string();
         let data_dir = settings.take("data-dir", self.data_dir.as_ref(), &data_dir, absolute)?;
         let checkpoints = data_dir.join("checkpoints").display().to_string();
-        let listen = |text: &str| text.parse().map_err(|_| "expected an address and a port".to_string());
-        let listen: SocketAddr = settings.take("listen", self.listen.as_ref(), "127.0.0.1:7700", listen)?;
+        let listen: SocketAddr =
+            settings.take("listen", self.listen.as_ref(), "127.0.0.1:7700", metrics::address)?;
+        let observed = settings.take_optional("metrics", self.metrics.as_ref(), metrics::address)?;
         let embedded = data_dir.join("store.redb").display().to_string();
         let store = settings.take("store", self.store.as_ref(), &embedded, str::parse::<Address>)?;
         let advertise = settings.take("advertise", self.advertise.as_ref(), &reached_at(listen), url)?;
@@ -154,8 +162,8 @@ impl Args {
         let token = settings::token(global.token_file.as_deref().or(file.as_deref()))?;
         let policy = Policy { order, lease, backoff, half_life, ageing, preemption, grow_after, rounds };
         let checkpoint_root = checkpoint_root.display().to_string();
-        let config = ServerConfig { listen, token, policy, checkpoint_root };
-        Ok(Resolved { config, store, advertise, leader_lease, log_format, log_level })
+        let config = ServerConfig { listen, token, policy, checkpoint_root, metrics: Metrics::default() };
+        Ok(Resolved { config, metrics: observed, store, advertise, leader_lease, log_format, log_level })
     }
 }
 
@@ -165,12 +173,33 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
     settings::start_logging(&resolved.log_format, &resolved.log_level)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::refused(format!("cannot start: {error}"), ""))?;
+    // Before the store, which may take a while to be read.
+    let metrics = runtime.block_on(observe(&resolved))?;
     let source = source(&resolved)?;
-    let ready = |address: SocketAddr| write_out(format!("listening on {address}\n").as_bytes());
+    let ready = |address: SocketAddr| {
+        write_out(format!("listening on {address}\n").as_bytes());
+        if let Some(address) = metrics {
+            write_out(format!("metrics on {address}\n").as_bytes());
+        }
+    };
     let served = serve(resolved.config, source, ready, settings::stop_signal());
     let served = runtime.block_on(served).map_err(failure);
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
+}
+
+/// Begins to answer operators, if that is wanted, and says where.
+///
+/// # Errors
+/// The address cannot be had, or would be open to everyone.
+pub async fn observe(resolved: &Resolved) -> Result<Option<SocketAddr>, Failure> {
+    let config = &resolved.config;
+    metrics::enter_process(config.metrics.registry());
+    let Some(address) = resolved.metrics else { return Ok(None) };
+    let listener = Listener::bind(address, config.token.as_deref()).await?;
+    let address = listener.address();
+    tokio::spawn(listener.serve(config.metrics.clone()));
+    Ok(Some(address))
 }
 
 /// What the scheduler gets its store from.

@@ -29,6 +29,9 @@ pub struct Args {
     /// Address to listen on; beyond loopback a token is needed. Default: 127.0.0.1:7700
     #[arg(long, env = "AQUIFER_LISTEN", value_name = "ADDRESS:PORT")]
     pub listen: Option<String>,
+    /// Address on which operators read `/metrics`, as for `aquifer server`. Default: off
+    #[arg(long, env = "AQUIFER_METRICS", value_name = "ADDRESS:PORT")]
+    pub metrics: Option<String>,
     /// Devices to offer, as for `aquifer agent`. Default: auto
     #[arg(long, env = "AQUIFER_DEVICES", value_name = "DEVICES")]
     pub devices: Option<String>,
@@ -69,12 +72,14 @@ async fn run_both(args: &Args, global: &Global) -> Result<(), Failure> {
     let data_dir = args.data_dir.clone().unwrap_or_else(settings::data_dir);
     let of_server = server::Args {
         listen: args.listen.clone(),
+        metrics: args.metrics.clone(),
         data_dir: Some(data_dir.join("server").display().to_string()),
         half_life: args.half_life.clone(),
         ageing: args.ageing.clone(),
         ..server::Args::default()
     };
     let of_server = of_server.resolve(global)?;
+    server::observe(&of_server).await?;
     let source = server::source(&of_server)?;
     let (ready, address) = oneshot::channel();
     let (stop_server, server_stopped) = oneshot::channel::<()>();

@@ -173,7 +173,7 @@ fn commands() -> Vec<Vec<String>> {
 }
 
 /// The long-running commands have tests of their own.
-const CLIENT: [&str; 24] = [
+const CLIENT: [&str; 25] = [
     "run",
     "submit",
     "jobs",
@@ -194,6 +194,7 @@ const CLIENT: [&str; 24] = [
     "usage",
     "watch",
     "store",
+    "debug",
     "devices",
     "doctor",
     "completions",
@@ -205,7 +206,7 @@ fn every_command_has_an_example_and_a_place_in_the_reference() {
     let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/cli.md")).unwrap();
     let commands: Vec<Vec<String>> =
         commands().into_iter().filter(|path| CLIENT.contains(&&path[0][..])).collect();
-    assert_eq!(commands.len(), CLIENT.len() + 7, "{commands:?}");
+    assert_eq!(commands.len(), CLIENT.len() + 8, "{commands:?}");
     let mut flags = 0;
     for path in commands {
         let mut arguments: Vec<&str> = path.iter().map(String::as_str).collect();

@@ -108,6 +108,10 @@ impl Pool for Peer {
         Ok(Response::new(job(if self.life == 1 { JobState::Running } else { JobState::Failed })))
     }
 
+    async fn status(&self, _: Request<StatusRequest>) -> Reply<StatusResponse> {
+        Err(Status::unimplemented(""))
+    }
+
     type BackupStream = Stream1<BackupPiece>;
     async fn backup(&self, _: Request<BackupRequest>) -> Reply<Self::BackupStream> {
         Err(Status::unimplemented(""))

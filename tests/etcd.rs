@@ -32,13 +32,16 @@ mod with_etcd {
     use v1::JobState::{Running, Succeeded};
 
     use crate::etcd_server::{EtcdServer, Wire};
-    use crate::pool::{Checks, Client, Pool, is_alive, is_lost, shell, until};
+    use crate::pool::{Checks, Client, Pool, ask, is_alive, is_lost, shell, until};
 
     /// After so long without a sign of life another scheduler leads.
     const LEASE: Duration = Duration::from_secs(3);
 
     fn schedulers(count: u16, etcd: &EtcdServer) -> Pool {
-        let pool = Pool::of_schedulers(count, &["--store", &etcd.url("pool"), "--lease", "2m"]);
+        let pool = Pool::of_schedulers(
+            count,
+            &["--store", &etcd.url("pool"), "--lease", "2m", "--metrics", "127.0.0.1:0"],
+        );
         pool.until_leader();
         pool
     }
@@ -207,6 +210,18 @@ mod with_etcd {
         assert_eq!(health(leader, "aquifer.v1.Pool"), "SERVING");
         assert_eq!(health(other, "aquifer.v1.Pool"), "NOT_SERVING");
         assert_eq!(health(other, ""), "SERVING", "the process itself is well");
+        for (at, leads) in [(leader, true), (other, false)] {
+            let port = until("its numbers", || {
+                let out = pool.server_at(at).out();
+                out.lines().find_map(|line| line.strip_prefix("metrics on 127.0.0.1:")?.parse().ok())
+            });
+            let (status, said) = ask(port, "GET /readyz", "");
+            assert_eq!(status, if leads { 200 } else { 503 }, "{said}");
+            assert!(leads || said.contains("stands by"), "{said}");
+            let (_, numbers) = ask(port, "GET /metrics", "");
+            assert!(numbers.contains(&format!("\naquifer_leader {}\n", u8::from(leads))), "{numbers}");
+            assert_eq!(numbers.contains("\naquifer_jobs{"), leads, "the pool's numbers are the leader's");
+        }
         // Commands find the leader whichever is named first, and from one that stands by alone.
         let (first, second) = (pool.url_of(other), pool.url_of(leader));
         for list in [format!("{first},{second}"), format!("{second},{first}"), first.clone()] {

@@ -1,5 +1,6 @@
 //! The daemon: one task that owns the protocol's state and the launcher, and goes from event to event.
 
+mod looked;
 mod measuring;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -23,6 +24,7 @@ use crate::device::watch::Watch;
 use crate::device::{Backends, DeviceChoice, DeviceError, Roots};
 use crate::host::Host;
 use crate::launcher::{Launcher, LauncherConfig, LauncherError, News, SupervisorCommand};
+use crate::metrics::Metrics;
 use crate::process;
 use crate::run_dir::{Retention, Status};
 use crate::session::{self, Incoming, Link};
@@ -68,6 +70,8 @@ pub struct AgentConfig {
     pub keep: Retention,
     /// Whether to measure devices.
     pub measure: MeasureChoice,
+    /// Where operators read it.
+    pub metrics: Metrics,
 }
 
 /// Why the agent ended.
@@ -100,6 +104,7 @@ pub enum AgentError {
 pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
     let (news_sender, mut news) = mpsc::channel(1024);
     let (incoming_sender, mut incoming) = mpsc::channel(64);
+    let mut questions = config.metrics.questions();
     let (mut daemon, link, hello) = Daemon::start(config, news_sender).await?;
     tokio::spawn(session::keep_up(link, hello, incoming_sender));
     let (refreshed_sender, mut refreshed) = mpsc::channel(1);
@@ -118,6 +123,7 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
                     daemon.on_news(more);
                 }
             }
+            Some(question) = questions.recv() => drop(question.send(daemon.seen())), // The asker may have left.
             Some(backends) = refreshed.recv() => daemon.on_refreshed(backends),
             Some(measured) = measured.recv() => {
                 daemon.on_measured(measured);
@@ -303,6 +309,7 @@ impl Daemon {
                 self.surroundings.checkpoint_root = welcome.checkpoint_root;
                 self.agent.on_session(self.lease);
                 self.no_session_because.clear();
+                self.config.metrics.on_session();
                 (self.scheduler, self.told_inventory, self.reporting) = (Some(scheduler), None, false);
                 tracing::info!(term = welcome.term, "session with the scheduler began");
             }

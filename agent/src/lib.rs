@@ -14,6 +14,7 @@ pub mod host;
 mod json;
 pub mod launcher;
 mod members;
+pub mod metrics;
 mod process;
 pub mod run_dir;
 mod session;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aquifer_core::jobs::Phase;
 use aquifer_core::*;
@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
 use crate::clock::Clock;
+use crate::metrics::{Hours, Meters};
 use crate::notes::Notes;
 use crate::store::{Store, StoreError};
 
@@ -60,6 +61,10 @@ pub struct Shared {
     pub checkpoint_root: String,
     /// What happened.
     pub notes: Notes,
+    /// What is counted.
+    pub meters: Meters,
+    /// Time of devices.
+    hours: Mutex<Hours>,
     /// Sessions by the name of their node.
     sessions: Mutex<BTreeMap<Name, Arc<Session>>>,
     /// What workers last told of themselves. Soft state: never stored.
@@ -94,6 +99,7 @@ impl Runtime {
         policy: Policy,
         checkpoint_root: String,
         mut store: Box<dyn Store>,
+        meters: Meters,
     ) -> Result<(Runtime, oneshot::Receiver<StoreError>), StoreError> {
         let clock = Clock::start();
         let opened = store.open_term()?;
@@ -108,6 +114,8 @@ impl Runtime {
         let shared = Arc::new(Shared {
             checkpoint_root,
             notes: Notes::of_term(opened.term),
+            meters,
+            hours: Mutex::new(Hours::of(&cluster)),
             sessions: Mutex::default(),
             progress: Mutex::default(),
         });
@@ -139,14 +147,22 @@ impl Runtime {
         self.inputs.send(input).await.map_err(|_| Ended)
     }
 
+    /// Inputs that wait for the loop.
+    pub fn waiting(&self) -> usize {
+        self.inputs.max_capacity() - self.inputs.capacity()
+    }
+
     /// Carries out a request. Durable when it returns.
     ///
     /// # Errors
     /// When the loop has ended: whether the request was carried out is unknown.
     pub async fn command(&self, command: Command) -> Result<Result<Answer, Refusal>, Ended> {
         let (reply, answer) = oneshot::channel();
+        let asked = Instant::now();
         self.send(Input::Command(command, reply)).await?;
-        answer.await.map_err(|_| Ended)
+        let answer = answer.await.map_err(|_| Ended);
+        self.shared.meters.on_command(asked.elapsed());
+        answer
     }
 
     /// Reads what is committed.
@@ -189,8 +205,11 @@ impl Decider {
                     Err(_) => break,
                 }
             }
+            self.shared.enter_usage(&self.cluster, &effects);
             collect_saves(&mut effects, &mut saves);
+            let begun = Instant::now();
             self.store.commit(&saves)?;
+            self.shared.meters.on_commit(begun.elapsed(), saves.len());
             saves.clear();
             for effect in effects.drain(..) {
                 self.perform(effect, &mut replies);
@@ -230,12 +249,18 @@ impl Decider {
             }
             Some(Input::Report(session, report)) => {
                 let before = effects.len();
-                self.cluster.step(self.clock.now(), Event::Report(report), effects);
+                self.decide(Event::Report(report), effects);
                 self.bind(session, before, effects);
                 return;
             }
         };
+        self.decide(event, effects);
+    }
+
+    fn decide(&mut self, event: Event, effects: &mut Vec<Effect>) {
+        let begun = Instant::now();
         self.cluster.step(self.clock.now(), event, effects);
+        self.shared.meters.on_decision(begun.elapsed());
     }
 
     /// From now on, what is for the node goes to this session. What was decided for an earlier one, the first
@@ -271,7 +296,10 @@ impl Decider {
                 let reply = replies[id as usize].take().expect("one reply a request");
                 _ = reply.send(result); // The client may have left.
             }
-            Effect::Note(note) => self.shared.notes.add(self.cluster.now(), note),
+            Effect::Note(note) => {
+                self.shared.meters.on_note(&note, &self.cluster);
+                self.shared.notes.add(self.cluster.now(), note);
+            }
         }
     }
 
@@ -368,6 +396,28 @@ impl Shared {
         }
     }
 
+    /// Agents that are connected.
+    pub fn session_count(&self) -> usize {
+        self.sessions.lock().expect("no holder panics").len()
+    }
+
+    /// Queues whose usage is written hold something else now.
+    fn enter_usage(&self, cluster: &Cluster, effects: &[Effect]) {
+        let mut hours = None;
+        for effect in effects {
+            if let Effect::Save(Record::Usage(queue, _)) = effect {
+                let hours = hours.get_or_insert_with(|| self.hours.lock().expect("no holder panics"));
+                hours.on_change(cluster, queue);
+            }
+        }
+    }
+
+    /// What each queue's own jobs have held since this scheduler began to lead, in thousandths of a reference device
+    /// times milliseconds.
+    pub fn reference_milli_ms(&self, now: Time) -> BTreeMap<Name, u128> {
+        self.hours.lock().expect("no holder panics").at(now)
+    }
+
     /// Takes in what a worker told of itself.
     pub fn set_progress(&self, worker: WorkerId, progress: v1::Progress) {
         let mut all = self.progress.lock().expect("no holder panics");
@@ -375,6 +425,16 @@ impl Shared {
         if PROGRESS_KEPT < all.len() {
             all.pop_first();
         }
+    }
+
+    /// Tokens a second of a job that runs, as its workers tell: replicas each for itself, others for all of the job.
+    pub fn tokens_per_s(&self, job: &jobs::Job) -> f64 {
+        let all = self.progress.lock().expect("no holder panics");
+        let told = all.range((job.id, 0)..=(job.id, u32::MAX)).map(|(_, progress)| progress);
+        let current =
+            told.filter(|it| it.worker.as_ref().is_some_and(|worker| worker.attempt == job.attempt));
+        let rates = current.filter_map(|it| it.tokens_per_s).filter(|rate| rate.is_finite() && 0.0 < *rate);
+        if job.spec.is_live() { rates.sum() } else { rates.fold(0.0, f64::max) }
     }
 
     /// What the worker of a job's rank last told of itself, in the job's current or last attempt.

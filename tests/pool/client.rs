@@ -1,6 +1,8 @@
 //! A gRPC client for tests, and the jobs that they submit.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 
 use aquifer_cli::servers::Servers;
 use aquifer_proto::v1;
@@ -270,6 +272,18 @@ impl Client {
         });
         found.unwrap_or_else(|| panic!("no note says {text:?}: {seen:#?}"))
     }
+}
+
+/// Asks a daemon over HTTP; returns the status and the body.
+#[track_caller]
+pub fn ask(port: u16, request: &str, headers: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    let head = format!("{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
+    stream.write_all(head.as_bytes()).expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("text");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    (head[9..12].parse().expect("a status"), body.to_string())
 }
 
 /// Whether nobody answered, as opposed to a refusal.

@@ -272,8 +272,13 @@ impl Pool {
 
     /// Starts a command of the CLI against this pool.
     pub fn begin(&self, words: &[&str]) -> Running {
+        self.begin_with(words, "NO_COLOR", "1")
+    }
+
+    /// The same with a variable.
+    pub fn begin_with(&self, words: &[&str], name: &str, value: &str) -> Running {
         let mut command = program(self.dir(), words);
-        command.env("AQUIFER_SERVER", self.url()).env("NO_COLOR", "1");
+        command.env("AQUIFER_SERVER", self.url()).env(name, value);
         start(self.dir(), "cli", command)
     }
 

@@ -179,6 +179,11 @@ impl Queues {
         self.table.get(name).map_or(0, |state| state.held_milli)
     }
 
+    /// What the queue's own jobs hold, in thousandths of a reference device.
+    pub fn worth_milli(&self, name: &str) -> u64 {
+        self.table.get(name).map_or(0, |state| state.own.worth_milli)
+    }
+
     /// What each queue's own jobs count in the order. `O(queues)`.
     pub fn claims(&self, now: Time) -> impl Iterator<Item = Claim<'_>> {
         self.table.values().map(move |state| {

@@ -59,6 +59,7 @@ impl v1::agents_server::Agents for AgentsService {
             let runtime = self.runtime.clone();
             tokio::spawn(async move {
                 runtime.shared.add_session(session.clone());
+                runtime.shared.meters.on_session(known_boot == 0);
                 let ended = carry(&runtime, &session, hello.boot, &mut inbox).await;
                 runtime.shared.remove_session(&session);
                 if let Err(status) = ended {

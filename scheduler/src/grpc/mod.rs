@@ -23,9 +23,11 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Status};
 
 use crate::leader::Source;
+use crate::metrics::Metrics;
 use crate::runtime::Runtime;
 use crate::store::{Store, StoreError};
 use switch::Switch;
+pub(crate) use view::{STATE_WORDS, state_at};
 
 /// Bytes of a client's message, at most.
 const MAX_CLIENT_MESSAGE: usize = 4 << 20;
@@ -42,6 +44,8 @@ pub struct ServerConfig {
     pub policy: Policy,
     /// Directory for the checkpoints of jobs that name none, on storage that all nodes see; may be empty.
     pub checkpoint_root: String,
+    /// Where it counts.
+    pub metrics: Metrics,
 }
 
 /// Why the scheduler ended.
@@ -87,7 +91,7 @@ pub async fn serve(
     let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
     let address = listener.local_addr().map_err(listen_error)?;
 
-    let guard = Guard { token: config.token.map(|token| format!("Bearer {token}")) };
+    let guard = Guard::new(config.token.as_deref());
     let (leader, seen) = watch::channel(String::new());
     let services = Services { pool: Switch::new(&seen), agents: Switch::new(&seen) };
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -107,9 +111,11 @@ pub async fn serve(
         .add_service(InterceptedService::new(services.agents.clone(), guard));
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let lead = async |store: Box<dyn Store>| -> Result<oneshot::Receiver<StoreError>, StoreError> {
-        let start = move || Runtime::start(config.policy, config.checkpoint_root, store);
+        let (metrics, meters) = (config.metrics.clone(), config.metrics.meters());
+        let start = move || Runtime::start(config.policy, config.checkpoint_root, store, meters);
         let (runtime, failure) = spawn_blocking(start).await.expect("the start does not panic")?;
-        services.lead(runtime);
+        metrics.lead(runtime.clone());
+        services.lead(runtime, metrics);
         health.set_serving::<PoolServer<pool::PoolService>>().await;
         Ok(failure)
     };
@@ -159,8 +165,8 @@ struct Services {
 }
 
 impl Services {
-    fn lead(&self, runtime: Runtime) {
-        let pool = PoolServer::new(pool::PoolService::new(runtime.clone()));
+    fn lead(&self, runtime: Runtime, metrics: Metrics) {
+        let pool = PoolServer::new(pool::PoolService::new(runtime.clone(), metrics));
         self.pool.set(pool.max_decoding_message_size(MAX_CLIENT_MESSAGE));
         let agents = AgentsServer::new(agents::AgentsService::new(runtime));
         self.agents.set(agents.max_decoding_message_size(MAX_AGENT_MESSAGE));
@@ -169,15 +175,28 @@ impl Services {
 
 /// Lets calls pass that present the token.
 #[derive(Clone)]
-struct Guard {
+pub struct Guard {
+    /// What the header `authorization` must say.
     token: Option<String>,
+}
+
+impl Guard {
+    /// Without a token, everyone may pass.
+    pub fn new(token: Option<&str>) -> Guard {
+        Guard { token: token.map(|token| format!("Bearer {token}")) }
+    }
+
+    /// Whether a call with this header `authorization` may pass.
+    pub fn admits(&self, given: Option<&[u8]>) -> bool {
+        let Some(token) = &self.token else { return true };
+        given.is_some_and(|given| equal(given, token.as_bytes()))
+    }
 }
 
 impl tonic::service::Interceptor for Guard {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        let Some(token) = &self.token else { return Ok(request) };
         let given = request.metadata().get("authorization").map(|value| value.as_bytes());
-        match given.is_some_and(|given| equal(given, token.as_bytes())) {
+        match self.admits(given) {
             true => Ok(request),
             false => Err(Status::unauthenticated("this pool needs a token: authorization: Bearer …")),
         }

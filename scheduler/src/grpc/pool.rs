@@ -17,6 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{logs, view};
+use crate::metrics::Metrics;
 use crate::runtime::{Ended, Runtime};
 use crate::store::{Contents, backup};
 
@@ -30,11 +31,12 @@ type Reply<T> = Result<Response<T>, Status>;
 /// Answers clients.
 pub struct PoolService {
     runtime: Runtime,
+    metrics: Metrics,
 }
 
 impl PoolService {
-    pub fn new(runtime: Runtime) -> PoolService {
-        PoolService { runtime }
+    pub fn new(runtime: Runtime, metrics: Metrics) -> PoolService {
+        PoolService { runtime, metrics }
     }
 
     async fn command(&self, command: Command) -> Result<Answer, Status> {
@@ -383,6 +385,17 @@ impl v1::pool_server::Pool for PoolService {
             cluster.reservations().iter().map(|it| view::reservation(cluster, it)).collect()
         });
         Ok(Response::new(v1::ListReservationsResponse { reservations: list.await? }))
+    }
+
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Reply<v1::StatusResponse> {
+        let now = self.query(Cluster::now).await?;
+        Ok(Response::new(v1::StatusResponse {
+            version: env!("CARGO_PKG_VERSION").into(),
+            term: self.runtime.term,
+            now_ms: now.0,
+            latest_note: self.runtime.shared.notes.latest(),
+            metrics: self.metrics.text().await.to_string(),
+        }))
     }
 
     async fn usage(&self, request: Request<v1::UsageRequest>) -> Reply<v1::UsageResponse> {

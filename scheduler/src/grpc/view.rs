@@ -24,6 +24,24 @@ pub fn job_state(job: &Job) -> v1::JobState {
     }
 }
 
+/// All states of a job in one word each.
+pub const STATE_WORDS: [&str; 8] =
+    ["pending", "starting", "running", "stopping", "succeeded", "failed", "cancelled", "timed-out"];
+
+/// State of a job, as a place in [`STATE_WORDS`].
+pub fn state_at(job: &Job) -> usize {
+    match job_state(job) {
+        v1::JobState::Unspecified | v1::JobState::Pending => 0,
+        v1::JobState::Starting => 1,
+        v1::JobState::Running => 2,
+        v1::JobState::Stopping => 3,
+        v1::JobState::Succeeded => 4,
+        v1::JobState::Failed => 5,
+        v1::JobState::Cancelled => 6,
+        v1::JobState::TimedOut => 7,
+    }
+}
+
 /// A job; `reason` says why it waits, if it does.
 pub fn job(cluster: &Cluster, shared: &Shared, job: &Job, reason: Option<&Reason>) -> v1::Job {
     let held = job.placed.filter(|_| !job.ranks.is_empty()).map_or(0, |placed| cluster.now().since(placed));

@@ -8,6 +8,7 @@ use aquifer_core::cluster::Policy;
 use aquifer_core::plan::Order;
 use aquifer_core::{Command, JobSpec, Program, Queue, Request, Role};
 use aquifer_proto::store::{Kind, Row};
+use aquifer_scheduler::metrics::Metrics;
 use aquifer_scheduler::runtime::{Ended, Runtime};
 use aquifer_scheduler::store::{Contents, Embedded, Memory, Store, StoreError};
 
@@ -182,7 +183,9 @@ fn a_scheduler_whose_disk_fails_ends_without_an_answer_and_the_next_one_knows_wh
         let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let policy = Policy::new(Order::FairShare);
         let store = Embedded::on(disk.clone()).expect("a store");
-        let (runtime, failure) = Runtime::start(policy, String::new(), Box::new(store)).expect("a scheduler");
+        let meters = Metrics::default().meters();
+        let started = Runtime::start(policy, String::new(), Box::new(store), meters);
+        let (runtime, failure) = started.expect("a scheduler");
         let queue = Command::SetQueue(Queue::new("red".into()));
         tokio.block_on(runtime.command(queue)).expect("an answer").expect("a queue");
         disk.fail(Some(fault));
