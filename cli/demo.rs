@@ -165,7 +165,7 @@ impl Demo {
         };
         let program = v1::role::Program::Train(options);
         let job = self.submit("demo-train", 2, devices, program).await?;
-        let (mut killed, mut seen, mut losses) = (None, 0, Vec::new());
+        let (mut killed, mut seen, mut losses) = (None::<Instant>, 0, Vec::new());
         let mut replaced = false;
         loop {
             let view = self.job(job).await?;
