@@ -21,6 +21,14 @@ fn train(pool: &Pool, name: &str, ranks: u32, min_ranks: Option<u32>) -> v1::Job
     spec
 }
 
+/// Four cards, on which nothing computes.
+fn cards(pool: &mut Pool) {
+    let cards = pool.file("cards.toml");
+    fs::write(&cards, "[[device]]\nvendor = \"nvidia\"\nmodel = \"h100\"\nmemory_gib = 80\ncount = 4\n")
+        .expect("a file");
+    pool.agent("a", &["--devices", &format!("fake:{cards}")]);
+}
+
 /// Waits until rank 0 of an attempt knows of a checkpoint.
 fn until_saved(pool: &Pool, job: u64, attempt: u32) -> u64 {
     until("a checkpoint", || status(pool, job, attempt)?["checkpoint_step"].as_u64())
@@ -29,11 +37,10 @@ fn until_saved(pool: &Pool, job: u64, attempt: u32) -> u64 {
 #[test]
 fn a_training_shrinks_for_a_better_job_goes_on_exactly_and_grows_back() {
     let mut pool = Pool::with(&["--grow-after", "500ms"]);
-    let cards = pool.file("cards.toml");
-    fs::write(&cards, "[[device]]\nvendor = \"nvidia\"\nmodel = \"h100\"\nmemory_gib = 80\ncount = 4\n")
-        .expect("a file");
-    pool.agent("a", &["--devices", &format!("fake:{cards}")]);
-    let job = pool.submit(train(&pool, "elastic", 4, Some(2)));
+    cards(&mut pool);
+    let mut spec = train(&pool, "elastic", 4, Some(2));
+    spec.restart = v1::Restart::Gang.into();
+    let job = pool.submit(spec);
     assert_eq!(pool.until_job(job, "placed", |job| job.attempt == 1).ranks.len(), 4);
     until_saved(&pool, job, 1);
 
@@ -69,6 +76,48 @@ fn a_training_shrinks_for_a_better_job_goes_on_exactly_and_grows_back() {
             pool.logs(v1::LogsRequest { job, attempt: Some(attempt), rank: Some(0), ..Default::default() });
         let resumed = log[&(attempt, 0)].contains(", from step ");
         assert!(resumed, "attempt {attempt} begins anew: {log:?}");
+    }
+}
+
+#[test]
+fn a_training_bears_the_loss_of_its_leader_and_of_a_member_and_other_sizes_to_the_same_bits() {
+    let mut pool = Pool::start();
+    cards(&mut pool);
+    let mut spec = train(&pool, "borne", 3, Some(1));
+    spec.retries = 9;
+    let job = pool.submit(spec);
+    pool.until_state(job, v1::JobState::Running);
+    let step = |rank: u32| {
+        let path = pool.run_dir(job, 1, rank)?.join("status.json");
+        serde_json::from_str::<Value>(&fs::read_to_string(path).ok()?).ok()?["step"].as_u64()
+    };
+    let until_beyond = |rank: u32, least: u64| {
+        until("progress", || step(rank).filter(|step| least <= *step));
+    };
+    until_beyond(0, 20);
+    // The longest-serving one leads.
+    send(pool.worker(job, 1, 0).worker, Signal::KILL);
+    pool.until_note("job-1 rank 3 on a takes the place of rank 0");
+    until_beyond(3, step(1).expect("a step") + 10);
+    send(pool.worker(job, 1, 3).worker, Signal::KILL);
+    pool.until_note("job-1 rank 4 on a takes the place of rank 3");
+    until_beyond(4, step(1).expect("a step") + 10);
+    pool.aquifer(&["job", "scale", "job-1", "--ranks", "1"]).ok();
+    let small = pool.until_job(job, "smaller", |job| job.ranks.len() == 1);
+    let left = small.ranks[0].rank;
+    until_beyond(left, step(left).expect("a step") + 10);
+    pool.aquifer(&["job", "scale", "job-1", "--ranks", "auto"]).ok();
+    pool.until_job(job, "whole again", |job| job.ranks.len() == 3);
+    let ended = pool.until_succeeded(job);
+    assert_eq!((ended.attempt, ended.failures), (1, 2), "{}", ended.last_failure);
+
+    let undisturbed = pool.submit(train(&pool, "undisturbed", 1, None));
+    pool.until_succeeded(undisturbed);
+    for file in ["model.safetensors", "optimizer.safetensors"] {
+        let read = |name: &str| {
+            fs::read(pool.file(&format!("checkpoints-{name}/step-000400/{file}"))).expect("a checkpoint")
+        };
+        assert!(read("borne") == read("undisturbed"), "{file} has other bits");
     }
 }
 
