@@ -105,6 +105,26 @@ pub async fn get(job: JobId, patience: Patience, session: &Session) -> Result<v1
     session.pool.call(patience, get).await
 }
 
+/// `97.1 % of 1h 12m; recovery 1.9 %, start 1.0 %`.
+fn effective(spent: &view::Spent) -> String {
+    let view::Spent { steps_ms, start_ms, recovery_ms, slow_ms, lost_ms } = spent;
+    let causes = [
+        ("start", start_ms),
+        ("recovery", recovery_ms),
+        ("slow steps", slow_ms),
+        ("lost since a checkpoint", lost_ms),
+    ];
+    let sum = steps_ms + causes.iter().map(|(_, ms)| **ms).sum::<u64>();
+    if sum == 0 {
+        return String::new();
+    }
+    let share = |ms: u64| 100.0 * ms as f64 / sum as f64;
+    let causes = causes.iter().filter(|(_, ms)| 0.05 <= share(**ms));
+    let causes: Vec<_> = causes.map(|(cause, ms)| format!("{cause} {:.1} %", share(**ms))).collect();
+    let rest = if causes.is_empty() { String::new() } else { format!("; {}", causes.join(", ")) };
+    format!("{:.1} % of {}{rest}", share(*steps_ms), units::duration(sum))
+}
+
 /// The job for people.
 pub fn text(job: &view::Job, now_ms: u64, output: &Output) -> String {
     let at = |ms: u64| format!("{} ({} ago)", units::time(ms), units::duration(now_ms.saturating_sub(ms)));
@@ -137,6 +157,7 @@ pub fn text(job: &view::Job, now_ms: u64, output: &Output) -> String {
         ("attempts", if job.attempt == 0 { String::new() } else { units::group(job.attempt.into()) }),
         ("failures", failures),
         ("progress", told),
+        ("effective", progress.and_then(|it| it.spent.as_ref()).map(effective).unwrap_or_default()),
         ("checkpoint", checkpoint.map(|step| format!("of step {}", units::group(step))).unwrap_or_default()),
         ("checkpoints", job.checkpoint_dir.clone()),
         ("used", used(job)),

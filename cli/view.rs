@@ -115,8 +115,25 @@ pub struct Progress {
     pub tokens_per_s: Option<f64>,
     /// Step of the last checkpoint.
     pub checkpoint_step: Option<u64>,
+    /// Of a training: where its time has gone.
+    pub spent: Option<Spent>,
     /// Anything else.
     pub message: String,
+}
+
+/// Where the time of a training has gone, from its first start to its last step, in milliseconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Spent {
+    /// In steps, as long as they take when nothing is wrong.
+    pub steps_ms: u64,
+    /// Loading, and waiting for others, before the first step.
+    pub start_ms: u64,
+    /// What steps took longer in which a member was lost or late.
+    pub recovery_ms: u64,
+    /// What other steps took longer.
+    pub slow_ms: u64,
+    /// From the last checkpoint to a start from it.
+    pub lost_ms: u64,
 }
 
 /// What was asked for, with all defaults.
@@ -647,6 +664,19 @@ impl Rank {
     }
 }
 
+impl From<&v1::Spent> for Spent {
+    fn from(wire: &v1::Spent) -> Spent {
+        let v1::Spent { steps_us, start_us, recovery_us, slow_us, lost_us } = wire;
+        Spent {
+            steps_ms: steps_us / 1000,
+            start_ms: start_us / 1000,
+            recovery_ms: recovery_us / 1000,
+            slow_ms: slow_us / 1000,
+            lost_ms: lost_us / 1000,
+        }
+    }
+}
+
 impl From<&v1::Progress> for Progress {
     fn from(wire: &v1::Progress) -> Progress {
         Progress {
@@ -658,6 +688,7 @@ impl From<&v1::Progress> for Progress {
             loss: wire.loss.filter(|loss| loss.is_finite()),
             tokens_per_s: wire.tokens_per_s.filter(|rate| rate.is_finite()),
             checkpoint_step: wire.checkpoint_step,
+            spent: wire.spent.as_ref().map(Spent::from),
             message: wire.message.clone(),
         }
     }

@@ -39,6 +39,7 @@ fn running() -> Job {
         loss: Some(2.31449),
         tokens_per_s: Some(15_200.7),
         checkpoint_step: Some(1150),
+        spent: None,
         message: String::new(),
     };
     let worker = |rank: u32, node: &str| Rank {

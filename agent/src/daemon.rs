@@ -560,6 +560,7 @@ fn progress_of(id: WorkerId, status: Status) -> v1::Progress {
         tokens_per_s: status.tokens_per_s,
         checkpoint_step: status.checkpoint_step,
         endpoint: status.endpoint,
+        spent: status.spent,
         message: status.message.unwrap_or_default(),
     }
 }

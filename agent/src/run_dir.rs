@@ -27,6 +27,7 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aquifer_core::{Exit, JobId, ReplicaLoad, WorkerId};
+use aquifer_proto::v1;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
@@ -107,6 +108,8 @@ pub struct Status {
     pub tokens_per_s: Option<f64>,
     /// Step of the last complete checkpoint.
     pub checkpoint_step: Option<u64>,
+    /// Of a training: where its time has gone.
+    pub spent: Option<v1::Spent>,
     /// Where it can be reached: `10.0.0.3:20001`.
     pub endpoint: Option<String>,
     /// Of a replica of a service: what it has to do.
@@ -421,8 +424,19 @@ impl TryFrom<&[u8]> for Status {
             tpot_ms: count("tpot_ms"),
             idle_ms: count("idle_s").map(|s| s.saturating_mul(1000)),
         });
+        let spent = object.get("spent").and_then(|spent| spent.as_object()).map(|spent| {
+            let count = |key: &str| spent.get(key).and_then(|count| count.as_u64()).unwrap_or(0);
+            v1::Spent {
+                steps_us: count("steps_us"),
+                start_us: count("start_us"),
+                recovery_us: count("recovery_us"),
+                slow_us: count("slow_us"),
+                lost_us: count("lost_us"),
+            }
+        });
         Ok(Status {
             load,
+            spent,
             state: text("state"),
             ready: object.get("ready").and_then(|ready| ready.as_bool()),
             step: count("step"),
@@ -523,7 +537,7 @@ mod tests {
     #[test]
     fn a_status_keeps_what_it_understands() {
         let full = r#"{"state":"training","ready":true,"step":12,"total_steps":100,"loss":2.5,"tokens_per_s":1e4,
-            "checkpoint_step":10,"endpoint":"10.0.0.3:20001","message":"well","running":3,"ttft_ms":40,"idle_s":2,"unknown":{"a":[1]}}"#;
+            "checkpoint_step":10,"endpoint":"10.0.0.3:20001","message":"well","running":3,"ttft_ms":40,"idle_s":2,"spent":{"steps_us":7,"lost_us":"x"},"unknown":{"a":[1]}}"#;
         let status: Status = full.parse().unwrap();
         let expected = Status {
             state: Some("training".to_string()),
@@ -533,6 +547,7 @@ mod tests {
             loss: Some(2.5),
             tokens_per_s: Some(10_000.0),
             checkpoint_step: Some(10),
+            spent: Some(v1::Spent { steps_us: 7, ..v1::Spent::default() }),
             endpoint: Some("10.0.0.3:20001".to_string()),
             load: Some(ReplicaLoad {
                 running: 3,

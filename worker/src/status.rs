@@ -1,5 +1,6 @@
 //! `status.json`: what the worker tells whoever started it.
 
+use crate::elastic::Spent;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -42,6 +43,9 @@ pub struct Status {
     /// Step of the newest checkpoint that is safely on disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_step: Option<u64>,
+    /// Training: where the time has gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spent: Option<Spent>,
     /// Base of the HTTP interface, such as `http://127.0.0.1:8000/v1`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,

@@ -49,15 +49,18 @@ impl Node {
                     self.send(link, message);
                 }
             }
-            Message::Commit { step, total } => match self.step {
+            Message::Commit { step, total, spent } => match self.step {
                 Some(own) if own + 1 == step => {
                     self.work.drop();
-                    self.apply(step, total);
+                    self.clock.follow(self.now, &spent);
+                    self.apply(step, total, spent);
                 }
                 Some(own) if step <= own => (),
                 // It may come from one that this member has not caught up with.
                 _ => self.part_with(link, "a step is missing"),
             },
+            // One that has become old on its way is not gone back to.
+            Message::State(snapshot) if self.step.is_some_and(|own| snapshot.step <= own) => (),
             Message::State(snapshot) => {
                 self.work.drop();
                 self.install(snapshot);
@@ -74,13 +77,14 @@ impl Node {
     /// Takes a state that is not older than the own one.
     pub(super) fn install(&mut self, snapshot: Box<Snapshot>) {
         (self.step, self.last) = (Some(snapshot.step), None);
+        self.clock.skip(self.now);
         self.send_action(Action::Install(snapshot));
     }
 
     /// The next step is done.
-    pub(super) fn apply(&mut self, step: u64, total: Arc<Vec<f32>>) {
-        (self.step, self.last) = (Some(step), Some(total.clone()));
-        self.send_action(Action::Apply { step, total });
+    pub(super) fn apply(&mut self, step: u64, total: Arc<Vec<f32>>, spent: Spent) {
+        (self.step, self.last) = (Some(step), Some((total.clone(), spent)));
+        self.send_action(Action::Apply { step, total, spent });
     }
 
     fn part_with(&mut self, link: Link, reason: &str) {

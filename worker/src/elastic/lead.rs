@@ -20,6 +20,8 @@ pub(super) struct Lead {
     /// The last one that was asked whether it leads as well, and when.
     probed: (Option<Rank>, Duration),
     probe: Option<Link>,
+    /// What went before its first step.
+    start: Spent,
     ending: Option<Ending>,
 }
 
@@ -92,10 +94,12 @@ impl Node {
             pinged: self.now,
             probed: (None, self.now),
             probe: None,
+            start: Spent::default(),
             ending: None,
         };
-        if self.step.is_none() {
-            self.send_action(Action::Load);
+        match self.step {
+            None => self.send_action(Action::Load),
+            Some(_) => self.clock.trouble(),
         }
         self.role = Role::Lead(Box::new(lead));
     }
@@ -149,8 +153,8 @@ impl Node {
                     Phase::Ahead(theirs)
                 }
                 (Some(own), Some(theirs)) if own == theirs + 1 && last.is_some() => {
-                    let total = last.clone().expect("just seen");
-                    actions.push(Action::Send(*link, Message::Commit { step: own, total }));
+                    let (total, spent) = last.clone().expect("just seen");
+                    actions.push(Action::Send(*link, Message::Commit { step: own, total, spent }));
                     Phase::Active
                 }
                 (Some(_), _) => {
@@ -190,6 +194,11 @@ impl Node {
                         if peer.phase == Phase::Syncing {
                             peer.phase = Phase::Active;
                         }
+                    }
+                    Message::Have(step) => {
+                        peer.phase = Phase::Unknown(step);
+                        lead.round.lose(rank);
+                        self.admit_all();
                     }
                     Message::State(snapshot) => self.take_state(link, snapshot),
                     Message::Stop => self.stop = Some(false),
@@ -266,6 +275,7 @@ impl Node {
         }
         // It may be there again already.
         if lead.link_of(peer.rank).is_none() {
+            self.clock.trouble();
             lead.round.lose(peer.rank);
         }
     }
@@ -305,6 +315,8 @@ impl Node {
         let Role::Lead(lead) = &mut self.role else { return };
         lead.running = false;
         lead.round.clear();
+        let mut spent = self.clock.step(self.now);
+        spent.add(&std::mem::take(&mut lead.start));
         let listed = |rank| self.members.iter().any(|member| member.rank == rank);
         let (gone, links): (Vec<_>, Vec<_>) =
             lead.peers.iter().map(|(link, peer)| (*link, peer)).partition(|(_, peer)| !listed(peer.rank));
@@ -314,9 +326,9 @@ impl Node {
         let links: Vec<Link> = links.into_iter().filter(|(_, peer)| has_state(peer)).map(|it| it.0).collect();
         self.work.drop();
         for link in links {
-            self.send(link, Message::Commit { step, total: total.clone() });
+            self.send(link, Message::Commit { step, total: total.clone(), spent });
         }
-        self.apply(step, total);
+        self.apply(step, total, spent);
         // Who takes part no more leaves between two steps.
         gone.into_iter().for_each(|link| self.let_go(link));
         self.admit_all();
@@ -386,6 +398,8 @@ impl Node {
                 peers.into_iter().for_each(|peer| self.send_action(Action::Close(peer)));
                 self.work.drop();
                 self.role = Role::Follow(follow::Follow::new(link, other, now));
+                // More of it than when it asked, by now.
+                self.send(link, Message::Have(step));
                 if self.stop == Some(false) {
                     self.send(link, Message::Stop);
                 }
@@ -425,6 +439,7 @@ impl Node {
             });
             if is_silent || is_late {
                 peer.is_late = true;
+                self.clock.trouble();
                 lead.round.doubt(peer.rank);
             }
         }
@@ -463,6 +478,7 @@ impl Node {
                 }
             }
             lead.took_over = true;
+            lead.start = self.clock.begin(now);
         } else if now < lead.since + REGROUP {
             let is_awaited = |it: &&Member| !is_there(it) && !self.away.contains_key(&it.rank);
             if self.members.iter().any(|it| is_awaited(&it)) {

@@ -1,5 +1,6 @@
 //! What members tell each other.
 
+use super::ledger::Spent;
 use crate::shards::Partial;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -65,6 +66,8 @@ pub enum Message {
     },
     /// Another one leads.
     Follow(Rank),
+    /// The step whose state the sender has, if it is another one than it said first.
+    Have(Option<u64>),
     /// To a member that is ahead: send your state.
     Want,
     /// The state, for one that lacks it.
@@ -115,6 +118,8 @@ pub enum Message {
         /// The sum.
         #[serde(skip)]
         total: Arc<Vec<f32>>,
+        /// The time since the step before.
+        spent: Spent,
     },
     /// A sign of life, and the step of the newest checkpoint.
     Ping(Option<u64>),

@@ -10,11 +10,13 @@
 
 mod follow;
 mod lead;
+mod ledger;
 mod message;
 mod quota;
 mod round;
 mod work;
 
+pub use ledger::Spent;
 pub use message::{Agreement, Identity, Message, Outcome, Rank, Snapshot};
 pub use round::Block;
 
@@ -132,6 +134,8 @@ pub enum Action {
         step: u64,
         /// The sum.
         total: Arc<Vec<f32>>,
+        /// The time since the step before.
+        spent: Spent,
     },
     /// Compute shards, with the state of `step`.
     Compute {
@@ -180,10 +184,11 @@ pub struct Node {
     /// Steps of the state that it has after all actions so far.
     step: Option<u64>,
     /// What led to the state, for one who is a step behind.
-    last: Option<Arc<Vec<f32>>>,
+    last: Option<(Arc<Vec<f32>>, Spent)>,
     saved: Option<u64>,
     stop: Option<bool>,
     work: work::Work,
+    clock: ledger::Clock,
     /// Connections that have not said who they are, and since when.
     strangers: BTreeMap<Link, Duration>,
     role: Role,
@@ -203,6 +208,7 @@ impl Node {
             saved: None,
             stop: None,
             work: work::Work::default(),
+            clock: ledger::Clock::default(),
             strangers: BTreeMap::new(),
             role: Role::Seek(Seek::default()),
             actions: Vec::new(),
@@ -236,6 +242,7 @@ impl Node {
     /// Handles one event at a time, `now` since any fixed moment, and returns what is to be done.
     pub fn handle(&mut self, now: Duration, event: Event) -> Vec<Action> {
         self.now = now.max(self.now);
+        self.clock.start(self.now);
         match event {
             Event::Members(members) => self.members = members,
             Event::Stop { alone } => self.on_stop(alone),

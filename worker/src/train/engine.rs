@@ -4,9 +4,9 @@
 //! who sends or writes it has it as it was, and the next update copies it only then.
 
 use super::{BETA1, BETA2, EPS, Input, StepReport, learning_rate};
-use crate::checkpoint::{CheckpointDir, CheckpointError, Record, Settings, TrainingState, load_model};
+use crate::checkpoint::{self, CheckpointDir, CheckpointError, Record, Settings, TrainingState, load_model};
 use crate::data::Dataset;
-use crate::elastic::{Event, Link, Snapshot};
+use crate::elastic::{Event, Link, Snapshot, Spent};
 use crate::error::WorkerError;
 use crate::kernels::{AdamW, Cpu, Kernels, Precision};
 use crate::model::training::{Sample, Workspace};
@@ -26,7 +26,7 @@ pub enum Order {
     /// Take this state.
     Install(Box<Snapshot>),
     /// Update the state with the sum of all shards.
-    Apply(u64, Arc<Vec<f32>>),
+    Apply(u64, Arc<Vec<f32>>, Spent),
     /// Compute shards with the state of a step, into vectors of any content.
     Compute(u64, Range<usize>, Vec<Vec<f32>>),
     /// Give the state to a member.
@@ -117,8 +117,8 @@ impl Engine {
                 let state = Arc::new(self.state_of(*snapshot)?);
                 self.begin(state);
             }
-            Order::Apply(step, total) => {
-                let report = self.apply(step, &total)?;
+            Order::Apply(step, total, spent) => {
+                let report = self.apply(step, &total, &spent)?;
                 self.tell(Input::Step(report));
             }
             Order::Compute(step, shards, buffers) => {
@@ -162,7 +162,10 @@ impl Engine {
         };
         let Plan { data, settings, .. } = &self.plan;
         let mut state = match found {
-            Some(state) => {
+            Some(mut state) => {
+                let record = &mut state.record;
+                let gone = checkpoint::unix_ms().saturating_sub(record.saved_at_ms);
+                record.spent.lost_us += 1000 * if record.saved_at_ms == 0 { 0 } else { gone };
                 if (state.record.data_tokens, state.record.data_crc32) != (data.len(), data.digest) {
                     self.tell(Input::Line("the data has changed since the checkpoint was written".into()));
                 }
@@ -200,6 +203,8 @@ impl Engine {
             data_tokens: data.len(),
             data_crc32: data.digest,
             files: Default::default(),
+            spent: Spent::default(),
+            saved_at_ms: 0,
         };
         Ok(TrainingState { model, first, second, record })
     }
@@ -261,7 +266,7 @@ impl Engine {
     }
 
     /// The update of a step: its gradient is the mean of those of the shards, as long as allowed.
-    fn apply(&mut self, step: u64, total: &[f32]) -> Result<StepReport, WorkerError> {
+    fn apply(&mut self, step: u64, total: &[f32], spent: &Spent) -> Result<StepReport, WorkerError> {
         let Plan { settings, .. } = &self.plan;
         let shards = (settings.batch / settings.micro_batch) as f32;
         let state = Arc::make_mut(self.state.as_mut().expect("loaded or installed before it is used"));
@@ -290,8 +295,10 @@ impl Engine {
             self.kernels.adamw(parameters, first, second, tensor.span.of(&self.gradient), &update);
         }
         (record.step, record.loss) = (step, loss);
+        record.spent.add(spent);
         record.tokens_seen += (settings.batch * settings.context) as u64;
-        Ok(StepReport { step, loss, gradient_norm, learning_rate })
+        let spent = record.spent;
+        Ok(StepReport { step, loss, gradient_norm, learning_rate, spent })
     }
 
     /// Hands the state to the thread that writes checkpoints. If that is behind by more than one, this one waits.

@@ -17,7 +17,9 @@ use crate::args::{TrainArgs, UsageError};
 use crate::checkpoint::{CheckpointError, Record, Settings, TrainingState};
 use crate::contract::Contract;
 use crate::data::Dataset;
-use crate::elastic::{Action, Agreement, Event, Identity, Link, Message, Node, Outcome, PROTOCOL, Snapshot};
+use crate::elastic::{
+    Action, Agreement, Event, Identity, Link, Message, Node, Outcome, PROTOCOL, Snapshot, Spent,
+};
 use crate::error::WorkerError;
 use crate::model::{Layout, ModelConfig};
 use crate::tokenizer::Tokenizer;
@@ -48,6 +50,8 @@ pub struct StepReport {
     pub gradient_norm: f32,
     /// The learning rate of the update.
     pub learning_rate: f32,
+    /// Where the time has gone, from the first start to this step.
+    pub spent: Spent,
 }
 
 /// How often the deciding thread looks at the time.
@@ -261,7 +265,7 @@ impl Driver<'_> {
                 Action::SendState(link) => self.order(Order::Share(link)),
                 Action::Load => self.order(Order::Load),
                 Action::Install(snapshot) => self.order(Order::Install(snapshot)),
-                Action::Apply { step, total } => self.order(Order::Apply(step, total)),
+                Action::Apply { step, total, spent } => self.order(Order::Apply(step, total, spent)),
                 Action::Compute { step, shards, buffers } => {
                     self.order(Order::Compute(step, shards, buffers));
                 }

@@ -332,6 +332,7 @@ pub fn describe(error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::elastic::Spent;
 
     fn sent(message: &Message) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -347,7 +348,7 @@ mod tests {
     fn messages_survive_and_parts_of_them_are_refused() {
         let values: Vec<f32> = (0..100_000).map(|it| it as f32 / 7.0).collect();
         let part = Message::Part { step: 3, start: 4, size: 2, pace_us: 9, values: values.clone() };
-        let commit = Message::Commit { step: 4, total: Arc::new(values) };
+        let commit = Message::Commit { step: 4, total: Arc::new(values), spent: Spent::default() };
         for message in [part, commit, Message::Ping(Some(7)), Message::Work { step: 1, shards: 2..5 }] {
             let bytes = sent(&message);
             assert_eq!(read(&bytes, 100_000), Ok(message));
@@ -357,7 +358,8 @@ mod tests {
 
     #[test]
     fn a_stranger_cannot_make_a_member_wait_for_gigabytes() {
-        let hello = sent(&Message::Commit { step: 1, total: Arc::new(vec![0.0; 9]) });
+        let hello =
+            sent(&Message::Commit { step: 1, total: Arc::new(vec![0.0; 9]), spent: Spent::default() });
         let refused = Err("not a message of a member".to_string());
         assert_eq!(read(&hello, 8), refused);
         assert_eq!(read(b"GET / HTTP/1.1\r\n\r\n", 8), refused);

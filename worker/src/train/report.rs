@@ -105,6 +105,7 @@ impl Report {
             }
         }
         self.status.step = Some(step.step);
+        self.status.spent = Some(step.spent);
         self.status.checkpoint_step = saved;
         self.file.update(&self.status);
     }

@@ -471,7 +471,7 @@ impl World {
                 process.state = Some((snapshot.step, [values[0], values[1]]));
                 after(20_000, Event::Ready(snapshot.step));
             }
-            Action::Apply { step, total } => {
+            Action::Apply { step, total, .. } => {
                 let (own, state) = process.state.expect("it has one to update");
                 assert_eq!(own + 1, step, "seed {seed}: rank {rank} leaves a step out");
                 let state = update(state, &total);

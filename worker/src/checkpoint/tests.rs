@@ -1,0 +1,150 @@
+use super::*;
+use crate::testing::TempDir;
+
+fn settings() -> Settings {
+    Settings {
+        seed: 1,
+        batch: 8,
+        micro_batch: 1,
+        precision: Precision::F32,
+        context: 16,
+        steps: 100,
+        learning_rate: 3e-3,
+        warmup: 0,
+        weight_decay: 0.1,
+        clip: 1.0,
+    }
+}
+
+fn config() -> ModelConfig {
+    ModelConfig {
+        hidden_size: 16,
+        intermediate_size: 16,
+        num_hidden_layers: 1,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        head_dim: 8,
+        ..ModelConfig::preset("tiny").unwrap()
+    }
+}
+
+fn state(step: u64) -> TrainingState {
+    let model = Model::new(config(), step);
+    let (first, second) = (model.parameters.clone(), model.layout.initial(77));
+    let record = Record {
+        step,
+        tokens_seen: 128 * step,
+        loss: 2.5,
+        settings: settings(),
+        data_tokens: 1000,
+        data_crc32: 7,
+        files: BTreeMap::new(),
+        spent: Spent::default(),
+        saved_at_ms: 0,
+    };
+    TrainingState { model, first, second, record }
+}
+
+fn names(path: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_state_survives_its_checkpoint_and_only_the_newest_are_kept() {
+    let temporary = TempDir::new();
+    let dir = CheckpointDir::open(&temporary.path().join("a/b"), 2).unwrap();
+    for step in [10, 20, 30] {
+        dir.save(&state(step)).unwrap();
+    }
+    assert_eq!(names(&dir.path), ["latest", "step-000020", "step-000030"]);
+    let (loaded, skipped) = dir.load_newest(&settings(), &config()).unwrap();
+    let (loaded, saved) = (loaded.unwrap(), state(30));
+    assert!(skipped.is_empty());
+    assert!(loaded.model.parameters == saved.model.parameters);
+    assert!(loaded.first == saved.first && loaded.second == saved.second);
+    assert_eq!((loaded.record.step, loaded.record.loss), (30, 2.5));
+    assert!(load_model(&dir.path, Precision::F32).unwrap().parameters == saved.model.parameters);
+    assert!(
+        load_model(&dir.path.join("step-000020"), Precision::F32).unwrap().parameters
+            == state(20).model.parameters
+    );
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_and_the_one_before_is_taken() {
+    type Damage = fn(&Path);
+    let damage: [(&str, Damage); 5] = [
+        ("a flipped bit in the weights", |dir| flip(&dir.join(MODEL))),
+        ("a flipped bit in the moments", |dir| flip(&dir.join(OPTIMIZER))),
+        ("cut weights", |dir| {
+            File::options().write(true).open(dir.join(MODEL)).unwrap().set_len(999).unwrap()
+        }),
+        ("an empty record", |dir| fs::write(dir.join(RECORD), "").unwrap()),
+        ("a missing shape", |dir| fs::remove_file(dir.join("config.json")).unwrap()),
+    ];
+    for (what, damage) in damage {
+        let temporary = TempDir::new();
+        let dir = CheckpointDir::open(temporary.path(), 5).unwrap();
+        dir.save(&state(10)).unwrap();
+        dir.save(&state(20)).unwrap();
+        damage(&dir.path.join("step-000020"));
+        let (loaded, skipped) = dir.load_newest(&settings(), &config()).unwrap();
+        assert_eq!(loaded.unwrap().record.step, 10, "{what}");
+        assert!(skipped.len() == 1 && skipped[0].contains("step-000020"), "{what}: {skipped:?}");
+        // The step is reached again and takes the damaged one's place.
+        dir.save(&state(20)).unwrap();
+        assert_eq!(dir.load_newest(&settings(), &config()).unwrap().0.unwrap().record.step, 20);
+    }
+}
+
+fn flip(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let last = bytes.len() - 5;
+    bytes[last] ^= 4;
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn another_training_is_refused_with_both_values() {
+    let temporary = TempDir::new();
+    let dir = CheckpointDir::open(temporary.path(), 2).unwrap();
+    dir.save(&state(10)).unwrap();
+    let error = |settings: &Settings, config: &ModelConfig| {
+        let error = dir.load_newest(settings, config).err().unwrap().to_string();
+        error.split_once("step-000010 ").unwrap().1.to_string()
+    };
+    assert_eq!(
+        error(&Settings { seed: 2, ..settings() }, &config()),
+        "was written with --seed 1, this training has 2"
+    );
+    let wider = ModelConfig { intermediate_size: 32, ..config() };
+    assert_eq!(
+        error(&settings(), &wider),
+        "was written with --model intermediate_size 16, this training has 32"
+    );
+    // What only changes how the training goes on may differ.
+    assert!(dir.load_newest(&Settings { steps: 500, ..settings() }, &config()).unwrap().0.is_some());
+}
+
+#[test]
+fn what_an_interrupted_write_left_is_removed_and_never_read() {
+    let temporary = TempDir::new();
+    fs::create_dir_all(temporary.path().join(".writing-step-000050")).unwrap();
+    let dir = CheckpointDir::open(temporary.path(), 2).unwrap();
+    assert!(names(&dir.path).is_empty());
+    assert!(dir.load_newest(&settings(), &config()).unwrap().0.is_none());
+    let error = load_model(&dir.path, Precision::F32).err().unwrap().to_string();
+    assert!(error.contains("holds no model"), "{error}");
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_is_an_error_at_the_start() {
+    let temporary = TempDir::new();
+    let file = temporary.path().join("file");
+    fs::write(&file, "").unwrap();
+    let error = CheckpointDir::open(&file.join("dir"), 2).err().unwrap().to_string();
+    assert!(error.contains("file/dir was not written: Not a directory"), "{error}");
+}
