@@ -142,7 +142,7 @@ fn a_loop_of_pytorch_goes_on_to_the_same_weights() {
     let mut pool = Pool::start();
     pool.agent("a", &["--devices", "cpu:0"]);
     let run = |checkpoints: &str| {
-        let arguments = ["--steps", "6000", "--checkpoint-every", "50"];
+        let arguments = ["--steps", "3000", "--checkpoint-every", "50"];
         example(&pool, &python, "preemptible.py", checkpoints, &arguments)
     };
     let stopped = preempt(&pool, run("stopped"));
@@ -152,7 +152,7 @@ fn a_loop_of_pytorch_goes_on_to_the_same_weights() {
     pool.until_succeeded(alone);
     let compare = "import sys, torch
 one, other = (torch.load(path, weights_only=True) for path in sys.argv[1:])
-assert one['step'] == other['step'] == 6000
+assert one['step'] == other['step'] == 3000
 assert len(one['model']) == 4 and one['model'].keys() == other['model'].keys()
 assert all(torch.equal(one['model'][name], other['model'][name]) for name in one['model'])
 assert torch.equal(one['rng'], other['rng'])

@@ -82,7 +82,7 @@ fn workers_are_told_why_they_stop() {
     better.priority = 5;
     t.tell(Command::Submit(Arc::new(better)));
     assert_eq!(reasons(&t, 0), [Some(StopReason::Preempt); 2]);
-    t.tell(Command::Cancel { job: JobId(1), array: false });
+    t.tell(Command::Cancel { job: JobId(1), whole_array: false });
     assert_eq!(reasons(&t, 0), [Some(StopReason::Cancel); 2], "the latest decision counts");
 
     let mut t = nodes(&[2]);
