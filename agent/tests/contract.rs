@@ -183,7 +183,7 @@ async fn a_worker_that_is_stopped_finds_why_and_until_when_before_its_signal() {
     t.launcher().stop(id(0), StopReason::Preempt);
     assert_eq!(t.exit_of(id(0)).await, Exit::Code(3));
     let log = t.log(id(0));
-    let told: Value = serde_json::from_str(log.trim_start_matches("ready\n")).expect("JSON");
+    let told: Value = serde_json::from_str(&log[log.find("{").expect("an object")..]).expect("JSON");
     assert_eq!((&told["id"], &told["reason"]), (&json!("job-1.1/0"), &json!("preempt")));
     assert_eq!(told["grace_s"], json!(7.5));
     let deadline = told["deadline"].as_f64().expect("a time");
