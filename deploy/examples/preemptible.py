@@ -20,6 +20,11 @@ def must_stop():
     return RUN_DIR != "" and os.path.exists(os.path.join(RUN_DIR, "stop.json"))
 
 
+def acknowledge():
+    """Says that all is saved: nobody waits for the end of the interpreter, which takes a second with PyTorch."""
+    open(os.path.join(RUN_DIR, "stop-ack"), "w").close()
+
+
 def replace(path, write):
     """Writes a file so that whoever looks sees the old one or the new one, and a crash of the machine neither half."""
     with open(path + ".tmp", "wb") as file:
@@ -78,6 +83,7 @@ def main():
             save()
         if stopping and step < args.steps:
             print(f"stopped after step {step}", flush=True)
+            acknowledge()
             sys.exit(143)
     print(f"step {step} of {args.steps}", flush=True)
 
