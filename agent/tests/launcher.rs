@@ -5,14 +5,12 @@ mod fixture;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use aquifer_agent::{
-    Launch, Launcher, LauncherConfig, LauncherError, News, Ready, Retention, SupervisorCommand,
-};
-use aquifer_core::{Exit, JobId, StopReason, WorkerId, WorkerState};
+use aquifer_agent::{Launch, Launcher, LauncherConfig, LauncherError, News, Ready};
+use aquifer_core::{Exit, StopReason, WorkerState};
 use fixture::*;
 use rustix::process::{Pid, Signal};
 use tokio::sync::mpsc;
