@@ -402,6 +402,7 @@ fn report(seq: u64) -> v1::NodeReport {
         speed_source: String::new(),
         health: String::new(),
         fault_since_ms: 0,
+        number: at,
     };
     let worker = |rank| v1::WorkerReport {
         worker: Some(v1::Worker { job: 1_000_000, attempt: 1, rank }),

@@ -118,7 +118,8 @@ fn the_environment_is_that_of_the_contract() {
     let mut spec = shell("env");
     spec.roles[0].ranks = 2;
     spec.roles[0].request.get_or_insert_default().cpus_milli = 1000;
-    spec.env = [("COLOUR".to_string(), "a = b".to_string()), ("RANK".to_string(), "9".to_string())].into();
+    let own = [("COLOUR", "a = b"), ("TORCHELASTIC_RUN_ID", "mine"), ("AQUIFER_JOB", "mine")];
+    spec.env = own.map(|(name, value)| (name.to_string(), value.to_string())).into();
     let job = pool.submit(spec);
     let ended = pool.until_succeeded(job);
     let logs = pool.logs(v1::LogsRequest { job, ..Default::default() });
@@ -134,7 +135,10 @@ fn the_environment_is_that_of_the_contract() {
             ("LOCAL_WORLD_SIZE", "1"),
             ("GROUP_RANK", &number),
             ("MASTER_ADDR", "127.0.0.1"),
-            ("TORCHELASTIC_RUN_ID", "job-1"),
+            ("TORCHELASTIC_RUN_ID", "mine"),
+            ("JAX_NUM_PROCESSES", "2"),
+            ("JAX_PROCESS_ID", &number),
+            ("MS_WORKER_NUM", "2"),
             ("TORCHELASTIC_RESTART_COUNT", "0"),
             ("AQUIFER_JOB", "job-1"),
             ("AQUIFER_ATTEMPT", "1"),
@@ -147,6 +151,8 @@ fn the_environment_is_that_of_the_contract() {
         let run_dir = pool.run_dir(job, 1, rank).expect("a run directory");
         assert_eq!(env["AQUIFER_RUN_DIR"], run_dir.to_str().expect("text"));
         assert_eq!(env["PWD"], env["AQUIFER_RUN_DIR"]);
+        let hosts = fs::read_to_string(env["AQUIFER_HOSTFILE"]).expect("a file");
+        assert_eq!(hosts, "127.0.0.1 slots=2\n", "both agents have one address");
         let checkpoints = pool.file("server/checkpoints");
         assert!(env["AQUIFER_CHECKPOINT_DIR"].starts_with(&checkpoints), "{}", env["AQUIFER_CHECKPOINT_DIR"]);
         assert!(!env.contains_key("AQUIFER_ARRAY_INDEX") && !env.contains_key("AQUIFER_SERVER"));

@@ -161,7 +161,7 @@ fn files_are_short_enough_to_be_read() {
 #[test]
 fn tests_wait_for_what_happens_and_are_all_run() {
     // In a harness, between two looks.
-    let harnesses = ["tests/pool/process.rs", "agent/tests/launcher.rs", "agent/tests/devices.rs"];
+    let harnesses = ["tests/pool/process.rs", "agent/tests/fixture/mod.rs", "agent/tests/devices.rs"];
     for (path, text) in sources("tests").into_iter().chain(sources("agent/tests")) {
         if path == "tests/tidy.rs" {
             continue;

@@ -34,6 +34,7 @@ async fn main() {
         grace_ms: 1000,
         exclusive: 0 < lease_ms,
         ready: Ready::AtSpawn,
+        files: Vec::new(),
     });
     while heard.recv().await.is_some() {}
 }

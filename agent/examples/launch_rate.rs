@@ -50,6 +50,7 @@ async fn main() {
                 grace_ms: 1000,
                 exclusive: false,
                 ready: Ready::AtSpawn,
+                files: Vec::new(),
             });
         }
         if let News::State { id, state: WorkerState::Exited(exit) } = heard.recv().await.expect("news") {

@@ -6,6 +6,7 @@ use aquifer_core::{Launch as Order, Program, ServeOptions, TrainOptions, WorkerI
 use aquifer_proto::wire::checkpoint_dir;
 
 use crate::device::Visibility;
+use crate::frameworks;
 use crate::launcher::{Launch, Ready};
 
 /// What the agent adds to every worker it starts.
@@ -21,8 +22,8 @@ pub struct Surroundings {
 
 /// The process to start for a rank.
 ///
-/// Environment, later ones win: what makes it see its devices, what the user asked for, the contract
-/// (torchrun's variables and `AQUIFER_…`).
+/// Environment, later ones win: what makes it see its devices, what frameworks look for, what the user asked for,
+/// `AQUIFER_…`.
 pub fn launch(id: WorkerId, order: &Order, seen: Visibility, surroundings: &Surroundings) -> Launch {
     let (spec, rank) = (&order.spec, &order.allocation);
     let role = &spec.roles[order.role];
@@ -36,17 +37,9 @@ pub fn launch(id: WorkerId, order: &Order, seen: Visibility, surroundings: &Surr
         }
     };
     let mut env = seen.env;
+    env.extend(frameworks::variables(id, order));
     env.extend(spec.env.iter().map(|(key, value)| (key.to_string(), value.to_string())));
     let mut set = |key: &str, value: String| env.push((key.into(), value));
-    set("RANK", id.rank.to_string());
-    set("WORLD_SIZE", order.world_size.to_string());
-    set("LOCAL_RANK", order.local_rank.to_string());
-    set("LOCAL_WORLD_SIZE", order.local_world_size.to_string());
-    set("GROUP_RANK", order.node_rank.to_string());
-    set("MASTER_ADDR", order.master.0.to_string());
-    set("MASTER_PORT", order.master.1.to_string());
-    set("TORCHELASTIC_RUN_ID", id.job.to_string());
-    set("TORCHELASTIC_RESTART_COUNT", (id.attempt - 1).to_string());
     set("AQUIFER_JOB", id.job.to_string());
     set("AQUIFER_ATTEMPT", id.attempt.to_string());
     set("AQUIFER_ROLE", role.name.to_string());
@@ -73,6 +66,7 @@ pub fn launch(id: WorkerId, order: &Order, seen: Visibility, surroundings: &Surr
         grace_ms: spec.grace_ms,
         exclusive: true,
         ready,
+        files: frameworks::files(order),
     }
 }
 

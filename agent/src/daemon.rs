@@ -367,7 +367,8 @@ impl Daemon {
                     self.measuring.take().inspect(|measuring| measuring.abort());
                     self.waiting.push_back((id, order));
                 }
-                Action::Stop { worker, grace_ms } => self.launcher.stop(worker, grace_ms == 0),
+                Action::Stop { worker, grace_ms: 0, .. } => self.launcher.kill(worker),
+                Action::Stop { worker, why, .. } => self.launcher.stop(worker, why),
                 Action::Forget(worker) => {
                     self.checkpoint_steps.remove(&worker);
                     self.launcher.forget(worker);

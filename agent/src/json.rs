@@ -13,7 +13,12 @@ use serde::de::DeserializeOwned;
 
 /// Replaces a file by rename, so that a reader sees the old content or the new.
 pub fn replace(path: &Path, value: &impl Serialize) -> io::Result<()> {
-    Room::reserve(path, value)?.put()
+    replace_bytes(path, &bytes(value)?)
+}
+
+/// Likewise, with any content.
+pub fn replace_bytes(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    Room::of(path, bytes)?.put()
 }
 
 /// Writes a file in place, readable by its owner alone.
@@ -36,11 +41,15 @@ pub struct Room {
 impl Room {
     /// Writes the file. What is to be known only later needs no more room on the disk than `value` does.
     pub fn reserve(path: &Path, value: &impl Serialize) -> io::Result<Room> {
+        Room::of(path, &bytes(value)?)
+    }
+
+    fn of(path: &Path, bytes: &[u8]) -> io::Result<Room> {
         let mut temporary = path.as_os_str().to_owned();
         temporary.push(".tmp");
         let temporary = PathBuf::from(temporary);
         let mut room = Room { file: open(&temporary)?, temporary, path: path.to_owned(), named: false };
-        room.file.write_all(&bytes(value)?)?;
+        room.file.write_all(bytes)?;
         Ok(room)
     }
 
@@ -75,10 +84,16 @@ pub fn bytes(value: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads a file of at most `max` bytes.
+/// Reads a file of at most `max` bytes. Workers may put anything in its place: a pipe is not waited for, and nothing
+/// but a file is read.
 pub fn read_bytes(path: &Path, max: u64) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
-    let mut bytes = Vec::with_capacity(file.metadata()?.len().min(max) as usize + 1);
+    let nonblock = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let file = OpenOptions::new().read(true).custom_flags(nonblock).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no file"));
+    }
+    let mut bytes = Vec::with_capacity(metadata.len().min(max) as usize + 1);
     file.take(max + 1).read_to_end(&mut bytes)?;
     if max < bytes.len() as u64 {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {max} bytes")));

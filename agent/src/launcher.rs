@@ -10,16 +10,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, fs, io, thread};
 
-use aquifer_core::{Exit, Members, WorkerId, WorkerState};
+use aquifer_core::{Exit, Members, StopReason, WorkerId, WorkerState};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use crate::cgroup::{Cgroups, Limits};
+use crate::frameworks::RunFile;
 use crate::members::Told;
 use crate::run_dir::{self, Lease, LogChunk, LogError, Logs, Retention, RunDir, RunDirs, Spec, Status};
 use crate::supervisors::{Supervisor, Supervisors};
-use crate::{json, process, supervisor};
+use crate::{json, process, stop, supervisor};
 
 /// A worker to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub struct Launch {
     pub exclusive: bool,
     /// When it counts as running.
     pub ready: Ready,
+    /// What it finds in its run directory, and variables that say where.
+    pub files: Vec<RunFile>,
 }
 
 /// When a worker counts as running.
@@ -140,7 +143,7 @@ struct Worker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stop {
     No,
-    WithGrace,
+    WithGrace(StopReason),
     AtOnce,
 }
 
@@ -202,7 +205,7 @@ impl Launcher {
     /// Starts a worker, unless one of this id was started before: then it, or its exit, stands.
     ///
     /// Whatever goes wrong arrives as `Exited(Failed(why))`.
-    pub fn launch(&mut self, launch: Launch) {
+    pub fn launch(&mut self, mut launch: Launch) {
         let id = launch.id;
         if self.workers.contains_key(&id) {
             return;
@@ -211,7 +214,8 @@ impl Launcher {
         if let Err(error) = self.told.greet(id, &dir) {
             tracing::error!("cannot tell {id} who takes part: {error}");
         }
-        let spec = Box::new(self.spec(launch, &dir));
+        let files = std::mem::take(&mut launch.files);
+        let spec = Box::new(self.spec(launch, &files, &dir));
         let by_status = spec.by_status;
         let (stop, stop_wanted) = watch::channel(Stop::No);
         let ended = Arc::new(AtomicBool::new(false));
@@ -221,12 +225,13 @@ impl Launcher {
             dir,
             state: WorkerState::Starting,
             by_status,
+            grace_ms: spec.grace_ms,
             cgroup: None,
             status_version: None,
             stop: stop_wanted,
             ended: ended.clone(),
         };
-        let task = tokio::spawn(watcher.launch(spec)).abort_handle();
+        let task = tokio::spawn(watcher.launch(spec, files)).abort_handle();
         self.workers.insert(id, Worker { stop, ended, task: Some(task) });
     }
 
@@ -235,9 +240,17 @@ impl Launcher {
         self.told.tell(members, self.workers.keys(), &self.shared.dirs);
     }
 
-    /// Stops a worker: SIGTERM, and SIGKILL after its grace; or SIGKILL at once. Its exit arrives as news.
-    pub fn stop(&mut self, id: WorkerId, at_once: bool) {
-        let wanted = if at_once { Stop::AtOnce } else { Stop::WithGrace };
+    /// Stops a worker: `stop.json` and SIGTERM, then SIGKILL after its grace or its `stop-ack`. Its exit arrives as news.
+    pub fn stop(&mut self, id: WorkerId, why: StopReason) {
+        self.end(id, Stop::WithGrace(why));
+    }
+
+    /// Stops a worker with SIGKILL, at once. Its exit arrives as news.
+    pub fn kill(&mut self, id: WorkerId) {
+        self.end(id, Stop::AtOnce);
+    }
+
+    fn end(&mut self, id: WorkerId, wanted: Stop) {
         if let Some(worker) = self.workers.get(&id) {
             worker.stop.send_if_modified(|stop| {
                 let grows = *stop < wanted;
@@ -321,8 +334,14 @@ impl Launcher {
         self.shared.limits
     }
 
-    fn spec(&self, launch: Launch, dir: &RunDir) -> Spec {
+    fn spec(&self, launch: Launch, files: &[RunFile], dir: &RunDir) -> Spec {
         let mut env = launch.env;
+        for (file, variable) in files.iter().flat_map(|file| file.variables.iter().map(move |it| (file, it)))
+        {
+            if env.iter().all(|(name, _)| name != variable) {
+                env.push((variable.to_string(), dir.path.join(file.name).to_string_lossy().into_owned()));
+            }
+        }
         env.push((process::MARK.to_string(), dir.path.to_string_lossy().into_owned()));
         Spec {
             id: launch.id.to_string(),
@@ -351,6 +370,7 @@ impl Launcher {
                 dir: self.shared.dirs.of(id),
                 state,
                 by_status: spec.by_status,
+                grace_ms: spec.grace_ms,
                 cgroup: spec.cgroup,
                 status_version: None,
                 stop: stop_wanted,
@@ -405,6 +425,7 @@ struct Watcher {
     dir: RunDir,
     state: WorkerState,
     by_status: bool,
+    grace_ms: u64,
     cgroup: Option<crate::cgroup::Group>,
     status_version: Option<(u64, i64, i64, u64)>,
     stop: watch::Receiver<Stop>,
@@ -412,8 +433,8 @@ struct Watcher {
 }
 
 impl Watcher {
-    async fn launch(mut self, spec: Box<Spec>) {
-        let start = self.shared.supervisors.start(spec, self.dir.clone(), self.stop.clone());
+    async fn launch(mut self, spec: Box<Spec>, files: Vec<RunFile>) {
+        let start = self.shared.supervisors.start(spec, files, self.dir.clone(), self.stop.clone());
         match start.await {
             Ok(supervisor) => {
                 self.cgroup = supervisor.group.clone();
@@ -458,8 +479,12 @@ impl Watcher {
         loop {
             let wanted = *self.stop.borrow_and_update();
             if started && told < wanted {
-                let with_grace = wanted == Stop::WithGrace;
-                supervisor.signal(if with_grace { Signal::TERM } else { Signal::QUIT });
+                if let Stop::WithGrace(why) = wanted
+                    && let Err(error) = stop::announce(&self.dir, self.id, why, self.grace_ms)
+                {
+                    tracing::warn!("cannot tell {} why it is stopped: {error}", self.id);
+                }
+                supervisor.signal(if wanted == Stop::AtOnce { Signal::QUIT } else { Signal::TERM });
                 told = wanted;
             }
             tokio::select! {

@@ -9,6 +9,10 @@
 //!     lock                          flock held for as long as the supervisor lives
 //!     pid.json                      process ids of supervisor, with its start time, and worker
 //!     status.json                   written by the worker, replaced atomically; see [`Status`]
+//!     members.json                  who takes part, where workers may come and go; replaced atomically
+//!     hostfile, hccl.json           where all ranks of a gang stand, for frameworks
+//!     stop.json                     it is to end: {"id", "reason", "grace_s", "deadline"}; before it gets SIGTERM
+//!     stop-ack                      written by the worker then: nobody need wait for its grace to end
 //!     exit.json                     {"code": 0, …}, {"signal": 9, …} or {"failed": "why", …}, with "ended_ms"
 //!     log                           standard output and standard error, appended
 //!     forgotten                     what `lock` is called once the scheduler no longer asks about it: may be pruned
@@ -318,6 +322,12 @@ impl RunDir {
     }
     pub fn members_path(&self) -> PathBuf {
         self.path.join("members.json")
+    }
+    pub fn stop_path(&self) -> PathBuf {
+        self.path.join("stop.json")
+    }
+    pub fn stop_ack_path(&self) -> PathBuf {
+        self.path.join("stop-ack")
     }
     pub fn log_path(&self) -> PathBuf {
         self.path.join("log")

@@ -34,6 +34,9 @@ const MAX_PATH: usize = 4096;
 /// How long control groups are kept for the next worker.
 const GROUPS_KEPT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
+/// Between two looks for the answer of a worker that was asked to stop.
+const LOOK_FOR_ACK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+
 /// What the launcher is told: the worker has started.
 pub(crate) const STARTED: u8 = b'1';
 
@@ -159,7 +162,11 @@ impl Tools {
 /// Why the worker is being ended.
 enum Ending {
     Asked,
-    GraceOver { grace_ms: u64 },
+    GraceOver {
+        grace_ms: u64,
+    },
+    /// It said that it need not be waited for.
+    Acknowledged,
     LeaseOver(String),
 }
 
@@ -172,6 +179,7 @@ enum Reaped {
 
 struct Supervisor<'a> {
     spec: &'a Spec,
+    dir: &'a RunDir,
     worker: Pid,
     /// How the worker's first process ended; others may still be there.
     ended: Option<WaitStatus>,
@@ -207,7 +215,7 @@ fn run_worker(dir: &RunDir, tools: &mut Tools) -> Result<(Exit, bool), String> {
     pids.worker = worker.as_raw_pid();
     let recorded = room.put_instead(&pids);
     let mut supervisor =
-        Supervisor { spec: &spec, worker, ended: None, ending: None, lease_ms, grace_end_ms: None };
+        Supervisor { spec: &spec, dir, worker, ended: None, ending: None, lease_ms, grace_end_ms: None };
     match recorded {
         Ok(()) => {
             tools.tell(STARTED);
@@ -232,6 +240,9 @@ impl Supervisor<'_> {
                     Some(timer) if arm(timer, deadline_ms) => waits.push(PollFd::new(timer, PollFlags::IN)),
                     _ => timeout = Some(&Timespec { tv_sec: 1, tv_nsec: 0 }),
                 }
+            }
+            if self.grace_end_ms.is_some() {
+                timeout = Some(&LOOK_FOR_ACK);
             }
             let _ = rustix::event::poll(&mut waits, timeout);
             self.on_signals(&tools.signals);
@@ -265,6 +276,11 @@ impl Supervisor<'_> {
                 Ok(_) => self.lose("the agent did not renew it".to_string()),
                 Err(why) => self.lose(why),
             }
+        }
+        if self.grace_end_ms.is_some() && self.dir.stop_ack_path().exists() {
+            self.grace_end_ms = None;
+            self.ending = Some(Ending::Acknowledged);
+            self.kill();
         }
         if self.grace_end_ms.is_some_and(|end_ms| end_ms <= now_ms) {
             self.grace_end_ms = None;
@@ -338,6 +354,10 @@ impl Supervisor<'_> {
             (Some(Ending::LeaseOver(why)), ..) => Exit::Failed(format!("lease ran out: {why}").into()),
             (Some(Ending::GraceOver { grace_ms }), ..) => {
                 Exit::Failed(format!("killed: it did not stop within {grace_ms} ms").into())
+            }
+            // One that ended by itself meanwhile ended as it did.
+            (Some(Ending::Acknowledged), Some(9), _) => {
+                Exit::Failed("ended: it acknowledged that it was asked to stop".into())
             }
             (None, Some(9), _) if limited.is_some_and(Group::ran_out_of_memory) => {
                 let mib = self.spec.memory_bytes >> 20;

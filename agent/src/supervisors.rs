@@ -21,6 +21,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::cgroup::{Cgroups, Group};
 use crate::fork_server::{ForkError, ForkServer};
+use crate::frameworks::RunFile;
 use crate::launcher::{Stop, SupervisorCommand};
 use crate::run_dir::{RunDir, Spec, unix_ms};
 use crate::{json, socket};
@@ -86,6 +87,7 @@ type Spare = Arc<Mutex<Option<Vec<Supervisor>>>>;
 /// A worker to start.
 struct Order {
     spec: Box<Spec>,
+    files: Vec<RunFile>,
     dir: RunDir,
     stop: watch::Receiver<Stop>,
     reply: oneshot::Sender<Result<Supervisor, Exit>>,
@@ -123,11 +125,12 @@ impl Supervisors {
     pub async fn start(
         &self,
         spec: Box<Spec>,
+        files: Vec<RunFile>,
         dir: RunDir,
         stop: watch::Receiver<Stop>,
     ) -> Result<Supervisor, Exit> {
         let (reply, started) = oneshot::channel();
-        let _ = self.orders.send(Some(Order { spec, dir, stop, reply }));
+        let _ = self.orders.send(Some(Order { spec, files, dir, stop, reply }));
         started.await.unwrap_or_else(|_| Err(Exit::Failed("the agent cannot launch any more".into())))
     }
 
@@ -167,7 +170,7 @@ impl Starter {
         for mut order in orders.into_iter().map_while(|order| order) {
             let started = match *order.stop.borrow() {
                 Stop::No => None,
-                Stop::WithGrace | Stop::AtOnce => {
+                Stop::WithGrace(_) | Stop::AtOnce => {
                     Some(Err(Exit::Failed("stopped before it was started".into())))
                 }
             };
@@ -192,6 +195,10 @@ impl Starter {
             return Err("it was started before".to_string());
         }
         let log = dir.open_log().map_err(say(dir.log_path()))?;
+        for file in &order.files {
+            let path = dir.path.join(file.name);
+            json::replace_bytes(&path, file.content.as_bytes()).map_err(say(path.clone()))?;
+        }
         loop {
             let (supervisor, is_new) = match self.take_spare() {
                 Some(spare) => (spare, false),

@@ -1,227 +1,19 @@
 //! Real processes under a real launcher.
 
+mod fixture;
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use aquifer_agent::{
-    Launch, Launcher, LauncherConfig, LauncherError, News, Ready, Retention, SupervisorCommand,
-};
-use aquifer_core::{Exit, JobId, WorkerId, WorkerState};
+use aquifer_agent::{Launch, Launcher, LauncherConfig, LauncherError, News, Ready};
+use aquifer_core::{Exit, StopReason, WorkerState};
+use fixture::*;
 use rustix::process::{Pid, Signal};
 use tokio::sync::mpsc;
-
-/// Longest wait for anything.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A launcher with a state directory of its own. Every test ends with [`Fixture::done`].
-struct Fixture {
-    dir: tempfile::TempDir,
-    config: LauncherConfig,
-    launcher: Option<Launcher>,
-    news: mpsc::Receiver<News>,
-    /// What the last start of the launcher found.
-    found: Vec<(WorkerId, WorkerState)>,
-}
-
-fn example(name: &str) -> PathBuf {
-    let tests = std::env::current_exe().unwrap();
-    tests.parent().unwrap().parent().unwrap().join("examples").join(name)
-}
-
-fn id(rank: u32) -> WorkerId {
-    WorkerId { job: JobId(1), attempt: 1, rank }
-}
-
-fn failed(why: &str) -> Exit {
-    Exit::Failed(why.into())
-}
-
-fn worker(command: &[&str]) -> Launch {
-    Launch {
-        id: id(0),
-        command: command.iter().map(|word| word.to_string()).collect(),
-        env: Vec::new(),
-        working_dir: None,
-        cpu_affinity: Vec::new(),
-        cpus_milli: 0,
-        memory_bytes: 0,
-        grace_ms: 10_000,
-        exclusive: false,
-        ready: Ready::AtSpawn,
-    }
-}
-
-fn shell(script: &str) -> Launch {
-    worker(&["/bin/sh", "-c", script])
-}
-
-impl Fixture {
-    async fn new() -> Fixture {
-        Fixture::with(|_| ()).await
-    }
-
-    async fn with(change: impl FnOnce(&mut LauncherConfig)) -> Fixture {
-        let dir = tempfile::tempdir().unwrap();
-        let mut config = LauncherConfig {
-            state_dir: dir.path().join("state"),
-            supervisor: SupervisorCommand { program: example("supervise"), args: Vec::new() },
-            enforce_limits: false,
-            keep: Retention::default(),
-            status_every: Duration::from_millis(20),
-        };
-        change(&mut config);
-        let (_, news) = mpsc::channel(1);
-        let mut fixture = Fixture { dir, config, launcher: None, news, found: Vec::new() };
-        fixture.open().await;
-        fixture
-    }
-
-    async fn open(&mut self) {
-        let (sender, news) = mpsc::channel(1024);
-        let (launcher, found) = Launcher::open(self.config.clone(), sender).await.unwrap();
-        self.launcher = Some(launcher);
-        self.news = news;
-        self.found = found;
-    }
-
-    /// The agent dies: its workers do not notice.
-    fn drop_agent(&mut self) {
-        self.launcher = None;
-    }
-
-    fn launcher(&mut self) -> &mut Launcher {
-        self.launcher.as_mut().unwrap()
-    }
-
-    async fn hear(&mut self) -> News {
-        let news = tokio::time::timeout(PATIENCE, self.news.recv()).await;
-        news.expect("news in time").expect("a launcher")
-    }
-
-    async fn exit_of(&mut self, wanted: WorkerId) -> Exit {
-        loop {
-            if let News::State { id, state: WorkerState::Exited(exit) } = self.hear().await
-                && id == wanted
-            {
-                return exit;
-            }
-        }
-    }
-
-    /// Starts a worker and waits for its end.
-    async fn run(&mut self, launch: Launch) -> Exit {
-        let id = launch.id;
-        self.launcher().launch(launch);
-        self.exit_of(id).await
-    }
-
-    /// Starts a worker and waits until it runs.
-    async fn start(&mut self, launch: Launch) {
-        let id = launch.id;
-        self.launcher().launch(launch);
-        let running = News::State { id, state: WorkerState::Running };
-        let heard = self.hear().await;
-        assert_eq!(heard, running);
-    }
-
-    /// Waits until the log holds a text.
-    async fn wait_for_log(&mut self, id: WorkerId, text: &str) {
-        let logs = self.launcher().logs();
-        eventually(text, || {
-            let log = logs.read(id, 0, 1 << 20).map(|chunk| chunk.data).unwrap_or_default();
-            String::from_utf8_lossy(&log).contains(text)
-        })
-        .await;
-    }
-
-    fn log(&mut self, id: WorkerId) -> String {
-        String::from_utf8(self.launcher().read_log(id, 0, 1 << 20).unwrap().data).unwrap()
-    }
-
-    fn run_dir(&self, id: WorkerId) -> PathBuf {
-        self.config.state_dir.join("runs").join(id.to_string())
-    }
-
-    /// A number out of `pid.json`.
-    fn pid(&self, id: WorkerId, key: &str) -> i32 {
-        let text = fs::read(self.run_dir(id).join("pid.json")).unwrap();
-        let value: serde_json::Value = serde_json::from_slice(&text).unwrap();
-        value[key].as_i64().unwrap() as i32
-    }
-
-    /// Workers of this fixture, and supervisors that run one.
-    fn processes(&self) -> Vec<String> {
-        let spare =
-            |process: &String| [" (supervise) ", " (idle) "].iter().any(|name| process.contains(name));
-        self.all_processes().into_iter().filter(|process| !spare(process)).collect()
-    }
-
-    /// Process ids of the fork servers: unlike the supervisors they are called what their program is.
-    fn fork_servers(&self) -> Vec<i32> {
-        let all = self.all_processes().into_iter().filter(|process| process.contains(" (supervise) "));
-        all.map(|process| process.split(' ').next().unwrap().parse().unwrap()).collect()
-    }
-
-    /// Processes that have to do with this fixture: its directory is in their arguments or their environment.
-    fn all_processes(&self) -> Vec<String> {
-        let mark = self.dir.path().to_str().unwrap().to_string();
-        let mut found = Vec::new();
-        for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
-            let text = |file: &str| String::from_utf8_lossy(&read(file)).replace('\0', " ");
-            if text("environ").contains(&mark) || text("cmdline").contains(&mark) {
-                let (pid, name) = (entry.file_name(), text("comm"));
-                found.push(format!("{} ({}) {}", pid.to_string_lossy(), name.trim(), text("cmdline")));
-            }
-        }
-        found
-    }
-
-    /// Nothing may be left.
-    async fn done(mut self) {
-        self.launcher = None;
-        assert_eq!(self.processes(), Vec::<String>::new());
-        eventually("all processes end with their agent", || self.all_processes().is_empty()).await;
-    }
-}
-
-impl Drop for Fixture {
-    /// A test that failed leaves nothing behind either.
-    fn drop(&mut self) {
-        for process in self.all_processes() {
-            let pid = process.split(' ').next().unwrap().parse().unwrap();
-            let _ = rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
-        }
-    }
-}
-
-/// Waits for something that sends no news.
-async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-fn kill_9(pid: i32) {
-    rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
-}
-
-/// Processes whose command matches.
-fn running(pattern: &str) -> String {
-    let found = Command::new("pgrep").args(["-a", "-f", &format!("^{pattern}$")]).output().unwrap();
-    String::from_utf8(found.stdout).unwrap()
-}
-
-fn is_alive(pid: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
-}
 
 #[tokio::test]
 async fn a_worker_runs_and_its_exit_code_arrives() {
@@ -367,7 +159,7 @@ async fn a_worker_that_obeys_is_stopped_by_sigterm() {
     let mut t = Fixture::new().await;
     t.start(shell("trap 'echo saving; exit 3' TERM; echo ready; while :; do sleep 0.01; done")).await;
     t.wait_for_log(id(0), "ready").await;
-    t.launcher().stop(id(0), false);
+    t.launcher().stop(id(0), StopReason::Cancel);
     assert_eq!(t.exit_of(id(0)).await, Exit::Code(3));
     assert!(t.log(id(0)).ends_with("saving\n"));
     t.done().await;
@@ -380,7 +172,7 @@ async fn a_worker_that_ignores_sigterm_is_killed_after_its_grace() {
     t.start(Launch { grace_ms: 200, ..stubborn }).await;
     t.wait_for_log(id(0), "ready").await;
     let asked = Instant::now();
-    t.launcher().stop(id(0), false);
+    t.launcher().stop(id(0), StopReason::Cancel);
     assert_eq!(t.exit_of(id(0)).await, failed("killed: it did not stop within 200 ms"));
     assert!(Duration::from_millis(200) <= asked.elapsed());
     t.done().await;
@@ -391,9 +183,9 @@ async fn a_stop_at_once_does_not_wait_for_the_grace() {
     let mut t = Fixture::new().await;
     t.start(shell("trap '' TERM; echo ready; while :; do sleep 0.01; done")).await;
     t.wait_for_log(id(0), "ready").await;
-    t.launcher().stop(id(0), false);
-    t.launcher().stop(id(0), true);
-    t.launcher().stop(id(0), false);
+    t.launcher().stop(id(0), StopReason::Cancel);
+    t.launcher().kill(id(0));
+    t.launcher().stop(id(0), StopReason::Cancel);
     assert_eq!(t.exit_of(id(0)).await, Exit::Signal(9));
     t.done().await;
 }
@@ -404,7 +196,7 @@ async fn a_grace_that_began_is_kept_by_the_supervisor_when_the_agent_is_gone() {
     let stubborn = shell("trap 'echo asked' TERM; echo ready; while :; do sleep 0.01; done");
     t.start(Launch { grace_ms: 300, ..stubborn }).await;
     t.wait_for_log(id(0), "ready").await;
-    t.launcher().stop(id(0), false);
+    t.launcher().stop(id(0), StopReason::Cancel);
     t.wait_for_log(id(0), "asked").await;
     t.drop_agent();
     eventually("the end of all processes", || t.processes().is_empty()).await;
@@ -421,7 +213,10 @@ async fn a_stop_right_behind_the_launch_is_not_lost() {
         if rank % 2 == 0 {
             tokio::task::yield_now().await;
         }
-        t.launcher().stop(id(rank), rank % 3 == 0);
+        match rank % 3 {
+            0 => t.launcher().kill(id(rank)),
+            _ => t.launcher().stop(id(rank), StopReason::Cancel),
+        }
         let exit = t.exit_of(id(rank)).await;
         let allowed = [Exit::Signal(15), Exit::Signal(9), failed("stopped before it was started")];
         assert!(allowed.contains(&exit), "{exit}");
@@ -597,7 +392,7 @@ async fn a_killed_fork_server_is_missed_by_no_worker_and_replaced() {
     assert!([0, 1].iter().all(|rank| is_alive(t.pid(id(*rank), "worker"))));
     t.start(Launch { id: id(2), ..shell(&script) }).await;
     assert!(!t.fork_servers().contains(&server));
-    t.launcher().stop(id(1), false);
+    t.launcher().stop(id(1), StopReason::Cancel);
     assert_eq!(t.exit_of(id(1)).await, Exit::Signal(15));
     fs::write(gate, "").unwrap();
     let exits = [t.hear().await, t.hear().await];
@@ -836,7 +631,7 @@ async fn two_hundred_workers_run_at_once() {
         assert!(matches!(t.hear().await, News::State { state: WorkerState::Running, .. }));
     }
     for rank in 0..200 {
-        t.launcher().stop(id(rank), false);
+        t.launcher().stop(id(rank), StopReason::Cancel);
     }
     for _ in 0..200 {
         let News::State { state, .. } = t.hear().await else { panic!("no state") };

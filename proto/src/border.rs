@@ -7,8 +7,10 @@ use aquifer_core::*;
 
 use crate::v1;
 
+mod assignments;
 mod programs;
 
+pub use assignments::assignment;
 pub use programs::{SERVE_PRECISIONS, TRAIN_PRECISIONS};
 use programs::{arguments, serve, train};
 
@@ -401,7 +403,8 @@ pub fn inventory(wire: &v1::Inventory) -> Checked<Inventory> {
         });
         let uuid = wire.uuid.as_str().into();
         let speed_source = wire.speed_source.as_str().into();
-        Ok(Device { class, uuid, fault, speed_milli, speed_source, island: island.transpose()? })
+        let (number, island) = (wire.number, island.transpose()?);
+        Ok(Device { class, uuid, fault, speed_milli, speed_source, number, island })
     });
     let devices = devices.collect::<Checked<Vec<Device>>>()?;
     let port = |field, port: u32| {
@@ -411,13 +414,21 @@ pub fn inventory(wire: &v1::Inventory) -> Checked<Inventory> {
         devices,
         cpus_milli: wire.cpus_milli,
         memory_bytes: wire.memory_bytes,
-        address: text("inventory.address", &wire.address, 253)?,
+        address: address("inventory.address", &wire.address)?,
         ports: Ports {
             first: port("inventory.first_port", wire.first_port)?,
             last: port("inventory.last_port", wire.last_port)?,
         },
         labels: pairs("inventory.labels", &wire.labels, 65_536)?.into_iter().collect(),
     })
+}
+
+/// Other nodes' workers read it in files, where it must be one word.
+fn address(field: &str, address: &str) -> Checked<Name> {
+    if address.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err(Invalid::new(field, format!("{address:?}"), "expected a host name or an IP address"));
+    }
+    text(field, address, 253)
 }
 
 /// Checks the identity of a worker.
@@ -522,74 +533,5 @@ pub fn allocation(at: u32, wire: &v1::Allocation) -> Checked<Allocation> {
         worker,
         since: Time(wire.since_ms),
         restart_at: wire.restart_at_ms.map(Time),
-    })
-}
-
-/// Checks a node's assignment: the message that it answers, and what should run.
-pub fn assignment(wire: &v1::Assignment) -> Checked<Assignment> {
-    let mut specs: Vec<(&v1::JobSpec, Arc<JobSpec>)> = Vec::new();
-    let workers = wire.workers.iter().map(|wire| {
-        let launch = match &wire.launch {
-            None => None,
-            Some(wire) => {
-                let given = wire.spec.as_ref();
-                let given = given.ok_or_else(|| Invalid::new("launch.spec", "absent", "expected a job"))?;
-                let known = specs.iter().find(|(known, _)| *known == given).map(|(_, spec)| spec.clone());
-                let spec = match known {
-                    Some(spec) => spec,
-                    None => {
-                        let spec = Arc::new(job_spec(given)?);
-                        specs.push((given, spec.clone()));
-                        spec
-                    }
-                };
-                Some(Arc::new(launch(wire, spec)?))
-            }
-        };
-        Ok(WorkerOrder {
-            id: worker_id("assignment.workers", wire.worker.as_ref())?,
-            goal: if wire.stop { Goal::Stop } else { Goal::Run },
-            grace_ms: wire.grace_ms,
-            launch,
-        })
-    });
-    let workers = workers.collect::<Checked<Vec<WorkerOrder>>>()?;
-    let revision = Revision { term: wire.revision_term, count: wire.revision_count };
-    let members = wire.members.iter().map(|wire| Ok(Arc::new(members(wire)?)));
-    Ok(Assignment { revision, workers, members: members.collect::<Checked<Vec<Arc<Members>>>>()? })
-}
-
-fn members(wire: &v1::Members) -> Checked<Members> {
-    let member = |wire: &v1::Member| {
-        let port = u16::try_from(wire.port);
-        let port = port.map_err(|_| Invalid::new("members.port", wire.port, "at most 65,535"))?;
-        Ok(Member { rank: wire.rank, address: (wire.address.as_str().into(), port) })
-    };
-    let members = wire.members.iter().map(member).collect::<Checked<Vec<Member>>>()?;
-    if !members.is_sorted_by_key(|member| member.rank) {
-        return Err(Invalid::new("members.rank", members.len(), "expected them in ascending order"));
-    }
-    Ok(Members { job: job_id("members.job", wire.job)?, attempt: wire.attempt, epoch: wire.epoch, members })
-}
-
-fn launch(wire: &v1::Launch, spec: Arc<JobSpec>) -> Checked<Launch> {
-    let role = wire.role as usize;
-    if spec.roles.len() <= role {
-        return Err(Invalid::new("launch.role", role, format!("expected less than {}", spec.roles.len())));
-    }
-    let default = v1::Allocation::default();
-    let allocation = allocation(0, wire.allocation.as_ref().unwrap_or(&default))?;
-    let port = u16::try_from(wire.master_port);
-    let port = port.map_err(|_| Invalid::new("launch.master_port", wire.master_port, "at most 65,535"))?;
-    Ok(Launch {
-        spec,
-        role,
-        world_size: wire.world_size,
-        local_rank: wire.local_rank,
-        local_world_size: wire.local_world_size,
-        node_rank: wire.node_rank,
-        master: (wire.master_address.as_str().into(), port),
-        array_index: wire.array_index,
-        allocation,
     })
 }

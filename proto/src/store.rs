@@ -492,6 +492,7 @@ mod tests {
             fault,
             speed_milli: 3,
             speed_source: "measured: 1 TFLOP/s in bf16".into(),
+            number: 0,
             island: None,
         };
         let mut node = Node::new(NodeId(0), "a".into());

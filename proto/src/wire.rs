@@ -1,5 +1,7 @@
 //! Core to wire.
 
+use std::collections::BTreeMap;
+
 use aquifer_core::*;
 
 use crate::v1;
@@ -114,6 +116,7 @@ pub fn inventory(inventory: &Inventory) -> v1::Inventory {
         fault_since_ms: device.fault.as_ref().map_or(0, |fault| fault.since_ms),
         speed_milli: device.speed_milli,
         speed_source: device.speed_source.to_string(),
+        number: device.number,
         island: device.island.map(u32::from),
     };
     v1::Inventory {
@@ -188,15 +191,36 @@ pub fn assignment(acked: u64, assignment: &Assignment) -> v1::Assignment {
         worker: Some(worker(order.id)),
         stop: order.goal == Goal::Stop,
         grace_ms: order.grace_ms,
+        why: order.why.map(|why| why.to_string()).unwrap_or_default(),
         launch: order.launch.as_deref().map(launch),
     };
+    let mut listed = BTreeMap::new();
+    for order in &assignment.workers {
+        if let Some(launch) = order.launch.as_ref().filter(|launch| !launch.hosts.is_empty()) {
+            listed.entry(order.id.job).or_insert(&launch.hosts);
+        }
+    }
     v1::Assignment {
         acked,
         revision_term: assignment.revision.term,
         revision_count: assignment.revision.count,
         workers: assignment.workers.iter().map(order).collect(),
         members: assignment.members.iter().map(|it| members(it)).collect(),
+        gangs: listed.into_iter().map(|(job, hosts)| gang(job, hosts)).collect(),
     }
+}
+
+fn gang(job: JobId, hosts: &[Host]) -> v1::Gang {
+    let seat = |seat: &Seat| v1::Seat {
+        rank: seat.rank,
+        vendor: seat.vendor.map(|vendor| vendor.to_string()).unwrap_or_default(),
+        devices: seat.devices.clone(),
+    };
+    let host = |host: &Host| v1::Host {
+        address: host.address.to_string(),
+        seats: host.seats.iter().map(seat).collect(),
+    };
+    v1::Gang { job: job.0, hosts: hosts.iter().map(host).collect() }
 }
 
 fn launch(launch: &Launch) -> v1::Launch {

@@ -154,6 +154,7 @@ impl Backends {
             fault: found.fault.clone(),
             speed_milli: self.speed((*backend, found)).0,
             speed_source: self.speed((*backend, found)).1.as_str().into(),
+            number: found.physical,
             island: found.island.map(|island| island + backend.map_or(0, |backend| first[backend])),
         };
         self.devices.iter().map(device).collect()

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::event::*;
 use crate::members::Members;
+use crate::stop::StopReason;
 use crate::types::*;
 
 /// Between two reports that only say how far workers are.
@@ -87,6 +88,8 @@ pub enum Action {
         worker: WorkerId,
         /// Time until it is killed, in milliseconds.
         grace_ms: u64,
+        /// What it is told.
+        why: StopReason,
     },
     /// The scheduler has taken note of the worker's exit; nobody will ask for its state again.
     Forget(WorkerId),
@@ -240,7 +243,8 @@ impl NodeAgent {
                     actions.push(Action::Launch(order.id, launch.clone()));
                 }
                 (Some(WorkerState::Starting | WorkerState::Running), Goal::Stop, _) => {
-                    actions.push(Action::Stop { worker: order.id, grace_ms: order.grace_ms });
+                    let why = order.why.unwrap_or(StopReason::Unknown);
+                    actions.push(Action::Stop { worker: order.id, grace_ms: order.grace_ms, why });
                 }
                 (Some(_), Goal::Run, _) | (None, ..) | (Some(WorkerState::Exited(_)), Goal::Stop, _) => (),
             }
@@ -260,7 +264,8 @@ impl NodeAgent {
                 self.loads.remove(id);
                 self.version += 1;
             } else {
-                actions.push(Action::Stop { worker: *id, grace_ms: 0 });
+                let why = StopReason::Unknown;
+                actions.push(Action::Stop { worker: *id, grace_ms: 0, why });
             }
             !exited
         });
@@ -346,7 +351,10 @@ impl NodeAgent {
         }
         let alive: Vec<WorkerId> = self.alive().collect();
         self.fenced.extend(&alive);
-        alive.into_iter().map(|worker| Action::Stop { worker, grace_ms: 0 }).collect()
+        alive
+            .into_iter()
+            .map(|worker| Action::Stop { worker, grace_ms: 0, why: StopReason::Unknown })
+            .collect()
     }
 
     /// Workers that run or are about to.

@@ -1,21 +1,34 @@
 //! What nodes are told to run.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::cluster::Cluster;
+use crate::hosts::Host;
 use crate::jobs::Job;
 use crate::types::*;
+
+/// Where the ranks of a job stand: found once for all that a node starts of it.
+struct Layout {
+    /// Positions of the job's nodes, in the order of their lowest ranks.
+    nodes: BTreeMap<NodeId, u32>,
+    hosts: Arc<[Host]>,
+}
 
 impl Cluster {
     /// What every worker on the node should be doing.
     pub fn assignment(&self, node: NodeId) -> Assignment {
+        let mut layouts: BTreeMap<JobId, Layout> = BTreeMap::new();
         let orders = self.nodes.held(node).workers.iter().map(|worker| {
             let job = self.jobs.get(worker.job).expect("a worker's job");
             let at = job.position(worker.rank);
             let goal = if job.runs(at as u32) { Goal::Run } else { Goal::Stop };
-            let state = job.ranks[at].worker;
-            let launch = (state == RankState::Assigned).then(|| Arc::new(self.launch(job, at)));
-            WorkerOrder { id: *worker, goal, grace_ms: job.spec.grace_ms, launch }
+            let launch = (job.ranks[at].worker == RankState::Assigned).then(|| {
+                let layout = layouts.entry(job.id).or_insert_with(|| self.layout(job));
+                Arc::new(self.launch(job, at, layout))
+            });
+            let why = (goal == Goal::Stop).then(|| job.stop_reason());
+            WorkerOrder { id: *worker, goal, grace_ms: job.spec.grace_ms, why, launch }
         });
         Assignment {
             revision: self.nodes.revision(node),
@@ -24,16 +37,19 @@ impl Cluster {
         }
     }
 
+    fn layout(&self, job: &Job) -> Layout {
+        let mut nodes = BTreeMap::new();
+        for rank in &job.ranks {
+            let next = nodes.len() as u32;
+            nodes.entry(rank.node).or_insert(next);
+        }
+        Layout { nodes, hosts: self.hosts(job) }
+    }
+
     /// How to start the worker of the rank at a position.
-    fn launch(&self, job: &Job, at: usize) -> Launch {
+    fn launch(&self, job: &Job, at: usize, layout: &Layout) -> Launch {
         let allocation = &job.ranks[at];
         let local = |rank: &&Allocation| rank.node == allocation.node;
-        let mut nodes: Vec<NodeId> = Vec::new();
-        for rank in &job.ranks {
-            if !nodes.contains(&rank.node) {
-                nodes.push(rank.node);
-            }
-        }
         let master = &job.ranks[0];
         Launch {
             spec: job.spec.clone(),
@@ -41,10 +57,11 @@ impl Cluster {
             world_size: job.ranks.len() as u32,
             local_rank: job.ranks[..at].iter().filter(local).count() as u32,
             local_world_size: job.ranks.iter().filter(local).count() as u32,
-            node_rank: nodes.iter().position(|node| *node == allocation.node).expect("its node") as u32,
+            node_rank: layout.nodes[&allocation.node],
             master: (self.nodes.get(master.node).inventory.address.clone(), master.port),
             array_index: job.array.map(|array| array.index),
             allocation: allocation.clone(),
+            hosts: layout.hosts.clone(),
         }
     }
 }

@@ -53,6 +53,8 @@ pub struct Device {
     pub speed_milli: u32,
     /// Who says so: a measurement, a datasheet; for people.
     pub speed_source: Name,
+    /// Number of its device node, by which its vendor's own files name it; 0 where there is none.
+    pub number: u32,
     /// Devices of a node with the same number are linked directly (NVLink, XGMI, HCCS, MetaXLink); `None`: with none.
     pub island: Option<u16>,
 }

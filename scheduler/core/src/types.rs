@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::{fmt, str::FromStr, time::Duration};
 
 use crate::autoscale::Promise;
+use crate::hosts::Host;
 use crate::members::Members;
+use crate::stop::StopReason;
 use crate::topology::{Standing, Topology};
 
 pub use crate::inventory::{Device, DeviceClass, Inventory, Ports, UnknownVendor, Vendor};
@@ -278,6 +280,8 @@ pub struct WorkerOrder {
     pub goal: Goal,
     /// From the request to stop until the worker is killed, in milliseconds.
     pub grace_ms: u64,
+    /// Why it should end, if it should.
+    pub why: Option<StopReason>,
     /// How to start it. Left out once the agent has reported the worker.
     pub launch: Option<Arc<Launch>>,
 }
@@ -303,6 +307,8 @@ pub struct Launch {
     pub array_index: Option<u32>,
     /// Devices, processor time, memory and port of this rank.
     pub allocation: Allocation,
+    /// Where all ranks stand; see [`Host`].
+    pub hosts: Arc<[Host]>,
 }
 
 /// What a worker should be doing.

@@ -96,7 +96,7 @@ fn a_worker_that_its_lease_ended_is_lost_and_has_not_failed() {
     talk(&mut t, &mut agent);
 
     t.now = Time(8_000);
-    assert_eq!(agent.on_tick(t.now), [Action::Stop { worker, grace_ms: 0 }]);
+    assert_eq!(agent.on_tick(t.now), [Action::Stop { worker, grace_ms: 0, why: StopReason::Unknown }]);
     agent.on_worker(worker, WorkerState::Exited(Exit::Signal(9)));
     assert_eq!(talk(&mut t, &mut agent)[0], "job-1 requeued: rank 0 lost with node-0");
     assert_eq!(t.job(1).failures, 0);

@@ -153,6 +153,7 @@ fn node(id: u32) -> Record {
         fault: None,
         speed_milli: 1000,
         speed_source: "".into(),
+        number: 0,
         island: None,
     };
     let inventory = Inventory {

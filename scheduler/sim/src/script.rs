@@ -430,6 +430,7 @@ fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inve
                 fault,
                 speed_milli: 1000,
                 speed_source: "".into(),
+                number: 0,
                 island: None,
             });
         }

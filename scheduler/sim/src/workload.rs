@@ -114,6 +114,7 @@ fn any_inventory(rng: &mut Rng, at: u64) -> Inventory {
         fault: None,
         speed_milli: [500, 1000, 2000][index % 3],
         speed_source: "".into(),
+        number: 0,
         island: island.map(|size| (index / size) as u16),
     });
     let mut labels: BTreeMap<Name, Name> = [("rack".into(), format!("r{}", rng.below(2)).into())].into();

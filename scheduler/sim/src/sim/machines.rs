@@ -86,7 +86,7 @@ impl Sim {
         match action {
             Action::Tell(members) => self.tell(&members),
             Action::Launch(worker, launch) => self.launch(at, worker, launch),
-            Action::Stop { worker, grace_ms } => self.stop(at, worker, grace_ms),
+            Action::Stop { worker, grace_ms, why: _ } => self.stop(at, worker, grace_ms),
             Action::Forget(worker) => {
                 let process = self.machines[at].processes.remove(&worker);
                 assert!(process.is_none_or(|process| !process.alive()), "{worker} is forgotten, but runs");

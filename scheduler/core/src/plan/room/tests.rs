@@ -46,6 +46,7 @@ fn inventory(rng: &mut Rng) -> Inventory {
         fault: (rng.below(20) == 0).then(|| Fault::faulty("xid 79")),
         speed_milli: 1000,
         speed_source: "".into(),
+        number: 0,
         island: linked.then_some(at as u16 / size),
     };
     Inventory {

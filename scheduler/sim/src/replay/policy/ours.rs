@@ -72,6 +72,7 @@ impl<'a> Ours<'a> {
                 fault: None,
                 speed_milli: 1000,
                 speed_source: "".into(),
+                number: 0,
                 island: None,
             });
             let inventory = Inventory {
