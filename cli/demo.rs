@@ -79,6 +79,16 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     })
 }
 
+/// Writes text to learn below a directory.
+pub fn texts(directory: &Path) -> Result<PathBuf> {
+    let texts = directory.join("texts");
+    fs::create_dir_all(&texts)?;
+    for (name, text) in TEXTS {
+        fs::write(texts.join(name), text)?;
+    }
+    Ok(texts)
+}
+
 struct Demo {
     started: Instant,
     bar: ProgressBar,
@@ -140,12 +150,7 @@ impl Demo {
         if here.join("scheduler/core").is_dir() && here.join("proto/aquifer").is_dir() {
             return Ok(here);
         }
-        let texts = self.trial.directory.join("texts");
-        fs::create_dir_all(&texts)?;
-        for (name, text) in TEXTS {
-            fs::write(texts.join(name), text)?;
-        }
-        Ok(texts)
+        texts(&self.trial.directory)
     }
 
     /// Trains with two ranks, and kills one of them in the middle. Returns the job.

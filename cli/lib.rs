@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod bench;
 pub mod cancel;
+pub mod chaos;
 pub mod client;
 pub mod completions;
 pub mod debug;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use aquifer_cli::client::Global;
-use aquifer_cli::{agent, bench, demo, output, server, simulate, up, worker};
+use aquifer_cli::{agent, bench, chaos, demo, output, server, simulate, up, worker};
 use clap::{CommandFactory, Parser, Subcommand};
 
 /// One pool of compute, fed by every accelerator an organisation owns
@@ -26,6 +26,7 @@ enum Command {
     Client(aquifer_cli::Command),
     Up(up::Args),
     Demo(demo::Args),
+    Chaos(chaos::Args),
     Server(server::Args),
     Agent(agent::Args),
     Worker(worker::Args),
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         Command::Client(command) => aquifer_cli::run(command, &global, Cli::command()),
         Command::Up(args) => done(up::run(&args, &global)),
         Command::Demo(args) => demo::run(&args, &global).map(|()| ExitCode::SUCCESS),
+        Command::Chaos(args) => chaos::run(&args, &global).map(|()| ExitCode::SUCCESS),
         Command::Server(args) => done(server::run(&args, &global)),
         Command::Agent(args) => done(agent::run(&args, &global)),
         Command::Bench(command) => bench::run(&command, &global).map(|()| ExitCode::SUCCESS),

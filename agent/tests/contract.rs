@@ -53,6 +53,7 @@ fn order(script: &str, env: &[(&str, &str)], hosts: Vec<Host>) -> Order {
             worker: RankState::Assigned,
             since: Time(0),
             restart_at: None,
+            hasty: 0,
         },
         hosts: hosts.into(),
     }

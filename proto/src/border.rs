@@ -533,5 +533,6 @@ pub fn allocation(at: u32, wire: &v1::Allocation) -> Checked<Allocation> {
         worker,
         since: Time(wire.since_ms),
         restart_at: wire.restart_at_ms.map(Time),
+        hasty: wire.hasty,
     })
 }

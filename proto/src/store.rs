@@ -390,6 +390,7 @@ mod tests {
             worker,
             since: Time(2),
             restart_at: Some(Time(3)),
+            hasty: 2,
         };
         let mut job = Job::new(JobId(1), spec.clone(), None, Time(1));
         job.phase = Phase::Stopping(Then::Resize(vec![1]));
@@ -464,6 +465,7 @@ mod tests {
             worker: RankState::Running,
             since: Time(1),
             restart_at: None,
+            hasty: 0,
         };
         let whys = [None, Some(JobId(7))].map(|by| Why::Resized { from: 3, to: 2, by, at: Time(5) });
         for (ranks, why) in [None, Some(3)].into_iter().zip(whys) {

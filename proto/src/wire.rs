@@ -169,6 +169,7 @@ pub fn allocation(allocation: &Allocation) -> v1::Allocation {
         rank: Some(allocation.rank),
         since_ms: allocation.since.0,
         restart_at_ms: allocation.restart_at.map(|at| at.0),
+        hasty: allocation.hasty,
     }
 }
 

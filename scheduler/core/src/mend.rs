@@ -32,14 +32,12 @@ impl Cluster {
         let job = self.jobs.get(worker.job).expect("a worker's job");
         let at = job.position(worker.rank);
         let (failed, since) = (matches!(why, Why::WorkerFailed { .. }), job.ranks[at].since);
-        let pause = match failed && now < since + HASTE {
-            true => self.pause(job.failures + 1),
-            false => Duration::ZERO,
-        };
+        let hasty = if failed && now < since + HASTE { job.ranks[at].hasty + 1 } else { 0 };
+        let pause = if hasty == 0 { Duration::ZERO } else { self.pause(hasty) };
         self.change_job(worker.job, |job| {
             job.failures += u32::from(failed && now < since + FORGIVEN);
             job.last_failure = Some(why.clone());
-            job.ranks[at].restart_at = Some(now + pause);
+            (job.ranks[at].restart_at, job.ranks[at].hasty) = (Some(now + pause), hasty);
         });
         self.note(Note::RankDown { job: worker.job, why });
     }

@@ -236,6 +236,8 @@ pub struct Allocation {
     pub since: Time,
     /// Its worker failed, and another one is started then.
     pub restart_at: Option<Time>,
+    /// Workers here that failed soon after their start, one after the other.
+    pub hasty: u32,
 }
 
 /// Progress of one rank, as the scheduler knows it.

@@ -138,6 +138,7 @@ fn a_core_counts_what_it_is_for_usage_and_never_nothing() {
         rank: 0,
         since: Time(0),
         restart_at: None,
+        hasty: 0,
         node: NodeId(0),
         devices,
         slice: None,

@@ -113,8 +113,13 @@ fn check_growth(earlier: &Job, job: &Job) {
             // What a job has got to go on with is assigned when the rest has stopped.
             let begins = earlier.last_nodes.len() <= rank as usize;
             assert!(begins || was.worker <= is.worker, "rank {rank}: {:?} after {:?}", is.worker, was.worker);
-            let moved =
-                Allocation { worker: was.worker, restart_at: was.restart_at, since: was.since, ..is.clone() };
+            let moved = Allocation {
+                worker: was.worker,
+                restart_at: was.restart_at,
+                hasty: was.hasty,
+                since: was.since,
+                ..is.clone()
+            };
             assert_eq!(*was, moved, "rank {rank} of {id} moved within attempt {}", job.attempt);
         }
     }

@@ -256,6 +256,7 @@ impl Chosen {
             worker: RankState::Assigned,
             since: Time(0),
             restart_at: None,
+            hasty: 0,
         }
     }
 }

@@ -185,6 +185,7 @@ fn the_index_finds_what_a_look_at_every_node_finds() {
                 worker: RankState::Assigned,
                 since: Time(0),
                 restart_at: None,
+                hasty: 0,
             };
             let mut left = left;
             left.take(&rank);
