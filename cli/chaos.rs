@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use aquifer_proto::v1;
+use aquifer_worker::checkpoint::Record;
 use aquifer_worker::random::Random;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
@@ -63,9 +64,9 @@ pub struct Args {
 struct Run {
     /// Failures that were caused.
     failures: u64,
-    /// From the first step to the last, in milliseconds.
+    /// From the start of the first step to the end of the last, in milliseconds.
     time_ms: u64,
-    /// Where the time went.
+    /// Where the time of all went.
     spent: Spent,
 }
 
@@ -123,26 +124,22 @@ async fn train(args: &Args, trial: &Trial, data: &Path, mut random: Option<Rando
         let wait = -(1.0 - random.unit()).ln() * args.mtbf.0 as f64;
         Some((after + Duration::from_millis(wait as u64), random.bits()))
     };
-    let (mut begun, mut failures, mut due, mut told) = (None, 0, None, 0);
+    let (mut begun, mut failures, mut due, mut told) = (false, 0, None, 0);
     let mut hung: BTreeMap<Instant, i32> = BTreeMap::new();
-    let (mut spent, mut last) = (Spent::default(), 0);
-    let time_ms = loop {
+    loop {
         let view = trial.client().get(v1::GetRequest { job }).await?.into_inner();
         let now = Instant::now();
         let progress = view.ranks.iter().filter_map(|rank| rank.progress.as_ref()).max_by_key(|it| it.step);
         let step = progress.and_then(|it| it.step).unwrap_or(0);
-        if let Some(told) = progress.and_then(|it| it.spent.as_ref()).filter(|_| last <= step) {
-            (spent, last) = (Spent::from(told), step);
-        }
-        if begun.is_none() && 0 < step {
-            (begun, due) = (Some(now), next(now));
+        if !begun && 0 < step {
+            (begun, due) = (true, next(now));
         }
         if told + args.steps / 10 <= step {
             told = step;
             aside(format!("{name}: step {step}/{}, {failures} failures", args.steps));
         }
         match view.state() {
-            v1::JobState::Succeeded => break begun.map_or(0, |begun| (now - begun).as_millis() as u64),
+            v1::JobState::Succeeded => break,
             v1::JobState::Failed | v1::JobState::Cancelled | v1::JobState::TimedOut => {
                 bail!("job-{job} {}: {}", view.reason, view.last_failure)
             }
@@ -168,15 +165,19 @@ async fn train(args: &Args, trial: &Trial, data: &Path, mut random: Option<Rando
             due = next(now);
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
-    };
+    }
     hung.into_values().for_each(|pid| signal(pid, Signal::CONT));
-    Ok(Run { failures, time_ms, spent })
+    let path = last_checkpoint(args, trial, name).join("train.json");
+    let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let record: Record = serde_json::from_slice(&text)?;
+    let time_ms = (record.spent.sum_us() - record.spent.start_us) / 1000;
+    Ok(Run { failures, time_ms, spent: Spent::from(&record.spent) })
 }
 
 /// Whether weights and moments of both are the same.
 fn same_bits(args: &Args, trial: &Trial) -> Result<bool> {
     let files = |run: &str, file: &str| {
-        let path = checkpoints(trial, run).join(format!("step-{:06}/{file}", args.steps));
+        let path = last_checkpoint(args, trial, run).join(file);
         fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
     };
     let mut same = true;
@@ -184,6 +185,10 @@ fn same_bits(args: &Args, trial: &Trial) -> Result<bool> {
         same &= files("undisturbed", file)? == files("disturbed", file)?;
     }
     Ok(same)
+}
+
+fn last_checkpoint(args: &Args, trial: &Trial, name: &str) -> PathBuf {
+    checkpoints(trial, name).join(format!("step-{:06}", args.steps))
 }
 
 fn checkpoints(trial: &Trial, name: &str) -> PathBuf {
@@ -202,7 +207,8 @@ async fn submit(args: &Args, trial: &Trial, data: &Path, name: &str) -> Result<u
         ..v1::Train::default()
     };
     let program = Some(v1::role::Program::Train(options));
-    let request = Some(v1::Request { cpus_milli: 100, ..v1::Request::default() });
+    let cores = aquifer_agent::host::Host::read().cores.len() as u32;
+    let request = Some(v1::Request { cpus_milli: cores * 1000 / args.ranks, ..v1::Request::default() });
     let role = v1::Role { ranks: args.ranks, min_ranks: Some(1), request, program, ..v1::Role::default() };
     let spec = v1::JobSpec {
         name: name.into(),
@@ -247,7 +253,8 @@ fn print(report: &Report, args: &Args, output: &Output) {
     ]);
     for (name, run) in [("undisturbed", &report.undisturbed), ("disturbed", &report.disturbed)] {
         let Spent { steps_ms, recovery_ms, slow_ms, lost_ms, .. } = run.spent;
-        let times = [run.time_ms, steps_ms, recovery_ms, slow_ms, lost_ms].map(units::duration);
+        let seconds = |ms: u64| format!("{:.1} s", ms as f64 / 1e3);
+        let times = [run.time_ms, steps_ms, recovery_ms, slow_ms, lost_ms].map(seconds);
         let [time, steps, recovery, slow, lost] = times;
         table.row([name.into(), run.failures.to_string(), time, steps, recovery, slow, lost]);
     }

@@ -664,6 +664,13 @@ impl Rank {
     }
 }
 
+impl From<&aquifer_worker::elastic::Spent> for Spent {
+    fn from(spent: &aquifer_worker::elastic::Spent) -> Spent {
+        let aquifer_worker::elastic::Spent { steps_us, start_us, recovery_us, slow_us, lost_us } = *spent;
+        Spent::from(&v1::Spent { steps_us, start_us, recovery_us, slow_us, lost_us })
+    }
+}
+
 impl From<&v1::Spent> for Spent {
     fn from(wire: &v1::Spent) -> Spent {
         let v1::Spent { steps_us, start_us, recovery_us, slow_us, lost_us } = wire;

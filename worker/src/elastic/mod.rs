@@ -39,8 +39,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const PROBE: Duration = Duration::from_secs(3);
 /// How long a member that did not answer is passed over.
 const AVOID: Duration = Duration::from_secs(10);
-/// How long to wait before another try.
+/// How long to wait before another try, and how long where a training stands still meanwhile.
 const RETRY: Duration = Duration::from_millis(50);
+const SOON: Duration = Duration::from_millis(5);
 /// How long a new leader that has the state waits for the others.
 const REGROUP: Duration = Duration::from_millis(500);
 /// How long the first leader waits for members that may come later as well.
@@ -522,11 +523,12 @@ impl Node {
                     self.exit(Outcome::Failed(reason));
                 }
                 Message::Refuse { reason, .. } => {
+                    let wait = if step.is_some() { SOON } else { RETRY };
                     self.send_action(Action::Close(link));
                     // One that was passed over may be there by now.
                     self.away.clear();
                     let Role::Seek(seek) = &mut self.role else { unreachable!("seen above") };
-                    (seek.target, seek.link, seek.retry, seek.said) = (None, None, now + RETRY, reason);
+                    (seek.target, seek.link, seek.retry, seek.said) = (None, None, now + wait, reason);
                 }
                 _ => {
                     self.send_action(Action::Close(link));
@@ -541,8 +543,8 @@ impl Node {
     /// The one that was asked does not answer.
     fn try_next(&mut self, target: Rank, reason: String) {
         self.avoid(target);
-        let now = self.now;
+        let (now, wait) = (self.now, if self.step.is_some() { SOON } else { RETRY });
         let Role::Seek(seek) = &mut self.role else { return };
-        (seek.target, seek.link, seek.retry, seek.said) = (None, None, now + RETRY, reason);
+        (seek.target, seek.link, seek.retry, seek.said) = (None, None, now + wait, reason);
     }
 }

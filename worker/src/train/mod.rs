@@ -55,7 +55,7 @@ pub struct StepReport {
 }
 
 /// How often the deciding thread looks at the time.
-const TICK: Duration = Duration::from_millis(20);
+const TICK: Duration = Duration::from_millis(5);
 /// How long the last messages may take to be written.
 const FLUSH: Duration = Duration::from_secs(2);
 
