@@ -28,12 +28,16 @@ pub enum WorkerError {
     #[error("{0}")]
     Group(String),
     /// The training diverged.
-    #[error("loss is {loss} at step {step}; a lower --learning-rate or --clip may help")]
+    #[error(
+        "loss is {loss} and the gradient's length {gradient_norm} at step {step}; a lower --learning-rate or --clip may help"
+    )]
     Diverged {
         /// The step, from 1.
         step: u64,
-        /// Not a finite number.
+        /// Mean loss, in nats a token; this or the next is not a finite number.
         loss: f32,
+        /// Length of the gradient.
+        gradient_norm: f32,
     },
     /// A signal ended the training early, after a checkpoint where there is a directory for it.
     #[error("stopped at step {step} of {total_steps}{}", if *.saved { ", checkpoint written" } else { "" })]

@@ -269,21 +269,22 @@ impl Engine {
     fn apply(&mut self, step: u64, total: &[f32], spent: &Spent) -> Result<StepReport, WorkerError> {
         let Plan { settings, .. } = &self.plan;
         let shards = (settings.batch / settings.micro_batch) as f32;
-        let state = Arc::make_mut(self.state.as_mut().expect("loaded or installed before it is used"));
-        let (Some((loss, sum)), true) = (total.split_last(), total.len() == state.model.layout.len + 1)
+        let (Some((loss, sum)), true) =
+            (total.split_last(), total.len() == self.state().model.layout.len + 1)
         else {
             return Err(WorkerError::Group("the sum of a step has another length".into()));
         };
-        assert_eq!(state.record.step + 1, step, "updates come in order");
+        assert_eq!(self.state().record.step + 1, step, "updates come in order");
         let loss = loss / shards;
-        if !loss.is_finite() {
-            return Err(WorkerError::Diverged { step, loss });
-        }
         let gradient_norm = self.kernels.sum_of_squares(sum).sqrt() as f32 / shards;
+        if !loss.is_finite() || !gradient_norm.is_finite() {
+            return Err(WorkerError::Diverged { step, loss, gradient_norm });
+        }
         let shorten = if settings.clip < gradient_norm { settings.clip / gradient_norm } else { 1.0 };
         self.gradient.clear();
         self.gradient.extend(sum.iter().map(|value| value * (shorten / shards)));
         let learning_rate = learning_rate(settings, step - 1);
+        let state = Arc::make_mut(self.state.as_mut().expect("loaded or installed before it is used"));
         let TrainingState { model, first, second, record } = state;
         for tensor in &model.layout.tensors {
             // Norms are not matrices: pulling them to zero would only fight the layer behind them.
