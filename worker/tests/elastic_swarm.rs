@@ -31,6 +31,7 @@ fn whatever_goes_wrong_all_have_the_same_state_and_it_ends() {
         "the leader hangs",
         "the leader hangs while it sends a state",
         "one that hung wakes up",
+        "one hangs for good",
         "a connection breaks",
         "a member joins",
         "a member is let go",

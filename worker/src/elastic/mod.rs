@@ -165,7 +165,8 @@ enum Role {
 
 #[derive(Default)]
 struct Seek {
-    since: Duration,
+    /// When it began to.
+    since: Option<Duration>,
     /// Whom it asks, and how far it has come.
     target: Option<Rank>,
     link: Option<Link>,
@@ -442,7 +443,7 @@ impl Node {
 
     fn begin_seeking(&mut self, target: Option<Rank>) {
         self.work.drop();
-        self.role = Role::Seek(Seek { since: self.now, target, ..Seek::default() });
+        self.role = Role::Seek(Seek { since: Some(self.now), target, ..Seek::default() });
         if let Some(target) = target {
             self.send_action(Action::Dial(target));
         }
@@ -450,8 +451,10 @@ impl Node {
 
     /// Looks for the next one to ask, and leads if that is this member.
     fn seek(&mut self) {
-        let Role::Seek(seek) = &self.role else { return };
-        if self.now < seek.retry || self.members.is_empty() {
+        let (now, me) = (self.now, self.me());
+        let Role::Seek(seek) = &mut self.role else { return };
+        let since = *seek.since.get_or_insert(now);
+        if now < seek.retry || self.members.is_empty() {
             return;
         }
         match (seek.target, seek.link) {
@@ -463,10 +466,10 @@ impl Node {
             (None, _) => (),
         }
         let join = self.settings.join;
-        if seek.since + join <= self.now && !seek.said.is_empty() {
+        if since + join <= now && !seek.said.is_empty() {
             let (first, said) = (&self.members[0], &seek.said);
             let who = format!("rank {} at {}", first.rank, first.address);
-            let reason = format!("rank {} waited {} s for {who}: {said}", self.me(), join.as_secs());
+            let reason = format!("rank {me} waited {} s for {who}: {said}", join.as_secs());
             return self.exit(Outcome::Failed(reason));
         }
         let first = match (self.first(), self.step) {
@@ -477,7 +480,9 @@ impl Node {
                 self.members[0].rank
             }
         };
-        let leads = first == self.me() && (self.step.is_some() || self.members[0].rank == first);
+        // One without a state loads it, if those who may have a newer one do not answer for long.
+        let may = self.step.is_some() || self.members[0].rank == first || since + GATHER <= now;
+        let leads = first == self.me() && may;
         if leads {
             return self.take_the_lead();
         }

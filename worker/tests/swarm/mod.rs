@@ -14,6 +14,8 @@ pub type Seen = BTreeMap<&'static str, u64>;
 /// Virtual time after which nothing goes wrong any more, and by which all must have ended.
 const TROUBLE: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(600);
+/// By when only one leads after that.
+const SETTLED: Duration = Duration::from_secs(60);
 
 /// A process: what its engine and its network hold.
 struct Process {
@@ -142,7 +144,9 @@ pub fn run(seed: u64, tells: bool, seen: &mut Seen) {
         world.now = at;
         assert!(at < END, "seed {seed}: it has not ended at {at:?}; {}", world.describe());
         world.happen(happens, &states, seen, seed);
-        if world.lists.last().is_some_and(Vec::is_empty) {
+        // Who hangs for good may be left behind.
+        let hangs = |it: &Member| world.processes.get(&it.rank).is_some_and(|it| it.hangs.is_some());
+        if !world.done.is_empty() && world.lists.last().is_some_and(|list| list.iter().all(hangs)) {
             break;
         }
     }
@@ -231,6 +235,11 @@ impl World {
                 }
             }
             Happens::Tick => {
+                if TROUBLE + SETTLED < self.now {
+                    let leads = |it: &&Process| it.hangs.is_none() && it.node.leads();
+                    let leaders = self.processes.values().filter(leads).count();
+                    assert!(leaders <= 1, "seed {seed}: {leaders} lead; {}", self.describe());
+                }
                 let ranks: Vec<Rank> = self.processes.keys().copied().collect();
                 for rank in ranks {
                     if self.processes.get(&rank).is_some_and(|it| it.hangs.is_none()) {
@@ -273,7 +282,14 @@ impl World {
                 if sends {
                     note("the leader hangs while it sends a state");
                 }
-                let until = self.now + Duration::from_millis(self.random.bits() % 12_000);
+                let wait = match self.chance(8) {
+                    true => 2 * END,
+                    false => Duration::from_millis(self.random.bits() % 12_000),
+                };
+                if END < wait {
+                    *seen.entry("one hangs for good").or_default() += 1;
+                }
+                let until = self.now + wait;
                 self.say(|| format!("{victim} hangs until {until:?}"));
                 self.processes.get_mut(&victim).expect("just seen").hangs = Some(until);
                 self.at(until, Happens::Wake(victim));
