@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use aquifer_cli::servers::Servers;
+use aquifer_proto::tls::ClientTls;
 use aquifer_proto::v1;
 use aquifer_proto::v1::pool_client::PoolClient;
 use tokio::runtime::Runtime;
@@ -96,7 +97,8 @@ impl Client {
         let bearer = Bearer(token.map(Into::into));
         let entered = runtime.enter();
         let connection = InterceptedService::new(endpoint.connect_lazy(), bearer.clone());
-        let servers = InterceptedService::new(Servers::new(url).expect("URLs"), bearer);
+        let servers =
+            InterceptedService::new(Servers::new(url, &ClientTls::default()).expect("URLs"), bearer);
         drop(entered);
         Client { runtime, connection, servers }
     }
