@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aquifer_proto::tls::{self, TlsError, Why};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
@@ -31,6 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often it is told that connections do not begin.
 const TELL_EVERY: Duration = Duration::from_secs(1);
+/// So long, and for so many bytes, a connection that was refused is kept.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: u64 = 64 << 10;
 /// First byte of a connection that speaks TLS. Source: RFC 8446, 5.1, `ContentType.handshake`.
 const HANDSHAKE: u8 = 22;
 
@@ -162,8 +166,13 @@ impl Tls {
                 _ if first[0] != HANDSHAKE => return Ok(Accepted::Plain(stream)),
                 _ => (),
             }
-            let stream = TlsAcceptor::from(self.config()).accept(stream).await?;
-            Ok(Accepted::Tls(Box::new(stream)))
+            match TlsAcceptor::from(self.config()).accept(stream).into_fallible().await {
+                Ok(stream) => Ok(Accepted::Tls(Box::new(stream))),
+                Err((error, stream)) => {
+                    linger(stream).await;
+                    Err(error)
+                }
+            }
         };
         timeout(PATIENCE, begin).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
@@ -212,6 +221,17 @@ impl Tls {
         });
         (ReceiverStream::new(secret_taken), ReceiverStream::new(plain_taken))
     }
+}
+
+/// Lets what was written last, why this is the end, arrive: a socket that is closed while there is something to be read
+/// takes it back. A client that shows no certificate has gone on to its first call by then.
+async fn linger(mut stream: TcpStream) {
+    let drained = async {
+        stream.shutdown().await?;
+        let mut rest = (&mut stream).take(LINGER_BYTES);
+        tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
+    };
+    _ = timeout(LINGER, drained).await; // It was a courtesy.
 }
 
 /// Connections of one kind.

@@ -6,7 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio_rustls::rustls::{AlertDescription, CertificateError, Error};
+use tokio_rustls::rustls::{CertificateError, Error};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
 use super::{TlsError, authorities, identity};
@@ -98,8 +98,12 @@ impl ClientTls {
                 return Some(plain(url));
             }
         }
-        // Of tonic, which has no type for it.
-        root_of(error).to_string().contains("HTTP/2 was not negotiated").then(|| other(url))
+        // What follows has no type that could be asked, or hides it.
+        let said = root_of(error).to_string();
+        match said.split_once("received fatal alert: ") {
+            Some((_, alert)) => Some(refused(url, alert)),
+            None => said.contains("HTTP/2 was not negotiated").then(|| other(url)),
+        }
     }
 
     fn words(&self, url: &str, error: &Error) -> String {
@@ -133,23 +137,7 @@ impl ClientTls {
             ),
             Error::InvalidCertificate(bad) => format!("the certificate of {url} cannot be used: {bad}"),
             Error::InvalidMessage(_) => plain(url),
-            Error::AlertReceived(AlertDescription::NoApplicationProtocol) => other(url),
-            Error::AlertReceived(AlertDescription::CertificateRequired) => {
-                format!(
-                    "{url} wants a certificate of its clients: name one with --tls-cert and its key with --tls-key"
-                )
-            }
-            Error::AlertReceived(
-                alert @ (AlertDescription::UnknownCA
-                | AlertDescription::BadCertificate
-                | AlertDescription::DecryptError
-                | AlertDescription::CertificateExpired
-                | AlertDescription::CertificateUnknown
-                | AlertDescription::UnsupportedCertificate),
-            ) => format!(
-                "{url} does not take the certificate in --tls-cert ({alert:?}): it must be signed by the authority in \
-                 its --tls-client-ca, for clients, and not have ended"
-            ),
+            Error::AlertReceived(alert) => refused(url, &format!("{alert:?}")),
             error => format!("TLS with {url} failed: {error}"),
         }
     }
@@ -167,6 +155,28 @@ pub fn leads_on(from: &str, to: &str) -> bool {
 
 fn plain(url: &str) -> String {
     format!("{url} does not speak TLS: give its scheduler --tls-cert and --tls-key, or write http://")
+}
+
+/// What the other side did not like. Names of alerts: RFC 8446, 6.
+fn refused(url: &str, alert: &str) -> String {
+    match alert {
+        "NoApplicationProtocol" => other(url),
+        "CertificateRequired" => {
+            format!(
+                "{url} wants a certificate of its clients: name one with --tls-cert, and its key with --tls-key"
+            )
+        }
+        "UnknownCA"
+        | "BadCertificate"
+        | "DecryptError"
+        | "CertificateExpired"
+        | "CertificateUnknown"
+        | "UnsupportedCertificate" => format!(
+            "{url} does not take the certificate in --tls-cert ({alert}): an authority in its --tls-client-ca must have \
+             signed it, for clients, and it must not have ended"
+        ),
+        _ => format!("{url} refused TLS: {alert}"),
+    }
 }
 
 fn other(url: &str) -> String {

@@ -63,6 +63,11 @@ pub enum Why {
     /// It is the key of another certificate.
     #[error("the key does not fit the certificate in {0:?}: name the one that it was made with")]
     Mismatch(PathBuf),
+    /// It has no extensions.
+    #[error(
+        "it is of version 1 of X.509: sign it with extensions, `openssl x509 -req -copy_extensions copyall …`"
+    )]
+    OldVersion,
     /// What is there makes no sense.
     #[error("it cannot be used: {0}")]
     Invalid(String),
@@ -108,7 +113,10 @@ pub fn identity(certificate: &Path, key: &Path) -> Result<Identity, TlsError> {
     let certified = CertifiedKey::from_der(chain, parsed, &provider()).map_err(|error| match error {
         Error::InconsistentKeys(_) => wrong(Why::Mismatch(certificate.into())),
         Error::InvalidCertificate(why) => {
-            let why = Why::Invalid(format!("{why:?}"));
+            let why = match format!("{why:?}") {
+                why if why.contains("UnsupportedCertVersion") => Why::OldVersion,
+                why => Why::Invalid(why),
+            };
             TlsError { option: CERTIFICATE, file: certificate.into(), why }
         }
         error => wrong(Why::Invalid(error.to_string())),
