@@ -191,4 +191,16 @@ mod tests {
         assert_eq!(seen, expected.map(|url| format!("http://{url}")));
         assert!(Servers::new("a:1,,", &plain).is_err());
     }
+
+    #[tokio::test]
+    async fn nobody_leads_from_tls_to_clear_text() {
+        let servers = Servers::new("https://a:1,https://b:2", &ClientTls::default()).expect("URLs");
+        let shared = &servers.shared;
+        let mut seen = Vec::new();
+        for (from, leader) in [("https://a:1", "https://c:3"), ("https://c:3", "http://d:4")] {
+            shared.turn(from, Some(leader));
+            seen.push(shared.current().0);
+        }
+        assert_eq!(seen, ["https://c:3", "https://a:1"], "whom it cannot follow, it turns away from");
+    }
 }
