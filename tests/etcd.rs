@@ -105,8 +105,8 @@ mod with_etcd {
     #[test]
     fn schedulers_that_speak_tls_lead_clients_and_agents_to_each_other() {
         let Some(etcd) = EtcdServer::start(1) else { return };
-        let own = ["--tls-cert", "head.pem", "--tls-key", "head.key"];
-        let flags = [&["--store", &etcd.url("pool"), "--lease", "2m"], &own[..]].concat();
+        let store = etcd.url("pool");
+        let flags = ["--store", &store, "--lease", "2m", "--tls-cert", "head.pem", "--tls-key", "head.key"];
         let mut pool = Pool::prepare(2, &flags, None);
         let authority = Authority::new();
         authority.write(&pool.dir().join("ca.pem"));
