@@ -10,8 +10,9 @@ use aquifer_agent::device::{DeviceChoice, Roots};
 use aquifer_agent::metrics::Metrics;
 use aquifer_agent::{AgentConfig, Retention};
 use aquifer_core::Ports;
+use aquifer_proto::tls::{ClientTls, is_local};
 
-use crate::client::Global;
+use crate::client::{Global, identity};
 use crate::metrics::{self, Listener};
 use crate::output::{Failure, write_out};
 use crate::server::{absolute, log_format};
@@ -111,9 +112,10 @@ impl Args {
         let text = |text: &str| Ok::<_, String>(text.to_string());
         let state_dir = settings::data_dir().join("agent").display().to_string();
         let server = settings.take_optional("server", None, text)?.unwrap_or_else(|| global.server.clone());
-        let is_local =
-            |url: &str| ["//127.", "//localhost", "//[::1]"].iter().any(|local| url.contains(local));
         let is_local = server.split(',').all(is_local);
+        let mut file = |name, flag| settings::file(&mut settings, name, flag);
+        let ca = file("tls-ca", &global.tls_ca)?;
+        let identity = identity(&file("tls-cert", &global.tls_cert)?, &file("tls-key", &global.tls_key)?)?;
         let host = aquifer_agent::host::Host::read().name;
         let address = if is_local { "127.0.0.1" } else { &host };
         let milli = |text: &str| {
@@ -123,6 +125,7 @@ impl Args {
         let count = |text: &str| text.parse().map_err(|_| "expected a whole number".to_string());
         let config = AgentConfig {
             server,
+            tls: ClientTls { ca, identity },
             node: settings.take("node", self.node.as_ref(), "", text)?,
             state_dir: settings.take("state-dir", self.state_dir.as_ref(), &state_dir, absolute)?,
             devices: settings.take("devices", self.devices.as_ref(), "auto", |text| {
@@ -154,9 +157,9 @@ impl Args {
         let metrics = settings.take_optional("metrics", self.metrics.as_ref(), metrics::address)?;
         let log_format = settings.take("log-format", self.log_format.as_ref(), "text", log_format)?;
         let log_level = settings.take("log-level", self.log_level.as_ref(), "info", text)?;
-        let file = settings.take_optional("token-file", None, |text| Ok(PathBuf::from(text)))?;
+        let token_file = settings.take_optional("token-file", None, |text| Ok(PathBuf::from(text)))?;
         settings.finish()?;
-        let token = settings::token(global.token_file.as_deref().or(file.as_deref()))?;
+        let token = settings::token(global.token_file.as_deref().or(token_file.as_deref()))?;
         Ok(Resolved { config: AgentConfig { token, ..config }, metrics, log_format, log_level })
     }
 }
@@ -170,7 +173,7 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
     let runtime = runtime.map_err(|error| Failure::refused(format!("cannot start: {error}"), ""))?;
     metrics::enter_process(resolved.config.metrics.registry());
     if let Some(address) = resolved.metrics {
-        let listener = runtime.block_on(Listener::bind(address, resolved.config.token.as_deref()))?;
+        let listener = runtime.block_on(Listener::bind(address, resolved.config.token.as_deref(), None))?;
         write_out(format!("metrics on {}\n", listener.address()).as_bytes());
         runtime.spawn(listener.serve(resolved.config.metrics.clone()));
     }

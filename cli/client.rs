@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::{env, fs};
 
+use aquifer_proto::tls::{ClientTls, EndpointError};
 use aquifer_proto::v1::pool_client::PoolClient;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -29,6 +30,17 @@ pub struct Global {
     /// File with the token that is sent as `authorization: Bearer …`. Default: the variable AQUIFER_TOKEN, else none
     #[arg(long, global = true, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// File with the certificates of authorities, in PEM, that are trusted where --server says https://. Default: those
+    /// of the system
+    #[arg(long, global = true, env = "AQUIFER_TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// File with the certificate that this program shows, in PEM: a scheduler to everyone, others to a scheduler that
+    /// wants one. Default: none
+    #[arg(long, global = true, env = "AQUIFER_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// File with the key of that certificate, in PEM, for its owner alone. Default: none
+    #[arg(long, global = true, env = "AQUIFER_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
     /// Print JSON with stable field names instead of text
     #[arg(long, global = true)]
     pub json: bool,
@@ -74,15 +86,28 @@ pub enum Patience {
     Endless,
 }
 
+impl Global {
+    /// Without TLS, for a pool of this machine alone.
+    pub fn plain(&self) -> Global {
+        Global { tls_ca: None, tls_cert: None, tls_key: None, ..self.clone() }
+    }
+}
+
 impl Pool {
     /// Prepares the connection. Nothing is sent before the first call.
     ///
     /// # Errors
     /// The URL or the token cannot be used.
     pub fn new(global: &Global) -> Result<Pool, Failure> {
-        let usage =
-            |sentence: String| Failure::usage(sentence, "give --server a URL like http://scheduler:7700");
-        let servers = Servers::new(&global.server).map_err(usage)?;
+        let tls =
+            ClientTls { ca: global.tls_ca.clone(), identity: identity(&global.tls_cert, &global.tls_key)? };
+        let servers = Servers::new(&global.server, &tls).map_err(|error| {
+            let next = match error {
+                EndpointError::Url(..) => "give --server a URL like http://scheduler:7700",
+                _ => "",
+            };
+            Failure::usage(error.to_string(), next)
+        })?;
         let (server, is_one) = (servers.listed().join(" or "), servers.listed().len() == 1);
         let client = PoolClient::with_interceptor(servers, Bearer(token(global)?));
         // Specifications may carry a mebibyte of environment each.
@@ -173,6 +198,23 @@ fn root_cause(status: &Status) -> String {
         (None, said) => said.to_string(),
         (Some(_), _) => cause.to_string(),
     }
+}
+
+/// Files with a certificate and its key.
+///
+/// # Errors
+/// There is one without the other.
+pub fn identity<File: Clone>(
+    certificate: &Option<File>,
+    key: &Option<File>,
+) -> Result<Option<(File, File)>, Failure> {
+    let (given, missing) = match (certificate, key) {
+        (Some(certificate), Some(key)) => return Ok(Some((certificate.clone(), key.clone()))),
+        (None, None) => return Ok(None),
+        (Some(_), None) => ("--tls-cert", "--tls-key"),
+        (None, Some(_)) => ("--tls-key", "--tls-cert"),
+    };
+    Err(Failure::usage(format!("{given} is given without {missing}"), "Give both, or neither."))
 }
 
 fn token(global: &Global) -> Result<Option<MetadataValue<Ascii>>, Failure> {

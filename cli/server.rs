@@ -10,8 +10,9 @@ use aquifer_scheduler::grpc::{ServerConfig, ServerError, serve};
 use aquifer_scheduler::leader::Source;
 use aquifer_scheduler::metrics::Metrics;
 use aquifer_scheduler::store::{Address, Embedded, EtcdAddress, StoreError};
+use aquifer_scheduler::tls::{Files, Protocol, Tls};
 
-use crate::client::Global;
+use crate::client::{Global, identity};
 use crate::metrics::{self, Listener};
 use crate::output::{Failure, write_out};
 use crate::settings::{self, Settings};
@@ -36,6 +37,10 @@ pub struct Args {
     /// Address on which operators read `/metrics`, `/healthz` and `/readyz`; beyond loopback a token is needed. Default: off
     #[arg(long, env = "AQUIFER_METRICS", value_name = "ADDRESS:PORT")]
     pub metrics: Option<String>,
+    /// File with the certificates of authorities, in PEM, one of which must have signed the certificate of whoever
+    /// connects; needs --tls-cert. Default: clients need no certificate
+    #[arg(long, env = "AQUIFER_TLS_CLIENT_CA", value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
     /// Directory for the store. Default: the user's data directory
     #[arg(long, env = "AQUIFER_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<String>,
@@ -97,6 +102,8 @@ pub struct Resolved {
     pub config: ServerConfig,
     /// Where operators read it.
     pub metrics: Option<SocketAddr>,
+    /// Certificates of all that is listened on.
+    pub tls: Option<Files>,
     /// Where the pool is kept.
     pub store: Address,
     /// URL under which it is reached when it leads.
@@ -124,7 +131,11 @@ impl Args {
         let observed = settings.take_optional("metrics", self.metrics.as_ref(), metrics::address)?;
         let embedded = data_dir.join("store.redb").display().to_string();
         let store = settings.take("store", self.store.as_ref(), &embedded, str::parse::<Address>)?;
-        let advertise = settings.take("advertise", self.advertise.as_ref(), &reached_at(listen), url)?;
+        let tls = self.tls(&mut settings, global)?;
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let advertise = self.advertise.as_ref();
+        let advertise =
+            settings.take("advertise", advertise, &reached_at(scheme, listen), |text| url(scheme, text))?;
         let term = |text: &str| between(text, 2_000, 60_000);
         let leader_lease = settings.take("leader-lease", self.leader_lease.as_ref(), "3s", term)?;
         let lease = settings.take("lease", self.lease.as_ref(), "30s", |t| between(t, 1_000, 3_600_000))?;
@@ -157,13 +168,29 @@ impl Args {
         let log_format = settings.take("log-format", self.log_format.as_ref(), "text", log_format)?;
         let log_level =
             settings.take("log-level", self.log_level.as_ref(), "info", |text| Ok(text.into()))?;
-        let file = settings.take_optional("token-file", None, |text| Ok(PathBuf::from(text)))?;
+        let token_file = settings.take_optional("token-file", None, |text| Ok(PathBuf::from(text)))?;
         settings.finish()?;
-        let token = settings::token(global.token_file.as_deref().or(file.as_deref()))?;
+        let token = settings::token(global.token_file.as_deref().or(token_file.as_deref()))?;
         let policy = Policy { order, lease, backoff, half_life, ageing, preemption, grow_after, rounds };
         let checkpoint_root = checkpoint_root.display().to_string();
-        let config = ServerConfig { listen, token, policy, checkpoint_root, metrics: Metrics::default() };
-        Ok(Resolved { config, metrics: observed, store, advertise, leader_lease, log_format, log_level })
+        let metrics = Metrics::default();
+        let own = tls.clone().map(|files| open(files, Protocol::Http2)).transpose()?;
+        let config = ServerConfig { listen, token, tls: own, policy, checkpoint_root, metrics };
+        Ok(Resolved { config, metrics: observed, tls, store, advertise, leader_lease, log_format, log_level })
+    }
+
+    fn tls(&self, settings: &mut Settings, global: &Global) -> Result<Option<Files>, Failure> {
+        let mut file = |name, flag| settings::file(settings, name, flag);
+        let own = identity(&file("tls-cert", &global.tls_cert)?, &file("tls-key", &global.tls_key)?)?;
+        let client_ca = file("tls-client-ca", &self.tls_client_ca)?;
+        match (own, client_ca) {
+            (None, None) => Ok(None),
+            (Some((certificate, key)), client_ca) => Ok(Some(Files { certificate, key, client_ca })),
+            (None, Some(_)) => Err(Failure::usage(
+                "--tls-client-ca is given without --tls-cert and --tls-key",
+                "Give them as well: clients show certificates only where TLS is spoken.",
+            )),
+        }
     }
 }
 
@@ -196,7 +223,8 @@ pub async fn observe(resolved: &Resolved) -> Result<Option<SocketAddr>, Failure>
     let config = &resolved.config;
     metrics::enter_process(config.metrics.registry());
     let Some(address) = resolved.metrics else { return Ok(None) };
-    let listener = Listener::bind(address, config.token.as_deref()).await?;
+    let tls = resolved.tls.clone().map(|files| open(files, Protocol::Http1)).transpose()?;
+    let listener = Listener::bind(address, config.token.as_deref(), tls).await?;
     let address = listener.address();
     tokio::spawn(listener.serve(config.metrics.clone()));
     Ok(Some(address))
@@ -269,18 +297,22 @@ pub fn failure(error: ServerError) -> Failure {
 }
 
 /// The URL of an address to listen on, as others see it.
-fn reached_at(listen: SocketAddr) -> String {
+fn reached_at(scheme: &str, listen: SocketAddr) -> String {
     match listen.ip().is_unspecified() {
-        true => format!("http://{}:{}", aquifer_agent::host::Host::read().name, listen.port()),
-        false => format!("http://{listen}"),
+        true => format!("{scheme}://{}:{}", aquifer_agent::host::Host::read().name, listen.port()),
+        false => format!("{scheme}://{listen}"),
     }
 }
 
-fn url(text: &str) -> Result<String, String> {
+fn url(scheme: &str, text: &str) -> Result<String, String> {
     match tonic::transport::Endpoint::from_shared(text.to_string()) {
-        Ok(_) if text.starts_with("http://") => Ok(text.into()),
-        _ => Err("expected a URL like http://head-1:7700".into()),
+        Ok(_) if text.starts_with(&format!("{scheme}://")) => Ok(text.into()),
+        _ => Err(format!("expected a URL like {scheme}://head-1:7700")),
     }
+}
+
+fn open(files: Files, protocol: Protocol) -> Result<Tls, Failure> {
+    Tls::open(files, protocol).map_err(|error| Failure::usage(error.to_string(), ""))
 }
 
 /// A path, made absolute.

@@ -7,10 +7,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use aquifer_proto::LEADER;
+use aquifer_proto::tls::{ClientTls, EndpointError, leads_on};
 use http_body_util::{BodyExt, Full};
 use hyper::http;
 use tonic::body::Body;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tower_service::Service;
 
 /// Answers of schedulers that do not lead that one call follows, at most.
@@ -25,6 +26,7 @@ pub struct Servers {
 #[derive(Debug)]
 struct Shared {
     listed: Vec<String>,
+    tls: ClientTls,
     current: Mutex<Current>,
 }
 
@@ -35,26 +37,20 @@ struct Current {
 }
 
 impl Servers {
-    /// Reads URLs with commas between them; `http://` may be left out. Nothing is sent yet.
+    /// Reads URLs with commas between them; `http://` may be left out, and so may `https://` where `tls` names an
+    /// authority. Nothing is sent yet.
     ///
     /// # Errors
     /// Names the first that cannot be used, and why.
-    pub fn new(list: &str) -> Result<Servers, String> {
-        let with_scheme = |url: &str| match url.contains("://") {
-            true => url.to_string(),
-            false => format!("http://{url}"),
-        };
-        let listed: Vec<String> = list.split(',').map(|url| with_scheme(url.trim())).collect();
+    pub fn new(list: &str, tls: &ClientTls) -> Result<Servers, EndpointError> {
+        let listed: Vec<String> = list.split(',').map(|url| tls.with_scheme(url.trim())).collect();
+        let mut channels = Vec::new();
         for url in &listed {
-            if url.starts_with("https://") {
-                return Err(format!("{url}: TLS is not built in"));
-            }
-            connect(url, false).map_err(|error| format!("{url:?} is no URL of a scheduler: {error}"))?;
+            channels.push(connect(tls, url, 1 < listed.len())?);
         }
-        let url = listed[0].clone();
-        let channel = connect(&url, 1 < listed.len()).expect("it was checked");
-        let current = Mutex::new(Current { url, channel });
-        Ok(Servers { shared: Arc::new(Shared { listed, current }) })
+        let current = Current { url: listed[0].clone(), channel: channels.swap_remove(0) };
+        let shared = Shared { listed, tls: tls.clone(), current: Mutex::new(current) };
+        Ok(Servers { shared: Arc::new(shared) })
     }
 
     /// The URLs.
@@ -72,14 +68,14 @@ impl Shared {
     /// Turns away from one, if nobody has yet: to `leader`, or to the next of the list.
     fn turn(&self, from: &str, leader: Option<&str>) {
         let mut current = self.current.lock().expect("no holder panics");
-        if current.url != from {
+        if current.url != from || leader.is_some_and(|leader| !leads_on(from, leader)) {
             return;
         }
         let at = self.listed.iter().position(|url| url == from);
         let next = &self.listed[at.map_or(0, |at| (at + 1) % self.listed.len())];
         let url = leader.unwrap_or(next);
         // A channel connects again by itself.
-        if let (true, Ok(channel)) = (url != from, connect(url, true)) {
+        if let (true, Ok(channel)) = (url != from, connect(&self.tls, url, true)) {
             *current = Current { url: url.into(), channel };
         }
     }
@@ -125,7 +121,11 @@ impl Service<http::Request<Body>> for Servers {
                         shared.turn(&url, None);
                         silent += 1;
                         if !was_not_sent(&error) || shared.listed.len() <= silent {
-                            return Err(tonic::Status::from_error(error.into()));
+                            let explained = shared.tls.explain(&url, &error);
+                            return Err(match explained {
+                                Some(sentence) => tonic::Status::failed_precondition(sentence),
+                                None => tonic::Status::from_error(error.into()),
+                            });
                         }
                     }
                 }
@@ -152,10 +152,10 @@ fn was_not_sent(error: &tonic::transport::Error) -> bool {
     false
 }
 
-fn connect(url: &str, of_several: bool) -> Result<Channel, tonic::transport::Error> {
+fn connect(tls: &ClientTls, url: &str, of_several: bool) -> Result<Channel, EndpointError> {
     // Another one takes over from one that stands still.
     let silence = Duration::from_secs(if of_several { 5 } else { 10 });
-    let endpoint = Endpoint::from_shared(url.to_string())?;
+    let endpoint = tls.endpoint(url)?;
     let endpoint = endpoint
         .connect_timeout(Duration::from_secs(5))
         .http2_keep_alive_interval(silence)
@@ -170,7 +170,8 @@ mod tests {
 
     #[tokio::test]
     async fn lists_are_read_and_one_turns_to_whoever_leads() {
-        let servers = Servers::new("http://a:1, b:2,http://c:3").expect("URLs");
+        let plain = ClientTls::default();
+        let servers = Servers::new("http://a:1, b:2,http://c:3", &plain).expect("URLs");
         assert_eq!(servers.listed(), ["http://a:1", "http://b:2", "http://c:3"]);
         let shared = &servers.shared;
         let mut seen = vec![shared.current().0];
@@ -188,7 +189,18 @@ mod tests {
         }
         let expected = ["a:1", "b:2", "b:2", "elsewhere:9", "a:1", "a:1", "c:3", "a:1"];
         assert_eq!(seen, expected.map(|url| format!("http://{url}")));
-        assert_eq!(Servers::new("a:1,https://b").err(), Some("https://b: TLS is not built in".into()));
-        assert!(Servers::new("a:1,,").is_err());
+        assert!(Servers::new("a:1,,", &plain).is_err());
+    }
+
+    #[tokio::test]
+    async fn nobody_leads_from_tls_to_clear_text() {
+        let servers = Servers::new("https://a:1,https://b:2", &ClientTls::default()).expect("URLs");
+        let shared = &servers.shared;
+        let mut seen = Vec::new();
+        for (from, leader) in [("https://a:1", "https://c:3"), ("https://c:3", "http://d:4")] {
+            shared.turn(from, Some(leader));
+            seen.push(shared.current().0);
+        }
+        assert_eq!(seen, ["https://c:3"; 2]);
     }
 }

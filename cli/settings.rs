@@ -105,6 +105,15 @@ fn text_of(value: toml::Value) -> String {
     }
 }
 
+/// A setting that names a file.
+///
+/// # Errors
+/// As [`Settings::take`].
+pub fn file(settings: &mut Settings, name: &str, flag: &Option<PathBuf>) -> Result<Option<PathBuf>, Failure> {
+    let flag = flag.as_ref().map(|file| file.display().to_string());
+    settings.take_optional(name, flag.as_ref(), |text| Ok(PathBuf::from(text)))
+}
+
 /// The user's directory for data of `aquifer`.
 pub fn data_dir() -> PathBuf {
     let of = |variable: &str| env::var_os(variable).filter(|dir| !dir.is_empty()).map(PathBuf::from);

@@ -36,7 +36,7 @@ impl Trial {
         let directory = env::temp_dir().join(format!("aquifer-{name}-{}", process::id()));
         fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         // A secret in the environment is for another pool.
-        let global = Global { server: "http://127.0.0.1:1".into(), token_file: None, ..global.clone() };
+        let global = Global { server: "http://127.0.0.1:1".into(), token_file: None, ..global.plain() };
         let pool = Pool::new(&global)?;
         Ok(Trial { directory, server: String::new(), pool, global, scheduler: None, agents: Vec::new() })
     }

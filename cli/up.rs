@@ -69,6 +69,7 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
 }
 
 async fn run_both(args: &Args, global: &Global) -> Result<(), Failure> {
+    let global = &global.plain();
     let data_dir = args.data_dir.clone().unwrap_or_else(settings::data_dir);
     let of_server = server::Args {
         listen: args.listen.clone(),

@@ -55,7 +55,7 @@ fn wrong_use_is_exit_code_2() {
         &["run", "--memory", "20", "--", "true"],
         &["run", "--devices", "0", "--class", "h200", "--", "true"],
         &["run", "--env-from-shell", "NO_SUCH_VARIABLE", "--", "true"],
-        &["jobs", "--server", "https://secure"],
+        &["jobs", "--server", "ftp://head:7700"],
         &["jobs", "--token-file", "/no/such/file"],
         &["queues", "set", "a", "--weight", "0"],
         &["submit", "a.yaml", "b.yaml", "--key", "k"],

@@ -6,6 +6,10 @@ mod pool;
 #[path = "../scheduler/tests/store/etcd_server.rs"]
 mod etcd_server;
 
+#[cfg(feature = "etcd")]
+#[path = "pool/authority.rs"]
+mod authority;
+
 #[cfg(not(feature = "etcd"))]
 #[test]
 fn a_program_without_etcd_says_how_to_get_one_with_it() {
@@ -31,6 +35,7 @@ mod with_etcd {
     use tonic_health::pb::health_client::HealthClient;
     use v1::JobState::{Running, Succeeded};
 
+    use crate::authority::Authority;
     use crate::etcd_server::{EtcdServer, Wire};
     use crate::pool::{Checks, Client, Pool, ask, is_alive, is_lost, shell, until};
 
@@ -95,6 +100,29 @@ mod with_etcd {
             is_there.then(|| u64::from_str_radix(queued, 16).ok()).flatten()
         });
         unread.sum()
+    }
+
+    #[test]
+    fn schedulers_that_speak_tls_lead_clients_and_agents_to_each_other() {
+        let Some(etcd) = EtcdServer::start(1) else { return };
+        let store = etcd.url("pool");
+        let flags = ["--store", &store, "--lease", "2m", "--tls-cert", "head.pem", "--tls-key", "head.key"];
+        let mut pool = Pool::prepare(2, &flags, None);
+        let authority = Authority::new();
+        authority.write(&pool.dir().join("ca.pem"));
+        authority.issue(pool.dir(), "head", "127.0.0.1");
+        pool.use_tls("ca.pem");
+        (0..2).for_each(|at| pool.start_server_at(at));
+        pool.agent("a", &[]);
+        for _ in 0..2 {
+            let leader = pool.until_leader();
+            let asked = pool.another_client_of(1 - leader);
+            let job = asked.submit(shell("true"));
+            pool.until_succeeded(job);
+            pool.kill_server_at(leader);
+            pool.until_leader();
+            pool.start_server_at(leader);
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aquifer_core::agent::{Action, Message, NodeAgent};
 use aquifer_core::{Exit, Inventory, Launch as Order, Name, Ports, Progress, Time, WorkerId, WorkerState};
+use aquifer_proto::tls::{ClientTls, EndpointError};
 use aquifer_proto::v1::agent_message::Message as Up;
 use aquifer_proto::v1::scheduler_message::Message as Down;
 use aquifer_proto::{border, v1, wire};
@@ -44,8 +45,10 @@ const MAX_LOG_PIECE: u32 = 256 << 10;
 pub struct AgentConfig {
     /// The stable name of the node; empty: the host's.
     pub node: String,
-    /// Address of the scheduler: `http://host:port`, or of each of several with commas between them.
+    /// Address of the scheduler: `https://host:port`, or of each of several with commas between them.
     pub server: String,
+    /// Whom to trust, and what to show, where the address says `https`.
+    pub tls: ClientTls,
     /// Secret to present.
     pub token: Option<String>,
     /// Directory for all that must survive a restart of the agent.
@@ -87,8 +90,8 @@ pub enum AgentError {
     #[error(transparent)]
     Launcher(#[from] LauncherError),
     /// The address of the scheduler makes no sense.
-    #[error("server {0:?} is no address: expected http://host:port")]
-    Server(String),
+    #[error("--server: {0}")]
+    Server(#[from] EndpointError),
     /// The token cannot be sent.
     #[error("the token has characters that cannot be sent")]
     Token,
@@ -532,14 +535,12 @@ fn hello_of(agent: &NodeAgent, config: &AgentConfig, backends: &Backends) -> v1:
 }
 
 fn link_of(config: &AgentConfig) -> Result<Link, AgentError> {
-    let urls: Vec<&str> = config.server.split(',').map(str::trim).collect();
-    let endpoint = |url: &&str| session::endpoint(url, 1 < urls.len());
-    let endpoints = urls.iter().map(endpoint).collect::<Result<_, _>>();
+    let urls = config.server.split(',').map(|url| config.tls.with_scheme(url.trim())).collect();
     let token = config.token.as_ref().map(|token| format!("Bearer {token}").parse());
-    Ok(Link {
-        endpoints: endpoints.map_err(|_| AgentError::Server(config.server.clone()))?,
-        token: token.transpose().map_err(|_| AgentError::Token)?,
-    })
+    let token = token.transpose().map_err(|_| AgentError::Token)?;
+    let link = Link { urls, tls: config.tls.clone(), token };
+    link.urls.iter().try_for_each(|url| link.endpoint(url).map(drop))?;
+    Ok(link)
 }
 
 /// What the scheduler learns speeds and expected ends from.

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use aquifer_proto::tls::{self, ClientTls, EndpointError};
 use aquifer_proto::v1::agent_message::Message as Up;
 use aquifer_proto::v1::agents_client::AgentsClient;
 use aquifer_proto::v1::scheduler_message::Message as Down;
@@ -44,21 +45,22 @@ pub enum Incoming {
 
 /// How to reach the scheduler.
 pub struct Link {
-    /// Of all schedulers; one of them leads.
-    pub endpoints: Vec<Endpoint>,
+    /// URLs of all schedulers; one of them leads.
+    pub urls: Vec<String>,
+    pub tls: ClientTls,
     pub token: Option<MetadataValue<Ascii>>,
 }
 
 /// Begins a session with what `hello` holds, again and again, until the daemon is gone.
 pub async fn keep_up(link: Link, hello: watch::Receiver<v1::Hello>, daemon: mpsc::Sender<Incoming>) {
     let mut pause = FIRST_PAUSE;
-    let mut next = link.endpoints[0].clone();
+    let mut next = link.urls[0].clone();
     let mut redirections = 0;
     loop {
         let mut welcomed = false;
         let now = hello.borrow().clone();
         let ended = converse(&link, &next, now, &daemon, &mut welcomed).await;
-        let leader = ended.as_ref().err().and_then(leader_of);
+        let leader = ended.as_ref().err().and_then(|status| link.leader_of(status, &next));
         // One that stands by is no reason to wait. But what it says may be old.
         redirections = if welcomed || leader.is_none() { 0 } else { redirections + 1 };
         if let Some(leader) = leader
@@ -68,8 +70,8 @@ pub async fn keep_up(link: Link, hello: watch::Receiver<v1::Hello>, daemon: mpsc
             continue;
         }
         // Whoever stands by names the one that was lost, if it still leads.
-        let at = link.endpoints.iter().position(|endpoint| endpoint.uri() == next.uri());
-        next = link.endpoints[at.map_or(0, |at| (at + 1) % link.endpoints.len())].clone();
+        let at = link.urls.iter().position(|url| *url == next);
+        next = link.urls[at.map_or(0, |at| (at + 1) % link.urls.len())].clone();
         let why = ended.err().map_or("the scheduler closed the session".into(), |status| {
             let source = std::error::Error::source(&status).map(|source| format!(": {source}"));
             format!("{}{}", status.message(), source.unwrap_or_default())
@@ -77,32 +79,43 @@ pub async fn keep_up(link: Link, hello: watch::Receiver<v1::Hello>, daemon: mpsc
         if daemon.send(Incoming::Ended(why)).await.is_err() {
             return;
         }
-        let longest = if link.endpoints.len() == 1 { LONGEST_PAUSE } else { LONGEST_PAUSE_OF_SEVERAL };
+        let longest = if link.urls.len() == 1 { LONGEST_PAUSE } else { LONGEST_PAUSE_OF_SEVERAL };
         pause = if welcomed { FIRST_PAUSE } else { (pause * 2).min(longest) };
         tokio::time::sleep(jittered(pause)).await;
     }
 }
 
-/// How to connect to a scheduler, which may be one of several.
-pub fn endpoint(url: &str, of_several: bool) -> Result<Endpoint, tonic::transport::Error> {
-    let [silence, patience] = if of_several { SILENCE_OF_SEVERAL } else { SILENCE };
-    let endpoint = Endpoint::from_shared(url.to_string())?;
-    Ok(endpoint
-        .connect_timeout(Duration::from_secs(5))
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(silence)
-        .keep_alive_timeout(patience)
-        .keep_alive_while_idle(true))
-}
+impl Link {
+    /// How to connect to a scheduler. Files are read each time: certificates are renewed while an agent runs.
+    ///
+    /// # Errors
+    /// The URL or a file cannot be used.
+    pub fn endpoint(&self, url: &str) -> Result<Endpoint, EndpointError> {
+        let [silence, patience] = if 1 < self.urls.len() { SILENCE_OF_SEVERAL } else { SILENCE };
+        let endpoint = self.tls.endpoint(url)?;
+        Ok(endpoint
+            .connect_timeout(Duration::from_secs(5))
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(silence)
+            .keep_alive_timeout(patience)
+            .keep_alive_while_idle(true))
+    }
 
-/// The scheduler that another one names as the one that leads.
-fn leader_of(status: &Status) -> Option<Endpoint> {
-    endpoint(status.metadata().get(LEADER)?.to_str().ok()?, true).ok()
+    /// The same, or in words if TLS is at fault.
+    fn explained(&self, url: &str, status: Status) -> Status {
+        self.tls.explain(url, &status).map_or(status, Status::unavailable)
+    }
+
+    /// The scheduler that another one names as the one that leads.
+    fn leader_of(&self, status: &Status, by: &str) -> Option<String> {
+        let leader = status.metadata().get(LEADER)?.to_str().ok()?;
+        tls::leads_on(by, leader).then(|| leader.to_string())
+    }
 }
 
 async fn converse(
     link: &Link,
-    endpoint: &Endpoint,
+    url: &str,
     hello: v1::Hello,
     daemon: &mpsc::Sender<Incoming>,
     welcomed: &mut bool,
@@ -110,16 +123,16 @@ async fn converse(
     let (outbox, messages) = mpsc::channel(OUTBOX);
     let first = v1::AgentMessage { message: Some(Up::Hello(hello)) };
     outbox.send(first).await.expect("its receiver is here");
-    let begin = begin(link, endpoint, messages);
-    let mut inbox = match link.endpoints.len() {
+    let begin = begin(link, url, messages);
+    let mut inbox = match link.urls.len() {
         1 => begin.await?,
         _ => {
             let begun = tokio::time::timeout(LONGEST_BEGINNING, begin).await;
-            begun.map_err(|_| Status::unavailable(format!("{} does not answer", endpoint.uri())))??
+            begun.map_err(|_| Status::unavailable(format!("{url} does not answer")))??
         }
     };
     while let Some(message) = inbox.next().await {
-        let incoming = match message?.message {
+        let incoming = match message.map_err(|status| link.explained(url, status))?.message {
             Some(Down::Welcome(welcome)) => {
                 *welcomed = true;
                 Incoming::Welcome(welcome, outbox.clone())
@@ -136,16 +149,19 @@ async fn converse(
 
 async fn begin(
     link: &Link,
-    endpoint: &Endpoint,
+    url: &str,
     messages: mpsc::Receiver<v1::AgentMessage>,
 ) -> Result<Streaming<v1::SchedulerMessage>, Status> {
-    let channel = endpoint.connect().await.map_err(|error| Status::from_error(error.into()))?;
+    let endpoint = link.endpoint(url).map_err(|error| Status::unavailable(error.to_string()))?;
+    let channel = endpoint.connect().await.map_err(|error| Status::from_error(error.into()));
+    let channel = channel.map_err(|status| link.explained(url, status))?;
     let mut client = AgentsClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let mut request = Request::new(ReceiverStream::new(messages));
     if let Some(token) = &link.token {
         request.metadata_mut().insert("authorization", token.clone());
     }
-    Ok(client.session(request).await?.into_inner())
+    let session = client.session(request).await.map_err(|status| link.explained(url, status))?;
+    Ok(session.into_inner())
 }
 
 /// Between half and all of a pause. The low bits of the clock are as good as chance for keeping agents out of step.

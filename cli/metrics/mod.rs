@@ -9,14 +9,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_scheduler::grpc::Guard;
+use aquifer_scheduler::tls::{Accepted, Tls};
 use http_body_util::Full;
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::{Gauge, Opts, Registry, TEXT_FORMAT};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
@@ -68,6 +70,7 @@ impl Observed for aquifer_agent::metrics::Metrics {
 pub struct Listener {
     socket: TcpListener,
     guard: Guard,
+    tls: Option<Arc<Tls>>,
 }
 
 /// Enters what is the same of all daemons: the version, and what the process uses.
@@ -89,22 +92,29 @@ pub fn address(text: &str) -> Result<SocketAddr, String> {
 }
 
 impl Listener {
-    /// Takes the address.
+    /// Takes the address. `tls`: `None` means clear text.
     ///
     /// # Errors
     /// It cannot be had, or would be open to everyone.
-    pub async fn bind(address: SocketAddr, token: Option<&str>) -> Result<Listener, Failure> {
+    pub async fn bind(
+        address: SocketAddr,
+        token: Option<&str>,
+        tls: Option<Tls>,
+    ) -> Result<Listener, Failure> {
         if !address.ip().is_loopback() && token.is_none() {
             return Err(Failure::refused(
                 format!("metrics on {address} need a token: anyone who reaches that address could read them"),
                 "Name a secret with --token-file, or listen on 127.0.0.1.",
             ));
         }
+        if !address.ip().is_loopback() && tls.is_none() {
+            tracing::warn!("{address} is reached without TLS: numbers and the token travel in clear text");
+        }
         let socket = TcpListener::bind(address).await.map_err(|error| {
             let next = "Choose another address with --metrics.";
             Failure::refused(format!("cannot listen on {address} for metrics: {error}"), next)
         })?;
-        Ok(Listener { socket, guard: Guard::new(token) })
+        Ok(Listener { socket, guard: Guard::new(token), tls: tls.map(Arc::new) })
     }
 
     /// Where it listens.
@@ -122,20 +132,35 @@ impl Listener {
                 sleep(Duration::from_millis(100)).await; // Files may be short.
                 continue;
             };
-            let (observed, guard) = (observed.clone(), self.guard.clone());
+            let (observed, guard, tls) = (observed.clone(), self.guard.clone(), self.tls.clone());
             tokio::spawn(async move {
-                _ = timeout(LONGEST, converse(stream, observed, guard)).await;
+                _ = timeout(LONGEST, begin(stream, observed, guard, tls)).await;
                 drop(place);
             });
         }
     }
 }
 
-async fn converse(stream: TcpStream, observed: Arc<impl Observed>, guard: Guard) {
-    let answer = service_fn(|request| answer(request, &*observed, &guard));
+async fn begin(stream: TcpStream, observed: Arc<impl Observed>, guard: Guard, tls: Option<Arc<Tls>>) {
+    let answer = |request| answer(request, &*observed, &guard);
+    let Some(tls) = tls else { return converse(stream, answer).await };
+    match tls.accept(stream).await {
+        Ok(Accepted::Tls(stream)) => converse(stream, answer).await,
+        Ok(Accepted::Plain(stream)) => {
+            let why = "this speaks TLS: write https://";
+            converse(stream, async |_| Ok(said(StatusCode::BAD_REQUEST, why))).await;
+        }
+        Err(_) => (), // Whoever it was has gone, or does not agree and knows.
+    }
+}
+
+async fn converse<Answered: Future<Output = Result<Answer, Infallible>>>(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    answer: impl Fn(Request<Incoming>) -> Answered,
+) {
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(SILENCE).max_buf_size(MAX_HEAD);
-    _ = builder.serve_connection(TokioIo::new(stream), answer).await; // Whoever asked has gone.
+    _ = builder.serve_connection(TokioIo::new(stream), service_fn(answer)).await; // Whoever asked has gone.
 }
 
 type Answer = Response<Full<Bytes>>;

@@ -5,6 +5,7 @@
 pub mod border;
 pub mod reservations;
 pub mod store;
+pub mod tls;
 pub mod wire;
 
 pub use aquifer_core as core;

@@ -7,3 +7,4 @@ pub mod metrics;
 pub mod notes;
 pub mod runtime;
 pub mod store;
+pub mod tls;

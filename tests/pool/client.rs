@@ -5,12 +5,13 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use aquifer_cli::servers::Servers;
+use aquifer_proto::tls::ClientTls;
 use aquifer_proto::v1;
 use aquifer_proto::v1::pool_client::PoolClient;
 use tokio::runtime::Runtime;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use super::Pool;
@@ -90,13 +91,18 @@ pub struct Client {
 impl Client {
     /// `url`: of one scheduler, or of several with commas between them. Nothing is sent before the first call.
     pub fn new(url: &str, token: Option<&str>) -> Client {
+        Client::with_tls(url, token, &ClientTls::default())
+    }
+
+    /// The same, trusting somebody.
+    pub fn with_tls(url: &str, token: Option<&str>, tls: &ClientTls) -> Client {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let first = url.split(',').next().unwrap_or_default().to_string();
-        let endpoint = Endpoint::from_shared(first).expect("a URL").tcp_nodelay(true);
+        let first = url.split(',').next().unwrap_or_default();
+        let endpoint = tls.endpoint(first).expect("a URL").tcp_nodelay(true);
         let bearer = Bearer(token.map(Into::into));
         let entered = runtime.enter();
         let connection = InterceptedService::new(endpoint.connect_lazy(), bearer.clone());
-        let servers = InterceptedService::new(Servers::new(url).expect("URLs"), bearer);
+        let servers = InterceptedService::new(Servers::new(url, tls).expect("URLs"), bearer);
         drop(entered);
         Client { runtime, connection, servers }
     }

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::{fs, thread};
 
+use aquifer_proto::tls::ClientTls;
 use aquifer_proto::v1;
 pub use client::*;
 pub use process::*;
@@ -36,6 +37,7 @@ pub struct Pool {
     agents: BTreeMap<String, Running>,
     client: Client,
     token: Option<String>,
+    tls: ClientTls,
 }
 
 /// What clients can do is done through the pool.
@@ -88,7 +90,7 @@ impl Pool {
         fs::create_dir(home.path().join("home")).expect("a home");
         let first = free_ports(count);
         let ports: Vec<u16> = (first..first + count).collect();
-        let client = Client::new(&urls(&ports), token);
+        let client = Client::new(&urls("http", &ports), token);
         let pool = Pool {
             home,
             ports,
@@ -98,6 +100,7 @@ impl Pool {
             agents: BTreeMap::new(),
             client,
             token: token.map(Into::into),
+            tls: ClientTls::default(),
         };
         if let Some(token) = token {
             fs::write(pool.file("token"), token).expect("a token file");
@@ -120,14 +123,30 @@ impl Pool {
         fs::read_to_string(self.dir().join(name)).unwrap_or_default()
     }
 
+    /// From now on everyone speaks TLS, and trusts the authorities in a file of this name.
+    pub fn use_tls(&mut self, ca: &str) {
+        self.tls = ClientTls { ca: Some(self.dir().join(ca)), identity: None };
+        self.client = self.another_client();
+    }
+
+    /// From now on a certificate and its key are shown to the scheduler.
+    pub fn show(&mut self, files: &[String; 2]) {
+        self.tls.identity = Some((PathBuf::from(&files[0]), PathBuf::from(&files[1])));
+        self.client = self.another_client();
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.tls.ca.is_some() { "https" } else { "http" }
+    }
+
     /// Where the scheduler is; with several, the URL of each with commas between them.
     pub fn url(&self) -> String {
-        urls(&self.ports)
+        urls(self.scheme(), &self.ports)
     }
 
     /// Where one of several schedulers is.
     pub fn url_of(&self, at: usize) -> String {
-        urls(&self.ports[at..=at])
+        urls(self.scheme(), &self.ports[at..=at])
     }
 
     /// Flags that present the token, if one is wanted.
@@ -138,12 +157,12 @@ impl Pool {
 
     /// Another client.
     pub fn another_client(&self) -> Client {
-        Client::new(&self.url(), self.token.as_deref())
+        Client::with_tls(&self.url(), self.token.as_deref(), &self.tls)
     }
 
     /// A client of one of several schedulers.
     pub fn another_client_of(&self, at: usize) -> Client {
-        Client::new(&self.url_of(at), self.token.as_deref())
+        Client::with_tls(&self.url_of(at), self.token.as_deref(), &self.tls)
     }
 
     /// Starts the scheduler, the first time or again, and waits until it listens.
@@ -224,6 +243,8 @@ impl Pool {
                 words.extend(if flags.contains(&flag) { vec![] } else { vec![flag, default] });
             }
             words.extend(flags);
+            let ca = self.tls.ca.as_ref().map(|ca| ca.display().to_string());
+            words.extend(ca.iter().flat_map(|ca| ["--tls-ca", ca]));
             let words = words.iter().map(ToString::to_string).chain(self.token_flags()).collect();
             self.agent_flags.insert(name.into(), words);
         }
@@ -279,6 +300,7 @@ impl Pool {
     pub fn begin_with(&self, words: &[&str], name: &str, value: &str) -> Running {
         let mut command = program(self.dir(), words);
         command.env("AQUIFER_SERVER", self.url()).env(name, value);
+        self.tls.ca.iter().for_each(|ca| _ = command.env("AQUIFER_TLS_CA", ca));
         start(self.dir(), "cli", command)
     }
 
@@ -336,8 +358,8 @@ impl Pool {
     }
 }
 
-fn urls(ports: &[u16]) -> String {
-    ports.iter().map(|port| format!("http://127.0.0.1:{port}")).collect::<Vec<_>>().join(",")
+fn urls(scheme: &str, ports: &[u16]) -> String {
+    ports.iter().map(|port| format!("{scheme}://127.0.0.1:{port}")).collect::<Vec<_>>().join(",")
 }
 
 impl Drop for Pool {

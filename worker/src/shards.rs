@@ -117,8 +117,9 @@ mod tests {
                 let mut parts = Vec::new();
                 for rank in 0..ranks {
                     let mut own = ShardSum::default();
-                    for start in shards * rank / ranks..shards * (rank + 1) / ranks {
-                        own.insert(Partial { start, size: 1, values: vec![leaves[start]] });
+                    let block = shards * rank / ranks..shards * (rank + 1) / ranks;
+                    for (start, leaf) in leaves.iter().enumerate().skip(block.start).take(block.len()) {
+                        own.insert(Partial { start, size: 1, values: vec![*leaf] });
                     }
                     parts.extend(own.take());
                 }

@@ -2,12 +2,14 @@
 
 mod agents;
 mod logs;
+mod plain;
 mod pool;
 mod switch;
 mod view;
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::time::Duration;
 
 use aquifer_core::Policy;
@@ -26,6 +28,8 @@ use crate::leader::Source;
 use crate::metrics::Metrics;
 use crate::runtime::Runtime;
 use crate::store::{Store, StoreError};
+use crate::tls::Tls;
+use plain::Plain;
 use switch::Switch;
 pub(crate) use view::{STATE_WORDS, state_at};
 
@@ -34,12 +38,17 @@ const MAX_CLIENT_MESSAGE: usize = 4 << 20;
 /// Bytes of an agent's message, at most: a report of 65,535 devices fits.
 const MAX_AGENT_MESSAGE: usize = 16 << 20;
 
+/// So long a connection that should speak TLS, and does not, is told so.
+const PLAIN_AGE: Duration = Duration::from_secs(10);
+
 /// How to run the scheduler.
 pub struct ServerConfig {
     /// Address to listen on.
     pub listen: SocketAddr,
     /// Secret that every client and agent must present. Needed to listen beyond loopback.
     pub token: Option<String>,
+    /// TLS of all connections; `None`: everything travels in clear text.
+    pub tls: Option<Tls>,
     /// Rules of the pool.
     pub policy: Policy,
     /// Directory for the checkpoints of jobs that name none, on storage that all nodes see; may be empty.
@@ -87,6 +96,12 @@ pub async fn serve(
     if !config.listen.ip().is_loopback() && config.token.is_none() {
         return Err(ServerError::Open(config.listen));
     }
+    if !config.listen.ip().is_loopback() && config.tls.is_none() {
+        tracing::warn!(
+            "{} is reached without TLS: the token and all else travel in clear text; give --tls-cert and --tls-key",
+            config.listen
+        );
+    }
     let listen_error = |cause| ServerError::Listen { address: config.listen, cause };
     let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
     let address = listener.local_addr().map_err(listen_error)?;
@@ -109,7 +124,6 @@ pub async fn serve(
         .add_service(InterceptedService::new(reflection().build_v1alpha()?, guard.clone()))
         .add_service(InterceptedService::new(services.pool.clone(), guard.clone()))
         .add_service(InterceptedService::new(services.agents.clone(), guard));
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let lead = async |store: Box<dyn Store>| -> Result<oneshot::Receiver<StoreError>, StoreError> {
         let (metrics, meters) = (config.metrics.clone(), config.metrics.meters());
         let start = move || Runtime::start(config.policy, config.checkpoint_root, store, meters);
@@ -119,7 +133,15 @@ pub async fn serve(
         health.set_serving::<PoolServer<pool::PoolService>>().await;
         Ok(failure)
     };
-    let serve = server.serve_with_incoming(incoming);
+    let serve: Pin<Box<dyn Future<Output = Result<(), tonic::transport::Error>> + Send>> = match config.tls {
+        None => Box::pin(server.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))),
+        Some(tls) => {
+            let (secret, plain) = tls.split(listener);
+            let refuse = Server::builder().max_connection_age(PLAIN_AGE).serve_with_incoming(Plain, plain);
+            let serve = server.serve_with_incoming(secret);
+            Box::pin(async { tokio::try_join!(serve, refuse).map(|_| ()) })
+        }
+    };
     match source {
         Source::Owned(store) => {
             drop(leader); // There is no other one.

@@ -27,7 +27,7 @@ impl Node {
             Event::Closed(from, reason) if from == link => self.lost_leader(leader, &reason),
             Event::Got(from, message) if from == link => {
                 follow.heard = now;
-                self.from_leader(link, message);
+                self.told_by_leader(link, message);
             }
             Event::Got(from, _) => {
                 self.strangers.remove(&from);
@@ -37,7 +37,7 @@ impl Node {
         }
     }
 
-    fn from_leader(&mut self, link: Link, message: Message) {
+    fn told_by_leader(&mut self, link: Link, message: Message) {
         match message {
             Message::Ping(saved) => {
                 self.saved = self.saved.max(saved);

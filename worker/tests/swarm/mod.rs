@@ -282,7 +282,8 @@ impl World {
                 if sends {
                     note("the leader hangs while it sends a state");
                 }
-                let wait = match self.chance(8) {
+                let others = self.processes.values().filter(|it| it.hangs.is_none()).count();
+                let wait = match 1 < others && self.chance(8) {
                     true => 2 * END,
                     false => Duration::from_millis(self.random.bits() % 12_000),
                 };

@@ -1,0 +1,238 @@
+//! TLS of what a scheduler listens on. Certificates are read again when their files change, so that new ones need no
+//! restart; those who speak plain text are handed over as well, to be told.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use aquifer_proto::tls::{self, TlsError, Why};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::sign::SingleCertAndKey;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+
+/// Option that names the authorities of clients.
+pub const CLIENT_CA: &str = "--tls-client-ca";
+
+/// Connections that are beginning, at a time; others wait.
+const BEGINNING: usize = 512;
+/// So long a connection may take to begin.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often files are looked at, while there are connections.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often it is told that connections do not begin.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+/// So long, and for so many bytes, a connection that was refused is kept.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: u64 = 64 << 10;
+/// First byte of a connection that speaks TLS. Source: RFC 8446, 5.1, `ContentType.handshake`.
+const HANDSHAKE: u8 = 22;
+
+/// Where certificates are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// The certificate that is shown, and those between it and the authority.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Authorities of clients' certificates; `None`: clients need none.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// What is spoken within TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// gRPC.
+    Http2,
+    /// What operators read.
+    Http1,
+}
+
+/// A connection that began.
+#[derive(Debug)]
+pub enum Accepted {
+    /// As it should be.
+    Tls(Box<TlsStream<TcpStream>>),
+    /// Whoever it is does not know that this needs TLS. Nothing was read yet.
+    Plain(TcpStream),
+}
+
+/// Makes connections out of sockets.
+#[derive(Debug)]
+pub struct Tls {
+    files: Files,
+    protocol: Protocol,
+    loaded: Mutex<Loaded>,
+    told: Mutex<Option<Instant>>,
+}
+
+#[derive(Debug)]
+struct Loaded {
+    config: Arc<ServerConfig>,
+    stamp: Stamp,
+    looked: Instant,
+}
+
+/// Changes whenever a file does.
+type Stamp = Vec<Option<(u64, u64, i64, i64)>>;
+
+impl Files {
+    fn stamp(&self) -> Stamp {
+        let all = [&self.certificate, &self.key].into_iter().chain(&self.client_ca);
+        all.map(|file| {
+            let seen = fs::metadata(file).ok()?;
+            Some((seen.ino(), seen.len(), seen.mtime(), seen.mtime_nsec()))
+        })
+        .collect()
+    }
+
+    fn load(&self, protocol: Protocol) -> Result<Arc<ServerConfig>, TlsError> {
+        let own = tls::identity(&self.certificate, &self.key)?;
+        let provider = tls::provider();
+        let builder = ServerConfig::builder_with_provider(provider.clone());
+        let builder = builder.with_safe_default_protocol_versions().expect("the provider has both versions");
+        let builder = match &self.client_ca {
+            None => builder.with_no_client_auth(),
+            Some(file) => {
+                let (roots, _) = tls::authorities(CLIENT_CA, file)?;
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider).build();
+                builder.with_client_cert_verifier(verifier.map_err(|error| {
+                    let why = Why::Invalid(error.to_string());
+                    TlsError { option: CLIENT_CA, file: file.clone(), why }
+                })?)
+            }
+        };
+        let shown = SingleCertAndKey::from(own.certified);
+        let mut config = builder.with_cert_resolver(Arc::new(shown));
+        config.alpn_protocols.push(match protocol {
+            Protocol::Http2 => b"h2".to_vec(),
+            Protocol::Http1 => b"http/1.1".to_vec(),
+        });
+        Ok(Arc::new(config))
+    }
+}
+
+impl Tls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// One of them cannot be used.
+    pub fn open(files: Files, protocol: Protocol) -> Result<Tls, TlsError> {
+        let stamp = files.stamp();
+        let config = files.load(protocol)?;
+        let loaded = Mutex::new(Loaded { config, stamp, looked: Instant::now() });
+        Ok(Tls { files, protocol, loaded, told: Mutex::default() })
+    }
+
+    /// What holds now: the files', if they changed and can be used.
+    fn config(&self) -> Arc<ServerConfig> {
+        let mut loaded = self.loaded.lock().expect("no holder panics");
+        if LOOK_EVERY <= loaded.looked.elapsed() {
+            loaded.looked = Instant::now();
+            let stamp = self.files.stamp();
+            if stamp != loaded.stamp {
+                loaded.stamp = stamp;
+                match self.files.load(self.protocol) {
+                    Ok(config) => {
+                        loaded.config = config;
+                        tracing::info!(file = ?self.files.certificate, "read the new certificate");
+                    }
+                    Err(error) => tracing::warn!("{error}; the certificate of before stays in use"),
+                }
+            }
+        }
+        loaded.config.clone()
+    }
+
+    /// Begins a connection.
+    ///
+    /// # Errors
+    /// The other side does not go on, or does not agree.
+    pub async fn accept(&self, stream: TcpStream) -> io::Result<Accepted> {
+        let begin = async {
+            let mut first = [0];
+            match stream.peek(&mut first).await? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                _ if first[0] != HANDSHAKE => return Ok(Accepted::Plain(stream)),
+                _ => (),
+            }
+            match TlsAcceptor::from(self.config()).accept(stream).into_fallible().await {
+                Ok(stream) => Ok(Accepted::Tls(Box::new(stream))),
+                Err((error, stream)) => {
+                    linger(stream).await;
+                    Err(error)
+                }
+            }
+        };
+        timeout(PATIENCE, begin).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Tells that a connection did not begin; seldom, as anyone can bring that about.
+    fn tell(&self, from: SocketAddr, why: &str) {
+        let mut told = self.told.lock().expect("no holder panics");
+        if told.is_none_or(|told| TELL_EVERY <= told.elapsed()) {
+            *told = Some(Instant::now());
+            tracing::info!("refused a connection from {from}: {why}");
+        }
+    }
+
+    /// All connections to a socket, those with TLS and those without, for as long as both are taken.
+    pub fn split(self, listener: TcpListener) -> (Incoming<TlsStream<TcpStream>>, Incoming<TcpStream>) {
+        let (secret, secret_taken) = mpsc::channel(64);
+        let (plain, plain_taken) = mpsc::channel(64);
+        let this = Arc::new(self);
+        tokio::spawn(async move {
+            let places = Arc::new(Semaphore::new(BEGINNING));
+            loop {
+                let place = places.clone().acquire_owned().await.expect("it is never closed");
+                let accepted = tokio::select! {
+                    accepted = listener.accept() => accepted,
+                    () = secret.closed() => return,
+                };
+                let Ok((stream, from)) = accepted else {
+                    sleep(Duration::from_millis(100)).await; // Files may be short.
+                    continue;
+                };
+                let (this, secret, plain) = (this.clone(), secret.clone(), plain.clone());
+                tokio::spawn(async move {
+                    // A server that is gone takes none.
+                    _ = stream.set_nodelay(true);
+                    match this.accept(stream).await {
+                        Ok(Accepted::Tls(stream)) => _ = secret.send(Ok(*stream)).await,
+                        Ok(Accepted::Plain(stream)) => {
+                            this.tell(from, "it speaks plain text");
+                            _ = plain.send(Ok(stream)).await;
+                        }
+                        Err(error) => this.tell(from, &error.to_string()),
+                    }
+                    drop(place);
+                });
+            }
+        });
+        (ReceiverStream::new(secret_taken), ReceiverStream::new(plain_taken))
+    }
+}
+
+/// Lets what was written last, why this is the end, arrive: a socket that is closed while there is something to be read
+/// takes it back. A client that shows no certificate has gone on to its first call by then.
+async fn linger(mut stream: TcpStream) {
+    let drained = async {
+        stream.shutdown().await?;
+        let mut rest = (&mut stream).take(LINGER_BYTES);
+        tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
+    };
+    _ = timeout(LINGER, drained).await; // It was a courtesy.
+}
+
+/// Connections of one kind.
+pub type Incoming<Connection> = ReceiverStream<io::Result<Connection>>;
