@@ -27,8 +27,9 @@ use crate::host::Host;
 use crate::launcher::{Launcher, LauncherConfig, LauncherError, News, SupervisorCommand};
 use crate::metrics::Metrics;
 use crate::process;
-use crate::run_dir::{Retention, Status};
+use crate::run_dir::Retention;
 use crate::session::{self, Incoming, Link};
+use crate::status::{Spent, Status};
 
 /// How often devices are looked at.
 const DEVICES_EVERY: Duration = Duration::from_secs(5);
@@ -562,7 +563,10 @@ fn progress_of(id: WorkerId, status: Status) -> v1::Progress {
         tokens_per_s: status.tokens_per_s,
         checkpoint_step: status.checkpoint_step,
         endpoint: status.endpoint,
-        spent: status.spent,
+        spent: status.spent.map(|spent| {
+            let Spent { steps_us, start_us, recovery_us, slow_us, lost_us } = spent;
+            v1::Spent { steps_us, start_us, recovery_us, slow_us, lost_us }
+        }),
         message: status.message.unwrap_or_default(),
     }
 }

@@ -18,7 +18,8 @@ use tokio::task::AbortHandle;
 use crate::cgroup::{Cgroups, Limits};
 use crate::frameworks::RunFile;
 use crate::members::Told;
-use crate::run_dir::{self, Lease, LogChunk, LogError, Logs, Retention, RunDir, RunDirs, Spec, Status};
+use crate::run_dir::{self, Lease, LogChunk, LogError, Logs, Retention, RunDir, RunDirs, Spec};
+use crate::status::Status;
 use crate::supervisors::{Supervisor, Supervisors};
 use crate::{json, process, stop, supervisor};
 

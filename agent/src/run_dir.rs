@@ -27,22 +27,18 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use aquifer_core::{Exit, JobId, ReplicaLoad, WorkerId};
-use aquifer_proto::v1;
+use aquifer_core::{Exit, JobId, WorkerId};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Group;
 use crate::json;
+use crate::status::Status;
 
 /// Largest `status.json` that is read, in bytes.
 pub const MAX_STATUS_BYTES: u64 = 64 << 10;
-
-/// Longest text taken from a `status.json`, in characters.
-const MAX_STATUS_TEXT: usize = 1024;
 
 /// `spec.json`: all that a supervisor needs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,34 +88,6 @@ struct ExitFile {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     lost: bool,
     ended_ms: u64,
-}
-
-/// What a worker says about itself, in `status.json`. Every field is optional, unknown ones are ignored, and a field
-/// of the wrong type counts as absent.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Status {
-    /// What it is doing, in its own word: `loading`, `training`, `saving`, …
-    pub state: Option<String>,
-    /// Whether it has begun its work, or can answer requests.
-    pub ready: Option<bool>,
-    /// Optimizer steps done.
-    pub step: Option<u64>,
-    /// Optimizer steps in all.
-    pub total_steps: Option<u64>,
-    /// Training loss of the last step.
-    pub loss: Option<f64>,
-    /// Speed of this rank.
-    pub tokens_per_s: Option<f64>,
-    /// Step of the last complete checkpoint.
-    pub checkpoint_step: Option<u64>,
-    /// Of a training: where its time has gone.
-    pub spent: Option<v1::Spent>,
-    /// Where it can be reached: `10.0.0.3:20001`.
-    pub endpoint: Option<String>,
-    /// Of a replica of a service: what it has to do.
-    pub load: Option<ReplicaLoad>,
-    /// Anything for people.
-    pub message: Option<String>,
 }
 
 /// How many ended runs are kept once they are forgotten; the newest are.
@@ -412,61 +380,6 @@ impl RunDir {
     }
 }
 
-/// Text that is no status: not JSON, or no JSON object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoStatus;
-
-impl TryFrom<&[u8]> for Status {
-    type Error = NoStatus;
-    fn try_from(bytes: &[u8]) -> Result<Status, NoStatus> {
-        let value: serde_json::Value = serde_json::from_slice(bytes).map_err(|_| NoStatus)?;
-        let object = value.as_object().ok_or(NoStatus)?;
-        let text = |key: &str| {
-            object.get(key)?.as_str().map(|text| text.chars().take(MAX_STATUS_TEXT).collect::<String>())
-        };
-        let count = |key: &str| object.get(key)?.as_u64();
-        let number = |key: &str| object.get(key)?.as_f64();
-        let few = |key: &str| count(key).map(|count| count.min(u32::MAX.into()) as u32);
-        let load = few("running").map(|running| ReplicaLoad {
-            running,
-            waiting: few("waiting").unwrap_or(0),
-            ttft_ms: count("ttft_ms"),
-            tpot_ms: count("tpot_ms"),
-            idle_ms: count("idle_s").map(|s| s.saturating_mul(1000)),
-        });
-        let spent = object.get("spent").and_then(|spent| spent.as_object()).map(|spent| {
-            let count = |key: &str| spent.get(key).and_then(|count| count.as_u64()).unwrap_or(0);
-            v1::Spent {
-                steps_us: count("steps_us"),
-                start_us: count("start_us"),
-                recovery_us: count("recovery_us"),
-                slow_us: count("slow_us"),
-                lost_us: count("lost_us"),
-            }
-        });
-        Ok(Status {
-            load,
-            spent,
-            state: text("state"),
-            ready: object.get("ready").and_then(|ready| ready.as_bool()),
-            step: count("step"),
-            total_steps: count("total_steps"),
-            loss: number("loss"),
-            tokens_per_s: number("tokens_per_s"),
-            checkpoint_step: count("checkpoint_step"),
-            endpoint: text("endpoint"),
-            message: text("message"),
-        })
-    }
-}
-
-impl FromStr for Status {
-    type Err = NoStatus;
-    fn from_str(text: &str) -> Result<Status, NoStatus> {
-        text.as_bytes().try_into()
-    }
-}
-
 /// Opens and locks a file, which is made if need be; `None` while another process holds it.
 pub(crate) fn lock(path: &Path) -> io::Result<Option<File>> {
     let file =
@@ -545,46 +458,6 @@ mod tests {
     }
 
     #[test]
-    fn a_status_keeps_what_it_understands() {
-        let full = r#"{"state":"training","ready":true,"step":12,"total_steps":100,"loss":2.5,"tokens_per_s":1e4,
-            "checkpoint_step":10,"endpoint":"10.0.0.3:20001","message":"well","running":3,"ttft_ms":40,"idle_s":2,"spent":{"steps_us":7,"lost_us":"x"},"unknown":{"a":[1]}}"#;
-        let status: Status = full.parse().unwrap();
-        let expected = Status {
-            state: Some("training".to_string()),
-            ready: Some(true),
-            step: Some(12),
-            total_steps: Some(100),
-            loss: Some(2.5),
-            tokens_per_s: Some(10_000.0),
-            checkpoint_step: Some(10),
-            spent: Some(v1::Spent { steps_us: 7, ..v1::Spent::default() }),
-            endpoint: Some("10.0.0.3:20001".to_string()),
-            load: Some(ReplicaLoad {
-                running: 3,
-                ttft_ms: Some(40),
-                idle_ms: Some(2_000),
-                ..ReplicaLoad::default()
-            }),
-            message: Some("well".to_string()),
-        };
-        assert_eq!(status, expected);
-        let odd: Status =
-            r#"{"state":7,"ready":"yes","step":-1,"loss":null,"message":"kept"}"#.parse().unwrap();
-        assert_eq!(odd, Status { message: Some("kept".to_string()), ..Status::default() });
-        assert_eq!("{}".parse(), Ok(Status::default()));
-    }
-
-    #[test]
-    fn rubbish_is_no_status() {
-        for rubbish in ["", "[]", "7", "null", "{\"step\":", "\u{0}", "{\"a\":1}{"] {
-            assert_eq!(rubbish.parse::<Status>(), Err(NoStatus), "{rubbish:?}");
-        }
-        assert_eq!(Status::try_from(&[0xff, 0xfe][..]), Err(NoStatus));
-        let nested = "[".repeat(100_000);
-        assert_eq!(nested.parse::<Status>(), Err(NoStatus));
-    }
-
-    #[test]
     fn a_status_that_is_too_large_is_not_read_and_a_long_text_is_cut() {
         let (_state, dirs) = dirs();
         let dir = dirs.of(id(1, 0));
@@ -593,7 +466,7 @@ mod tests {
             fs::write(dir.status_path(), format!("{{\"message\":\"{message}\"}}")).unwrap();
         };
         write(&"x".repeat(2000));
-        assert_eq!(dir.read_status().unwrap().message.unwrap().len(), MAX_STATUS_TEXT);
+        assert_eq!(dir.read_status().unwrap().message.unwrap().len(), crate::status::MAX_STATUS_TEXT);
         write(&"x".repeat(MAX_STATUS_BYTES as usize));
         assert_eq!(dir.read_status(), None);
     }

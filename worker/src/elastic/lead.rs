@@ -1,5 +1,6 @@
 //! The leader: it gives out the shards of a step, sums up what comes back, and tells all of the sum.
 
+use super::probe::Probe;
 use super::quota::quotas;
 use super::round::Round;
 use super::*;
@@ -8,7 +9,7 @@ use super::*;
 pub(super) struct Lead {
     since: Duration,
     /// It led on with the state that it had, when an earlier leader was lost.
-    took_over: bool,
+    pub took_over: bool,
     peers: BTreeMap<Link, Peer>,
     pub round: Round,
     /// The step that is being computed.
@@ -17,9 +18,7 @@ pub(super) struct Lead {
     source: Option<Link>,
     own_pace: Option<f64>,
     pinged: Duration,
-    /// The last one that was asked whether it leads as well, and when.
-    probed: (Option<Rank>, Duration),
-    probe: Option<Link>,
+    pub probe: Probe,
     /// What went before its first step.
     start: Spent,
     ending: Option<Ending>,
@@ -60,11 +59,16 @@ impl Lead {
         self.peers.values().filter(|peer| peer.phase == Phase::Active).count()
     }
 
+    /// All connections.
+    pub fn links(&self) -> Vec<Link> {
+        self.peers.keys().copied().collect()
+    }
+
     pub fn is_ending(&self) -> bool {
         self.ending.is_some()
     }
 
-    fn link_of(&self, rank: Rank) -> Option<Link> {
+    pub fn link_of(&self, rank: Rank) -> Option<Link> {
         self.peers.iter().find(|(_, peer)| peer.rank == rank).map(|(link, _)| *link)
     }
 }
@@ -92,8 +96,7 @@ impl Node {
             source: None,
             own_pace: None,
             pinged: self.now,
-            probed: (None, self.now),
-            probe: None,
+            probe: Probe::new(self.now),
             start: Spent::default(),
             ending: None,
         };
@@ -172,7 +175,7 @@ impl Node {
         let Role::Lead(lead) = &mut self.role else { return };
         match event {
             Event::Dialed(_) | Event::NotDialed(_) => self.probe_event(event),
-            Event::Got(link, _) | Event::Closed(link, _) if lead.probe == Some(link) => {
+            Event::Got(link, _) | Event::Closed(link, _) if lead.probe.link == Some(link) => {
                 self.probe_event(event);
             }
             Event::Alive(link) => {
@@ -350,7 +353,7 @@ impl Node {
         }
         if lead.pinged + PING <= now {
             lead.pinged = now;
-            let links: Vec<Link> = lead.peers.keys().copied().collect();
+            let links = lead.links();
             let saved = self.saved;
             links.into_iter().for_each(|link| self.send(link, Message::Ping(saved)));
         }
@@ -363,52 +366,6 @@ impl Node {
         match lead.running {
             true => self.keep_busy(now),
             false => self.begin_step(),
-        }
-    }
-
-    /// Asks a member that does not follow, and serves for less long, whether it leads as well: of two leaders the one that
-    /// would have led from the start gives way.
-    fn probe(&mut self) {
-        let (now, me) = (self.now, self.me());
-        let Role::Lead(lead) = &mut self.role else { return };
-        if !lead.took_over || now < lead.probed.1 + PROBE {
-            return;
-        }
-        lead.probed.1 = now;
-        let juniors = self.members.iter().skip_while(|it| it.rank != me).skip(1).map(|it| it.rank);
-        let strays: Vec<Rank> = juniors.filter(|rank| lead.link_of(*rank).is_none()).collect();
-        let after = strays.iter().position(|rank| Some(*rank) == lead.probed.0).map_or(0, |at| at + 1);
-        let next = strays.get(after).or(strays.first()).copied();
-        lead.probed.0 = next;
-        let old = lead.probe.take();
-        self.actions.extend(old.map(Action::Close));
-        self.actions.extend(next.map(Action::Dial));
-    }
-
-    fn probe_event(&mut self, event: Event) {
-        let (now, identity, step) = (self.now, self.settings.identity.clone(), self.step);
-        let Role::Lead(lead) = &mut self.role else { return };
-        match (event, lead.probed.0) {
-            (Event::Dialed(link), _) => {
-                lead.probe = Some(link);
-                self.send(link, Message::Hello(identity, step));
-            }
-            (Event::Got(link, Message::Welcome), Some(other)) => {
-                let peers: Vec<Link> = lead.peers.keys().copied().collect();
-                peers.into_iter().for_each(|peer| self.send_action(Action::Close(peer)));
-                self.work.drop();
-                self.role = Role::Follow(follow::Follow::new(link, other, now));
-                // More of it than when it asked, by now.
-                self.send(link, Message::Have(step));
-                if self.stop == Some(false) {
-                    self.send(link, Message::Stop);
-                }
-            }
-            (Event::Got(link, _), _) => {
-                lead.probe = None;
-                self.send_action(Action::Close(link));
-            }
-            _ => lead.probe = None,
         }
     }
 
@@ -604,7 +561,7 @@ impl Node {
         let (now, saved) = (self.now, self.saved);
         let Role::Lead(lead) = &mut self.role else { return };
         lead.ending = Some(Ending::Told(outcome.clone(), now + SILENCE));
-        let links: Vec<Link> = lead.peers.keys().copied().collect();
+        let links = lead.links();
         links.into_iter().for_each(|link| self.send(link, Message::End(outcome.clone(), saved)));
     }
 }

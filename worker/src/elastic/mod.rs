@@ -12,6 +12,7 @@ mod follow;
 mod lead;
 mod ledger;
 mod message;
+mod probe;
 mod quota;
 mod round;
 mod work;
