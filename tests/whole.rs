@@ -126,7 +126,7 @@ fn the_demonstration_ends_well_and_leaves_nothing() {
     let mut demo = start(up.dir(), "demo", program(up.dir(), &["demo", "--steps", "120"]));
     let done = demo.finish_within(Duration::from_secs(170));
     assert_eq!(done.code, Some(0), "{done:?}");
-    for text in ["goes on from the checkpoint", "streamed", "nothing is left running"] {
+    for text in ["no step is repeated", "streamed", "nothing is left running"] {
         assert!(done.out.contains(text), "no {text:?} in {}", done.out);
     }
     assert_eq!(processes_of(up.dir()), []);
@@ -150,7 +150,7 @@ fn an_interrupted_demonstration_leaves_nothing() {
 /// A training job of so many ranks.
 fn train(pool: &Pool, ranks: u32, steps: u64) -> v1::JobSpec {
     let mut spec = training(pool, &format!("{ranks}-{steps}"), steps);
-    spec.retries = 2;
+    (spec.retries, spec.restart) = (2, v1::Restart::Gang.into());
     spec.roles[0].ranks = ranks;
     spec
 }

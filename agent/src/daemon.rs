@@ -405,7 +405,7 @@ impl Daemon {
                     self.agent.on_progress(now(), id, progress);
                 }
                 if let Some(scheduler) = &self.scheduler {
-                    let message = Some(Up::Progress(progress_of(id, status)));
+                    let message = Some(Up::Progress(progress_of(id, *status)));
                     _ = scheduler.try_send(v1::AgentMessage { message }); // The next one says it again.
                 }
             }

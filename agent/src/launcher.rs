@@ -66,7 +66,7 @@ pub enum News {
     /// It started, or ended. Nothing follows an exit.
     State { id: WorkerId, state: WorkerState },
     /// It wrote a new `status.json`.
-    Status { id: WorkerId, status: Status },
+    Status { id: WorkerId, status: Box<Status> },
 }
 
 /// Command of the fork server, from which supervisors come; the state directory is added as its last argument.
@@ -517,7 +517,7 @@ impl Watcher {
         self.status_version = version;
         if let Some(status) = self.dir.read_status() {
             let ready = status.ready == Some(true);
-            let _ = self.shared.news.send(News::Status { id: self.id, status }).await;
+            let _ = self.shared.news.send(News::Status { id: self.id, status: Box::new(status) }).await;
             if self.by_status && ready {
                 self.running().await;
             }
