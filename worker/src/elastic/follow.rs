@@ -29,7 +29,8 @@ impl Node {
                 follow.heard = now;
                 self.told_by_leader(link, message);
             }
-            Event::Got(from, _) => {
+            // Of somebody who has nothing to say here, or asked for by a seeker that has found its leader since.
+            Event::Got(from, _) | Event::Dialed(from) => {
                 self.strangers.remove(&from);
                 self.send_action(Action::Close(from));
             }

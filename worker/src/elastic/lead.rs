@@ -54,11 +54,6 @@ enum Ending {
 }
 
 impl Lead {
-    /// Members that compute, itself not included.
-    pub fn active(&self) -> usize {
-        self.peers.values().filter(|peer| peer.phase == Phase::Active).count()
-    }
-
     /// All connections.
     pub fn links(&self) -> Vec<Link> {
         self.peers.keys().copied().collect()

@@ -19,7 +19,6 @@ mod work;
 
 pub use ledger::Spent;
 pub use message::{Agreement, Identity, Message, Outcome, Rank, Snapshot};
-pub use round::Block;
 
 use crate::shards::Partial;
 use std::collections::BTreeMap;
@@ -228,15 +227,6 @@ impl Node {
         matches!(self.role, Role::Lead(_))
     }
 
-    /// Who works with it as far as it knows, itself included: all where it leads, else itself and the leader.
-    pub fn group(&self) -> usize {
-        match &self.role {
-            Role::Lead(lead) => 1 + lead.active(),
-            Role::Follow(_) => 2,
-            Role::Seek(_) | Role::Over => 1,
-        }
-    }
-
     /// Step of the newest checkpoint that it knows of.
     pub fn saved(&self) -> Option<u64> {
         self.saved
@@ -272,27 +262,24 @@ impl Node {
             }
             Event::Accepted(link) => _ = self.strangers.insert(link, self.now),
             Event::Got(link, Message::Hello(who, step)) => self.on_hello(link, who, step),
-            Event::Dialed(_) | Event::NotDialed(_) if self.leads() => self.lead_event(event),
-            Event::Dialed(_) | Event::NotDialed(_) => self.seek_event(event),
-            Event::Closed(link, reason) => {
-                self.strangers.remove(&link);
-                match &self.role {
-                    Role::Seek(_) => self.seek_event(Event::Closed(link, reason)),
-                    Role::Follow(_) => self.follow_event(Event::Closed(link, reason)),
-                    Role::Lead(_) => self.lead_event(Event::Closed(link, reason)),
-                    Role::Over => (),
-                }
+            Event::Closed(ref link, _) => {
+                self.strangers.remove(link);
+                self.dispatch(event);
             }
-            Event::Got(..) | Event::Alive(_) => match &self.role {
-                Role::Seek(_) => self.seek_event(event),
-                Role::Follow(_) => self.follow_event(event),
-                Role::Lead(_) => self.lead_event(event),
-                Role::Over => (),
-            },
+            Event::Dialed(_) | Event::NotDialed(_) | Event::Got(..) | Event::Alive(_) => self.dispatch(event),
             Event::Tick => (),
         }
         self.go_on();
         std::mem::take(&mut self.actions)
+    }
+
+    fn dispatch(&mut self, event: Event) {
+        match &self.role {
+            Role::Seek(_) => self.seek_event(event),
+            Role::Follow(_) => self.follow_event(event),
+            Role::Lead(_) => self.lead_event(event),
+            Role::Over => (),
+        }
     }
 
     /// What time, or the event before, allows.
@@ -496,12 +483,7 @@ impl Node {
     fn seek_event(&mut self, event: Event) {
         let me = self.settings.identity.clone();
         let (now, step) = (self.now, self.step);
-        let Role::Seek(seek) = &mut self.role else {
-            if let Event::Dialed(link) = event {
-                self.send_action(Action::Close(link));
-            }
-            return;
-        };
+        let Role::Seek(seek) = &mut self.role else { return };
         let Some(target) = seek.target else { return };
         match event {
             Event::Dialed(link) => {
