@@ -5,7 +5,7 @@
 //!
 //! A step is a pure function of the state before it: V shards, their sum in a fixed tree, one update. Therefore nobody
 //! needs to agree on anything: who repeats a step gets the same bits, and two leaders at a time only waste heat. The
-//! longest-serving member that answers leads ([`lead`]); the others follow it ([`follow`]); one that is suspected in vain goes
+//! longest-serving member that answers leads (`lead`); the others follow it (`follow`); one that is suspected in vain goes
 //! on as a follower of its successor.
 
 mod follow;
