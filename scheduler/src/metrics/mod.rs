@@ -1,7 +1,7 @@
 //! What operators read of a scheduler: numbers for Prometheus, and whether it can be used.
 //!
 //! What happens is counted as it happens ([`Meters`]); what is, is read from the pool when somebody asks
-//! ([`snapshot`]), by one query that the loop answers like that of any client. Labels are bounded: there are none of
+//! (`snapshot`), by one query that the loop answers like that of any client. Labels are bounded: there are none of
 //! jobs, users or nodes.
 
 mod hours;
