@@ -10,13 +10,15 @@ pub(super) struct Follow {
     heard: Duration,
 }
 
-impl Follow {
-    pub fn new(link: Link, leader: Rank, heard: Duration) -> Follow {
-        Follow { link, leader, heard }
-    }
-}
-
 impl Node {
+    /// Follows a leader that has let it in.
+    pub(super) fn follow(&mut self, link: Link, leader: Rank) {
+        self.role = Role::Follow(Follow { link, leader, heard: self.now });
+        if self.stop == Some(false) {
+            self.send(link, Message::Stop);
+        }
+    }
+
     /// An event on some connection.
     pub(super) fn follow_event(&mut self, event: Event) {
         let now = self.now;

@@ -8,8 +8,8 @@ use super::*;
 /// What a leader knows.
 pub(super) struct Lead {
     since: Duration,
-    /// It led on with the state that it had, when an earlier leader was lost.
-    pub took_over: bool,
+    /// Those who are to take part from the start are there, or were waited for; so they were if an earlier leader was lost.
+    pub has_gathered: bool,
     peers: BTreeMap<Link, Peer>,
     pub round: Round,
     /// The step that is being computed.
@@ -84,7 +84,7 @@ impl Node {
         self.work.drop();
         let lead = Lead {
             since: self.now,
-            took_over: self.step.is_some(),
+            has_gathered: self.step.is_some(),
             peers: BTreeMap::new(),
             round: Round::new(self.settings.shards),
             running: false,
@@ -315,13 +315,13 @@ impl Node {
         lead.round.clear();
         let mut spent = self.clock.step(self.now);
         spent.add(&std::mem::take(&mut lead.start));
-        let listed = |rank| self.members.iter().any(|member| member.rank == rank);
-        let (gone, links): (Vec<_>, Vec<_>) =
-            lead.peers.iter().map(|(link, peer)| (*link, peer)).partition(|(_, peer)| !listed(peer.rank));
-        let gone: Vec<Link> = gone.into_iter().map(|it| it.0).collect();
+        let (stay, gone): (Vec<_>, Vec<_>) =
+            lead.peers.iter().partition(|(_, peer)| self.members.iter().any(|it| it.rank == peer.rank));
+        let gone: Vec<Link> = gone.into_iter().map(|(link, _)| *link).collect();
         // Those without a state have nothing to add it to.
         let has_state = |peer: &Peer| !matches!(peer.phase, Phase::Unknown(_));
-        let links: Vec<Link> = links.into_iter().filter(|(_, peer)| has_state(peer)).map(|it| it.0).collect();
+        let links: Vec<Link> =
+            stay.into_iter().filter(|(_, peer)| has_state(peer)).map(|(link, _)| *link).collect();
         self.work.drop();
         for link in links {
             self.send(link, Message::Commit { step, total: total.clone(), spent });
@@ -411,7 +411,7 @@ impl Node {
             member.rank == me
                 || peer.is_some_and(|peer| matches!(peer.phase, Phase::Active | Phase::Ahead(_)))
         };
-        if !lead.took_over {
+        if !lead.has_gathered {
             let awaited: Vec<&Member> = self.members.iter().filter(|it| !is_there(it)).collect();
             let patience = match self.settings.is_fixed {
                 true => self.settings.join,
@@ -429,7 +429,7 @@ impl Node {
                     return self.end(Outcome::Failed(reason));
                 }
             }
-            lead.took_over = true;
+            lead.has_gathered = true;
             lead.start = self.clock.begin(now);
         } else if now < lead.since + REGROUP {
             let is_awaited = |it: &&Member| !is_there(it) && !self.away.contains_key(&it.rank);

@@ -460,10 +460,10 @@ impl Node {
             let reason = format!("rank {me} waited {} s for {who}: {said}", join.as_secs());
             return self.exit(Outcome::Failed(reason));
         }
-        let first = match (self.first(), self.step) {
-            (Some(first), _) => first,
+        let first = match self.first() {
+            Some(first) => first,
             // Nobody answers whom it could get a state from: all are asked again.
-            (None, _) => {
+            None => {
                 self.away.clear();
                 self.members[0].rank
             }
@@ -495,10 +495,7 @@ impl Node {
             Event::Got(link, message) if seek.link == Some(link) => match message {
                 Message::Welcome => {
                     self.away.remove(&target);
-                    self.role = Role::Follow(follow::Follow::new(link, target, now));
-                    if self.stop == Some(false) {
-                        self.send(link, Message::Stop);
-                    }
+                    self.follow(link, target);
                 }
                 Message::Follow(leader) if leader != me.rank => {
                     self.send_action(Action::Close(link));

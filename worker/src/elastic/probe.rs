@@ -22,7 +22,7 @@ impl Node {
     pub(super) fn probe(&mut self) {
         let (now, me) = (self.now, self.me());
         let Role::Lead(lead) = &mut self.role else { return };
-        if !lead.took_over || now < lead.probe.asked + PROBE {
+        if !lead.has_gathered || now < lead.probe.asked + PROBE {
             return;
         }
         lead.probe.asked = now;
@@ -38,7 +38,7 @@ impl Node {
 
     /// What comes of that.
     pub(super) fn probe_event(&mut self, event: Event) {
-        let (now, identity, step) = (self.now, self.settings.identity.clone(), self.step);
+        let (identity, step) = (self.settings.identity.clone(), self.step);
         let Role::Lead(lead) = &mut self.role else { return };
         match (event, lead.probe.whom) {
             (Event::Dialed(link), _) => {
@@ -48,12 +48,9 @@ impl Node {
             (Event::Got(link, Message::Welcome), Some(other)) => {
                 lead.links().into_iter().for_each(|peer| self.send_action(Action::Close(peer)));
                 self.work.drop();
-                self.role = Role::Follow(follow::Follow::new(link, other, now));
                 // More of it than when it asked, by now.
                 self.send(link, Message::Have(step));
-                if self.stop == Some(false) {
-                    self.send(link, Message::Stop);
-                }
+                self.follow(link, other);
             }
             (Event::Got(link, _), _) => {
                 lead.probe.link = None;
