@@ -11,7 +11,6 @@ use aquifer_worker::checkpoint::Record;
 use aquifer_worker::random::Random;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::client::Global;
 use crate::job_file::Span;
@@ -151,7 +150,9 @@ async fn train(args: &Args, trial: &Trial, data: &Path, mut random: Option<Rando
         if let Some((at, choice)) = due
             && at <= now
         {
-            let pids: Vec<i32> = view.ranks.iter().filter_map(|rank| pid(trial, &view, job, rank)).collect();
+            let running = view.ranks.iter().filter(|rank| rank.state() == v1::RankState::Running);
+            let pids: Vec<i32> =
+                running.filter_map(|rank| trial.worker_pid(job, view.attempt, rank)).collect();
             if let Some(victim) = pids.get(choice as usize % pids.len().max(1)) {
                 match &args.hang {
                     None => signal(*victim, Signal::KILL),
@@ -219,16 +220,6 @@ async fn submit(args: &Args, trial: &Trial, data: &Path, name: &str) -> Result<u
         ..v1::JobSpec::default()
     };
     Ok(trial.client().submit(v1::SubmitRequest { spec: Some(spec) }).await?.into_inner().job)
-}
-
-/// Process of a worker that runs.
-fn pid(trial: &Trial, view: &v1::Job, job: u64, rank: &v1::Rank) -> Option<i32> {
-    if rank.state() != v1::RankState::Running {
-        return None;
-    }
-    let file = trial.run_dir(&rank.node, job, view.attempt, rank.rank).join("pid.json");
-    let text = fs::read_to_string(file).ok()?;
-    Some(serde_json::from_str::<Value>(&text).ok()?["worker"].as_i64()? as i32)
 }
 
 /// It may have ended by itself.

@@ -241,10 +241,8 @@ impl Demo {
 
     /// Kills a rank's process as a crash would: its process id stands in its run directory.
     fn kill_rank(&self, job: JobId, view: &v1::Job, rank: u32) -> Result<i32> {
-        let node = &view.ranks[rank as usize].node;
-        let file = self.trial.run_dir(node, job.0, view.attempt, rank).join("pid.json");
-        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let pid = serde_json::from_str::<Value>(&text)?["worker"].as_i64().context("no process id")? as i32;
+        let rank = &view.ranks[rank as usize];
+        let pid = self.trial.worker_pid(job.0, view.attempt, rank).context("the worker has no process id")?;
         kill_process(Pid::from_raw(pid).context("no process")?, Signal::KILL)?;
         Ok(pid)
     }

@@ -185,16 +185,24 @@ impl Trial {
     }
 
     /// Processes of all workers and supervisors whose run directories are still there.
+    /// Process of a rank's worker, which stands in its run directory.
+    pub fn worker_pid(&self, job: u64, attempt: u32, rank: &v1::Rank) -> Option<i32> {
+        pid(&self.run_dir(&rank.node, job, attempt, rank.rank), "worker")
+    }
+
     fn worker_pids(&self) -> BTreeSet<i32> {
         let nodes = self.agents.iter().map(|(node, _)| self.directory.join(node).join("runs"));
         let runs = nodes.flat_map(|runs| subdirectories(&runs));
-        let pids = runs.flat_map(|run| subdirectories(&run)).flat_map(|rank| {
-            let text = fs::read_to_string(rank.join("pid.json")).unwrap_or_default();
-            let value: Value = serde_json::from_str(&text).unwrap_or_default();
-            ["worker", "supervisor"].map(|key| value[key].as_i64().map(|pid| pid as i32))
-        });
+        let pids = runs
+            .flat_map(|run| subdirectories(&run))
+            .flat_map(|rank| ["worker", "supervisor"].map(|key| pid(&rank, key)));
         pids.flatten().collect()
     }
+}
+
+fn pid(run_dir: &Path, key: &str) -> Option<i32> {
+    let text = fs::read_to_string(run_dir.join("pid.json")).ok()?;
+    Some(serde_json::from_str::<Value>(&text).ok()?[key].as_i64()? as i32)
 }
 
 /// The last lines of a file, in one.
