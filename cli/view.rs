@@ -232,6 +232,7 @@ pub struct Train {
     pub checkpoint_every: u64,
     pub precision: String,
     pub micro_batch: u32,
+    pub spares: u32,
 }
 
 /// Options of the bundled inference server.
@@ -759,6 +760,7 @@ impl From<&core::Role> for Role {
                     checkpoint_every: options.checkpoint_every,
                     precision: options.precision.to_string(),
                     micro_batch: options.micro_batch,
+                    spares: options.spares,
                 });
             }
             core::Program::Serve(options) => {

@@ -69,6 +69,7 @@ const KEYS: [&str; 38] = [
     "checkpoint_every",
     "precision",
     "micro_batch",
+    "spares",
     "count",
     "class",
     "vendor",

@@ -88,6 +88,7 @@ fn train(options: &TrainOptions) -> Vec<(&'static str, String)> {
         ("--checkpoint-every", options.checkpoint_every.to_string()),
         ("--precision", options.precision.to_string()),
         ("--micro-batch", options.micro_batch.to_string()),
+        ("--spares", options.spares.to_string()),
     ]
 }
 

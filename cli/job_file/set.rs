@@ -163,6 +163,7 @@ impl Train {
         put(&mut self.checkpoint_every, over.checkpoint_every);
         put(&mut self.precision, over.precision);
         put(&mut self.micro_batch, over.micro_batch);
+        put(&mut self.spares, over.spares);
     }
 }
 

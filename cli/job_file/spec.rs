@@ -257,6 +257,7 @@ impl Part<'_> {
             checkpoint_every: given.checkpoint_every.map_or(50, |given| given.0.0 as u64),
             precision: given.precision.unwrap_or_default().0.to_string(),
             micro_batch: given.micro_batch.map_or(1, |given| given.0.0 as u32),
+            spares: given.spares.map_or(0, |given| given.0.0 as u32),
         })
     }
 
@@ -485,6 +486,7 @@ fn role_of(role: &core::Role) -> Role {
                 checkpoint_every: Some(Given(Whole(options.checkpoint_every as i64))),
                 precision: options.precision.parse().ok().map(Given),
                 micro_batch: Some(Given(Whole(options.micro_batch.into()))),
+                spares: Some(Given(Whole(options.spares.into()))),
             });
         }
         core::Program::Serve(options) => {

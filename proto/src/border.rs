@@ -203,6 +203,12 @@ fn role(field: &str, wire: &v1::Role) -> Checked<Role> {
         );
         return Err(Invalid::new(format!("{field}.train.micro_batch"), options.micro_batch, allowed));
     }
+    if let Program::Train(options) = &program
+        && wire.ranks <= options.spares
+    {
+        let allowed = format!("expected less than the number of ranks, {}", wire.ranks);
+        return Err(Invalid::new(format!("{field}.train.spares"), options.spares, allowed));
+    }
     if let Program::Serve(ServeOptions { autoscale: Some(_), .. }) = &program
         && min_ranks.is_none()
     {

@@ -63,6 +63,7 @@ fn role(role: &Role) -> v1::Role {
             checkpoint_every: options.checkpoint_every,
             precision: options.precision.to_string(),
             micro_batch: options.micro_batch,
+            spares: options.spares,
         }),
         Program::Serve(options) => v1::role::Program::Serve(v1::Serve {
             model: options.model.to_string(),

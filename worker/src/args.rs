@@ -88,6 +88,10 @@ pub struct TrainArgs {
     #[arg(long, value_name = "COUNT", default_value_t = 2)]
     pub keep: usize,
 
+    /// Ranks that have every state and compute nothing unless another one is missing
+    #[arg(long, value_name = "RANKS", default_value_t = 0)]
+    pub spares: usize,
+
     /// Seconds that a rank waits for the others to start
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub join_timeout: u64,

@@ -46,6 +46,7 @@ pub(super) fn train(field: &str, wire: &v1::Train) -> Checked<TrainOptions> {
         checkpoint_every: limit("checkpoint_every", or(wire.checkpoint_every, 50), 1_000_000_000)?,
         precision: precision(field, &wire.precision, TRAIN_PRECISIONS)?,
         micro_batch: limit("micro_batch", or(wire.micro_batch.into(), 1), 1_000_000)? as u32,
+        spares: wire.spares,
     })
 }
 

@@ -191,6 +191,8 @@ pub struct TrainOptions {
     pub precision: Name,
     /// Sequences that a rank computes together; divides `batch`.
     pub micro_batch: u32,
+    /// Ranks that compute nothing unless another one is missing.
+    pub spares: u32,
 }
 
 /// Options of the bundled inference server.

@@ -36,6 +36,7 @@ fn train(model: &str, ranks: u32, devices: u16) -> JobSpec {
         checkpoint_every: 10,
         precision: "f32".into(),
         micro_batch: 1,
+        spares: 0,
     });
     spec
 }

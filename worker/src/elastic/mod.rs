@@ -15,6 +15,8 @@ mod message;
 mod probe;
 mod quota;
 mod round;
+#[cfg(test)]
+mod tests;
 mod work;
 
 pub use ledger::Spent;
@@ -72,6 +74,8 @@ pub struct Settings {
     pub checkpoint_every: Option<u64>,
     /// Shards that it computes at the same time.
     pub lanes: usize,
+    /// Members, the last that came, that have the state and compute nothing unless another one is missing.
+    pub spares: usize,
     /// All members have to be there from the first step to the last.
     pub is_fixed: bool,
     /// How long it waits for others at the start.

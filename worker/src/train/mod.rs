@@ -134,6 +134,7 @@ pub fn run(
         steps: args.steps,
         checkpoint_every: args.checkpoint_dir.is_some().then_some(args.checkpoint_every),
         lanes,
+        spares: args.spares,
         is_fixed: membership.is_fixed(),
         join: Duration::from_secs(args.join_timeout),
         peer: Duration::from_secs(args.peer_timeout),

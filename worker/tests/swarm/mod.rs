@@ -117,6 +117,7 @@ pub fn run(seed: u64, tells: bool, seen: &mut Seen) {
         steps,
         checkpoint_every: Some(pick(1, 9)),
         lanes: pick(1, 3) as usize,
+        spares: pick(0, 2) as usize,
         is_fixed: false,
         join: Duration::from_secs(60),
         peer: Duration::from_secs(60),
@@ -429,6 +430,10 @@ impl World {
         if let Event::Got(_, Message::Work { step, .. }) = &event {
             let again = process.works_at.replace(*step) == Some(*step);
             *seen.entry("a stand-in gives a shard").or_default() += u64::from(again);
+            let list = self.lists.last().expect("one");
+            let mut spares = list.iter().rev().take(self.settings.spares);
+            let steps_in = spares.any(|member| member.rank == rank);
+            *seen.entry("a spare steps in").or_default() += u64::from(steps_in);
         }
         if self.tells && !matches!(event, Event::Tick | Event::Got(_, Message::Ping(_) | Message::Pong)) {
             println!("{:>9.3} {rank} <- {event:?}", now.as_secs_f64());
