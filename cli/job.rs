@@ -157,7 +157,7 @@ pub fn text(job: &view::Job, now_ms: u64, output: &Output) -> String {
         ("attempts", if job.attempt == 0 { String::new() } else { units::group(job.attempt.into()) }),
         ("failures", failures),
         ("progress", told),
-        ("effective", progress.and_then(|it| it.spent.as_ref()).map(effective).unwrap_or_default()),
+        ("effective", job.spent.as_ref().map(effective).unwrap_or_default()),
         ("checkpoint", checkpoint.map(|step| format!("of step {}", units::group(step))).unwrap_or_default()),
         ("checkpoints", job.checkpoint_dir.clone()),
         ("used", used(job)),

@@ -64,6 +64,8 @@ pub struct Job {
     /// On which class of devices it runs, and how fast it is there against others; empty if there is nothing to say.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub class: String,
+    /// Of a training: where its time has gone.
+    pub spent: Option<Spent>,
     /// What its lowest rank told last.
     pub progress: Option<Progress>,
     /// Its ranks, while it holds resources.
@@ -115,8 +117,6 @@ pub struct Progress {
     pub tokens_per_s: Option<f64>,
     /// Step of the last checkpoint.
     pub checkpoint_step: Option<u64>,
-    /// Of a training: where its time has gone.
-    pub spent: Option<Spent>,
     /// Anything else.
     pub message: String,
 }
@@ -486,6 +486,10 @@ pub struct UsageRow {
     pub cpu_milli_ms: u64,
     /// From submission to first placement, summed over jobs.
     pub waited_ms: u64,
+    /// Of trainings that tell where their time has gone: devices (cores, where they hold none) times the time of it.
+    pub trained_ms: u64,
+    /// The part of it that was spent in steps.
+    pub effective_ms: u64,
 }
 
 /// One line of `watch`.
@@ -584,6 +588,7 @@ impl From<&v1::Job> for Job {
                 .map(|(_, device)| if device.model.is_empty() { &device.vendor } else { &device.model })
                 .next()
         });
+        let told = wire.ranks.iter().filter_map(|rank| rank.progress.as_ref()?.spent.as_ref());
         Job {
             id: job_id(wire.id),
             name: spec.name.clone(),
@@ -616,6 +621,7 @@ impl From<&v1::Job> for Job {
             lost_device_ms: wire.lost_device_ms,
             checkpoint_dir: wire.checkpoint_dir.clone(),
             class: wire.class.clone(),
+            spent: told.chain(&wire.spent).max_by_key(|spent| spent.steps_us).map(Spent::from),
             // Who has just joined is behind.
             progress: workers
                 .iter()
@@ -696,7 +702,6 @@ impl From<&v1::Progress> for Progress {
             loss: wire.loss.filter(|loss| loss.is_finite()),
             tokens_per_s: wire.tokens_per_s.filter(|rate| rate.is_finite()),
             checkpoint_step: wire.checkpoint_step,
-            spent: wire.spent.as_ref().map(Spent::from),
             message: wire.message.clone(),
         }
     }
@@ -925,6 +930,8 @@ impl From<&v1::UsageRow> for UsageRow {
             lost_device_ms: wire.lost_device_ms,
             cpu_milli_ms: wire.cpu_milli_ms,
             waited_ms: wire.waited_ms,
+            trained_ms: wire.trained_ms,
+            effective_ms: wire.effective_ms,
         }
     }
 }

@@ -29,7 +29,7 @@ use crate::metrics::Metrics;
 use crate::process;
 use crate::run_dir::Retention;
 use crate::session::{self, Incoming, Link};
-use crate::status::{Spent, Status};
+use crate::status::Status;
 
 /// How often devices are looked at.
 const DEVICES_EVERY: Duration = Duration::from_secs(5);
@@ -549,7 +549,8 @@ fn pace_of(status: &Status) -> Option<Progress> {
     let told = status.tokens_per_s.filter(|rate| rate.is_finite() && 0.0 < *rate);
     let rate_milli = told.map_or(0, |rate| (rate * 1000.0) as u64).min(border::MAX_RATE_MILLI);
     let step = status.step.or((rate_milli != 0).then_some(0))?;
-    Some(Progress { step, total_steps: status.total_steps.unwrap_or(0), rate_milli })
+    let (total_steps, spent) = (status.total_steps.unwrap_or(0), status.spent);
+    Some(Progress { step, total_steps, rate_milli, spent })
 }
 
 fn progress_of(id: WorkerId, status: Status) -> v1::Progress {
@@ -563,10 +564,7 @@ fn progress_of(id: WorkerId, status: Status) -> v1::Progress {
         tokens_per_s: status.tokens_per_s,
         checkpoint_step: status.checkpoint_step,
         endpoint: status.endpoint,
-        spent: status.spent.map(|spent| {
-            let Spent { steps_us, start_us, recovery_us, slow_us, lost_us } = spent;
-            v1::Spent { steps_us, start_us, recovery_us, slow_us, lost_us }
-        }),
+        spent: status.spent.map(wire::spent),
         message: status.message.unwrap_or_default(),
     }
 }

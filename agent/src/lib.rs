@@ -32,4 +32,4 @@ pub use fork_server::supervise;
 pub use frameworks::RunFile;
 pub use launcher::{Launch, Launcher, LauncherConfig, LauncherError, News, Ready, SupervisorCommand};
 pub use run_dir::{LogChunk, LogError, Logs, Retention};
-pub use status::{NoStatus, Spent, Status};
+pub use status::{NoStatus, Status};

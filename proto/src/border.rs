@@ -446,12 +446,18 @@ pub fn worker_id(field: &str, wire: Option<&v1::Worker>) -> Checked<WorkerId> {
 /// Thousandths of a token a second that a rank may tell, at most.
 pub const MAX_RATE_MILLI: u64 = 1_000_000_000_000_000;
 
+/// Where the time of a training has gone.
+pub fn spent(wire: &v1::Spent) -> Spent {
+    let v1::Spent { steps_us, start_us, recovery_us, slow_us, lost_us } = *wire;
+    Spent { steps_us, start_us, recovery_us, slow_us, lost_us }
+}
+
 fn pace(wire: v1::Pace) -> Checked<Progress> {
-    let v1::Pace { step, total_steps, rate_milli } = wire;
+    let v1::Pace { step, total_steps, rate_milli, spent } = wire;
     if MAX_RATE_MILLI < rate_milli {
         return Err(Invalid::new("report.workers.progress.rate_milli", rate_milli, "at most 10^15"));
     }
-    Ok(Progress { step, total_steps, rate_milli })
+    Ok(Progress { step, total_steps, rate_milli, spent: spent.as_ref().map(self::spent) })
 }
 
 /// Checks a node's report. `node` and `boot` are those of its session, `known` the inventory that it reported last.

@@ -165,6 +165,7 @@ fn encode_job(job: &Job) -> v1::StoredJob {
         lost_device_ms: job.usage.lost_device_ms,
         scale_ranks: job.scale.and_then(|scale| scale.ranks),
         scale_ms: job.scale.map(|scale| scale.at.0),
+        spent: (job.usage.spent != Spent::default()).then(|| wire::spent(job.usage.spent)),
     }
 }
 
@@ -265,6 +266,7 @@ fn decode_job(id: u64, wire: &v1::StoredJob, specs: &BTreeMap<u64, Arc<JobSpec>>
             device_ms: wire.device_ms,
             cpu_milli_ms: wire.cpu_milli_ms,
             lost_device_ms: wire.lost_device_ms,
+            spent: wire.spent.as_ref().map(border::spent).unwrap_or_default(),
         },
         scale: wire.scale_ms.map(|ms| Scale { ranks: wire.scale_ranks, at: Time(ms) }),
     })

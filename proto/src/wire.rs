@@ -276,8 +276,14 @@ fn load(load: ReplicaLoad) -> v1::ReplicaLoad {
 }
 
 fn pace(progress: Progress) -> v1::Pace {
-    let Progress { step, total_steps, rate_milli } = progress;
-    v1::Pace { step, total_steps, rate_milli }
+    let Progress { step, total_steps, rate_milli, spent } = progress;
+    v1::Pace { step, total_steps, rate_milli, spent: spent.map(self::spent) }
+}
+
+/// Where the time of a training has gone.
+pub fn spent(spent: Spent) -> v1::Spent {
+    let Spent { steps_us, start_us, recovery_us, slow_us, lost_us } = spent;
+    v1::Spent { steps_us, start_us, recovery_us, slow_us, lost_us }
 }
 
 /// Whether a node takes work.

@@ -455,10 +455,19 @@ fn usage(cluster: &Cluster, since: Time) -> v1::UsageResponse {
             Phase::Done(Outcome::Failed(_) | Outcome::Unreachable(_) | Outcome::TimedOut) => row.failed += 1,
             Phase::Done(Outcome::Cancelled) | Phase::Pending(_) | Phase::Active | Phase::Stopping(_) => (),
         }
-        row.device_ms += job.usage.device_ms + job.devices_held_milli() * view / 1000;
+        let device_ms = job.usage.device_ms + job.devices_held_milli() * view / 1000;
+        let cpus_milli: u64 = job.ranks.iter().map(|rank| u64::from(rank.cpus_milli)).sum();
+        let cpu_milli_ms = job.usage.cpu_milli_ms + cpus_milli * view;
+        row.device_ms += device_ms;
         row.lost_device_ms += job.usage.lost_device_ms;
-        row.cpu_milli_ms += job.usage.cpu_milli_ms
-            + job.ranks.iter().map(|rank| u64::from(rank.cpus_milli)).sum::<u64>() * view;
+        row.cpu_milli_ms += cpu_milli_ms;
+        let spent = cluster.spent(job);
+        if 0 < spent.sum_us() {
+            let held_ms = if device_ms == 0 { cpu_milli_ms / 1000 } else { device_ms };
+            let share = spent.steps_us as f64 / spent.sum_us() as f64;
+            row.trained_ms += held_ms;
+            row.effective_ms += (held_ms as f64 * share) as u64;
+        }
         row.waited_ms += job.first_placed.map_or(0, |placed| placed.since(job.submitted));
     }
     let rows = rows.into_iter().map(|((queue, user), row)| v1::UsageRow {

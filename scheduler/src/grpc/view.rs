@@ -75,6 +75,7 @@ pub fn job(cluster: &Cluster, shared: &Shared, job: &Job, reason: Option<&Reason
         wanted_ranks: job.wanted_ranks(),
         checkpoint_dir: wire::checkpoint_dir(&shared.checkpoint_root, job.id, &job.spec).unwrap_or_default(),
         class: class(cluster, job),
+        spent: Some(cluster.spent(job)).filter(|spent| 0 < spent.sum_us()).map(wire::spent),
     }
 }
 
