@@ -48,6 +48,9 @@ pub enum Command {
     /// Measure the engine of a server with many clients at a time, with and without a common beginning of their prompts
     #[command(after_help = "Example:\n  aquifer bench serve --precision bf16 --clients 32")]
     Serve(aquifer_worker::bench::ServeArgs),
+    /// Measure how long members of a training take to sum up their gradients, on loopback
+    #[command(after_help = "Example:\n  aquifer bench exchange --ranks 2 --size 100")]
+    Exchange(aquifer_worker::bench::ExchangeArgs),
 }
 
 /// Sizes of the pools.
@@ -109,6 +112,7 @@ pub fn run(command: &Command, global: &Global) -> Result<()> {
         Command::Train(args) => return worker::train(args, &output),
         Command::Infer(args) => return worker::infer(args, &output),
         Command::Serve(args) => return worker::serve(args, &output),
+        Command::Exchange(args) => return worker::exchange(args, &output),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let figures = runtime.block_on(async {

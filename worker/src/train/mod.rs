@@ -10,7 +10,7 @@
 
 mod engine;
 mod members;
-mod net;
+pub(crate) mod net;
 mod report;
 
 use crate::args::{TrainArgs, UsageError};
@@ -60,7 +60,7 @@ const TICK: Duration = Duration::from_millis(5);
 const FLUSH: Duration = Duration::from_secs(2);
 
 /// What the threads tell the one that decides.
-enum Input {
+pub(crate) enum Input {
     /// The network.
     Net(Heard),
     /// The engine, for the member.
