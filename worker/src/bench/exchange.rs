@@ -8,9 +8,9 @@ use crate::elastic::{
 use crate::shards::Partial;
 use crate::train::Input;
 use crate::train::net::{Net, Outgoing};
+use crate::vector::Vector;
 use std::collections::VecDeque;
 use std::net::TcpListener;
-use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -159,8 +159,8 @@ impl Peer {
                 }
                 _ = done.send((step, Instant::now()));
             }
-            Action::Compute { step, shards, buffers } => {
-                let sums = self.vectors(shards, buffers);
+            Action::Compute { step, shards } => {
+                let sums = shards.map(|shard| self.vector(shard)).collect();
                 self.told.push_back(Event::Computed(step, sums, Duration::from_millis(1)));
             }
             Action::Save(_) => (),
@@ -169,15 +169,11 @@ impl Peer {
         Ok(None)
     }
 
-    /// A vector of each shard, only its ends written anew.
-    fn vectors(&self, shards: Range<usize>, mut buffers: Vec<Vec<f32>>) -> Vec<Partial> {
-        buffers.resize_with(shards.len(), Vec::new);
-        let vector = |(start, mut values): (usize, Vec<f32>)| {
-            values.resize(self.floats, 0.0);
-            (values[0], values[self.floats - 1]) = (start as f32 + 1.0, start as f32 + 1.0);
-            Partial { start, size: 1, values }
-        };
-        shards.zip(buffers).map(vector).collect()
+    /// The vector of a shard, of which only the ends are written anew.
+    fn vector(&self, start: usize) -> Partial {
+        let mut values = Vector::any(self.floats);
+        (values[0], values[self.floats - 1]) = (start as f32 + 1.0, start as f32 + 1.0);
+        Partial { start, size: 1, values }
     }
 }
 

@@ -318,7 +318,7 @@ impl Node {
     }
 
     /// All shards are there.
-    fn commit(&mut self, step: u64, total: Arc<Vec<f32>>) {
+    fn commit(&mut self, step: u64, total: Arc<Vector>) {
         let Role::Lead(lead) = &mut self.role else { return };
         lead.running = false;
         lead.round.clear();

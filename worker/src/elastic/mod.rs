@@ -23,6 +23,7 @@ pub use ledger::Spent;
 pub use message::{Agreement, Identity, Message, Outcome, Rank, Snapshot};
 
 use crate::shards::Partial;
+use crate::vector::Vector;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -138,7 +139,7 @@ pub enum Action {
         /// Steps that are then done.
         step: u64,
         /// The sum.
-        total: Arc<Vec<f32>>,
+        total: Arc<Vector>,
         /// The time since the step before.
         spent: Spent,
     },
@@ -148,8 +149,6 @@ pub enum Action {
         step: u64,
         /// Which, at most [`Settings::lanes`].
         shards: Range<usize>,
-        /// Vectors to use, of any content and length, at most as many as shards.
-        buffers: Vec<Vec<f32>>,
     },
     /// Write a checkpoint of the state after all updates so far.
     Save(u64),
@@ -190,7 +189,7 @@ pub struct Node {
     /// Steps of the state that it has after all actions so far.
     step: Option<u64>,
     /// What led to the state, for one who is a step behind.
-    last: Option<(Arc<Vec<f32>>, Spent)>,
+    last: Option<(Arc<Vector>, Spent)>,
     saved: Option<u64>,
     stop: Option<bool>,
     work: work::Work,
@@ -302,16 +301,8 @@ impl Node {
             Role::Over => (),
         }
         if let Some((step, shards)) = self.work.next(self.settings.lanes) {
-            let buffers = shards.clone().map_while(|_| self.spare()).collect();
-            self.send_action(Action::Compute { step, shards, buffers });
+            self.send_action(Action::Compute { step, shards });
         }
-    }
-
-    fn spare(&mut self) -> Option<Vec<f32>> {
-        self.work.spare().or_else(|| match &mut self.role {
-            Role::Lead(lead) => lead.round.spare(),
-            _ => None,
-        })
     }
 
     fn send_action(&mut self, action: Action) {

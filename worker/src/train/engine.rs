@@ -13,6 +13,7 @@ use crate::model::training::{Sample, Workspace};
 use crate::model::{Layout, Model, ModelConfig};
 use crate::safetensors::Weights;
 use crate::shards::Partial;
+use crate::vector::Vector;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,9 +27,9 @@ pub enum Order {
     /// Take this state.
     Install(Box<Snapshot>),
     /// Update the state with the sum of all shards.
-    Apply(u64, Arc<Vec<f32>>, Spent),
-    /// Compute shards with the state of a step, into vectors of any content.
-    Compute(u64, Range<usize>, Vec<Vec<f32>>),
+    Apply(u64, Arc<Vector>, Spent),
+    /// Compute shards with the state of a step.
+    Compute(u64, Range<usize>),
     /// Give the state to a member.
     Share(Link),
     /// Write a checkpoint.
@@ -121,9 +122,9 @@ impl Engine {
                 let report = self.apply(step, &total, &spent)?;
                 self.tell(Input::Step(report));
             }
-            Order::Compute(step, shards, buffers) => {
+            Order::Compute(step, shards) => {
                 let start = Instant::now();
-                let sums = self.compute(step, shards, buffers);
+                let sums = self.compute(step, shards);
                 self.tell(Input::Event(Event::Computed(step, sums, start.elapsed())));
             }
             Order::Share(link) => self.tell(Input::State(link, Arc::clone(self.state()))),
@@ -227,7 +228,7 @@ impl Engine {
     }
 
     /// The sums of single shards, each with its loss behind it.
-    fn compute(&mut self, step: u64, shards: Range<usize>, mut buffers: Vec<Vec<f32>>) -> Vec<Partial> {
+    fn compute(&mut self, step: u64, shards: Range<usize>) -> Vec<Partial> {
         let state = self.state.as_deref().expect("loaded or installed before it is used");
         if state.record.step != step {
             // Overtaken: nobody needs it.
@@ -236,10 +237,9 @@ impl Engine {
         let Settings { seed, batch, micro_batch, context, .. } = self.plan.settings;
         let (model, data) = (&state.model, &*self.plan.data);
         let len = model.layout.len + 1;
-        buffers.resize_with(shards.len(), Vec::new);
-        let compute = |shard: usize, desk: &mut Desk, buffer: &mut Vec<f32>| {
-            buffer.clear();
-            buffer.resize(len, 0.0);
+        let mut sums: Vec<Vector> = shards.clone().map(|_| Vector::any(len)).collect();
+        let compute = |shard: usize, desk: &mut Desk, sum: &mut Vector| {
+            sum.fill(0.0);
             let first = step * batch as u64 + (shard * micro_batch) as u64;
             let (mut tokens, mut targets) = (Vec::new(), Vec::new());
             for number in first..first + micro_batch as u64 {
@@ -248,21 +248,21 @@ impl Engine {
                 targets.extend(next);
             }
             let sample = Sample { tokens: &tokens, targets: &targets, length: context };
-            let (loss, gradient) = buffer.split_last_mut().expect("the loss stands last");
+            let (loss, gradient) = sum.split_last_mut().expect("the loss stands last");
             *loss = model.loss_and_gradient(&desk.kernels, &mut desk.workspace, gradient, sample);
         };
         std::thread::scope(|scope| {
-            let mut work = shards.clone().zip(&mut self.desks).zip(&mut buffers);
+            let mut work = shards.clone().zip(&mut self.desks).zip(&mut sums);
             let own = work.next();
-            for ((shard, desk), buffer) in work {
+            for ((shard, desk), sum) in work {
                 let compute = &compute;
-                scope.spawn(move || compute(shard, desk, buffer));
+                scope.spawn(move || compute(shard, desk, sum));
             }
-            if let Some(((shard, desk), buffer)) = own {
-                compute(shard, desk, buffer);
+            if let Some(((shard, desk), sum)) = own {
+                compute(shard, desk, sum);
             }
         });
-        shards.zip(buffers).map(|(start, values)| Partial { start, size: 1, values }).collect()
+        shards.zip(sums).map(|(start, values)| Partial { start, size: 1, values }).collect()
     }
 
     /// The update of a step: its gradient is the mean of those of the shards, as long as allowed.

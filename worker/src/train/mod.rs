@@ -267,9 +267,7 @@ impl Driver<'_> {
                 Action::Load => self.order(Order::Load),
                 Action::Install(snapshot) => self.order(Order::Install(snapshot)),
                 Action::Apply { step, total, spent } => self.order(Order::Apply(step, total, spent)),
-                Action::Compute { step, shards, buffers } => {
-                    self.order(Order::Compute(step, shards, buffers));
-                }
+                Action::Compute { step, shards } => self.order(Order::Compute(step, shards)),
                 Action::Save(_) => self.order(Order::Save),
                 Action::Exit(outcome) => self.outcome = Some(outcome),
             }

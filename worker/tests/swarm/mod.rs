@@ -93,7 +93,7 @@ fn reference(shards: usize, steps: u64) -> Vec<[f32; 2]> {
         let state = states[step as usize];
         let mut sum = ShardSum::default();
         (0..shards).for_each(|start| {
-            sum.insert(Partial { start, size: 1, values: gradient(state, step, start) });
+            sum.insert(Partial { start, size: 1, values: gradient(state, step, start).into() });
         });
         states.push(update(state, &sum.total(shards)));
     }
@@ -502,13 +502,12 @@ impl World {
                 process.state = Some((step, state));
                 process.engine_free = free + Duration::from_millis(1);
             }
-            Action::Compute { step, shards, buffers } => {
-                assert!(buffers.len() <= shards.len());
+            Action::Compute { step, shards } => {
                 let (own, state) = process.state.expect("it has one to compute with");
                 let sums = match own == step {
                     true => shards
                         .clone()
-                        .map(|start| Partial { start, size: 1, values: gradient(state, step, start) })
+                        .map(|start| Partial { start, size: 1, values: gradient(state, step, start).into() })
                         .collect(),
                     false => Vec::new(),
                 };
