@@ -14,6 +14,7 @@ pub mod demo;
 pub mod devices;
 pub mod doctor;
 pub mod drain;
+pub mod etcd;
 pub mod explain;
 pub mod flags;
 pub mod job;

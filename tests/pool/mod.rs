@@ -123,6 +123,11 @@ impl Pool {
         fs::read_to_string(self.dir().join(name)).unwrap_or_default()
     }
 
+    /// From now on schedulers are started with these flags as well.
+    pub fn give_servers(&mut self, flags: &[&str]) {
+        self.server_flags.extend(flags.iter().map(ToString::to_string));
+    }
+
     /// From now on everyone speaks TLS, and trusts the authorities in a file of this name.
     pub fn use_tls(&mut self, ca: &str) {
         self.tls = ClientTls { ca: Some(self.dir().join(ca)), identity: None };

@@ -11,7 +11,7 @@ mod memory;
 use aquifer_core::Record;
 use aquifer_proto::store::{self, Row, Unreadable};
 
-pub use address::{Address, EtcdAddress};
+pub use address::{Address, EtcdAccess, EtcdAddress};
 pub use embedded::Embedded;
 pub use memory::Memory;
 
