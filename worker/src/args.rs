@@ -172,9 +172,9 @@ impl TrainArgs {
 /// Options of serving.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
-    /// The model: a directory with config.json and model.safetensors, or one with checkpoints, of which the
-    /// latest is taken
-    #[arg(long, value_name = "DIR")]
+    /// The model: a directory with config.json and model.safetensors, or one with checkpoints or a URL of checkpoints
+    /// (s3://BUCKET/PREFIX, gs://…, az://…, file:///…), of which the latest is taken
+    #[arg(long, value_name = "DIR|URL")]
     pub model: PathBuf,
 
     /// Name of the model for clients [default: the directory's name]

@@ -14,6 +14,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 use std::time::Duration;
 use support::{TempDir, Worker, train_args, train_group};
 
@@ -189,8 +190,12 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_taken() {
         ("manifest.json", &|_| Some(vec![b' '; 2 << 20]), "manifest.json: EOF"),
         (
             "manifest.json",
-            &|text| Some(String::from_utf8_lossy(text).replace("config.json", "../../stolen").into_bytes()),
-            "manifest.json names no config.json",
+            &|text| {
+                let (text, start) = (String::from_utf8_lossy(text), "\"objects\": {");
+                let more = format!("{start}\"../../stolen\": {{\"bytes\": 1, \"crc32\": 1}},");
+                Some(text.replace(start, &more).into_bytes())
+            },
+            "manifest.json names \"../../stolen\", which is no file of a checkpoint",
         ),
     ];
     for (object, damage, sentence) in damages {
@@ -261,20 +266,20 @@ fn faults_that_pass_are_not_even_noticed() {
 
 #[test]
 fn a_manifest_whose_answer_was_lost_counts_and_keeps_its_objects() {
-    let (dir, server) = (TempDir::new(), S3::start());
-    let store = on_server(&server, &dir);
-    server.set(|request| match request.is("PUT", "manifest") {
-        true => Fault::Unanswered,
-        false => Fault::None,
-    });
-    // Whether it is noticed depends on what the client may repeat; in any case the checkpoint is there and whole.
-    let first = store.save(&state(10));
-    assert!(first.as_ref().err().is_none_or(|error| error.is_passing()), "{first:?}");
-    server.set(|_| Fault::None);
-    assert_eq!(newest(&store), (Some(10), vec![]));
-    store.save(&state(10)).unwrap();
-    assert_eq!(newest(&store), (Some(10), vec![]));
-    assert_eq!(short_keys(&server), files_of(10));
+    // The client repeats the request by itself, and is told that there is one already: its own.
+    let faults: [fn() -> Fault; 2] = [|| Fault::Denied, || Fault::Unanswered];
+    for fault in faults {
+        let (dir, server) = (TempDir::new(), S3::start());
+        let store = on_server(&server, &dir);
+        let mut is_first = true;
+        server.set(move |request| match request.is("PUT", "manifest") && std::mem::take(&mut is_first) {
+            true => fault(),
+            false => Fault::None,
+        });
+        store.save(&state(10)).unwrap();
+        assert_eq!(newest(&store), (Some(10), vec![]));
+        assert_eq!(short_keys(&server), files_of(10));
+    }
 }
 
 #[test]
@@ -302,35 +307,37 @@ fn two_that_lead_at_a_time_publish_one_checkpoint_and_both_go_on() {
 }
 
 #[test]
-fn one_that_was_left_behind_finds_its_step_published_or_publishes_a_whole_one() {
+fn nobody_removes_what_one_that_was_left_behind_still_writes() {
     let (dir, server) = (TempDir::new(), S3::start());
-    let (late, other) = (on_server(&server, &dir), server.clone());
-    let scratch = dir.join("");
-    let mut done = false;
-    // While the late one writes step 10, another one writes it and four more, and removes it again.
+    let (late, scratch) = (on_server(&server, &dir), dir.join(""));
+    let (go_on, held) = channel();
+    let (reach, reached) = channel();
+    let (mut held, own) = (Some(held), server.clone());
+    let (tell, at_the_end) = channel();
     server.set(move |request| {
-        if !done && request.is("PUT", "train.json") {
-            done = true;
-            let (other, scratch) = (other.clone(), scratch.clone());
-            // The faults are held; what the other one asks for waits until this request is through.
-            std::thread::spawn(move || {
-                let store = in_bucket(&other, "bucket", &scratch);
-                [10, 20, 30, 40].iter().for_each(|step| store.save(&state(*step)).unwrap());
-            });
+        if request.is("PUT", "step-000010/manifest") {
+            _ = tell.send(own.keys());
         }
-        Fault::None
+        match held.take_if(|_| request.is("PUT", "train.json")) {
+            Some(held) => {
+                reach.send(()).unwrap();
+                Fault::Held(held)
+            }
+            None => Fault::None,
+        }
     });
-    late.save(&state(10)).unwrap();
-    let end = std::time::Instant::now() + Duration::from_secs(30);
-    while newest(&late).0 != Some(40) {
-        assert!(std::time::Instant::now() < end);
-    }
-    for manifest in server.keys().iter().filter(|key| key.ends_with("manifest.json")) {
-        let folder: serde_json::Value = serde_json::from_slice(&server.object(manifest)).unwrap();
-        let folder = manifest.replace("manifest.json", folder["folder"].as_str().unwrap());
-        let objects = server.keys().iter().filter(|key| key.starts_with(&folder)).count();
-        assert_eq!(objects, 4, "{manifest} is whole");
-    }
+    let late = std::thread::spawn(move || late.save(&state(10)).unwrap());
+    reached.recv().unwrap();
+    // Another one writes the same step and more, until that one is removed.
+    let other = in_bucket(&server, "bucket", &scratch);
+    [10, 20, 30, 40].iter().for_each(|step| other.save(&state(*step)).unwrap());
+    assert!(!server.keys().iter().any(|key| key.ends_with("step-000010/manifest.json")));
+    go_on.send(()).unwrap();
+    late.join().unwrap();
+    let keys = at_the_end.iter().take(2).last().unwrap();
+    assert_eq!(keys.iter().filter(|key| key.contains("step-000010/")).count(), 4, "{keys:?}");
+    assert_eq!(newest(&other), (Some(40), vec![]));
+    assert_eq!(short_keys(&server), [files_of(30), files_of(40)].concat());
 }
 
 #[test]
@@ -435,31 +442,32 @@ fn a_process_that_is_killed_while_it_uploads_goes_on_from_the_checkpoint_before(
     let run_dir = dir.join("");
     let mut environment = environment(&server);
     environment.push(("AQUIFER_RUN_DIR", run_dir.to_str().unwrap()));
-    let line = train(&options(&data, "s3://bucket/run"));
+    let every = ["--checkpoint-every", "1"];
+    let line = train(&[&options(&data, "s3://bucket/run")[..8], &every].concat());
 
-    let (reached, is_reached) = std::sync::mpsc::channel();
+    let mut first = None;
     server.set(move |request| {
-        match request.is("PUT", "optimizer") && !request.path.contains("step-000003") {
-            true => {
-                _ = reached.send(());
-                Fault::Silent
-            }
+        let step = request.path.split('/').find(|part| part.starts_with("step-")).map(String::from);
+        match request.is("PUT", "optimizer") && *first.get_or_insert_with(|| step.clone()) != step {
+            true => Fault::Silent,
             false => Fault::None,
         }
     });
-    let worker = Worker::spawn(&line, &environment);
-    is_reached.recv_timeout(Duration::from_secs(60)).unwrap();
-    // Step 3 may have been left out for a later one: then there is nothing before it.
-    let before = server.keys().iter().any(|key| key.contains("step-000003/manifest"));
+    let mut worker = Worker::spawn(&line, &environment);
+    // Steps do not wait for a store that does not answer.
+    worker.wait_for("step 8/8");
     worker.signal("KILL");
     assert_eq!(worker.end().code, None);
-    let parts: Vec<_> = server.keys().into_iter().filter(|key| !key.contains("step-000003")).collect();
-    assert!(parts.iter().any(|key| key.ends_with("model.safetensors")), "{parts:?}");
+    let keys = server.keys();
+    let manifests: Vec<_> = keys.iter().filter(|key| key.ends_with("manifest.json")).collect();
+    assert_eq!(manifests, ["run/step-000001/manifest.json"]);
+    let begun = |key: &&String| !key.contains("step-000001/") && key.ends_with("model.safetensors");
+    assert!(keys.iter().any(|key| begun(&key)), "{keys:?}");
 
     server.set(|_| Fault::None);
     let ended_well = Worker::spawn(&line, &environment).end();
     assert_eq!(ended_well.code, Some(0), "{ended_well:?}");
-    assert_eq!(ended_well.stdout.contains("from step 3"), before, "{ended_well:?}");
+    assert!(ended_well.stdout.contains("from step 1"), "{ended_well:?}");
     assert!(!ended_well.stdout.contains("skipped"), "{ended_well:?}");
     assert!(ended(&server) == expected);
 }
@@ -481,6 +489,26 @@ fn a_store_that_is_away_for_a_while_is_said_and_costs_no_steps() {
     assert_eq!(ended_well.code, Some(0), "{ended_well:?}");
     assert!(ended_well.stdout.contains(" is not written yet: s3://bucket/run: "), "{ended_well:?}");
     assert!(ended(&server) == expected);
+}
+
+#[test]
+fn a_service_takes_the_newest_checkpoint_of_a_store() {
+    let (dir, server) = (TempDir::new(), S3::start());
+    let data = dir.text();
+    let trained = Worker::spawn(&train(&options(&data, "s3://bucket/run")), &environment(&server)).end();
+    assert_eq!(trained.code, Some(0), "{trained:?}");
+    let run_dir = dir.join("");
+    let mut environment = environment(&server);
+    environment.push(("AQUIFER_RUN_DIR", run_dir.to_str().unwrap()));
+    let mut service = Worker::spawn(&["serve", "--model", "s3://bucket/run", "--port", "0"], &environment);
+    let line = service.wait_for("http://");
+    assert!(line.contains("run"), "{line}");
+    service.signal("TERM");
+    let ended = service.end();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    server.set(|_| Fault::Status(403));
+    let refused = Worker::spawn(&["serve", "--model", "s3://bucket/run", "--port", "0"], &environment).end();
+    assert!(refused.stderr.starts_with("--model is s3://bucket/run; the store refuses"), "{refused:?}");
 }
 
 #[test]

@@ -93,8 +93,10 @@ pub enum CheckpointError {
         reason: String,
     },
     /// A store that will not do it later either.
-    #[error("--checkpoint-dir is {place}; {reason}")]
+    #[error("{option} is {place}; {reason}")]
     Refused {
+        /// Where it was given.
+        option: &'static str,
         /// URL of the checkpoints.
         place: String,
         /// Why not.

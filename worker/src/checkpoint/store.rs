@@ -110,8 +110,9 @@ impl Manifest {
 pub struct Store {
     objects: Arc<dyn ObjectStore>,
     prefix: Key,
-    /// The URL, for people.
+    /// The URL, for people, and the option that gave it.
     place: String,
+    option: &'static str,
     keep: usize,
     companions: Companions,
     writer: Writer,
@@ -135,7 +136,9 @@ impl Store {
         scratch: &Path,
     ) -> Result<Store, CheckpointError> {
         let place = url.as_str().trim_end_matches('/').to_string();
-        let refused = |error: Error| CheckpointError::Refused { place: place.clone(), reason: plain(&error) };
+        let option = "--checkpoint-dir";
+        let refused =
+            |error: Error| CheckpointError::Refused { option, place: place.clone(), reason: plain(&error) };
         // Another one that was installed before is as good.
         _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
         let objects: Result<Arc<dyn ObjectStore>, Error> = match url.scheme() {
@@ -176,6 +179,7 @@ impl Store {
             objects,
             prefix,
             place,
+            option: "--checkpoint-dir",
             keep,
             companions: Vec::new(),
             writer: Writer::default(),
@@ -294,15 +298,18 @@ impl Store {
         Ok((loaded, skipped))
     }
 
-    /// Copies the newest checkpoint that is whole into a directory that is removed when dropped.
+    /// Copies the newest checkpoint that is whole into a directory that is removed when dropped, to be read as a model.
+    /// `option` gave the URL.
     ///
     /// # Errors
     /// Where there is none, or the store does not answer.
-    pub fn fetch_newest(&self) -> Result<TempDir, CheckpointError> {
+    pub fn fetch(option: &'static str, url: &Url, scratch: &Path) -> Result<TempDir, CheckpointError> {
+        let store = Store::open(url, 0, Writer::default(), Vec::new(), scratch)?;
+        let store = Store { option, ..store };
         let mut skipped = Vec::new();
-        let found = self.find(&mut skipped, |_, _| Ok(None))?;
+        let found = store.find(&mut skipped, |_, _| Ok(None))?;
         skipped.iter().for_each(|sentence| eprintln!("{sentence}"));
-        found.ok_or_else(|| CheckpointError::NoModel { path: self.place.clone().into() })
+        found.ok_or_else(|| CheckpointError::NoModel { path: store.place.into() })
     }
 
     /// Copies checkpoints into a directory, the newest first, until one is whole and `accept` says nothing against it.
@@ -494,7 +501,7 @@ impl Store {
     }
 
     fn error(&self, error: Error) -> CheckpointError {
-        let place = self.place.clone();
+        let (option, place) = (self.option, self.place.clone());
         let text = error.to_string();
         let has = |status: &str| text.contains(&format!("status code: {status}"));
         let (forbidden, missing) = match &error {
@@ -508,11 +515,13 @@ impl Store {
                     "the store refuses the credentials, or they do not permit to list, read, write and \
                               remove objects there"
                         .into();
-                CheckpointError::Refused { place, reason }
+                CheckpointError::Refused { option, place, reason }
             }
-            (_, true) => {
-                CheckpointError::Refused { place, reason: "there is no such bucket or container".into() }
-            }
+            (_, true) => CheckpointError::Refused {
+                option,
+                place,
+                reason: "there is no such bucket or container".into(),
+            },
             _ => CheckpointError::Store { place, reason: plain(&error) },
         }
     }

@@ -151,7 +151,7 @@ pub fn run(
             place,
             keep: args.keep,
             writer: Writer { attempt: contract.attempt, rank: contract.rank },
-            scratch: contract.run_dir.clone().unwrap_or_else(std::env::temp_dir),
+            scratch: contract.scratch(),
         }),
         threads: contract.threads,
         lanes,

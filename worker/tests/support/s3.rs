@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 
 /// What is asked of the server.
@@ -32,6 +33,10 @@ pub enum Fault {
     Lost,
     /// It does what it is asked for, and closes the connection without an answer.
     Unanswered,
+    /// It does what it is asked for, and says that it could not.
+    Denied,
+    /// It waits for a word, then does what it should.
+    Held(Receiver<()>),
     /// It takes the request and never answers.
     Silent,
 }
@@ -122,6 +127,14 @@ impl S3 {
             Fault::Unanswered => {
                 self.answer(&request);
                 return None;
+            }
+            Fault::Denied => {
+                self.answer(&request);
+                (500, String::new(), Vec::new())
+            }
+            Fault::Held(word) => {
+                _ = word.recv();
+                self.answer(&request)
             }
             Fault::Silent => loop {
                 std::thread::park();
