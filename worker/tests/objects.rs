@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::{TempDir, Worker, train_args, train_group};
 
 #[test]
@@ -454,8 +454,10 @@ fn a_process_that_is_killed_while_it_uploads_goes_on_from_the_checkpoint_before(
         }
     });
     let mut worker = Worker::spawn(&line, &environment);
-    // Steps do not wait for a store that does not answer.
+    // Steps do not wait for a store that does not answer; a request is given up after 30 s.
+    let start = Instant::now();
     worker.wait_for("step 8/8");
+    assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
     worker.signal("KILL");
     assert_eq!(worker.end().code, None);
     let keys = server.keys();
