@@ -218,7 +218,8 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_taken() {
 
 #[test]
 fn what_was_not_written_to_its_end_is_no_checkpoint_and_is_cleared_away() {
-    let lost: [(&str, fn() -> Fault); 3] =
+    type Make = fn() -> Fault;
+    let lost: [(&str, Make); 3] =
         [("lost", || Fault::Lost), ("refused", || Fault::Status(500)), ("busy", || Fault::Status(503))];
     for (what, fault) in lost {
         for (method, object) in [("PUT", "optimizer"), ("POST", "optimizer"), ("PUT", "train.json")] {
@@ -338,6 +339,28 @@ fn nobody_removes_what_one_that_was_left_behind_still_writes() {
     assert_eq!(keys.iter().filter(|key| key.contains("step-000010/")).count(), 4, "{keys:?}");
     assert_eq!(newest(&other), (Some(40), vec![]));
     assert_eq!(short_keys(&server), [files_of(30), files_of(40)].concat());
+}
+
+#[test]
+fn one_that_reads_while_another_removes_finds_what_that_one_wrote() {
+    let (dir, server) = (TempDir::new(), S3::start());
+    let (reader, writer) = (on_server(&server, &dir), on_server(&server, &dir));
+    writer.save(&state(10)).unwrap();
+    let (go_on, held) = channel();
+    let (reach, reached) = channel();
+    let mut held = Some(held);
+    server.set(move |request| match held.take_if(|_| request.is("GET", "step-000010/manifest")) {
+        Some(held) => {
+            reach.send(()).unwrap();
+            Fault::Held(held)
+        }
+        None => Fault::None,
+    });
+    let reader = std::thread::spawn(move || newest(&reader));
+    reached.recv().unwrap();
+    [20, 30].iter().for_each(|step| writer.save(&state(*step)).unwrap());
+    go_on.send(()).unwrap();
+    assert_eq!(reader.join().unwrap(), (Some(30), vec![]));
 }
 
 #[test]

@@ -50,10 +50,6 @@ const PARTS_AT_ONCE: usize = 4;
 const MOST_MANIFEST: u64 = 1 << 20;
 /// For how long objects that belong to no checkpoint may still be those of one that is being written.
 const MAY_BE_WRITING: Duration = Duration::from_secs(86_400);
-/// What a request repeats by itself. Who calls has more patience than this.
-const RETRY: fn() -> RetryConfig =
-    || RetryConfig { max_retries: 3, retry_timeout: Duration::from_secs(20), ..RetryConfig::default() };
-
 /// Who writes checkpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Writer {
@@ -144,17 +140,17 @@ impl Store {
         let objects: Result<Arc<dyn ObjectStore>, Error> = match url.scheme() {
             "s3" => AmazonS3Builder::from_env()
                 .with_url(url.as_str())
-                .with_retry(RETRY())
+                .with_retry(retry())
                 .build()
                 .map(|store| Arc::new(store) as _),
             "gs" => GoogleCloudStorageBuilder::from_env()
                 .with_url(url.as_str())
-                .with_retry(RETRY())
+                .with_retry(retry())
                 .build()
                 .map(|store| Arc::new(store) as _),
             "az" => MicrosoftAzureBuilder::from_env()
                 .with_url(url.as_str())
-                .with_retry(RETRY())
+                .with_retry(retry())
                 .build()
                 .map(|store| Arc::new(store) as _),
             _ => directory(url).map(|store| Arc::new(store) as _),
@@ -318,26 +314,31 @@ impl Store {
         skipped: &mut Vec<String>,
         mut accept: impl FnMut(u64, &Path) -> Result<Option<String>, CheckpointError>,
     ) -> Result<Option<TempDir>, CheckpointError> {
-        for step in self.steps()? {
-            let Some(text) = self.manifest(step)? else { continue };
-            let directory = tempfile::Builder::new().prefix("checkpoint-").tempdir_in(&self.scratch);
-            let directory =
-                directory.map_err(|error| CheckpointError::Write { path: self.scratch.clone(), error })?;
-            let damage = match Manifest::parse(&text, step) {
-                Ok(manifest) => match self.read(&manifest, Some(directory.path()))? {
-                    None => accept(step, directory.path())?,
-                    damage => damage,
-                },
-                Err(damage) => Some(damage),
-            };
-            match damage {
-                None => return Ok(Some(directory)),
-                Some(damage) => {
-                    skipped.push(format!("skipped a damaged checkpoint: {}: {damage}", self.url(step)));
-                }
+        let mut seen = Vec::new();
+        loop {
+            let steps = self.steps()?;
+            if steps == seen {
+                return Ok(None);
             }
+            // Others may write and remove meanwhile: that there is none is believed once the list stays the same.
+            skipped.clear();
+            for &step in &steps {
+                let Some(text) = self.manifest(step)? else { continue };
+                let directory = tempfile::Builder::new().prefix("checkpoint-").tempdir_in(&self.scratch);
+                let directory = directory
+                    .map_err(|error| CheckpointError::Write { path: self.scratch.clone(), error })?;
+                let damage = match Manifest::parse(&text, step) {
+                    Ok(manifest) => match self.read(&manifest, Some(directory.path()))? {
+                        None => accept(step, directory.path())?,
+                        damage => damage,
+                    },
+                    Err(damage) => Some(damage),
+                };
+                let Some(damage) = damage else { return Ok(Some(directory)) };
+                skipped.push(format!("skipped a damaged checkpoint: {}: {damage}", self.url(step)));
+            }
+            seen = steps;
         }
-        Ok(None)
     }
 
     /// Reads all objects of a checkpoint, into a directory where one is given, and says what is wrong with them, if
@@ -525,6 +526,11 @@ impl Store {
             _ => CheckpointError::Store { place, reason: plain(&error) },
         }
     }
+}
+
+/// What a request repeats by itself. Who calls has more patience than this.
+fn retry() -> RetryConfig {
+    RetryConfig { max_retries: 3, retry_timeout: Duration::from_secs(20), ..RetryConfig::default() }
 }
 
 /// A directory as a store.
