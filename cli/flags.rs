@@ -91,8 +91,9 @@ pub struct JobFlags {
     /// worker's run directory
     #[arg(long, value_name = "DIR")]
     pub working_dir: Option<String>,
-    /// Where the job keeps its checkpoints, on storage that all its nodes see. Default: the agent's
-    #[arg(long, value_name = "DIR")]
+    /// Where the job keeps its checkpoints: on storage that all its nodes see, or for the bundled trainer s3://BUCKET/PREFIX,
+    /// gs://…, az://… Default: the agent's
+    #[arg(long, value_name = "DIR|URL")]
     pub checkpoint_dir: Option<String>,
     /// Reservation on whose nodes, and in whose period, the job runs. Default: anywhere
     #[arg(long, value_name = "NAME")]
@@ -242,6 +243,9 @@ fn here(path: &Option<String>) -> Result<Option<String>, Failure> {
     let Some(path) = path else { return Ok(None) };
     if path.is_empty() {
         return Err(Failure::usage("the path is empty", "give a directory"));
+    }
+    if is_url(path) {
+        return Ok(Some(path.clone()));
     }
     Ok(Some(current_dir()?.join(path).to_string_lossy().into_owned()))
 }

@@ -367,10 +367,18 @@ fn pairs(pairs: Option<&Pairs>) -> HashMap<String, String> {
     pairs.map(|pairs| pairs.0.clone().into_iter().collect()).unwrap_or_default()
 }
 
+/// Whether a place is one of an object store; the border knows which there are.
+pub fn is_url(place: &str) -> bool {
+    place.contains("://")
+}
+
 /// The path, against the base if it is relative; without `.` and double slashes.
 fn absolute(field: &str, path: &str, base: &Path) -> Result<String, FileError> {
     if path.is_empty() {
         return Err(FileError::new(format!("{field} is empty: expected a path")));
+    }
+    if is_url(path) {
+        return Ok(path.into());
     }
     let joined: PathBuf = base.join(path).components().collect();
     let text = joined.into_os_string().into_string();

@@ -112,7 +112,7 @@ pub fn job_spec(wire: &v1::JobSpec) -> Checked<JobSpec> {
         grace_ms: in_range("grace_ms", clamp(wire.grace_ms.unwrap_or(30_000)), 0, DAY_MS as i64)? as u64,
         env: pairs("env", &wire.env, MAX_ENV)?,
         working_dir: wire.working_dir.as_ref().map(|dir| path("working_dir", dir)).transpose()?,
-        checkpoint_dir: wire.checkpoint_dir.as_ref().map(|dir| path("checkpoint_dir", dir)).transpose()?,
+        checkpoint_dir: wire.checkpoint_dir.as_ref().map(|dir| place("checkpoint_dir", dir)).transpose()?,
         reservation: wire.reservation.as_ref().map(|it| self::name("reservation", it)).transpose()?,
         topology: wire.topology.as_ref().map(topology).transpose()?.unwrap_or_default(),
         restart: match v1::Restart::try_from(wire.restart) {
@@ -332,6 +332,29 @@ fn path(field: &str, value: &str) -> Checked<Name> {
             Err(Invalid::new(field, format!("{value:?}"), "expected an absolute path of at most 4,096 bytes"))
         }
     }
+}
+
+/// Schemes of object stores.
+const STORES: [&str; 4] = ["s3", "gs", "az", "file"];
+
+/// Where a training keeps what it has learned: a directory, or a URL of an object store. What may be a secret in one that is
+/// refused is not repeated.
+fn place(field: &str, value: &str) -> Checked<Name> {
+    let Some((scheme, rest)) = value.split_once("://") else { return path(field, value) };
+    let (bucket, _) = rest.split_once('/').unwrap_or((rest, ""));
+    let has_bucket = (scheme == "file") == bucket.is_empty();
+    let is_plain = !rest.is_empty() && !rest.contains(['@', '?', '#']) && !rest.contains(char::is_control);
+    if STORES.contains(&scheme) && has_bucket && is_plain && value.len() <= 4096 {
+        return Ok(value.into());
+    }
+    let shown = match rest.rsplit_once('@') {
+        Some((_, rest)) => format!("{scheme}://…@{rest}"),
+        None => value.to_string(),
+    };
+    let shown = shown.split(['?', '#']).next().unwrap_or_default();
+    let allowed = "expected an absolute path, or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or \
+                   file:///DIRECTORY, without credentials, query or fragment, of at most 4,096 bytes";
+    Err(Invalid::new(field, format!("{shown:?}"), allowed))
 }
 
 /// Checks a map of texts, and puts it in the order of its keys.

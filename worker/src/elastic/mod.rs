@@ -230,6 +230,11 @@ impl Node {
         matches!(self.role, Role::Lead(_))
     }
 
+    /// Whether it leads, and ends the training.
+    pub fn is_ending(&self) -> bool {
+        matches!(&self.role, Role::Lead(lead) if lead.is_ending())
+    }
+
     /// Step of the newest checkpoint that it knows of.
     pub fn saved(&self) -> Option<u64> {
         self.saved

@@ -3,8 +3,11 @@
 //! Orders are carried out one after the other, so each sees the state that the ones before it have left. The state is shared:
 //! who sends or writes it has it as it was, and the next update copies it only then.
 
+use super::saver::{PATIENCE, Saver, pauses};
 use super::{BETA1, BETA2, EPS, Input, StepReport, learning_rate};
-use crate::checkpoint::{self, CheckpointDir, CheckpointError, Record, Settings, TrainingState, load_model};
+use crate::checkpoint::{
+    self, CheckpointError, Checkpoints, Keeping, Record, Settings, TrainingState, load_model,
+};
 use crate::data::Dataset;
 use crate::elastic::{Event, Link, Snapshot, Spent};
 use crate::error::WorkerError;
@@ -17,7 +20,7 @@ use crate::vector::Vector;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
 /// What the engine is to do, in order.
@@ -46,8 +49,8 @@ pub struct Plan {
     pub model: Option<PathBuf>,
     /// What it learns.
     pub data: Arc<Dataset>,
-    /// Where checkpoints are, and how many are kept.
-    pub checkpoints: Option<(PathBuf, usize)>,
+    /// Where checkpoints are kept, if anywhere.
+    pub checkpoints: Option<Keeping>,
     /// Threads of this worker.
     pub threads: usize,
     /// Shards that are computed at the same time, at most as many as threads.
@@ -69,8 +72,9 @@ struct Engine {
     /// All threads, for what is left when the shards are summed.
     kernels: Cpu,
     gradient: Vec<f32>,
-    saver: Option<SyncSender<Arc<TrainingState>>>,
-    saving: Option<std::thread::JoinHandle<()>>,
+    /// Open since the state was loaded, until the first one is written.
+    checkpoints: Option<Checkpoints>,
+    saver: Option<Saver>,
     inputs: Sender<Input>,
 }
 
@@ -86,8 +90,8 @@ impl Engine {
         let each = (plan.threads / plan.lanes).max(1);
         let desk = |_| Desk { workspace: Workspace::default(), kernels: kernels(each) };
         let (desks, kernels) = ((0..plan.lanes).map(desk).collect(), kernels(plan.threads));
-        let (state, saver, saving) = (None, None, None);
-        Engine { plan, state, desks, kernels, gradient: Vec::new(), saver, saving, inputs }
+        let (state, checkpoints, saver) = (None, None, None);
+        Engine { plan, state, desks, kernels, gradient: Vec::new(), checkpoints, saver, inputs }
     }
 
     fn run(mut self, orders: Receiver<Order>) {
@@ -96,10 +100,6 @@ impl Engine {
                 self.tell(Input::Failed(error));
                 break;
             }
-        }
-        self.saver = None;
-        if let Some(saving) = self.saving.take() {
-            _ = saving.join();
         }
     }
 
@@ -149,15 +149,17 @@ impl Engine {
 
     /// The newest checkpoint, or the state before the first step.
     fn load(&mut self) -> Result<TrainingState, WorkerError> {
-        let found = match self.open()? {
+        let found = match self.plan.checkpoints.clone() {
             None => None,
-            Some(directory) => {
-                let Plan { settings, config, .. } = &self.plan;
-                let (state, skipped) = directory.load_newest(settings, config)?;
+            Some(keeping) => {
+                let Plan { settings, config, model, .. } = &self.plan;
+                let checkpoints = self.patiently(|| Checkpoints::open(&keeping, model.as_deref()))?;
+                let (state, skipped) = self.patiently(|| checkpoints.load_newest(settings, config))?;
                 skipped.into_iter().for_each(|sentence| self.tell(Input::Line(sentence)));
                 if let Some(state) = &state {
                     self.tell(Input::Event(Event::Saved(state.record.step)));
                 }
+                self.checkpoints = Some(checkpoints);
                 state
             }
         };
@@ -179,13 +181,19 @@ impl Engine {
         Ok(state)
     }
 
-    fn open(&self) -> Result<Option<CheckpointDir>, CheckpointError> {
-        let Some((path, keep)) = &self.plan.checkpoints else { return Ok(None) };
-        let mut directory = CheckpointDir::open(path, *keep)?;
-        if let Some(model) = &self.plan.model {
-            directory.take_along(model)?;
+    /// Tries again for a while what a store has not done.
+    fn patiently<T>(&self, attempt: impl Fn() -> Result<T, CheckpointError>) -> Result<T, CheckpointError> {
+        let start = Instant::now();
+        for pause in pauses() {
+            match attempt() {
+                Err(error) if error.is_passing() && start.elapsed() < PATIENCE => {
+                    self.tell(Input::Line(format!("{error}; tried again in {} s", pause.as_secs())));
+                    std::thread::sleep(pause);
+                }
+                result => return result,
+            }
         }
-        Ok(Some(directory))
+        unreachable!("pauses have no end")
     }
 
     /// The state before the first step.
@@ -302,24 +310,17 @@ impl Engine {
         Ok(StepReport { step, loss, gradient_norm, learning_rate, spent })
     }
 
-    /// Hands the state to the thread that writes checkpoints. If that is behind by more than one, this one waits.
+    /// Hands the state to the thread that writes checkpoints.
     fn save(&mut self, state: Arc<TrainingState>) -> Result<(), WorkerError> {
-        if self.saver.is_none() {
-            let Some(directory) = self.open()? else { return Ok(()) };
-            let (sender, states) = sync_channel::<Arc<TrainingState>>(1);
-            let inputs = self.inputs.clone();
-            self.saving = Some(std::thread::spawn(move || {
-                for state in states {
-                    let input = match directory.save(&state) {
-                        Ok(()) => Input::Event(Event::Saved(state.record.step)),
-                        Err(error) => Input::Failed(error.into()),
-                    };
-                    _ = inputs.send(input);
-                }
-            }));
-            self.saver = Some(sender);
+        let Some(keeping) = &self.plan.checkpoints else { return Ok(()) };
+        let start = || {
+            let (checkpoints, model) = (self.checkpoints.take(), self.plan.model.clone());
+            Saver::start(checkpoints, keeping.clone(), model, self.inputs.clone())
+        };
+        if let Some(step) = self.saver.get_or_insert_with(start).save(state)? {
+            let sentence = format!("checkpoint at step {step} is left out: the one before takes until now");
+            self.tell(Input::Line(sentence));
         }
-        let saver = self.saver.as_ref().expect("just made");
-        saver.send(state).map_err(|_| WorkerError::Group("no checkpoints can be written any more".into()))
+        Ok(())
     }
 }

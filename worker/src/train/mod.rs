@@ -12,9 +12,10 @@ mod engine;
 mod members;
 pub(crate) mod net;
 mod report;
+mod saver;
 
 use crate::args::{TrainArgs, UsageError};
-use crate::checkpoint::{CheckpointError, Record, Settings, TrainingState};
+use crate::checkpoint::{CheckpointError, Keeping, Record, Settings, TrainingState, Writer};
 use crate::contract::Contract;
 use crate::data::Dataset;
 use crate::elastic::{
@@ -73,6 +74,8 @@ pub(crate) enum Input {
     State(Link, Arc<TrainingState>),
     /// Something to say.
     Line(String),
+    /// A store has not taken the checkpoint of a step, for so long; it is tried again.
+    NotSaved(u64, CheckpointError, Duration),
     /// The engine cannot go on.
     Failed(WorkerError),
 }
@@ -145,7 +148,12 @@ pub fn run(
         config,
         model: ModelConfig::preset(&args.model).is_none().then(|| args.model.clone().into()),
         data: Arc::clone(&data),
-        checkpoints: args.checkpoint_dir.clone().map(|path| (path, args.keep)),
+        checkpoints: args.place()?.map(|place| Keeping {
+            place,
+            keep: args.keep,
+            writer: Writer { attempt: contract.attempt, rank: contract.rank },
+            scratch: contract.scratch(),
+        }),
         threads: contract.threads,
         lanes,
     };
@@ -246,6 +254,13 @@ impl Driver<'_> {
                 self.net.send(link, Outgoing::State(Message::State(Box::new(snapshot)), state));
             }
             Input::Line(line) => self.report.line(&line),
+            // The steps are done, so nothing else would ever end it.
+            Input::NotSaved(_, error, tried) if saver::PATIENCE <= tried && self.node.is_ending() => {
+                self.take(Input::Failed(error.into()), on_step);
+            }
+            Input::NotSaved(step, error, _) => {
+                self.report.line(&format!("checkpoint at step {step} is not written yet: {error}"));
+            }
             Input::Failed(error) => {
                 let reason = error.to_string();
                 self.failure.get_or_insert(error);

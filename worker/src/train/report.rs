@@ -3,7 +3,7 @@
 use super::StepReport;
 use super::members::Membership;
 use crate::args::TrainArgs;
-use crate::checkpoint::{Record, unix_ms};
+use crate::checkpoint::{Place, Record, unix_ms};
 use crate::contract::Contract;
 use crate::data::Dataset;
 use crate::status::{State, Status, StatusFile};
@@ -55,7 +55,10 @@ impl Report {
                 ..Status::default()
             },
             has_checkpoints: args.checkpoint_dir.is_some(),
-            curve: args.checkpoint_dir.as_ref().map(|directory| (directory.join(CURVE), None)),
+            curve: match args.place() {
+                Ok(Some(Place::Directory(directory))) => Some((directory.join(CURVE), None)),
+                _ => None,
+            },
             step_tokens: (args.batch * args.context) as u64,
             data: (0, 0),
             since: (Instant::now(), 0),
