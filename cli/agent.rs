@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use aquifer_agent::container::EngineChoice;
 use aquifer_agent::device::measured::MeasureChoice;
 use aquifer_agent::device::{DeviceChoice, Roots};
 use aquifer_agent::metrics::Metrics;
@@ -66,6 +67,10 @@ pub struct Args {
     /// Labels of the node that jobs can require: KEY=VALUE, with commas
     #[arg(long, env = "AQUIFER_LABELS", value_name = "LABELS")]
     pub labels: Option<String>,
+    /// What runs workers that have an image: `podman`, `docker` or a path, `none`, or `auto` (the first of the two that
+    /// works). Default: auto
+    #[arg(long, env = "AQUIFER_ENGINE", value_name = "ENGINE")]
+    pub engine: Option<String>,
     /// Enforce processor time and memory of workers where control groups allow it: `auto` or `off`. Default: auto
     #[arg(long, env = "AQUIFER_LIMITS", value_name = "auto|off")]
     pub limits: Option<String>,
@@ -141,6 +146,7 @@ impl Args {
             address: settings.take("address", self.address.as_ref(), address, text)?,
             ports: settings.take("ports", self.ports.as_ref(), "20000-28999", ports)?,
             labels: settings.take("labels", self.labels.as_ref(), "", labels)?,
+            engine: settings.take("engine", self.engine.as_ref(), "auto", str::parse::<EngineChoice>)?,
             enforce_limits: settings.take("limits", self.limits.as_ref(), "auto", |text| match text {
                 "auto" => Ok(true),
                 "off" => Ok(false),

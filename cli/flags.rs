@@ -56,6 +56,9 @@ pub struct JobFlags {
     /// Label that the nodes must have; may be repeated. Default: none
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
     pub labels: Vec<(String, String)>,
+    /// Image of the container that each rank runs in, on nodes with podman or docker. Default: none, in no container
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
     /// All ranks in one domain of this level: node, or the key of a label of nodes. Default: anywhere
     #[arg(long, value_name = "LEVEL")]
     pub topology_require: Option<Level>,
@@ -136,6 +139,7 @@ impl JobFlags {
         }
         put(&mut file.name, &self.name);
         put(&mut file.queue, &self.queue);
+        put(&mut file.image, &self.image);
         put(&mut file.reservation, &self.reservation);
         put(&mut file.checkpoint_dir, &here(&self.checkpoint_dir)?);
         put(&mut file.working_dir, &here(&self.working_dir)?);
@@ -193,6 +197,7 @@ impl JobFlags {
             ("--cpus", self.cpus.is_some()),
             ("--memory", self.memory.is_some()),
             ("--label", !self.labels.is_empty()),
+            ("--image", self.image.is_some()),
             ("--apart", self.apart.is_some()),
             ("--spread", self.spread.is_some()),
         ];

@@ -216,11 +216,15 @@ fn asked(spec: &view::Spec) -> Vec<(&'static str, String)> {
                 "{} × {}: {}",
                 role.min_ranks.map_or(role.ranks.to_string(), |least| format!("{least} to {}", role.ranks)),
                 role.name,
-                crate::output::shorten(&program, 200)
+                crate::output::shorten(&format!("{program}{}", in_image(role)), 300)
             ),
         ));
     }
     asked
+}
+
+fn in_image(role: &view::Role) -> String {
+    role.image.as_ref().map(|image| format!(" in {image}")).unwrap_or_default()
 }
 
 /// The arguments as one would type them.

@@ -162,6 +162,7 @@ pub fn details(node: &view::Node, output: &Output) -> String {
         ("address", node.address.clone()),
         ("ports", ports.unwrap_or_default()),
         ("labels", labels.collect::<Vec<String>>().join(" ")),
+        ("containers", node.engine.clone()),
         (
             "lease",
             if node.up { format!("{} left", units::duration(node.lease_left_ms)) } else { String::new() },

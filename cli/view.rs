@@ -180,6 +180,9 @@ pub struct Role {
     pub cpus_milli: u32,
     pub memory_bytes: u64,
     pub labels: BTreeMap<String, String>,
+    /// Of the container that they run in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// Level of which no two ranks are in one domain.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub apart: Option<String>,
@@ -391,6 +394,8 @@ pub struct Node {
     pub first_port: u32,
     pub last_port: u32,
     pub labels: BTreeMap<String, String>,
+    /// What runs containers on it; empty: nothing does.
+    pub engine: String,
     pub lease_left_ms: u64,
     /// Of its agent.
     pub version: String,
@@ -783,6 +788,7 @@ impl From<&core::Role> for Role {
             cpus_milli: role.request.cpus_milli,
             memory_bytes: role.request.memory_bytes,
             labels: pairs(&role.request.labels),
+            image: role.request.image.as_deref().map(String::from),
             apart: role.standing.apart.as_ref().map(ToString::to_string),
             spread: role.standing.spread.as_ref().map(ToString::to_string),
             command,
@@ -872,6 +878,7 @@ impl From<&v1::Node> for Node {
             first_port: inventory.first_port,
             last_port: inventory.last_port,
             labels: inventory.labels.clone().into_iter().collect(),
+            engine: inventory.engine.clone(),
             lease_left_ms: wire.lease_left_ms,
             version: wire.version.clone(),
             findings: wire.findings.clone(),

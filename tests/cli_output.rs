@@ -294,6 +294,7 @@ fn node() -> Node {
         first_port: 7800,
         last_port: 7899,
         labels: BTreeMap::from([("zone".into(), "a".into())]),
+        engine: "podman 5.4.0".into(),
         lease_left_ms: 9_500,
         version: "0.1.0".into(),
         findings: vec!["8 Ascend cards on PCI, libdcmi.so not found".into()],

@@ -35,6 +35,7 @@ async fn main() {
         exclusive: 0 < lease_ms,
         ready: Ready::AtSpawn,
         files: Vec::new(),
+        container: None,
     });
     while heard.recv().await.is_some() {}
 }

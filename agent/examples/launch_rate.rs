@@ -51,6 +51,7 @@ async fn main() {
                 exclusive: false,
                 ready: Ready::AtSpawn,
                 files: Vec::new(),
+                container: None,
             });
         }
         if let News::State { id, state: WorkerState::Exited(exit) } = heard.recv().await.expect("news") {

@@ -19,7 +19,9 @@ use aquifer_proto::{border, v1, wire};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
+use crate::cgroup::Limits;
 use crate::command::{self, Surroundings};
+use crate::container::{self, Engine, EngineChoice};
 use crate::device::measured::{Figures, MeasureChoice, Measurements, ToMeasure};
 use crate::device::watch::Watch;
 use crate::device::{Backends, DeviceChoice, DeviceError, Roots};
@@ -68,6 +70,8 @@ pub struct AgentConfig {
     pub ports: Ports,
     /// Labels of the node.
     pub labels: BTreeMap<String, String>,
+    /// What is to run containers.
+    pub engine: EngineChoice,
     /// Whether to enforce processor time and memory where the machine allows it.
     pub enforce_limits: bool,
     /// Ended runs to keep.
@@ -161,6 +165,10 @@ struct Daemon {
     /// Launches that wait for the backends.
     waiting: VecDeque<(WorkerId, Arc<Order>)>,
     host: Host,
+    /// What runs containers.
+    engine: Option<Arc<Engine>>,
+    /// Why one that is there does not.
+    engine_findings: Vec<String>,
     config: AgentConfig,
     surroundings: Surroundings,
     hello: watch::Sender<v1::Hello>,
@@ -209,6 +217,8 @@ impl Daemon {
         let (lost, workers): (Vec<_>, Vec<_>) =
             workers.into_iter().partition(|(id, _)| launcher.was_lost(*id));
         lost.into_iter().for_each(|(id, _)| launcher.forget(id));
+        let engine_choice = config.engine.clone();
+        let found = tokio::task::spawn_blocking(move || container::find(&engine_choice));
         let (choice, roots, facts) = (config.devices.clone(), config.roots.clone(), host.clone());
         let known = config.state_dir.join("devices.json");
         let backends =
@@ -222,14 +232,20 @@ impl Daemon {
         for finding in backends.findings() {
             tracing::warn!(vendor = %finding.vendor, "{}", finding.what);
         }
+        let (mut engine, engine_findings) = found.await.expect("the search does not panic");
+        if let Some(engine) = engine.as_mut().filter(|_| !config.enforce_limits) {
+            (engine.limits, engine.cpuset) = (Limits::default(), false);
+        }
+        engine_findings.iter().for_each(|finding| tracing::warn!("{finding}"));
+        let engine = engine.map(Arc::new);
         let mut watch = Watch::default();
-        let inventory = Arc::new(inventory_of(&backends, &mut watch, &host, &config));
+        let inventory = Arc::new(inventory_of(&backends, &mut watch, &host, engine.as_deref(), &config));
         let lease_end = Time(launcher.lease_end_ms().unwrap_or(0));
         tracing::info!(node = %node, devices = inventory.devices.len(), adopted = workers.len(), "agent started");
         let workers: BTreeMap<WorkerId, WorkerState> = workers.into_iter().collect();
         let adopted = workers.keys().copied().collect();
         let agent = NodeAgent::new(node, inventory.clone(), first_boot(), workers, lease_end);
-        let hello = watch::Sender::new(hello_of(&agent, &config, &backends));
+        let hello = watch::Sender::new(hello_of(&agent, &config, &backends, &engine_findings));
         let link = link_of(&config)?;
         let told = hello.subscribe();
         let address = config.address.clone();
@@ -244,6 +260,8 @@ impl Daemon {
             measuring: None,
             waiting: VecDeque::new(),
             host,
+            engine,
+            engine_findings,
             config,
             surroundings,
             hello,
@@ -385,8 +403,22 @@ impl Daemon {
     fn launch_waiting(&mut self) {
         let Some(backends) = &self.backends else { return };
         for (id, order) in self.waiting.drain(..) {
-            let seen = backends.visibility(&order.allocation.devices, order.allocation.slice);
-            self.launcher.launch(command::launch(id, &order, seen, &self.surroundings));
+            let rank = &order.allocation;
+            let Some(image) = command::image(&order) else {
+                let seen = backends.visibility(&rank.devices, rank.slice);
+                self.launcher.launch(command::launch(id, &order, seen, &self.surroundings));
+                continue;
+            };
+            let Some(engine) = &self.engine else {
+                let why = "its node has no container engine any more";
+                self.agent.on_worker(id, WorkerState::Exited(Exit::Failed(why.into())));
+                continue;
+            };
+            let (seen, devices) = backends.in_container(&rank.devices, rank.slice);
+            let nodes = seen.device_nodes.clone();
+            let mut launch = command::launch(id, &order, seen, &self.surroundings);
+            launch.container = Some(command::container(image, engine, &launch, nodes, devices));
+            self.launcher.launch(launch);
         }
     }
 
@@ -452,8 +484,9 @@ impl Daemon {
                 tracing::warn!("what was measured cannot be kept: {error}");
             }
         }
-        let inventory = inventory_of(&backends, &mut self.watch, &self.host, &self.config);
-        let hello = hello_of(&self.agent, &self.config, &backends);
+        let inventory =
+            inventory_of(&backends, &mut self.watch, &self.host, self.engine.as_deref(), &self.config);
+        let hello = hello_of(&self.agent, &self.config, &backends, &self.engine_findings);
         let told = self.hello.borrow().findings.clone();
         for finding in hello.findings.iter().filter(|finding| !told.contains(finding)) {
             tracing::warn!("{finding}");
@@ -513,10 +546,17 @@ fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
-fn inventory_of(backends: &Backends, watch: &mut Watch, host: &Host, config: &AgentConfig) -> Inventory {
+fn inventory_of(
+    backends: &Backends,
+    watch: &mut Watch,
+    host: &Host,
+    engine: Option<&Engine>,
+    config: &AgentConfig,
+) -> Inventory {
     let name = |text: &String| Name::from(text.as_str());
     let labels = config.labels.iter().map(|(key, value)| (name(key), name(value))).collect();
     let mut inventory = backends.inventory(host, &config.address, config.ports, &labels);
+    inventory.engine = engine.map(|engine| Name::from(engine.to_string())).unwrap_or_default();
     let now_ms = unix_ms();
     for (index, device) in (0u16..).zip(&mut inventory.devices) {
         let said = device.fault.take();
@@ -525,13 +565,19 @@ fn inventory_of(backends: &Backends, watch: &mut Watch, host: &Host, config: &Ag
     inventory
 }
 
-fn hello_of(agent: &NodeAgent, config: &AgentConfig, backends: &Backends) -> v1::Hello {
+fn hello_of(
+    agent: &NodeAgent,
+    config: &AgentConfig,
+    backends: &Backends,
+    engine_findings: &[String],
+) -> v1::Hello {
+    let of_devices = backends.findings().iter().map(ToString::to_string);
     v1::Hello {
         node: config.node.clone(),
         boot: agent.boot(),
         version: env!("CARGO_PKG_VERSION").into(),
         term: agent.term(),
-        findings: backends.findings().iter().map(ToString::to_string).collect(),
+        findings: of_devices.chain(engine_findings.iter().cloned()).collect(),
     }
 }
 

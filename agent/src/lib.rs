@@ -7,6 +7,7 @@
 
 pub mod cgroup;
 pub mod command;
+pub mod container;
 mod daemon;
 pub mod device;
 mod fork_server;

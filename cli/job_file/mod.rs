@@ -46,6 +46,8 @@ pub struct JobFile {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Pairs>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub topology: Option<Topology>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub apart: Option<Given<Level>>,
@@ -100,6 +102,8 @@ pub struct Role {
     pub memory: Option<Given<Size>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Pairs>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub apart: Option<Given<Level>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -332,7 +336,7 @@ fn told(error: &yaml_serde::Error) -> FileError {
 }
 
 /// What keys are called elsewhere.
-const MEANT: [(&str, &str); 18] = [
+const MEANT: [(&str, &str); 19] = [
     ("gpus", "devices"),
     ("gpu", "devices"),
     ("accelerators", "devices"),
@@ -351,6 +355,7 @@ const MEANT: [(&str, &str); 18] = [
     ("lr", "learning_rate"),
     ("anti_affinity", "apart"),
     ("nvlink", "island"),
+    ("container", "image"),
 ];
 
 fn is_path(text: &str) -> bool {

@@ -32,6 +32,7 @@ struct Part<'a> {
     cpus: Option<u32>,
     memory: Option<u64>,
     labels: Option<&'a Pairs>,
+    image: Option<&'a String>,
     apart: Option<&'a Given<Level>>,
     spread: Option<&'a Given<Level>>,
     command: Option<&'a Command>,
@@ -113,6 +114,7 @@ impl JobFile {
                 cpus: self.cpus.map(|given| given.0.0),
                 memory: self.memory.map(|given| given.0.0),
                 labels: self.labels.as_ref(),
+                image: self.image.as_ref(),
                 apart: self.apart.as_ref(),
                 spread: self.spread.as_ref(),
                 command: self.command.as_ref(),
@@ -130,6 +132,7 @@ impl JobFile {
             ("cpus", self.cpus.is_some()),
             ("memory", self.memory.is_some()),
             ("labels", self.labels.is_some()),
+            ("image", self.image.is_some()),
             ("apart", self.apart.is_some()),
             ("spread", self.spread.is_some()),
             ("command", self.command.is_some()),
@@ -156,6 +159,7 @@ fn part_of(at: usize, role: &Role, kind: Option<Kind>) -> Part<'_> {
         cpus: role.cpus.map(|given| given.0.0),
         memory: role.memory.map(|given| given.0.0),
         labels: role.labels.as_ref(),
+        image: role.image.as_ref(),
         apart: role.apart.as_ref(),
         spread: role.spread.as_ref(),
         command: role.command.as_ref(),
@@ -177,6 +181,7 @@ impl Part<'_> {
             cpus_milli: self.cpus.unwrap_or(1000),
             memory_bytes: self.memory.unwrap_or(0),
             labels: pairs(self.labels),
+            image: self.image.cloned(),
         };
         let role = v1::Role {
             name: self.name.cloned().unwrap_or_default(),
@@ -412,6 +417,7 @@ pub fn file_of(spec: &core::JobSpec) -> JobFile {
             cpus,
             memory,
             labels,
+            image,
             apart,
             spread,
             command,
@@ -426,6 +432,7 @@ pub fn file_of(spec: &core::JobSpec) -> JobFile {
         file.min_ranks = min_ranks;
         (file.ranks, file.devices, file.cpus, file.memory, file.labels) =
             (ranks, devices, cpus, memory, labels);
+        file.image = image;
         (file.apart, file.spread) = (apart, spread);
         (file.command, file.train, file.serve) = (command, train, serve);
     } else {
@@ -465,6 +472,7 @@ fn role_of(role: &core::Role) -> Role {
         cpus: Some(Given(Cpus(request.cpus_milli))),
         memory: Some(Given(Size(request.memory_bytes))),
         labels: (!request.labels.is_empty()).then(|| Pairs(labels().collect())),
+        image: request.image.as_deref().map(String::from),
         apart: role.standing.apart.clone().map(|level| Given(Level(level))),
         spread: role.standing.spread.clone().map(|level| Given(Level(level))),
         ..Role::default()

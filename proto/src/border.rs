@@ -8,9 +8,11 @@ use aquifer_core::*;
 use crate::v1;
 
 mod assignments;
+mod image;
 mod programs;
 
 pub use assignments::assignment;
+use image::image;
 pub use programs::{SERVE_PRECISIONS, TRAIN_PRECISIONS};
 use programs::{arguments, serve, train};
 
@@ -187,6 +189,12 @@ fn role(field: &str, wire: &v1::Role) -> Checked<Role> {
         Some(v1::role::Program::Serve(wire)) => Program::Serve(serve(&format!("{field}.serve"), wire)?),
         None => return Err(Invalid::new(field, "without a program", "expected command, train or serve")),
     };
+    if !matches!(program, Program::Command(_))
+        && let Some(image) = &request.image
+    {
+        let allowed = "only for a command: the bundled programs need no image";
+        return Err(Invalid::new(format!("{field}.request.image"), format!("{image:?}"), allowed));
+    }
     if let Program::Train(options) = &program
         && options.batch < wire.ranks
     {
@@ -231,6 +239,7 @@ fn request(field: &str, wire: &v1::Request) -> Checked<Request> {
         cpus_milli: wire.cpus_milli,
         memory_bytes: memory(&format!("{field}.memory_bytes"), wire.memory_bytes)?,
         labels: pairs(&format!("{field}.labels"), &wire.labels, 65_536)?,
+        image: wire.image.as_ref().map(|text| image(&format!("{field}.image"), text)).transpose()?,
     })
 }
 
@@ -420,6 +429,7 @@ pub fn inventory(wire: &v1::Inventory) -> Checked<Inventory> {
             last: port("inventory.last_port", wire.last_port)?,
         },
         labels: pairs("inventory.labels", &wire.labels, 65_536)?.into_iter().collect(),
+        engine: text("inventory.engine", &wire.engine, 128)?,
     })
 }
 

@@ -77,6 +77,7 @@ fn role(role: &Role) -> v1::Role {
         cpus_milli: role.request.cpus_milli,
         memory_bytes: role.request.memory_bytes,
         labels: pairs(&role.request.labels),
+        image: role.request.image.as_ref().map(ToString::to_string),
     };
     v1::Role {
         name: role.name.to_string(),
@@ -127,6 +128,7 @@ pub fn inventory(inventory: &Inventory) -> v1::Inventory {
         first_port: inventory.ports.first.into(),
         last_port: inventory.ports.last.into(),
         labels: inventory.labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
+        engine: inventory.engine.to_string(),
     }
 }
 

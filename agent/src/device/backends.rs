@@ -14,6 +14,7 @@ use super::{
     Backend, BackendChoice, Cpu, DeviceChoice, DeviceError, Fake, Finding, Found, Roots, Visibility, fake,
     visible,
 };
+use crate::container::ShownDevice;
 use crate::host::Host;
 use crate::json;
 
@@ -243,6 +244,7 @@ impl Backends {
             address: address.into(),
             ports,
             labels: all_labels,
+            engine: Name::default(),
         }
     }
 
@@ -250,12 +252,32 @@ impl Backends {
     ///
     /// `slice`: what it holds of each of them, if not all.
     pub fn visibility(&self, indices: &[u16], slice: Option<Slice>) -> Visibility {
+        self.show(indices, slice, false)
+    }
+
+    /// The same for a worker in a container that has the nodes of these devices alone, and what engines call them.
+    pub fn in_container(&self, indices: &[u16], slice: Option<Slice>) -> (Visibility, Vec<ShownDevice>) {
+        let held = indices.iter().filter_map(|index| self.devices.get(usize::from(*index)));
+        let shown = |(_, found): &(Option<usize>, Found)| ShownDevice {
+            vendor: found.class.vendor,
+            uuid: found.uuid.to_string(),
+            number: found.physical,
+        };
+        (self.show(indices, slice, true), held.map(shown).collect())
+    }
+
+    fn show(&self, indices: &[u16], slice: Option<Slice>, in_container: bool) -> Visibility {
         let mut merged = Visibility::default();
         for (number, backend) in self.backends.iter().enumerate() {
             let held = indices.iter().filter_map(|index| self.devices.get(usize::from(*index)));
             let held: Vec<&Found> =
                 held.filter(|entry| entry.0 == Some(number)).map(|entry| &entry.1).collect();
-            let mut shown = backend.visibility(&held);
+            let mut shown = match in_container {
+                true => {
+                    visible::show_in_container(&held, |devices| backend.visibility(devices), backend.vendor())
+                }
+                false => backend.visibility(&held),
+            };
             if let Some(slice) = slice.filter(|_| !held.is_empty()) {
                 shown.env.extend(visible::share(backend.vendor(), slice));
             }

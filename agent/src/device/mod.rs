@@ -21,7 +21,7 @@ mod reader;
 mod roots;
 pub mod topology;
 mod vendor;
-mod visible;
+pub(crate) mod visible;
 pub mod watch;
 mod xid;
 
@@ -41,7 +41,7 @@ pub use cpu::{Cpu, parse_cores, slug_of_cpu};
 pub use fake::{Fake, parse_fake};
 pub use reader::model_of;
 pub use roots::Roots;
-pub use visible::visible_devices_variable;
+pub use visible::{driver_files, visible_devices_variable};
 
 /// One vendor's devices.
 ///

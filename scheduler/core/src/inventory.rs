@@ -74,6 +74,8 @@ pub struct Inventory {
     pub ports: Ports,
     /// Labels of the node: rack, zone, whatever its administrator wrote.
     pub labels: BTreeMap<Name, Name>,
+    /// What runs containers on it, with its version; empty: nothing does.
+    pub engine: Name,
 }
 
 /// A range of TCP ports, `first..=last`.

@@ -128,6 +128,8 @@ pub struct Request {
     pub memory_bytes: u64,
     /// Labels that the node must have.
     pub labels: Vec<(Name, Name)>,
+    /// Image of the container that it runs in, for which the node must have an engine; `None`: in none.
+    pub image: Option<Name>,
 }
 
 /// A number of equal devices on one node.

@@ -242,6 +242,7 @@ impl Player {
                 "exit" => work.exit = Exit::Code(number(value)?),
                 "signal" => work.exit = Exit::Signal(number(value)?),
                 "launch" => work.exit = Exit::Failed(format!("{value} is not a program").into()),
+                "image" => each(&mut spec, &|request| request.image = Some(value.into())),
                 label => each(&mut spec, &|request| request.labels.push((label.into(), value.into()))),
             }
         }
@@ -411,6 +412,7 @@ fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inve
         address: format!("10.0.0.{at}").into(),
         ports: Ports { first: 20_000, last: 20_063 },
         labels: [].into(),
+        engine: "".into(),
     };
     for group in devices.split('+').filter(|group| *group != "0") {
         let (count, model) = group.split_once(':').ok_or("expected COUNT:MODEL")?;
@@ -452,6 +454,7 @@ fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inve
                 let (first, last) = value.split_once('-').ok_or("expected first-last")?;
                 inventory.ports = Ports { first: number(first)?, last: number(last)? };
             }
+            "engine" => inventory.engine = value.into(),
             label => _ = inventory.labels.insert(label.into(), value.into()),
         }
     }

@@ -128,7 +128,14 @@ fn any_inventory(rng: &mut Rng, at: u64) -> Inventory {
         address: format!("10.0.0.{at}").into(),
         ports: Ports { first: 20_000, last: 20_000 + rng.within((15, 60)) as u16 },
         labels,
+        // Drawn by nobody, so that all else is as it was.
+        engine: if at % 3 == 2 { "" } else { "podman 5.0" }.into(),
     }
+}
+
+/// Of one rank in eight or so; not drawn either.
+fn any_image(memory_bytes: u64) -> Option<Name> {
+    (memory_bytes / GIB % 8 == 5).then(|| "registry.example.com/app:1".into())
 }
 
 /// One that may be refused: for a parent that does not exist, is below it or guarantees less.
@@ -171,7 +178,7 @@ fn any_role(rng: &mut Rng, name: &str) -> Role {
     let cpus_milli =
         if devices.is_empty() { 500 + rng.below(12_000) as u32 } else { rng.below(4_000) as u32 };
     let memory_bytes = if rng.below(2) == 0 { 0 } else { rng.below(64 * GIB) };
-    let request = Request { devices, cpus_milli, memory_bytes, labels };
+    let request = Request { devices, cpus_milli, memory_bytes, labels, image: any_image(memory_bytes) };
     let standing = Standing {
         apart: (rng.below(8) == 0).then(|| any_level(rng)),
         spread: (rng.below(8) == 0).then(|| any_level(rng)),

@@ -101,6 +101,8 @@ pub enum Verdict {
     Label { key: Name, value: Name },
     /// It is in no domain of a level that is required.
     NoDomain(Level),
+    /// It has nothing that runs containers.
+    NoEngine,
     /// It has no device that would do.
     NoDevice,
     /// It has too few devices that would do, even when all are healthy and free.
@@ -198,6 +200,7 @@ pub enum Change {
         from: Vendor,
     },
     Labels,
+    Image,
     Topology {
         from: Level,
     },
@@ -323,6 +326,9 @@ fn idle_verdict(node: &Node, job: &Job, role: &Role) -> Verdict {
     let levels = job.spec.topology.require.iter().chain(&role.standing.apart);
     if let Some(level) = levels.into_iter().find(|level| level.domain_of(node).is_none()) {
         return Verdict::NoDomain(level.clone());
+    }
+    if request.image.is_some() && node.inventory.engine.is_empty() {
+        return Verdict::NoEngine;
     }
     let mut short = None;
     for want in &request.devices {
@@ -553,7 +559,11 @@ fn change(free: &mut Free, job: &Job) -> Option<Change> {
         return Some(Change::Vendor { from });
     }
     let labelled = !request.labels.is_empty();
-    (labelled && fits(&|role| role.request.labels.clear())).then_some(Change::Labels)
+    if labelled && fits(&|role| role.request.labels.clear()) {
+        return Some(Change::Labels);
+    }
+    let contained = request.image.is_some();
+    (contained && fits(&|role| role.request.image = None)).then_some(Change::Image)
 }
 
 /// The largest value below `from` that fits, if smaller values fit whenever larger ones do.

@@ -211,6 +211,7 @@ impl fmt::Display for Verdict {
             }
             Verdict::Label { key, value } => write!(f, "lacks the label {key}={value}"),
             Verdict::NoDomain(level) => write!(f, "lacks the label {level}"),
+            Verdict::NoEngine => f.write_str("has no container engine"),
             Verdict::NoDevice => f.write_str("has no such device"),
             Verdict::FewLinked { has, wants } => {
                 write!(f, "has {has} such devices in one island, a rank wants {wants}")
@@ -270,6 +271,7 @@ impl fmt::Display for Change {
             Change::Model { from } => write!(f, "another model than {from}"),
             Change::Vendor { from } => write!(f, "another vendor than {from}"),
             Change::Labels => f.write_str("no required labels"),
+            Change::Image => f.write_str("no image"),
             Change::Topology { from } => write!(f, "ranks in more than one {from}"),
             Change::Apart { from } => write!(f, "several ranks in one {from}"),
             Change::Island => f.write_str("devices of several islands"),

@@ -375,8 +375,10 @@ impl<'s, 'a> Search<'s, 'a> {
     }
 }
 
-pub(super) fn has_labels(node: &Node, request: &Request) -> bool {
-    request.labels.iter().all(|(key, value)| node.inventory.labels.get(key) == Some(value))
+/// Whether a node has what is asked of it as a whole: its labels, and an engine if there is an image.
+pub(super) fn suits(node: &Node, request: &Request) -> bool {
+    (request.image.is_none() || !node.inventory.engine.is_empty())
+        && request.labels.iter().all(|(key, value)| node.inventory.labels.get(key) == Some(value))
 }
 
 /// What ranks count against their queue, in thousandths of a device.
@@ -432,7 +434,7 @@ impl<'a> Free<'a> {
         }
         for node in freed {
             let takes = |(_, request): &(u32, Request)| {
-                has_labels(cluster.nodes().get(*node), request) && room.takes(*node, request)
+                suits(cluster.nodes().get(*node), request) && room.takes(*node, request)
             };
             let is_kept = |job: &Job| kept.keeps(cluster, taken, job, *node).is_some();
             let fit: Vec<Arc<Shape>> =

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::fit::{Taken, has_labels};
+use super::fit::{Taken, suits};
 use super::preempt;
 use crate::cluster::Cluster;
 use crate::emptying::SoonestFirst;
@@ -485,7 +485,7 @@ fn fills(node: &Node, spec: &JobSpec) -> bool {
 
 /// How many ranks an idle node takes.
 pub(super) fn ranks_when_idle(node: &Node, request: &Request) -> u32 {
-    if !has_labels(node, request) {
+    if !suits(node, request) {
         return 0;
     }
     let fits = |has: u64, wants: u64| has.checked_div(wants).unwrap_or(u32::MAX.into());

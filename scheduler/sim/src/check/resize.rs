@@ -39,6 +39,7 @@ impl Sim {
             };
             request.cpus_milli <= node.inventory.cpus_milli
                 && request.memory_bytes <= node.inventory.memory_bytes
+                && (request.image.is_none() || !node.inventory.engine.is_empty())
                 && request.labels.iter().all(|(key, value)| node.inventory.labels.get(key) == Some(value))
                 && request.devices.iter().any(has)
         };

@@ -78,6 +78,7 @@ fn request(rng: &mut Rng) -> Request {
         cpus_milli: rng.pick(&[0, 1_000, 4_000, 9_000, 30_000]),
         memory_bytes: rng.pick(&[0, 1, 40]) * GIB,
         labels: Vec::new(),
+        image: None,
     }
 }
 
