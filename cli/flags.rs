@@ -44,6 +44,9 @@ pub struct JobFlags {
     /// Part of each device's memory, with its unit: 20GiB. Default: as large as that of the compute
     #[arg(long, value_name = "SIZE")]
     pub slice_memory: Option<Size>,
+    /// How well the part must be kept from others on its device: hard, limited or advisory. Default: advisory, not at all
+    #[arg(long, value_name = "LEVEL")]
+    pub slice_isolation: Option<Apartness>,
     /// Whether several devices of a rank must be of one island (linked directly): require, prefer. Default: prefer
     #[arg(long, value_name = "NEED")]
     pub island: Option<Need>,
@@ -183,7 +186,8 @@ impl JobFlags {
     }
 
     fn apply_to_roles(&self, file: &mut JobFile) -> Result<(), Failure> {
-        let slice = self.slice_compute.is_some() || self.slice_memory.is_some();
+        let slice =
+            self.slice_compute.is_some() || self.slice_memory.is_some() || self.slice_isolation.is_some();
         let device_flags = self.class.is_some()
             || self.vendor.is_some()
             || self.device_memory.is_some()
@@ -233,6 +237,7 @@ impl JobFlags {
                         let part = device.slice.get_or_insert_default();
                         part.compute = self.slice_compute.map(Given).or(part.compute);
                         part.memory = self.slice_memory.map(Given).or(part.memory);
+                        part.isolation = self.slice_isolation.map(Given).or(part.isolation);
                     }
                 }
             }

@@ -238,23 +238,25 @@ fn shell_words(arguments: &[String]) -> String {
 }
 
 fn workers(job: &view::Job, output: &Output) -> String {
-    const STATE: usize = 4;
+    const STATE: usize = 5;
     let columns = [
         ("RANK", Side::Right),
         ("ROLE", Side::Left),
         ("NODE", Side::Left),
         ("DEVICES", Side::Left),
+        ("ISOLATION", Side::Left),
         ("STATE", Side::Left),
         ("ENDPOINT", Side::Left),
         ("PROGRESS", Side::Left),
     ];
-    let mut table = Table::new(&columns).elastic(&[6, 3]);
+    let mut table = Table::new(&columns).elastic(&[7, 3]);
     for worker in &job.workers {
         table.row([
             worker.rank.to_string(),
             worker.role.clone(),
             worker.node.clone(),
             explain::devices(&worker.devices, &worker.model),
+            worker.isolation.clone(),
             worker.state.clone(),
             worker.endpoint.clone().unwrap_or_default(),
             worker.progress.as_ref().map(jobs::progress).unwrap_or_default(),

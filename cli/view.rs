@@ -86,6 +86,8 @@ pub struct Rank {
     pub devices: Vec<u32>,
     /// Model of these devices.
     pub model: String,
+    /// How well it is kept from others on its devices: hard, limited, advisory; empty without devices.
+    pub isolation: String,
     /// assigned, starting, running, gone.
     pub state: String,
     /// Address that it may listen on.
@@ -211,6 +213,9 @@ pub struct DeviceRequest {
     /// Whether several must be of one island.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub one_island: bool,
+    /// How well a slice must be kept from others on its device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<String>,
 }
 
 /// A part of one device; 0: as large a share as that of the other.
@@ -430,6 +435,8 @@ pub struct Device {
     /// Devices of the node with the same number are linked directly.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub island: Option<u32>,
+    /// How well slices of it are kept from each other: hard, limited, advisory.
+    pub isolation: String,
     /// Whether a job holds it.
     pub held: bool,
     /// Why it takes no new work.
@@ -660,6 +667,7 @@ impl Rank {
             node: wire.node.clone(),
             devices: wire.devices.clone(),
             model: wire.model.clone(),
+            isolation: wire.isolation.clone(),
             state: rank_state(wire.state()).into(),
             address: wire.address.clone(),
             port: wire.port,
@@ -746,6 +754,7 @@ impl From<&core::Role> for Role {
                 .slice
                 .map(|slice| Slice { compute_milli: slice.compute_milli, memory_bytes: slice.memory_bytes }),
             one_island: device.one_island,
+            isolation: device.slice.map(|_| device.isolation.to_string()),
         };
         let (mut command, mut train, mut serve) = (None, None, None);
         match &role.program {
@@ -854,6 +863,7 @@ impl From<&v1::Node> for Node {
             speed_milli: device.speed_milli,
             speed_source: device.speed_source.clone(),
             island: device.island,
+            isolation: if device.isolation.is_empty() { "advisory".into() } else { device.isolation.clone() },
         };
         let worker = |wire: &v1::Worker| {
             let id = core::WorkerId { job: core::JobId(wire.job), attempt: wire.attempt, rank: wire.rank };

@@ -324,7 +324,7 @@ fn a_job_with_an_image_runs_where_there_is_an_engine_and_says_what_it_waits_for_
 
     pool.agent("c", &["--engine", &engine]);
     let number = job.trim_start_matches("job-").parse().expect("a number");
-    let ended = pool.until_job(number, "its end", has_ended);
+    let ended = pool.until_job(number, "its end", pool::has_ended);
     assert_eq!((&ended.ranks[0].node[..], &ended.last_failure[..]), ("c", "rank 0 on c exited with 3"));
     assert_eq!(pool.log(number), format!("hello from / in {job}\n"));
     let shown = pool.aquifer(&["job", &job]).ok();

@@ -229,6 +229,7 @@ impl Daemon {
             backends.use_measured(Measurements::open(&config.state_dir.join("measured.json")));
             to_measure = backends.to_measure(config.measure == MeasureChoice::Always);
         }
+        backends.enforce(launcher.limits());
         for finding in backends.findings() {
             tracing::warn!(vendor = %finding.vendor, "{}", finding.what);
         }
@@ -479,6 +480,7 @@ impl Daemon {
     }
 
     fn on_refreshed(&mut self, mut backends: Backends) {
+        backends.enforce(self.launcher.limits());
         for (of, figures) in self.measured.drain(..) {
             if let Err(error) = backends.enter_measured(&of, figures) {
                 tracing::warn!("what was measured cannot be kept: {error}");

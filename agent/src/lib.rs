@@ -19,6 +19,7 @@ mod members;
 pub mod metrics;
 mod process;
 pub mod run_dir;
+mod said;
 mod session;
 mod socket;
 mod spawn;

@@ -219,6 +219,8 @@ pub struct DevicePart {
     pub compute: Option<Given<Percent>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Given<Size>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Given<Apartness>>,
 }
 
 /// Why a job file cannot be accepted.

@@ -69,6 +69,10 @@ pub struct ServePrecision(pub &'static str);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Level(pub aquifer_proto::core::Level);
 
+/// How well a slice is kept from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Apartness(pub aquifer_proto::core::Isolation);
+
 /// How much something is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -272,6 +276,18 @@ impl FromStr for Level {
     }
 }
 
+impl Scalar for Apartness {
+    fn expected() -> String {
+        "expected hard, limited or advisory".into()
+    }
+}
+impl FromStr for Apartness {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Apartness, String> {
+        text.parse().map(Apartness)
+    }
+}
+
 impl Scalar for Need {
     fn expected() -> String {
         "expected require or prefer".into()
@@ -374,6 +390,11 @@ impl fmt::Display for Maker {
     }
 }
 impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+impl fmt::Display for Apartness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
     }

@@ -148,6 +148,7 @@ impl Devices {
                 let slice = device.slice.get_or_insert_default();
                 put(&mut slice.compute, over.compute);
                 put(&mut slice.memory, over.memory);
+                put(&mut slice.isolation, over.isolation);
             }
         }
     }

@@ -354,6 +354,7 @@ fn topology(topology: &Topology) -> Result<v1::Topology, FileError> {
 }
 
 fn device(device: &Device) -> v1::DeviceRequest {
+    let isolation = device.slice.and_then(|slice| slice.isolation);
     v1::DeviceRequest {
         count: device.count.map_or(1, |given| given.0.0 as u32),
         vendor: device.vendor.map(|given| given.0.to_string()).unwrap_or_default(),
@@ -364,6 +365,7 @@ fn device(device: &Device) -> v1::DeviceRequest {
             memory_bytes: slice.memory.map_or(0, |given| given.0.0),
         }),
         one_island: device.island == Some(Given(Need::Require)),
+        isolation: isolation.map(|given| given.0.to_string()).unwrap_or_default(),
     }
 }
 
@@ -461,6 +463,8 @@ fn role_of(role: &core::Role) -> Role {
         slice: device.slice.map(|slice| DevicePart {
             compute: (slice.compute_milli != 0).then_some(Given(Percent(slice.compute_milli))),
             memory: (slice.memory_bytes != 0).then_some(Given(Size(slice.memory_bytes))),
+            isolation: (device.isolation != core::Isolation::Advisory)
+                .then_some(Given(Apartness(device.isolation))),
         }),
         island: device.one_island.then_some(Given(Need::Require)),
     };

@@ -262,6 +262,7 @@ fn device_request(field: &str, wire: &v1::DeviceRequest) -> Checked<DeviceReques
         memory_bytes: memory(&format!("{field}.memory_bytes"), wire.memory_bytes)?,
         slice: wire.slice.as_ref().map(|wire| slice(&format!("{field}.slice"), wire)).transpose()?,
         one_island: wire.one_island,
+        isolation: isolation(&format!("{field}.slice.isolation"), &wire.isolation)?,
     })
 }
 
@@ -275,6 +276,13 @@ fn slice(field: &str, wire: &v1::Slice) -> Checked<Slice> {
         return Err(Invalid::new(field, "empty", "expected compute_milli, memory_bytes or both"));
     }
     Ok(Slice { compute_milli: wire.compute_milli, memory_bytes })
+}
+
+fn isolation(field: &str, text: &str) -> Checked<Isolation> {
+    match text {
+        "" => Ok(Isolation::Advisory),
+        text => text.parse().map_err(|allowed: String| Invalid::new(field, format!("{text:?}"), allowed)),
+    }
 }
 
 fn vendor(field: &str, text: &str) -> Checked<Vendor> {
@@ -413,7 +421,8 @@ pub fn inventory(wire: &v1::Inventory) -> Checked<Inventory> {
         let uuid = wire.uuid.as_str().into();
         let speed_source = wire.speed_source.as_str().into();
         let (number, island) = (wire.number, island.transpose()?);
-        Ok(Device { class, uuid, fault, speed_milli, speed_source, number, island })
+        let isolation = isolation(&format!("inventory.devices[{at}].isolation"), &wire.isolation)?;
+        Ok(Device { class, uuid, fault, speed_milli, speed_source, number, isolation, island })
     });
     let devices = devices.collect::<Checked<Vec<Device>>>()?;
     let port = |field, port: u32| {

@@ -98,6 +98,15 @@ fn device_request(request: &DeviceRequest) -> v1::DeviceRequest {
         memory_bytes: request.memory_bytes,
         slice: request.slice.map(slice),
         one_island: request.one_island,
+        isolation: isolation(request.isolation),
+    }
+}
+
+/// The default is not said.
+fn isolation(isolation: Isolation) -> String {
+    match isolation {
+        Isolation::Advisory => String::new(),
+        stated => stated.to_string(),
     }
 }
 
@@ -118,6 +127,7 @@ pub fn inventory(inventory: &Inventory) -> v1::Inventory {
         speed_milli: device.speed_milli,
         speed_source: device.speed_source.to_string(),
         number: device.number,
+        isolation: isolation(device.isolation),
         island: device.island.map(u32::from),
     };
     v1::Inventory {

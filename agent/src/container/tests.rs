@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::{env, fs};
 
-use aquifer_core::{DeviceClass, Vendor};
+use aquifer_core::{DeviceClass, Isolation, Vendor};
 
 use super::*;
 use crate::cgroup::Limits;
@@ -31,6 +31,7 @@ fn cards(vendor: Vendor) -> Vec<Found> {
         uuid: uuid.into(),
         fault: None,
         island: None,
+        isolation: Isolation::Advisory,
         speed_milli: None,
         place: "0000:1b:00.0".into(),
         logical,

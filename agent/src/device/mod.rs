@@ -14,8 +14,9 @@ mod fake;
 mod helper;
 mod intel;
 mod kfd;
-mod library;
+pub(crate) mod library;
 pub mod measured;
+pub mod mps;
 pub mod pci;
 mod reader;
 mod roots;
@@ -29,7 +30,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use aquifer_core::{DeviceClass, Fault, Name, Vendor};
+use aquifer_core::{DeviceClass, Fault, Isolation, Name, Vendor};
 
 use measured::Figures;
 
@@ -89,6 +90,8 @@ pub struct Found {
     pub fault: Option<Fault>,
     /// Those of the vendor with the same number are linked directly; `None`: with none, or nobody has looked.
     pub island: Option<u16>,
+    /// How well parts of it are kept from each other, as far as that is its own doing; see [`Backends::enforce`].
+    pub isolation: Isolation,
     /// How fast it is, in thousandths of the reference device, where its backend knows; see [`Found::speed`].
     pub speed_milli: Option<u32>,
     /// Where it is in the machine, such that the order of the text is that of the bus: `0000:1b:00.0`.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use aquifer_core::{DeviceClass, Fault, Health, Name, Vendor};
+use aquifer_core::{DeviceClass, Fault, Health, Isolation, Name, Vendor};
 
 use super::api::{CallError, Context, Level, Opened, Rule, Slices, Value};
 use super::library::Library;
@@ -302,6 +302,7 @@ impl Reader {
             uuid: uuid.as_str().into(),
             fault: None,
             island: None,
+            isolation: Isolation::Advisory,
             speed_milli: None,
             nodes: visible::nodes(vendor, physical, &place, &self.roots.sysfs),
             place,
@@ -482,6 +483,7 @@ fn unread(vendor: Vendor, name: &str, place: String) -> Found {
         uuid: format!("{vendor}-{name}").into(),
         fault: None,
         island: None,
+        isolation: Isolation::Advisory,
         speed_milli: None,
         place,
         logical: u32::MAX,

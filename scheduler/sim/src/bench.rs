@@ -154,6 +154,7 @@ fn node(id: u32) -> Record {
         speed_milli: 1000,
         speed_source: "".into(),
         number: 0,
+        isolation: Isolation::Advisory,
         island: None,
     };
     let inventory = Inventory {

@@ -228,6 +228,12 @@ impl Player {
                 "island" if value == "require" => each(&mut spec, &|request| {
                     request.devices.iter_mut().for_each(|want| want.one_island = true);
                 }),
+                "isolation" => {
+                    let isolation: Isolation = value.parse()?;
+                    each(&mut spec, &|request| {
+                        request.devices.iter_mut().for_each(|want| want.isolation = isolation);
+                    });
+                }
                 "checkpoint" => work.checkpoint_ms = Some(1000 * number::<u64>(value)?),
                 "steps" => {
                     let (total_steps, rates) = value.split_once('/').ok_or("expected TOTAL/MODEL:RATE,…")?;
@@ -433,6 +439,7 @@ fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inve
                 speed_milli: 1000,
                 speed_source: "".into(),
                 number: 0,
+                isolation: Isolation::Advisory,
                 island: None,
             });
         }
@@ -444,6 +451,10 @@ fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inve
             "speed" => {
                 let speed_milli = (number::<f64>(value)? * 1000.0) as u32;
                 inventory.devices.iter_mut().for_each(|device| device.speed_milli = speed_milli);
+            }
+            "isolation" => {
+                let isolation: Isolation = value.parse()?;
+                inventory.devices.iter_mut().for_each(|device| device.isolation = isolation);
             }
             "islands" => {
                 let size = number::<usize>(value)?.max(1);

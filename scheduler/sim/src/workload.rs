@@ -115,6 +115,7 @@ fn any_inventory(rng: &mut Rng, at: u64) -> Inventory {
         speed_milli: [500, 1000, 2000][index % 3],
         speed_source: "".into(),
         number: 0,
+        isolation: if at % 2 == 0 { Isolation::Limited } else { Isolation::Advisory },
         island: island.map(|size| (index / size) as u16),
     });
     let mut labels: BTreeMap<Name, Name> = [("rack".into(), format!("r{}", rng.below(2)).into())].into();
@@ -167,7 +168,18 @@ fn any_role(rng: &mut Rng, name: &str) -> Role {
         });
         let count = rng.within((1, if slice.is_some() { 2 } else { 8 })) as u16;
         let one_island = 1 < count && rng.below(4) == 0;
-        DeviceRequest { count, vendor, model: model.map(Into::into), memory_bytes, slice, one_island }
+        // Not drawn, so that all else is as it was.
+        let apart = slice.is_some_and(|slice| slice.compute_milli % 200 == 0);
+        let isolation = if apart { Isolation::Limited } else { Isolation::Advisory };
+        DeviceRequest {
+            count,
+            vendor,
+            model: model.map(Into::into),
+            memory_bytes,
+            slice,
+            isolation,
+            one_island,
+        }
     };
     let devices = match rng.below(6) {
         0 => Vec::new(),
@@ -301,6 +313,7 @@ fn submit_long(sim: &mut Sim, rng: &mut Rng, queues: &[&str], rates_milli: &[(Na
         model: None,
         memory_bytes: 0,
         slice: None,
+        isolation: Isolation::Advisory,
         one_island: false,
     };
     let request = Request {

@@ -109,6 +109,9 @@ pub enum Verdict {
     FewDevices { has: u32, wants: u32 },
     /// It has enough such devices, but no island of them that is large enough, even when all are free.
     FewLinked { has: u32, wants: u32 },
+    /// Parts of its devices are kept apart no better than that.
+    #[allow(missing_docs)]
+    Isolation { has: Isolation, wants: Isolation },
     /// It would do, but `out` of its devices take no new work; `why` says so of each kind of reason.
     Faults { out: u32, of: u32, wants: u32, why: String },
     /// It would do, but devices are held by jobs.
@@ -208,6 +211,10 @@ pub enum Change {
         from: Level,
     },
     Island,
+    Isolation {
+        from: Isolation,
+        to: Isolation,
+    },
     /// In milliseconds.
     TimeLimit {
         from: Option<u64>,
@@ -334,12 +341,17 @@ fn idle_verdict(node: &Node, job: &Job, role: &Role) -> Verdict {
     for want in &request.devices {
         let (has, linked) = most_alike(node, want, |_| true);
         let wants = u32::from(want.count);
-        if wants <= has && wants <= linked {
+        let isolation = node.inventory.isolation_for(want).unwrap_or(Isolation::Hard);
+        let is_apart = want.slice.is_none() || want.isolation <= isolation;
+        if wants <= has && wants <= linked && is_apart {
             short = None;
             break;
         }
         let verdict = match has {
             0 => Verdict::NoDevice,
+            _ if wants <= has && wants <= linked => {
+                Verdict::Isolation { has: isolation, wants: want.isolation }
+            }
             _ if has < wants => Verdict::FewDevices { has, wants },
             _ => Verdict::FewLinked { has: linked, wants },
         };
@@ -507,6 +519,14 @@ fn change(free: &mut Free, job: &Job) -> Option<Change> {
         && fits(&|role| each_device(&|d| d.one_island = false, role))
     {
         return Some(Change::Island);
+    }
+    if let Some(from) = request.devices.iter().map(|want| want.isolation).max() {
+        let weaker = Isolation::ALL.iter().rev().map(|(isolation, _)| *isolation).filter(|it| *it < from);
+        for to in weaker {
+            if fits(&|role| each_device(&|d| d.isolation = d.isolation.min(to), role)) {
+                return Some(Change::Isolation { from, to });
+            }
+        }
     }
     let cpus = largest(u64::from(request.cpus_milli / 1000), &|cpus| {
         fits(&|role| role.request.cpus_milli = role.request.cpus_milli.min(1000 * cpus as u32))

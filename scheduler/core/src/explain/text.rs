@@ -219,6 +219,9 @@ impl fmt::Display for Verdict {
             Verdict::LinkedBusy { free, wants } => {
                 write!(f, "{free} such devices are free in one island, a rank wants {wants}")
             }
+            Verdict::Isolation { has, wants } => {
+                write!(f, "keeps slices of such devices apart by {has} limits, a rank wants {wants} ones")
+            }
             Verdict::FewDevices { has, wants } => write!(f, "has {has} such devices, a rank wants {wants}"),
             Verdict::Faults { out, of, wants, why } => {
                 let takes = if *out == 1 { "takes" } else { "take" };
@@ -274,6 +277,7 @@ impl fmt::Display for Change {
             Change::Image => f.write_str("no image"),
             Change::Topology { from } => write!(f, "ranks in more than one {from}"),
             Change::Apart { from } => write!(f, "several ranks in one {from}"),
+            Change::Isolation { from, to } => write!(f, "{to} isolation instead of {from}"),
             Change::Island => f.write_str("devices of several islands"),
             Change::TimeLimit { from, to } => {
                 write!(f, "a time limit of {}", duration(*to))?;

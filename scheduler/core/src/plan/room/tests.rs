@@ -47,6 +47,7 @@ fn inventory(rng: &mut Rng) -> Inventory {
         speed_milli: 1000,
         speed_source: "".into(),
         number: 0,
+        isolation: Isolation::Advisory,
         island: linked.then_some(at as u16 / size),
     };
     Inventory {

@@ -73,6 +73,7 @@ impl<'a> Ours<'a> {
                 speed_milli: 1000,
                 speed_source: "".into(),
                 number: 0,
+                isolation: Isolation::Advisory,
                 island: None,
             });
             let inventory = Inventory {
