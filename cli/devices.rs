@@ -125,7 +125,7 @@ impl Place {
         if measured_now {
             measure(&mut backends)?;
         }
-        backends.enforce(aquifer_agent::cgroup::enforceable());
+        backends.enforce(aquifer_agent::cgroup::enforceable(), false);
         let offered = backends.devices();
         let devices = (0u16..).zip(offered).zip(backends.found()).map(|((index, device), found)| {
             let seat = seat(&roots.sysfs, &found.place);

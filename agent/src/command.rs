@@ -71,6 +71,7 @@ pub fn launch(id: WorkerId, order: &Order, seen: Visibility, surroundings: &Surr
         ready,
         files: frameworks::files(order),
         container: None,
+        partition: None,
     }
 }
 

@@ -26,8 +26,9 @@ use crate::device::measured::{Figures, MeasureChoice, Measurements, ToMeasure};
 use crate::device::watch::Watch;
 use crate::device::{Backends, DeviceChoice, DeviceError, Roots};
 use crate::host::Host;
-use crate::launcher::{Launcher, LauncherConfig, LauncherError, News, SupervisorCommand};
+use crate::launcher::{Launch, Launcher, LauncherConfig, LauncherError, News, SupervisorCommand};
 use crate::metrics::Metrics;
+use crate::partitions::{Mig, Mps, Partitions};
 use crate::process;
 use crate::run_dir::Retention;
 use crate::session::{self, Incoming, Link};
@@ -70,6 +71,10 @@ pub struct AgentConfig {
     pub ports: Ports,
     /// Labels of the node.
     pub labels: BTreeMap<String, String>,
+    /// Whether MIG instances are made when a rank needs one, on cards in MIG mode.
+    pub mig_on_demand: bool,
+    /// Whether a multi-process service is started when a rank needs a share of an NVIDIA device.
+    pub mps_on_demand: bool,
     /// What is to run containers.
     pub engine: EngineChoice,
     /// Whether to enforce processor time and memory where the machine allows it.
@@ -97,6 +102,9 @@ pub enum AgentError {
     /// The address of the scheduler makes no sense.
     #[error("--server: {0}")]
     Server(#[from] EndpointError),
+    /// Nothing makes MIG instances here.
+    #[error("--mig on-demand: {0}")]
+    Mig(String),
     /// The token cannot be sent.
     #[error("the token has characters that cannot be sent")]
     Token,
@@ -169,6 +177,8 @@ struct Daemon {
     engine: Option<Arc<Engine>>,
     /// Why one that is there does not.
     engine_findings: Vec<String>,
+    /// What makes parts of devices.
+    partitions: Arc<Partitions>,
     config: AgentConfig,
     surroundings: Surroundings,
     hello: watch::Sender<v1::Hello>,
@@ -203,6 +213,8 @@ impl Daemon {
         let node = border::name("node", &config.node)?;
         host.cpus_milli = config.cpus_milli.unwrap_or(host.cpus_milli);
         host.memory_bytes = config.memory_bytes.unwrap_or(host.memory_bytes);
+        config.roots.parts_on_demand = config.mig_on_demand;
+        let partitions = Arc::new(partitions(&config).await?);
         let supervisor = SupervisorCommand::own_binary().map_err(AgentError::Machine)?;
         let program = supervisor.program.clone();
         let launcher = LauncherConfig {
@@ -211,6 +223,7 @@ impl Daemon {
             enforce_limits: config.enforce_limits,
             keep: config.keep,
             status_every: Duration::from_millis(200),
+            partitions: partitions.clone(),
         };
         let (mut launcher, workers) = Launcher::open(launcher, news).await?;
         // What its lease or its machine ended has not failed: it is not reported, and therefore lost.
@@ -229,7 +242,7 @@ impl Daemon {
             backends.use_measured(Measurements::open(&config.state_dir.join("measured.json")));
             to_measure = backends.to_measure(config.measure == MeasureChoice::Always);
         }
-        backends.enforce(launcher.limits());
+        backends.enforce(launcher.limits(), partitions.makes_shares());
         for finding in backends.findings() {
             tracing::warn!(vendor = %finding.vendor, "{}", finding.what);
         }
@@ -263,6 +276,7 @@ impl Daemon {
             host,
             engine,
             engine_findings,
+            partitions,
             config,
             surroundings,
             hello,
@@ -405,9 +419,12 @@ impl Daemon {
         let Some(backends) = &self.backends else { return };
         for (id, order) in self.waiting.drain(..) {
             let rank = &order.allocation;
+            let (contained, devices) = backends.in_container(&rank.devices, rank.slice);
+            let partition = self.partitions.wanted(&devices, rank.slice);
             let Some(image) = command::image(&order) else {
                 let seen = backends.visibility(&rank.devices, rank.slice);
-                self.launcher.launch(command::launch(id, &order, seen, &self.surroundings));
+                let launch = command::launch(id, &order, seen, &self.surroundings);
+                self.launcher.launch(Launch { partition, ..launch });
                 continue;
             };
             let Some(engine) = &self.engine else {
@@ -415,9 +432,9 @@ impl Daemon {
                 self.agent.on_worker(id, WorkerState::Exited(Exit::Failed(why.into())));
                 continue;
             };
-            let (seen, devices) = backends.in_container(&rank.devices, rank.slice);
-            let nodes = seen.device_nodes.clone();
-            let mut launch = command::launch(id, &order, seen, &self.surroundings);
+            let nodes = contained.device_nodes.clone();
+            let launch = command::launch(id, &order, contained, &self.surroundings);
+            let mut launch = Launch { partition, ..launch };
             launch.container = Some(command::container(image, engine, &launch, nodes, devices));
             self.launcher.launch(launch);
         }
@@ -480,7 +497,7 @@ impl Daemon {
     }
 
     fn on_refreshed(&mut self, mut backends: Backends) {
-        backends.enforce(self.launcher.limits());
+        backends.enforce(self.launcher.limits(), self.partitions.makes_shares());
         for (of, figures) in self.measured.drain(..) {
             if let Err(error) = backends.enter_measured(&of, figures) {
                 tracing::warn!("what was measured cannot be kept: {error}");
@@ -546,6 +563,20 @@ fn first_boot() -> u64 {
 
 fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
+/// # Errors
+/// What is to make parts of devices is not there.
+async fn partitions(config: &AgentConfig) -> Result<Partitions, AgentError> {
+    let mps = config.mps_on_demand.then(|| Mps::new("nvidia-cuda-mps-control".into()));
+    let (state_dir, dirs) = (config.state_dir.clone(), config.roots.libraries.clone());
+    let open = move || Mig::open(&dirs).map_err(AgentError::Mig);
+    let mig = match config.mig_on_demand {
+        true => Some(tokio::task::spawn_blocking(open).await.expect("it does not panic")?),
+        false => None,
+    };
+    let state_dir = std::path::absolute(&state_dir).unwrap_or(state_dir);
+    Ok(Partitions::new(&state_dir, mps, mig))
 }
 
 fn inventory_of(

@@ -20,6 +20,7 @@ use crate::cgroup::{Cgroups, Limits};
 use crate::container::{Account, Arguments, Container, Left, arguments};
 use crate::frameworks::RunFile;
 use crate::members::Told;
+use crate::partitions::{Partition, Partitions};
 use crate::run_dir::{self, Lease, LogChunk, LogError, Logs, Retention, RunDir, RunDirs, Spec};
 use crate::status::Status;
 use crate::supervisors::{Supervisor, Supervisors};
@@ -52,6 +53,8 @@ pub struct Launch {
     pub files: Vec<RunFile>,
     /// What it runs in; `None`: nothing, as a process of the node like any other.
     pub container: Option<Container>,
+    /// What is made of devices for it before it starts, and removed when it has ended.
+    pub partition: Option<Partition>,
 }
 
 /// When a worker counts as running.
@@ -94,6 +97,8 @@ pub struct LauncherConfig {
     pub keep: Retention,
     /// Time between two looks at a worker's `status.json`.
     pub status_every: Duration,
+    /// What makes parts of devices.
+    pub partitions: Arc<Partitions>,
 }
 
 /// Why there is no launcher.
@@ -133,6 +138,7 @@ struct Shared {
     boot_id: String,
     limits: Limits,
     status_every: Duration,
+    partitions: Arc<Partitions>,
     news: mpsc::Sender<News>,
     supervisors: Supervisors,
 }
@@ -183,7 +189,8 @@ impl Launcher {
         let limits = cgroups.limits();
         let supervisors = Supervisors::new(config.supervisor, state_dir.clone(), cgroups)
             .map_err(|error| LauncherError::Machine(format!("cannot start a thread: {error}")))?;
-        let shared = Shared { dirs, boot_id, limits, status_every: config.status_every, news, supervisors };
+        let (status_every, partitions) = (config.status_every, config.partitions);
+        let shared = Shared { dirs, boot_id, limits, status_every, partitions, news, supervisors };
         let mut launcher = Launcher {
             shared: Arc::new(shared),
             workers: BTreeMap::new(),
@@ -196,7 +203,13 @@ impl Launcher {
             _lock: lock,
         };
         let shared = launcher.shared.clone();
-        let found = tokio::task::spawn_blocking(move || find_runs(&shared)).await;
+        let find = move || {
+            let found = find_runs(&shared)?;
+            let alive = found.iter().filter(|(_, _, run)| run.is_some()).map(|(id, ..)| *id).collect();
+            shared.partitions.reconcile(&alive);
+            Ok(found)
+        };
+        let found = tokio::task::spawn_blocking(find).await;
         let found = found.expect("the search does not panic").map_err(unusable)?;
         let mut states = Vec::new();
         for (id, state, run) in found {
@@ -219,7 +232,8 @@ impl Launcher {
         if let Err(error) = self.told.greet(id, &dir) {
             tracing::error!("cannot tell {id} who takes part: {error}");
         }
-        let (files, container) = (std::mem::take(&mut launch.files), launch.container.take());
+        let files = std::mem::take(&mut launch.files);
+        let (container, partition) = (launch.container.take(), launch.partition.take());
         let spec = Box::new(self.spec(launch, &files, &dir));
         let by_status = spec.by_status;
         let (stop, stop_wanted) = watch::channel(Stop::No);
@@ -237,7 +251,7 @@ impl Launcher {
             stop: stop_wanted,
             ended: ended.clone(),
         };
-        let task = tokio::spawn(watcher.launch(spec, files, container)).abort_handle();
+        let task = tokio::spawn(watcher.launch(spec, files, container, partition)).abort_handle();
         self.workers.insert(id, Worker { stop, ended, task: Some(task) });
     }
 
@@ -396,6 +410,30 @@ impl Launcher {
     }
 }
 
+/// Makes what the worker needs of devices, and puts it into its container.
+fn prepared(
+    mut spec: Spec,
+    mut container: Option<Container>,
+    partition: Option<Partition>,
+    run_dir: &Path,
+    id: WorkerId,
+    partitions: &Partitions,
+) -> Result<Spec, String> {
+    if let Some(partition) = partition {
+        let made = partitions.prepare(id, &partition)?;
+        spec.env.retain(|(name, _)| made.env.iter().all(|(own, _)| own != name));
+        spec.env.extend(made.env);
+        if let Some(container) = &mut container {
+            container.mounts.extend(made.mounts);
+            container.devices.iter_mut().zip(made.devices).for_each(|(device, name)| device.uuid = name);
+        }
+    }
+    Ok(match container {
+        Some(container) => contained(spec, container, run_dir),
+        None => spec,
+    })
+}
+
 /// Has the command run in a container. Its limits are the engine's then: the client is not what they are for.
 fn contained(spec: Spec, mut container: Container, run_dir: &Path) -> Spec {
     let name = container_name(&spec.id, run_dir);
@@ -494,12 +532,25 @@ struct Watcher {
 }
 
 impl Watcher {
-    async fn launch(mut self, mut spec: Box<Spec>, files: Vec<RunFile>, container: Option<Container>) {
-        if let Some(container) = container {
-            let run_dir = self.dir.path.clone();
-            // Storage that all nodes see may be slow.
-            let made = tokio::task::spawn_blocking(move || Box::new(contained(*spec, container, &run_dir)));
-            spec = made.await.expect("it does not panic");
+    async fn launch(
+        mut self,
+        mut spec: Box<Spec>,
+        files: Vec<RunFile>,
+        container: Option<Container>,
+        partition: Option<Partition>,
+    ) {
+        if container.is_some() || partition.is_some() {
+            let (dir, id, shared) = (self.dir.clone(), self.id, self.shared.clone());
+            // Drivers may be slow, and so may storage that all nodes see.
+            let prepare = move || prepared(*spec, container, partition, &dir.path, id, &shared.partitions);
+            match tokio::task::spawn_blocking(prepare).await.expect("it does not panic") {
+                Ok(prepared) => spec = Box::new(prepared),
+                Err(why) => {
+                    let exit = Exit::Failed(why.into());
+                    let _ = self.dir.create().and_then(|()| self.dir.write_exit(&exit, false));
+                    return self.exited(exit).await;
+                }
+            }
             self.container = spec.container.clone();
         }
         let start = self.shared.supervisors.start(spec, files, self.dir.clone(), self.stop.clone());
@@ -631,6 +682,11 @@ impl Watcher {
     }
 
     async fn exited(&mut self, exit: Exit) {
+        let (shared, id) = (self.shared.clone(), self.id);
+        if shared.partitions.has(id) {
+            // Its devices are whole again before anybody else gets them.
+            let _ = tokio::task::spawn_blocking(move || shared.partitions.release(id)).await;
+        }
         self.ended.store(true, Ordering::Release);
         let _ = self.shared.news.send(News::State { id: self.id, state: WorkerState::Exited(exit) }).await;
     }

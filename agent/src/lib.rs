@@ -17,6 +17,7 @@ mod json;
 pub mod launcher;
 mod members;
 pub mod metrics;
+pub mod partitions;
 mod process;
 pub mod run_dir;
 mod said;

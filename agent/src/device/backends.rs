@@ -168,10 +168,10 @@ impl Backends {
 
     /// Looks at what keeps parts of devices apart on this node, where the devices do not: the kernel does it for cores, a
     /// daemon of the driver for NVIDIA's.
-    pub fn enforce(&mut self, limits: Limits) {
+    pub fn enforce(&mut self, limits: Limits, shares_on_demand: bool) {
         let limited = |is_so: bool| if is_so { Isolation::Limited } else { Isolation::Advisory };
         self.enforced.insert(Vendor::Cpu, limited(limits.cpu));
-        self.enforced.insert(Vendor::Nvidia, limited(mps::runs()));
+        self.enforced.insert(Vendor::Nvidia, limited(shares_on_demand || mps::runs()));
     }
 
     fn isolation(&self, found: &Found) -> Isolation {

@@ -227,6 +227,9 @@ impl Reader {
         notes: &mut Vec<String>,
     ) -> Result<Vec<Found>, String> {
         let whole = self.read_device(opened, card, notes).map_err(|error| fault_of(opened, &error))?;
+        if self.roots.parts_on_demand {
+            return Ok(vec![Found { isolation: Isolation::Hard, ..whole }]);
+        }
         let most = opened.ask(&slices.most, card).map_or(0, Value::number);
         let mut found = Vec::new();
         for number in 0..most as usize {

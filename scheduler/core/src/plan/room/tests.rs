@@ -72,6 +72,7 @@ fn request(rng: &mut Rng) -> Request {
         model,
         memory_bytes: 0,
         slice: (rng.below(2) == 0 && slice != Slice::default()).then_some(slice),
+        isolation: Isolation::Advisory,
         one_island: rng.below(3) == 0,
     };
     Request {
