@@ -319,7 +319,7 @@ fn a_job_with_an_image_runs_where_there_is_an_engine_and_says_what_it_waits_for_
     let waits = pool.aquifer(&[&run[..], &["--detach"], &program].concat()).ok();
     let job = waits.split_whitespace().find(|word| word.starts_with("job-")).unwrap_or_default().to_string();
     let why = pool.aquifer(&["explain", &job]).ok();
-    assert!(why.contains("      1  has no container engine\n"), "{why}");
+    assert!(why.contains("    1  has no container engine\n"), "{why}");
     assert!(why.contains("It would start now with no image."), "{why}");
 
     pool.agent("c", &["--engine", &engine]);

@@ -1,18 +1,16 @@
 //! The daemon: one task that owns the protocol's state and the launcher, and goes from event to event.
 
+mod config;
 mod looked;
 mod measuring;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
-use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aquifer_core::agent::{Action, Message, NodeAgent};
-use aquifer_core::{Exit, Inventory, Launch as Order, Name, Ports, Progress, Time, WorkerId, WorkerState};
-use aquifer_proto::tls::{ClientTls, EndpointError};
+use aquifer_core::{Exit, Inventory, Launch as Order, Name, Progress, Time, WorkerId, WorkerState};
 use aquifer_proto::v1::agent_message::Message as Up;
 use aquifer_proto::v1::scheduler_message::Message as Down;
 use aquifer_proto::{border, v1, wire};
@@ -21,18 +19,18 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::cgroup::Limits;
 use crate::command::{self, Surroundings};
-use crate::container::{self, Engine, EngineChoice};
+use crate::container::{self, Engine};
+use crate::device::Backends;
 use crate::device::measured::{Figures, MeasureChoice, Measurements, ToMeasure};
 use crate::device::watch::Watch;
-use crate::device::{Backends, DeviceChoice, DeviceError, Roots};
 use crate::host::Host;
-use crate::launcher::{Launch, Launcher, LauncherConfig, LauncherError, News, SupervisorCommand};
-use crate::metrics::Metrics;
-use crate::partitions::{Mig, Mps, Partitions};
+use crate::launcher::{Launch, Launcher, LauncherConfig, News, SupervisorCommand};
+use crate::partitions::Partitions;
 use crate::process;
-use crate::run_dir::Retention;
 use crate::session::{self, Incoming, Link};
 use crate::status::{Spent, Status};
+
+pub use config::{AgentConfig, AgentError};
 
 /// How often devices are looked at.
 const DEVICES_EVERY: Duration = Duration::from_secs(5);
@@ -43,75 +41,6 @@ const CHANGES_PER_MS: u32 = 4;
 const LONGEST_SILENCE: Duration = Duration::from_millis(5);
 /// Bytes of one piece of a log, at most.
 const MAX_LOG_PIECE: u32 = 256 << 10;
-
-/// How to run the agent.
-#[derive(Clone, Debug)]
-pub struct AgentConfig {
-    /// The stable name of the node; empty: the host's.
-    pub node: String,
-    /// Address of the scheduler: `https://host:port`, or of each of several with commas between them.
-    pub server: String,
-    /// Whom to trust, and what to show, where the address says `https`.
-    pub tls: ClientTls,
-    /// Secret to present.
-    pub token: Option<String>,
-    /// Directory for all that must survive a restart of the agent.
-    pub state_dir: PathBuf,
-    /// Which devices to offer.
-    pub devices: DeviceChoice,
-    /// Where to look for them.
-    pub roots: Roots,
-    /// Processor time to offer, in thousandths of a core; `None`: all of it.
-    pub cpus_milli: Option<u32>,
-    /// Main memory to offer, in bytes; `None`: all of it.
-    pub memory_bytes: Option<u64>,
-    /// Address under which workers of other nodes reach this one.
-    pub address: String,
-    /// Ports that workers may listen on.
-    pub ports: Ports,
-    /// Labels of the node.
-    pub labels: BTreeMap<String, String>,
-    /// Whether MIG instances are made when a rank needs one, on cards in MIG mode.
-    pub mig_on_demand: bool,
-    /// Whether a multi-process service is started when a rank needs a share of an NVIDIA device.
-    pub mps_on_demand: bool,
-    /// What is to run containers.
-    pub engine: EngineChoice,
-    /// Whether to enforce processor time and memory where the machine allows it.
-    pub enforce_limits: bool,
-    /// Ended runs to keep.
-    pub keep: Retention,
-    /// Whether to measure devices.
-    pub measure: MeasureChoice,
-    /// Where operators read it.
-    pub metrics: Metrics,
-}
-
-/// Why the agent ended.
-#[derive(Debug, thiserror::Error)]
-pub enum AgentError {
-    /// The name of the node cannot be used.
-    #[error(transparent)]
-    Name(#[from] border::Invalid),
-    /// The devices that were chosen cannot be had.
-    #[error(transparent)]
-    Devices(#[from] DeviceError),
-    /// No worker can be launched.
-    #[error(transparent)]
-    Launcher(#[from] LauncherError),
-    /// The address of the scheduler makes no sense.
-    #[error("--server: {0}")]
-    Server(#[from] EndpointError),
-    /// Nothing makes MIG instances here.
-    #[error("--mig on-demand: {0}")]
-    Mig(String),
-    /// The token cannot be sent.
-    #[error("the token has characters that cannot be sent")]
-    Token,
-    /// The machine does not give what is needed.
-    #[error("{0}")]
-    Machine(io::Error),
-}
 
 /// Runs the agent until `shutdown`. Workers run on: the next agent of this state directory adopts them.
 ///
@@ -214,7 +143,7 @@ impl Daemon {
         host.cpus_milli = config.cpus_milli.unwrap_or(host.cpus_milli);
         host.memory_bytes = config.memory_bytes.unwrap_or(host.memory_bytes);
         config.roots.parts_on_demand = config.mig_on_demand;
-        let partitions = Arc::new(partitions(&config).await?);
+        let partitions = Arc::new(config.partitions().await?);
         let supervisor = SupervisorCommand::own_binary().map_err(AgentError::Machine)?;
         let program = supervisor.program.clone();
         let launcher = LauncherConfig {
@@ -563,20 +492,6 @@ fn first_boot() -> u64 {
 
 fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
-}
-
-/// # Errors
-/// What is to make parts of devices is not there.
-async fn partitions(config: &AgentConfig) -> Result<Partitions, AgentError> {
-    let mps = config.mps_on_demand.then(|| Mps::new("nvidia-cuda-mps-control".into()));
-    let (state_dir, dirs) = (config.state_dir.clone(), config.roots.libraries.clone());
-    let open = move || Mig::open(&dirs).map_err(AgentError::Mig);
-    let mig = match config.mig_on_demand {
-        true => Some(tokio::task::spawn_blocking(open).await.expect("it does not panic")?),
-        false => None,
-    };
-    let state_dir = std::path::absolute(&state_dir).unwrap_or(state_dir);
-    Ok(Partitions::new(&state_dir, mps, mig))
 }
 
 fn inventory_of(

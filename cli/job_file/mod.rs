@@ -4,6 +4,7 @@
 //! name line and field), [`JobFile::spec`] (what the keys mean together), and the border of the protocol
 //! (`aquifer_proto::border::job_spec`), which the scheduler passes a job through as well.
 
+mod apartness;
 mod scalars;
 mod set;
 mod spec;
@@ -14,6 +15,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
+pub use apartness::Apartness;
 pub use scalars::*;
 pub use spec::*;
 

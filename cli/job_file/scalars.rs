@@ -69,10 +69,6 @@ pub struct ServePrecision(pub &'static str);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Level(pub aquifer_proto::core::Level);
 
-/// How well a slice is kept from others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Apartness(pub aquifer_proto::core::Isolation);
-
 /// How much something is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -276,18 +272,6 @@ impl FromStr for Level {
     }
 }
 
-impl Scalar for Apartness {
-    fn expected() -> String {
-        "expected hard, limited or advisory".into()
-    }
-}
-impl FromStr for Apartness {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Apartness, String> {
-        text.parse().map(Apartness)
-    }
-}
-
 impl Scalar for Need {
     fn expected() -> String {
         "expected require or prefer".into()
@@ -390,11 +374,6 @@ impl fmt::Display for Maker {
     }
 }
 impl fmt::Display for Level {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
-impl fmt::Display for Apartness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
     }

@@ -32,9 +32,9 @@ fn any_pool(seed: u64) -> (Fixture, Rng) {
             let islands = inventory.devices.iter_mut().zip(0u16..);
             islands.for_each(|(device, at)| device.island = Some(at / size));
         }
-        inventory.engine = if node % 2 == 0 { "podman" } else { "" }.into();
+        inventory.engine = if node.is_multiple_of(2) { "podman" } else { "" }.into();
         for (device, at) in inventory.devices.iter_mut().zip(node..) {
-            device.isolation = if at % 3 == 0 { Isolation::Advisory } else { Isolation::Limited };
+            device.isolation = if at.is_multiple_of(3) { Isolation::Advisory } else { Isolation::Limited };
         }
         inventory.labels = [("rack".into(), format!("r{}", rng.below(2)).into())].into();
         t.report(node, inventory, Vec::new());
@@ -86,7 +86,8 @@ fn any_role(rng: &mut Rng) -> Role {
     };
     role.request.devices = (0..rng.below(3)).map(|_| want(rng)).collect();
     // Of these nothing is drawn, so that all else is as it was.
-    let apart = |want: &&mut DeviceRequest| want.slice.is_some_and(|slice| slice.compute_milli % 5 == 0);
+    let apart =
+        |want: &&mut DeviceRequest| want.slice.is_some_and(|slice| slice.compute_milli.is_multiple_of(5));
     role.request.devices.iter_mut().filter(apart).for_each(|want| want.isolation = Isolation::Limited);
     if rng.below(4) == 0 {
         role.standing.apart = Some(any_level(rng));

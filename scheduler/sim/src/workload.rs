@@ -115,7 +115,7 @@ fn any_inventory(rng: &mut Rng, at: u64) -> Inventory {
         speed_milli: [500, 1000, 2000][index % 3],
         speed_source: "".into(),
         number: 0,
-        isolation: if at % 2 == 0 { Isolation::Limited } else { Isolation::Advisory },
+        isolation: if at.is_multiple_of(2) { Isolation::Limited } else { Isolation::Advisory },
         island: island.map(|size| (index / size) as u16),
     });
     let mut labels: BTreeMap<Name, Name> = [("rack".into(), format!("r{}", rng.below(2)).into())].into();
@@ -169,7 +169,7 @@ fn any_role(rng: &mut Rng, name: &str) -> Role {
         let count = rng.within((1, if slice.is_some() { 2 } else { 8 })) as u16;
         let one_island = 1 < count && rng.below(4) == 0;
         // Not drawn, so that all else is as it was.
-        let apart = slice.is_some_and(|slice| slice.compute_milli % 200 == 0);
+        let apart = slice.is_some_and(|slice| slice.compute_milli.is_multiple_of(200));
         let isolation = if apart { Isolation::Limited } else { Isolation::Advisory };
         DeviceRequest {
             count,

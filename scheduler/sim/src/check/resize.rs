@@ -34,7 +34,9 @@ impl Sim {
             let has = |want: &DeviceRequest| {
                 let fit =
                     |device: &&Device| device.fault.is_none() && device.class == to && want.accepts(&to);
+                let is_apart = |least| want.slice.is_none() || want.isolation <= least;
                 !want.one_island
+                    && node.inventory.isolation_for(want).is_none_or(is_apart)
                     && usize::from(want.count) <= node.inventory.devices.iter().filter(fit).count()
             };
             request.cpus_milli <= node.inventory.cpus_milli
