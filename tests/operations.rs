@@ -329,7 +329,9 @@ fn a_job_with_an_image_runs_where_there_is_an_engine_and_says_what_it_waits_for_
     assert_eq!(pool.log(number), format!("hello from / in {job}\n"));
     let shown = pool.aquifer(&["job", &job]).ok();
     assert!(shown.contains(" in registry.example.com/app:1\n"), "{shown}");
-    assert!(pool.aquifer(&["node", "c"]).ok().contains("containers    docker 0.1\n"));
+    let node = pool.aquifer(&["node", "c"]).ok();
+    let engine = node.lines().find_map(|line| line.strip_prefix("containers")).map(str::trim);
+    assert_eq!(engine, Some("docker 0.1"), "{node}");
     assert_eq!(json(&pool.aquifer(&["node", "c", "--json"]).ok())["engine"], "docker 0.1");
 
     let wrong = pool.aquifer(&["run", "--image", "--privileged", "--", "true"]);
