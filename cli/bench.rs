@@ -407,6 +407,7 @@ fn report(seq: u64) -> v1::NodeReport {
         health: String::new(),
         fault_since_ms: 0,
         number: at,
+        isolation: String::new(),
     };
     let worker = |rank| v1::WorkerReport {
         worker: Some(v1::Worker { job: 1_000_000, attempt: 1, rank }),

@@ -88,6 +88,8 @@ pub struct Rank {
     pub devices: Vec<u32>,
     /// Model of these devices.
     pub model: String,
+    /// How well it is kept from others on its devices: hard, limited, advisory; empty without devices.
+    pub isolation: String,
     /// assigned, starting, running, gone.
     pub state: String,
     /// Address that it may listen on.
@@ -180,6 +182,9 @@ pub struct Role {
     pub cpus_milli: u32,
     pub memory_bytes: u64,
     pub labels: BTreeMap<String, String>,
+    /// Of the container that they run in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// Level of which no two ranks are in one domain.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub apart: Option<String>,
@@ -208,6 +213,9 @@ pub struct DeviceRequest {
     /// Whether several must be of one island.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub one_island: bool,
+    /// How well a slice must be kept from others on its device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<String>,
 }
 
 /// A part of one device; 0: as large a share as that of the other.
@@ -392,6 +400,8 @@ pub struct Node {
     pub first_port: u32,
     pub last_port: u32,
     pub labels: BTreeMap<String, String>,
+    /// What runs containers on it; empty: nothing does.
+    pub engine: String,
     pub lease_left_ms: u64,
     /// Of its agent.
     pub version: String,
@@ -426,6 +436,8 @@ pub struct Device {
     /// Devices of the node with the same number are linked directly.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub island: Option<u32>,
+    /// How well slices of it are kept from each other: hard, limited, advisory.
+    pub isolation: String,
     /// Whether a job holds it.
     pub held: bool,
     /// Why it takes no new work.
@@ -662,6 +674,7 @@ impl Rank {
             node: wire.node.clone(),
             devices: wire.devices.clone(),
             model: wire.model.clone(),
+            isolation: wire.isolation.clone(),
             state: rank_state(wire.state()).into(),
             address: wire.address.clone(),
             port: wire.port,
@@ -747,6 +760,7 @@ impl From<&core::Role> for Role {
                 .slice
                 .map(|slice| Slice { compute_milli: slice.compute_milli, memory_bytes: slice.memory_bytes }),
             one_island: device.one_island,
+            isolation: device.slice.map(|_| device.isolation.to_string()),
         };
         let (mut command, mut train, mut serve) = (None, None, None);
         match &role.program {
@@ -790,6 +804,7 @@ impl From<&core::Role> for Role {
             cpus_milli: role.request.cpus_milli,
             memory_bytes: role.request.memory_bytes,
             labels: pairs(&role.request.labels),
+            image: role.request.image.as_deref().map(String::from),
             apart: role.standing.apart.as_ref().map(ToString::to_string),
             spread: role.standing.spread.as_ref().map(ToString::to_string),
             command,
@@ -855,6 +870,7 @@ impl From<&v1::Node> for Node {
             speed_milli: device.speed_milli,
             speed_source: device.speed_source.clone(),
             island: device.island,
+            isolation: if device.isolation.is_empty() { "advisory".into() } else { device.isolation.clone() },
         };
         let worker = |wire: &v1::Worker| {
             let id = core::WorkerId { job: core::JobId(wire.job), attempt: wire.attempt, rank: wire.rank };
@@ -879,6 +895,7 @@ impl From<&v1::Node> for Node {
             first_port: inventory.first_port,
             last_port: inventory.last_port,
             labels: inventory.labels.clone().into_iter().collect(),
+            engine: inventory.engine.clone(),
             lease_left_ms: wire.lease_left_ms,
             version: wire.version.clone(),
             findings: wire.findings.clone(),

@@ -7,6 +7,7 @@
 
 pub mod cgroup;
 pub mod command;
+pub mod container;
 mod daemon;
 pub mod device;
 mod fork_server;
@@ -16,8 +17,10 @@ mod json;
 pub mod launcher;
 mod members;
 pub mod metrics;
+pub mod partitions;
 mod process;
 pub mod run_dir;
+mod said;
 mod session;
 mod socket;
 mod spawn;

@@ -8,9 +8,11 @@ use aquifer_core::*;
 use crate::v1;
 
 mod assignments;
+mod image;
 mod programs;
 
 pub use assignments::assignment;
+use image::image;
 pub use programs::{SERVE_PRECISIONS, TRAIN_PRECISIONS};
 use programs::{arguments, serve, train};
 
@@ -187,6 +189,12 @@ fn role(field: &str, wire: &v1::Role) -> Checked<Role> {
         Some(v1::role::Program::Serve(wire)) => Program::Serve(serve(&format!("{field}.serve"), wire)?),
         None => return Err(Invalid::new(field, "without a program", "expected command, train or serve")),
     };
+    if !matches!(program, Program::Command(_))
+        && let Some(image) = &request.image
+    {
+        let allowed = "only for a command: the bundled programs need no image";
+        return Err(Invalid::new(format!("{field}.request.image"), format!("{image:?}"), allowed));
+    }
     if let Program::Train(options) = &program
         && options.batch < wire.ranks
     {
@@ -237,6 +245,7 @@ fn request(field: &str, wire: &v1::Request) -> Checked<Request> {
         cpus_milli: wire.cpus_milli,
         memory_bytes: memory(&format!("{field}.memory_bytes"), wire.memory_bytes)?,
         labels: pairs(&format!("{field}.labels"), &wire.labels, 65_536)?,
+        image: wire.image.as_ref().map(|text| image(&format!("{field}.image"), text)).transpose()?,
     })
 }
 
@@ -259,6 +268,7 @@ fn device_request(field: &str, wire: &v1::DeviceRequest) -> Checked<DeviceReques
         memory_bytes: memory(&format!("{field}.memory_bytes"), wire.memory_bytes)?,
         slice: wire.slice.as_ref().map(|wire| slice(&format!("{field}.slice"), wire)).transpose()?,
         one_island: wire.one_island,
+        isolation: isolation(&format!("{field}.slice.isolation"), &wire.isolation)?,
     })
 }
 
@@ -272,6 +282,13 @@ fn slice(field: &str, wire: &v1::Slice) -> Checked<Slice> {
         return Err(Invalid::new(field, "empty", "expected compute_milli, memory_bytes or both"));
     }
     Ok(Slice { compute_milli: wire.compute_milli, memory_bytes })
+}
+
+fn isolation(field: &str, text: &str) -> Checked<Isolation> {
+    match text {
+        "" => Ok(Isolation::Advisory),
+        text => text.parse().map_err(|allowed: String| Invalid::new(field, format!("{text:?}"), allowed)),
+    }
 }
 
 fn vendor(field: &str, text: &str) -> Checked<Vendor> {
@@ -433,7 +450,8 @@ pub fn inventory(wire: &v1::Inventory) -> Checked<Inventory> {
         let uuid = wire.uuid.as_str().into();
         let speed_source = wire.speed_source.as_str().into();
         let (number, island) = (wire.number, island.transpose()?);
-        Ok(Device { class, uuid, fault, speed_milli, speed_source, number, island })
+        let isolation = isolation(&format!("inventory.devices[{at}].isolation"), &wire.isolation)?;
+        Ok(Device { class, uuid, fault, speed_milli, speed_source, number, isolation, island })
     });
     let devices = devices.collect::<Checked<Vec<Device>>>()?;
     let port = |field, port: u32| {
@@ -449,6 +467,7 @@ pub fn inventory(wire: &v1::Inventory) -> Checked<Inventory> {
             last: port("inventory.last_port", wire.last_port)?,
         },
         labels: pairs("inventory.labels", &wire.labels, 65_536)?.into_iter().collect(),
+        engine: text("inventory.engine", &wire.engine, 128)?,
     })
 }
 

@@ -497,6 +497,7 @@ mod tests {
             speed_milli: 3,
             speed_source: "measured: 1 TFLOP/s in bf16".into(),
             number: 0,
+            isolation: Isolation::Advisory,
             island: None,
         };
         let mut node = Node::new(NodeId(0), "a".into());

@@ -242,9 +242,13 @@ impl Pool {
             let url = self.url();
             let mut words = vec!["agent", "--server", &url, "--node", name, "--state-dir", &state];
             words.extend(["--ports", &ports, "--limits", "off"]);
-            for (flag, default) in
-                [("--devices", "none"), ("--cpus", "4"), ("--memory", "4GiB"), ("--measure", "never")]
-            {
+            for (flag, default) in [
+                ("--devices", "none"),
+                ("--cpus", "4"),
+                ("--memory", "4GiB"),
+                ("--measure", "never"),
+                ("--engine", "none"),
+            ] {
                 words.extend(if flags.contains(&flag) { vec![] } else { vec![flag, default] });
             }
             words.extend(flags);
