@@ -7,6 +7,8 @@
 
 pub mod cgroup;
 pub mod command;
+mod conversation;
+pub mod crowd;
 mod daemon;
 pub mod device;
 mod fork_server;
