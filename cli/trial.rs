@@ -65,7 +65,7 @@ impl Trial {
         self.global.server = self.server.clone();
         self.pool = Pool::new(&self.global)?;
         // With etcd it listens before it leads.
-        let first = async |mut client: Client| client.list_nodes(v1::ListNodesRequest::default()).await;
+        let first = async |mut client: Client| client.status(v1::StatusRequest {}).await;
         self.pool.call(Patience::Long, first).await?;
         Ok(())
     }
