@@ -51,13 +51,13 @@ pub struct Args {
     #[arg(long, value_name = "RANKS", default_value_t = 0)]
     pub spares: u32,
     /// Steps of the training
-    #[arg(long, value_name = "STEPS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    #[arg(long, value_name = "STEPS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub steps: u64,
     /// Shape of the model: tiny, small, medium, or a directory
-    #[arg(long, value_name = "NAME|DIR", default_value = "small")]
+    #[arg(long, value_name = "NAME|DIR", default_value = "tiny")]
     pub model: String,
     /// Sequences of a step, each a shard of its own
-    #[arg(long, value_name = "SEQUENCES", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "SEQUENCES", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch: u32,
     /// Steps between two checkpoints
     #[arg(long, value_name = "STEPS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
