@@ -362,9 +362,10 @@ impl Daemon {
                 continue;
             };
             let nodes = contained.device_nodes.clone();
+            let mounts = &order.spec.roles[order.role].mounts;
             let launch = command::launch(id, &order, contained, &self.surroundings);
             let mut launch = Launch { partition, ..launch };
-            launch.container = Some(command::container(image, engine, &launch, nodes, devices));
+            launch.container = Some(command::container(image, mounts, engine, &launch, nodes, devices));
             self.launcher.launch(launch);
         }
     }

@@ -35,6 +35,7 @@ fn contained(engine: &Arc<Engine>, image: &str, launch: Launch) -> Launch {
         device_nodes: vec!["/dev/null".into(), "/dev/no-such-node".into()],
         mounts: Vec::new(),
         read_only: vec!["/no/such/driver".into()],
+        asked: Vec::new(),
     };
     Launch { container: Some(container), ..launch }
 }
@@ -161,6 +162,11 @@ async fn every_end_of_a_container_has_its_sentence() {
         let launch = Launch { id: id(rank), env, memory_bytes: 64 << 20, ..shell(script) };
         assert_eq!(t.run(contained(&engine, image, launch)).await, expected, "{image}: {script}");
     }
+    let mut launch = contained(&engine, "app", Launch { id: id(8), ..shell("exit 0") });
+    let asked = ["/usr:/usr/sets:ro", "/no/such/sets:/data"].map(|text| text.parse().unwrap());
+    launch.container.as_mut().unwrap().asked = asked.into();
+    let expected = "mount /no/such/sets: the node has no such file or directory";
+    assert_eq!(t.run(launch).await, failed(expected));
     let gone = Arc::new(Engine { program: "/no/such/engine".into(), ..(*engine).clone() });
     let launch = contained(&gone, "app", Launch { id: id(9), ..shell("exit 0") });
     assert_eq!(t.run(launch).await, failed("program /no/such/engine: no such file"));

@@ -54,6 +54,7 @@ fn called(engine: Engine, vendor: Vendor) -> String {
         device_nodes: seen.device_nodes,
         mounts: vec!["/data/check, points".into()],
         read_only: driver_files(vendor).collect(),
+        asked: ["/data/sets:ro", "/srv/a, \"b\":/work/in"].map(|text| text.parse().unwrap()).into(),
     };
     let own = [("AQUIFER_RUN_DIR", "/state/runs/job-7.1/0"), ("PATH", "/opt/bin"), ("TOKEN", "se,cr=et")];
     let own = own.map(|(name, value)| (name.to_string(), value.to_string()));
