@@ -366,6 +366,28 @@ fn a_job_with_an_image_runs_where_there_is_an_engine_and_says_what_it_waits_for_
     assert!(wrong.err.contains("image is \"-v\": expected the name of an image"), "{}", wrong.err);
 }
 
+/// As after a restart of the node, where docker starts after the agent.
+#[test]
+fn an_engine_that_starts_later_is_noticed() {
+    let mut pool = Pool::of_one(&[]);
+    let engine = pool.file("engine");
+    std::fs::create_dir(pool.file("containers")).unwrap();
+    pool.agent("c", &["--engine", &engine]);
+    let run = ["run", "--detach", "--image", "app", "--env", "PATH=/bin", "--", "/bin/sh", "-c", "exit 0"];
+    let waits = pool.aquifer(&run).ok();
+    let job = waits.split_whitespace().find(|word| word.starts_with("job-")).unwrap_or_default().to_string();
+    let why = pool.aquifer(&["explain", &job]).ok();
+    assert!(why.contains("  has no container engine\n"), "{why}");
+    let new = pool.file("engine.new");
+    std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/agent/tests/containers/engine.sh"), &new).unwrap();
+    std::fs::rename(new, &engine).unwrap();
+    let number = job.trim_start_matches("job-").parse().expect("a number");
+    let ended = pool.until_job(number, "its end", pool::has_ended);
+    assert_eq!((&ended.ranks[0].node[..], &ended.last_failure[..]), ("c", ""));
+    let node = json(&pool.aquifer(&["node", "c", "--json"]).ok());
+    assert_eq!(node["engine"], "docker 0.1");
+}
+
 #[test]
 fn a_reservation_moves_who_is_in_its_way_and_is_kept_through_a_restart() {
     let mut pool = Pool::of_one(&[]);

@@ -1,6 +1,7 @@
 //! The daemon: one task that owns the protocol's state and the launcher, and goes from event to event.
 
 mod config;
+mod engine;
 mod looked;
 mod measuring;
 
@@ -17,9 +18,8 @@ use aquifer_proto::{border, v1, wire};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use crate::cgroup::Limits;
 use crate::command::{self, Surroundings};
-use crate::container::{self, Engine};
+use crate::container::Engine;
 use crate::device::Backends;
 use crate::device::measured::{Figures, MeasureChoice, Measurements, ToMeasure};
 use crate::device::watch::Watch;
@@ -31,6 +31,7 @@ use crate::session::{self, Incoming, Link};
 use crate::status::Status;
 
 pub use config::{AgentConfig, AgentError};
+use engine::EngineWatch;
 
 /// How often devices are looked at.
 const DEVICES_EVERY: Duration = Duration::from_secs(5);
@@ -54,6 +55,7 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
     tokio::spawn(session::keep_up(link, hello, incoming_sender));
     let (refreshed_sender, mut refreshed) = mpsc::channel(1);
     let (measured_sender, mut measured) = mpsc::channel(1);
+    let (engine_sender, mut engines) = mpsc::channel(1);
     let mut devices_due = Instant::now() + DEVICES_EVERY;
     daemon.measure(&measured_sender);
     tokio::pin!(shutdown);
@@ -70,6 +72,8 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
             }
             Some(question) = questions.recv() => drop(question.send(daemon.seen())), // The asker may have left.
             Some(backends) = refreshed.recv() => daemon.on_refreshed(backends),
+            // The next look at devices tells it.
+            Some(search) = engines.recv() => daemon.engine.on_search(search),
             Some(measured) = measured.recv() => {
                 daemon.on_measured(measured);
                 daemon.measure(&measured_sender);
@@ -80,6 +84,7 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
             () = sleep_until(devices_due) => {
                 devices_due = Instant::now() + DEVICES_EVERY;
                 daemon.launcher.tidy();
+                daemon.engine.search_if_due(&engine_sender);
                 daemon.measure(&measured_sender);
                 daemon.refresh(refreshed_sender.clone());
             }
@@ -102,10 +107,7 @@ struct Daemon {
     /// Launches that wait for the backends.
     waiting: VecDeque<(WorkerId, Arc<Order>)>,
     host: Host,
-    /// What runs containers.
-    engine: Option<Arc<Engine>>,
-    /// Why one that is there does not.
-    engine_findings: Vec<String>,
+    engine: EngineWatch,
     /// What makes parts of devices.
     partitions: Arc<Partitions>,
     config: AgentConfig,
@@ -159,8 +161,8 @@ impl Daemon {
         let (lost, workers): (Vec<_>, Vec<_>) =
             workers.into_iter().partition(|(id, _)| launcher.was_lost(*id));
         lost.into_iter().for_each(|(id, _)| launcher.forget(id));
-        let engine_choice = config.engine.clone();
-        let found = tokio::task::spawn_blocking(move || container::find(&engine_choice));
+        let mut engine = EngineWatch::new(&config);
+        let search = engine.search();
         let (choice, roots, facts) = (config.devices.clone(), config.roots.clone(), host.clone());
         let known = config.state_dir.join("devices.json");
         let backends =
@@ -175,20 +177,16 @@ impl Daemon {
         for finding in backends.findings() {
             tracing::warn!(vendor = %finding.vendor, "{}", finding.what);
         }
-        let (mut engine, engine_findings) = found.await.expect("the search does not panic");
-        if let Some(engine) = engine.as_mut().filter(|_| !config.enforce_limits) {
-            (engine.limits, engine.cpuset) = (Limits::default(), false);
-        }
-        engine_findings.iter().for_each(|finding| tracing::warn!("{finding}"));
-        let engine = engine.map(Arc::new);
+        engine.on_search(search.await.expect("the search does not panic"));
         let mut watch = Watch::default();
-        let inventory = Arc::new(inventory_of(&backends, &mut watch, &host, engine.as_deref(), &config));
+        let inventory =
+            Arc::new(inventory_of(&backends, &mut watch, &host, engine.found.as_deref(), &config));
         let lease_end = Time(launcher.lease_end_ms().unwrap_or(0));
         tracing::info!(node = %node, devices = inventory.devices.len(), adopted = workers.len(), "agent started");
         let workers: BTreeMap<WorkerId, WorkerState> = workers.into_iter().collect();
         let adopted = workers.keys().copied().collect();
         let agent = NodeAgent::new(node, inventory.clone(), first_boot(), workers, lease_end);
-        let hello = watch::Sender::new(hello_of(&agent, &config, &backends, &engine_findings));
+        let hello = watch::Sender::new(hello_of(&agent, &config, &backends, &engine.findings));
         let link = link_of(&config)?;
         let told = hello.subscribe();
         let address = config.address.clone();
@@ -204,7 +202,6 @@ impl Daemon {
             waiting: VecDeque::new(),
             host,
             engine,
-            engine_findings,
             partitions,
             config,
             surroundings,
@@ -356,7 +353,7 @@ impl Daemon {
                 self.launcher.launch(Launch { partition, ..launch });
                 continue;
             };
-            let Some(engine) = &self.engine else {
+            let Some(engine) = &self.engine.found else {
                 let why = "its node has no container engine any more";
                 self.agent.on_worker(id, WorkerState::Exited(Exit::Failed(why.into())));
                 continue;
@@ -434,8 +431,8 @@ impl Daemon {
             }
         }
         let inventory =
-            inventory_of(&backends, &mut self.watch, &self.host, self.engine.as_deref(), &self.config);
-        let hello = hello_of(&self.agent, &self.config, &backends, &self.engine_findings);
+            inventory_of(&backends, &mut self.watch, &self.host, self.engine.found.as_deref(), &self.config);
+        let hello = hello_of(&self.agent, &self.config, &backends, &self.engine.findings);
         let told = self.hello.borrow().findings.clone();
         for finding in hello.findings.iter().filter(|finding| !told.contains(finding)) {
             tracing::warn!("{finding}");

@@ -298,6 +298,16 @@ async fn podman_runs_a_worker_from_its_start_to_every_end() {
     } else {
         eprintln!("skipped: how a signal that nothing handles ends it, for which podman needs catatonit");
     }
+    let (sets, cache) = (dir.join("sets"), dir.join("cache"));
+    fs::create_dir(&sets).unwrap();
+    fs::create_dir(&cache).unwrap();
+    fs::write(sets.join("one"), "forty-two").unwrap();
+    let mut mounted = launch(6, &["mounts", "/data/sets/one", "/cache/new", "/data/sets/new"]);
+    let asked = [format!("{}:/data/sets:ro", sets.display()), format!("{}:/cache", cache.display())];
+    mounted.container.as_mut().unwrap().asked = asked.map(|text| text.parse().unwrap()).into();
+    assert_eq!(t.run(mounted).await, Exit::Code(0), "{}", t.log(id(6)));
+    assert!(t.log(id(6)).ends_with("\nforty-two\n"), "{}", t.log(id(6)));
+    assert!(cache.join("new").exists() && !sets.join("new").exists());
     t.start(launch(2, &["obey"])).await;
     t.wait_for_log(id(2), "obey").await;
     t.launcher().stop(id(2), StopReason::Cancel);
