@@ -342,7 +342,7 @@ fn a_job_with_an_image_runs_where_there_is_an_engine_and_says_what_it_waits_for_
     let job = submitted.split_whitespace().find(|word| word.starts_with("job-")).unwrap_or_default();
     let number = job.trim_start_matches("job-").parse().expect("a number");
     let ended = pool.until_job(number, "its end", pool::has_ended);
-    let expected = format!("rank 0 on c failed: mount {missing}: the node has no such file or directory");
+    let expected = format!("rank 0 on c mount {missing}: the node has no such file or directory");
     assert_eq!(ended.last_failure, expected);
     let shown = pool.aquifer(&["job", job]).ok();
     assert!(shown.contains(&format!(" in registry.example.com/app:1 with {there}, {missing}\n")), "{shown}");
