@@ -347,7 +347,7 @@ fn a_job_with_an_image_runs_where_there_is_an_engine_and_says_what_it_waits_for_
     let shown = pool.aquifer(&["job", job]).ok();
     assert!(shown.contains(&format!(" in registry.example.com/app:1 with {there}, {missing}\n")), "{shown}");
     let ended = pool.aquifer(&[&run[..], &mounts[..2], &program].concat());
-    assert_eq!(ended.code, Some(3), "{}", ended.err);
+    assert_eq!(ended.code, Some(1), "{}", ended.err);
     let calls = std::fs::read_to_string(pool.file("calls")).unwrap();
     let mount = format!(" --mount=type=bind,source={sets},target=/data,readonly ");
     assert_eq!(calls.lines().filter(|call| call.contains(&mount)).count(), 1, "{calls}");
