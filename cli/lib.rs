@@ -84,7 +84,7 @@ pub enum Command {
     Usage(usage::Args),
     Watch(watch::Args),
     #[command(subcommand)]
-    Store(store::Command),
+    Store(Box<store::Command>),
     #[command(subcommand)]
     Debug(debug::Command),
     Devices(devices::Args),
