@@ -13,7 +13,7 @@ use aquifer_agent::{AgentConfig, Retention};
 use aquifer_core::Ports;
 use aquifer_proto::tls::{ClientTls, is_local};
 
-use crate::client::{Global, identity};
+use crate::client::{DEFAULT_SERVER, Global, identity};
 use crate::metrics::{self, Listener};
 use crate::output::{Failure, write_out};
 use crate::server::{absolute, log_format};
@@ -124,7 +124,7 @@ impl Args {
         let mut settings = Settings::read(self.config.as_deref(), |file| file.agent)?;
         let text = |text: &str| Ok::<_, String>(text.to_string());
         let state_dir = settings::data_dir().join("agent").display().to_string();
-        let server = settings.take_optional("server", None, text)?.unwrap_or_else(|| global.server.clone());
+        let server = settings.take("server", global.server.as_ref(), DEFAULT_SERVER, text)?;
         let is_local = server.split(',').all(is_local);
         let mut file = |name, flag| settings::file(&mut settings, name, flag);
         let ca = file("tls-ca", &global.tls_ca)?;

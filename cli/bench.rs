@@ -1,5 +1,6 @@
 //! `aquifer bench`: measures this program on this machine.
 
+pub mod agents;
 pub mod worker;
 
 use std::time::{Duration, Instant};
@@ -33,6 +34,12 @@ pub enum Command {
     /// on the disk that TMPDIR names, and leaves nothing behind.
     #[command(after_help = "Example:\n  aquifer bench pool --jobs 10000")]
     Pool(PoolArgs),
+    /// Measure a scheduler with many agents: heartbeats, memory, and how all of them come back after it was killed
+    ///
+    /// The scheduler is a process of its own with its embedded store, in a temporary directory on the disk that TMPDIR
+    /// names. The agents are in this process, without machines, each with a connection of its own.
+    #[command(after_help = "Example:\n  aquifer bench agents --agents 10000")]
+    Agents(agents::AgentsArgs),
     /// Measure decisions: the scheduler's core alone, in pools of many sizes
     #[command(after_help = "Example:\n  aquifer bench decisions --nodes 1000,10000")]
     Decisions(DecisionsArgs),
@@ -102,8 +109,9 @@ pub struct Figure {
 /// Runs the measurement.
 pub fn run(command: &Command, global: &Global) -> Result<()> {
     let output = Output::new(global.json, global.no_color);
-    let args = match command {
-        Command::Pool(args) => args,
+    let figures = match command {
+        Command::Pool(args) => in_pool(global, async |trial| measure(args, trial).await)?,
+        Command::Agents(args) => in_pool(global, async |trial| agents::measure(args, trial).await)?,
         Command::Decisions(args) => {
             decisions(args, &output);
             return Ok(());
@@ -114,14 +122,6 @@ pub fn run(command: &Command, global: &Global) -> Result<()> {
         Command::Serve(args) => return worker::serve(args, &output),
         Command::Exchange(args) => return worker::exchange(args, &output),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let figures = runtime.block_on(async {
-        let mut trial = Trial::new("bench", global)?;
-        let measured = measure(args, &mut trial).await;
-        let ended = trial.tear_down().await;
-        let figures = measured?;
-        ended.map(|()| figures)
-    })?;
     if output.json {
         output.document(&figures);
         return Ok(());
@@ -132,6 +132,21 @@ pub fn run(command: &Command, global: &Global) -> Result<()> {
     }
     output.text(table.plain(&output));
     Ok(())
+}
+
+/// Measures with a pool, of which nothing is left in the end.
+fn in_pool(
+    global: &Global,
+    measure: impl AsyncFnOnce(&mut Trial) -> Result<Vec<Figure>>,
+) -> Result<Vec<Figure>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let mut trial = Trial::new("bench", global)?;
+        let measured = measure(&mut trial).await;
+        let ended = trial.tear_down().await;
+        let figures = measured?;
+        ended.map(|()| figures)
+    })
 }
 
 /// A figure with as many digits as mean something.

@@ -14,19 +14,16 @@ use tonic::{Code, Request, Response, Status};
 use crate::output::{Failure, aside};
 use crate::servers::Servers;
 
+/// Where the scheduler is if nothing says so.
+pub const DEFAULT_SERVER: &str = "http://127.0.0.1:7700";
+
 /// Where the scheduler is, and how output looks: the flags of every command.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Connection and output")]
 pub struct Global {
-    /// URL of the scheduler, or of each of several with commas between them
-    #[arg(
-        long,
-        global = true,
-        env = "AQUIFER_SERVER",
-        default_value = "http://127.0.0.1:7700",
-        value_name = "URL"
-    )]
-    pub server: String,
+    /// URL of the scheduler, or of each of several with commas between them. Default: http://127.0.0.1:7700
+    #[arg(long, global = true, env = "AQUIFER_SERVER", value_name = "URL")]
+    pub server: Option<String>,
     /// File with the token that is sent as `authorization: Bearer …`. Default: the variable AQUIFER_TOKEN, else none
     #[arg(long, global = true, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
@@ -87,6 +84,11 @@ pub enum Patience {
 }
 
 impl Global {
+    /// URL of the scheduler, or of each of several.
+    pub fn server(&self) -> &str {
+        self.server.as_deref().unwrap_or(DEFAULT_SERVER)
+    }
+
     /// Without TLS, for a pool of this machine alone.
     pub fn plain(&self) -> Global {
         Global { tls_ca: None, tls_cert: None, tls_key: None, ..self.clone() }
@@ -101,7 +103,7 @@ impl Pool {
     pub fn new(global: &Global) -> Result<Pool, Failure> {
         let tls =
             ClientTls { ca: global.tls_ca.clone(), identity: identity(&global.tls_cert, &global.tls_key)? };
-        let servers = Servers::new(&global.server, &tls).map_err(|error| {
+        let servers = Servers::new(global.server(), &tls).map_err(|error| {
             let next = match error {
                 EndpointError::Url(..) => "give --server a URL like http://scheduler:7700",
                 _ => "",

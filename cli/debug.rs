@@ -131,7 +131,7 @@ impl Bundle {
                 "client_version": env!("CARGO_PKG_VERSION"),
                 "client_system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
                 "client_time": units::time(time_now()),
-                "servers": global.server,
+                "servers": global.server(),
                 "server_version": status.version,
                 "server_time": units::time(status.now_ms),
                 "term": status.term,

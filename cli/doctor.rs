@@ -87,7 +87,7 @@ pub fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     findings.push(of_limits());
     findings.extend(of_containers(&args.engine, &machine));
     findings.extend(of_ports(ports));
-    findings.extend(global.server.split(',').map(of_scheduler));
+    findings.extend(global.server().split(',').map(of_scheduler));
     findings.push(of_clock());
     findings.push(of_disk(&state_dir));
     match output.json {

@@ -20,6 +20,7 @@ pub mod flags;
 pub mod job;
 pub mod job_file;
 pub mod jobs;
+pub mod limits;
 pub mod logs;
 pub mod metrics;
 pub mod nodes;

@@ -14,6 +14,7 @@ use aquifer_scheduler::tls::{Files, Protocol, Tls};
 
 use crate::client::{Global, identity};
 use crate::etcd::EtcdArgs;
+use crate::limits;
 use crate::metrics::{self, Listener};
 use crate::output::{Failure, write_out};
 use crate::settings::{self, Settings};
@@ -203,6 +204,7 @@ impl Args {
 pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
     let resolved = args.resolve(global)?;
     settings::start_logging(&resolved.log_format, &resolved.log_level)?;
+    limits::raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::refused(format!("cannot start: {error}"), ""))?;
     // Before the store, which may take a while to be read.

@@ -36,7 +36,7 @@ impl Trial {
         let directory = env::temp_dir().join(format!("aquifer-{name}-{}", process::id()));
         fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         // A secret in the environment is for another pool.
-        let global = Global { server: "http://127.0.0.1:1".into(), token_file: None, ..global.plain() };
+        let global = Global { server: Some("http://127.0.0.1:1".into()), token_file: None, ..global.plain() };
         let pool = Pool::new(&global)?;
         Ok(Trial { directory, server: String::new(), pool, global, scheduler: None, agents: Vec::new() })
     }
@@ -62,10 +62,10 @@ impl Trial {
             bail!("the scheduler did not start: {}", self.log_of("server"))
         };
         self.server = format!("http://{address}");
-        self.global.server = self.server.clone();
+        self.global.server = Some(self.server.clone());
         self.pool = Pool::new(&self.global)?;
         // With etcd it listens before it leads.
-        let first = async |mut client: Client| client.list_nodes(v1::ListNodesRequest::default()).await;
+        let first = async |mut client: Client| client.status(v1::StatusRequest {}).await;
         self.pool.call(Patience::Long, first).await?;
         Ok(())
     }

@@ -89,7 +89,7 @@ async fn run_both(args: &Args, global: &Global) -> Result<(), Failure> {
     let mut server = tokio::spawn(serve(of_server.config, source, ready, stopped));
     let Ok(address) = address.await else { return joined(&mut server).await };
 
-    let global = Global { server: format!("http://{address}"), ..global.clone() };
+    let global = Global { server: Some(format!("http://{address}")), ..global.clone() };
     let of_agent = agent::Args {
         state_dir: Some(data_dir.join("agent").display().to_string()),
         devices: args.devices.clone(),
@@ -108,7 +108,7 @@ async fn run_both(args: &Args, global: &Global) -> Result<(), Failure> {
 
     let greeted = async {
         let node = open_node(&pool, &node).await?;
-        greet(&node, &global.server, &data_dir);
+        greet(&node, global.server(), &data_dir);
         std::future::pending::<Result<(), Failure>>().await
     };
     tokio::select! {

@@ -53,7 +53,7 @@ ascend: device 0: a minor fault"
     assert_eq!(keys(&json), "devices findings node");
     assert_eq!(
         keys(&json["devices"][0]),
-        "device_nodes environment fault index island measured memory_bytes model numa_node place \
+        "device_nodes environment fault index island isolation measured memory_bytes model numa_node place \
          speed_milli speed_source switch uuid vendor"
     );
     assert_eq!(keys(&json["findings"][0]), "vendor what");

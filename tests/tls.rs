@@ -282,8 +282,7 @@ fn a_file_of_settings_names_certificates_too() {
     let mut pool = Pool::prepare(1, &["--config", "pool.toml"], None);
     authority.write(&pool.dir().join("ca.pem"));
     authority.issue(pool.dir(), "head", "127.0.0.1");
-    let settings =
-        "[server]\ntls-cert = \"head.pem\"\ntls-key = \"head.key\"\n\n[agent]\ntls-ca = \"ca.pem\"\n";
+    let settings = "[server]\ntls-cert = \"head.pem\"\ntls-key = \"head.key\"\n\n[agent]\ntls-ca = \"ca.pem\"\nserver = \"https://127.0.0.1:1\"\n";
     fs::write(pool.dir().join("pool.toml"), settings).expect("a file");
     pool.use_tls("ca.pem");
     pool.start_server();

@@ -10,23 +10,22 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use aquifer_core::agent::{Action, Message, NodeAgent};
+use aquifer_core::agent::{Action, NodeAgent};
 use aquifer_core::{Exit, Inventory, Launch as Order, Name, Progress, Time, WorkerId, WorkerState};
 use aquifer_proto::v1::agent_message::Message as Up;
-use aquifer_proto::v1::scheduler_message::Message as Down;
 use aquifer_proto::{border, v1, wire};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::command::{self, Surroundings};
 use crate::container::Engine;
+use crate::conversation::{Conversation, Heard, at, now};
 use crate::device::Backends;
 use crate::device::measured::{Figures, MeasureChoice, Measurements, ToMeasure};
 use crate::device::watch::Watch;
 use crate::host::Host;
 use crate::launcher::{Launch, Launcher, LauncherConfig, News, SupervisorCommand};
 use crate::partitions::Partitions;
-use crate::process;
 use crate::session::{self, Incoming, Link};
 use crate::status::Status;
 
@@ -35,11 +34,6 @@ use engine::EngineWatch;
 
 /// How often devices are looked at.
 const DEVICES_EVERY: Duration = Duration::from_secs(5);
-/// So many workers that come or go at a time put off what is told of them by a millisecond: the busier a node, the more
-/// is told at once. A node that is less busy than that tells everything as it happens.
-const CHANGES_PER_MS: u32 = 4;
-/// Longest that news is put off.
-const LONGEST_SILENCE: Duration = Duration::from_millis(5);
 /// Bytes of one piece of a log, at most.
 const MAX_LOG_PIECE: u32 = 256 << 10;
 
@@ -60,7 +54,9 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
     daemon.measure(&measured_sender);
     tokio::pin!(shutdown);
     loop {
-        daemon.talk();
+        daemon.talks.talk();
+        let (heartbeat_due, talk_due) = (daemon.talks.heartbeat_due(), daemon.talks.talk_due());
+        let lease_due = daemon.talks.lease_due();
         tokio::select! {
             Some(incoming) = incoming.recv() => daemon.on_incoming(incoming),
             Some(first) = news.recv() => {
@@ -78,9 +74,9 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
                 daemon.on_measured(measured);
                 daemon.measure(&measured_sender);
             }
-            () = sleep_until(daemon.heartbeat_due), if daemon.scheduler.is_some() => daemon.send_message(),
-            () = sleep_until(daemon.talk_due), if daemon.has_to_talk() => (),
-            () = sleep_until(daemon.lease_due()) => daemon.on_lease_end(),
+            () = at(heartbeat_due) => daemon.talks.send_message(),
+            () = at(talk_due) => (),
+            () = at(lease_due) => daemon.on_lease_end(),
             () = sleep_until(devices_due) => {
                 devices_due = Instant::now() + DEVICES_EVERY;
                 daemon.launcher.tidy();
@@ -94,7 +90,7 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
 }
 
 struct Daemon {
-    agent: NodeAgent,
+    talks: Conversation,
     launcher: Launcher,
     /// Away while devices are looked at.
     backends: Option<Backends>,
@@ -112,19 +108,7 @@ struct Daemon {
     partitions: Arc<Partitions>,
     config: AgentConfig,
     surroundings: Surroundings,
-    hello: watch::Sender<v1::Hello>,
-    scheduler: Option<mpsc::Sender<v1::AgentMessage>>,
-    /// Told last, so that trying again for hours is one line in the log; empty once there was a session.
-    no_session_because: String,
-    /// The inventory that this session's scheduler was told last.
-    told_inventory: Option<Arc<Inventory>>,
     inventory: Arc<Inventory>,
-    /// A whole report is under way: what changes meanwhile is told after its answer.
-    reporting: bool,
-    lease: Duration,
-    heartbeat_due: Instant,
-    /// News waits until then.
-    talk_due: Instant,
     lease_written: Time,
     /// Workers that an earlier agent launched.
     adopted: BTreeSet<WorkerId>,
@@ -186,13 +170,14 @@ impl Daemon {
         let workers: BTreeMap<WorkerId, WorkerState> = workers.into_iter().collect();
         let adopted = workers.keys().copied().collect();
         let agent = NodeAgent::new(node, inventory.clone(), first_boot(), workers, lease_end);
-        let hello = watch::Sender::new(hello_of(&agent, &config, &backends, &engine.findings));
-        let link = link_of(&config)?;
-        let told = hello.subscribe();
+        let hello = hello_of(&agent, &config, &backends, &engine.findings);
+        let talks = Conversation::new(agent, hello);
+        let link = Link::new(&config.server, &config.tls, config.token.as_deref())?;
+        let told = talks.hello().subscribe();
         let address = config.address.clone();
         let surroundings = Surroundings { program, checkpoint_root: String::new(), address };
         let daemon = Daemon {
-            agent,
+            talks,
             launcher,
             backends: Some(backends),
             watch,
@@ -205,15 +190,7 @@ impl Daemon {
             partitions,
             config,
             surroundings,
-            hello,
-            scheduler: None,
-            no_session_because: String::new(),
-            told_inventory: None,
             inventory,
-            reporting: false,
-            lease: Duration::ZERO,
-            heartbeat_due: Instant::now(),
-            talk_due: Instant::now(),
             lease_written: lease_end,
             adopted,
             checkpoint_steps: BTreeMap::new(),
@@ -221,103 +198,30 @@ impl Daemon {
         Ok((daemon, link, told))
     }
 
-    /// Tells news, if it is time to.
-    fn talk(&mut self) {
-        let now = Instant::now();
-        if self.has_to_talk() && self.talk_due <= now {
-            self.send_message();
-            let workers = self.agent.workers().values();
-            let changing = workers.filter(|state| **state != WorkerState::Running).count() as u32;
-            self.talk_due =
-                now + Duration::from_millis((changing / CHANGES_PER_MS).into()).min(LONGEST_SILENCE);
-        }
-    }
-
-    /// Whether there is news, and no report under way.
-    fn has_to_talk(&self) -> bool {
-        self.scheduler.is_some() && !self.reporting && self.agent.has_news()
-    }
-
-    fn send_message(&mut self) {
-        self.heartbeat_due = Instant::now() + self.lease / 6;
-        let message = match self.agent.message(now()) {
-            Message::Heartbeat { boot: _, seq, same_as } => Up::Heartbeat(v1::Heartbeat { seq, same_as }),
-            Message::Report(report) => {
-                self.reporting = true;
-                let known = self.told_inventory.as_ref() == Some(&report.inventory);
-                self.told_inventory = Some(report.inventory.clone());
-                Up::Report(wire::report(&report, known))
-            }
-        };
-        let Some(scheduler) = &self.scheduler else { return };
-        if scheduler.try_send(v1::AgentMessage { message: Some(message) }).is_err() {
-            // The session is ending, or so slow that it should: a new one begins with everything.
-            self.end_session("the scheduler does not take messages");
-        }
-    }
-
     fn on_incoming(&mut self, incoming: Incoming) {
-        let now = now();
-        match incoming {
-            Incoming::Welcome(welcome, _) if self.agent.boot() < welcome.known_boot => {
-                // The state directory was lost, or the clock set back: what is reported must be newer.
-                self.agent.set_boot(welcome.known_boot + 1);
-                self.hello.send_modify(|hello| hello.boot = welcome.known_boot + 1);
-            }
-            Incoming::Welcome(welcome, _) if welcome.term < self.agent.term() => {
-                tracing::warn!(term = welcome.term, "ignored a scheduler of an earlier term");
-            }
-            Incoming::Welcome(welcome, scheduler) => {
-                self.lease = Duration::from_millis(welcome.lease_ms);
-                self.surroundings.checkpoint_root = welcome.checkpoint_root;
-                self.agent.on_session(self.lease);
-                self.no_session_because.clear();
+        match self.talks.on_incoming(incoming) {
+            Heard::Nothing => (),
+            Heard::Began { checkpoint_root } => {
+                self.surroundings.checkpoint_root = checkpoint_root;
                 self.config.metrics.on_session();
-                (self.scheduler, self.told_inventory, self.reporting) = (Some(scheduler), None, false);
-                tracing::info!(term = welcome.term, "session with the scheduler began");
             }
-            Incoming::Ended(why) => self.end_session(&why),
-            Incoming::Message(_) if self.scheduler.is_none() => (),
-            Incoming::Message(Down::Renew(renew)) => {
-                self.agent.on_renew(renew.acked);
-                self.answered();
+            Heard::Answered(actions) => {
+                self.extend_lease();
+                self.act(actions);
             }
-            Incoming::Message(Down::AskReport(_)) => {
-                self.agent.on_ask_report();
-                self.reporting = false;
-            }
-            Incoming::Message(Down::Assignment(assignment)) => match border::assignment(&assignment) {
-                Ok(read) => {
-                    let actions = self.agent.on_assignment(now, assignment.acked, read);
-                    self.answered();
-                    self.act(actions);
-                }
-                Err(invalid) => tracing::error!("assignment refused: {invalid}"),
-            },
-            Incoming::Message(Down::Log(question)) => self.answer_log(question),
-            Incoming::Message(Down::Welcome(_)) => unreachable!("the session sets welcomes apart"),
+            Heard::Log(question) => self.answer_log(question),
         }
     }
 
-    /// The scheduler has handled something: the lease may run on, and news may be told.
-    fn answered(&mut self) {
-        self.reporting = self.reporting && self.agent.awaits_report();
-        let end = self.agent.lease_end();
+    /// Supervisors end their workers by the lease that is written down.
+    fn extend_lease(&mut self) {
+        let end = self.talks.agent.lease_end();
         // Written at a tenth of the lease's length at most: what is written is never later than what is true.
-        if self.lease.as_millis() as u64 / 10 <= end.since(self.lease_written) {
+        if self.talks.lease().as_millis() as u64 / 10 <= end.since(self.lease_written) {
             match self.launcher.extend_lease(Duration::from_millis(end.since(now()))) {
                 Ok(()) => self.lease_written = end,
                 Err(error) => tracing::error!("cannot extend the lease of running workers: {error}"),
             }
-        }
-    }
-
-    fn end_session(&mut self, why: &str) {
-        if self.scheduler.take().is_some() {
-            tracing::warn!("session with the scheduler ended: {why}");
-        } else if self.no_session_because != why {
-            tracing::warn!("no session with the scheduler: {why}");
-            self.no_session_because = why.into();
         }
     }
 
@@ -355,7 +259,7 @@ impl Daemon {
             };
             let Some(engine) = &self.engine.found else {
                 let why = "its node has no container engine any more";
-                self.agent.on_worker(id, WorkerState::Exited(Exit::Failed(why.into())));
+                self.talks.agent.on_worker(id, WorkerState::Exited(Exit::Failed(why.into())));
                 continue;
             };
             let nodes = contained.device_nodes.clone();
@@ -370,18 +274,18 @@ impl Daemon {
     fn on_news(&mut self, news: News) {
         match news {
             News::State { id, state: WorkerState::Exited(Exit::Failed(_)) } if self.launcher.was_lost(id) => {
-                self.agent.on_fenced(id);
+                self.talks.agent.on_fenced(id);
             }
-            News::State { id, state } => self.agent.on_worker(id, state),
+            News::State { id, state } => self.talks.agent.on_worker(id, state),
             News::Status { id, status } => {
                 self.on_status(id, &status);
                 if let Some(load) = status.load {
-                    self.agent.on_load(id, load);
+                    self.talks.agent.on_load(id, load);
                 }
                 if let Some(progress) = pace_of(&status) {
-                    self.agent.on_progress(now(), id, progress);
+                    self.talks.agent.on_progress(now(), id, progress);
                 }
-                if let Some(scheduler) = &self.scheduler {
+                if let Some(scheduler) = self.talks.scheduler() {
                     let message = Some(Up::Progress(progress_of(id, *status)));
                     _ = scheduler.try_send(v1::AgentMessage { message }); // The next one says it again.
                 }
@@ -395,19 +299,12 @@ impl Daemon {
         match self.checkpoint_steps.insert(id, step) {
             None if self.adopted.contains(&id) => (),
             Some(known) if known == step => (),
-            _ => self.agent.on_checkpoint(now(), id),
-        }
-    }
-
-    fn lease_due(&self) -> Instant {
-        match self.agent.alive().next() {
-            Some(_) => Instant::now() + Duration::from_millis(self.agent.lease_end().since(now()).max(10)),
-            None => Instant::now() + Duration::from_secs(3600),
+            _ => self.talks.agent.on_checkpoint(now(), id),
         }
     }
 
     fn on_lease_end(&mut self) {
-        let actions = self.agent.on_tick(now());
+        let actions = self.talks.agent.on_tick(now());
         if !actions.is_empty() {
             tracing::warn!(workers = actions.len(), "lease ran out: workers are stopped");
         }
@@ -432,29 +329,30 @@ impl Daemon {
         }
         let inventory =
             inventory_of(&backends, &mut self.watch, &self.host, self.engine.found.as_deref(), &self.config);
-        let hello = hello_of(&self.agent, &self.config, &backends, &self.engine.findings);
-        let told = self.hello.borrow().findings.clone();
+        let hello = hello_of(&self.talks.agent, &self.config, &backends, &self.engine.findings);
+        let told = self.talks.hello().borrow().findings.clone();
         for finding in hello.findings.iter().filter(|finding| !told.contains(finding)) {
             tracing::warn!("{finding}");
         }
         let is_new = *self.inventory != inventory;
         if is_new {
             self.inventory = Arc::new(inventory);
-            self.agent.on_inventory(self.inventory.clone());
+            self.talks.agent.on_inventory(self.inventory.clone());
         }
         if is_new || told != hello.findings {
-            self.hello.send_replace(hello);
+            self.talks.hello().send_replace(hello);
         }
         self.backends = Some(backends);
         self.launch_waiting();
     }
 
     fn answer_log(&self, question: v1::LogQuestion) {
-        let Some(scheduler) = self.scheduler.clone() else { return };
+        let Some(scheduler) = self.talks.scheduler().cloned() else { return };
         let logs = self.launcher.logs();
         let worker = border::worker_id("log.worker", question.worker.as_ref());
-        let is_starting =
-            worker.as_ref().is_ok_and(|id| self.agent.workers().get(id) == Some(&WorkerState::Starting));
+        let is_starting = worker
+            .as_ref()
+            .is_ok_and(|id| self.talks.agent.workers().get(id) == Some(&WorkerState::Starting));
         tokio::spawn(async move {
             let wait = Duration::from_millis(question.wait_ms.into());
             let (from, most) = (question.offset, question.max_bytes.min(MAX_LOG_PIECE) as usize);
@@ -478,13 +376,8 @@ impl Daemon {
     }
 }
 
-/// The boot clock: it runs on while the machine sleeps, and nobody can set it.
-fn now() -> Time {
-    Time(process::boot_time_ms())
-}
-
 /// Larger than that of any earlier start, unless the clock was set back: then the scheduler says so.
-fn first_boot() -> u64 {
+pub(crate) fn first_boot() -> u64 {
     unix_ms()
 }
 
@@ -525,15 +418,6 @@ fn hello_of(
         term: agent.term(),
         findings: of_devices.chain(engine_findings.iter().cloned()).collect(),
     }
-}
-
-fn link_of(config: &AgentConfig) -> Result<Link, AgentError> {
-    let urls = config.server.split(',').map(|url| config.tls.with_scheme(url.trim())).collect();
-    let token = config.token.as_ref().map(|token| format!("Bearer {token}").parse());
-    let token = token.transpose().map_err(|_| AgentError::Token)?;
-    let link = Link { urls, tls: config.tls.clone(), token };
-    link.urls.iter().try_for_each(|url| link.endpoint(url).map(drop))?;
-    Ok(link)
 }
 
 /// What the scheduler learns speeds and expected ends from.

@@ -8,6 +8,8 @@
 pub mod cgroup;
 pub mod command;
 pub mod container;
+mod conversation;
+pub mod crowd;
 mod daemon;
 pub mod device;
 mod fork_server;

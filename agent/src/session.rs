@@ -15,6 +15,8 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Endpoint;
 use tonic::{Request, Status, Streaming};
 
+use crate::daemon::AgentError;
+
 /// Messages that may wait to be sent, at most.
 const OUTBOX: usize = 256;
 /// Bytes of an assignment, at most.
@@ -30,6 +32,12 @@ const SILENCE: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(20)
 /// The same with several schedulers: together well below a node's lease, so that the next one is found before workers
 /// end.
 const SILENCE_OF_SEVERAL: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(5)];
+/// Length of leases before a scheduler has told theirs.
+const LEASE: Duration = Duration::from_secs(24);
+/// Longest wait for a connection.
+const LONGEST_CONNECTING: Duration = Duration::from_secs(5);
+/// Shortest: so far away the scheduler may be.
+const SHORTEST_CONNECTING: Duration = Duration::from_secs(1);
 /// With several schedulers, longest wait for the first word of one of them.
 const LONGEST_BEGINNING: Duration = Duration::from_secs(3);
 
@@ -44,6 +52,7 @@ pub enum Incoming {
 }
 
 /// How to reach the scheduler.
+#[derive(Clone)]
 pub struct Link {
     /// URLs of all schedulers; one of them leads.
     pub urls: Vec<String>,
@@ -54,12 +63,13 @@ pub struct Link {
 /// Begins a session with what `hello` holds, again and again, until the daemon is gone.
 pub async fn keep_up(link: Link, hello: watch::Receiver<v1::Hello>, daemon: mpsc::Sender<Incoming>) {
     let mut pause = FIRST_PAUSE;
+    let mut lease = LEASE;
     let mut next = link.urls[0].clone();
     let mut redirections = 0;
     loop {
         let mut welcomed = false;
         let now = hello.borrow().clone();
-        let ended = converse(&link, &next, now, &daemon, &mut welcomed).await;
+        let ended = converse(&link, &next, now, &daemon, &mut lease, &mut welcomed).await;
         let leader = ended.as_ref().err().and_then(|status| link.leader_of(status, &next));
         // One that stands by is no reason to wait. But what it says may be old.
         redirections = if welcomed || leader.is_none() { 0 } else { redirections + 1 };
@@ -80,12 +90,27 @@ pub async fn keep_up(link: Link, hello: watch::Receiver<v1::Hello>, daemon: mpsc
             return;
         }
         let longest = if link.urls.len() == 1 { LONGEST_PAUSE } else { LONGEST_PAUSE_OF_SEVERAL };
+        // Half a heartbeat: with the time for connecting, a link that is back is found within one.
+        let longest = longest.min(lease / 12);
         pause = if welcomed { FIRST_PAUSE } else { (pause * 2).min(longest) };
         tokio::time::sleep(jittered(pause)).await;
     }
 }
 
 impl Link {
+    /// The schedulers of a list with commas.
+    ///
+    /// # Errors
+    /// A URL, a file or the token cannot be used.
+    pub fn new(servers: &str, tls: &ClientTls, token: Option<&str>) -> Result<Link, AgentError> {
+        let urls = servers.split(',').map(|url| tls.with_scheme(url.trim())).collect();
+        let token = token.map(|token| format!("Bearer {token}").parse());
+        let token = token.transpose().map_err(|_| AgentError::Token)?;
+        let link = Link { urls, tls: tls.clone(), token };
+        link.urls.iter().try_for_each(|url| link.endpoint(url).map(drop))?;
+        Ok(link)
+    }
+
     /// How to connect to a scheduler. Files are read each time: certificates are renewed while an agent runs.
     ///
     /// # Errors
@@ -94,7 +119,6 @@ impl Link {
         let [silence, patience] = if 1 < self.urls.len() { SILENCE_OF_SEVERAL } else { SILENCE };
         let endpoint = self.tls.endpoint(url)?;
         Ok(endpoint
-            .connect_timeout(Duration::from_secs(5))
             .tcp_nodelay(true)
             .http2_keep_alive_interval(silence)
             .keep_alive_timeout(patience)
@@ -118,23 +142,26 @@ async fn converse(
     url: &str,
     hello: v1::Hello,
     daemon: &mpsc::Sender<Incoming>,
+    lease: &mut Duration,
     welcomed: &mut bool,
 ) -> Result<(), Status> {
     let (outbox, messages) = mpsc::channel(OUTBOX);
     let first = v1::AgentMessage { message: Some(Up::Hello(hello)) };
     outbox.send(first).await.expect("its receiver is here");
-    let begin = begin(link, url, messages);
-    let mut inbox = match link.urls.len() {
-        1 => begin.await?,
-        _ => {
-            let begun = tokio::time::timeout(LONGEST_BEGINNING, begin).await;
-            begun.map_err(|_| Status::unavailable(format!("{url} does not answer")))??
-        }
-    };
-    while let Some(message) = inbox.next().await {
+    let connecting = (*lease / 12).clamp(SHORTEST_CONNECTING, LONGEST_CONNECTING);
+    let beginning = if link.urls.len() == 1 { *lease / 2 } else { LONGEST_BEGINNING };
+    let begun = tokio::time::timeout(beginning, begin(link, url, connecting, messages)).await;
+    let mut inbox = begun.map_err(|_| Status::unavailable(format!("{url} does not answer")))??;
+    loop {
+        // Every heartbeat is answered. The kernel would try to get through an old connection ever more seldom.
+        let silence = *lease / 2;
+        let silent = |_| Status::unavailable(format!("{url} was silent for {} s", silence.as_secs_f32()));
+        let message = tokio::time::timeout(silence, inbox.next()).await;
+        let Some(message) = message.map_err(silent)? else { return Ok(()) };
         let incoming = match message.map_err(|status| link.explained(url, status))?.message {
             Some(Down::Welcome(welcome)) => {
                 *welcomed = true;
+                *lease = Duration::from_millis(welcome.lease_ms);
                 Incoming::Welcome(welcome, outbox.clone())
             }
             Some(message) => Incoming::Message(message),
@@ -144,16 +171,20 @@ async fn converse(
             return Ok(());
         }
     }
-    Ok(())
 }
 
 async fn begin(
     link: &Link,
     url: &str,
+    connecting: Duration,
     messages: mpsc::Receiver<v1::AgentMessage>,
 ) -> Result<Streaming<v1::SchedulerMessage>, Status> {
     let endpoint = link.endpoint(url).map_err(|error| Status::unavailable(error.to_string()))?;
-    let channel = endpoint.connect().await.map_err(|error| Status::from_error(error.into()));
+    let channel = endpoint
+        .connect_timeout(connecting)
+        .connect()
+        .await
+        .map_err(|error| Status::from_error(error.into()));
     let channel = channel.map_err(|status| link.explained(url, status))?;
     let mut client = AgentsClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let mut request = Request::new(ReceiverStream::new(messages));

@@ -11,14 +11,14 @@ impl Daemon {
     /// How it is now.
     pub(super) fn seen(&self) -> Seen {
         let mut seen = Seen {
-            alone_because: self.scheduler.is_none().then(|| self.no_session_because.clone()),
+            alone_because: self.talks.scheduler().is_none().then(|| self.talks.no_session_because().into()),
             node: self.config.node.clone(),
-            term: self.agent.term(),
-            lease_left: Duration::from_millis(self.agent.lease_end().since(now())),
+            term: self.talks.agent.term(),
+            lease_left: Duration::from_millis(self.talks.agent.lease_end().since(now())),
             workers: [("starting", 0), ("running", 0), ("exited", 0)].into(),
             ..Seen::default()
         };
-        for state in self.agent.workers().values() {
+        for state in self.talks.agent.workers().values() {
             let word = match state {
                 WorkerState::Starting => "starting",
                 WorkerState::Running => "running",

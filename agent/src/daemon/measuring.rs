@@ -17,7 +17,7 @@ pub(super) struct Measured {
 impl Daemon {
     /// Measures the next class, or probes the next device that should show that it is well, if nothing runs.
     pub(super) fn measure(&mut self, done: &mpsc::Sender<Measured>) {
-        let is_idle = self.agent.alive().next().is_none() && self.waiting.is_empty();
+        let is_idle = self.talks.agent.alive().next().is_none() && self.waiting.is_empty();
         let under_way = self.measuring.as_ref().is_some_and(|measuring| !measuring.is_finished());
         if !is_idle || under_way {
             return;

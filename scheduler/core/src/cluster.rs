@@ -295,10 +295,10 @@ impl Cluster {
         &self.nodes
     }
 
-    /// What a job that runs would lose if it were stopped now: time since its last checkpoint, or since it was placed,
-    /// in milliseconds.
+    /// What a job that runs would lose if it were stopped now: time since its last checkpoint, or since it began, in
+    /// milliseconds.
     pub fn unsaved_ms(&self, job: &Job) -> u64 {
-        let saved = job.placed.max(self.checkpoints.get(&job.id).copied());
+        let saved = job.began.max(self.checkpoints.get(&job.id).copied());
         saved.map_or(0, |saved| self.now.since(saved))
     }
 

@@ -112,8 +112,8 @@ impl Durations {
     pub fn enter(&mut self, job: &Job) {
         let by_itself = matches!(job.phase, Phase::Done(Outcome::Succeeded | Outcome::Failed(_)))
             && !job.spec.is_service();
-        let (Some(placed), Some(ended), true) = (job.placed, job.ended, by_itself) else { return };
-        let run = Run { like: Like::of(&job.spec), step: step_of(ended.since(placed)) };
+        let (Some(began), Some(ended), true) = (job.began, job.ended, by_itself) else { return };
+        let run = Run { like: Like::of(&job.spec), step: step_of(ended.since(began)) };
         self.add((ended, job.id), run);
     }
 
@@ -155,8 +155,8 @@ impl Cluster {
 
     /// How long a job that runs is expected to go on: not at all by itself, if it is a service. `None`: nothing is known.
     pub(crate) fn expected_left(&self, job: &Job) -> Option<Estimate> {
-        let placed = job.placed.filter(|_| !job.spec.is_service())?;
-        self.durations.estimate(&job.spec, self.now.since(placed))
+        let began = job.began.filter(|_| !job.spec.is_service())?;
+        self.durations.estimate(&job.spec, self.now.since(began))
     }
 }
 

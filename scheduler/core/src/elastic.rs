@@ -210,6 +210,7 @@ impl Cluster {
             job.attempt += u32::from(!is_live);
             job.placed = Some(now);
             if !is_live {
+                job.began = Some(now);
                 job.last_nodes.clear();
             }
             let known = job.last_nodes.len() as u32;

@@ -34,7 +34,9 @@ pub struct Job {
     pub worth_milli: u64,
     /// Nodes of the workers of the current or last attempt, by [`Allocation::rank`], of all that it had: where logs are.
     pub last_nodes: Vec<NodeId>,
-    /// When the current or last attempt was placed.
+    /// When the current or last attempt was placed: its time limit counts from there.
+    pub began: Option<Time>,
+    /// The same, or when its ranks changed while it ran: for so long it holds what it holds.
     pub placed: Option<Time>,
     /// When its first attempt was placed.
     pub first_placed: Option<Time>,
@@ -231,10 +233,7 @@ impl Job {
 
     /// When its time limit ends it.
     pub fn expected_end(&self) -> Option<Time> {
-        match (self.placed, self.spec.time_limit_ms) {
-            (Some(placed), Some(limit)) => Some(Time(placed.0.saturating_add(limit))),
-            _ => None,
-        }
+        Some(Time(self.began?.0.saturating_add(self.spec.time_limit_ms?)))
     }
 
     /// When it must be looked at, while it runs: its time limit ends it, or a worker is to be started anew.

@@ -264,7 +264,7 @@ impl Cluster {
             assert!(matches!(job.phase, Phase::Pending(_)), "{id} is placed twice");
             job.phase = Phase::Active;
             job.attempt += 1;
-            job.placed = Some(now);
+            (job.began, job.placed) = (Some(now), Some(now));
             job.first_placed = job.first_placed.or(Some(now));
             job.last_nodes = ranks.iter().map(|rank| rank.node).collect();
             job.ranks = (0..).zip(ranks).map(|(at, rank)| rank.assigned(at, now)).collect();
@@ -525,6 +525,7 @@ impl Job {
             ranks: Vec::new(),
             worth_milli: 0,
             last_nodes: Vec::new(),
+            began: None,
             placed: None,
             first_placed: None,
             ended: None,

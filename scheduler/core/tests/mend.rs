@@ -101,6 +101,16 @@ fn one_that_fails_at_once_waits_and_a_job_that_ends_meanwhile_ends() {
 }
 
 #[test]
+fn a_time_limit_counts_from_the_start_whatever_changes_since() {
+    let mut t = running(1, JobSpec { time_limit_ms: Some(600_000), ..live(1, 4, 1) });
+    let end = t.job(1).expected_end();
+    t.tell(Command::Scale { job: JobId(1), ranks: Some(2) });
+    t.obey(0);
+    assert_eq!((t.job(1).ranks.len(), t.job(1).expected_end()), (2, end));
+    assert!(t.job(1).began < t.job(1).placed);
+}
+
+#[test]
 fn what_is_lost_with_its_node_is_done_without_or_all_is_placed_again() {
     for (least, expected) in
         [(4, "job-1 shrinks from 6 to 4 ranks"), (5, "job-1 requeued: node-1 is drained")]

@@ -557,6 +557,7 @@ fn same_job(one: &Job, other: &Job) -> bool {
         worth_milli,
         last_nodes,
         placed,
+        began,
         first_placed,
         ended,
         last_failure,
@@ -567,7 +568,7 @@ fn same_job(one: &Job, other: &Job) -> bool {
         && (id, array, submitted, phase) == (&other.id, &other.array, &other.submitted, &other.phase)
         && (attempt, failures, ranks) == (&other.attempt, &other.failures, &other.ranks)
         && worth_milli == &other.worth_milli
-        && (last_nodes, placed) == (&other.last_nodes, &other.placed)
+        && (last_nodes, began, placed) == (&other.last_nodes, &other.began, &other.placed)
         && (first_placed, ended) == (&other.first_placed, &other.ended)
         && (last_failure, usage, scale) == (&other.last_failure, &other.usage, &other.scale)
 }

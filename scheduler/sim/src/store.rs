@@ -123,8 +123,8 @@ fn check_growth(earlier: &Job, job: &Job) {
             assert_eq!(*was, moved, "rank {rank} of {id} moved within attempt {}", job.attempt);
         }
     }
-    if let (Phase::Done(Outcome::TimedOut), Some(placed), Some(ended)) = (&job.phase, job.placed, job.ended) {
+    if let (Phase::Done(Outcome::TimedOut), Some(began), Some(ended)) = (&job.phase, job.began, job.ended) {
         let limit = job.spec.time_limit_ms.expect("a job with a time limit");
-        assert!(limit <= ended.since(placed), "{id} timed out after {} ms of {limit}", ended.since(placed));
+        assert!(limit <= ended.since(began), "{id} timed out after {} ms of {limit}", ended.since(began));
     }
 }

@@ -16,7 +16,7 @@ use aquifer_core::Policy;
 use aquifer_proto::DESCRIPTORS;
 use aquifer_proto::v1::agents_server::AgentsServer;
 use aquifer_proto::v1::pool_server::PoolServer;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{oneshot, watch};
 use tokio::task::spawn_blocking;
 use tonic::service::interceptor::InterceptedService;
@@ -37,6 +37,10 @@ pub(crate) use view::{STATE_WORDS, state_at};
 const MAX_CLIENT_MESSAGE: usize = 4 << 20;
 /// Bytes of an agent's message, at most: a report of 65,535 devices fits.
 const MAX_AGENT_MESSAGE: usize = 16 << 20;
+
+/// Connections that may wait to be accepted: after a restart all agents come at once, and what finds no place tries again
+/// a second later at the earliest. The kernel may have a lower bound of its own (`net.core.somaxconn`).
+const BACKLOG: u32 = 4096;
 
 /// So long a connection that should speak TLS, and does not, is told so.
 const PLAIN_AGE: Duration = Duration::from_secs(10);
@@ -103,7 +107,7 @@ pub async fn serve(
         );
     }
     let listen_error = |cause| ServerError::Listen { address: config.listen, cause };
-    let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
+    let listener = listen(config.listen).map_err(listen_error)?;
     let address = listener.local_addr().map_err(listen_error)?;
 
     let guard = Guard::new(config.token.as_deref());
@@ -178,6 +182,13 @@ pub async fn serve(
             ended
         }
     }
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// What answers once this scheduler leads.

@@ -64,7 +64,7 @@ pub fn job(cluster: &Cluster, shared: &Shared, job: &Job, reason: Option<&Reason
         failures: job.failures,
         ranks: ranks(cluster, shared, job),
         submitted_ms: job.submitted.0,
-        placed_ms: job.placed.map(|time| time.0),
+        placed_ms: job.began.map(|time| time.0),
         ended_ms: job.ended.map(|time| time.0),
         last_failure: job.last_failure.as_ref().map(ToString::to_string).unwrap_or_default(),
         array_first: job.array.map(|array| array.first.0),

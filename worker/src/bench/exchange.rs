@@ -98,6 +98,7 @@ impl Peer {
                 attempt: 1,
                 rank,
                 agreement: Vec::new(),
+                kernels: String::new(),
             },
             shards: args.ranks,
             steps: args.rounds as u64 + 2,
@@ -163,7 +164,7 @@ impl Peer {
                 let sums = shards.map(|shard| self.vector(shard)).collect();
                 self.told.push_back(Event::Computed(step, sums, Duration::from_millis(1)));
             }
-            Action::Save(_) => (),
+            Action::Save(_) | Action::Say(_) => (),
             Action::Exit(outcome) => return Ok(Some(outcome)),
         }
         Ok(None)

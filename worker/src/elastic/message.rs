@@ -26,6 +26,8 @@ pub struct Identity {
     pub rank: Rank,
     /// What it was started with.
     pub agreement: Agreement,
+    /// What it computes with. Those of other kernels may take part, but the last bits then depend on who computes what.
+    pub kernels: String,
 }
 
 /// The state between two steps, as it is sent to a member that has none.

@@ -152,6 +152,8 @@ pub enum Action {
     },
     /// Write a checkpoint of the state after all updates so far.
     Save(u64),
+    /// Tell people.
+    Say(String),
     /// End.
     Exit(Outcome),
 }
@@ -346,12 +348,26 @@ impl Node {
         }
         let answer = match (self.refusal(&who), &self.role) {
             (Some(refusal), _) => refusal,
-            (None, Role::Lead(lead)) if !lead.is_ending() => return self.welcome(link, who.rank, step),
+            (None, Role::Lead(lead)) if !lead.is_ending() => {
+                self.compare_kernels(&who);
+                return self.welcome(link, who.rank, step);
+            }
             (None, Role::Follow(follow)) => Message::Follow(follow.leader),
             _ => Message::Refuse { reason: format!("rank {} does not lead", self.me()), for_now: true },
         };
         self.send(link, answer);
         self.send_action(Action::Close(link));
+    }
+
+    fn compare_kernels(&mut self, other: &Identity) {
+        let own = &self.settings.identity;
+        if other.kernels != own.kernels {
+            let (theirs, ours) = (&other.kernels, &own.kernels);
+            self.send_action(Action::Say(format!(
+                "rank {} computes with {theirs}, rank {} with {ours}: results now depend in their last bits on who computes",
+                other.rank, own.rank
+            )));
+        }
     }
 
     /// Why another one does not belong to this training, if so.

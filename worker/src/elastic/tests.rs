@@ -3,7 +3,15 @@ use super::*;
 const MS: Duration = Duration::from_millis(1);
 
 fn identity(rank: Rank) -> Identity {
-    Identity { protocol: PROTOCOL.into(), job: "job-1".into(), attempt: 1, rank, agreement: Vec::new() }
+    let kernels = if rank == 3 { "neon" } else { "avx512" }.into();
+    Identity {
+        protocol: PROTOCOL.into(),
+        job: "job-1".into(),
+        attempt: 1,
+        rank,
+        agreement: Vec::new(),
+        kernels,
+    }
 }
 
 /// Rank 0 of four, one of them a spare, that leads all of them.
@@ -43,6 +51,8 @@ fn a_spare_computes_only_while_another_one_is_missing() {
         let hello = Message::Hello(identity(link as Rank), None);
         let welcomed = node.handle(2 * MS, Event::Got(link, hello));
         assert!(welcomed.contains(&Action::SendState(link)), "{welcomed:?}");
+        let says = welcomed.iter().any(|action| matches!(action, Action::Say(_)));
+        assert_eq!(says, link == 3, "only rank 3 has other kernels: {welcomed:?}");
         actions = node.handle(3 * MS, Event::Got(link, Message::Synced));
     }
     assert_eq!(given(&actions), [1, 2]);

@@ -132,6 +132,7 @@ pub fn run(
             attempt: contract.attempt,
             rank: contract.rank as u32,
             agreement: agreement(args, &config, &data),
+            kernels: crate::kernels::Isa::best().name().into(),
         },
         shards,
         steps: args.steps,
@@ -284,6 +285,7 @@ impl Driver<'_> {
                 Action::Apply { step, total, spent } => self.order(Order::Apply(step, total, spent)),
                 Action::Compute { step, shards } => self.order(Order::Compute(step, shards)),
                 Action::Save(_) => self.order(Order::Save),
+                Action::Say(text) => self.report.line(&text),
                 Action::Exit(outcome) => self.outcome = Some(outcome),
             }
         }

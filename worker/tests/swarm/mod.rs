@@ -112,6 +112,7 @@ pub fn run(seed: u64, tells: bool, seen: &mut Seen) {
             attempt: 1,
             rank: 0,
             agreement: vec![("--seed".into(), seed.to_string())],
+            kernels: String::new(),
         },
         shards,
         steps,
@@ -522,6 +523,7 @@ impl World {
                 let wait = Duration::from_micros(self.random.bits() % 50_000);
                 self.at(now + wait, Happens::Event(rank, None, Event::Saved(step)));
             }
+            Action::Say(_) => (),
             Action::Exit(outcome) => {
                 self.say(|| format!("{rank} exits: {outcome:?}"));
                 self.remove(rank);
