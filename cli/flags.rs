@@ -62,6 +62,10 @@ pub struct JobFlags {
     /// Image of the container that each rank runs in, on nodes with podman or docker. Default: none, in no container
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<String>,
+    /// Directory or file of the node that the container sees, at the same path or at another one, read-only with :ro;
+    /// may be repeated. Default: its own directories
+    #[arg(long = "mount", value_name = "HOST[:CONTAINER][:ro]")]
+    pub mounts: Vec<Mount>,
     /// All ranks in one domain of this level: node, or the key of a label of nodes. Default: anywhere
     #[arg(long, value_name = "LEVEL")]
     pub topology_require: Option<Level>,
@@ -127,7 +131,7 @@ pub fn pair(text: &str) -> Result<(String, String), String> {
 }
 
 impl JobFlags {
-    /// Puts the flags over what a file says. Labels and variables are added to those of the file.
+    /// Puts the flags over what a file says. Labels, mounts and variables are added to those of the file.
     ///
     /// # Errors
     /// A flag that does not go with the file, or a variable that is not there.
@@ -168,6 +172,10 @@ impl JobFlags {
         if !self.after.is_empty() {
             file.after = Some(List(self.after.clone()));
         }
+        if !self.mounts.is_empty() {
+            let mounts = file.mounts.get_or_insert_with(|| List(Vec::new()));
+            mounts.0.extend(self.mounts.iter().cloned());
+        }
         if !self.labels.is_empty() {
             file.labels.get_or_insert_default().0.extend(self.labels.iter().cloned());
         }
@@ -203,6 +211,7 @@ impl JobFlags {
             ("--memory", self.memory.is_some()),
             ("--label", !self.labels.is_empty()),
             ("--image", self.image.is_some()),
+            ("--mount", !self.mounts.is_empty()),
             ("--apart", self.apart.is_some()),
             ("--spread", self.spread.is_some()),
         ];

@@ -224,7 +224,9 @@ fn asked(spec: &view::Spec) -> Vec<(&'static str, String)> {
 }
 
 fn in_image(role: &view::Role) -> String {
-    role.image.as_ref().map(|image| format!(" in {image}")).unwrap_or_default()
+    let Some(image) = &role.image else { return String::new() };
+    let with = if role.mounts.is_empty() { "" } else { " with " };
+    format!(" in {image}{with}{}", role.mounts.join(", "))
 }
 
 /// The arguments as one would type them.

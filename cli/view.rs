@@ -185,6 +185,9 @@ pub struct Role {
     /// Of the container that they run in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// What of the node it sees: `HOST[:CONTAINER][:ro]`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<String>,
     /// Level of which no two ranks are in one domain.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub apart: Option<String>,
@@ -805,6 +808,7 @@ impl From<&core::Role> for Role {
             memory_bytes: role.request.memory_bytes,
             labels: pairs(&role.request.labels),
             image: role.request.image.as_deref().map(String::from),
+            mounts: role.mounts.iter().map(ToString::to_string).collect(),
             apart: role.standing.apart.as_ref().map(ToString::to_string),
             spread: role.standing.spread.as_ref().map(ToString::to_string),
             command,

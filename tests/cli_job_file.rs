@@ -232,6 +232,7 @@ fn what_is_printed_with_all_defaults_asks_for_the_same() {
         "roles: [{name: a, command: x, cpus: 0.001}, {name: b, serve: {model: /m}, devices: {any_of: [{}, {count: 3}]}}]",
         "name: '7'\nqueue: '1e3'\ncommand: [true]\ndevices: {vendor: moore-threads}\nafter: [3, job-4]\npriority: -7",
         "command: a\ntopology: {require: zone, prefer: [node, '7']}\nspread: rack\nranks: 2\ndevices: {count: 2, island: require}",
+        "command: a\nimage: app\nmounts: [/data, '/srv/my sets, \"x\":/sets:ro', '/a/b:ro']",
         "topology: {prefer: rack}\nroles: [{command: a, apart: node, ranks: 3}, {command: b, spread: x}]",
     ];
     let mut texts: Vec<String> = examples().iter().map(|file| fs::read_to_string(file).unwrap()).collect();

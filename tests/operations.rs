@@ -334,10 +334,58 @@ fn a_job_with_an_image_runs_where_there_is_an_engine_and_says_what_it_waits_for_
     assert_eq!(engine, Some("docker 0.1"), "{node}");
     assert_eq!(json(&pool.aquifer(&["node", "c", "--json"]).ok())["engine"], "docker 0.1");
 
+    let sets = pool.file("sets");
+    std::fs::create_dir(&sets).unwrap();
+    let (there, missing) = (format!("{sets}:/data:ro"), format!("{sets}/none"));
+    let mounts = ["--mount", &there, "--mount", &missing];
+    let submitted = pool.aquifer(&[&run[..], &mounts, &["--detach"], &program].concat()).ok();
+    let job = submitted.split_whitespace().find(|word| word.starts_with("job-")).unwrap_or_default();
+    let number = job.trim_start_matches("job-").parse().expect("a number");
+    let ended = pool.until_job(number, "its end", pool::has_ended);
+    let expected = format!("rank 0 on c mount {missing}: the node has no such file or directory");
+    assert_eq!(ended.last_failure, expected);
+    let shown = pool.aquifer(&["job", job]).ok();
+    assert!(shown.contains(&format!(" in registry.example.com/app:1 with {there}, {missing}\n")), "{shown}");
+    let ended = pool.aquifer(&[&run[..], &mounts[..2], &program].concat());
+    assert_eq!(ended.code, Some(1), "{}", ended.err);
+    let calls = std::fs::read_to_string(pool.file("calls")).unwrap();
+    let mount = format!(" --mount=type=bind,source={sets},target=/data,readonly ");
+    assert_eq!(calls.lines().filter(|call| call.contains(&mount)).count(), 1, "{calls}");
+
+    let wrong = pool.aquifer(&["run", "--mount", "/data", "--", "true"]);
+    assert!(
+        wrong.err.contains("mounts[0] is \"/data\": only of a container: give its image"),
+        "{}",
+        wrong.err
+    );
+    let wrong = pool.aquifer(&["run", "--image", "app", "--mount", "data", "--", "true"]);
+    assert!(wrong.err.contains("expected HOST[:CONTAINER][:ro], absolute paths"), "{}", wrong.err);
     let wrong = pool.aquifer(&["run", "--image", "--privileged", "--", "true"]);
     assert_eq!(wrong.code, Some(2), "{}", wrong.err);
     let wrong = pool.aquifer(&["run", "--image=-v", "--", "true"]);
     assert!(wrong.err.contains("image is \"-v\": expected the name of an image"), "{}", wrong.err);
+}
+
+/// As after a restart of the node, where docker starts after the agent.
+#[test]
+fn an_engine_that_starts_later_is_noticed() {
+    let mut pool = Pool::of_one(&[]);
+    let engine = pool.file("engine");
+    std::fs::create_dir(pool.file("containers")).unwrap();
+    pool.agent("c", &["--engine", &engine]);
+    let run = ["run", "--detach", "--image", "app", "--env", "PATH=/bin", "--", "/bin/sh", "-c", "exit 0"];
+    let waits = pool.aquifer(&run).ok();
+    let job = waits.split_whitespace().find(|word| word.starts_with("job-")).unwrap_or_default().to_string();
+    let why = pool.aquifer(&["explain", &job]).ok();
+    assert!(why.contains("  has no container engine\n"), "{why}");
+    let new = pool.file("engine.new");
+    std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/agent/tests/containers/engine.sh"), &new).unwrap();
+    std::fs::rename(new, &engine).unwrap();
+    let number = job.trim_start_matches("job-").parse().expect("a number");
+    let ended = pool.until_job(number, "its end", pool::has_ended);
+    assert_eq!((&ended.ranks[0].node[..], &ended.last_failure[..]), ("c", ""));
+    let node = json(&pool.aquifer(&["node", "c", "--json"]).ok());
+    assert_eq!(node["engine"], "docker 0.1");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aquifer_core::{Launch as Order, Program, ServeOptions, TrainOptions, Vendor, WorkerId};
+use aquifer_core::{Launch as Order, Mount, Program, ServeOptions, TrainOptions, Vendor, WorkerId};
 use aquifer_proto::wire::checkpoint_dir;
 
 use crate::container::{Container, Engine, ShownDevice};
@@ -80,9 +80,10 @@ pub fn image(order: &Order) -> Option<&str> {
     order.spec.roles[order.role].request.image.as_deref()
 }
 
-/// The container of a rank: it sees its checkpoints, and of drivers what its devices need.
+/// The container of a rank: it sees what it asks for, its checkpoints, and of drivers what its devices need.
 pub fn container(
     image: &str,
+    mounts: &[Mount],
     engine: &Arc<Engine>,
     launch: &Launch,
     device_nodes: Vec<PathBuf>,
@@ -95,6 +96,7 @@ pub fn container(
         image: image.into(),
         device_nodes,
         mounts: checkpoints.map(|(_, dir)| dir.into()).collect(),
+        asked: mounts.to_vec(),
         read_only: vendors.into_iter().flat_map(driver_files).collect(),
         devices,
     }

@@ -1,6 +1,7 @@
 //! The daemon: one task that owns the protocol's state and the launcher, and goes from event to event.
 
 mod config;
+mod engine;
 mod looked;
 mod measuring;
 
@@ -16,9 +17,8 @@ use aquifer_proto::{border, v1, wire};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use crate::cgroup::Limits;
 use crate::command::{self, Surroundings};
-use crate::container::{self, Engine};
+use crate::container::Engine;
 use crate::conversation::{Conversation, Heard, at, now};
 use crate::device::Backends;
 use crate::device::measured::{Figures, MeasureChoice, Measurements, ToMeasure};
@@ -30,6 +30,7 @@ use crate::session::{self, Incoming, Link};
 use crate::status::Status;
 
 pub use config::{AgentConfig, AgentError};
+use engine::EngineWatch;
 
 /// How often devices are looked at.
 const DEVICES_EVERY: Duration = Duration::from_secs(5);
@@ -48,6 +49,7 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
     tokio::spawn(session::keep_up(link, hello, incoming_sender));
     let (refreshed_sender, mut refreshed) = mpsc::channel(1);
     let (measured_sender, mut measured) = mpsc::channel(1);
+    let (engine_sender, mut engines) = mpsc::channel(1);
     let mut devices_due = Instant::now() + DEVICES_EVERY;
     daemon.measure(&measured_sender);
     tokio::pin!(shutdown);
@@ -66,6 +68,8 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
             }
             Some(question) = questions.recv() => drop(question.send(daemon.seen())), // The asker may have left.
             Some(backends) = refreshed.recv() => daemon.on_refreshed(backends),
+            // The next look at devices tells it.
+            Some(search) = engines.recv() => daemon.engine.on_search(search),
             Some(measured) = measured.recv() => {
                 daemon.on_measured(measured);
                 daemon.measure(&measured_sender);
@@ -76,6 +80,7 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
             () = sleep_until(devices_due) => {
                 devices_due = Instant::now() + DEVICES_EVERY;
                 daemon.launcher.tidy();
+                daemon.engine.search_if_due(&engine_sender);
                 daemon.measure(&measured_sender);
                 daemon.refresh(refreshed_sender.clone());
             }
@@ -98,10 +103,7 @@ struct Daemon {
     /// Launches that wait for the backends.
     waiting: VecDeque<(WorkerId, Arc<Order>)>,
     host: Host,
-    /// What runs containers.
-    engine: Option<Arc<Engine>>,
-    /// Why one that is there does not.
-    engine_findings: Vec<String>,
+    engine: EngineWatch,
     /// What makes parts of devices.
     partitions: Arc<Partitions>,
     config: AgentConfig,
@@ -143,8 +145,8 @@ impl Daemon {
         let (lost, workers): (Vec<_>, Vec<_>) =
             workers.into_iter().partition(|(id, _)| launcher.was_lost(*id));
         lost.into_iter().for_each(|(id, _)| launcher.forget(id));
-        let engine_choice = config.engine.clone();
-        let found = tokio::task::spawn_blocking(move || container::find(&engine_choice));
+        let mut engine = EngineWatch::new(&config);
+        let search = engine.search();
         let (choice, roots, facts) = (config.devices.clone(), config.roots.clone(), host.clone());
         let known = config.state_dir.join("devices.json");
         let backends =
@@ -159,20 +161,16 @@ impl Daemon {
         for finding in backends.findings() {
             tracing::warn!(vendor = %finding.vendor, "{}", finding.what);
         }
-        let (mut engine, engine_findings) = found.await.expect("the search does not panic");
-        if let Some(engine) = engine.as_mut().filter(|_| !config.enforce_limits) {
-            (engine.limits, engine.cpuset) = (Limits::default(), false);
-        }
-        engine_findings.iter().for_each(|finding| tracing::warn!("{finding}"));
-        let engine = engine.map(Arc::new);
+        engine.on_search(search.await.expect("the search does not panic"));
         let mut watch = Watch::default();
-        let inventory = Arc::new(inventory_of(&backends, &mut watch, &host, engine.as_deref(), &config));
+        let inventory =
+            Arc::new(inventory_of(&backends, &mut watch, &host, engine.found.as_deref(), &config));
         let lease_end = Time(launcher.lease_end_ms().unwrap_or(0));
         tracing::info!(node = %node, devices = inventory.devices.len(), adopted = workers.len(), "agent started");
         let workers: BTreeMap<WorkerId, WorkerState> = workers.into_iter().collect();
         let adopted = workers.keys().copied().collect();
         let agent = NodeAgent::new(node, inventory.clone(), first_boot(), workers, lease_end);
-        let hello = hello_of(&agent, &config, &backends, &engine_findings);
+        let hello = hello_of(&agent, &config, &backends, &engine.findings);
         let talks = Conversation::new(agent, hello);
         let link = Link::new(&config.server, &config.tls, config.token.as_deref())?;
         let told = talks.hello().subscribe();
@@ -189,7 +187,6 @@ impl Daemon {
             waiting: VecDeque::new(),
             host,
             engine,
-            engine_findings,
             partitions,
             config,
             surroundings,
@@ -260,15 +257,16 @@ impl Daemon {
                 self.launcher.launch(Launch { partition, ..launch });
                 continue;
             };
-            let Some(engine) = &self.engine else {
+            let Some(engine) = &self.engine.found else {
                 let why = "its node has no container engine any more";
                 self.talks.agent.on_worker(id, WorkerState::Exited(Exit::Failed(why.into())));
                 continue;
             };
             let nodes = contained.device_nodes.clone();
+            let mounts = &order.spec.roles[order.role].mounts;
             let launch = command::launch(id, &order, contained, &self.surroundings);
             let mut launch = Launch { partition, ..launch };
-            launch.container = Some(command::container(image, engine, &launch, nodes, devices));
+            launch.container = Some(command::container(image, mounts, engine, &launch, nodes, devices));
             self.launcher.launch(launch);
         }
     }
@@ -330,8 +328,8 @@ impl Daemon {
             }
         }
         let inventory =
-            inventory_of(&backends, &mut self.watch, &self.host, self.engine.as_deref(), &self.config);
-        let hello = hello_of(&self.talks.agent, &self.config, &backends, &self.engine_findings);
+            inventory_of(&backends, &mut self.watch, &self.host, self.engine.found.as_deref(), &self.config);
+        let hello = hello_of(&self.talks.agent, &self.config, &backends, &self.engine.findings);
         let told = self.talks.hello().borrow().findings.clone();
         for finding in hello.findings.iter().filter(|finding| !told.contains(finding)) {
             tracing::warn!("{finding}");

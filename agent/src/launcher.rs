@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, fs, io, thread};
 
-use aquifer_core::{Exit, Members, StopReason, WorkerId, WorkerState};
+use aquifer_core::{Exit, Members, Mount, StopReason, WorkerId, WorkerState};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
@@ -429,13 +429,14 @@ fn prepared(
         }
     }
     Ok(match container {
-        Some(container) => contained(spec, container, run_dir),
+        Some(container) => contained(spec, container, run_dir)?,
         None => spec,
     })
 }
 
 /// Has the command run in a container. Its limits are the engine's then: the client is not what they are for.
-fn contained(spec: Spec, mut container: Container, run_dir: &Path) -> Spec {
+fn contained(spec: Spec, mut container: Container, run_dir: &Path) -> Result<Spec, String> {
+    container.asked.iter().try_for_each(is_there)?;
     let name = container_name(&spec.id, run_dir);
     let Spec { command, env, working_dir, cpu_affinity, cpus_milli, memory_bytes, .. } = spec;
     container.device_nodes.retain(|node| node.exists());
@@ -463,7 +464,7 @@ fn contained(spec: Spec, mut container: Container, run_dir: &Path) -> Spec {
     };
     let (command, env) = arguments(&container, &of, &account);
     let left = Left { program: container.engine.program.clone(), name, memory_bytes };
-    Spec {
+    Ok(Spec {
         command,
         env,
         working_dir: None,
@@ -472,7 +473,18 @@ fn contained(spec: Spec, mut container: Container, run_dir: &Path) -> Spec {
         memory_bytes: 0,
         container: Some(left),
         ..spec
-    }
+    })
+}
+
+/// An engine would make a directory that is not there, as root, or say it in its own words.
+fn is_there(mount: &Mount) -> Result<(), String> {
+    let Err(error) = fs::metadata(&*mount.source) else { return Ok(()) };
+    let why = match error.kind() {
+        io::ErrorKind::NotFound => "the node has no such file or directory".into(),
+        io::ErrorKind::PermissionDenied => "permission denied".into(),
+        _ => error.to_string(),
+    };
+    Err(format!("mount {}: {why}", mount.source))
 }
 
 /// `aquifer-job-7.1-0-1f0c5a9e`: the worker, and which of the machine's agents it belongs to.

@@ -35,6 +35,7 @@ fn contained(engine: &Arc<Engine>, image: &str, launch: Launch) -> Launch {
         device_nodes: vec!["/dev/null".into(), "/dev/no-such-node".into()],
         mounts: Vec::new(),
         read_only: vec!["/no/such/driver".into()],
+        asked: Vec::new(),
     };
     Launch { container: Some(container), ..launch }
 }
@@ -161,6 +162,11 @@ async fn every_end_of_a_container_has_its_sentence() {
         let launch = Launch { id: id(rank), env, memory_bytes: 64 << 20, ..shell(script) };
         assert_eq!(t.run(contained(&engine, image, launch)).await, expected, "{image}: {script}");
     }
+    let mut launch = contained(&engine, "app", Launch { id: id(8), ..shell("exit 0") });
+    let asked = ["/usr:/usr/sets:ro", "/no/such/sets:/data"].map(|text| text.parse().unwrap());
+    launch.container.as_mut().unwrap().asked = asked.into();
+    let expected = "mount /no/such/sets: the node has no such file or directory";
+    assert_eq!(t.run(launch).await, failed(expected));
     let gone = Arc::new(Engine { program: "/no/such/engine".into(), ..(*engine).clone() });
     let launch = contained(&gone, "app", Launch { id: id(9), ..shell("exit 0") });
     assert_eq!(t.run(launch).await, failed("program /no/such/engine: no such file"));
@@ -292,6 +298,16 @@ async fn podman_runs_a_worker_from_its_start_to_every_end() {
     } else {
         eprintln!("skipped: how a signal that nothing handles ends it, for which podman needs catatonit");
     }
+    let (sets, cache) = (dir.join("sets"), dir.join("cache"));
+    fs::create_dir(&sets).unwrap();
+    fs::create_dir(&cache).unwrap();
+    fs::write(sets.join("one"), "forty-two").unwrap();
+    let mut mounted = launch(6, &["mounts", "/data/sets/one", "/cache/new", "/data/sets/new"]);
+    let asked = [format!("{}:/data/sets:ro", sets.display()), format!("{}:/cache", cache.display())];
+    mounted.container.as_mut().unwrap().asked = asked.map(|text| text.parse().unwrap()).into();
+    assert_eq!(t.run(mounted).await, Exit::Code(0), "{}", t.log(id(6)));
+    assert!(t.log(id(6)).ends_with("\nforty-two\n"), "{}", t.log(id(6)));
+    assert!(cache.join("new").exists() && !sets.join("new").exists());
     t.start(launch(2, &["obey"])).await;
     t.wait_for_log(id(2), "obey").await;
     t.launcher().stop(id(2), StopReason::Cancel);

@@ -27,6 +27,7 @@ fn order(script: &str, env: &[(&str, &str)], hosts: Vec<Host>) -> Order {
             ranks: 2,
             min_ranks: None,
             request: Request::default(),
+            mounts: Vec::new(),
             standing: Standing::default(),
             program: Program::Command(["/bin/sh", "-c", script].map(Into::into).to_vec()),
         }],

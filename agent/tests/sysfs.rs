@@ -4,9 +4,9 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use aquifer_agent::device::{Backend, Backends, BySysfs, Roots};
+use aquifer_agent::device::{Backend, Backends, BySysfs, Discovery, Roots};
 use aquifer_agent::host::Host;
-use aquifer_core::Vendor;
+use aquifer_core::{Health, Vendor};
 
 struct Tree {
     dir: tempfile::TempDir,
@@ -134,15 +134,55 @@ fn a_card_of_amd_that_is_divided_or_fails_is_told() {
     let places: Vec<&str> = found.devices.iter().map(|card| &card.place[..]).collect();
     assert_eq!(places, ["0000:1b:00.0", "0000:3d:00.0", "0000:9f:00.0", "0000:3d:00.0/001"]);
     assert_eq!(&*found.devices[3].uuid, "GPU-0000000000000042-1");
+    let faults: Vec<Option<String>> =
+        found.devices.iter().map(|card| card.fault.as_ref().map(ToString::to_string)).collect();
+    let bad = "draining: uncorrected errors (umc 2): drain the card and reset it".to_string();
+    assert_eq!(faults, [None, None, Some(bad), None]);
     let findings: Vec<String> = found.findings.iter().map(|finding| finding.to_string()).collect();
     assert_eq!(
         findings,
         [
-            "amd: device 2: 2 uncorrected memory errors",
             "amd: node 7 of kfd cannot be read: no permission, or the card is gone",
             "amd: the card at 0000:c1:00.0 is plugged in, but the driver does not list it",
         ]
     );
+}
+
+#[test]
+fn cards_that_are_too_hot_or_have_many_corrected_errors_are_suspect() {
+    let tree = Tree::mi300x();
+    let sensor = |place: &str, input: &str| {
+        let at = format!("bus/pci/devices/{place}/hwmon/hwmon3");
+        tree.put(&format!("{at}/temp1_input"), "90000\n");
+        tree.put(&format!("{at}/temp2_input"), input);
+        tree.put(&format!("{at}/temp2_crit"), "100000\n");
+        tree.put(&format!("{at}/temp2_label"), "junction\n");
+    };
+    sensor("0000:1b:00.0", "99000\n");
+    sensor("0000:3d:00.0", "100000\n");
+    tree.put("bus/pci/devices/0000:9f:00.0/ras/gfx_err_count", "ue: 0\nce: 7\n");
+    let mut backend = BySysfs::new(Vendor::Amd, &tree.roots);
+    let hot = "it is as hot as it may become (junction): 100 °C";
+    let suspects = |found: &Discovery| -> Vec<String> {
+        assert!(found.devices.iter().flat_map(|card| &card.fault).all(|it| it.health == Health::Suspect));
+        found.findings.iter().map(|finding| finding.what.clone()).collect()
+    };
+    assert_eq!(suspects(&backend.discover()), [format!("device 1: {hot}")]);
+    sensor("0000:3d:00.0", "99000\n");
+    tree.put("bus/pci/devices/0000:9f:00.0/ras/gfx_err_count", "ue: 0\nce: 17\n");
+    let many = "device 2: 10 corrected errors or more within 10 minutes";
+    assert_eq!(suspects(&backend.discover()), [many]);
+    assert_eq!(suspects(&backend.discover()), [many], "for a while");
+    let mut other = BySysfs::new(Vendor::Amd, &tree.roots);
+    assert_eq!(suspects(&other.discover()), [""; 0], "what was counted before is not new");
+
+    let tree = Tree::new();
+    tree.pci("0000:4d:00.0", "0x8086\n", "0x0bd5\n", "0x038000\n", "xe");
+    tree.put("bus/pci/devices/0000:4d:00.0/hwmon/hwmon1/temp2_input", "105000\n");
+    tree.put("bus/pci/devices/0000:4d:00.0/hwmon/hwmon1/temp2_crit", "105000\n");
+    let found = BySysfs::new(Vendor::Intel, &tree.roots).discover();
+    let fault = found.devices[0].fault.as_ref().map(ToString::to_string);
+    assert_eq!(fault.as_deref(), Some("suspect: it is as hot as it may become: 105 °C"));
 }
 
 #[test]

@@ -551,6 +551,77 @@ fn cards_on_the_bus_without_a_library_are_listed_with_the_reason() {
     assert_eq!(devices.len(), 3);
 }
 
+fn of_vendor(vendor: Vendor) -> impl Iterator<Item = &'static Stub> {
+    STUBS.iter().filter(move |stub| stub.vendor == vendor)
+}
+
+/// What the second card is, in the end.
+fn health_of_1(machine: &Machine, backend: &mut ByLibrary, codes: &str) -> Option<(Health, String)> {
+    fs::write(machine.file("codes"), codes).unwrap();
+    let found = backend.discover();
+    assert_eq!(found.devices.len(), 2, "{found:#?}");
+    let fault = found.devices.iter().find_map(|device| device.fault.clone())?;
+    Some((fault.health, fault.why.to_string()))
+}
+
+#[test]
+fn error_codes_of_ascend_say_what_is_to_be_done() {
+    for stub in of_vendor(Vendor::Ascend) {
+        let Some(machine) = Machine::new(stub, &[]) else { return };
+        let mut backend = machine.backend(stub);
+        let mut of = |codes: &str| health_of_1(&machine, &mut backend, codes);
+        let says = |health, why: &str| Some((health, why.to_string()));
+        assert_eq!(of("80e01801 80c98008 80e21007 12345678"), None, "nothing that concerns the card");
+        assert_eq!(of("81a3880c"), says(Health::Suspect, "error code 81a3880c: it is less than well"));
+        let idle = "error code 8c124e00: drain the card and reset it";
+        assert_eq!(of("81a3880c 8c124e00"), says(Health::Draining, idle), "the worst one counts");
+        let reset = "error code 80e18008: reset the card";
+        assert_eq!(of("80e18008"), says(Health::ResetWanted, reset));
+        let apart = "error code 80e18402: keep the card away and have it looked at";
+        assert_eq!(of("80e18008 80e18402"), says(Health::Faulty, apart));
+        let (_, many) = of("80cf8000 80cf8008 80cf8009 80df8000 80df8008 80df8009").unwrap();
+        assert!(many.starts_with("error code 80cf8000: ") && many.ends_with("; 2 more"), "{many}");
+        machine.begin("sick");
+        assert_eq!(of("80e18008"), says(Health::ResetWanted, reset), "that it is not well is known");
+        let bad = "dcmi reports a critical fault";
+        assert_eq!(of("81a3880c"), says(Health::Faulty, bad), "the code does not say what is to be done");
+        assert_eq!(of(""), says(Health::Faulty, bad));
+    }
+}
+
+#[test]
+fn incidents_of_cambricon_are_told_from_one_another() {
+    for stub in of_vendor(Vendor::Cambricon) {
+        let Some(machine) = Machine::new(stub, &[]) else { return };
+        let mut backend = machine.backend(stub);
+        let mut of = |codes: &str| health_of_1(&machine, &mut backend, codes);
+        let says = |health, why: &str| Some((health, why.to_string()));
+        assert_eq!(
+            of("1a 5"),
+            says(Health::Suspect, "it is too hot; its PCIe link is of too low a generation")
+        );
+        let unclear = "cndev warns of an incident";
+        assert_eq!(of("e"), says(Health::Suspect, unclear), "a corrected error alone is only told");
+        let memory = "an uncorrected memory error: drain the card and reset it";
+        assert_eq!(of("9 f"), says(Health::Draining, memory));
+        let row = "its memory has a row that could not be remapped: replace it";
+        assert_eq!(of("12"), says(Health::Faulty, row));
+        assert_eq!(of(""), None);
+    }
+}
+
+#[test]
+fn a_card_of_nvidia_that_is_too_hot_takes_no_new_work() {
+    let Some(machine) = Machine::new(&SHAPED, &[]) else { return };
+    let mut backend = machine.backend(&SHAPED);
+    assert_well(&SHAPED, &backend.discover(), false);
+    machine.begin("hot");
+    let hot = "its hardware slows it down: it is too hot";
+    assert_eq!(health_of_1(&machine, &mut backend, ""), Some((Health::Suspect, hot.into())));
+    machine.end("hot");
+    assert_well(&SHAPED, &backend.discover(), false);
+}
+
 #[test]
 fn an_xid_takes_a_card_out_of_work_and_a_program_s_error_does_not() {
     let stub = Stub { defines: WITH_XID, ..SHAPED };

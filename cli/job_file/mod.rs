@@ -5,6 +5,7 @@
 //! (`aquifer_proto::border::job_spec`), which the scheduler passes a job through as well.
 
 mod apartness;
+mod mount;
 mod scalars;
 mod set;
 mod spec;
@@ -16,6 +17,7 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 pub use apartness::Apartness;
+pub use mount::Mount;
 pub use scalars::*;
 pub use spec::*;
 
@@ -49,6 +51,8 @@ pub struct JobFile {
     pub labels: Option<Pairs>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mounts: Option<List<Mount>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topology: Option<Topology>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -106,6 +110,8 @@ pub struct Role {
     pub labels: Option<Pairs>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mounts: Option<List<Mount>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub apart: Option<Given<Level>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -342,7 +348,7 @@ fn told(error: &yaml_serde::Error) -> FileError {
 }
 
 /// What keys are called elsewhere.
-const MEANT: [(&str, &str); 19] = [
+const MEANT: [(&str, &str); 21] = [
     ("gpus", "devices"),
     ("gpu", "devices"),
     ("accelerators", "devices"),
@@ -362,6 +368,8 @@ const MEANT: [(&str, &str); 19] = [
     ("anti_affinity", "apart"),
     ("nvlink", "island"),
     ("container", "image"),
+    ("volumes", "mounts"),
+    ("binds", "mounts"),
 ];
 
 fn is_path(text: &str) -> bool {

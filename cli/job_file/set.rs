@@ -102,6 +102,7 @@ impl JobFile {
         put(&mut self.memory, over.memory);
         put(&mut self.command, over.command);
         put(&mut self.image, over.image);
+        put(&mut self.mounts, over.mounts);
         join(&mut self.labels, over.labels, below, |to, from| to.0.extend(from.0));
         join(&mut self.devices, over.devices, below, Devices::put);
         join(&mut self.train, over.train, below, Train::put);
@@ -121,6 +122,7 @@ impl Role {
         put(&mut self.memory, over.memory);
         put(&mut self.command, over.command);
         put(&mut self.image, over.image);
+        put(&mut self.mounts, over.mounts);
         join(&mut self.labels, over.labels, below, |to, from| to.0.extend(from.0));
         join(&mut self.devices, over.devices, below, Devices::put);
         join(&mut self.train, over.train, below, Train::put);

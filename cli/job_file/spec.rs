@@ -33,6 +33,7 @@ struct Part<'a> {
     memory: Option<u64>,
     labels: Option<&'a Pairs>,
     image: Option<&'a String>,
+    mounts: Option<&'a List<Mount>>,
     apart: Option<&'a Given<Level>>,
     spread: Option<&'a Given<Level>>,
     command: Option<&'a Command>,
@@ -115,6 +116,7 @@ impl JobFile {
                 memory: self.memory.map(|given| given.0.0),
                 labels: self.labels.as_ref(),
                 image: self.image.as_ref(),
+                mounts: self.mounts.as_ref(),
                 apart: self.apart.as_ref(),
                 spread: self.spread.as_ref(),
                 command: self.command.as_ref(),
@@ -133,6 +135,7 @@ impl JobFile {
             ("memory", self.memory.is_some()),
             ("labels", self.labels.is_some()),
             ("image", self.image.is_some()),
+            ("mounts", self.mounts.is_some()),
             ("apart", self.apart.is_some()),
             ("spread", self.spread.is_some()),
             ("command", self.command.is_some()),
@@ -160,6 +163,7 @@ fn part_of(at: usize, role: &Role, kind: Option<Kind>) -> Part<'_> {
         memory: role.memory.map(|given| given.0.0),
         labels: role.labels.as_ref(),
         image: role.image.as_ref(),
+        mounts: role.mounts.as_ref(),
         apart: role.apart.as_ref(),
         spread: role.spread.as_ref(),
         command: role.command.as_ref(),
@@ -191,6 +195,7 @@ impl Part<'_> {
             program: Some(program),
             apart: self.apart.map(|level| level.0.to_string()),
             spread: self.spread.map(|level| level.0.to_string()),
+            mounts: self.mounts.iter().flat_map(|mounts| &mounts.0).map(mount).collect(),
         };
         Ok((kind, role))
     }
@@ -370,6 +375,11 @@ fn device(device: &Device) -> v1::DeviceRequest {
     }
 }
 
+fn mount(mount: &Mount) -> v1::Mount {
+    let core::Mount { source, target, read_only } = &mount.0;
+    v1::Mount { source: source.to_string(), target: target.to_string(), read_only: *read_only }
+}
+
 fn pairs(pairs: Option<&Pairs>) -> HashMap<String, String> {
     pairs.map(|pairs| pairs.0.clone().into_iter().collect()).unwrap_or_default()
 }
@@ -429,6 +439,7 @@ pub fn file_of(spec: &core::JobSpec) -> JobFile {
             memory,
             labels,
             image,
+            mounts,
             apart,
             spread,
             command,
@@ -443,7 +454,7 @@ pub fn file_of(spec: &core::JobSpec) -> JobFile {
         file.min_ranks = min_ranks;
         (file.ranks, file.devices, file.cpus, file.memory, file.labels) =
             (ranks, devices, cpus, memory, labels);
-        file.image = image;
+        (file.image, file.mounts) = (image, mounts);
         (file.apart, file.spread) = (apart, spread);
         (file.command, file.train, file.serve) = (command, train, serve);
     } else {
@@ -486,6 +497,7 @@ fn role_of(role: &core::Role) -> Role {
         memory: Some(Given(Size(request.memory_bytes))),
         labels: (!request.labels.is_empty()).then(|| Pairs(labels().collect())),
         image: request.image.as_deref().map(String::from),
+        mounts: (!role.mounts.is_empty()).then(|| List(role.mounts.iter().cloned().map(Mount).collect())),
         apart: role.standing.apart.clone().map(|level| Given(Level(level))),
         spread: role.standing.spread.clone().map(|level| Given(Level(level))),
         ..Role::default()

@@ -9,10 +9,12 @@ use crate::v1;
 
 mod assignments;
 mod image;
+mod mounts;
 mod programs;
 
 pub use assignments::assignment;
 use image::image;
+use mounts::mounts;
 pub use programs::{SERVE_PRECISIONS, TRAIN_PRECISIONS};
 use programs::{arguments, serve, train};
 
@@ -181,6 +183,7 @@ fn role(field: &str, wire: &v1::Role) -> Checked<Role> {
     let default = v1::Request::default();
     let wire_request = wire.request.as_ref().unwrap_or(&default);
     let request = request(&format!("{field}.request"), wire_request)?;
+    let mounts = mounts(&format!("{field}.mounts"), &wire.mounts, request.image.is_some())?;
     let program = match &wire.program {
         Some(v1::role::Program::Command(command)) => {
             Program::Command(arguments(&format!("{field}.command.arguments"), &command.arguments)?)
@@ -228,7 +231,7 @@ fn role(field: &str, wire: &v1::Role) -> Checked<Role> {
         text.as_ref().map(|text| self::level(&format!("{field}.{key}"), text)).transpose()
     };
     let standing = Standing { apart: level("apart", &wire.apart)?, spread: level("spread", &wire.spread)? };
-    Ok(Role { name, ranks: wire.ranks, min_ranks, request, standing, program })
+    Ok(Role { name, ranks: wire.ranks, min_ranks, request, mounts, standing, program })
 }
 
 fn request(field: &str, wire: &v1::Request) -> Checked<Request> {

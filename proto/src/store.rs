@@ -339,13 +339,18 @@ mod tests {
 
     /// Of a store that was written before queues had parents and jobs a worth.
     #[test]
-    fn where_ranks_stand_is_stored_and_so_are_islands() {
+    fn where_ranks_stand_is_stored_and_so_are_islands_and_mounts() {
         let level = |text: &str| Some(text.to_string());
         let device = v1::DeviceRequest { count: 4, one_island: true, ..v1::DeviceRequest::default() };
         let role = v1::Role {
             ranks: 3,
-            request: Some(v1::Request { devices: vec![device], ..v1::Request::default() }),
+            request: Some(v1::Request {
+                devices: vec![device],
+                image: Some("app".into()),
+                ..v1::Request::default()
+            }),
             program: Some(v1::role::Program::Command(v1::Command { arguments: vec!["true".into()] })),
+            mounts: vec![v1::Mount { source: "/srv".into(), target: "/data".into(), read_only: true }],
             apart: level("node"),
             spread: level("zone"),
             ..v1::Role::default()
@@ -359,6 +364,7 @@ mod tests {
         assert_eq!(role.standing.apart, Some(Level::Node));
         assert_eq!(role.standing.spread, Some(Level::Label("zone".into())));
         assert!(role.request.devices[0].one_island);
+        assert_eq!(role.mounts[0].to_string(), "/srv:/data:ro");
         assert_eq!(crate::border::job_spec(&crate::wire::job_spec(&spec)), Ok(spec));
         let devices = [Some(0), Some(65_535), None].map(|island| v1::Device {
             vendor: "nvidia".into(),
@@ -447,6 +453,7 @@ mod tests {
             ranks: 4,
             min_ranks: Some(2),
             request: Request { cpus_milli: 100, ..Request::default() },
+            mounts: Vec::new(),
             standing: Default::default(),
             program: Program::Command(vec!["true".into()]),
         };

@@ -88,7 +88,13 @@ fn role(role: &Role) -> v1::Role {
         program: Some(program),
         apart: role.standing.apart.as_ref().map(ToString::to_string),
         spread: role.standing.spread.as_ref().map(ToString::to_string),
+        mounts: role.mounts.iter().map(mount).collect(),
     }
+}
+
+fn mount(mount: &Mount) -> v1::Mount {
+    let Mount { source, target, read_only } = mount;
+    v1::Mount { source: source.to_string(), target: target.to_string(), read_only: *read_only }
 }
 
 fn device_request(request: &DeviceRequest) -> v1::DeviceRequest {

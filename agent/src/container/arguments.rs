@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use aquifer_core::Vendor;
+use aquifer_core::{Mount, Vendor};
 
 use super::{Container, EngineKind};
 
@@ -105,6 +105,8 @@ pub fn arguments(
         // Its root is the agent's user.
         (EngineKind::Docker, true) => flag("user", &"0:0"),
         (_, false) => {
+            // A program of the image that is root's to whoever starts it would be root of what is mounted.
+            flag("security-opt", &"no-new-privileges");
             flag("user", &format_args!("{}:{}", account.uid, account.gid));
             account.groups.iter().for_each(|group| flag("group-add", group));
         }
@@ -114,19 +116,25 @@ pub fn arguments(
     }
     limits(&mut line, container, of);
     devices(&mut line, container);
-    let mut mount = |dir: &Path, options: &str| {
-        let quoted = |key: &str| {
-            let field = format!("{key}={}", dir.display());
+    let mut mount = |source: &Path, target: &Path, options: &str| {
+        let quoted = |key: &str, path: &Path| {
+            let field = format!("{key}={}", path.display());
             match field.contains([',', '"']) {
                 true => format!("\"{}\"", field.replace('"', "\"\"")),
                 false => field,
             }
         };
-        line.push(format!("--mount=type=bind,{},{}{options}", quoted("source"), quoted("target")));
+        let (source, target) = (quoted("source", source), quoted("target", target));
+        line.push(format!("--mount=type=bind,{source},{target}{options}"));
     };
     let writable: BTreeSet<&PathBuf> = std::iter::once(&of.run_dir).chain(&container.mounts).collect();
-    writable.into_iter().for_each(|dir| mount(dir, ""));
-    container.read_only.iter().for_each(|dir| mount(dir, ",readonly"));
+    let free = |dir: &Path| container.asked.iter().all(|asked| !hides(asked, dir));
+    writable.into_iter().filter(|dir| free(dir)).for_each(|dir| mount(dir, dir, ""));
+    container.read_only.iter().filter(|dir| free(dir)).for_each(|dir| mount(dir, dir, ",readonly"));
+    for asked in &container.asked {
+        let options = if asked.read_only { ",readonly" } else { "" };
+        mount(Path::new(&*asked.source), Path::new(&*asked.target), options);
+    }
     if let Some(dir) = &of.working_dir {
         line.push(format!("--workdir={}", dir.display()));
     }
@@ -146,6 +154,12 @@ pub fn arguments(
     line.push(container.image.clone());
     line.extend(rest.iter().cloned());
     (line, env)
+}
+
+/// Whether a job asks for something else where the node's own directory would be seen.
+fn hides(asked: &Mount, dir: &Path) -> bool {
+    let target = Path::new(&*asked.target);
+    dir == target || (asked.source != asked.target && dir.starts_with(target))
 }
 
 fn limits(line: &mut Vec<String>, container: &Container, of: &Arguments) {

@@ -14,7 +14,7 @@ mod tests;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use aquifer_core::Vendor;
+use aquifer_core::{Mount, Vendor};
 
 pub use arguments::{Account, Arguments, arguments};
 pub use cdi::{CdiDevices, cdi_devices};
@@ -36,6 +36,8 @@ pub struct Container {
     pub mounts: Vec<PathBuf>,
     /// The same, not to be written to.
     pub read_only: Vec<PathBuf>,
+    /// What the job asks for beside that; goes before what is mounted at the same path.
+    pub asked: Vec<Mount>,
 }
 
 /// A device, by all that engines may call it.

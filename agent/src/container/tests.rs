@@ -52,8 +52,10 @@ fn called(engine: Engine, vendor: Vendor) -> String {
         image: "registry.example.com/app:1".into(),
         devices: held.iter().map(shown).collect(),
         device_nodes: seen.device_nodes,
-        mounts: vec!["/data/check, points".into()],
+        // Of these the job asks for the second one to be elsewhere.
+        mounts: ["/data/check, points", "/work/a"].map(Into::into).into(),
         read_only: driver_files(vendor).collect(),
+        asked: ["/data:ro", "/srv/a, \"b\":/work"].map(|text| text.parse().unwrap()).into(),
     };
     let own = [("AQUIFER_RUN_DIR", "/state/runs/job-7.1/0"), ("PATH", "/opt/bin"), ("TOKEN", "se,cr=et")];
     let own = own.map(|(name, value)| (name.to_string(), value.to_string()));

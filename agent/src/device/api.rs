@@ -107,8 +107,13 @@ pub enum Rule {
     Values(&'static [(u64, Level, &'static str)]),
     /// Any of these bits.
     Bits(&'static [(u64, Level, &'static str)]),
+    /// As `Values`, unless a check before has said as much, or what is to be done.
+    Else(&'static [(u64, Level, &'static str)]),
     /// Anything but 0.
     Not0(Level, &'static str),
+    /// The value is how many numbers of four bytes there are, `most` at most: the first at `at`, the others `stride` bytes
+    /// from one to the next.
+    Each { at: usize, stride: usize, most: usize, means: fn(u64) -> Option<(Level, String)> },
 }
 
 /// A question about a card's health.

@@ -3,6 +3,7 @@
 use aquifer_core::Vendor;
 
 use super::helper::Helper;
+use super::ras::Ras;
 use super::reader::without_library;
 use super::roots::Roots;
 use super::{Backend, Discovery, Found, Visibility, intel, kfd, visible};
@@ -21,13 +22,14 @@ impl BySysfs {
     ///
     /// For another vendor: its cards are found through a library.
     pub fn new(vendor: Vendor, roots: &Roots) -> BySysfs {
-        let look = match vendor {
-            Vendor::Amd => kfd::look,
-            Vendor::Intel => intel::look,
+        let (own, name) = (roots.clone(), vendor.to_string());
+        let mut errors = Ras::default();
+        let helper = match vendor {
+            Vendor::Amd => Helper::new(&name, move || kfd::look(&own, &mut errors)),
+            Vendor::Intel => Helper::new(&name, move || intel::look(&own)),
             _ => panic!("{vendor}'s cards are found through a library"),
         };
-        let own = roots.clone();
-        BySysfs { vendor, roots: roots.clone(), helper: Helper::new(&vendor.to_string(), move || look(&own)) }
+        BySysfs { vendor, roots: roots.clone(), helper }
     }
 }
 

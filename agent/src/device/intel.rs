@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use aquifer_core::{DeviceClass, Fault, Isolation, Vendor};
 
+use super::hwmon::too_hot;
 use super::roots::{Roots, read_number};
-use super::{Discovery, Found, visible};
+use super::{Discovery, Found, suspect, visible};
 
 /// Looks at all cards.
 ///
@@ -30,7 +31,10 @@ pub fn look(roots: &Roots) -> Discovery {
         let driver = driver.file_name().map(|name| name.to_string_lossy().into_owned());
         let has_driver = matches!(driver.as_deref(), Some("i915" | "xe"));
         if cards.contains(&place) {
-            let fault = (!has_driver).then(|| Fault::faulty("it has neither of the drivers i915 and xe"));
+            let fault = match has_driver {
+                true => too_hot(&roots.pci(&place)).map(suspect),
+                false => Some(Fault::faulty("it has neither of the drivers i915 and xe")),
+            };
             found.devices.push(Found { fault, ..read(roots, &place, logical) });
         }
         logical += u32::from(has_driver);

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
-use aquifer_core::{DeviceClass, Isolation, Vendor};
+use aquifer_core::{DeviceClass, Health, Isolation, Vendor};
 
 use super::api::place_text;
+use super::hwmon::too_hot;
+use super::ras::Ras;
 use super::reader::{model_of, without_library};
 use super::roots::{Roots, read, read_number};
-use super::{Discovery, Finding, Found, topology, visible};
+use super::{Discovery, Finding, Found, suspect, topology, visible};
 
 /// `CRAT_IOLINK_TYPE_XGMI`; PCI Express is 2.
 const XGMI: u64 = 11;
@@ -27,7 +30,9 @@ pub fn is_there(roots: &Roots) -> bool {
 }
 
 /// Looks at all cards.
-pub fn look(roots: &Roots) -> Discovery {
+///
+/// * `errors`: what was known of their errors.
+pub fn look(roots: &Roots, errors: &mut Ras) -> Discovery {
     if !is_there(roots) {
         let why = match roots.sysfs.join("module/amdgpu").exists() {
             true => "the driver amdgpu runs without its compute part, kfd",
@@ -64,9 +69,14 @@ pub fn look(roots: &Roots) -> Discovery {
                 links.extend(link.get("node_from").copied().zip(link.get("node_to").copied()));
             }
         }
-        let errors = found.devices.last().map(|device| ras(&roots.pci(&device.place))).unwrap_or(0);
-        if 0 < errors {
-            let what = format!("device {logical}: {errors} uncorrected memory errors");
+    }
+    for device in &mut found.devices {
+        // Of a card that is divided all parts share its errors.
+        let place = device.place.split('/').next().unwrap_or_default();
+        let pci = roots.pci(place);
+        device.fault = errors.look(place, &pci, Instant::now()).or_else(|| too_hot(&pci).map(suspect));
+        if let Some(fault) = device.fault.as_ref().filter(|fault| fault.health == Health::Suspect) {
+            let what = format!("device {}: {}", device.logical, fault.why);
             found.findings.push(Finding { vendor: Vendor::Amd, what });
         }
     }
@@ -150,13 +160,6 @@ fn model_of_id(device: u64, gfx: u64) -> String {
         _ => return format!("gfx{}{}{:x}", gfx / 10_000, gfx / 100 % 100, gfx % 100),
     };
     name.to_string()
-}
-
-/// Uncorrected errors of the memory, since the driver was loaded.
-fn ras(pci: &Path) -> u64 {
-    let text = read(pci.join("ras/umc_err_count")).unwrap_or_default();
-    let count = |line: &str| line.strip_prefix("ue:")?.trim().parse().ok();
-    text.lines().find_map(count).unwrap_or(0)
 }
 
 /// Subdirectories that are numbers, in their order.

@@ -4,20 +4,24 @@
 //! listed with its fault and hides no other; a driver that is missing is a [`Finding`], not an empty node.
 
 mod api;
+mod ascend_codes;
 mod backends;
 mod by_library;
 mod by_sysfs;
 mod choice;
+mod cndev_incidents;
 mod cpu;
 mod datasheet;
 mod fake;
 mod helper;
+mod hwmon;
 mod intel;
 mod kfd;
 pub(crate) mod library;
 pub mod measured;
 pub mod mps;
 pub mod pci;
+mod ras;
 mod reader;
 mod roots;
 pub mod topology;
@@ -30,7 +34,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use aquifer_core::{DeviceClass, Fault, Isolation, Name, Vendor};
+use aquifer_core::{DeviceClass, Fault, Health, Isolation, Name, Vendor};
 
 use measured::Figures;
 
@@ -163,6 +167,11 @@ fn slug(text: &str) -> String {
     let lower = text.to_lowercase();
     let words = lower.split(|c: char| !c.is_ascii_alphanumeric() && c != '.').filter(|word| !word.is_empty());
     words.collect::<Vec<_>>().join("-")
+}
+
+/// What keeps new work from a device for a while.
+fn suspect(why: String) -> Fault {
+    Fault { health: Health::Suspect, ..Fault::faulty(why) }
 }
 
 /// `1 device`, `8 devices`.

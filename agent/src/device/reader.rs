@@ -16,6 +16,8 @@ use super::{Discovery, Finding, Found, count_text, slug, topology, visible};
 
 /// Events of a library that are taken at a time, at most.
 const MOST_EVENTS: usize = 64;
+/// Reasons that are told of one card, at most.
+const MOST_REASONS: usize = 4;
 
 /// What outlives a thread whose call hangs.
 #[derive(Default)]
@@ -323,30 +325,18 @@ impl Reader {
     ) -> Result<Option<Fault>, CallError> {
         let mut said: Vec<(Level, String)> = Vec::new();
         for check in opened.api.checks {
-            let value = match opened.ask(&check.probe, about) {
-                Ok(value) => value.number(),
+            let (value, bytes) = match opened.ask_raw(&check.probe, about) {
+                Ok((value, bytes)) => (value.number(), bytes),
                 Err(error) if opened.is_lost(&error) => return Err(error),
                 // What a card or a library cannot tell is no fault.
                 Err(_) => continue,
             };
-            let mut say = |level: Level, what: &str| said.push((level, what.to_string()));
-            match check.rule {
-                Rule::Values(values) => {
-                    values
-                        .iter()
-                        .filter(|(bad, ..)| *bad == value)
-                        .for_each(|(_, level, what)| say(*level, what));
+            for one in meanings(&check.rule, value, &bytes, &said) {
+                if !said.contains(&one) {
+                    said.push(one);
                 }
-                Rule::Bits(bits) => {
-                    bits.iter()
-                        .filter(|(bit, ..)| value & bit != 0)
-                        .for_each(|(_, level, what)| say(*level, what));
-                }
-                Rule::Not0(level, what) if value != 0 => say(level, what),
-                Rule::Not0(..) => (),
             }
         }
-        said.dedup();
         let is_suspicious = |said: &(Level, String)| Level::Suspect <= said.0;
         let mut kinds = u32::from(said.iter().any(is_suspicious));
         if let Some((level, what)) = self.alarm(about.index as u32) {
@@ -355,7 +345,11 @@ impl Reader {
         }
         let worst = said.iter().map(|(level, _)| *level).max();
         let of_worst = said.iter().filter(|(level, _)| Some(*level) == worst).map(|(_, what)| &what[..]);
-        let why = of_worst.collect::<Vec<&str>>().join("; ");
+        let of_worst: Vec<&str> = of_worst.collect();
+        let mut why = of_worst[..of_worst.len().min(MOST_REASONS)].join("; ");
+        if MOST_REASONS < of_worst.len() {
+            why += &format!("; {} more", of_worst.len() - MOST_REASONS);
+        }
         let fault = worst
             .filter(|level| Level::Suspect <= *level)
             .map(|level| Fault { health: health_of(level, kinds), ..Fault::faulty(why) });
@@ -492,6 +486,30 @@ fn unread(vendor: Vendor, name: &str, place: String) -> Found {
         logical: u32::MAX,
         physical: u32::MAX,
         nodes: Vec::new(),
+    }
+}
+
+/// What an answer means.
+///
+/// * `bytes`: all that the call wrote. `before`: what other checks of the card have said.
+fn meanings(rule: &Rule, value: u64, bytes: &[u8], before: &[(Level, String)]) -> Vec<(Level, String)> {
+    let of = |(_, level, what): &(u64, Level, &str)| (*level, what.to_string());
+    let told = |level: Level| before.iter().any(|(before, _)| level.min(Level::Drain) <= *before);
+    match *rule {
+        Rule::Values(values) => values.iter().filter(|(bad, ..)| *bad == value).map(of).collect(),
+        Rule::Bits(bits) => bits.iter().filter(|(bit, ..)| value & bit != 0).map(of).collect(),
+        Rule::Else(values) => {
+            values.iter().filter(|(bad, level, _)| *bad == value && !told(*level)).map(of).collect()
+        }
+        Rule::Not0(level, what) if value != 0 => vec![(level, what.to_string())],
+        Rule::Not0(..) => Vec::new(),
+        Rule::Each { at, stride, most, means } => {
+            let number = |item: usize| {
+                let word = bytes.get(at + stride * item..)?.get(..4)?.try_into().ok()?;
+                means(u32::from_le_bytes(word).into())
+            };
+            (0..(value as usize).min(most)).filter_map(number).collect()
+        }
     }
 }
 

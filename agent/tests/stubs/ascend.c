@@ -50,6 +50,11 @@ int dcmi_get_device_pcie_info(int card, int at, struct pcie *to) {
 int dcmi_get_device_hbm_info(int card, int at, struct hbm *to) { OF(card); (void)at; GIVE(&to->size, 65536); }
 int dcmi_get_device_memory_info_v3(int card, int at, struct memory *to) { OF(card); (void)at; GIVE(&to->size, 65536); }
 int dcmi_get_device_health(int card, int at, u32 *health) { OF(card); (void)at; GIVE(health, sick(card) ? 3 : 0); }
+int dcmi_get_device_errorcode_v2(int card, int at, int *count, u32 *list, u32 length) {
+    OF(card);
+    (void)at;
+    GIVE(count, codes(card, list, length));
+}
 int dcmi_get_topo_info_by_device_id(int one, int at, int other, int to, int *way) {
     OF(one);
     (void)at, (void)to;
@@ -69,3 +74,7 @@ int dcmiv2_get_device_chip_info(int device, struct chip_info_v2 *to) { OF(device
 int dcmiv2_get_device_pcie_info(int device, struct pcie_all *to) { OF(device); return place(device, to); }
 int dcmiv2_get_device_hbm_info(int device, struct hbm *to) { OF(device); GIVE(&to->size, 65536); }
 int dcmiv2_get_device_health(int device, u32 *health) { OF(device); GIVE(health, sick(device) ? 3 : 0); }
+int dcmiv2_get_device_error_code_list(int device, int *count, u32 *list, u32 length) {
+    OF(device);
+    GIVE(count, codes(device, list, length));
+}

@@ -12,8 +12,10 @@ typedef struct {
     u32 spare[8];
 } Pcie;
 typedef struct { int version, health, device, driver; } Health;
-typedef struct { int health, device, driver, overall; u32 incidents; char rest[34612 - 20]; } HealthV2;
-SIZE(CardInfo, 8); SIZE(Uuid, 56); SIZE(MemoryV2, 176); SIZE(Pcie, 64); SIZE(Health, 16); SIZE(HealthV2, 34612);
+typedef struct { char msg[512]; u32 device, bdf; int code; u32 category, severity; } Detail;
+typedef struct { int system, health; Detail error; } Incident;
+typedef struct { int health, device, driver, overall; u32 count; Incident incidents[64]; u32 spare[8]; } HealthV2;
+SIZE(CardInfo, 8); SIZE(Uuid, 56); SIZE(MemoryV2, 176); SIZE(Pcie, 64); SIZE(Health, 16); SIZE(Incident, 540); SIZE(HealthV2, 34612);
 #define STAMPED(struct) if ((struct)->version != 6) return UNSUPPORTED_VERSION
 
 int cndevInit(int reserved) { (void)reserved; INIT(1); }
@@ -32,7 +34,10 @@ int cndevGetMemoryUsage(Memory *memory, int handle) { OF(handle - 100); STAMPED(
 int cndevGetCardHealthStateV2(HealthV2 *health, int handle) {
     OF(handle - 100);
     memset(health, 0xee, sizeof *health);
-    health->overall = sick(handle - 100) ? 20 : 0;
+    u32 all[64];
+    health->count = codes(handle - 100, all, 64);
+    for (u32 at = 0; at < health->count; at++) health->incidents[at].error.code = all[at];
+    health->overall = sick(handle - 100) ? 20 : health->count ? 10 : 0;
     GIVE(&health->health, !sick(handle - 100));
 }
 int cndevGetCardHealthState(Health *health, int handle) {

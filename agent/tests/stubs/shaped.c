@@ -61,6 +61,10 @@ int nvmlDeviceGetMigDeviceHandleByIndex(Device *device, u32 index, Device **slic
 }
 #endif
 #ifdef RECOVERY
+int nvmlDeviceGetCurrentClocksThrottleReasons(Device *device, u64 *reasons) {
+    OF(device->card);
+    GIVE(reasons, device->card == 1 && on("hot") ? 0x48 : 1);
+}
 int nvmlDeviceGetFieldValues(Device *device, int count, Field *field) {
     OF(device->card);
     field->status = count == 1 && field->id == 230 ? 0 : 3;

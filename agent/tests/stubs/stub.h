@@ -2,6 +2,8 @@
 // Built by tests/vendors with -DDIR="…", a directory whose files say what goes wrong, at any time:
 //   lost           card 1 is gone
 //   sick           card 1 says that it is not well
+//   hot            card 1 is too hot
+//   codes          what it has is what card 1 has of error codes, in hexadecimal digits, or of incidents
 //   no-init        initialisation fails
 //   hang-FUNCTION  this function does not return while the file exists; one that is about a card, for card 1 only
 // A library without a symbol is built with -DSYMBOL=absent.
@@ -26,6 +28,13 @@ static inline void hang(const char *function) {
 }
 static inline int bus(u32 card) { return 0x2b - card; }
 static inline int sick(u32 card) { return card == 1 && on("sick"); }
+static inline int codes(u32 card, u32 *to, int most) {
+    int number = 0;
+    FILE *file = card == 1 ? fopen(DIR "/codes", "r") : NULL;
+    while (file && number < most && fscanf(file, "%x", &to[number]) == 1) number++;
+    if (file) fclose(file);
+    return number;
+}
 static inline int text(char *to, unsigned size, const char *format, ...) {
     va_list values;
     va_start(values, format);

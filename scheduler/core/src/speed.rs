@@ -307,6 +307,7 @@ mod tests {
                 ranks: 1,
                 min_ranks: None,
                 request: Request::default(),
+                mounts: Vec::new(),
                 standing: crate::topology::Standing::default(),
                 program: Program::Command(Vec::new()),
             }

@@ -7,6 +7,7 @@ use std::{fmt, str::FromStr, time::Duration};
 use crate::autoscale::Promise;
 use crate::hosts::Host;
 use crate::members::Members;
+use crate::mount::Mount;
 use crate::stop::StopReason;
 use crate::topology::{Standing, Topology};
 
@@ -111,6 +112,8 @@ pub struct Role {
     pub min_ranks: Option<u32>,
     /// What each of them needs.
     pub request: Request,
+    /// What of the node their containers see.
+    pub mounts: Vec<Mount>,
     /// How they keep away from each other.
     pub standing: Standing,
     /// What each of them runs.

@@ -191,6 +191,7 @@ fn spec(ranks: u32, devices: Vec<DeviceRequest>, cpus_milli: u32) -> JobSpec {
             name: "worker".into(),
             ranks,
             request,
+            mounts: Vec::new(),
             standing: Standing::default(),
             program: Program::Command(vec!["measured".into()]),
         }],

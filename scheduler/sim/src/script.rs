@@ -488,7 +488,15 @@ fn role(word: &str) -> Result<Role, String> {
         None => (None, ranks),
     };
     let standing = Standing::default();
-    Ok(Role { name: name.into(), ranks: number(ranks)?, min_ranks, request, standing, program })
+    Ok(Role {
+        name: name.into(),
+        ranks: number(ranks)?,
+        min_ranks,
+        request,
+        mounts: Vec::new(),
+        standing,
+        program,
+    })
 }
 
 fn device_request(text: &str) -> Result<DeviceRequest, String> {

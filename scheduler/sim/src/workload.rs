@@ -197,7 +197,8 @@ fn any_role(rng: &mut Rng, name: &str) -> Role {
     };
     let program = Program::Command(vec!["work".into()]);
     let ranks = rng.within((1, 4)) as u32;
-    let role = Role { name: name.into(), ranks, min_ranks: None, request, standing, program };
+    let role =
+        Role { name: name.into(), ranks, min_ranks: None, request, mounts: Vec::new(), standing, program };
     if name != "trainer" || rng.below(3) != 0 {
         return role;
     }
@@ -333,7 +334,15 @@ fn submit_long(sim: &mut Sim, rng: &mut Rng, queues: &[&str], rates_milli: &[(Na
         user: "ada".into(),
         queue: (*rng.pick(queues)).into(),
         client_key: format!("long-{number}").into(),
-        roles: vec![Role { name: "trainer".into(), ranks, min_ranks, request, standing, program }],
+        roles: vec![Role {
+            name: "trainer".into(),
+            ranks,
+            min_ranks,
+            request,
+            mounts: Vec::new(),
+            standing,
+            program,
+        }],
         grace_ms: *rng.pick(&[0, 1_000, 5_000]),
         retries: 3,
         ..JobSpec::default()

@@ -165,6 +165,7 @@ fn job() -> JobSpec {
         ranks: 1,
         min_ranks: None,
         request: Request { cpus_milli: 100, ..Request::default() },
+        mounts: Vec::new(),
         standing: Default::default(),
         program: Program::Command(vec!["true".into()]),
     };

@@ -10,6 +10,7 @@ use crate::device::api::Arg::*;
 use crate::device::api::{
     Api, CallError, Check, Context, Level, Link, NOTHING, Opened, Rule, Take, U32, probe, take_list,
 };
+use crate::device::ascend_codes;
 
 pub const ASCEND: Maker = Maker {
     vendor: Vendor::Ascend,
@@ -55,10 +56,21 @@ const V1: Api = Api {
     // Of the logical number, which stands in `Index` when it is asked for.
     physical: &[probe("dcmi_get_device_phyid_from_logicid", &[Index, Out(0)], 4, U32)],
     needs_physical: true,
-    checks: &[Check {
-        probe: probe("dcmi_get_device_health", &[Card, Chip, Out(0)], 4, U32),
-        rule: Rule::Values(HEALTH),
-    }],
+    checks: &[
+        Check {
+            probe: probe(
+                "dcmi_get_device_errorcode_v2",
+                &[Card, Chip, Out(0), Out(8), Is(128)],
+                ALL_CODES,
+                U32,
+            ),
+            rule: CODES,
+        },
+        Check {
+            probe: probe("dcmi_get_device_health", &[Card, Chip, Out(0)], 4, U32),
+            rule: Rule::Else(HEALTH),
+        },
+    ],
     link: Some(Link {
         probe: probe("dcmi_get_topo_info_by_device_id", &[Card, Chip, OtherCard, OtherChip, Out(0)], 4, U32),
         // HCCS, SIO (the two dies of a card) and HCCS through a switch.
@@ -81,10 +93,23 @@ const V2: Api = Api {
         probe("dcmiv2_get_chip_phyid_from_dev_id", &[Index, Out(0)], 4, U32),
         probe("dcmiv2_get_chip_phy_id_by_dev_id", &[Index, Out(0)], 4, U32),
     ],
-    checks: &[Check {
-        probe: probe("dcmiv2_get_device_health", &[Card, Out(0)], 4, U32),
-        rule: Rule::Values(HEALTH),
-    }],
+    checks: &[
+        Check {
+            probe: probe(
+                "dcmiv2_get_device_error_code_list",
+                &[Card, Out(0), Out(8), Is(128)],
+                ALL_CODES,
+                U32,
+            ),
+            rule: CODES,
+        },
+        // The same under its earlier name.
+        Check {
+            probe: probe("dcmiv2_get_device_errorcode", &[Card, Out(0), Out(8), Is(128)], ALL_CODES, U32),
+            rule: CODES,
+        },
+        Check { probe: probe("dcmiv2_get_device_health", &[Card, Out(0)], 4, U32), rule: Rule::Else(HEALTH) },
+    ],
     link: None,
     ..V1
 };
@@ -95,6 +120,10 @@ const NAME: Take = Take::Text { at: 32 };
 const PLACE: Take = Take::Place { domain: 16, bus: 20, device: 24, function: Some(28) };
 /// Of dcmi_hbm_info and dcmi_get_memory_info_stru: megabytes in the first eight bytes.
 const MEMORY_MB: Take = Take::Number { at: 0, bytes: 8, unit: 1 << 20 };
+/// Of the list of error codes: how many there are, then, eight bytes on, the codes.
+const ALL_CODES: usize = 8 + 4 * 128;
+const CODES: Rule = Rule::Each { at: 8, stride: 4, most: 128, means: ascend_codes::meaning };
+/// What it comes to, for a card without a code that says what is to be done.
 const HEALTH: &[(u64, Level, &str)] = &[
     (1, Level::Suspect, "dcmi reports a minor fault"),
     (2, Level::Lost, "dcmi reports a major fault"),

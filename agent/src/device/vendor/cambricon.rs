@@ -8,6 +8,7 @@ use aquifer_core::Vendor;
 use super::Maker;
 use crate::device::api::Arg::*;
 use crate::device::api::{Api, Check, Level, NOTHING, Rule, Take, U32, probe};
+use crate::device::cndev_incidents;
 
 /// CNDEV_VERSION_6; an unstamped struct is refused.
 const VERSION: u32 = 6;
@@ -56,7 +57,17 @@ pub const CAMBRICON: Maker = Maker {
             .stamped(VERSION),
         ],
         checks: &[
-            // cndevCardHealthStateV2_t, 34,612 bytes, all written: health, deviceState, driverState, overallHealth.
+            // cndevCardHealthStateV2_t, 34,612 bytes, all written: health, deviceState, driverState, overallHealth, the number
+            // of incidents, 64 incidents. cndevIncidentInfo_t, 540 bytes: system, health, msg[512], device_id, bdf, code.
+            Check {
+                probe: probe(
+                    "cndevGetCardHealthStateV2",
+                    &[Out(0), Card],
+                    34_612,
+                    Take::Number { at: 16, bytes: 4, unit: 1 },
+                ),
+                rule: Rule::Each { at: 20 + 528, stride: 540, most: 64, means: cndev_incidents::meaning },
+            },
             Check {
                 probe: probe("cndevGetCardHealthStateV2", &[Out(0), Card], 34_612, U32),
                 rule: Rule::Values(NOT_WELL),
@@ -68,7 +79,7 @@ pub const CAMBRICON: Maker = Maker {
                     34_612,
                     Take::Number { at: 12, bytes: 4, unit: 1 },
                 ),
-                rule: Rule::Values(&[
+                rule: Rule::Else(&[
                     (10, Level::Suspect, "cndev warns of an incident"),
                     (20, Level::Lost, "cndev reports a failure"),
                 ]),

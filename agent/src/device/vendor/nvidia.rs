@@ -38,6 +38,14 @@ pub const NVIDIA: Maker = Maker {
                 probe: probe("nvmlDeviceGetTotalEccErrors", &[Card, Is(1), Is(0), Out(0)], 8, U64),
                 rule: Rule::Not0(Level::Suspect, "uncorrected memory errors"),
             },
+            Check {
+                probe: probe("nvmlDeviceGetCurrentClocksThrottleReasons", &[Card, Out(0)], 8, U64),
+                // nvmlClocksThrottleReasonHwThermalSlowdown, …HwPowerBrakeSlowdown.
+                rule: Rule::Bits(&[
+                    (0x40, Level::Suspect, "its hardware slows it down: it is too hot"),
+                    (0x80, Level::Suspect, "its hardware slows it down: its power supply asks for it"),
+                ]),
+            },
         ],
         events: Some(Events {
             create: probe("nvmlEventSetCreate", &[Out(0)], 8, U64),

@@ -109,6 +109,7 @@ impl<'a> Ours<'a> {
                 name: "worker".into(),
                 ranks: spec.ranks,
                 request: request(spec),
+                mounts: Vec::new(),
                 standing: Standing::default(),
                 program: Program::Command(vec!["replayed".into()]),
             };
