@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use aquifer_core::history::Totals;
 use aquifer_core::jobs::{ArrayElement, Job, Outcome, Phase, Scale, Then, Usage, Why};
 use aquifer_core::nodes::Node;
 use aquifer_core::*;
@@ -21,12 +22,27 @@ pub enum Kind {
     Queue,
     Usage,
     Reservation,
+    /// Jobs that have retired, the newest first.
+    Ended,
+    /// What they were, by queue.
+    Retired,
 }
 
 impl Kind {
     /// All of them. A record's kind is stored as its place here: new ones are added at the end.
-    pub const ALL: [Kind; 6] =
-        [Kind::Spec, Kind::Job, Kind::Node, Kind::Queue, Kind::Usage, Kind::Reservation];
+    pub const ALL: [Kind; 8] = [
+        Kind::Spec,
+        Kind::Job,
+        Kind::Node,
+        Kind::Queue,
+        Kind::Usage,
+        Kind::Reservation,
+        Kind::Ended,
+        Kind::Retired,
+    ];
+    /// Those that a scheduler needs to go on.
+    pub const LIVE: [Kind; 7] =
+        [Kind::Spec, Kind::Job, Kind::Node, Kind::Queue, Kind::Usage, Kind::Reservation, Kind::Retired];
 
     /// Name of the table.
     pub fn table(self) -> &'static str {
@@ -37,6 +53,8 @@ impl Kind {
             Kind::Queue => "queues",
             Kind::Usage => "usages",
             Kind::Reservation => "reservations",
+            Kind::Ended => "ended",
+            Kind::Retired => "retired",
         }
     }
 }
@@ -61,6 +79,11 @@ pub struct Unreadable {
     why: String,
 }
 
+/// Key of a job that has retired, and of all that were submitted before it.
+pub fn ended_key(id: JobId) -> [u8; 8] {
+    (u64::MAX - id.0).to_be_bytes()
+}
+
 /// Encodes a record.
 pub fn encode(record: &Record) -> Row {
     let (kind, key, value) = match record {
@@ -79,6 +102,12 @@ pub fn encode(record: &Record) -> Row {
         Record::Reservation(it) => {
             (Kind::Reservation, it.name.as_bytes().into(), reservations::encode(it).encode_to_vec())
         }
+        Record::Ended(job) => (Kind::Ended, ended_key(job.id).into(), encode_ended(job).encode_to_vec()),
+        Record::Retired(queue, totals) => {
+            (Kind::Retired, queue.as_bytes().into(), encode_totals(totals).encode_to_vec())
+        }
+        Record::NoJob(id) => return Row { kind: Kind::Job, key: id.0.to_be_bytes().into(), value: None },
+        Record::NoSpec(id) => return Row { kind: Kind::Spec, key: id.0.to_be_bytes().into(), value: None },
         Record::NoReservation(name) => {
             return Row { kind: Kind::Reservation, key: name.as_bytes().into(), value: None };
         }
@@ -97,6 +126,11 @@ pub fn decode_all(rows: impl IntoIterator<Item = Row>) -> Result<Vec<Record>, Un
         let spec = decode(row, |wire: v1::JobSpec| border::job_spec(&wire))?;
         by_id.insert(number(row)?, Arc::new(spec));
     }
+    for row in others.iter().filter(|row| row.kind == Kind::Ended) {
+        let own = |wire: v1::StoredJob| wire.own_spec.as_ref().map(border::job_spec).transpose();
+        let id = u64::MAX - number(row)?;
+        by_id.extend(decode(row, own)?.map(|spec| (id, Arc::new(spec))));
+    }
     let others = others.iter().map(|row| match row.kind {
         Kind::Job => {
             let id = number(row)?;
@@ -112,6 +146,14 @@ pub fn decode_all(rows: impl IntoIterator<Item = Row>) -> Result<Vec<Record>, Un
             Ok(Record::Usage(queue, QueueUsage { at: Time(wire.at_ms), spent: wire.spent }))
         }),
         Kind::Reservation => decode(row, |wire| reservations::decode(&wire)).map(Record::Reservation),
+        Kind::Ended => {
+            let id = u64::MAX - number(row)?;
+            decode(row, |wire| decode_job(id, &wire, &by_id)).map(Record::Ended)
+        }
+        Kind::Retired => decode(row, |wire: v1::StoredTotals| {
+            let queue = border::name("queue", &String::from_utf8_lossy(&row.key))?;
+            Ok(Record::Retired(queue, decode_totals(&wire)))
+        }),
         Kind::Spec => unreachable!("specifications were set apart"),
     });
     others.collect()
@@ -165,7 +207,32 @@ fn encode_job(job: &Job) -> v1::StoredJob {
         lost_device_ms: job.usage.lost_device_ms,
         scale_ranks: job.scale.and_then(|scale| scale.ranks),
         scale_ms: job.scale.map(|scale| scale.at.0),
+        own_spec: None,
     }
+}
+
+fn encode_ended(job: &Job) -> v1::StoredJob {
+    let is_first = job.array.is_none_or(|array| array.first == job.id);
+    v1::StoredJob { own_spec: is_first.then(|| wire::job_spec(&job.spec)), ..encode_job(job) }
+}
+
+/// The first of the array that a job which has retired is a further element of: its record has the specification.
+///
+/// # Errors
+/// When the record cannot be read.
+pub fn spec_elsewhere(row: &Row) -> Result<Option<JobId>, Unreadable> {
+    decode(row, |wire: v1::StoredJob| Ok(wire.own_spec.is_none().then_some(JobId(wire.spec))))
+}
+
+fn encode_totals(totals: &Totals) -> v1::StoredTotals {
+    let Totals { succeeded, failed, unreachable, cancelled, timed_out, device_ms, lost_device_ms } = *totals;
+    v1::StoredTotals { succeeded, failed, unreachable, cancelled, timed_out, device_ms, lost_device_ms }
+}
+
+fn decode_totals(wire: &v1::StoredTotals) -> Totals {
+    let v1::StoredTotals { succeeded, failed, unreachable, cancelled, timed_out, device_ms, lost_device_ms } =
+        *wire;
+    Totals { succeeded, failed, unreachable, cancelled, timed_out, device_ms, lost_device_ms }
 }
 
 fn encode_outcome(outcome: &Outcome) -> v1::StoredOutcome {
