@@ -263,7 +263,8 @@ impl Jobs {
 impl Cluster {
     /// When jobs must retire next; `None`: there are not too many.
     pub(crate) fn next_retirement(&self) -> Option<Time> {
-        self.jobs.ended.due(&self.policy).map(|(at, _)| at)
+        // Those that this step made too many are for the next one.
+        self.jobs.ended.due(&self.policy).map(|(at, _)| at.max(Time(self.now.0 + 1)))
     }
 
     /// Writes down what has retired in this step.
