@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use aquifer_agent::container::EngineChoice;
 use aquifer_agent::device::measured::MeasureChoice;
 use aquifer_agent::device::{DeviceChoice, Roots};
 use aquifer_agent::metrics::Metrics;
@@ -66,6 +67,18 @@ pub struct Args {
     /// Labels of the node that jobs can require: KEY=VALUE, with commas
     #[arg(long, env = "AQUIFER_LABELS", value_name = "LABELS")]
     pub labels: Option<String>,
+    /// MIG instances: `off` (those that there are, are devices) or `on-demand` (the agent makes and removes them: all on
+    /// cards in MIG mode are its own). Default: off
+    #[arg(long, env = "AQUIFER_MIG", value_name = "off|on-demand")]
+    pub mig: Option<String>,
+    /// NVIDIA's multi-process service: `off` (used where it runs) or `on-demand` (the agent starts one for each device
+    /// of which ranks have slices). Default: off
+    #[arg(long, env = "AQUIFER_MPS", value_name = "off|on-demand")]
+    pub mps: Option<String>,
+    /// What runs workers that have an image: `podman`, `docker` or a path, `none`, or `auto` (the first of the two that
+    /// works). Default: auto
+    #[arg(long, env = "AQUIFER_ENGINE", value_name = "ENGINE")]
+    pub engine: Option<String>,
     /// Enforce processor time and memory of workers where control groups allow it: `auto` or `off`. Default: auto
     #[arg(long, env = "AQUIFER_LIMITS", value_name = "auto|off")]
     pub limits: Option<String>,
@@ -141,6 +154,9 @@ impl Args {
             address: settings.take("address", self.address.as_ref(), address, text)?,
             ports: settings.take("ports", self.ports.as_ref(), "20000-28999", ports)?,
             labels: settings.take("labels", self.labels.as_ref(), "", labels)?,
+            mig_on_demand: settings.take("mig", self.mig.as_ref(), "off", on_demand)?,
+            mps_on_demand: settings.take("mps", self.mps.as_ref(), "off", on_demand)?,
+            engine: settings.take("engine", self.engine.as_ref(), "auto", str::parse::<EngineChoice>)?,
             enforce_limits: settings.take("limits", self.limits.as_ref(), "auto", |text| match text {
                 "auto" => Ok(true),
                 "off" => Ok(false),
@@ -192,6 +208,14 @@ pub fn ports(text: &str) -> Result<Ports, String> {
         (0 < first && first <= last).then_some(Ports { first, last })
     });
     ports.ok_or_else(|| "expected FIRST-LAST, like 20000-28999".into())
+}
+
+fn on_demand(text: &str) -> Result<bool, String> {
+    match text {
+        "off" => Ok(false),
+        "on-demand" => Ok(true),
+        _ => Err("expected off or on-demand".into()),
+    }
 }
 
 /// Reads directories with colons between them.

@@ -62,6 +62,9 @@ pub enum Command {
     /// Measure the engine of a server with many clients at a time, with and without a common beginning of their prompts
     #[command(after_help = "Example:\n  aquifer bench serve --precision bf16 --clients 32")]
     Serve(aquifer_worker::bench::ServeArgs),
+    /// Measure how long members of a training take to sum up their gradients, on loopback
+    #[command(after_help = "Example:\n  aquifer bench exchange --ranks 2 --size 100")]
+    Exchange(aquifer_worker::bench::ExchangeArgs),
 }
 
 /// Sizes of the pools.
@@ -125,6 +128,7 @@ pub fn run(command: &Command, global: &Global) -> Result<()> {
         Command::Train(args) => return worker::train(args, &output),
         Command::Infer(args) => return worker::infer(args, &output),
         Command::Serve(args) => return worker::serve(args, &output),
+        Command::Exchange(args) => return worker::exchange(args, &output),
     };
     if output.json {
         output.document(&figures);
@@ -426,6 +430,7 @@ fn report(seq: u64) -> v1::NodeReport {
         health: String::new(),
         fault_since_ms: 0,
         number: at,
+        isolation: String::new(),
     };
     let worker = |rank| v1::WorkerReport {
         worker: Some(v1::Worker { job: 1_000_000, attempt: 1, rank }),

@@ -88,6 +88,8 @@ pub struct Device {
     pub measured: Option<Figures>,
     /// Those with the same number are linked directly.
     pub island: Option<u16>,
+    /// How well slices of it are kept from each other: hard, limited, advisory.
+    pub isolation: String,
     /// What a worker that holds it is told.
     pub environment: Vec<String>,
     /// What a worker that holds it must be able to open.
@@ -123,6 +125,7 @@ impl Place {
         if measured_now {
             measure(&mut backends)?;
         }
+        backends.enforce(aquifer_agent::cgroup::enforceable(), false);
         let offered = backends.devices();
         let devices = (0u16..).zip(offered).zip(backends.found()).map(|((index, device), found)| {
             let seat = seat(&roots.sysfs, &found.place);
@@ -141,6 +144,7 @@ impl Place {
                 speed_source: device.speed_source.to_string(),
                 measured: backends.figures(index).cloned(),
                 island: device.island,
+                isolation: device.isolation.to_string(),
                 environment: shown.env.iter().map(|(key, value)| format!("{key}={value}")).collect(),
                 device_nodes: shown.device_nodes.iter().map(|node| node.display().to_string()).collect(),
             }

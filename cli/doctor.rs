@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
+use aquifer_agent::container::{self, EngineChoice, EngineKind};
 use aquifer_core::Ports;
 use rustix::fs::Access;
 use serde::Serialize;
@@ -36,6 +37,9 @@ pub struct Args {
     /// Directory that the agent keeps its runs in. Default: that of `aquifer agent`
     #[arg(long, env = "AQUIFER_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// What runs containers: `podman`, `docker` or a path, `none`, or `auto` (the first of the two that works)
+    #[arg(long, env = "AQUIFER_ENGINE", value_name = "ENGINE", default_value = "auto")]
+    pub engine: EngineChoice,
     /// Ports that workers may listen on
     #[arg(long, env = "AQUIFER_PORTS", value_name = "FIRST-LAST", default_value = "20000-28999")]
     pub ports: String,
@@ -44,7 +48,7 @@ pub struct Args {
 /// What a check found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was checked: devices, permissions, limits, ports, scheduler, clock, disk.
+    /// What was checked: devices, permissions, limits, containers, ports, scheduler, clock, disk.
     pub check: &'static str,
     /// `ok`, `warning` (it works, but worse than it could) or `problem`.
     pub state: &'static str,
@@ -81,6 +85,7 @@ pub fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let mut findings = of_devices(&machine);
     findings.extend(of_permissions(&machine));
     findings.push(of_limits());
+    findings.extend(of_containers(&args.engine, &machine));
     findings.extend(of_ports(ports));
     findings.extend(global.server.split(',').map(of_scheduler));
     findings.push(of_clock());
@@ -208,6 +213,41 @@ fn of_limits() -> Finding {
             finding("limits", "warning", "neither processor time nor memory can be enforced", next)
         }
     }
+}
+
+/// Whether jobs with an image can run here, and as they should.
+fn of_containers(choice: &EngineChoice, machine: &Machine) -> Vec<Finding> {
+    let (engine, broken) = container::find(choice);
+    let next = match engine {
+        Some(_) => "nothing, as long as the other one does",
+        None => "start its service, or let the agent's user use it; jobs with an image go to other nodes",
+    };
+    let broken = broken.into_iter().map(|what| finding("containers", "warning", what, next));
+    let mut findings: Vec<Finding> = broken.collect();
+    let Some(engine) = engine else {
+        if findings.is_empty() {
+            findings.push(ok("containers", "no podman, no docker: jobs with an image go to other nodes"));
+        }
+        return findings;
+    };
+    let path = engine.program.display();
+    findings.push(ok("containers", format!("{engine} at {path}")));
+    if !engine.init {
+        let what = "a program that does not handle SIGTERM is not stopped by it: nothing stands before it in a container";
+        findings.push(finding("containers", "warning", what, "install catatonit"));
+    }
+    if !engine.limits.cpu || !engine.limits.memory {
+        let what = "the engine cannot enforce processor time and memory";
+        let next = "run it as root, or give its user the controllers cpu and memory (systemd: Delegate=yes)";
+        findings.push(finding("containers", "warning", what, next));
+    }
+    let nvidia = machine.devices.iter().any(|device| device.vendor == "nvidia" && device.fault.is_none());
+    if nvidia && engine.kind == EngineKind::Podman && engine.cdi.count() == 0 {
+        let what = "containers get the nodes of NVIDIA's devices, but not the driver's libraries: podman knows no such device";
+        let next = "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml --device-name-strategy=uuid";
+        findings.push(finding("containers", "warning", what, next));
+    }
+    findings
 }
 
 fn of_ports(ports: Ports) -> Vec<Finding> {

@@ -44,6 +44,9 @@ pub struct JobFlags {
     /// Part of each device's memory, with its unit: 20GiB. Default: as large as that of the compute
     #[arg(long, value_name = "SIZE")]
     pub slice_memory: Option<Size>,
+    /// How well the part must be kept from others on its device: hard, limited or advisory. Default: advisory, not at all
+    #[arg(long, value_name = "LEVEL")]
+    pub slice_isolation: Option<Apartness>,
     /// Whether several devices of a rank must be of one island (linked directly): require, prefer. Default: prefer
     #[arg(long, value_name = "NEED")]
     pub island: Option<Need>,
@@ -56,6 +59,9 @@ pub struct JobFlags {
     /// Label that the nodes must have; may be repeated. Default: none
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
     pub labels: Vec<(String, String)>,
+    /// Image of the container that each rank runs in, on nodes with podman or docker. Default: none, in no container
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
     /// All ranks in one domain of this level: node, or the key of a label of nodes. Default: anywhere
     #[arg(long, value_name = "LEVEL")]
     pub topology_require: Option<Level>,
@@ -91,8 +97,9 @@ pub struct JobFlags {
     /// worker's run directory
     #[arg(long, value_name = "DIR")]
     pub working_dir: Option<String>,
-    /// Where the job keeps its checkpoints, on storage that all its nodes see. Default: the agent's
-    #[arg(long, value_name = "DIR")]
+    /// Where the job keeps its checkpoints: on storage that all its nodes see, or for the bundled trainer s3://BUCKET/PREFIX,
+    /// gs://…, az://… Default: the agent's
+    #[arg(long, value_name = "DIR|URL")]
     pub checkpoint_dir: Option<String>,
     /// Reservation on whose nodes, and in whose period, the job runs. Default: anywhere
     #[arg(long, value_name = "NAME")]
@@ -136,6 +143,7 @@ impl JobFlags {
         }
         put(&mut file.name, &self.name);
         put(&mut file.queue, &self.queue);
+        put(&mut file.image, &self.image);
         put(&mut file.reservation, &self.reservation);
         put(&mut file.checkpoint_dir, &here(&self.checkpoint_dir)?);
         put(&mut file.working_dir, &here(&self.working_dir)?);
@@ -179,7 +187,8 @@ impl JobFlags {
     }
 
     fn apply_to_roles(&self, file: &mut JobFile) -> Result<(), Failure> {
-        let slice = self.slice_compute.is_some() || self.slice_memory.is_some();
+        let slice =
+            self.slice_compute.is_some() || self.slice_memory.is_some() || self.slice_isolation.is_some();
         let device_flags = self.class.is_some()
             || self.vendor.is_some()
             || self.device_memory.is_some()
@@ -193,6 +202,7 @@ impl JobFlags {
             ("--cpus", self.cpus.is_some()),
             ("--memory", self.memory.is_some()),
             ("--label", !self.labels.is_empty()),
+            ("--image", self.image.is_some()),
             ("--apart", self.apart.is_some()),
             ("--spread", self.spread.is_some()),
         ];
@@ -228,6 +238,7 @@ impl JobFlags {
                         let part = device.slice.get_or_insert_default();
                         part.compute = self.slice_compute.map(Given).or(part.compute);
                         part.memory = self.slice_memory.map(Given).or(part.memory);
+                        part.isolation = self.slice_isolation.map(Given).or(part.isolation);
                     }
                 }
             }
@@ -242,6 +253,9 @@ fn here(path: &Option<String>) -> Result<Option<String>, Failure> {
     let Some(path) = path else { return Ok(None) };
     if path.is_empty() {
         return Err(Failure::usage("the path is empty", "give a directory"));
+    }
+    if is_url(path) {
+        return Ok(Some(path.clone()));
     }
     Ok(Some(current_dir()?.join(path).to_string_lossy().into_owned()))
 }

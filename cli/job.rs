@@ -157,7 +157,7 @@ pub fn text(job: &view::Job, now_ms: u64, output: &Output) -> String {
         ("attempts", if job.attempt == 0 { String::new() } else { units::group(job.attempt.into()) }),
         ("failures", failures),
         ("progress", told),
-        ("effective", progress.and_then(|it| it.spent.as_ref()).map(effective).unwrap_or_default()),
+        ("effective", job.spent.as_ref().map(effective).unwrap_or_default()),
         ("checkpoint", checkpoint.map(|step| format!("of step {}", units::group(step))).unwrap_or_default()),
         ("checkpoints", job.checkpoint_dir.clone()),
         ("used", used(job)),
@@ -216,11 +216,15 @@ fn asked(spec: &view::Spec) -> Vec<(&'static str, String)> {
                 "{} × {}: {}",
                 role.min_ranks.map_or(role.ranks.to_string(), |least| format!("{least} to {}", role.ranks)),
                 role.name,
-                crate::output::shorten(&program, 200)
+                crate::output::shorten(&format!("{program}{}", in_image(role)), 300)
             ),
         ));
     }
     asked
+}
+
+fn in_image(role: &view::Role) -> String {
+    role.image.as_ref().map(|image| format!(" in {image}")).unwrap_or_default()
 }
 
 /// The arguments as one would type them.
@@ -234,23 +238,25 @@ fn shell_words(arguments: &[String]) -> String {
 }
 
 fn workers(job: &view::Job, output: &Output) -> String {
-    const STATE: usize = 4;
+    const STATE: usize = 5;
     let columns = [
         ("RANK", Side::Right),
         ("ROLE", Side::Left),
         ("NODE", Side::Left),
         ("DEVICES", Side::Left),
+        ("ISOLATION", Side::Left),
         ("STATE", Side::Left),
         ("ENDPOINT", Side::Left),
         ("PROGRESS", Side::Left),
     ];
-    let mut table = Table::new(&columns).elastic(&[6, 3]);
+    let mut table = Table::new(&columns).elastic(&[7, 3]);
     for worker in &job.workers {
         table.row([
             worker.rank.to_string(),
             worker.role.clone(),
             worker.node.clone(),
             explain::devices(&worker.devices, &worker.model),
+            worker.isolation.clone(),
             worker.state.clone(),
             worker.endpoint.clone().unwrap_or_default(),
             worker.progress.as_ref().map(jobs::progress).unwrap_or_default(),

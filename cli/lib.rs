@@ -14,6 +14,7 @@ pub mod demo;
 pub mod devices;
 pub mod doctor;
 pub mod drain;
+pub mod etcd;
 pub mod explain;
 pub mod flags;
 pub mod job;
@@ -84,7 +85,7 @@ pub enum Command {
     Usage(usage::Args),
     Watch(watch::Args),
     #[command(subcommand)]
-    Store(store::Command),
+    Store(Box<store::Command>),
     #[command(subcommand)]
     Debug(debug::Command),
     Devices(devices::Args),

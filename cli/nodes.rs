@@ -159,6 +159,7 @@ pub fn details(node: &view::Node, output: &Output) -> String {
         ("address", node.address.clone()),
         ("ports", ports.unwrap_or_default()),
         ("labels", labels.collect::<Vec<String>>().join(" ")),
+        ("containers", node.engine.clone()),
         (
             "lease",
             if node.up { format!("{} left", units::duration(node.lease_left_ms)) } else { String::new() },
@@ -177,10 +178,11 @@ pub fn details(node: &view::Node, output: &Output) -> String {
             ("VENDOR", Side::Left),
             ("MEMORY", Side::Right),
             ("SPEED", Side::Right),
+            ("SLICES", Side::Left),
             ("STATE", Side::Left),
             ("UUID", Side::Left),
         ];
-        let mut table = Table::new(&columns).elastic(&[6, 5]);
+        let mut table = Table::new(&columns).elastic(&[7, 6]);
         for device in &node.devices {
             let state = match (&device.fault, device.cordoned, device.held) {
                 (Some(fault), ..) => format!("{}: {fault}", device.health),
@@ -195,6 +197,7 @@ pub fn details(node: &view::Node, output: &Output) -> String {
                 device.vendor.clone(),
                 units::size(device.memory_bytes),
                 units::milli(device.speed_milli.into()),
+                device.isolation.clone(),
                 state,
                 device.uuid.clone(),
             ]);

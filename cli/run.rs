@@ -46,6 +46,9 @@ pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
         ..JobFile::default()
     };
     args.job.apply(&mut file)?;
+    if file.image.is_some() && args.job.working_dir.is_none() {
+        file.working_dir = None; // The image says where its program runs.
+    }
     let refused =
         |error: FileError| Failure::usage(error.to_string(), "`aquifer help run` tells what flags take");
     let context = Context { base, user: submit::user(), client_key: submit::key(&args.job) };

@@ -13,6 +13,7 @@ use aquifer_scheduler::store::{Address, Embedded, EtcdAddress, StoreError};
 use aquifer_scheduler::tls::{Files, Protocol, Tls};
 
 use crate::client::{Global, identity};
+use crate::etcd::EtcdArgs;
 use crate::limits;
 use crate::metrics::{self, Listener};
 use crate::output::{Failure, write_out};
@@ -53,6 +54,9 @@ pub struct Args {
     /// the prefix is `aquifer` if none is given. Default: `store.redb` in the data directory
     #[arg(long, env = "AQUIFER_STORE", value_name = "STORE")]
     pub store: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub etcd: EtcdArgs,
     /// URL under which clients and agents reach this scheduler when it leads, with etcd. Default: from --listen, with the
     /// host's name if that is every address
     #[arg(long, env = "AQUIFER_ADVERTISE", value_name = "URL")]
@@ -136,6 +140,7 @@ impl Args {
         let observed = settings.take_optional("metrics", self.metrics.as_ref(), metrics::address)?;
         let embedded = data_dir.join("store.redb").display().to_string();
         let store = settings.take("store", self.store.as_ref(), &embedded, str::parse::<Address>)?;
+        let store = self.etcd.settled(&mut settings)?.enter(store)?;
         let tls = self.tls(&mut settings, global)?;
         let scheme = if tls.is_some() { "https" } else { "http" };
         let advertise = self.advertise.as_ref();

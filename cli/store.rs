@@ -13,6 +13,7 @@ use aquifer_scheduler::store::{Address, Contents, Embedded, EtcdAddress, Store, 
 use serde::Serialize;
 
 use crate::client::{Client, Global, Patience, Pool};
+use crate::etcd::EtcdArgs;
 use crate::output::{Failure, Output};
 use crate::{server, settings, units};
 
@@ -53,6 +54,9 @@ pub struct BackupArgs {
     /// Read this store, a file or `etcd://…`, instead of asking the scheduler
     #[arg(long, value_name = "STORE")]
     pub from: Option<Address>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub etcd: EtcdArgs,
 }
 
 /// Arguments of `store check`.
@@ -75,6 +79,9 @@ pub struct RestoreArgs {
     /// Also if the store holds jobs: they are lost
     #[arg(long)]
     pub overwrite: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub etcd: EtcdArgs,
 }
 
 /// Arguments of `store migrate`.
@@ -89,6 +96,9 @@ pub struct MigrateArgs {
     /// Also if the store to write holds jobs: they are lost
     #[arg(long)]
     pub overwrite: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub etcd: EtcdArgs,
 }
 
 /// What a store or a backup holds.
@@ -114,7 +124,10 @@ pub fn run(command: &Command, global: &Global) -> Result<ExitCode> {
     let (summary, what) = match command {
         Command::Backup(args) => {
             let bytes = match &args.from {
-                Some(address) => backup::write(&contents_of(address)?, crate::time_now()),
+                Some(address) => {
+                    let address = args.etcd.enter(address.clone())?;
+                    backup::write(&contents_of(&address)?, crate::time_now())
+                }
                 None => ask(global)?,
             };
             // What is kept for bad times is looked at before.
@@ -126,7 +139,7 @@ pub fn run(command: &Command, global: &Global) -> Result<ExitCode> {
         Command::Restore(args) => {
             let (mut contents, summary) = read(&args.file)?;
             contents.term += backup::TERMS_SINCE;
-            let to = args.to.clone().unwrap_or_else(default_store);
+            let to = args.etcd.enter(args.to.clone().unwrap_or_else(default_store))?;
             replace(&to, &contents, args.overwrite)?;
             (summary, format!("restored into {to}"))
         }
@@ -134,8 +147,8 @@ pub fn run(command: &Command, global: &Global) -> Result<ExitCode> {
             if args.from == args.to {
                 return Err(Failure::usage("both are the same store", "name another one to write").into());
             }
-            let contents = contents_of(&args.from)?;
-            replace(&args.to, &contents, args.overwrite)?;
+            let contents = contents_of(&args.etcd.enter(args.from.clone())?)?;
+            replace(&args.etcd.enter(args.to.clone())?, &contents, args.overwrite)?;
             (Summary::of(&contents, None), format!("copied to {}", args.to))
         }
     };

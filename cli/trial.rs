@@ -78,6 +78,19 @@ impl Trial {
         Ok(())
     }
 
+    /// Kills all of it as a power cut would: scheduler, agents, supervisors and workers.
+    pub async fn kill_everything(&mut self) -> Result<()> {
+        let processes = self.worker_pids();
+        for (_, agent) in &mut self.agents {
+            agent.kill().await?;
+        }
+        for pid in processes.into_iter().filter_map(Pid::from_raw) {
+            _ = kill_process(pid, Signal::KILL); // It may have ended by itself.
+        }
+        self.agents.clear();
+        self.kill_scheduler().await
+    }
+
     /// Starts an agent, and waits until it has reported. `extra`: further flags.
     pub async fn start_agent(&mut self, node: &str, extra: &[&str]) -> Result<()> {
         let state = self.directory.join(node);
@@ -184,12 +197,12 @@ impl Trial {
         }
     }
 
-    /// Processes of all workers and supervisors whose run directories are still there.
     /// Process of a rank's worker, which stands in its run directory.
     pub fn worker_pid(&self, job: u64, attempt: u32, rank: &v1::Rank) -> Option<i32> {
         pid(&self.run_dir(&rank.node, job, attempt, rank.rank), "worker")
     }
 
+    /// Processes of all workers and supervisors whose run directories are still there.
     fn worker_pids(&self) -> BTreeSet<i32> {
         let nodes = self.agents.iter().map(|(node, _)| self.directory.join(node).join("runs"));
         let runs = nodes.flat_map(|runs| subdirectories(&runs));

@@ -49,6 +49,7 @@ pub fn text(usage: &view::Usage, output: &Output) -> String {
         ("FAILED", Side::Right),
         ("DEVICE HOURS", Side::Right),
         ("LOST", Side::Right),
+        ("EFFECTIVE", Side::Right),
         ("CPU HOURS", Side::Right),
         ("MEAN WAIT", Side::Right),
     ];
@@ -62,6 +63,10 @@ pub fn text(usage: &view::Usage, output: &Output) -> String {
             units::group(row.failed),
             units::hours(row.device_ms),
             units::hours(row.lost_device_ms),
+            match row.trained_ms {
+                0 => String::new(),
+                all => format!("{:.1} %", 100.0 * row.effective_ms as f64 / all as f64),
+            },
             units::hours(row.cpu_milli_ms / 1000),
             units::duration(row.waited_ms / row.jobs.max(1)),
         ]);

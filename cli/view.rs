@@ -64,6 +64,8 @@ pub struct Job {
     /// On which class of devices it runs, and how fast it is there against others; empty if there is nothing to say.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub class: String,
+    /// Of a training: where its time has gone.
+    pub spent: Option<Spent>,
     /// What its lowest rank told last.
     pub progress: Option<Progress>,
     /// Its ranks, while it holds resources.
@@ -86,6 +88,8 @@ pub struct Rank {
     pub devices: Vec<u32>,
     /// Model of these devices.
     pub model: String,
+    /// How well it is kept from others on its devices: hard, limited, advisory; empty without devices.
+    pub isolation: String,
     /// assigned, starting, running, gone.
     pub state: String,
     /// Address that it may listen on.
@@ -115,8 +119,6 @@ pub struct Progress {
     pub tokens_per_s: Option<f64>,
     /// Step of the last checkpoint.
     pub checkpoint_step: Option<u64>,
-    /// Of a training: where its time has gone.
-    pub spent: Option<Spent>,
     /// Anything else.
     pub message: String,
 }
@@ -180,6 +182,9 @@ pub struct Role {
     pub cpus_milli: u32,
     pub memory_bytes: u64,
     pub labels: BTreeMap<String, String>,
+    /// Of the container that they run in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// Level of which no two ranks are in one domain.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub apart: Option<String>,
@@ -208,6 +213,9 @@ pub struct DeviceRequest {
     /// Whether several must be of one island.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub one_island: bool,
+    /// How well a slice must be kept from others on its device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<String>,
 }
 
 /// A part of one device; 0: as large a share as that of the other.
@@ -232,6 +240,7 @@ pub struct Train {
     pub checkpoint_every: u64,
     pub precision: String,
     pub micro_batch: u32,
+    pub spares: u32,
 }
 
 /// Options of the bundled inference server.
@@ -391,6 +400,8 @@ pub struct Node {
     pub first_port: u32,
     pub last_port: u32,
     pub labels: BTreeMap<String, String>,
+    /// What runs containers on it; empty: nothing does.
+    pub engine: String,
     pub lease_left_ms: u64,
     /// Of its agent.
     pub version: String,
@@ -425,6 +436,8 @@ pub struct Device {
     /// Devices of the node with the same number are linked directly.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub island: Option<u32>,
+    /// How well slices of it are kept from each other: hard, limited, advisory.
+    pub isolation: String,
     /// Whether a job holds it.
     pub held: bool,
     /// Why it takes no new work.
@@ -485,6 +498,10 @@ pub struct UsageRow {
     pub cpu_milli_ms: u64,
     /// From submission to first placement, summed over jobs.
     pub waited_ms: u64,
+    /// Of trainings that tell where their time has gone: devices (cores, where they hold none) times the time of it.
+    pub trained_ms: u64,
+    /// The part of it that was spent in steps.
+    pub effective_ms: u64,
 }
 
 /// One line of `watch`.
@@ -583,6 +600,7 @@ impl From<&v1::Job> for Job {
                 .map(|(_, device)| if device.model.is_empty() { &device.vendor } else { &device.model })
                 .next()
         });
+        let told = wire.ranks.iter().filter_map(|rank| rank.progress.as_ref()?.spent.as_ref());
         Job {
             id: job_id(wire.id),
             name: spec.name.clone(),
@@ -615,6 +633,7 @@ impl From<&v1::Job> for Job {
             lost_device_ms: wire.lost_device_ms,
             checkpoint_dir: wire.checkpoint_dir.clone(),
             class: wire.class.clone(),
+            spent: told.chain(&wire.spent).max_by_key(|spent| spent.steps_us).map(Spent::from),
             // Who has just joined is behind.
             progress: workers
                 .iter()
@@ -655,6 +674,7 @@ impl Rank {
             node: wire.node.clone(),
             devices: wire.devices.clone(),
             model: wire.model.clone(),
+            isolation: wire.isolation.clone(),
             state: rank_state(wire.state()).into(),
             address: wire.address.clone(),
             port: wire.port,
@@ -695,7 +715,6 @@ impl From<&v1::Progress> for Progress {
             loss: wire.loss.filter(|loss| loss.is_finite()),
             tokens_per_s: wire.tokens_per_s.filter(|rate| rate.is_finite()),
             checkpoint_step: wire.checkpoint_step,
-            spent: wire.spent.as_ref().map(Spent::from),
             message: wire.message.clone(),
         }
     }
@@ -741,6 +760,7 @@ impl From<&core::Role> for Role {
                 .slice
                 .map(|slice| Slice { compute_milli: slice.compute_milli, memory_bytes: slice.memory_bytes }),
             one_island: device.one_island,
+            isolation: device.slice.map(|_| device.isolation.to_string()),
         };
         let (mut command, mut train, mut serve) = (None, None, None);
         match &role.program {
@@ -759,6 +779,7 @@ impl From<&core::Role> for Role {
                     checkpoint_every: options.checkpoint_every,
                     precision: options.precision.to_string(),
                     micro_batch: options.micro_batch,
+                    spares: options.spares,
                 });
             }
             core::Program::Serve(options) => {
@@ -783,6 +804,7 @@ impl From<&core::Role> for Role {
             cpus_milli: role.request.cpus_milli,
             memory_bytes: role.request.memory_bytes,
             labels: pairs(&role.request.labels),
+            image: role.request.image.as_deref().map(String::from),
             apart: role.standing.apart.as_ref().map(ToString::to_string),
             spread: role.standing.spread.as_ref().map(ToString::to_string),
             command,
@@ -848,6 +870,7 @@ impl From<&v1::Node> for Node {
             speed_milli: device.speed_milli,
             speed_source: device.speed_source.clone(),
             island: device.island,
+            isolation: if device.isolation.is_empty() { "advisory".into() } else { device.isolation.clone() },
         };
         let worker = |wire: &v1::Worker| {
             let id = core::WorkerId { job: core::JobId(wire.job), attempt: wire.attempt, rank: wire.rank };
@@ -872,6 +895,7 @@ impl From<&v1::Node> for Node {
             first_port: inventory.first_port,
             last_port: inventory.last_port,
             labels: inventory.labels.clone().into_iter().collect(),
+            engine: inventory.engine.clone(),
             lease_left_ms: wire.lease_left_ms,
             version: wire.version.clone(),
             findings: wire.findings.clone(),
@@ -923,6 +947,8 @@ impl From<&v1::UsageRow> for UsageRow {
             lost_device_ms: wire.lost_device_ms,
             cpu_milli_ms: wire.cpu_milli_ms,
             waited_ms: wire.waited_ms,
+            trained_ms: wire.trained_ms,
+            effective_ms: wire.effective_ms,
         }
     }
 }

@@ -35,7 +35,7 @@ fn seeds(count: u64) -> Vec<u64> {
     }
 }
 
-const KEYS: [&str; 38] = [
+const KEYS: [&str; 39] = [
     "kind",
     "name",
     "queue",
@@ -69,6 +69,7 @@ const KEYS: [&str; 38] = [
     "checkpoint_every",
     "precision",
     "micro_batch",
+    "spares",
     "count",
     "class",
     "vendor",

@@ -111,6 +111,30 @@ fn relative_paths_are_meant_against_the_directory_of_the_file() {
 }
 
 #[test]
+fn checkpoints_may_be_in_an_object_store() {
+    for url in ["s3://bucket/run/7", "gs://bucket", "az://container/a", "file:///data/ckpt"] {
+        let train = spec(&format!("train: {{data: /d}}\ncheckpoint_dir: {url}")).unwrap();
+        assert_eq!(train.checkpoint_dir.as_deref(), Some(url));
+        let serve = spec(&format!("serve: {{model: {url}}}")).unwrap();
+        let Program::Serve(options) = &serve.roles[0].program else { panic!("{serve:?}") };
+        assert_eq!(&*options.model, url);
+    }
+    for (url, shown) in [
+        ("ftp://a/b", "ftp://a/b"),
+        ("s3://", "s3://"),
+        ("s3:///b", "s3:///b"),
+        ("file://host/a", "file://host/a"),
+        ("s3://key:hidden@bucket/a", "s3://…@bucket/a"),
+        ("s3://bucket/a?sig=hidden", "s3://bucket/a"),
+    ] {
+        let error = spec(&format!("train: {{data: /d}}\ncheckpoint_dir: {url}")).unwrap_err().to_string();
+        let start =
+            format!("checkpoint_dir is {shown:?}: expected an absolute path, or s3://BUCKET/PREFIX, ");
+        assert!(error.contains(&start) && !error.contains("hidden"), "{error}");
+    }
+}
+
+#[test]
 fn settings_win_over_the_file() {
     let text = "# training\ntrain: {data: /d, steps: 10}\nranks: 1";
     let set = wire(text, &["train.steps=400", "ranks=2", "env.SEED=7", "train.batch=4", "name=x"]).unwrap();

@@ -39,7 +39,6 @@ fn running() -> Job {
         loss: Some(2.31449),
         tokens_per_s: Some(15_200.7),
         checkpoint_step: Some(1150),
-        spent: None,
         message: String::new(),
     };
     let worker = |rank: u32, node: &str| Rank {
@@ -48,6 +47,7 @@ fn running() -> Job {
         node: node.into(),
         devices: vec![0, 1, 2, 5],
         model: "h200-141gb".into(),
+        isolation: "hard".into(),
         state: "running".into(),
         address: "10.0.0.7".into(),
         port: 7801,
@@ -147,9 +147,9 @@ checkpoint   of step 1,150
 checkpoints  /data/ckpt/job-7
 used         4.1 CPU hours, 16.7 device hours, 0.1 of them by attempts that were placed again
 
-RANK  ROLE    NODE   DEVICES           STATE    ENDPOINT  PROGRESS
-   0  worker  gpu-1  h200-141gb 0-2,5  running            step 1,200/20,000, loss 2.314, 15,200 tokens/s
-   1  worker  gpu-2  h200-141gb 0-2,5  running"
+RANK  ROLE    NODE   DEVICES           ISOLATION  STATE    ENDPOINT  PROGRESS
+   0  worker  gpu-1  h200-141gb 0-2,5  hard       running            step 1,200/20,000, loss 2.314, 15,200 tokens/s
+   1  worker  gpu-2  h200-141gb 0-2,5  hard       running"
     );
 }
 
@@ -271,6 +271,7 @@ fn node() -> Node {
         model: "h200-141gb".into(),
         memory_bytes: 141 << 30,
         island: None,
+        isolation: "limited".into(),
         uuid: format!("GPU-{index}"),
         held,
         fault: fault.map(String::from),
@@ -294,6 +295,7 @@ fn node() -> Node {
         first_port: 7800,
         last_port: 7899,
         labels: BTreeMap::from([("zone".into(), "a".into())]),
+        engine: "podman 5.4.0".into(),
         lease_left_ms: 9_500,
         version: "0.1.0".into(),
         findings: vec!["8 Ascend cards on PCI, libdcmi.so not found".into()],
@@ -327,16 +329,17 @@ state        up
 address      10.0.0.7
 ports        7800-7899
 labels       zone=a
+containers   podman 5.4.0
 lease        9s left
 version      0.1.0
 free cores   62.5/64
 free memory  492 GiB / 512 GiB
 workers      job-7.2/0
 
-DEVICE  MODEL       VENDOR   MEMORY  SPEED  STATE               UUID
-     0  h200-141gb  nvidia  141 GiB   3.17  held                GPU-0
-     1  h200-141gb  nvidia  141 GiB   3.17  free                GPU-1
-     2  h200-141gb  nvidia  141 GiB   3.17  faulty: ECC errors  GPU-2
+DEVICE  MODEL       VENDOR   MEMORY  SPEED  SLICES   STATE               UUID
+     0  h200-141gb  nvidia  141 GiB   3.17  limited  held                GPU-0
+     1  h200-141gb  nvidia  141 GiB   3.17  limited  free                GPU-1
+     2  h200-141gb  nvidia  141 GiB   3.17  limited  faulty: ECC errors  GPU-2
 
 h200-141gb: NVIDIA H200 datasheet, dense
 
@@ -384,13 +387,15 @@ research       3          16   64.5     12  139.0 h  75.0%    1,234        5
         lost_device_ms: 360_000,
         cpu_milli_ms: 7_200_000_000,
         waited_ms: 240_000,
+        trained_ms: 40_000_000,
+        effective_ms: 38_840_000,
     };
     let view = Usage { since_ms: 0, devices: 16, devices_held: 12, rows: vec![row] };
     assert_eq!(
         usage::text(&view, &plain()),
         "\
-QUEUE     USER  JOBS  SUCCEEDED  FAILED  DEVICE HOURS  LOST  CPU HOURS  MEAN WAIT
-research  ada      4          2       1          12.5   0.1        2.0      1m00s
+QUEUE     USER  JOBS  SUCCEEDED  FAILED  DEVICE HOURS  LOST  EFFECTIVE  CPU HOURS  MEAN WAIT
+research  ada      4          2       1          12.5   0.1     97.1 %        2.0      1m00s
 
 12 of 16 devices are held now."
     );
@@ -444,11 +449,11 @@ fn names_of_json_fields_are_kept() {
         keys(0),
         "array_first array_index attempt checkpoint_dir cpu_milli_ms device_model device_ms devices ended_ms \
          failures id last_failure lost_device_ms max_ranks min_ranks name nodes placed_ms priority progress queue \
-         ranks reason state submitted_ms user wanted_ranks workers"
+         ranks reason spent state submitted_ms user wanted_ranks workers"
     );
     assert_eq!(
         keys(1),
-        "address availability cpus_milli cpus_milli_held devices findings first_port labels last_port \
+        "address availability cpus_milli cpus_milli_held devices engine findings first_port labels last_port \
          lease_left_ms memory_bytes memory_bytes_held name reservations state up version workers"
     );
     assert_eq!(keys(2), "blockers change gave_way_to job reason roles sentence start start_ms start_text");

@@ -126,6 +126,78 @@ mod with_etcd {
     }
 
     #[test]
+    fn schedulers_speak_tls_to_an_etcd_that_wants_to_see_a_certificate() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let authority = Authority::new();
+        authority.write(&directory.path().join("ca.pem"));
+        authority.issue(directory.path(), "etcd", "127.0.0.1");
+        authority.issue(directory.path(), "head", "127.0.0.1");
+        let file = |name: &str| directory.path().join(name).display().to_string();
+        let (ca, certificate, key) = (file("ca.pem"), file("etcd.pem"), file("etcd.key"));
+        let secure =
+            ["--cert-file", &certificate, "--key-file", &key, "--trusted-ca-file", &ca, "--client-cert-auth"];
+        let Some(etcd) = EtcdServer::with(1, &secure) else { return };
+        let store = etcd.url("pool");
+        let refused = |flags: &[&str], sentence: &str| {
+            let pool = Pool::prepare(1, &[], None);
+            let done = pool.aquifer(&[&["store", "backup", "copy", "--from", &store], flags].concat());
+            assert_ne!(done.code, Some(0), "{done:?}");
+            assert!(done.err.contains(sentence), "{sentence}: {done:?}");
+        };
+        let (head, head_key) = (file("head.pem"), file("head.key"));
+        let full = ["--etcd-ca", &ca, "--etcd-cert", &head, "--etcd-key", &head_key];
+        refused(&full[..4], "of --etcd-cert and --etcd-key only one is given");
+        refused(&full[2..], "--etcd-cert is given without --etcd-ca");
+        refused(&full[..2], "tried for 10 s");
+
+        let pool = Pool::of_schedulers(2, &[&["--store", &store, "--lease", "2m"], &full[..]].concat());
+        pool.until_leader();
+        let job = pool.submit(shell("true"));
+        pool.aquifer(&[&["store", "backup", "copy", "--from", &store], &full[..]].concat()).ok();
+        assert!(pool.aquifer(&["store", "check", "copy"]).ok().contains("1 jobs"));
+        assert_eq!(pool.job(job).id, job);
+    }
+
+    #[test]
+    fn schedulers_are_users_of_an_etcd_that_lets_only_those_in() {
+        let Some(mut etcd) = EtcdServer::start(1) else { return };
+        etcd.let_in("aquifer", "sesame");
+        let mut pool = Pool::prepare(1, &[], None);
+        fs::write(pool.dir().join("password"), "sesame\n").expect("a file");
+        fs::write(pool.dir().join("wrong"), "open\n").expect("a file");
+        let (password, wrong) = (pool.file("password"), pool.file("wrong"));
+        let store = etcd.url("pool");
+        let backup = ["store", "backup", "copy", "--from", &store];
+        let denied = pool.aquifer(&backup);
+        assert_eq!(denied.code, Some(1), "{denied:?}");
+        assert!(denied.err.contains("user name is empty"), "{denied:?}");
+        let denied = pool
+            .aquifer(&[&backup[..], &["--etcd-user", "aquifer", "--etcd-password-file", &wrong]].concat());
+        assert_eq!(denied.code, Some(1), "{denied:?}");
+        assert!(denied.err.contains("authentication failed, invalid user ID or password"), "{denied:?}");
+        pool.give_servers(&[
+            "--store",
+            &store,
+            "--lease",
+            "2m",
+            "--etcd-user",
+            "aquifer",
+            "--etcd-password-file",
+            &password,
+        ]);
+        pool.start_server_at(0);
+        pool.until_leader();
+        pool.agent("a", &[]);
+        pool.until_succeeded(pool.submit(shell("true")));
+        // What it knows of who is let in is gone with it.
+        etcd.kill(0);
+        etcd.spawn(0);
+        etcd.until_healthy();
+        pool.until_leader();
+        pool.until_succeeded(pool.submit(shell("true")));
+    }
+
+    #[test]
     fn when_the_leader_is_killed_another_one_leads_and_nothing_is_lost_or_done_twice() {
         let Some(etcd) = EtcdServer::start(1) else { return };
         let mut pool = schedulers(3, &etcd);

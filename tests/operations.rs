@@ -308,6 +308,39 @@ fn what_a_pool_has_had_is_replayed_as_it_was_and_with_more_nodes() {
 }
 
 #[test]
+fn a_job_with_an_image_runs_where_there_is_an_engine_and_says_what_it_waits_for_elsewhere() {
+    let mut pool = Pool::of_one(&[]);
+    let engine = pool.file("engine");
+    std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/agent/tests/containers/engine.sh"), &engine).unwrap();
+    std::fs::create_dir(pool.file("containers")).unwrap();
+    let run =
+        ["run", "--image", "registry.example.com/app:1", "--env", "GREETING=hello", "--env", "PATH=/bin"];
+    let program = ["--", "/bin/sh", "-c", "echo $GREETING from $PWD in $AQUIFER_JOB; exit 3"];
+    let waits = pool.aquifer(&[&run[..], &["--detach"], &program].concat()).ok();
+    let job = waits.split_whitespace().find(|word| word.starts_with("job-")).unwrap_or_default().to_string();
+    let why = pool.aquifer(&["explain", &job]).ok();
+    assert!(why.contains("    1  has no container engine\n"), "{why}");
+    assert!(why.contains("It would start now with no image."), "{why}");
+
+    pool.agent("c", &["--engine", &engine]);
+    let number = job.trim_start_matches("job-").parse().expect("a number");
+    let ended = pool.until_job(number, "its end", pool::has_ended);
+    assert_eq!((&ended.ranks[0].node[..], &ended.last_failure[..]), ("c", "rank 0 on c exited with 3"));
+    assert_eq!(pool.log(number), format!("hello from / in {job}\n"));
+    let shown = pool.aquifer(&["job", &job]).ok();
+    assert!(shown.contains(" in registry.example.com/app:1\n"), "{shown}");
+    let node = pool.aquifer(&["node", "c"]).ok();
+    let engine = node.lines().find_map(|line| line.strip_prefix("containers")).map(str::trim);
+    assert_eq!(engine, Some("docker 0.1"), "{node}");
+    assert_eq!(json(&pool.aquifer(&["node", "c", "--json"]).ok())["engine"], "docker 0.1");
+
+    let wrong = pool.aquifer(&["run", "--image", "--privileged", "--", "true"]);
+    assert_eq!(wrong.code, Some(2), "{}", wrong.err);
+    let wrong = pool.aquifer(&["run", "--image=-v", "--", "true"]);
+    assert!(wrong.err.contains("image is \"-v\": expected the name of an image"), "{}", wrong.err);
+}
+
+#[test]
 fn a_reservation_moves_who_is_in_its_way_and_is_kept_through_a_restart() {
     let mut pool = Pool::of_one(&[]);
     pool.agent("b", &[]);

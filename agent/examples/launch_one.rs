@@ -19,6 +19,7 @@ async fn main() {
         enforce_limits: false,
         keep: Retention::default(),
         status_every: Duration::from_millis(250),
+        partitions: Default::default(),
     };
     let (news, mut heard) = tokio::sync::mpsc::channel(16);
     let (mut launcher, _) = Launcher::open(config, news).await.expect("a launcher");
@@ -35,6 +36,8 @@ async fn main() {
         exclusive: 0 < lease_ms,
         ready: Ready::AtSpawn,
         files: Vec::new(),
+        container: None,
+        partition: None,
     });
     while heard.recv().await.is_some() {}
 }

@@ -28,6 +28,7 @@ async fn main() {
         enforce_limits: args.iter().any(|arg| arg == "limits"),
         keep: Retention::default(),
         status_every: Duration::from_millis(250),
+        partitions: Default::default(),
     };
     let (news, mut heard) = tokio::sync::mpsc::channel(1024);
     let (mut launcher, _) = Launcher::open(config, news).await.expect("a launcher");
@@ -51,6 +52,8 @@ async fn main() {
                 exclusive: false,
                 ready: Ready::AtSpawn,
                 files: Vec::new(),
+                container: None,
+                partition: None,
             });
         }
         if let News::State { id, state: WorkerState::Exited(exit) } = heard.recv().await.expect("news") {

@@ -1,11 +1,14 @@
 //! How a worker is called: the contract between the pool and any program.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use aquifer_core::{Launch as Order, Program, ServeOptions, TrainOptions, WorkerId};
+use aquifer_core::{Launch as Order, Program, ServeOptions, TrainOptions, Vendor, WorkerId};
 use aquifer_proto::wire::checkpoint_dir;
 
-use crate::device::Visibility;
+use crate::container::{Container, Engine, ShownDevice};
+use crate::device::{Visibility, driver_files};
 use crate::frameworks;
 use crate::launcher::{Launch, Ready};
 
@@ -67,6 +70,33 @@ pub fn launch(id: WorkerId, order: &Order, seen: Visibility, surroundings: &Surr
         exclusive: true,
         ready,
         files: frameworks::files(order),
+        container: None,
+        partition: None,
+    }
+}
+
+/// The image that a rank runs in.
+pub fn image(order: &Order) -> Option<&str> {
+    order.spec.roles[order.role].request.image.as_deref()
+}
+
+/// The container of a rank: it sees its checkpoints, and of drivers what its devices need.
+pub fn container(
+    image: &str,
+    engine: &Arc<Engine>,
+    launch: &Launch,
+    device_nodes: Vec<PathBuf>,
+    devices: Vec<ShownDevice>,
+) -> Container {
+    let checkpoints = launch.env.iter().filter(|(key, _)| key == "AQUIFER_CHECKPOINT_DIR");
+    let vendors: BTreeSet<Vendor> = devices.iter().map(|device| device.vendor).collect();
+    Container {
+        engine: engine.clone(),
+        image: image.into(),
+        device_nodes,
+        mounts: checkpoints.map(|(_, dir)| dir.into()).collect(),
+        read_only: vendors.into_iter().flat_map(driver_files).collect(),
+        devices,
     }
 }
 
@@ -88,6 +118,7 @@ fn train(options: &TrainOptions) -> Vec<(&'static str, String)> {
         ("--checkpoint-every", options.checkpoint_every.to_string()),
         ("--precision", options.precision.to_string()),
         ("--micro-batch", options.micro_batch.to_string()),
+        ("--spares", options.spares.to_string()),
     ]
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aquifer_core::agent::{Action, NodeAgent};
-use aquifer_core::{Device, DeviceClass, Exit, Inventory, Ports, Time, Vendor, WorkerState};
+use aquifer_core::{Device, DeviceClass, Exit, Inventory, Isolation, Ports, Time, Vendor, WorkerState};
 use aquifer_proto::tls::ClientTls;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -175,6 +175,7 @@ fn inventory(name: &str, devices: u16) -> Inventory {
         uuid: format!("GPU-{name}-{number}").as_str().into(),
         number: number.into(),
         island: Some(0),
+        isolation: Isolation::Advisory,
         fault: None,
         speed_milli: 1000,
         speed_source: "".into(),
@@ -186,5 +187,6 @@ fn inventory(name: &str, devices: u16) -> Inventory {
         address: "127.0.0.1".into(),
         ports: Ports { first: 20_000, last: 20_999 },
         labels: Default::default(),
+        engine: "".into(),
     }
 }

@@ -1,99 +1,40 @@
 //! The daemon: one task that owns the protocol's state and the launcher, and goes from event to event.
 
+mod config;
 mod looked;
 mod measuring;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
-use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aquifer_core::agent::{Action, NodeAgent};
-use aquifer_core::{Exit, Inventory, Launch as Order, Name, Ports, Progress, Time, WorkerId, WorkerState};
-use aquifer_proto::tls::{ClientTls, EndpointError};
+use aquifer_core::{Exit, Inventory, Launch as Order, Name, Progress, Time, WorkerId, WorkerState};
 use aquifer_proto::v1::agent_message::Message as Up;
 use aquifer_proto::{border, v1, wire};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
+use crate::cgroup::Limits;
 use crate::command::{self, Surroundings};
+use crate::container::{self, Engine};
 use crate::conversation::{Conversation, Heard, at, now};
+use crate::device::Backends;
 use crate::device::measured::{Figures, MeasureChoice, Measurements, ToMeasure};
 use crate::device::watch::Watch;
-use crate::device::{Backends, DeviceChoice, DeviceError, Roots};
 use crate::host::Host;
-use crate::launcher::{Launcher, LauncherConfig, LauncherError, News, SupervisorCommand};
-use crate::metrics::Metrics;
-use crate::run_dir::Retention;
+use crate::launcher::{Launch, Launcher, LauncherConfig, News, SupervisorCommand};
+use crate::partitions::Partitions;
 use crate::session::{self, Incoming, Link};
-use crate::status::{Spent, Status};
+use crate::status::Status;
+
+pub use config::{AgentConfig, AgentError};
 
 /// How often devices are looked at.
 const DEVICES_EVERY: Duration = Duration::from_secs(5);
 /// Bytes of one piece of a log, at most.
 const MAX_LOG_PIECE: u32 = 256 << 10;
-
-/// How to run the agent.
-#[derive(Clone, Debug)]
-pub struct AgentConfig {
-    /// The stable name of the node; empty: the host's.
-    pub node: String,
-    /// Address of the scheduler: `https://host:port`, or of each of several with commas between them.
-    pub server: String,
-    /// Whom to trust, and what to show, where the address says `https`.
-    pub tls: ClientTls,
-    /// Secret to present.
-    pub token: Option<String>,
-    /// Directory for all that must survive a restart of the agent.
-    pub state_dir: PathBuf,
-    /// Which devices to offer.
-    pub devices: DeviceChoice,
-    /// Where to look for them.
-    pub roots: Roots,
-    /// Processor time to offer, in thousandths of a core; `None`: all of it.
-    pub cpus_milli: Option<u32>,
-    /// Main memory to offer, in bytes; `None`: all of it.
-    pub memory_bytes: Option<u64>,
-    /// Address under which workers of other nodes reach this one.
-    pub address: String,
-    /// Ports that workers may listen on.
-    pub ports: Ports,
-    /// Labels of the node.
-    pub labels: BTreeMap<String, String>,
-    /// Whether to enforce processor time and memory where the machine allows it.
-    pub enforce_limits: bool,
-    /// Ended runs to keep.
-    pub keep: Retention,
-    /// Whether to measure devices.
-    pub measure: MeasureChoice,
-    /// Where operators read it.
-    pub metrics: Metrics,
-}
-
-/// Why the agent ended.
-#[derive(Debug, thiserror::Error)]
-pub enum AgentError {
-    /// The name of the node cannot be used.
-    #[error(transparent)]
-    Name(#[from] border::Invalid),
-    /// The devices that were chosen cannot be had.
-    #[error(transparent)]
-    Devices(#[from] DeviceError),
-    /// No worker can be launched.
-    #[error(transparent)]
-    Launcher(#[from] LauncherError),
-    /// The address of the scheduler makes no sense.
-    #[error("--server: {0}")]
-    Server(#[from] EndpointError),
-    /// The token cannot be sent.
-    #[error("the token has characters that cannot be sent")]
-    Token,
-    /// The machine does not give what is needed.
-    #[error("{0}")]
-    Machine(io::Error),
-}
 
 /// Runs the agent until `shutdown`. Workers run on: the next agent of this state directory adopts them.
 ///
@@ -157,6 +98,12 @@ struct Daemon {
     /// Launches that wait for the backends.
     waiting: VecDeque<(WorkerId, Arc<Order>)>,
     host: Host,
+    /// What runs containers.
+    engine: Option<Arc<Engine>>,
+    /// Why one that is there does not.
+    engine_findings: Vec<String>,
+    /// What makes parts of devices.
+    partitions: Arc<Partitions>,
     config: AgentConfig,
     surroundings: Surroundings,
     inventory: Arc<Inventory>,
@@ -179,6 +126,8 @@ impl Daemon {
         let node = border::name("node", &config.node)?;
         host.cpus_milli = config.cpus_milli.unwrap_or(host.cpus_milli);
         host.memory_bytes = config.memory_bytes.unwrap_or(host.memory_bytes);
+        config.roots.parts_on_demand = config.mig_on_demand;
+        let partitions = Arc::new(config.partitions().await?);
         let supervisor = SupervisorCommand::own_binary().map_err(AgentError::Machine)?;
         let program = supervisor.program.clone();
         let launcher = LauncherConfig {
@@ -187,12 +136,15 @@ impl Daemon {
             enforce_limits: config.enforce_limits,
             keep: config.keep,
             status_every: Duration::from_millis(200),
+            partitions: partitions.clone(),
         };
         let (mut launcher, workers) = Launcher::open(launcher, news).await?;
         // What its lease or its machine ended has not failed: it is not reported, and therefore lost.
         let (lost, workers): (Vec<_>, Vec<_>) =
             workers.into_iter().partition(|(id, _)| launcher.was_lost(*id));
         lost.into_iter().for_each(|(id, _)| launcher.forget(id));
+        let engine_choice = config.engine.clone();
+        let found = tokio::task::spawn_blocking(move || container::find(&engine_choice));
         let (choice, roots, facts) = (config.devices.clone(), config.roots.clone(), host.clone());
         let known = config.state_dir.join("devices.json");
         let backends =
@@ -203,17 +155,24 @@ impl Daemon {
             backends.use_measured(Measurements::open(&config.state_dir.join("measured.json")));
             to_measure = backends.to_measure(config.measure == MeasureChoice::Always);
         }
+        backends.enforce(launcher.limits(), partitions.makes_shares());
         for finding in backends.findings() {
             tracing::warn!(vendor = %finding.vendor, "{}", finding.what);
         }
+        let (mut engine, engine_findings) = found.await.expect("the search does not panic");
+        if let Some(engine) = engine.as_mut().filter(|_| !config.enforce_limits) {
+            (engine.limits, engine.cpuset) = (Limits::default(), false);
+        }
+        engine_findings.iter().for_each(|finding| tracing::warn!("{finding}"));
+        let engine = engine.map(Arc::new);
         let mut watch = Watch::default();
-        let inventory = Arc::new(inventory_of(&backends, &mut watch, &host, &config));
+        let inventory = Arc::new(inventory_of(&backends, &mut watch, &host, engine.as_deref(), &config));
         let lease_end = Time(launcher.lease_end_ms().unwrap_or(0));
         tracing::info!(node = %node, devices = inventory.devices.len(), adopted = workers.len(), "agent started");
         let workers: BTreeMap<WorkerId, WorkerState> = workers.into_iter().collect();
         let adopted = workers.keys().copied().collect();
         let agent = NodeAgent::new(node, inventory.clone(), first_boot(), workers, lease_end);
-        let hello = hello_of(&agent, &config, &backends);
+        let hello = hello_of(&agent, &config, &backends, &engine_findings);
         let talks = Conversation::new(agent, hello);
         let link = Link::new(&config.server, &config.tls, config.token.as_deref())?;
         let told = talks.hello().subscribe();
@@ -229,6 +188,9 @@ impl Daemon {
             measuring: None,
             waiting: VecDeque::new(),
             host,
+            engine,
+            engine_findings,
+            partitions,
             config,
             surroundings,
             inventory,
@@ -289,8 +251,25 @@ impl Daemon {
     fn launch_waiting(&mut self) {
         let Some(backends) = &self.backends else { return };
         for (id, order) in self.waiting.drain(..) {
-            let seen = backends.visibility(&order.allocation.devices, order.allocation.slice);
-            self.launcher.launch(command::launch(id, &order, seen, &self.surroundings));
+            let rank = &order.allocation;
+            let (contained, devices) = backends.in_container(&rank.devices, rank.slice);
+            let partition = self.partitions.wanted(&devices, rank.slice);
+            let Some(image) = command::image(&order) else {
+                let seen = backends.visibility(&rank.devices, rank.slice);
+                let launch = command::launch(id, &order, seen, &self.surroundings);
+                self.launcher.launch(Launch { partition, ..launch });
+                continue;
+            };
+            let Some(engine) = &self.engine else {
+                let why = "its node has no container engine any more";
+                self.talks.agent.on_worker(id, WorkerState::Exited(Exit::Failed(why.into())));
+                continue;
+            };
+            let nodes = contained.device_nodes.clone();
+            let launch = command::launch(id, &order, contained, &self.surroundings);
+            let mut launch = Launch { partition, ..launch };
+            launch.container = Some(command::container(image, engine, &launch, nodes, devices));
+            self.launcher.launch(launch);
         }
     }
 
@@ -344,13 +323,15 @@ impl Daemon {
     }
 
     fn on_refreshed(&mut self, mut backends: Backends) {
+        backends.enforce(self.launcher.limits(), self.partitions.makes_shares());
         for (of, figures) in self.measured.drain(..) {
             if let Err(error) = backends.enter_measured(&of, figures) {
                 tracing::warn!("what was measured cannot be kept: {error}");
             }
         }
-        let inventory = inventory_of(&backends, &mut self.watch, &self.host, &self.config);
-        let hello = hello_of(&self.talks.agent, &self.config, &backends);
+        let inventory =
+            inventory_of(&backends, &mut self.watch, &self.host, self.engine.as_deref(), &self.config);
+        let hello = hello_of(&self.talks.agent, &self.config, &backends, &self.engine_findings);
         let told = self.talks.hello().borrow().findings.clone();
         for finding in hello.findings.iter().filter(|finding| !told.contains(finding)) {
             tracing::warn!("{finding}");
@@ -406,10 +387,17 @@ fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
-fn inventory_of(backends: &Backends, watch: &mut Watch, host: &Host, config: &AgentConfig) -> Inventory {
+fn inventory_of(
+    backends: &Backends,
+    watch: &mut Watch,
+    host: &Host,
+    engine: Option<&Engine>,
+    config: &AgentConfig,
+) -> Inventory {
     let name = |text: &String| Name::from(text.as_str());
     let labels = config.labels.iter().map(|(key, value)| (name(key), name(value))).collect();
     let mut inventory = backends.inventory(host, &config.address, config.ports, &labels);
+    inventory.engine = engine.map(|engine| Name::from(engine.to_string())).unwrap_or_default();
     let now_ms = unix_ms();
     for (index, device) in (0u16..).zip(&mut inventory.devices) {
         let said = device.fault.take();
@@ -418,13 +406,19 @@ fn inventory_of(backends: &Backends, watch: &mut Watch, host: &Host, config: &Ag
     inventory
 }
 
-fn hello_of(agent: &NodeAgent, config: &AgentConfig, backends: &Backends) -> v1::Hello {
+fn hello_of(
+    agent: &NodeAgent,
+    config: &AgentConfig,
+    backends: &Backends,
+    engine_findings: &[String],
+) -> v1::Hello {
+    let of_devices = backends.findings().iter().map(ToString::to_string);
     v1::Hello {
         node: config.node.clone(),
         boot: agent.boot(),
         version: env!("CARGO_PKG_VERSION").into(),
         term: agent.term(),
-        findings: backends.findings().iter().map(ToString::to_string).collect(),
+        findings: of_devices.chain(engine_findings.iter().cloned()).collect(),
     }
 }
 
@@ -433,7 +427,8 @@ fn pace_of(status: &Status) -> Option<Progress> {
     let told = status.tokens_per_s.filter(|rate| rate.is_finite() && 0.0 < *rate);
     let rate_milli = told.map_or(0, |rate| (rate * 1000.0) as u64).min(border::MAX_RATE_MILLI);
     let step = status.step.or((rate_milli != 0).then_some(0))?;
-    Some(Progress { step, total_steps: status.total_steps.unwrap_or(0), rate_milli })
+    let (total_steps, spent) = (status.total_steps.unwrap_or(0), status.spent);
+    Some(Progress { step, total_steps, rate_milli, spent })
 }
 
 fn progress_of(id: WorkerId, status: Status) -> v1::Progress {
@@ -447,10 +442,7 @@ fn progress_of(id: WorkerId, status: Status) -> v1::Progress {
         tokens_per_s: status.tokens_per_s,
         checkpoint_step: status.checkpoint_step,
         endpoint: status.endpoint,
-        spent: status.spent.map(|spent| {
-            let Spent { steps_us, start_us, recovery_us, slow_us, lost_us } = spent;
-            v1::Spent { steps_us, start_us, recovery_us, slow_us, lost_us }
-        }),
+        spent: status.spent.map(wire::spent),
         message: status.message.unwrap_or_default(),
     }
 }

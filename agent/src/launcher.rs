@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,8 +17,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use crate::cgroup::{Cgroups, Limits};
+use crate::container::{Account, Arguments, Container, Left, arguments};
 use crate::frameworks::RunFile;
 use crate::members::Told;
+use crate::partitions::{Partition, Partitions};
 use crate::run_dir::{self, Lease, LogChunk, LogError, Logs, Retention, RunDir, RunDirs, Spec};
 use crate::status::Status;
 use crate::supervisors::{Supervisor, Supervisors};
@@ -48,6 +51,10 @@ pub struct Launch {
     pub ready: Ready,
     /// What it finds in its run directory, and variables that say where.
     pub files: Vec<RunFile>,
+    /// What it runs in; `None`: nothing, as a process of the node like any other.
+    pub container: Option<Container>,
+    /// What is made of devices for it before it starts, and removed when it has ended.
+    pub partition: Option<Partition>,
 }
 
 /// When a worker counts as running.
@@ -90,6 +97,8 @@ pub struct LauncherConfig {
     pub keep: Retention,
     /// Time between two looks at a worker's `status.json`.
     pub status_every: Duration,
+    /// What makes parts of devices.
+    pub partitions: Arc<Partitions>,
 }
 
 /// Why there is no launcher.
@@ -129,6 +138,7 @@ struct Shared {
     boot_id: String,
     limits: Limits,
     status_every: Duration,
+    partitions: Arc<Partitions>,
     news: mpsc::Sender<News>,
     supervisors: Supervisors,
 }
@@ -179,7 +189,8 @@ impl Launcher {
         let limits = cgroups.limits();
         let supervisors = Supervisors::new(config.supervisor, state_dir.clone(), cgroups)
             .map_err(|error| LauncherError::Machine(format!("cannot start a thread: {error}")))?;
-        let shared = Shared { dirs, boot_id, limits, status_every: config.status_every, news, supervisors };
+        let (status_every, partitions) = (config.status_every, config.partitions);
+        let shared = Shared { dirs, boot_id, limits, status_every, partitions, news, supervisors };
         let mut launcher = Launcher {
             shared: Arc::new(shared),
             workers: BTreeMap::new(),
@@ -192,7 +203,13 @@ impl Launcher {
             _lock: lock,
         };
         let shared = launcher.shared.clone();
-        let found = tokio::task::spawn_blocking(move || find_runs(&shared)).await;
+        let find = move || {
+            let found = find_runs(&shared)?;
+            let alive = found.iter().filter(|(_, _, run)| run.is_some()).map(|(id, ..)| *id).collect();
+            shared.partitions.reconcile(&alive);
+            Ok(found)
+        };
+        let found = tokio::task::spawn_blocking(find).await;
         let found = found.expect("the search does not panic").map_err(unusable)?;
         let mut states = Vec::new();
         for (id, state, run) in found {
@@ -216,6 +233,7 @@ impl Launcher {
             tracing::error!("cannot tell {id} who takes part: {error}");
         }
         let files = std::mem::take(&mut launch.files);
+        let (container, partition) = (launch.container.take(), launch.partition.take());
         let spec = Box::new(self.spec(launch, &files, &dir));
         let by_status = spec.by_status;
         let (stop, stop_wanted) = watch::channel(Stop::No);
@@ -228,11 +246,12 @@ impl Launcher {
             by_status,
             grace_ms: spec.grace_ms,
             cgroup: None,
+            container: None,
             status_version: None,
             stop: stop_wanted,
             ended: ended.clone(),
         };
-        let task = tokio::spawn(watcher.launch(spec, files)).abort_handle();
+        let task = tokio::spawn(watcher.launch(spec, files, container, partition)).abort_handle();
         self.workers.insert(id, Worker { stop, ended, task: Some(task) });
     }
 
@@ -358,6 +377,7 @@ impl Launcher {
             lease: launch.exclusive.then(|| self.lease_path.clone()),
             // That of the supervisor that gets it.
             cgroup: None,
+            container: None,
         }
     }
 
@@ -373,6 +393,7 @@ impl Launcher {
                 by_status: spec.by_status,
                 grace_ms: spec.grace_ms,
                 cgroup: spec.cgroup,
+                container: spec.container,
                 status_version: None,
                 stop: stop_wanted,
                 ended: ended.clone(),
@@ -387,6 +408,82 @@ impl Launcher {
         let (dirs, keep) = (self.shared.dirs.clone(), self.keep);
         tokio::task::spawn_blocking(move || dirs.prune(keep));
     }
+}
+
+/// Makes what the worker needs of devices, and puts it into its container.
+fn prepared(
+    mut spec: Spec,
+    mut container: Option<Container>,
+    partition: Option<Partition>,
+    run_dir: &Path,
+    id: WorkerId,
+    partitions: &Partitions,
+) -> Result<Spec, String> {
+    if let Some(partition) = partition {
+        let made = partitions.prepare(id, &partition)?;
+        spec.env.retain(|(name, _)| made.env.iter().all(|(own, _)| own != name));
+        spec.env.extend(made.env);
+        if let Some(container) = &mut container {
+            container.mounts.extend(made.mounts);
+            container.devices.iter_mut().zip(made.devices).for_each(|(device, name)| device.uuid = name);
+        }
+    }
+    Ok(match container {
+        Some(container) => contained(spec, container, run_dir),
+        None => spec,
+    })
+}
+
+/// Has the command run in a container. Its limits are the engine's then: the client is not what they are for.
+fn contained(spec: Spec, mut container: Container, run_dir: &Path) -> Spec {
+    let name = container_name(&spec.id, run_dir);
+    let Spec { command, env, working_dir, cpu_affinity, cpus_milli, memory_bytes, .. } = spec;
+    container.device_nodes.retain(|node| node.exists());
+    for dir in &container.mounts {
+        let _ = fs::create_dir_all(dir); // The program, which cannot make it from within, says what it misses.
+    }
+    container.mounts.extend(working_dir.clone());
+    container.mounts.retain(|dir| dir.is_dir());
+    container.read_only.retain(|dir| dir.exists());
+    let groups = rustix::process::getgroups().unwrap_or_default();
+    let account = Account {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        groups: groups.into_iter().map(|group| group.as_raw()).collect(),
+    };
+    let of = Arguments {
+        name: name.clone(),
+        command,
+        env: env.into_iter().collect(),
+        run_dir: run_dir.to_path_buf(),
+        working_dir,
+        cpu_affinity,
+        cpus_milli,
+        memory_bytes,
+    };
+    let (command, env) = arguments(&container, &of, &account);
+    let left = Left { program: container.engine.program.clone(), name, memory_bytes };
+    Spec {
+        command,
+        env,
+        working_dir: None,
+        cpu_affinity: Vec::new(),
+        cpus_milli: 0,
+        memory_bytes: 0,
+        container: Some(left),
+        ..spec
+    }
+}
+
+/// `aquifer-job-7.1-0-1f0c5a9e`: the worker, and which of the machine's agents it belongs to.
+fn container_name(id: &str, run_dir: &Path) -> String {
+    // FNV-1a: the name must be the same for every agent of this directory.
+    let hash = run_dir
+        .as_os_str()
+        .as_bytes()
+        .iter()
+        .fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    format!("aquifer-{}-{hash:08x}", id.replace('/', "-"))
 }
 
 impl Drop for Launcher {
@@ -428,13 +525,34 @@ struct Watcher {
     by_status: bool,
     grace_ms: u64,
     cgroup: Option<crate::cgroup::Group>,
+    container: Option<Left>,
     status_version: Option<(u64, i64, i64, u64)>,
     stop: watch::Receiver<Stop>,
     ended: Arc<AtomicBool>,
 }
 
 impl Watcher {
-    async fn launch(mut self, spec: Box<Spec>, files: Vec<RunFile>) {
+    async fn launch(
+        mut self,
+        mut spec: Box<Spec>,
+        files: Vec<RunFile>,
+        container: Option<Container>,
+        partition: Option<Partition>,
+    ) {
+        if container.is_some() || partition.is_some() {
+            let (dir, id, shared) = (self.dir.clone(), self.id, self.shared.clone());
+            // Drivers may be slow, and so may storage that all nodes see.
+            let prepare = move || prepared(*spec, container, partition, &dir.path, id, &shared.partitions);
+            match tokio::task::spawn_blocking(prepare).await.expect("it does not panic") {
+                Ok(prepared) => spec = Box::new(prepared),
+                Err(why) => {
+                    let exit = Exit::Failed(why.into());
+                    let _ = self.dir.create().and_then(|()| self.dir.write_exit(&exit, false));
+                    return self.exited(exit).await;
+                }
+            }
+            self.container = spec.container.clone();
+        }
         let start = self.shared.supervisors.start(spec, files, self.dir.clone(), self.stop.clone());
         match start.await {
             Ok(supervisor) => {
@@ -550,6 +668,9 @@ impl Watcher {
         if let Some(group) = &self.cgroup {
             group.remove();
         }
+        if let Some(container) = self.container.take() {
+            let _ = tokio::task::spawn_blocking(move || container.remove()).await;
+        }
         let why = match (unwritten, never_began) {
             (true, _) => "it ended, but its exit could not be written: the disk is full or read-only",
             (false, true) => "the agent ended before it was started",
@@ -561,6 +682,11 @@ impl Watcher {
     }
 
     async fn exited(&mut self, exit: Exit) {
+        let (shared, id) = (self.shared.clone(), self.id);
+        if shared.partitions.has(id) {
+            // Its devices are whole again before anybody else gets them.
+            let _ = tokio::task::spawn_blocking(move || shared.partitions.release(id)).await;
+        }
         self.ended.store(true, Ordering::Release);
         let _ = self.shared.news.send(News::State { id: self.id, state: WorkerState::Exited(exit) }).await;
     }
@@ -601,6 +727,11 @@ fn find_run(dir: &RunDir, boot_id: &str) -> (WorkerState, Option<FoundRun>) {
         return ended_as("the agent ended before it was started", true);
     };
     if spec.boot_id != boot_id {
+        if let Some(container) = spec.container.as_ref().filter(|_| dir.read_exit().is_none())
+            && let Err(why) = container.try_remove()
+        {
+            tracing::warn!("container {} is left over: {why}", container.name);
+        }
         return ended_as("its node was restarted", true);
     }
     let ended = |why: &str| ended_as(why, false);

@@ -7,6 +7,7 @@
 
 pub mod cgroup;
 pub mod command;
+pub mod container;
 mod conversation;
 pub mod crowd;
 mod daemon;
@@ -18,8 +19,10 @@ mod json;
 pub mod launcher;
 mod members;
 pub mod metrics;
+pub mod partitions;
 mod process;
 pub mod run_dir;
+mod said;
 mod session;
 mod socket;
 mod spawn;
@@ -34,4 +37,4 @@ pub use fork_server::supervise;
 pub use frameworks::RunFile;
 pub use launcher::{Launch, Launcher, LauncherConfig, LauncherError, News, Ready, SupervisorCommand};
 pub use run_dir::{LogChunk, LogError, Logs, Retention};
-pub use status::{NoStatus, Spent, Status};
+pub use status::{NoStatus, Status};

@@ -34,6 +34,7 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Group;
+use crate::container::Left;
 use crate::json;
 use crate::status::Status;
 
@@ -57,6 +58,9 @@ pub(crate) struct Spec {
     pub lease: Option<PathBuf>,
     /// Given where limits are enforced.
     pub cgroup: Option<Group>,
+    /// Given where the command runs a container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Left>,
 }
 
 /// `pid.json`.
@@ -389,6 +393,18 @@ pub(crate) fn lock(path: &Path) -> io::Result<Option<File>> {
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// The last bytes of a file, as text; empty if it cannot be read.
+pub(crate) fn tail(path: &Path, most: u64) -> String {
+    let read = || {
+        let file = File::open(path)?;
+        let size = file.metadata()?.len();
+        let mut bytes = vec![0; size.min(most) as usize];
+        file.read_exact_at(&mut bytes, size.saturating_sub(most))?;
+        Ok::<_, io::Error>(bytes)
+    };
+    String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
 }
 
 /// Milliseconds since the Unix epoch.

@@ -2,8 +2,8 @@
 
 use std::str::FromStr;
 
-use aquifer_core::ReplicaLoad;
-use serde::Deserialize;
+use aquifer_core::{ReplicaLoad, Spent};
+use serde_json::Value;
 
 /// Longest text taken from a `status.json`, in characters.
 pub(crate) const MAX_STATUS_TEXT: usize = 1024;
@@ -36,16 +36,16 @@ pub struct Status {
     pub message: Option<String>,
 }
 
-/// Where the time of a training has gone, in microseconds; what is not said is nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-#[allow(missing_docs)]
-pub struct Spent {
-    pub steps_us: u64,
-    pub start_us: u64,
-    pub recovery_us: u64,
-    pub slow_us: u64,
-    pub lost_us: u64,
+/// Where the time of a training has gone; what is not said is nothing.
+fn spent(value: &Value) -> Option<Spent> {
+    let us = |key: &str| value.get(key).and_then(Value::as_u64).unwrap_or(0);
+    value.is_object().then(|| Spent {
+        steps_us: us("steps_us"),
+        start_us: us("start_us"),
+        recovery_us: us("recovery_us"),
+        slow_us: us("slow_us"),
+        lost_us: us("lost_us"),
+    })
 }
 
 /// Text that is no status: not JSON, or no JSON object.
@@ -55,7 +55,7 @@ pub struct NoStatus;
 impl TryFrom<&[u8]> for Status {
     type Error = NoStatus;
     fn try_from(bytes: &[u8]) -> Result<Status, NoStatus> {
-        let value: serde_json::Value = serde_json::from_slice(bytes).map_err(|_| NoStatus)?;
+        let value: Value = serde_json::from_slice(bytes).map_err(|_| NoStatus)?;
         let object = value.as_object().ok_or(NoStatus)?;
         let text = |key: &str| {
             object.get(key)?.as_str().map(|text| text.chars().take(MAX_STATUS_TEXT).collect::<String>())
@@ -70,7 +70,7 @@ impl TryFrom<&[u8]> for Status {
             tpot_ms: count("tpot_ms"),
             idle_ms: count("idle_s").map(|s| s.saturating_mul(1000)),
         });
-        let spent = object.get("spent").and_then(|spent| Spent::deserialize(spent).ok());
+        let spent = object.get("spent").and_then(spent);
         Ok(Status {
             load,
             spent,

@@ -24,6 +24,7 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 use crate::cgroup::{Group, Made};
+use crate::container::{Left, Outcome, last_line};
 use crate::run_dir::{Lease, Pids, RunDir, Spec, unix_ms};
 use crate::spawn::spawn;
 use crate::{json, process, socket};
@@ -183,6 +184,10 @@ struct Supervisor<'a> {
     worker: Pid,
     /// How the worker's first process ended; others may still be there.
     ended: Option<WaitStatus>,
+    /// It was not left to end by itself.
+    killed: bool,
+    /// What its container's end means.
+    outcome: Option<Exit>,
     ending: Option<Ending>,
     /// When exclusive workers must be gone, and when the grace is over; CLOCK_BOOTTIME.
     lease_ms: Option<u64>,
@@ -214,8 +219,17 @@ fn run_worker(dir: &RunDir, tools: &mut Tools) -> Result<(Exit, bool), String> {
     let worker = spawn(&spec, &dir.path, tools.nothing.as_fd(), groups)?;
     pids.worker = worker.as_raw_pid();
     let recorded = room.put_instead(&pids);
-    let mut supervisor =
-        Supervisor { spec: &spec, dir, worker, ended: None, ending: None, lease_ms, grace_end_ms: None };
+    let mut supervisor = Supervisor {
+        spec: &spec,
+        dir,
+        worker,
+        ended: None,
+        killed: false,
+        outcome: None,
+        ending: None,
+        lease_ms,
+        grace_end_ms: None,
+    };
     match recorded {
         Ok(()) => {
             tools.tell(STARTED);
@@ -308,7 +322,8 @@ impl Supervisor<'_> {
     }
 
     /// Ends everything that can be reached by now; [`Supervisor::finish`] ends the rest.
-    fn kill(&self) {
+    fn kill(&mut self) {
+        self.killed = true;
         if self.ended.is_none() {
             let _ = rustix::process::kill_process_group(self.worker, Signal::KILL);
         }
@@ -334,6 +349,27 @@ impl Supervisor<'_> {
 
     /// Ends what the worker left behind. Orphans come to this process, so that none is overlooked.
     fn finish(&mut self) {
+        let Some(container) = &self.spec.container else { return self.finish_processes() };
+        if self.killed {
+            // The engine would wait for them.
+            self.finish_processes();
+        }
+        let code = self.ended.and_then(|status| status.exit_status());
+        self.outcome = code.map(|code| self.meaning(container, code));
+        container.remove();
+        self.finish_processes();
+    }
+
+    fn meaning(&self, container: &Left, code: i32) -> Exit {
+        match container.outcome(code) {
+            Outcome::Exit(exit) => exit,
+            Outcome::NotStarted => Exit::Failed(
+                format!("its container did not start: {}", last_line(&self.dir.log_path())).into(),
+            ),
+        }
+    }
+
+    fn finish_processes(&mut self) {
         loop {
             match self.reap(WaitOptions::NOHANG) {
                 Reaped::One => (),
@@ -350,6 +386,11 @@ impl Supervisor<'_> {
         let status = self.ended;
         let signal = status.and_then(|status| status.terminating_signal());
         let limited = self.spec.cgroup.as_ref().filter(|_| 0 < self.spec.memory_bytes);
+        if let (None | Some(Ending::Asked | Ending::Acknowledged), Some(outcome)) =
+            (&self.ending, &self.outcome)
+        {
+            return outcome.clone();
+        }
         match (&self.ending, signal, status.and_then(|status| status.exit_status())) {
             (Some(Ending::LeaseOver(why)), ..) => Exit::Failed(format!("lease ran out: {why}").into()),
             (Some(Ending::GraceOver { grace_ms }), ..) => {

@@ -100,7 +100,6 @@ impl Supervisors {
     ///
     /// Fails if no thread can be started.
     pub fn new(command: SupervisorCommand, state_dir: PathBuf, cgroups: Cgroups) -> io::Result<Supervisors> {
-        let is_own = |key: &OsString| key.to_string_lossy().starts_with("AQUIFER_");
         let own_env = env::vars_os().map(|(key, _)| key).filter(is_own).collect();
         let spare: Spare = Arc::new(Mutex::new(Some(Vec::new())));
         let starter = Starter {
@@ -149,6 +148,14 @@ impl Supervisors {
         drop(spare);
         let _ = self.orders.send(None);
     }
+}
+
+/// Whether a variable is for the agent alone: its own settings, and credentials for object stores. A job that wants such a
+/// one brings it.
+fn is_own(key: &OsString) -> bool {
+    let key = key.to_string_lossy();
+    key == "SERVICE_ACCOUNT"
+        || ["AQUIFER_", "AWS_", "AZURE_", "GOOGLE_"].iter().any(|start| key.starts_with(start))
 }
 
 /// The thread that starts workers.

@@ -257,6 +257,7 @@ async fn agent_process(t: &mut Fixture, lease_ms: u64, script: &str) -> std::pro
     let agent = Command::new(example("launch_one"))
         .args([state_dir, &lease_ms.to_string(), "/bin/sh", "-c", script])
         .env("AQUIFER_TOKEN", "secret")
+        .env("AWS_SECRET_ACCESS_KEY", "secret")
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
@@ -270,8 +271,10 @@ async fn agent_process(t: &mut Fixture, lease_ms: u64, script: &str) -> std::pro
 async fn a_worker_survives_kill_9_of_its_agent_and_its_exit_code_arrives() {
     let mut t = Fixture::new().await;
     let gate = t.dir.path().join("gate");
-    let script =
-        format!("echo ready$AQUIFER_TOKEN; until [ -e {} ]; do sleep 0.01; done; exit 42", gate.display());
+    let script = format!(
+        "echo ready$AQUIFER_TOKEN$AWS_SECRET_ACCESS_KEY; until [ -e {} ]; do sleep 0.01; done; exit 42",
+        gate.display()
+    );
     let mut agent = agent_process(&mut t, 0, &script).await;
     let pid = t.pid(id(0), "worker");
     kill_9(agent.id() as i32);

@@ -8,7 +8,7 @@ use std::{fs, io};
 
 use aquifer_agent::device::{Backend, Backends, ByLibrary, Discovery, Found, Roots};
 use aquifer_agent::host::Host;
-use aquifer_core::{Health, Slice, Vendor};
+use aquifer_core::{Health, Isolation, Slice, Vendor};
 
 /// A stand-in, and what is to be found through it. Card 1 is before card 0 on the bus.
 struct Stub {
@@ -598,6 +598,11 @@ fn a_card_that_is_divided_offers_its_slices_and_shares_of_others_go_through_mps(
     assert_eq!((&*class.model, class.memory_bytes), ("h100-80gb-hbm3-mig-1g.10gb", 10 << 30));
     assert!(devices.iter().all(|device| device.island.is_none()), "slices are not linked");
     assert_eq!(backends.visibility(&[2], None).env[0].1, "MIG-0000-1");
+    let roots = Roots { parts_on_demand: true, ..machine.roots.clone() };
+    let whole = Backends::open(&"nvidia".parse().unwrap(), &Host::read(), &roots, None).unwrap().devices();
+    let offered: Vec<_> = whole.iter().map(|device| (&*device.uuid, device.isolation)).collect();
+    let expected = [("GPU-0000-1", Isolation::Advisory), ("GPU-0000-0", Isolation::Hard)];
+    assert_eq!(offered, expected, "where parts are made on demand, a divided card is offered whole");
     let share = Slice { compute_milli: 255, memory_bytes: 20 << 30 };
     let env = backends.visibility(&[0], Some(share)).env;
     let of_mps: Vec<&str> =

@@ -1,7 +1,7 @@
 //! `aquifer bench kernels`, `train`, `infer` and `serve`: the bundled worker's speed, beside what the machine can do.
 
 use anyhow::{Result, ensure};
-use aquifer_worker::bench::{self, Figure, InferArgs, Roofline, ServeArgs, TrainArgs};
+use aquifer_worker::bench::{self, ExchangeArgs, Figure, InferArgs, Roofline, ServeArgs, TrainArgs};
 use aquifer_worker::kernels::Precision;
 use serde::Serialize;
 
@@ -71,6 +71,15 @@ pub fn serve(args: &ServeArgs, output: &Output) -> Result<()> {
         bench::MAX_TOKENS
     );
     print(output, || bench::serve(args))
+}
+
+/// Measures the sums of a training.
+pub fn exchange(args: &ExchangeArgs, output: &Output) -> Result<()> {
+    ensure!((2..=64).contains(&args.ranks), "--ranks is {}; it is 2 to 64", args.ranks);
+    ensure!((1..=4096).contains(&args.size), "--size is {}; it is 1 to 4,096", args.size);
+    ensure!((1..=1000).contains(&args.rounds), "--rounds is {}; it is 1 to 1,000", args.rounds);
+    let figures = bench::exchange(args).map_err(anyhow::Error::msg)?;
+    print(output, || figures)
 }
 
 fn check_threads(threads: usize) -> Result<()> {

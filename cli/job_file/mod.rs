@@ -4,6 +4,7 @@
 //! name line and field), [`JobFile::spec`] (what the keys mean together), and the border of the protocol
 //! (`aquifer_proto::border::job_spec`), which the scheduler passes a job through as well.
 
+mod apartness;
 mod scalars;
 mod set;
 mod spec;
@@ -14,6 +15,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
+pub use apartness::Apartness;
 pub use scalars::*;
 pub use spec::*;
 
@@ -45,6 +47,8 @@ pub struct JobFile {
     pub memory: Option<Given<Size>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Pairs>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topology: Option<Topology>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -101,6 +105,8 @@ pub struct Role {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Pairs>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub apart: Option<Given<Level>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spread: Option<Given<Level>>,
@@ -137,6 +143,8 @@ pub struct Train {
     pub precision: Option<Given<TrainPrecision>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub micro_batch: Option<Given<Whole<1, 1_000_000>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spares: Option<Given<Whole<0, 1_000_000>>>,
 }
 
 /// Options of the bundled inference server.
@@ -215,6 +223,8 @@ pub struct DevicePart {
     pub compute: Option<Given<Percent>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Given<Size>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Given<Apartness>>,
 }
 
 /// Why a job file cannot be accepted.
@@ -332,7 +342,7 @@ fn told(error: &yaml_serde::Error) -> FileError {
 }
 
 /// What keys are called elsewhere.
-const MEANT: [(&str, &str); 18] = [
+const MEANT: [(&str, &str); 19] = [
     ("gpus", "devices"),
     ("gpu", "devices"),
     ("accelerators", "devices"),
@@ -351,6 +361,7 @@ const MEANT: [(&str, &str); 18] = [
     ("lr", "learning_rate"),
     ("anti_affinity", "apart"),
     ("nvlink", "island"),
+    ("container", "image"),
 ];
 
 fn is_path(text: &str) -> bool {

@@ -101,6 +101,7 @@ impl JobFile {
         put(&mut self.cpus, over.cpus);
         put(&mut self.memory, over.memory);
         put(&mut self.command, over.command);
+        put(&mut self.image, over.image);
         join(&mut self.labels, over.labels, below, |to, from| to.0.extend(from.0));
         join(&mut self.devices, over.devices, below, Devices::put);
         join(&mut self.train, over.train, below, Train::put);
@@ -119,6 +120,7 @@ impl Role {
         put(&mut self.cpus, over.cpus);
         put(&mut self.memory, over.memory);
         put(&mut self.command, over.command);
+        put(&mut self.image, over.image);
         join(&mut self.labels, over.labels, below, |to, from| to.0.extend(from.0));
         join(&mut self.devices, over.devices, below, Devices::put);
         join(&mut self.train, over.train, below, Train::put);
@@ -146,6 +148,7 @@ impl Devices {
                 let slice = device.slice.get_or_insert_default();
                 put(&mut slice.compute, over.compute);
                 put(&mut slice.memory, over.memory);
+                put(&mut slice.isolation, over.isolation);
             }
         }
     }
@@ -163,6 +166,7 @@ impl Train {
         put(&mut self.checkpoint_every, over.checkpoint_every);
         put(&mut self.precision, over.precision);
         put(&mut self.micro_batch, over.micro_batch);
+        put(&mut self.spares, over.spares);
     }
 }
 

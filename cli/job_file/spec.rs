@@ -32,6 +32,7 @@ struct Part<'a> {
     cpus: Option<u32>,
     memory: Option<u64>,
     labels: Option<&'a Pairs>,
+    image: Option<&'a String>,
     apart: Option<&'a Given<Level>>,
     spread: Option<&'a Given<Level>>,
     command: Option<&'a Command>,
@@ -113,6 +114,7 @@ impl JobFile {
                 cpus: self.cpus.map(|given| given.0.0),
                 memory: self.memory.map(|given| given.0.0),
                 labels: self.labels.as_ref(),
+                image: self.image.as_ref(),
                 apart: self.apart.as_ref(),
                 spread: self.spread.as_ref(),
                 command: self.command.as_ref(),
@@ -130,6 +132,7 @@ impl JobFile {
             ("cpus", self.cpus.is_some()),
             ("memory", self.memory.is_some()),
             ("labels", self.labels.is_some()),
+            ("image", self.image.is_some()),
             ("apart", self.apart.is_some()),
             ("spread", self.spread.is_some()),
             ("command", self.command.is_some()),
@@ -156,6 +159,7 @@ fn part_of(at: usize, role: &Role, kind: Option<Kind>) -> Part<'_> {
         cpus: role.cpus.map(|given| given.0.0),
         memory: role.memory.map(|given| given.0.0),
         labels: role.labels.as_ref(),
+        image: role.image.as_ref(),
         apart: role.apart.as_ref(),
         spread: role.spread.as_ref(),
         command: role.command.as_ref(),
@@ -177,6 +181,7 @@ impl Part<'_> {
             cpus_milli: self.cpus.unwrap_or(1000),
             memory_bytes: self.memory.unwrap_or(0),
             labels: pairs(self.labels),
+            image: self.image.cloned(),
         };
         let role = v1::Role {
             name: self.name.cloned().unwrap_or_default(),
@@ -257,6 +262,7 @@ impl Part<'_> {
             checkpoint_every: given.checkpoint_every.map_or(50, |given| given.0.0 as u64),
             precision: given.precision.unwrap_or_default().0.to_string(),
             micro_batch: given.micro_batch.map_or(1, |given| given.0.0 as u32),
+            spares: given.spares.map_or(0, |given| given.0.0 as u32),
         })
     }
 
@@ -349,6 +355,7 @@ fn topology(topology: &Topology) -> Result<v1::Topology, FileError> {
 }
 
 fn device(device: &Device) -> v1::DeviceRequest {
+    let isolation = device.slice.and_then(|slice| slice.isolation);
     v1::DeviceRequest {
         count: device.count.map_or(1, |given| given.0.0 as u32),
         vendor: device.vendor.map(|given| given.0.to_string()).unwrap_or_default(),
@@ -359,6 +366,7 @@ fn device(device: &Device) -> v1::DeviceRequest {
             memory_bytes: slice.memory.map_or(0, |given| given.0.0),
         }),
         one_island: device.island == Some(Given(Need::Require)),
+        isolation: isolation.map(|given| given.0.to_string()).unwrap_or_default(),
     }
 }
 
@@ -366,10 +374,18 @@ fn pairs(pairs: Option<&Pairs>) -> HashMap<String, String> {
     pairs.map(|pairs| pairs.0.clone().into_iter().collect()).unwrap_or_default()
 }
 
+/// Whether a place is one of an object store; the border knows which there are.
+pub fn is_url(place: &str) -> bool {
+    place.contains("://")
+}
+
 /// The path, against the base if it is relative; without `.` and double slashes.
 fn absolute(field: &str, path: &str, base: &Path) -> Result<String, FileError> {
     if path.is_empty() {
         return Err(FileError::new(format!("{field} is empty: expected a path")));
+    }
+    if is_url(path) {
+        return Ok(path.into());
     }
     let joined: PathBuf = base.join(path).components().collect();
     let text = joined.into_os_string().into_string();
@@ -412,6 +428,7 @@ pub fn file_of(spec: &core::JobSpec) -> JobFile {
             cpus,
             memory,
             labels,
+            image,
             apart,
             spread,
             command,
@@ -426,6 +443,7 @@ pub fn file_of(spec: &core::JobSpec) -> JobFile {
         file.min_ranks = min_ranks;
         (file.ranks, file.devices, file.cpus, file.memory, file.labels) =
             (ranks, devices, cpus, memory, labels);
+        file.image = image;
         (file.apart, file.spread) = (apart, spread);
         (file.command, file.train, file.serve) = (command, train, serve);
     } else {
@@ -454,6 +472,8 @@ fn role_of(role: &core::Role) -> Role {
         slice: device.slice.map(|slice| DevicePart {
             compute: (slice.compute_milli != 0).then_some(Given(Percent(slice.compute_milli))),
             memory: (slice.memory_bytes != 0).then_some(Given(Size(slice.memory_bytes))),
+            isolation: (device.isolation != core::Isolation::Advisory)
+                .then_some(Given(Apartness(device.isolation))),
         }),
         island: device.one_island.then_some(Given(Need::Require)),
     };
@@ -465,6 +485,7 @@ fn role_of(role: &core::Role) -> Role {
         cpus: Some(Given(Cpus(request.cpus_milli))),
         memory: Some(Given(Size(request.memory_bytes))),
         labels: (!request.labels.is_empty()).then(|| Pairs(labels().collect())),
+        image: request.image.as_deref().map(String::from),
         apart: role.standing.apart.clone().map(|level| Given(Level(level))),
         spread: role.standing.spread.clone().map(|level| Given(Level(level))),
         ..Role::default()
@@ -485,6 +506,7 @@ fn role_of(role: &core::Role) -> Role {
                 checkpoint_every: Some(Given(Whole(options.checkpoint_every as i64))),
                 precision: options.precision.parse().ok().map(Given),
                 micro_batch: Some(Given(Whole(options.micro_batch.into()))),
+                spares: Some(Given(Whole(options.spares.into()))),
             });
         }
         core::Program::Serve(options) => {

@@ -8,9 +8,11 @@ use aquifer_core::*;
 use crate::v1;
 
 mod assignments;
+mod image;
 mod programs;
 
 pub use assignments::assignment;
+use image::image;
 pub use programs::{SERVE_PRECISIONS, TRAIN_PRECISIONS};
 use programs::{arguments, serve, train};
 
@@ -112,7 +114,7 @@ pub fn job_spec(wire: &v1::JobSpec) -> Checked<JobSpec> {
         grace_ms: in_range("grace_ms", clamp(wire.grace_ms.unwrap_or(30_000)), 0, DAY_MS as i64)? as u64,
         env: pairs("env", &wire.env, MAX_ENV)?,
         working_dir: wire.working_dir.as_ref().map(|dir| path("working_dir", dir)).transpose()?,
-        checkpoint_dir: wire.checkpoint_dir.as_ref().map(|dir| path("checkpoint_dir", dir)).transpose()?,
+        checkpoint_dir: wire.checkpoint_dir.as_ref().map(|dir| place("checkpoint_dir", dir)).transpose()?,
         reservation: wire.reservation.as_ref().map(|it| self::name("reservation", it)).transpose()?,
         topology: wire.topology.as_ref().map(topology).transpose()?.unwrap_or_default(),
         restart: match v1::Restart::try_from(wire.restart) {
@@ -187,6 +189,12 @@ fn role(field: &str, wire: &v1::Role) -> Checked<Role> {
         Some(v1::role::Program::Serve(wire)) => Program::Serve(serve(&format!("{field}.serve"), wire)?),
         None => return Err(Invalid::new(field, "without a program", "expected command, train or serve")),
     };
+    if !matches!(program, Program::Command(_))
+        && let Some(image) = &request.image
+    {
+        let allowed = "only for a command: the bundled programs need no image";
+        return Err(Invalid::new(format!("{field}.request.image"), format!("{image:?}"), allowed));
+    }
     if let Program::Train(options) = &program
         && options.batch < wire.ranks
     {
@@ -202,6 +210,12 @@ fn role(field: &str, wire: &v1::Role) -> Checked<Role> {
             options.batch, wire.ranks
         );
         return Err(Invalid::new(format!("{field}.train.micro_batch"), options.micro_batch, allowed));
+    }
+    if let Program::Train(options) = &program
+        && wire.ranks <= options.spares
+    {
+        let allowed = format!("expected less than the number of ranks, {}", wire.ranks);
+        return Err(Invalid::new(format!("{field}.train.spares"), options.spares, allowed));
     }
     if let Program::Serve(ServeOptions { autoscale: Some(_), .. }) = &program
         && min_ranks.is_none()
@@ -231,6 +245,7 @@ fn request(field: &str, wire: &v1::Request) -> Checked<Request> {
         cpus_milli: wire.cpus_milli,
         memory_bytes: memory(&format!("{field}.memory_bytes"), wire.memory_bytes)?,
         labels: pairs(&format!("{field}.labels"), &wire.labels, 65_536)?,
+        image: wire.image.as_ref().map(|text| image(&format!("{field}.image"), text)).transpose()?,
     })
 }
 
@@ -253,6 +268,7 @@ fn device_request(field: &str, wire: &v1::DeviceRequest) -> Checked<DeviceReques
         memory_bytes: memory(&format!("{field}.memory_bytes"), wire.memory_bytes)?,
         slice: wire.slice.as_ref().map(|wire| slice(&format!("{field}.slice"), wire)).transpose()?,
         one_island: wire.one_island,
+        isolation: isolation(&format!("{field}.slice.isolation"), &wire.isolation)?,
     })
 }
 
@@ -266,6 +282,13 @@ fn slice(field: &str, wire: &v1::Slice) -> Checked<Slice> {
         return Err(Invalid::new(field, "empty", "expected compute_milli, memory_bytes or both"));
     }
     Ok(Slice { compute_milli: wire.compute_milli, memory_bytes })
+}
+
+fn isolation(field: &str, text: &str) -> Checked<Isolation> {
+    match text {
+        "" => Ok(Isolation::Advisory),
+        text => text.parse().map_err(|allowed: String| Invalid::new(field, format!("{text:?}"), allowed)),
+    }
 }
 
 fn vendor(field: &str, text: &str) -> Checked<Vendor> {
@@ -326,6 +349,29 @@ fn path(field: &str, value: &str) -> Checked<Name> {
             Err(Invalid::new(field, format!("{value:?}"), "expected an absolute path of at most 4,096 bytes"))
         }
     }
+}
+
+/// Schemes of object stores.
+const STORES: [&str; 4] = ["s3", "gs", "az", "file"];
+
+/// Where a training keeps what it has learned: a directory, or a URL of an object store. What may be a secret in one that is
+/// refused is not repeated.
+fn place(field: &str, value: &str) -> Checked<Name> {
+    let Some((scheme, rest)) = value.split_once("://") else { return path(field, value) };
+    let (bucket, _) = rest.split_once('/').unwrap_or((rest, ""));
+    let has_bucket = (scheme == "file") == bucket.is_empty();
+    let is_plain = !rest.is_empty() && !rest.contains(['@', '?', '#']) && !rest.contains(char::is_control);
+    if STORES.contains(&scheme) && has_bucket && is_plain && value.len() <= 4096 {
+        return Ok(value.into());
+    }
+    let shown = match rest.rsplit_once('@') {
+        Some((_, rest)) => format!("{scheme}://…@{rest}"),
+        None => value.to_string(),
+    };
+    let shown = shown.split(['?', '#']).next().unwrap_or_default();
+    let allowed = "expected an absolute path, or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or \
+                   file:///DIRECTORY, without credentials, query or fragment, of at most 4,096 bytes";
+    Err(Invalid::new(field, format!("{shown:?}"), allowed))
 }
 
 /// Checks a map of texts, and puts it in the order of its keys.
@@ -404,7 +450,8 @@ pub fn inventory(wire: &v1::Inventory) -> Checked<Inventory> {
         let uuid = wire.uuid.as_str().into();
         let speed_source = wire.speed_source.as_str().into();
         let (number, island) = (wire.number, island.transpose()?);
-        Ok(Device { class, uuid, fault, speed_milli, speed_source, number, island })
+        let isolation = isolation(&format!("inventory.devices[{at}].isolation"), &wire.isolation)?;
+        Ok(Device { class, uuid, fault, speed_milli, speed_source, number, isolation, island })
     });
     let devices = devices.collect::<Checked<Vec<Device>>>()?;
     let port = |field, port: u32| {
@@ -420,6 +467,7 @@ pub fn inventory(wire: &v1::Inventory) -> Checked<Inventory> {
             last: port("inventory.last_port", wire.last_port)?,
         },
         labels: pairs("inventory.labels", &wire.labels, 65_536)?.into_iter().collect(),
+        engine: text("inventory.engine", &wire.engine, 128)?,
     })
 }
 
@@ -440,12 +488,18 @@ pub fn worker_id(field: &str, wire: Option<&v1::Worker>) -> Checked<WorkerId> {
 /// Thousandths of a token a second that a rank may tell, at most.
 pub const MAX_RATE_MILLI: u64 = 1_000_000_000_000_000;
 
+/// Where the time of a training has gone.
+pub fn spent(wire: &v1::Spent) -> Spent {
+    let v1::Spent { steps_us, start_us, recovery_us, slow_us, lost_us } = *wire;
+    Spent { steps_us, start_us, recovery_us, slow_us, lost_us }
+}
+
 fn pace(wire: v1::Pace) -> Checked<Progress> {
-    let v1::Pace { step, total_steps, rate_milli } = wire;
+    let v1::Pace { step, total_steps, rate_milli, spent } = wire;
     if MAX_RATE_MILLI < rate_milli {
         return Err(Invalid::new("report.workers.progress.rate_milli", rate_milli, "at most 10^15"));
     }
-    Ok(Progress { step, total_steps, rate_milli })
+    Ok(Progress { step, total_steps, rate_milli, spent: spent.as_ref().map(self::spent) })
 }
 
 /// Checks a node's report. `node` and `boot` are those of its session, `known` the inventory that it reported last.

@@ -208,6 +208,7 @@ fn encode_job(job: &Job) -> v1::StoredJob {
         scale_ranks: job.scale.and_then(|scale| scale.ranks),
         scale_ms: job.scale.map(|scale| scale.at.0),
         own_spec: None,
+        spent: encode_spent(job.usage.spent),
     }
 }
 
@@ -225,14 +226,37 @@ pub fn spec_elsewhere(row: &Row) -> Result<Option<JobId>, Unreadable> {
 }
 
 fn encode_totals(totals: &Totals) -> v1::StoredTotals {
-    let Totals { succeeded, failed, unreachable, cancelled, timed_out, device_ms, lost_device_ms } = *totals;
-    v1::StoredTotals { succeeded, failed, unreachable, cancelled, timed_out, device_ms, lost_device_ms }
+    v1::StoredTotals {
+        succeeded: totals.succeeded,
+        failed: totals.failed,
+        unreachable: totals.unreachable,
+        cancelled: totals.cancelled,
+        timed_out: totals.timed_out,
+        device_ms: totals.device_ms,
+        lost_device_ms: totals.lost_device_ms,
+        spent: encode_spent(totals.spent),
+    }
 }
 
 fn decode_totals(wire: &v1::StoredTotals) -> Totals {
-    let v1::StoredTotals { succeeded, failed, unreachable, cancelled, timed_out, device_ms, lost_device_ms } =
-        *wire;
-    Totals { succeeded, failed, unreachable, cancelled, timed_out, device_ms, lost_device_ms }
+    Totals {
+        succeeded: wire.succeeded,
+        failed: wire.failed,
+        unreachable: wire.unreachable,
+        cancelled: wire.cancelled,
+        timed_out: wire.timed_out,
+        device_ms: wire.device_ms,
+        lost_device_ms: wire.lost_device_ms,
+        spent: decode_spent(wire.spent.as_ref()),
+    }
+}
+
+fn encode_spent(spent: Spent) -> Option<v1::Spent> {
+    (spent != Spent::default()).then(|| wire::spent(spent))
+}
+
+fn decode_spent(wire: Option<&v1::Spent>) -> Spent {
+    wire.map(border::spent).unwrap_or_default()
 }
 
 fn encode_outcome(outcome: &Outcome) -> v1::StoredOutcome {
@@ -332,6 +356,7 @@ fn decode_job(id: u64, wire: &v1::StoredJob, specs: &BTreeMap<u64, Arc<JobSpec>>
             device_ms: wire.device_ms,
             cpu_milli_ms: wire.cpu_milli_ms,
             lost_device_ms: wire.lost_device_ms,
+            spent: decode_spent(wire.spent.as_ref()),
         },
         scale: wire.scale_ms.map(|ms| Scale { ranks: wire.scale_ranks, at: Time(ms) }),
     })
@@ -562,6 +587,7 @@ mod tests {
             speed_milli: 3,
             speed_source: "measured: 1 TFLOP/s in bf16".into(),
             number: 0,
+            isolation: Isolation::Advisory,
             island: None,
         };
         let mut node = Node::new(NodeId(0), "a".into());

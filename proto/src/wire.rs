@@ -63,6 +63,7 @@ fn role(role: &Role) -> v1::Role {
             checkpoint_every: options.checkpoint_every,
             precision: options.precision.to_string(),
             micro_batch: options.micro_batch,
+            spares: options.spares,
         }),
         Program::Serve(options) => v1::role::Program::Serve(v1::Serve {
             model: options.model.to_string(),
@@ -77,6 +78,7 @@ fn role(role: &Role) -> v1::Role {
         cpus_milli: role.request.cpus_milli,
         memory_bytes: role.request.memory_bytes,
         labels: pairs(&role.request.labels),
+        image: role.request.image.as_ref().map(ToString::to_string),
     };
     v1::Role {
         name: role.name.to_string(),
@@ -97,6 +99,15 @@ fn device_request(request: &DeviceRequest) -> v1::DeviceRequest {
         memory_bytes: request.memory_bytes,
         slice: request.slice.map(slice),
         one_island: request.one_island,
+        isolation: isolation(request.isolation),
+    }
+}
+
+/// The default is not said.
+fn isolation(isolation: Isolation) -> String {
+    match isolation {
+        Isolation::Advisory => String::new(),
+        stated => stated.to_string(),
     }
 }
 
@@ -117,6 +128,7 @@ pub fn inventory(inventory: &Inventory) -> v1::Inventory {
         speed_milli: device.speed_milli,
         speed_source: device.speed_source.to_string(),
         number: device.number,
+        isolation: isolation(device.isolation),
         island: device.island.map(u32::from),
     };
     v1::Inventory {
@@ -127,6 +139,7 @@ pub fn inventory(inventory: &Inventory) -> v1::Inventory {
         first_port: inventory.ports.first.into(),
         last_port: inventory.ports.last.into(),
         labels: inventory.labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
+        engine: inventory.engine.to_string(),
     }
 }
 
@@ -275,8 +288,14 @@ fn load(load: ReplicaLoad) -> v1::ReplicaLoad {
 }
 
 fn pace(progress: Progress) -> v1::Pace {
-    let Progress { step, total_steps, rate_milli } = progress;
-    v1::Pace { step, total_steps, rate_milli }
+    let Progress { step, total_steps, rate_milli, spent } = progress;
+    v1::Pace { step, total_steps, rate_milli, spent: spent.map(self::spent) }
+}
+
+/// Where the time of a training has gone.
+pub fn spent(spent: Spent) -> v1::Spent {
+    let Spent { steps_us, start_us, recovery_us, slow_us, lost_us } = spent;
+    v1::Spent { steps_us, start_us, recovery_us, slow_us, lost_us }
 }
 
 /// Whether a node takes work.

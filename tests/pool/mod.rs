@@ -123,6 +123,11 @@ impl Pool {
         fs::read_to_string(self.dir().join(name)).unwrap_or_default()
     }
 
+    /// From now on schedulers are started with these flags as well.
+    pub fn give_servers(&mut self, flags: &[&str]) {
+        self.server_flags.extend(flags.iter().map(ToString::to_string));
+    }
+
     /// From now on everyone speaks TLS, and trusts the authorities in a file of this name.
     pub fn use_tls(&mut self, ca: &str) {
         self.tls = ClientTls { ca: Some(self.dir().join(ca)), identity: None };
@@ -237,9 +242,13 @@ impl Pool {
             let url = self.url();
             let mut words = vec!["agent", "--server", &url, "--node", name, "--state-dir", &state];
             words.extend(["--ports", &ports, "--limits", "off"]);
-            for (flag, default) in
-                [("--devices", "none"), ("--cpus", "4"), ("--memory", "4GiB"), ("--measure", "never")]
-            {
+            for (flag, default) in [
+                ("--devices", "none"),
+                ("--cpus", "4"),
+                ("--memory", "4GiB"),
+                ("--measure", "never"),
+                ("--engine", "none"),
+            ] {
                 words.extend(if flags.contains(&flag) { vec![] } else { vec![flag, default] });
             }
             words.extend(flags);

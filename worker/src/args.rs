@@ -1,5 +1,6 @@
 //! The options of the worker's two commands.
 
+use crate::checkpoint::Place;
 use crate::kernels::Precision;
 use clap::Args;
 use std::path::PathBuf;
@@ -76,9 +77,10 @@ pub struct TrainArgs {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
 
-    /// Where checkpoints are written and continued from [default: no checkpoints]
-    #[arg(long, value_name = "DIR", env = "AQUIFER_CHECKPOINT_DIR")]
-    pub checkpoint_dir: Option<PathBuf>,
+    /// Where checkpoints are written and continued from: a directory, or s3://BUCKET/PREFIX, gs://…, az://…, file:///…
+    /// [default: no checkpoints]
+    #[arg(long, value_name = "DIR|URL", env = "AQUIFER_CHECKPOINT_DIR", hide_env_values = true)]
+    pub checkpoint_dir: Option<String>,
 
     /// Steps between two checkpoints; one is always written at the end
     #[arg(long, value_name = "STEPS", default_value_t = 50)]
@@ -87,6 +89,10 @@ pub struct TrainArgs {
     /// Checkpoints that are kept, the newest ones
     #[arg(long, value_name = "COUNT", default_value_t = 2)]
     pub keep: usize,
+
+    /// Ranks that have every state and compute nothing unless another one is missing
+    #[arg(long, value_name = "RANKS", default_value_t = 0)]
+    pub spares: usize,
 
     /// Seconds that a rank waits for the others to start
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
@@ -103,11 +109,20 @@ impl TrainArgs {
         self.warmup.unwrap_or((self.steps / 10).min(100))
     }
 
+    /// Where checkpoints are.
+    ///
+    /// # Errors
+    /// It is no place.
+    pub fn place(&self) -> Result<Option<Place>, UsageError> {
+        self.checkpoint_dir.as_deref().map(|text| Place::parse("--checkpoint-dir", text)).transpose()
+    }
+
     /// Checks what can be checked without reading a file.
     ///
     /// # Errors
     /// Names the first option whose value cannot be, and what it can be.
     pub fn validate(&self, world_size: usize) -> Result<(), UsageError> {
+        self.place()?;
         let counts = [
             ("--steps", self.steps, 1, 1 << 40),
             ("--context", self.context as u64, 1, 1 << 20),
@@ -161,9 +176,9 @@ impl TrainArgs {
 /// Options of serving.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
-    /// The model: a directory with config.json and model.safetensors, or one with checkpoints, of which the
-    /// latest is taken
-    #[arg(long, value_name = "DIR")]
+    /// The model: a directory with config.json and model.safetensors, or one with checkpoints or a URL of checkpoints
+    /// (s3://BUCKET/PREFIX, gs://…, az://…, file:///…), of which the latest is taken
+    #[arg(long, value_name = "DIR|URL")]
     pub model: PathBuf,
 
     /// Name of the model for clients [default: the directory's name]

@@ -51,6 +51,11 @@ impl Contract {
         Contract::from_variables(|name| std::env::var(name).ok())
     }
 
+    /// Where files may lie for a while.
+    pub fn scratch(&self) -> PathBuf {
+        self.run_dir.clone().unwrap_or_else(std::env::temp_dir)
+    }
+
     /// Reads variables from anywhere. An empty variable counts as absent.
     ///
     /// # Errors

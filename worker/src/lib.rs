@@ -24,6 +24,7 @@ pub mod status;
 mod testing;
 pub mod tokenizer;
 pub mod train;
+pub mod vector;
 
 pub use args::{ServeArgs, TrainArgs};
 pub use error::WorkerError;

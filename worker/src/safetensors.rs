@@ -66,6 +66,44 @@ pub enum SafetensorsError {
 /// # Errors
 /// What the system said, such as a full disk.
 pub fn write(path: &Path, tensors: &[TensorRef<'_>]) -> io::Result<Written> {
+    write_synced(path, &|out| write_to(out, tensors))
+}
+
+/// Makes a file of what `content` writes, and waits until it is on disk.
+pub(crate) fn write_synced(path: &Path, content: Content<'_>) -> io::Result<Written> {
+    let mut file = Checksummed::new(BufWriter::new(std::fs::File::create(path)?));
+    content(&mut file)?;
+    file.flush()?;
+    file.out.get_ref().sync_all()?;
+    Ok(file.end().1)
+}
+
+/// Writes the content of a file.
+pub(crate) type Content<'a> = &'a dyn Fn(&mut dyn Write) -> io::Result<()>;
+
+/// Bytes of a file with these tensors.
+pub(crate) fn length(tensors: &[TensorRef<'_>]) -> u64 {
+    let values: usize = tensors.iter().map(|tensor| tensor.values.len()).sum();
+    (8 + header(tensors).len() + 4 * values) as u64
+}
+
+/// Writes a file with these tensors, in pieces that are small.
+pub(crate) fn write_to(out: &mut dyn Write, tensors: &[TensorRef<'_>]) -> io::Result<()> {
+    let header = header(tensors);
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    let mut bytes = Vec::new();
+    for tensor in tensors {
+        for values in tensor.values.chunks(1 << 16) {
+            bytes.clear();
+            bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+            out.write_all(&bytes)?;
+        }
+    }
+    Ok(())
+}
+
+fn header(tensors: &[TensorRef<'_>]) -> Vec<u8> {
     let mut header = BTreeMap::new();
     let mut offset = 0;
     for tensor in tensors {
@@ -77,44 +115,36 @@ pub fn write(path: &Path, tensors: &[TensorRef<'_>]) -> io::Result<Written> {
     let mut header = serde_json::to_vec(&header).expect("plain fields");
     // The elements start at a multiple of 8.
     header.resize(header.len().next_multiple_of(8), b' ');
-
-    let mut file =
-        Checksummed { file: BufWriter::new(std::fs::File::create(path)?), written: 0, crc: crc32() };
-    file.write_all(&(header.len() as u64).to_le_bytes())?;
-    file.write_all(&header)?;
-    let mut bytes = Vec::new();
-    for tensor in tensors {
-        for values in tensor.values.chunks(1 << 16) {
-            bytes.clear();
-            bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-            file.write_all(&bytes)?;
-        }
-    }
-    file.flush()?;
-    file.file.get_ref().sync_all()?;
-    Ok(Written { bytes: file.written, crc32: file.crc.finalize() })
+    header
 }
 
-fn crc32() -> crc32fast::Hasher {
-    crc32fast::Hasher::new()
-}
-
-struct Checksummed {
-    file: BufWriter<std::fs::File>,
-    written: u64,
+/// Counts and sums up what passes through.
+pub(crate) struct Checksummed<W> {
+    out: W,
+    bytes: u64,
     crc: crc32fast::Hasher,
 }
 
-impl Write for Checksummed {
+impl<W> Checksummed<W> {
+    pub(crate) fn new(out: W) -> Checksummed<W> {
+        Checksummed { out, bytes: 0, crc: crc32fast::Hasher::new() }
+    }
+
+    pub(crate) fn end(self) -> (W, Written) {
+        (self.out, Written { bytes: self.bytes, crc32: self.crc.finalize() })
+    }
+}
+
+impl<W: Write> Write for Checksummed<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.file.write(bytes)?;
+        let count = self.out.write(bytes)?;
         self.crc.update(&bytes[..count]);
-        self.written += count as u64;
+        self.bytes += count as u64;
         Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        self.out.flush()
     }
 }
 

@@ -5,6 +5,7 @@
 //! sums depend on their order, and this order depends on V alone: whoever computes the leaves, however many they are
 //! and whichever comes first, the sum has the same bits.
 
+use crate::vector::Vector;
 use std::collections::BTreeMap;
 
 /// The sum of one node of the tree.
@@ -15,7 +16,7 @@ pub struct Partial {
     /// Shards that it covers.
     pub size: usize,
     /// Their sum.
-    pub values: Vec<f32>,
+    pub values: Vector,
 }
 
 impl Partial {
@@ -30,15 +31,9 @@ impl Partial {
 #[derive(Default)]
 pub struct ShardSum {
     partials: BTreeMap<usize, Partial>,
-    spare: Vec<Vec<f32>>,
 }
 
 impl ShardSum {
-    /// A vector that an earlier sum needs no more, if there is one.
-    pub fn spare(&mut self) -> Option<Vec<f32>> {
-        self.spare.pop()
-    }
-
     /// Adds a node, none of whose shards is in the sum.
     pub fn insert(&mut self, mut node: Partial) {
         loop {
@@ -49,17 +44,9 @@ impl ShardSum {
             }
             let other = self.partials.remove(&sibling).expect("just seen");
             let (left, right) = if node.start < sibling { (node, other) } else { (other, node) };
-            node = self.merge(left, right);
+            node = merge(left, right);
         }
         self.partials.insert(node.start, node);
-    }
-
-    fn merge(&mut self, mut left: Partial, right: Partial) -> Partial {
-        for (left, right) in left.values.iter_mut().zip(&right.values) {
-            *left += right;
-        }
-        self.recycle(right.values);
-        Partial { size: left.size + right.size, ..left }
     }
 
     /// The nodes that could not be added up, from left to right; leaves the sum empty.
@@ -68,28 +55,27 @@ impl ShardSum {
     }
 
     /// The sum of all `shards` shards; leaves the sum empty. All of them must have been added.
-    pub fn total(&mut self, shards: usize) -> Vec<f32> {
+    pub fn total(&mut self, shards: usize) -> Vector {
         let (_, mut right) = self.partials.pop_last().expect("a step has shards");
         while let Some((_, left)) = self.partials.pop_last() {
             assert_eq!(left.start + left.size, right.start, "a shard is missing");
-            right = self.merge(left, right);
+            right = merge(left, right);
         }
         assert_eq!((right.start, right.size), (0, shards), "a shard is missing");
         right.values
     }
 
-    /// Forgets what was added; keeps the memory.
+    /// Forgets what was added.
     pub fn clear(&mut self) {
-        let old = std::mem::take(&mut self.partials);
-        old.into_values().for_each(|partial| self.recycle(partial.values));
+        self.partials.clear();
     }
+}
 
-    /// Takes back the memory of a vector.
-    pub fn recycle(&mut self, values: Vec<f32>) {
-        if self.spare.len() < 8 {
-            self.spare.push(values);
-        }
+fn merge(mut left: Partial, right: Partial) -> Partial {
+    for (left, right) in left.values.iter_mut().zip(&*right.values) {
+        *left += right;
     }
+    Partial { size: left.size + right.size, ..left }
 }
 
 #[cfg(test)]
@@ -119,7 +105,7 @@ mod tests {
                     let mut own = ShardSum::default();
                     let block = shards * rank / ranks..shards * (rank + 1) / ranks;
                     for (start, leaf) in leaves.iter().enumerate().skip(block.start).take(block.len()) {
-                        own.insert(Partial { start, size: 1, values: vec![*leaf] });
+                        own.insert(Partial { start, size: 1, values: vec![*leaf].into() });
                     }
                     parts.extend(own.take());
                 }
@@ -129,7 +115,7 @@ mod tests {
                     assert!(parts[next].is_node(shards));
                     whole.insert(parts.swap_remove(next));
                 }
-                assert_eq!(whole.total(shards), [defined(&leaves)], "{shards} shards on {ranks} ranks");
+                assert_eq!(whole.total(shards)[..], [defined(&leaves)], "{shards} shards on {ranks} ranks");
             }
         }
     }

@@ -38,6 +38,7 @@ fn whatever_goes_wrong_all_have_the_same_state_and_it_ends() {
         "all die",
         "a stand-in gives a shard",
         "a shard is left to another one",
+        "a spare steps in",
     ];
     for case in cases {
         assert!(seen.get(case).is_some_and(|count| 0 < *count), "{case} never happened: {seen:?}");

@@ -258,7 +258,7 @@ fn a_full_disk_ends_the_training_with_a_sentence_and_leaves_the_last_checkpoint_
     let mut names: Vec<_> =
         fs::read_dir(&checkpoints).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, ["latest", "step-000003"]);
+    assert_eq!(names, ["latest", "step-000003", "steps.jsonl"]);
 
     let ended = Worker::spawn(&line, &[]).end();
     assert!(ended.code == Some(0) && ended.stdout.contains("from step 3"), "{ended:?}");

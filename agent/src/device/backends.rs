@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aquifer_core::{Device, DeviceClass, Fault, Inventory, Name, Ports, Slice, Vendor};
+use aquifer_core::{Device, DeviceClass, Fault, Inventory, Isolation, Name, Ports, Slice, Vendor};
 use serde::{Deserialize, Serialize};
 
 use super::by_library::ByLibrary;
@@ -12,8 +12,10 @@ use super::by_sysfs::BySysfs;
 use super::measured::{Figures, Measurements, ToMeasure};
 use super::{
     Backend, BackendChoice, Cpu, DeviceChoice, DeviceError, Fake, Finding, Found, Roots, Visibility, fake,
-    visible,
+    mps, visible,
 };
+use crate::cgroup::Limits;
+use crate::container::ShownDevice;
 use crate::host::Host;
 use crate::json;
 
@@ -24,6 +26,8 @@ pub struct Backends {
     devices: Vec<(Option<usize>, Found)>,
     findings: Vec<Finding>,
     labels: BTreeMap<Name, Name>,
+    /// What else than the devices themselves keeps parts of them apart.
+    enforced: BTreeMap<Vendor, Isolation>,
     roots: Roots,
     measured: Measurements,
     /// Vendors are added as their devices appear.
@@ -50,6 +54,7 @@ impl Backends {
             devices: Vec::new(),
             findings: Vec::new(),
             labels: BTreeMap::new(),
+            enforced: BTreeMap::new(),
             roots: roots.clone(),
             measured: Measurements::default(),
             automatic: *choice == DeviceChoice::Auto,
@@ -155,9 +160,23 @@ impl Backends {
             speed_milli: self.speed((*backend, found)).0,
             speed_source: self.speed((*backend, found)).1.as_str().into(),
             number: found.physical,
+            isolation: self.isolation(found),
             island: found.island.map(|island| island + backend.map_or(0, |backend| first[backend])),
         };
         self.devices.iter().map(device).collect()
+    }
+
+    /// Looks at what keeps parts of devices apart on this node, where the devices do not: the kernel does it for cores, a
+    /// daemon of the driver for NVIDIA's.
+    pub fn enforce(&mut self, limits: Limits, shares_on_demand: bool) {
+        let limited = |is_so: bool| if is_so { Isolation::Limited } else { Isolation::Advisory };
+        self.enforced.insert(Vendor::Cpu, limited(limits.cpu));
+        self.enforced.insert(Vendor::Nvidia, limited(shares_on_demand || mps::runs()));
+    }
+
+    fn isolation(&self, found: &Found) -> Isolation {
+        let enforced = self.enforced.get(&found.class.vendor).copied().unwrap_or_default();
+        found.isolation.max(enforced)
     }
 
     /// Uses what was measured before.
@@ -243,6 +262,7 @@ impl Backends {
             address: address.into(),
             ports,
             labels: all_labels,
+            engine: Name::default(),
         }
     }
 
@@ -250,13 +270,35 @@ impl Backends {
     ///
     /// `slice`: what it holds of each of them, if not all.
     pub fn visibility(&self, indices: &[u16], slice: Option<Slice>) -> Visibility {
+        self.show(indices, slice, false)
+    }
+
+    /// The same for a worker in a container that has the nodes of these devices alone, and what engines call them.
+    pub fn in_container(&self, indices: &[u16], slice: Option<Slice>) -> (Visibility, Vec<ShownDevice>) {
+        let held = indices.iter().filter_map(|index| self.devices.get(usize::from(*index)));
+        let shown = |(_, found): &(Option<usize>, Found)| ShownDevice {
+            vendor: found.class.vendor,
+            uuid: found.uuid.to_string(),
+            number: found.physical,
+        };
+        (self.show(indices, slice, true), held.map(shown).collect())
+    }
+
+    fn show(&self, indices: &[u16], slice: Option<Slice>, in_container: bool) -> Visibility {
         let mut merged = Visibility::default();
         for (number, backend) in self.backends.iter().enumerate() {
             let held = indices.iter().filter_map(|index| self.devices.get(usize::from(*index)));
             let held: Vec<&Found> =
                 held.filter(|entry| entry.0 == Some(number)).map(|entry| &entry.1).collect();
-            let mut shown = backend.visibility(&held);
+            let mut shown = match in_container {
+                true => {
+                    visible::show_in_container(&held, |devices| backend.visibility(devices), backend.vendor())
+                }
+                false => backend.visibility(&held),
+            };
             if let Some(slice) = slice.filter(|_| !held.is_empty()) {
+                let level = held.iter().map(|found| self.isolation(found)).min().unwrap_or_default();
+                shown.env.push(("AQUIFER_DEVICE_ISOLATION".into(), level.to_string()));
                 shown.env.extend(visible::share(backend.vendor(), slice));
             }
             for (key, value) in shown.env {
@@ -335,6 +377,7 @@ impl KnownDevice {
             uuid: self.uuid.as_str().into(),
             fault: Some(Fault::faulty("not found any more")),
             island: None,
+            isolation: Isolation::Advisory,
             speed_milli: None,
             place: self.place.clone(),
             logical: u32::MAX,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use aquifer_core::{DeviceClass, Fault, Vendor};
+use aquifer_core::{DeviceClass, Fault, Isolation, Vendor};
 
 use super::{Backend, DeviceError, Discovery, Found, Visibility, slug};
 use crate::host::Host;
@@ -52,6 +52,7 @@ impl Backend for Cpu {
             uuid: format!("cpu-{}-{core}", self.host_name).into(),
             fault: (!own.contains(core)).then(|| Fault::faulty("taken from the agent")),
             island: None,
+            isolation: Isolation::Advisory,
             speed_milli: None,
             place: format!("{core:05}"),
             logical: *core as u32,

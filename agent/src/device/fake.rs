@@ -13,6 +13,7 @@
 //! uuid = "GPU-left"                 # start of the unique names; "fake-VENDOR" if left out
 //! island_size = 4                   # so many, one after the other, are linked directly; none if left out
 //! speed = 2.5                       # how fast each is, 1 is the reference; 1 if left out
+//! isolation = "limited"             # how well slices of each are kept apart; "advisory" if left out
 //! faults = { 3 = "fell off the bus", 4 = "suspect: xid 74" }   # by number within this entry, from 0
 //! ```
 
@@ -20,7 +21,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aquifer_core::{DeviceClass, Fault, Health, Name, Vendor};
+use aquifer_core::{DeviceClass, Fault, Health, Isolation, Name, Vendor};
 use serde::Deserialize;
 
 use super::{Backend, DeviceError, Discovery, Finding, Found, Visibility, merge, visible_devices_variable};
@@ -53,6 +54,7 @@ struct Entry {
     uuid: Option<String>,
     island_size: Option<u32>,
     speed: Option<f64>,
+    isolation: Option<String>,
     #[serde(default)]
     faults: BTreeMap<String, String>,
 }
@@ -125,6 +127,10 @@ pub fn parse_fake(text: &str) -> Result<(Vec<Found>, BTreeMap<Name, Name>), Devi
         if !(0.001..=1000.0).contains(&speed) {
             return Err(DeviceError::Fake(format!("speed is {speed}: expected 0.001 to 1000")));
         }
+        let isolation = entry.isolation.as_deref().unwrap_or("advisory");
+        let isolation = isolation
+            .parse::<Isolation>()
+            .map_err(|allowed| DeviceError::Fake(format!("isolation is {isolation:?}: {allowed}")))?;
         let prefix = entry.uuid.clone().unwrap_or_else(|| format!("fake-{vendor}"));
         for number in 0..entry.count {
             let logical = earlier + number;
@@ -133,6 +139,7 @@ pub fn parse_fake(text: &str) -> Result<(Vec<Found>, BTreeMap<Name, Name>), Devi
                 class: class.clone(),
                 uuid: format!("{prefix}-{suffix}").into(),
                 fault: entry.faults.get(&number.to_string()).map(|fault| parse_fault(fault)),
+                isolation,
                 speed_milli: entry.speed.map(|speed| (speed * 1000.0).round() as u32),
                 island: entry.island_size.map(|size| (islands + number / size) as u16),
                 place: format!("{entry_number:04}-{number:05}"),

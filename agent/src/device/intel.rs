@@ -3,7 +3,7 @@
 use std::fs;
 use std::sync::Arc;
 
-use aquifer_core::{DeviceClass, Fault, Vendor};
+use aquifer_core::{DeviceClass, Fault, Isolation, Vendor};
 
 use super::roots::{Roots, read_number};
 use super::{Discovery, Found, visible};
@@ -56,6 +56,7 @@ fn read(roots: &Roots, place: &str, logical: u32) -> Found {
         uuid: format!("intel-{place}").into(),
         fault: None,
         island: None,
+        isolation: Isolation::Advisory,
         speed_milli: None,
         nodes: visible::nodes(Vendor::Intel, logical, place, &roots.sysfs),
         place: place.to_string(),

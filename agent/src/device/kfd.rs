@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aquifer_core::{DeviceClass, Vendor};
+use aquifer_core::{DeviceClass, Isolation, Vendor};
 
 use super::api::place_text;
 use super::reader::{model_of, without_library};
@@ -124,6 +124,7 @@ fn read_node(
         uuid: uuid.as_str().into(),
         fault: None,
         island: None,
+        isolation: Isolation::Advisory,
         speed_milli: None,
         nodes: visible::nodes(Vendor::Amd, physical, &card, &roots.sysfs),
         place,

@@ -14,14 +14,15 @@ mod fake;
 mod helper;
 mod intel;
 mod kfd;
-mod library;
+pub(crate) mod library;
 pub mod measured;
+pub mod mps;
 pub mod pci;
 mod reader;
 mod roots;
 pub mod topology;
 mod vendor;
-mod visible;
+pub(crate) mod visible;
 pub mod watch;
 mod xid;
 
@@ -29,7 +30,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use aquifer_core::{DeviceClass, Fault, Name, Vendor};
+use aquifer_core::{DeviceClass, Fault, Isolation, Name, Vendor};
 
 use measured::Figures;
 
@@ -41,7 +42,7 @@ pub use cpu::{Cpu, parse_cores, slug_of_cpu};
 pub use fake::{Fake, parse_fake};
 pub use reader::model_of;
 pub use roots::Roots;
-pub use visible::visible_devices_variable;
+pub use visible::{driver_files, visible_devices_variable};
 
 /// One vendor's devices.
 ///
@@ -89,6 +90,8 @@ pub struct Found {
     pub fault: Option<Fault>,
     /// Those of the vendor with the same number are linked directly; `None`: with none, or nobody has looked.
     pub island: Option<u16>,
+    /// How well parts of it are kept from each other, as far as that is its own doing; see [`Backends::enforce`].
+    pub isolation: Isolation,
     /// How fast it is, in thousandths of the reference device, where its backend knows; see [`Found::speed`].
     pub speed_milli: Option<u32>,
     /// Where it is in the machine, such that the order of the text is that of the bus: `0000:1b:00.0`.

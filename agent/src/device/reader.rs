@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use aquifer_core::{DeviceClass, Fault, Health, Name, Vendor};
+use aquifer_core::{DeviceClass, Fault, Health, Isolation, Name, Vendor};
 
 use super::api::{CallError, Context, Level, Opened, Rule, Slices, Value};
 use super::library::Library;
@@ -227,6 +227,9 @@ impl Reader {
         notes: &mut Vec<String>,
     ) -> Result<Vec<Found>, String> {
         let whole = self.read_device(opened, card, notes).map_err(|error| fault_of(opened, &error))?;
+        if self.roots.parts_on_demand {
+            return Ok(vec![Found { isolation: Isolation::Hard, ..whole }]);
+        }
         let most = opened.ask(&slices.most, card).map_or(0, Value::number);
         let mut found = Vec::new();
         for number in 0..most as usize {
@@ -302,6 +305,7 @@ impl Reader {
             uuid: uuid.as_str().into(),
             fault: None,
             island: None,
+            isolation: Isolation::Advisory,
             speed_milli: None,
             nodes: visible::nodes(vendor, physical, &place, &self.roots.sysfs),
             place,
@@ -482,6 +486,7 @@ fn unread(vendor: Vendor, name: &str, place: String) -> Found {
         uuid: format!("{vendor}-{name}").into(),
         fault: None,
         island: None,
+        isolation: Isolation::Advisory,
         speed_milli: None,
         place,
         logical: u32::MAX,

@@ -20,6 +20,8 @@ pub struct Roots {
     pub patience: Duration,
     /// How long to wait after a library could not be initialised; twice as long each time, up to five minutes.
     pub pause: Duration,
+    /// Whether cards that are divided are offered whole, because the agent makes their parts.
+    pub parts_on_demand: bool,
     /// What was plugged in a moment ago: a machine has hundreds of places to look at, and every vendor asks.
     pub plugged: Plugged,
 }
@@ -42,6 +44,7 @@ impl Default for Roots {
             libraries: Vec::new(),
             patience: Duration::from_secs(5),
             pause: Duration::from_secs(5),
+            parts_on_demand: false,
             plugged: Plugged::default(),
         }
     }

@@ -22,8 +22,10 @@ enum By {
 type Variable = (&'static str, By, &'static str);
 
 struct Rules {
-    /// The first is read by the runtime within the process, the others by container runtimes.
+    /// Read by the runtime within the process.
     variables: &'static [Variable],
+    /// Read by the vendor's container runtime, on the node.
+    runtime: &'static [Variable],
     /// What must be set beside them.
     fixed: &'static [(&'static str, &'static str)],
     /// Device nodes of a device; `{}` is its physical number.
@@ -32,59 +34,80 @@ struct Rules {
     common: &'static [&'static str],
     /// Whether programs reach it through `/dev/dri` too.
     dri: bool,
+    /// Whether the runtime counts the devices that it can open, from 0, and not all that there are.
+    counts_its_own: bool,
+    /// What of the driver programs need beside what their image has.
+    files: &'static [&'static str],
 }
 
-const NONE: Rules = Rules { variables: &[], fixed: &[], nodes: &[], common: &[], dri: false };
+const NONE: Rules = Rules {
+    variables: &[],
+    runtime: &[],
+    fixed: &[],
+    nodes: &[],
+    common: &[],
+    dri: false,
+    counts_its_own: true,
+    files: &[],
+};
 
 const NVIDIA: Rules = Rules {
-    variables: &[("CUDA_VISIBLE_DEVICES", By::Uuid, ""), ("NVIDIA_VISIBLE_DEVICES", By::Uuid, "void")],
+    variables: &[("CUDA_VISIBLE_DEVICES", By::Uuid, "")],
+    runtime: &[("NVIDIA_VISIBLE_DEVICES", By::Uuid, "void")],
     nodes: &["/dev/nvidia{}"],
     common: &["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"],
     ..NONE
 };
 const AMD: Rules = Rules {
-    variables: &[("HIP_VISIBLE_DEVICES", By::Logical, ""), ("AMD_VISIBLE_DEVICES", By::Logical, "none")],
+    variables: &[("HIP_VISIBLE_DEVICES", By::Logical, "")],
+    runtime: &[("AMD_VISIBLE_DEVICES", By::Logical, "none")],
     nodes: &["/dev/dri/renderD{}"],
     common: &["/dev/kfd"],
     ..NONE
 };
 /// The trap: within a process devices go by logical number, in containers and under `/dev` by physical number.
 const ASCEND: Rules = Rules {
-    variables: &[
-        ("ASCEND_RT_VISIBLE_DEVICES", By::Logical, ""),
-        ("ASCEND_VISIBLE_DEVICES", By::Physical, "void"),
-    ],
+    variables: &[("ASCEND_RT_VISIBLE_DEVICES", By::Logical, "")],
+    runtime: &[("ASCEND_VISIBLE_DEVICES", By::Physical, "void")],
     nodes: &["/dev/davinci{}"],
     common: &["/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc"],
+    files: &[
+        "/usr/local/Ascend/driver",
+        "/usr/local/dcmi",
+        "/usr/local/bin/npu-smi",
+        "/etc/ascend_install.info",
+    ],
     ..NONE
 };
 const CAMBRICON: Rules = Rules {
-    variables: &[("MLU_VISIBLE_DEVICES", By::Logical, ""), ("CAMBRICON_VISIBLE_DEVICES", By::Physical, "")],
+    variables: &[("MLU_VISIBLE_DEVICES", By::Logical, "")],
+    runtime: &[("CAMBRICON_VISIBLE_DEVICES", By::Physical, "")],
     nodes: &["/dev/cambricon_dev{}", "/dev/cambricon_ipcm{}"],
     common: &["/dev/cambricon_ctl"],
     ..NONE
 };
 const HYGON: Rules = Rules {
-    variables: &[("HIP_VISIBLE_DEVICES", By::Logical, ""), ("HYGON_VISIBLE_DEVICES", By::Logical, "")],
+    variables: &[("HIP_VISIBLE_DEVICES", By::Logical, "")],
+    runtime: &[("HYGON_VISIBLE_DEVICES", By::Logical, "")],
     common: &["/dev/kfd", "/dev/mkfd"],
     dri: true,
     ..NONE
 };
 const MOORE_THREADS: Rules = Rules {
-    variables: &[
-        ("MUSA_VISIBLE_DEVICES", By::Logical, ""),
-        ("MTHREADS_VISIBLE_DEVICES", By::Logical, "none"),
-    ],
+    variables: &[("MUSA_VISIBLE_DEVICES", By::Logical, "")],
+    runtime: &[("MTHREADS_VISIBLE_DEVICES", By::Logical, "none")],
     dri: true,
     ..NONE
 };
 const ILUVATAR: Rules = Rules {
-    variables: &[("CUDA_VISIBLE_DEVICES", By::Logical, ""), ("IX_VISIBLE_DEVICES", By::Logical, "")],
+    variables: &[("CUDA_VISIBLE_DEVICES", By::Logical, "")],
+    runtime: &[("IX_VISIBLE_DEVICES", By::Logical, "")],
     nodes: &["/dev/iluvatar{}"],
     ..NONE
 };
 const ENFLAME: Rules = Rules {
-    variables: &[("TOPS_VISIBLE_DEVICES", By::Logical, ""), ("ENFLAME_VISIBLE_DEVICES", By::Physical, "")],
+    variables: &[("TOPS_VISIBLE_DEVICES", By::Logical, "")],
+    runtime: &[("ENFLAME_VISIBLE_DEVICES", By::Physical, "")],
     ..NONE
 };
 const METAX: Rules = Rules {
@@ -100,7 +123,8 @@ const KUNLUNXIN: Rules = Rules {
     ..NONE
 };
 const BIREN: Rules = Rules {
-    variables: &[("SUPA_VISIBLE_DEVICES", By::Logical, ""), ("BIREN_VISIBLE_DEVICES", By::Logical, "")],
+    variables: &[("SUPA_VISIBLE_DEVICES", By::Logical, "")],
+    runtime: &[("BIREN_VISIBLE_DEVICES", By::Logical, "")],
     nodes: &["/dev/biren/card_{}"],
     common: &["/dev/biren-m"],
     ..NONE
@@ -113,12 +137,16 @@ const INTEL: Rules = Rules {
     ..NONE
 };
 const GAUDI: Rules = Rules {
-    variables: &[("HABANA_VISIBLE_MODULES", By::Logical, ""), ("HABANA_VISIBLE_DEVICES", By::Physical, "")],
+    variables: &[("HABANA_VISIBLE_MODULES", By::Logical, "")],
+    runtime: &[("HABANA_VISIBLE_DEVICES", By::Physical, "")],
     nodes: &["/dev/accel/accel{}", "/dev/accel/accel_controlD{}"],
+    // Modules keep their numbers.
+    counts_its_own: false,
     ..NONE
 };
 const T_HEAD: Rules = Rules {
-    variables: &[("CUDA_VISIBLE_DEVICES", By::Logical, ""), ("NVIDIA_VISIBLE_DEVICES", By::Logical, "void")],
+    variables: &[("CUDA_VISIBLE_DEVICES", By::Logical, "")],
+    runtime: &[("NVIDIA_VISIBLE_DEVICES", By::Logical, "void")],
     ..NONE
 };
 
@@ -150,24 +178,59 @@ pub fn visible_devices_variable(vendor: Vendor) -> Option<&'static str> {
 /// Makes a worker see exactly these devices of a vendor, in this order.
 pub fn show(vendor: Vendor, devices: &[&Found]) -> Visibility {
     let rules = rules(vendor);
-    let name = |by: By, device: &Found| match by {
-        By::Uuid => device.uuid.to_string(),
-        By::Logical => device.logical.to_string(),
-        By::Physical => device.physical.to_string(),
-    };
-    let value = |(variable, by, none): &Variable| {
-        let names: Vec<String> = devices.iter().map(|device| name(*by, device)).collect();
-        let value = if devices.is_empty() { none.to_string() } else { names.join(",") };
-        (variable.to_string(), value)
-    };
+    let variables = rules.variables.iter().map(|variable| value(variable, devices));
     let fixed = rules.fixed.iter().map(|(variable, value)| (variable.to_string(), value.to_string()));
     let mut device_nodes: Vec<PathBuf> =
         devices.iter().flat_map(|device| device.nodes.iter().cloned()).collect();
     if !devices.is_empty() {
         device_nodes.extend(rules.common.iter().map(PathBuf::from));
     }
-    let env = rules.variables.iter().map(value).chain(fixed).collect();
+    let env = variables.chain(for_runtime(vendor, devices)).chain(fixed).collect();
     Visibility { env, device_nodes, cpu_affinity: Vec::new() }
+}
+
+/// What tells a vendor's container runtime, which counts all devices of the node, to let in exactly these.
+pub fn for_runtime(vendor: Vendor, devices: &[&Found]) -> Vec<(String, String)> {
+    rules(vendor).runtime.iter().map(|variable| value(variable, devices)).collect()
+}
+
+fn value((variable, by, none): &Variable, devices: &[&Found]) -> (String, String) {
+    let name = |device: &&Found| match by {
+        By::Uuid => device.uuid.to_string(),
+        By::Logical => device.logical.to_string(),
+        By::Physical => device.physical.to_string(),
+    };
+    let names: Vec<String> = devices.iter().map(name).collect();
+    let value = if devices.is_empty() { none.to_string() } else { names.join(",") };
+    (variable.to_string(), value)
+}
+
+/// Makes a worker see its devices in a container that has no others: there most runtimes count these alone.
+pub fn show_in_container(
+    held: &[&Found],
+    show: impl FnOnce(&[&Found]) -> Visibility,
+    vendor: Vendor,
+) -> Visibility {
+    let number = |device: &Found| held.iter().filter(|other| other.logical < device.logical).count() as u32;
+    let numbered = |device: &&Found| match rules(vendor).counts_its_own {
+        true => Found { logical: number(device), ..(*device).clone() },
+        false => (*device).clone(),
+    };
+    let numbered: Vec<Found> = held.iter().map(numbered).collect();
+    let mut shown = show(&numbered.iter().collect::<Vec<&Found>>());
+    for (variable, value) in for_runtime(vendor, held) {
+        shown
+            .env
+            .iter_mut()
+            .filter(|(known, _)| *known == variable)
+            .for_each(|known| known.1.clone_from(&value));
+    }
+    shown
+}
+
+/// What of a vendor's driver programs in a container need to see of the node.
+pub fn driver_files(vendor: Vendor) -> impl Iterator<Item = PathBuf> {
+    rules(vendor).files.iter().map(PathBuf::from)
 }
 
 /// How a worker is kept to its share of each device, where the vendor's runtime does that by itself.

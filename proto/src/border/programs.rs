@@ -2,7 +2,7 @@
 
 use aquifer_core::*;
 
-use super::{Checked, Invalid, MAX_ARGUMENTS, path, text};
+use super::{Checked, Invalid, MAX_ARGUMENTS, path, place, text};
 use crate::v1;
 
 pub(super) fn arguments(field: &str, arguments: &[String]) -> Checked<Vec<Name>> {
@@ -46,6 +46,7 @@ pub(super) fn train(field: &str, wire: &v1::Train) -> Checked<TrainOptions> {
         checkpoint_every: limit("checkpoint_every", or(wire.checkpoint_every, 50), 1_000_000_000)?,
         precision: precision(field, &wire.precision, TRAIN_PRECISIONS)?,
         micro_batch: limit("micro_batch", or(wire.micro_batch.into(), 1), 1_000_000)? as u32,
+        spares: wire.spares,
     })
 }
 
@@ -71,7 +72,7 @@ pub(super) fn serve(field: &str, wire: &v1::Serve) -> Checked<ServeOptions> {
     if 100_000 < max_queue {
         return Err(Invalid::new(format!("{field}.max_queue"), max_queue, "expected 1 to 100,000"));
     }
-    let model = path(&format!("{field}.model"), &wire.model)?;
+    let model = place(&format!("{field}.model"), &wire.model)?;
     let served_name = text(&format!("{field}.served_name"), &wire.served_name, 128)?;
     let precision = precision(field, &wire.precision, SERVE_PRECISIONS)?;
     let autoscale =

@@ -197,6 +197,41 @@ pub struct Progress {
     pub total_steps: u64,
     /// What this rank does in a second, in thousandths of a token; 0: not told.
     pub rate_milli: u64,
+    /// Of a training: where its time has gone.
+    pub spent: Option<Spent>,
+}
+
+/// Where the time of a training has gone, from its first start to its last step, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// In steps, as long as they take when nothing is wrong.
+    pub steps_us: u64,
+    /// Loading, and waiting for others, before the first step.
+    pub start_us: u64,
+    /// What steps took longer in which a member was lost or late.
+    pub recovery_us: u64,
+    /// What other steps took longer.
+    pub slow_us: u64,
+    /// From the last checkpoint to a start from it.
+    pub lost_us: u64,
+}
+
+impl Spent {
+    /// Adds the times of another one.
+    pub fn add(&mut self, other: &Spent) {
+        let Spent { steps_us, start_us, recovery_us, slow_us, lost_us } = *other;
+        self.steps_us = self.steps_us.saturating_add(steps_us);
+        self.start_us = self.start_us.saturating_add(start_us);
+        self.recovery_us = self.recovery_us.saturating_add(recovery_us);
+        self.slow_us = self.slow_us.saturating_add(slow_us);
+        self.lost_us = self.lost_us.saturating_add(lost_us);
+    }
+
+    /// All of it.
+    pub fn sum_us(&self) -> u64 {
+        let Spent { steps_us, start_us, recovery_us, slow_us, lost_us } = *self;
+        [start_us, recovery_us, slow_us, lost_us].into_iter().fold(steps_us, u64::saturating_add)
+    }
 }
 
 /// What a worker process is doing, from its agent. Only ever grows, in the order of the variants.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::{fmt, str::FromStr};
 
 use crate::health::Fault;
-use crate::types::Name;
+use crate::types::{Allocation, DeviceRequest, Name};
 
 /// Maker of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,8 +55,22 @@ pub struct Device {
     pub speed_source: Name,
     /// Number of its device node, by which its vendor's own files name it; 0 where there is none.
     pub number: u32,
+    /// How well ranks with a part of it are kept from each other.
+    pub isolation: Isolation,
     /// Devices of a node with the same number are linked directly (NVLink, XGMI, HCCS, MetaXLink); `None`: with none.
     pub island: Option<u16>,
+}
+
+/// Who sees to it that a rank takes no more of a device than it holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isolation {
+    /// Nobody: the rank is told, and what it holds is counted.
+    #[default]
+    Advisory,
+    /// The driver, or the kernel.
+    Limited,
+    /// The hardware; or nobody else is on the device.
+    Hard,
 }
 
 /// What a node offers, as its agent last reported it.
@@ -74,6 +88,8 @@ pub struct Inventory {
     pub ports: Ports,
     /// Labels of the node: rack, zone, whatever its administrator wrote.
     pub labels: BTreeMap<Name, Name>,
+    /// What runs containers on it, with its version; empty: nothing does.
+    pub engine: Name,
 }
 
 /// A range of TCP ports, `first..=last`.
@@ -85,6 +101,19 @@ pub struct Ports {
 }
 
 impl Inventory {
+    /// How well a rank that holds these devices, or parts of them, is kept from others on them.
+    pub fn isolation(&self, rank: &Allocation) -> Isolation {
+        let of = |index: &u16| self.devices.get(usize::from(*index)).map(|device| device.isolation);
+        let shared = rank.slice.and_then(|_| rank.devices.iter().filter_map(of).min());
+        shared.unwrap_or(Isolation::Hard)
+    }
+
+    /// How well parts of any device that will do for a request are kept from each other; `None`: none will do.
+    pub fn isolation_for(&self, want: &DeviceRequest) -> Option<Isolation> {
+        let fit = self.devices.iter().filter(|device| want.accepts(&device.class));
+        fit.map(|device| device.isolation).min()
+    }
+
     /// Whether nothing but the figures of speed is different.
     pub fn differs_in_speed_alone(&self, other: &Inventory) -> bool {
         let mut same = other.clone();
@@ -125,6 +154,26 @@ impl FromStr for Vendor {
     fn from_str(text: &str) -> Result<Vendor, UnknownVendor> {
         let known = Vendor::ALL.iter().find(|(_, name)| *name == text);
         known.map(|(vendor, _)| *vendor).ok_or_else(|| UnknownVendor(text.into()))
+    }
+}
+
+impl Isolation {
+    /// All of them, with their names.
+    pub const ALL: [(Isolation, &'static str); 3] =
+        [(Isolation::Advisory, "advisory"), (Isolation::Limited, "limited"), (Isolation::Hard, "hard")];
+}
+
+impl FromStr for Isolation {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Isolation, String> {
+        let known = Isolation::ALL.iter().find(|(_, name)| *name == text);
+        known.map(|(isolation, _)| *isolation).ok_or_else(|| "expected hard, limited or advisory".into())
+    }
+}
+
+impl fmt::Display for Isolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Isolation::ALL[*self as usize].1)
     }
 }
 

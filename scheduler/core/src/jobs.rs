@@ -1,12 +1,13 @@
 //! Jobs, and the indexes over them.
 
-use std::cmp::Reverse;
 pub mod history;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::event::Spent;
 use crate::jobs::history::Ended;
 use crate::nodes::{Span, Until};
 use crate::reservations::Guests;
@@ -77,6 +78,10 @@ pub struct Usage {
     pub cpu_milli_ms: u64,
     /// The part of `device_ms` that attempts which were placed again had spent since their last checkpoint.
     pub lost_device_ms: u64,
+    /// Of a training: where its time has gone, up to its last attempt that has ended. See [`Cluster::spent`].
+    ///
+    /// [`Cluster::spent`]: crate::Cluster::spent
+    pub spent: Spent,
 }
 
 /// What a job that holds resources counts against its queue.

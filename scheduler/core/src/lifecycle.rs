@@ -205,7 +205,7 @@ impl Cluster {
                 self.on_checkpoint(worker.id.job, age_ms);
             }
             if let Some(progress) = worker.progress
-                && worker.state == WorkerState::Running
+                && worker.state != WorkerState::Starting
                 && self.speaks(worker.id)
             {
                 self.on_progress(worker.id, progress);
@@ -469,12 +469,14 @@ impl Cluster {
             self.kept.choose();
         }
         let lost_ms = if outcome.is_none() { self.unsaved_ms(&job) } else { 0 };
+        let spent = self.spent(&job);
         self.forget_checkpoint(id);
         let ends = outcome.is_some();
         let failed = matches!(job.last_failure, Some(Why::WorkerFailed { .. }));
         let pause = if failed { self.pause(job.failures) } else { Duration::ZERO };
         self.change_job(id, |job| {
             job.add_usage(now, lost_ms);
+            job.usage.spent = spent;
             job.ranks.clear();
             job.worth_milli = 0;
             match outcome {

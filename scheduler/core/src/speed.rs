@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::cluster::{Cluster, workers};
-use crate::event::Progress;
+use crate::event::{Progress, Spent};
 use crate::jobs::{Job, Phase};
 use crate::types::*;
 
@@ -153,6 +153,7 @@ impl Cluster {
             return;
         };
         let (since, before) = pace.last;
+        pace.last.1.spent = progress.spent.or(before.spent);
         if before == progress || (progress.rate_milli == 0 && now.since(since) < SPAN_MS) {
             return;
         }
@@ -188,6 +189,12 @@ impl Cluster {
         }
     }
 
+    /// Where the time of a training has gone, by what its workers told last.
+    pub fn spent(&self, job: &Job) -> Spent {
+        let told = self.paces_of(job.id).filter_map(|(_, pace)| pace.last.1.spent);
+        told.chain([job.usage.spent]).max_by_key(Spent::sum_us).expect("at least what is known")
+    }
+
     /// Whether the worker is of a job that runs, and speaks for its role: the first of it.
     pub(crate) fn speaks(&self, worker: WorkerId) -> bool {
         let current = |job: &&Job| job.phase == Phase::Active && job.attempt == worker.attempt;
@@ -215,11 +222,14 @@ impl Cluster {
         by_steps().unwrap_or(age).min(end)
     }
 
+    fn paces_of(&self, job: JobId) -> impl Iterator<Item = (&WorkerId, &Pace)> {
+        let first = WorkerId { job, attempt: 0, rank: 0 };
+        self.paces.range(first..).take_while(move |(worker, _)| worker.job == job)
+    }
+
     /// Forgets how far the workers of a job were.
     pub(crate) fn forget_pace(&mut self, job: JobId) {
-        let first = WorkerId { job, attempt: 0, rank: 0 };
-        let workers = self.paces.range(first..).map(|(worker, _)| *worker);
-        let workers: Vec<WorkerId> = workers.take_while(|worker| worker.job == job).collect();
+        let workers: Vec<WorkerId> = self.paces_of(job).map(|(worker, _)| *worker).collect();
         workers.iter().for_each(|worker| _ = self.paces.remove(worker));
     }
 

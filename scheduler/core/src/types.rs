@@ -10,7 +10,7 @@ use crate::members::Members;
 use crate::stop::StopReason;
 use crate::topology::{Standing, Topology};
 
-pub use crate::inventory::{Device, DeviceClass, Inventory, Ports, UnknownVendor, Vendor};
+pub use crate::inventory::{Device, DeviceClass, Inventory, Isolation, Ports, UnknownVendor, Vendor};
 
 /// A point on the pool's timeline, in milliseconds since the Unix epoch. Never decreases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -128,6 +128,8 @@ pub struct Request {
     pub memory_bytes: u64,
     /// Labels that the node must have.
     pub labels: Vec<(Name, Name)>,
+    /// Image of the container that it runs in, for which the node must have an engine; `None`: in none.
+    pub image: Option<Name>,
 }
 
 /// A number of equal devices on one node.
@@ -144,6 +146,8 @@ pub struct DeviceRequest {
     pub memory_bytes: u64,
     /// What is wanted of each device; `None`: all of it.
     pub slice: Option<Slice>,
+    /// How well it must be kept from other ranks on the device, at least. Whole devices are.
+    pub isolation: Isolation,
     /// Whether several must be of one island, see [`Device::island`]. Whole ones are wherever they can.
     pub one_island: bool,
 }
@@ -191,6 +195,8 @@ pub struct TrainOptions {
     pub precision: Name,
     /// Sequences that a rank computes together; divides `batch`.
     pub micro_batch: u32,
+    /// Ranks that compute nothing unless another one is missing.
+    pub spares: u32,
 }
 
 /// Options of the bundled inference server.

@@ -32,6 +32,10 @@ fn any_pool(seed: u64) -> (Fixture, Rng) {
             let islands = inventory.devices.iter_mut().zip(0u16..);
             islands.for_each(|(device, at)| device.island = Some(at / size));
         }
+        inventory.engine = if node.is_multiple_of(2) { "podman" } else { "" }.into();
+        for (device, at) in inventory.devices.iter_mut().zip(node..) {
+            device.isolation = if at.is_multiple_of(3) { Isolation::Advisory } else { Isolation::Limited };
+        }
         inventory.labels = [("rack".into(), format!("r{}", rng.below(2)).into())].into();
         t.report(node, inventory, Vec::new());
     }
@@ -77,9 +81,14 @@ fn any_role(rng: &mut Rng) -> Role {
         memory_bytes: if rng.below(4) == 0 { rng.below(160) * GIB } else { 0 },
         slice: (rng.below(3) == 0)
             .then(|| Slice { compute_milli: 1 + rng.below(1000) as u32, memory_bytes: rng.below(80) * GIB }),
+        isolation: Isolation::Advisory,
         one_island: rng.below(4) == 0,
     };
     role.request.devices = (0..rng.below(3)).map(|_| want(rng)).collect();
+    // Of these nothing is drawn, so that all else is as it was.
+    let apart =
+        |want: &&mut DeviceRequest| want.slice.is_some_and(|slice| slice.compute_milli.is_multiple_of(5));
+    role.request.devices.iter_mut().filter(apart).for_each(|want| want.isolation = Isolation::Limited);
     if rng.below(4) == 0 {
         role.standing.apart = Some(any_level(rng));
     }
@@ -88,6 +97,7 @@ fn any_role(rng: &mut Rng) -> Role {
     }
     role.request.cpus_milli = rng.below(24_000) as u32;
     role.request.memory_bytes = rng.below(200) * GIB;
+    role.request.image = (role.request.cpus_milli % 16 == 7).then(|| "app:1".into());
     if rng.below(4) == 0 {
         role.request.labels = vec![("rack".into(), "r0".into())];
     }
@@ -182,7 +192,7 @@ fn the_change_that_an_explanation_suggests_starts_the_job() {
         *seen.entry(name(&change)).or_default() += 1;
     }
     println!("{seen:?}");
-    assert_eq!(seen.len(), 12, "every kind of change was suggested: {seen:?}");
+    assert_eq!(seen.len(), 14, "every kind of change was suggested: {seen:?}");
 }
 
 fn name(change: &Change) -> &'static str {
@@ -196,6 +206,8 @@ fn name(change: &Change) -> &'static str {
         Change::Model { .. } => "model",
         Change::Vendor { .. } => "vendor",
         Change::Labels => "labels",
+        Change::Image => "image",
+        Change::Isolation { .. } => "isolation",
         Change::Topology { .. } => "topology",
         Change::Apart { .. } => "apart",
         Change::Island => "island",
@@ -218,6 +230,10 @@ fn with(mut spec: JobSpec, change: &Change) -> JobSpec {
         Change::Model { .. } => devices.iter_mut().for_each(|d| d.model = None),
         Change::Vendor { .. } => devices.iter_mut().for_each(|d| (d.vendor, d.model) = (None, None)),
         Change::Labels => role.request.labels.clear(),
+        Change::Image => role.request.image = None,
+        Change::Isolation { to, .. } => {
+            role.request.devices.iter_mut().for_each(|want| want.isolation = want.isolation.min(*to));
+        }
         Change::Topology { .. } => spec.topology.require = None,
         Change::Apart { .. } => role.standing.apart = None,
         Change::Island => devices.iter_mut().for_each(|d| d.one_island = false),

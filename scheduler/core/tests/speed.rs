@@ -36,6 +36,7 @@ fn train(model: &str, ranks: u32, devices: u16) -> JobSpec {
         checkpoint_every: 10,
         precision: "f32".into(),
         micro_batch: 1,
+        spares: 0,
     });
     spec
 }
@@ -127,7 +128,12 @@ impl Pool {
                     Goal::Run if self.steps <= done => WorkerState::Exited(Exit::Code(0)),
                     Goal::Run => WorkerState::Running,
                 };
-                let told = Progress { step: done, total_steps: self.steps, rate_milli: self.rate(job) };
+                let told = Progress {
+                    step: done,
+                    total_steps: self.steps,
+                    rate_milli: self.rate(job),
+                    spent: Some(Spent { steps_us: done, start_us: 7, ..Spent::default() }),
+                };
                 WorkerReport { progress: self.tells.then_some(told), ..worker(order.id, state) }
             });
             let report = report.collect();
@@ -194,6 +200,19 @@ fn what_was_measured_decides_where_the_next_of_its_kind_runs_and_explains_it() {
 
 /// Programs with opposite advantages: half of the jobs are four times as fast on one class, half on the other. They come in
 /// waves, as many as there are devices: where there is no room to choose, nothing is chosen.
+#[test]
+fn where_the_time_of_a_training_went_stays_known_when_it_has_ended() {
+    let mut pool = Pool::new(&[offers("h100", 1, 1000)], rates(&[("tiny", "h100", 1000)]), 150, true);
+    pool.submit(train("tiny", 1, 1));
+    pool.minutes(3);
+    let spent = |pool: &Pool| pool.t.cluster.spent(pool.t.job(1)).steps_us;
+    assert!((1..150).contains(&spent(&pool)), "{}", spent(&pool));
+    pool.minutes(3);
+    assert!(pool.all_done());
+    // Its last word came with its exit.
+    assert_eq!(pool.t.job(1).usage.spent, Spent { steps_us: 180, start_us: 7, ..Spent::default() });
+}
+
 #[test]
 fn all_end_sooner_where_classes_are_chosen_by_speed() {
     let makespan = |tells: bool| {

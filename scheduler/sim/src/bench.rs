@@ -154,6 +154,7 @@ fn node(id: u32) -> Record {
         speed_milli: 1000,
         speed_source: "".into(),
         number: 0,
+        isolation: Isolation::Advisory,
         island: None,
     };
     let inventory = Inventory {
@@ -180,7 +181,7 @@ fn want(count: u16, model: Option<&str>, compute_milli: Option<u32>) -> Vec<Devi
 }
 
 fn spec(ranks: u32, devices: Vec<DeviceRequest>, cpus_milli: u32) -> JobSpec {
-    let request = Request { devices, cpus_milli, memory_bytes: 8 * GIB, labels: Vec::new() };
+    let request = Request { devices, cpus_milli, memory_bytes: 8 * GIB, ..Request::default() };
     JobSpec {
         name: "measured".into(),
         user: "bench".into(),

@@ -313,6 +313,18 @@ impl Sim {
                 assert!(request.cpus_milli <= rank.cpus_milli, "{id}: processor time");
                 let labelled = |(key, value)| node.inventory.labels.get(key) == Some(value);
                 assert!(request.labels.iter().map(|(key, value)| (key, value)).all(labelled), "{id}: labels");
+                let contained = request.image.is_none() || !node.inventory.engine.is_empty();
+                assert!(contained, "{id}: {} has no container engine", node.name);
+                let apart = |want: &DeviceRequest| {
+                    let device = rank.devices.first().map(|index| &node.inventory.devices[*index as usize]);
+                    device.is_some_and(|device| want.accepts(&device.class))
+                        && want.isolation <= node.inventory.isolation(rank)
+                };
+                assert!(
+                    request.devices.is_empty() || request.devices.iter().any(apart),
+                    "{id} is kept apart by too little on {}",
+                    node.name
+                );
                 let healthy = |index: &u16| {
                     let device = &node.inventory.devices[*index as usize];
                     device.fault.is_none() && !node.cordoned.contains(&device.uuid)

@@ -228,6 +228,12 @@ impl Player {
                 "island" if value == "require" => each(&mut spec, &|request| {
                     request.devices.iter_mut().for_each(|want| want.one_island = true);
                 }),
+                "isolation" => {
+                    let isolation: Isolation = value.parse()?;
+                    each(&mut spec, &|request| {
+                        request.devices.iter_mut().for_each(|want| want.isolation = isolation);
+                    });
+                }
                 "checkpoint" => work.checkpoint_ms = Some(1000 * number::<u64>(value)?),
                 "steps" => {
                     let (total_steps, rates) = value.split_once('/').ok_or("expected TOTAL/MODEL:RATE,…")?;
@@ -242,6 +248,7 @@ impl Player {
                 "exit" => work.exit = Exit::Code(number(value)?),
                 "signal" => work.exit = Exit::Signal(number(value)?),
                 "launch" => work.exit = Exit::Failed(format!("{value} is not a program").into()),
+                "image" => each(&mut spec, &|request| request.image = Some(value.into())),
                 label => each(&mut spec, &|request| request.labels.push((label.into(), value.into()))),
             }
         }
@@ -411,6 +418,7 @@ fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inve
         address: format!("10.0.0.{at}").into(),
         ports: Ports { first: 20_000, last: 20_063 },
         labels: [].into(),
+        engine: "".into(),
     };
     for group in devices.split('+').filter(|group| *group != "0") {
         let (count, model) = group.split_once(':').ok_or("expected COUNT:MODEL")?;
@@ -431,6 +439,7 @@ fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inve
                 speed_milli: 1000,
                 speed_source: "".into(),
                 number: 0,
+                isolation: Isolation::Advisory,
                 island: None,
             });
         }
@@ -443,6 +452,10 @@ fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inve
                 let speed_milli = (number::<f64>(value)? * 1000.0) as u32;
                 inventory.devices.iter_mut().for_each(|device| device.speed_milli = speed_milli);
             }
+            "isolation" => {
+                let isolation: Isolation = value.parse()?;
+                inventory.devices.iter_mut().for_each(|device| device.isolation = isolation);
+            }
             "islands" => {
                 let size = number::<usize>(value)?.max(1);
                 let devices = inventory.devices.iter_mut().enumerate();
@@ -452,6 +465,7 @@ fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inve
                 let (first, last) = value.split_once('-').ok_or("expected first-last")?;
                 inventory.ports = Ports { first: number(first)?, last: number(last)? };
             }
+            "engine" => inventory.engine = value.into(),
             label => _ = inventory.labels.insert(label.into(), value.into()),
         }
     }

@@ -121,6 +121,7 @@ fn any_inventory(rng: &mut Rng, at: u64) -> Inventory {
         speed_milli: [500, 1000, 2000][index % 3],
         speed_source: "".into(),
         number: 0,
+        isolation: if at.is_multiple_of(2) { Isolation::Limited } else { Isolation::Advisory },
         island: island.map(|size| (index / size) as u16),
     });
     let mut labels: BTreeMap<Name, Name> = [("rack".into(), format!("r{}", rng.below(2)).into())].into();
@@ -134,7 +135,14 @@ fn any_inventory(rng: &mut Rng, at: u64) -> Inventory {
         address: format!("10.0.0.{at}").into(),
         ports: Ports { first: 20_000, last: 20_000 + rng.within((15, 60)) as u16 },
         labels,
+        // Drawn by nobody, so that all else is as it was.
+        engine: if at % 3 == 2 { "" } else { "podman 5.0" }.into(),
     }
+}
+
+/// Of one rank in eight or so; not drawn either.
+fn any_image(memory_bytes: u64) -> Option<Name> {
+    (memory_bytes / GIB % 8 == 5).then(|| "registry.example.com/app:1".into())
 }
 
 /// One that may be refused: for a parent that does not exist, is below it or guarantees less.
@@ -166,7 +174,18 @@ fn any_role(rng: &mut Rng, name: &str) -> Role {
         });
         let count = rng.within((1, if slice.is_some() { 2 } else { 8 })) as u16;
         let one_island = 1 < count && rng.below(4) == 0;
-        DeviceRequest { count, vendor, model: model.map(Into::into), memory_bytes, slice, one_island }
+        // Not drawn, so that all else is as it was.
+        let apart = slice.is_some_and(|slice| slice.compute_milli.is_multiple_of(200));
+        let isolation = if apart { Isolation::Limited } else { Isolation::Advisory };
+        DeviceRequest {
+            count,
+            vendor,
+            model: model.map(Into::into),
+            memory_bytes,
+            slice,
+            isolation,
+            one_island,
+        }
     };
     let devices = match rng.below(6) {
         0 => Vec::new(),
@@ -177,7 +196,7 @@ fn any_role(rng: &mut Rng, name: &str) -> Role {
     let cpus_milli =
         if devices.is_empty() { 500 + rng.below(12_000) as u32 } else { rng.below(4_000) as u32 };
     let memory_bytes = if rng.below(2) == 0 { 0 } else { rng.below(64 * GIB) };
-    let request = Request { devices, cpus_milli, memory_bytes, labels };
+    let request = Request { devices, cpus_milli, memory_bytes, labels, image: any_image(memory_bytes) };
     let standing = Standing {
         apart: (rng.below(8) == 0).then(|| any_level(rng)),
         spread: (rng.below(8) == 0).then(|| any_level(rng)),
@@ -300,6 +319,7 @@ fn submit_long(sim: &mut Sim, rng: &mut Rng, queues: &[&str], rates_milli: &[(Na
         model: None,
         memory_bytes: 0,
         slice: None,
+        isolation: Isolation::Advisory,
         one_island: false,
     };
     let request = Request {

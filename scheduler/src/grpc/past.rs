@@ -201,7 +201,7 @@ pub async fn usage(runtime: &Runtime, since: Time) -> Result<v1::UsageResponse, 
     let kept = runtime.query(move |cluster| {
         let (mut rows, mut seen) = (Rows::new(), BTreeSet::new());
         for job in cluster.jobs().iter().rev().take_while(|job| since <= job.submitted) {
-            add_usage(&mut rows, cluster.now(), job);
+            add_usage(&mut rows, cluster.now(), job, cluster.spent(job));
             seen.extend(matches!(job.phase, Phase::Done(_)).then_some(job.id));
         }
         let up = || cluster.nodes().iter().filter(|node| node.up);
@@ -215,7 +215,7 @@ pub async fn usage(runtime: &Runtime, since: Time) -> Result<v1::UsageResponse, 
         loop {
             let page = past.page(before, READ)?;
             for job in page.iter().filter(|job| since <= job.submitted && !seen.contains(&job.id)) {
-                add_usage(&mut rows, now, job);
+                add_usage(&mut rows, now, job, job.usage.spent);
             }
             match page.last().filter(|last| since <= last.submitted) {
                 Some(last) => before = last.id,
@@ -232,19 +232,27 @@ pub async fn usage(runtime: &Runtime, since: Time) -> Result<v1::UsageResponse, 
     Ok(v1::UsageResponse { rows: rows.collect(), devices, devices_held })
 }
 
-fn add_usage(rows: &mut Rows, now: Time, job: &Job) {
+fn add_usage(rows: &mut Rows, now: Time, job: &Job, spent: Spent) {
     let row = rows.entry((job.spec.queue.clone(), job.spec.user.clone())).or_default();
-    let held_ms = job.placed.filter(|_| !job.ranks.is_empty()).map_or(0, |at| now.since(at));
+    let since_placed = job.placed.filter(|_| !job.ranks.is_empty()).map_or(0, |at| now.since(at));
     row.jobs += 1;
     match &job.phase {
         Phase::Done(Outcome::Succeeded) => row.succeeded += 1,
         Phase::Done(Outcome::Failed(_) | Outcome::Unreachable(_) | Outcome::TimedOut) => row.failed += 1,
         Phase::Done(Outcome::Cancelled) | Phase::Pending(_) | Phase::Active | Phase::Stopping(_) => (),
     }
-    row.device_ms += job.usage.device_ms + job.devices_held_milli() * held_ms / 1000;
+    let device_ms = job.usage.device_ms + job.devices_held_milli() * since_placed / 1000;
+    let cpus_milli: u64 = job.ranks.iter().map(|rank| u64::from(rank.cpus_milli)).sum();
+    let cpu_milli_ms = job.usage.cpu_milli_ms + cpus_milli * since_placed;
+    row.device_ms += device_ms;
     row.lost_device_ms += job.usage.lost_device_ms;
-    row.cpu_milli_ms += job.usage.cpu_milli_ms
-        + job.ranks.iter().map(|rank| u64::from(rank.cpus_milli)).sum::<u64>() * held_ms;
+    row.cpu_milli_ms += cpu_milli_ms;
+    if 0 < spent.sum_us() {
+        let held_ms = if device_ms == 0 { cpu_milli_ms / 1000 } else { device_ms };
+        let share = spent.steps_us as f64 / spent.sum_us() as f64;
+        row.trained_ms += held_ms;
+        row.effective_ms += (held_ms as f64 * share) as u64;
+    }
     row.waited_ms += job.first_placed.map_or(0, |placed| placed.since(job.submitted));
 }
 

@@ -75,6 +75,7 @@ pub fn job(cluster: &Cluster, shared: &Shared, job: &Job, reason: Option<&Reason
         wanted_ranks: job.wanted_ranks(),
         checkpoint_dir: wire::checkpoint_dir(&shared.checkpoint_root, job.id, &job.spec).unwrap_or_default(),
         class: class(cluster, job),
+        spent: Some(cluster.spent(job)).filter(|spent| 0 < spent.sum_us()).map(wire::spent),
     }
 }
 
@@ -108,6 +109,9 @@ pub fn ranks(cluster: &Cluster, shared: &Shared, job: &Job) -> Vec<v1::Rank> {
             address: node.inventory.address.to_string(),
             port: held.map_or(0, |rank| rank.port).into(),
             progress: shared.progress(job, rank),
+            isolation: held
+                .filter(|rank| !rank.devices.is_empty())
+                .map_or(String::new(), |rank| node.inventory.isolation(rank).to_string()),
         }
     };
     ranks.into_iter().map(view).collect()

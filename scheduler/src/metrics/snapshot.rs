@@ -39,6 +39,8 @@ struct OfQueue {
     lost_device_ms: u64,
     reference_milli_ms: u128,
     tokens_per_s: f64,
+    /// Of all trainings.
+    spent: Spent,
 }
 
 /// A queue as it was set, and what it holds with those below it.
@@ -128,10 +130,10 @@ fn jobs(cluster: &Cluster, shared: &Shared, tally: &mut Tally) -> BTreeMap<Name,
 }
 
 fn of_ended(totals: &history::Totals) -> OfQueue {
-    let history::Totals { succeeded, failed, unreachable, cancelled, timed_out, device_ms, lost_device_ms } =
-        *totals;
+    let history::Totals { succeeded, failed, unreachable, cancelled, timed_out, .. } = *totals;
     let jobs = [0, 0, 0, 0, succeeded, failed + unreachable, cancelled, timed_out];
-    OfQueue { jobs, device_ms, lost_device_ms, ..OfQueue::default() }
+    let history::Totals { device_ms, lost_device_ms, spent, .. } = *totals;
+    OfQueue { jobs, device_ms, lost_device_ms, spent, ..OfQueue::default() }
 }
 
 fn add(queue: &mut OfQueue, cluster: &Cluster, shared: &Shared, job: &Job) {
@@ -139,6 +141,7 @@ fn add(queue: &mut OfQueue, cluster: &Cluster, shared: &Shared, job: &Job) {
     let held_ms = job.placed.filter(|_| !job.ranks.is_empty()).map_or(0, |at| cluster.now().since(at));
     queue.device_ms += job.usage.device_ms + job.devices_held_milli() * held_ms / 1000;
     queue.lost_device_ms += job.usage.lost_device_ms;
+    queue.spent.add(&cluster.spent(job));
     match job.phase {
         Phase::Pending(_) => {
             let waits_ms = cluster.now().since(job.submitted);
@@ -159,6 +162,7 @@ impl OfQueue {
         self.lost_device_ms += other.lost_device_ms;
         self.reference_milli_ms += other.reference_milli_ms;
         self.tokens_per_s += other.tokens_per_s;
+        self.spent.add(&other.spent);
     }
 }
 
@@ -261,6 +265,19 @@ impl Snapshot {
         let help =
             "Device seconds that were lost: since the last checkpoint, when an attempt ended before its time";
         counter("queue_lost_device_seconds_total", help, |it| it.lost_device_ms as f64 / 1000.0);
+        let spent = queues.iter().flat_map(|(queue, it)| {
+            let Spent { steps_us, start_us, recovery_us, slow_us, lost_us } = it.spent;
+            let causes = [
+                ("steps", steps_us),
+                ("start", start_us),
+                ("recovery", recovery_us),
+                ("slow", slow_us),
+                ("lost", lost_us),
+            ];
+            causes.map(|(cause, us)| ([&queue[..], cause], us as f64 / 1e6))
+        });
+        let help = "Time of trainings, each counted once, by what it was spent on; all but steps is badput";
+        page.counters(("queue_training_seconds_total", help, ["queue", "cause"]), spent);
         let help = "Device seconds, each device by its speed in reference devices, since this scheduler began to lead";
         counter("queue_reference_device_seconds_total", help, |it| it.reference_milli_ms as f64 / MILLI_MS);
 

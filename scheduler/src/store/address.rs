@@ -20,6 +20,26 @@ pub struct EtcdAddress {
     pub members: Vec<String>,
     /// All keys of the pool begin with it and a `/`.
     pub prefix: String,
+    /// What it takes to be let in.
+    pub access: EtcdAccess,
+}
+
+/// Certificates, in PEM, and a password. They are never shown.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct EtcdAccess {
+    /// Of authorities that sign the members' certificates; `None`: there is no TLS.
+    pub ca: Option<String>,
+    /// What the members are shown, and its key.
+    pub identity: Option<(String, String)>,
+    /// A user, and the password.
+    pub user: Option<(String, String)>,
+}
+
+impl fmt::Debug for EtcdAccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let user = self.user.as_ref().map(|(name, _)| name);
+        f.debug_struct("EtcdAccess").field("tls", &self.ca.is_some()).field("user", &user).finish()
+    }
 }
 
 impl FromStr for Address {
@@ -50,7 +70,7 @@ impl FromStr for Address {
             return Err(format!("prefix {prefix:?}: expected letters, digits and -_./"));
         }
         let prefix = format!("/{}", if prefix.is_empty() { "aquifer" } else { prefix });
-        Ok(Address::Etcd(EtcdAddress { members, prefix }))
+        Ok(Address::Etcd(EtcdAddress { members, prefix, access: EtcdAccess::default() }))
     }
 }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use aquifer_core::Record;
 use aquifer_proto::store::{self, Kind, Row, Unreadable};
 
-pub use address::{Address, EtcdAddress};
+pub use address::{Address, EtcdAccess, EtcdAddress};
 pub use embedded::Embedded;
 pub use memory::Memory;
 pub use past::{History, Past};

@@ -18,17 +18,24 @@ use tempfile::TempDir;
 pub struct EtcdServer {
     directory: TempDir,
     members: Vec<Member>,
+    flags: Vec<String>,
 }
 
 struct Member {
     client: u16,
     peer: u16,
+    metrics: u16,
     process: Option<Child>,
 }
 
 impl EtcdServer {
     /// Starts members; `None`, said aloud, where there is no etcd.
     pub fn start(members: usize) -> Option<EtcdServer> {
+        EtcdServer::with(members, &[])
+    }
+
+    /// The same with more flags. With `--cert-file` clients speak TLS, but for what tests themselves ask.
+    pub fn with(members: usize, flags: &[&str]) -> Option<EtcdServer> {
         let installed =
             Command::new("etcd").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         if installed.is_err() {
@@ -38,12 +45,18 @@ impl EtcdServer {
         let directory = tempfile::tempdir().expect("a directory");
         // All are held until all are chosen.
         let held: Vec<TcpListener> =
-            (0..2 * members).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+            (0..3 * members).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
         let ports =
             held.iter().map(|port| port.local_addr().expect("an address").port()).collect::<Vec<u16>>();
         drop(held);
-        let members = ports.chunks(2).map(|pair| Member { client: pair[0], peer: pair[1], process: None });
-        let mut cluster = EtcdServer { directory, members: members.collect() };
+        let members = ports.chunks(3).map(|ports| Member {
+            client: ports[0],
+            peer: ports[1],
+            metrics: ports[2],
+            process: None,
+        });
+        let flags = flags.iter().map(ToString::to_string).collect();
+        let mut cluster = EtcdServer { directory, members: members.collect(), flags };
         (0..cluster.members.len()).for_each(|at| cluster.spawn(at));
         cluster.until_healthy();
         Some(cluster)
@@ -73,7 +86,10 @@ impl EtcdServer {
         let cluster: Vec<String> = (0..self.members.len())
             .map(|at| format!("{}={}", name(at), url(self.members[at].peer)))
             .collect();
-        let (client, peer) = (url(self.members[at].client), url(self.members[at].peer));
+        let (mut client, peer) = (url(self.members[at].client), url(self.members[at].peer));
+        if self.flags.iter().any(|flag| flag == "--cert-file") {
+            client = client.replace("http", "https");
+        }
         let data = self.directory.path().join(name(at));
         let log = File::options().create(true).append(true).open(self.log(at)).expect("a log");
         let mut command = Command::new("etcd");
@@ -81,6 +97,7 @@ impl EtcdServer {
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
         command.args(["--initial-cluster", &cluster.join(","), "--logger", "zap"]);
+        command.args(["--listen-metrics-urls", &url(self.members[at].metrics)]).args(&self.flags);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.members[at].process = Some(command.spawn().expect("etcd starts"));
     }
@@ -93,12 +110,31 @@ impl EtcdServer {
     pub fn until_healthy(&self) {
         let deadline = Instant::now() + Duration::from_secs(60);
         for (at, member) in self.members.iter().enumerate() {
-            while !is_healthy(member.client) {
+            while !is_healthy(member.metrics) {
                 let log = || std::fs::read_to_string(self.log(at)).unwrap_or_default();
                 assert!(Instant::now() < deadline, "etcd does not answer: {}", log());
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
+    }
+
+    /// Makes a user who may read and write the keys below `/pool/`, and from then on nobody else may.
+    pub fn let_in(&self, user: &str, password: &str) {
+        let call = |path: &str, body: String| {
+            let request =
+                format!("POST /v3/auth/{path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            let answer = ask(self.members[0].client, &request).expect("an answer");
+            assert!(answer.starts_with("HTTP/1.0 200"), "{path}: {answer}");
+        };
+        for (role, user, password) in [("root", "root", "toor"), ("pool", user, password)] {
+            call("role/add", format!(r#"{{"name":"{role}"}}"#));
+            call("user/add", format!(r#"{{"name":"{user}","password":"{password}"}}"#));
+            call("user/grant", format!(r#"{{"user":"{user}","role":"{role}"}}"#));
+        }
+        // From `/pool/` to before `/pool0`, in base64.
+        let keys = r#"{"permType":"READWRITE","key":"L3Bvb2wv","range_end":"L3Bvb2ww"}"#;
+        call("role/grant", format!(r#"{{"name":"pool","perm":{keys}}}"#));
+        call("enable", "{}".into());
     }
 
     /// The number of the last transaction that wrote anything.

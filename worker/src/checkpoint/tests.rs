@@ -1,5 +1,10 @@
 use super::*;
+use crate::elastic::Spent;
+use crate::kernels::Precision;
+use crate::model::Model;
 use crate::testing::TempDir;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
 
 fn settings() -> Settings {
     Settings {
@@ -45,6 +50,10 @@ fn state(step: u64) -> TrainingState {
     TrainingState { model, first, second, record }
 }
 
+fn open(path: &Path, keep: usize) -> Result<CheckpointDir, CheckpointError> {
+    CheckpointDir::open(path, keep, Vec::new())
+}
+
 fn names(path: &Path) -> Vec<String> {
     let mut names: Vec<_> =
         fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -55,7 +64,7 @@ fn names(path: &Path) -> Vec<String> {
 #[test]
 fn a_state_survives_its_checkpoint_and_only_the_newest_are_kept() {
     let temporary = TempDir::new();
-    let dir = CheckpointDir::open(&temporary.path().join("a/b"), 2).unwrap();
+    let dir = open(&temporary.path().join("a/b"), 2).unwrap();
     for step in [10, 20, 30] {
         dir.save(&state(step)).unwrap();
     }
@@ -87,7 +96,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_taken() {
     ];
     for (what, damage) in damage {
         let temporary = TempDir::new();
-        let dir = CheckpointDir::open(temporary.path(), 5).unwrap();
+        let dir = open(temporary.path(), 5).unwrap();
         dir.save(&state(10)).unwrap();
         dir.save(&state(20)).unwrap();
         damage(&dir.path.join("step-000020"));
@@ -110,7 +119,7 @@ fn flip(path: &Path) {
 #[test]
 fn another_training_is_refused_with_both_values() {
     let temporary = TempDir::new();
-    let dir = CheckpointDir::open(temporary.path(), 2).unwrap();
+    let dir = open(temporary.path(), 2).unwrap();
     dir.save(&state(10)).unwrap();
     let error = |settings: &Settings, config: &ModelConfig| {
         let error = dir.load_newest(settings, config).err().unwrap().to_string();
@@ -133,7 +142,7 @@ fn another_training_is_refused_with_both_values() {
 fn what_an_interrupted_write_left_is_removed_and_never_read() {
     let temporary = TempDir::new();
     fs::create_dir_all(temporary.path().join(".writing-step-000050")).unwrap();
-    let dir = CheckpointDir::open(temporary.path(), 2).unwrap();
+    let dir = open(temporary.path(), 2).unwrap();
     assert!(names(&dir.path).is_empty());
     assert!(dir.load_newest(&settings(), &config()).unwrap().0.is_none());
     let error = load_model(&dir.path, Precision::F32).err().unwrap().to_string();
@@ -145,6 +154,6 @@ fn a_directory_that_cannot_be_written_is_an_error_at_the_start() {
     let temporary = TempDir::new();
     let file = temporary.path().join("file");
     fs::write(&file, "").unwrap();
-    let error = CheckpointDir::open(&file.join("dir"), 2).err().unwrap().to_string();
+    let error = open(&file.join("dir"), 2).err().unwrap().to_string();
     assert!(error.contains("file/dir was not written: Not a directory"), "{error}");
 }

@@ -85,7 +85,7 @@ impl Node {
     }
 
     /// The next step is done.
-    pub(super) fn apply(&mut self, step: u64, total: Arc<Vec<f32>>, spent: Spent) {
+    pub(super) fn apply(&mut self, step: u64, total: Arc<Vector>, spent: Spent) {
         (self.step, self.last) = (Some(step), Some((total.clone(), spent)));
         self.send_action(Action::Apply { step, total, spent });
     }

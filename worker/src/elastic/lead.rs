@@ -53,6 +53,15 @@ enum Ending {
     Told(Outcome, Duration),
 }
 
+/// One who can compute.
+struct Hand {
+    rank: Rank,
+    /// `None` for the leader itself.
+    link: Option<Link>,
+    /// Seconds a shard.
+    pace: Option<f64>,
+}
+
 impl Lead {
     /// All connections.
     pub fn links(&self) -> Vec<Link> {
@@ -280,7 +289,7 @@ impl Node {
 
     /// What a member, perhaps this one, says of its shards.
     pub(super) fn on_member(&mut self, rank: Rank, message: Message) {
-        let (now, own_step, shards) = (self.now, self.step, self.settings.shards);
+        let (own_step, shards) = (self.step, self.settings.shards);
         let me = self.me();
         let Role::Lead(lead) = &mut self.role else { return };
         let is_current = |step| lead.running && own_step == Some(step);
@@ -305,11 +314,11 @@ impl Node {
             Message::Trimmed { step, end } if is_current(step) => lead.round.trimmed(rank, end),
             _ => (),
         }
-        self.keep_busy(now);
+        self.keep_busy();
     }
 
     /// All shards are there.
-    fn commit(&mut self, step: u64, total: Arc<Vec<f32>>) {
+    fn commit(&mut self, step: u64, total: Arc<Vector>) {
         let Role::Lead(lead) = &mut self.role else { return };
         lead.running = false;
         lead.round.clear();
@@ -359,7 +368,7 @@ impl Node {
             return;
         }
         match lead.running {
-            true => self.keep_busy(now),
+            true => self.keep_busy(),
             false => self.begin_step(),
         }
     }
@@ -446,32 +455,36 @@ impl Node {
         self.give_out(step);
     }
 
-    /// Gives out the shards of a step by the speeds of those who are there.
-    fn give_out(&mut self, step: u64) {
-        let (now, me) = (self.now, self.me());
-        let Role::Lead(lead) = &mut self.role else { return };
-        lead.running = true;
-        let mut workers = Vec::new();
-        for member in &self.members {
-            match lead.link_of(member.rank).map(|link| (link, &lead.peers[&link])) {
-                _ if member.rank == me => workers.push((me, None, lead.own_pace)),
-                Some((link, peer)) if peer.takes_work(now) => {
-                    workers.push((member.rank, Some(link), peer.pace));
-                }
-                _ => (),
+    /// Those who can compute now, this member first, and how many of them have a part in every step: the others are spares.
+    fn hands(&self, lead: &Lead) -> (Vec<Hand>, usize) {
+        let me = self.me();
+        let mut hands = vec![Hand { rank: me, link: None, pace: lead.own_pace }];
+        for member in self.members.iter().filter(|member| member.rank != me) {
+            let Some(link) = lead.link_of(member.rank) else { continue };
+            let peer = &lead.peers[&link];
+            if peer.takes_work(self.now) {
+                hands.push(Hand { rank: member.rank, link: Some(link), pace: peer.pace });
             }
         }
-        if !workers.iter().any(|(rank, ..)| *rank == me) {
-            // It takes part no more, and stays until it is asked to leave.
-            workers.push((me, None, lead.own_pace));
-        }
-        let paces: Vec<Option<f64>> = workers.iter().map(|(_, _, pace)| *pace).collect();
+        let needed = self.members.len().saturating_sub(self.settings.spares).max(1);
+        let working = hands.len().min(needed);
+        (hands, working)
+    }
+
+    /// Gives out the shards of a step by the speeds of those who are there.
+    fn give_out(&mut self, step: u64) {
+        let Role::Lead(lead) = &self.role else { return };
+        let (mut hands, working) = self.hands(lead);
+        hands.truncate(working);
+        let Role::Lead(lead) = &mut self.role else { return };
+        lead.running = true;
+        let paces: Vec<Option<f64>> = hands.iter().map(|hand| hand.pace).collect();
         let mut start = 0;
-        for ((rank, link, _), count) in workers.into_iter().zip(quotas(self.settings.shards, &paces)) {
+        for (hand, count) in hands.into_iter().zip(quotas(self.settings.shards, &paces)) {
             let shards = start..start + count;
             start = shards.end;
             if !shards.is_empty() {
-                self.give(rank, link, step, shards);
+                self.give(hand.rank, hand.link, step, shards);
             }
         }
     }
@@ -486,27 +499,27 @@ impl Node {
         }
     }
 
-    /// Gives shards that nobody has to members that have none, or some of those of the slowest.
-    fn keep_busy(&mut self, now: Duration) {
-        let (me, step) = (self.me(), self.step);
-        let Role::Lead(lead) = &mut self.role else { return };
-        let Some(step) = step.filter(|_| lead.running) else { return };
-        let mut idle = vec![(me, None, lead.own_pace)];
-        let ready = lead.peers.iter().filter(|(_, peer)| peer.takes_work(now));
-        idle.extend(ready.map(|(link, peer)| (peer.rank, Some(*link), peer.pace)));
-        let all = idle.len();
-        idle.retain(|(rank, ..)| !lead.round.is_busy(*rank));
-        for (rank, link, pace) in idle {
+    /// Gives shards that nobody has to members that have none, or, but to spares, some of those of the slowest.
+    fn keep_busy(&mut self) {
+        let (now, me) = (self.now, self.me());
+        let Role::Lead(lead) = &self.role else { return };
+        let Some(step) = self.step.filter(|_| lead.running) else { return };
+        let (hands, working) = self.hands(lead);
+        let all = hands.len();
+        for (place, hand) in hands.into_iter().enumerate() {
             let Role::Lead(lead) = &mut self.role else { return };
             if !lead.running {
                 return;
             }
-            let most = lead.round.count_free().div_ceil(all).max(1);
-            if let Some(shards) = lead.round.take_free(most) {
-                self.give(rank, link, step, shards);
+            if lead.round.is_busy(hand.rank) {
                 continue;
             }
-            let Some(pace) = pace else { continue };
+            let most = lead.round.count_free().div_ceil(all).max(1);
+            if let Some(shards) = lead.round.take_free(most) {
+                self.give(hand.rank, hand.link, step, shards);
+                continue;
+            }
+            let Some(pace) = hand.pace.filter(|_| place < working) else { continue };
             let (own_pace, peers) = (lead.own_pace, &lead.peers);
             let pace_of = |owner| {
                 if owner == me { own_pace } else { peers.values().find(|it| it.rank == owner)?.pace }

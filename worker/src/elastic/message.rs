@@ -2,6 +2,7 @@
 
 use super::ledger::Spent;
 use crate::shards::Partial;
+use crate::vector::Vector;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::Arc;
@@ -107,7 +108,7 @@ pub enum Message {
         pace_us: u64,
         /// Their sum.
         #[serde(skip)]
-        values: Vec<f32>,
+        values: Vector,
     },
     /// What was computed for an earlier step is thrown away: free again.
     Idle,
@@ -117,7 +118,7 @@ pub enum Message {
         step: u64,
         /// The sum.
         #[serde(skip)]
-        total: Arc<Vec<f32>>,
+        total: Arc<Vector>,
         /// The time since the step before.
         spent: Spent,
     },
@@ -154,9 +155,9 @@ impl Message {
     ///
     /// # Errors
     /// Where it has no place for so many.
-    pub fn fill(&mut self, mut vectors: Vec<Vec<f32>>) -> Result<(), String> {
+    pub fn fill(&mut self, mut vectors: Vec<Vector>) -> Result<(), String> {
         match (self, vectors.len()) {
-            (Message::State(snapshot), _) => snapshot.values = vectors,
+            (Message::State(snapshot), _) => snapshot.values = vectors.into_iter().map(Vec::from).collect(),
             (Message::Part { values, .. }, 1) => *values = vectors.remove(0),
             (Message::Commit { total, .. }, 1) => *total = Arc::new(vectors.remove(0)),
             (Message::Part { .. } | Message::Commit { .. }, 0) => {

@@ -15,12 +15,15 @@ mod message;
 mod probe;
 mod quota;
 mod round;
+#[cfg(test)]
+mod tests;
 mod work;
 
 pub use ledger::Spent;
 pub use message::{Agreement, Identity, Message, Outcome, Rank, Snapshot};
 
 use crate::shards::Partial;
+use crate::vector::Vector;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -72,6 +75,8 @@ pub struct Settings {
     pub checkpoint_every: Option<u64>,
     /// Shards that it computes at the same time.
     pub lanes: usize,
+    /// Members, the last that came, that have the state and compute nothing unless another one is missing.
+    pub spares: usize,
     /// All members have to be there from the first step to the last.
     pub is_fixed: bool,
     /// How long it waits for others at the start.
@@ -134,7 +139,7 @@ pub enum Action {
         /// Steps that are then done.
         step: u64,
         /// The sum.
-        total: Arc<Vec<f32>>,
+        total: Arc<Vector>,
         /// The time since the step before.
         spent: Spent,
     },
@@ -144,8 +149,6 @@ pub enum Action {
         step: u64,
         /// Which, at most [`Settings::lanes`].
         shards: Range<usize>,
-        /// Vectors to use, of any content and length, at most as many as shards.
-        buffers: Vec<Vec<f32>>,
     },
     /// Write a checkpoint of the state after all updates so far.
     Save(u64),
@@ -186,7 +189,7 @@ pub struct Node {
     /// Steps of the state that it has after all actions so far.
     step: Option<u64>,
     /// What led to the state, for one who is a step behind.
-    last: Option<(Arc<Vec<f32>>, Spent)>,
+    last: Option<(Arc<Vector>, Spent)>,
     saved: Option<u64>,
     stop: Option<bool>,
     work: work::Work,
@@ -225,6 +228,11 @@ impl Node {
     /// Whether it leads.
     pub fn leads(&self) -> bool {
         matches!(self.role, Role::Lead(_))
+    }
+
+    /// Whether it leads, and ends the training.
+    pub fn is_ending(&self) -> bool {
+        matches!(&self.role, Role::Lead(lead) if lead.is_ending())
     }
 
     /// Step of the newest checkpoint that it knows of.
@@ -298,16 +306,8 @@ impl Node {
             Role::Over => (),
         }
         if let Some((step, shards)) = self.work.next(self.settings.lanes) {
-            let buffers = shards.clone().map_while(|_| self.spare()).collect();
-            self.send_action(Action::Compute { step, shards, buffers });
+            self.send_action(Action::Compute { step, shards });
         }
-    }
-
-    fn spare(&mut self) -> Option<Vec<f32>> {
-        self.work.spare().or_else(|| match &mut self.role {
-            Role::Lead(lead) => lead.round.spare(),
-            _ => None,
-        })
     }
 
     fn send_action(&mut self, action: Action) {

@@ -2,6 +2,7 @@
 
 use super::message::Rank;
 use crate::shards::{Partial, ShardSum};
+use crate::vector::Vector;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -74,7 +75,6 @@ impl Round {
         }
         self.blocks.retain(|block| !block.shards.is_empty());
         if self.there[shards.clone()].iter().any(|there| *there) {
-            self.sum.recycle(node.values);
             return false;
         }
         self.there[shards].fill(true);
@@ -84,13 +84,8 @@ impl Round {
     }
 
     /// The sum of all shards of a complete step.
-    pub fn total(&mut self) -> Vec<f32> {
+    pub fn total(&mut self) -> Vector {
         self.sum.total(self.shards)
-    }
-
-    /// A vector that is needed no more, if there is one.
-    pub fn spare(&mut self) -> Option<Vec<f32>> {
-        self.sum.spare()
     }
 
     /// A member is gone: its shards are free.
@@ -180,7 +175,7 @@ mod tests {
     use super::*;
 
     fn node(start: usize, size: usize) -> Partial {
-        Partial { start, size, values: vec![(start..start + size).map(|it| it as f32).sum()] }
+        Partial { start, size, values: vec![(start..start + size).map(|it| it as f32).sum()].into() }
     }
 
     #[test]
@@ -197,7 +192,7 @@ mod tests {
         assert!(!round.put(2, node(4, 4)));
         assert_eq!((round.take_free(9), round.take_free(9)), (Some(6..8), None));
         assert!(round.put(1, node(6, 2)));
-        assert_eq!(round.total(), [28.0]);
+        assert_eq!(round.total()[..], [28.0]);
     }
 
     #[test]

@@ -53,7 +53,6 @@ impl Work {
         let fits =
             |block: &&mut Block| block.step == step && sums.iter().all(|it| block.shards.contains(&it.start));
         let Some(block) = self.block.as_mut().filter(fits) else {
-            sums.into_iter().for_each(|sum| self.sum.recycle(sum.values));
             return vec![Message::Idle];
         };
         block.took += took;
@@ -80,10 +79,5 @@ impl Work {
         let pace = block.took / block.shards.len().max(1) as u32;
         let part = |partial| Message::part(block.step, partial, pace.as_micros() as u64);
         self.sum.take().into_iter().map(part).collect()
-    }
-
-    /// A vector that is needed no more, if there is one.
-    pub fn spare(&mut self) -> Option<Vec<f32>> {
-        self.sum.spare()
     }
 }

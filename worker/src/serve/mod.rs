@@ -15,11 +15,13 @@ pub mod sampling;
 pub mod text;
 
 use crate::args::ServeArgs;
-use crate::checkpoint::{load_model, load_tokenizer};
+use crate::checkpoint::{Place, Store, load_model, load_tokenizer};
 use crate::contract::Contract;
 use crate::error::WorkerError;
 use crate::kernels::Cpu;
+use crate::model::Model;
 use crate::status::{State as Life, Status, StatusFile};
+use crate::tokenizer::Tokenizer;
 use axum::serve::ListenerExt;
 use engine::{Engine, Limits};
 use http::App;
@@ -28,6 +30,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 /// Serves as the environment and the options say, until a signal comes. Starts a runtime of its own, so it must not
 /// be called from within one.
@@ -56,6 +59,24 @@ pub fn main(args: ServeArgs) -> Result<(), WorkerError> {
     })
 }
 
+/// The model and its tokenizer, of a directory or from an object store.
+fn load(args: &ServeArgs, contract: &Contract) -> Result<(Model, Tokenizer), WorkerError> {
+    let fetched = match Place::parse("--model", &args.model.to_string_lossy())? {
+        Place::Directory(_) => None,
+        Place::Store(url) => {
+            let scratch = contract.scratch();
+            // The store has a runtime of its own, which this thread's would not let run.
+            let fetch = || Store::fetch("--model", &url, &scratch);
+            let fetched = std::thread::scope(|scope| scope.spawn(fetch).join());
+            Some(fetched.map_err(|_| WorkerError::Group("the model could not be fetched".into()))??)
+        }
+    };
+    let path = fetched.as_ref().map_or(args.model.as_path(), TempDir::path);
+    let model = load_model(path, args.precision)?;
+    let tokenizer = load_tokenizer(path, &model.config)?;
+    Ok((model, tokenizer))
+}
+
 /// As [`main`], with the environment and the signal as arguments; calls `on_ready` once requests are answered.
 ///
 /// # Errors
@@ -70,8 +91,7 @@ pub async fn run(
     let mut file = StatusFile::new(contract.run_dir.as_deref());
     let mut status = Status { message: "loading the model".into(), ..Status::default() };
     file.update(&status);
-    let model = load_model(&args.model, args.precision)?;
-    let tokenizer = load_tokenizer(&args.model, &model.config)?;
+    let (model, tokenizer) = load(args, contract)?;
     let kernels = Cpu::with_precision(contract.threads, args.precision);
     let name = args.model_name();
     let blocks = memory::blocks(&model.config, args.kv_memory)?;

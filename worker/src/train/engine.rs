@@ -3,8 +3,11 @@
 //! Orders are carried out one after the other, so each sees the state that the ones before it have left. The state is shared:
 //! who sends or writes it has it as it was, and the next update copies it only then.
 
+use super::saver::{PATIENCE, Saver, pauses};
 use super::{BETA1, BETA2, EPS, Input, StepReport, learning_rate};
-use crate::checkpoint::{self, CheckpointDir, CheckpointError, Record, Settings, TrainingState, load_model};
+use crate::checkpoint::{
+    self, CheckpointError, Checkpoints, Keeping, Record, Settings, TrainingState, load_model,
+};
 use crate::data::Dataset;
 use crate::elastic::{Event, Link, Snapshot, Spent};
 use crate::error::WorkerError;
@@ -13,10 +16,11 @@ use crate::model::training::{Sample, Workspace};
 use crate::model::{Layout, Model, ModelConfig};
 use crate::safetensors::Weights;
 use crate::shards::Partial;
+use crate::vector::Vector;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
 /// What the engine is to do, in order.
@@ -26,9 +30,9 @@ pub enum Order {
     /// Take this state.
     Install(Box<Snapshot>),
     /// Update the state with the sum of all shards.
-    Apply(u64, Arc<Vec<f32>>, Spent),
-    /// Compute shards with the state of a step, into vectors of any content.
-    Compute(u64, Range<usize>, Vec<Vec<f32>>),
+    Apply(u64, Arc<Vector>, Spent),
+    /// Compute shards with the state of a step.
+    Compute(u64, Range<usize>),
     /// Give the state to a member.
     Share(Link),
     /// Write a checkpoint.
@@ -45,8 +49,8 @@ pub struct Plan {
     pub model: Option<PathBuf>,
     /// What it learns.
     pub data: Arc<Dataset>,
-    /// Where checkpoints are, and how many are kept.
-    pub checkpoints: Option<(PathBuf, usize)>,
+    /// Where checkpoints are kept, if anywhere.
+    pub checkpoints: Option<Keeping>,
     /// Threads of this worker.
     pub threads: usize,
     /// Shards that are computed at the same time, at most as many as threads.
@@ -68,8 +72,9 @@ struct Engine {
     /// All threads, for what is left when the shards are summed.
     kernels: Cpu,
     gradient: Vec<f32>,
-    saver: Option<SyncSender<Arc<TrainingState>>>,
-    saving: Option<std::thread::JoinHandle<()>>,
+    /// Open since the state was loaded, until the first one is written.
+    checkpoints: Option<Checkpoints>,
+    saver: Option<Saver>,
     inputs: Sender<Input>,
 }
 
@@ -85,8 +90,8 @@ impl Engine {
         let each = (plan.threads / plan.lanes).max(1);
         let desk = |_| Desk { workspace: Workspace::default(), kernels: kernels(each) };
         let (desks, kernels) = ((0..plan.lanes).map(desk).collect(), kernels(plan.threads));
-        let (state, saver, saving) = (None, None, None);
-        Engine { plan, state, desks, kernels, gradient: Vec::new(), saver, saving, inputs }
+        let (state, checkpoints, saver) = (None, None, None);
+        Engine { plan, state, desks, kernels, gradient: Vec::new(), checkpoints, saver, inputs }
     }
 
     fn run(mut self, orders: Receiver<Order>) {
@@ -95,10 +100,6 @@ impl Engine {
                 self.tell(Input::Failed(error));
                 break;
             }
-        }
-        self.saver = None;
-        if let Some(saving) = self.saving.take() {
-            _ = saving.join();
         }
     }
 
@@ -121,9 +122,9 @@ impl Engine {
                 let report = self.apply(step, &total, &spent)?;
                 self.tell(Input::Step(report));
             }
-            Order::Compute(step, shards, buffers) => {
+            Order::Compute(step, shards) => {
                 let start = Instant::now();
-                let sums = self.compute(step, shards, buffers);
+                let sums = self.compute(step, shards);
                 self.tell(Input::Event(Event::Computed(step, sums, start.elapsed())));
             }
             Order::Share(link) => self.tell(Input::State(link, Arc::clone(self.state()))),
@@ -148,15 +149,17 @@ impl Engine {
 
     /// The newest checkpoint, or the state before the first step.
     fn load(&mut self) -> Result<TrainingState, WorkerError> {
-        let found = match self.open()? {
+        let found = match self.plan.checkpoints.clone() {
             None => None,
-            Some(directory) => {
-                let Plan { settings, config, .. } = &self.plan;
-                let (state, skipped) = directory.load_newest(settings, config)?;
+            Some(keeping) => {
+                let Plan { settings, config, model, .. } = &self.plan;
+                let checkpoints = self.patiently(|| Checkpoints::open(&keeping, model.as_deref()))?;
+                let (state, skipped) = self.patiently(|| checkpoints.load_newest(settings, config))?;
                 skipped.into_iter().for_each(|sentence| self.tell(Input::Line(sentence)));
                 if let Some(state) = &state {
                     self.tell(Input::Event(Event::Saved(state.record.step)));
                 }
+                self.checkpoints = Some(checkpoints);
                 state
             }
         };
@@ -178,13 +181,19 @@ impl Engine {
         Ok(state)
     }
 
-    fn open(&self) -> Result<Option<CheckpointDir>, CheckpointError> {
-        let Some((path, keep)) = &self.plan.checkpoints else { return Ok(None) };
-        let mut directory = CheckpointDir::open(path, *keep)?;
-        if let Some(model) = &self.plan.model {
-            directory.take_along(model)?;
+    /// Tries again for a while what a store has not done.
+    fn patiently<T>(&self, attempt: impl Fn() -> Result<T, CheckpointError>) -> Result<T, CheckpointError> {
+        let start = Instant::now();
+        for pause in pauses() {
+            match attempt() {
+                Err(error) if error.is_passing() && start.elapsed() < PATIENCE => {
+                    self.tell(Input::Line(format!("{error}; tried again in {} s", pause.as_secs())));
+                    std::thread::sleep(pause);
+                }
+                result => return result,
+            }
         }
-        Ok(Some(directory))
+        unreachable!("pauses have no end")
     }
 
     /// The state before the first step.
@@ -227,7 +236,7 @@ impl Engine {
     }
 
     /// The sums of single shards, each with its loss behind it.
-    fn compute(&mut self, step: u64, shards: Range<usize>, mut buffers: Vec<Vec<f32>>) -> Vec<Partial> {
+    fn compute(&mut self, step: u64, shards: Range<usize>) -> Vec<Partial> {
         let state = self.state.as_deref().expect("loaded or installed before it is used");
         if state.record.step != step {
             // Overtaken: nobody needs it.
@@ -236,10 +245,9 @@ impl Engine {
         let Settings { seed, batch, micro_batch, context, .. } = self.plan.settings;
         let (model, data) = (&state.model, &*self.plan.data);
         let len = model.layout.len + 1;
-        buffers.resize_with(shards.len(), Vec::new);
-        let compute = |shard: usize, desk: &mut Desk, buffer: &mut Vec<f32>| {
-            buffer.clear();
-            buffer.resize(len, 0.0);
+        let mut sums: Vec<Vector> = shards.clone().map(|_| Vector::any(len)).collect();
+        let compute = |shard: usize, desk: &mut Desk, sum: &mut Vector| {
+            sum.fill(0.0);
             let first = step * batch as u64 + (shard * micro_batch) as u64;
             let (mut tokens, mut targets) = (Vec::new(), Vec::new());
             for number in first..first + micro_batch as u64 {
@@ -248,21 +256,21 @@ impl Engine {
                 targets.extend(next);
             }
             let sample = Sample { tokens: &tokens, targets: &targets, length: context };
-            let (loss, gradient) = buffer.split_last_mut().expect("the loss stands last");
+            let (loss, gradient) = sum.split_last_mut().expect("the loss stands last");
             *loss = model.loss_and_gradient(&desk.kernels, &mut desk.workspace, gradient, sample);
         };
         std::thread::scope(|scope| {
-            let mut work = shards.clone().zip(&mut self.desks).zip(&mut buffers);
+            let mut work = shards.clone().zip(&mut self.desks).zip(&mut sums);
             let own = work.next();
-            for ((shard, desk), buffer) in work {
+            for ((shard, desk), sum) in work {
                 let compute = &compute;
-                scope.spawn(move || compute(shard, desk, buffer));
+                scope.spawn(move || compute(shard, desk, sum));
             }
-            if let Some(((shard, desk), buffer)) = own {
-                compute(shard, desk, buffer);
+            if let Some(((shard, desk), sum)) = own {
+                compute(shard, desk, sum);
             }
         });
-        shards.zip(buffers).map(|(start, values)| Partial { start, size: 1, values }).collect()
+        shards.zip(sums).map(|(start, values)| Partial { start, size: 1, values }).collect()
     }
 
     /// The update of a step: its gradient is the mean of those of the shards, as long as allowed.
@@ -302,24 +310,17 @@ impl Engine {
         Ok(StepReport { step, loss, gradient_norm, learning_rate, spent })
     }
 
-    /// Hands the state to the thread that writes checkpoints. If that is behind by more than one, this one waits.
+    /// Hands the state to the thread that writes checkpoints.
     fn save(&mut self, state: Arc<TrainingState>) -> Result<(), WorkerError> {
-        if self.saver.is_none() {
-            let Some(directory) = self.open()? else { return Ok(()) };
-            let (sender, states) = sync_channel::<Arc<TrainingState>>(1);
-            let inputs = self.inputs.clone();
-            self.saving = Some(std::thread::spawn(move || {
-                for state in states {
-                    let input = match directory.save(&state) {
-                        Ok(()) => Input::Event(Event::Saved(state.record.step)),
-                        Err(error) => Input::Failed(error.into()),
-                    };
-                    _ = inputs.send(input);
-                }
-            }));
-            self.saver = Some(sender);
+        let Some(keeping) = &self.plan.checkpoints else { return Ok(()) };
+        let start = || {
+            let (checkpoints, model) = (self.checkpoints.take(), self.plan.model.clone());
+            Saver::start(checkpoints, keeping.clone(), model, self.inputs.clone())
+        };
+        if let Some(step) = self.saver.get_or_insert_with(start).save(state)? {
+            let sentence = format!("checkpoint at step {step} is left out: the one before takes until now");
+            self.tell(Input::Line(sentence));
         }
-        let saver = self.saver.as_ref().expect("just made");
-        saver.send(state).map_err(|_| WorkerError::Group("no checkpoints can be written any more".into()))
+        Ok(())
     }
 }

@@ -10,11 +10,12 @@
 
 mod engine;
 mod members;
-mod net;
+pub(crate) mod net;
 mod report;
+mod saver;
 
 use crate::args::{TrainArgs, UsageError};
-use crate::checkpoint::{CheckpointError, Record, Settings, TrainingState};
+use crate::checkpoint::{CheckpointError, Keeping, Record, Settings, TrainingState, Writer};
 use crate::contract::Contract;
 use crate::data::Dataset;
 use crate::elastic::{
@@ -60,7 +61,7 @@ const TICK: Duration = Duration::from_millis(5);
 const FLUSH: Duration = Duration::from_secs(2);
 
 /// What the threads tell the one that decides.
-enum Input {
+pub(crate) enum Input {
     /// The network.
     Net(Heard),
     /// The engine, for the member.
@@ -73,6 +74,8 @@ enum Input {
     State(Link, Arc<TrainingState>),
     /// Something to say.
     Line(String),
+    /// A store has not taken the checkpoint of a step, for so long; it is tried again.
+    NotSaved(u64, CheckpointError, Duration),
     /// The engine cannot go on.
     Failed(WorkerError),
 }
@@ -134,6 +137,7 @@ pub fn run(
         steps: args.steps,
         checkpoint_every: args.checkpoint_dir.is_some().then_some(args.checkpoint_every),
         lanes,
+        spares: args.spares,
         is_fixed: membership.is_fixed(),
         join: Duration::from_secs(args.join_timeout),
         peer: Duration::from_secs(args.peer_timeout),
@@ -144,7 +148,12 @@ pub fn run(
         config,
         model: ModelConfig::preset(&args.model).is_none().then(|| args.model.clone().into()),
         data: Arc::clone(&data),
-        checkpoints: args.checkpoint_dir.clone().map(|path| (path, args.keep)),
+        checkpoints: args.place()?.map(|place| Keeping {
+            place,
+            keep: args.keep,
+            writer: Writer { attempt: contract.attempt, rank: contract.rank },
+            scratch: contract.scratch(),
+        }),
         threads: contract.threads,
         lanes,
     };
@@ -245,6 +254,13 @@ impl Driver<'_> {
                 self.net.send(link, Outgoing::State(Message::State(Box::new(snapshot)), state));
             }
             Input::Line(line) => self.report.line(&line),
+            // The steps are done, so nothing else would ever end it.
+            Input::NotSaved(_, error, tried) if saver::PATIENCE <= tried && self.node.is_ending() => {
+                self.take(Input::Failed(error.into()), on_step);
+            }
+            Input::NotSaved(step, error, _) => {
+                self.report.line(&format!("checkpoint at step {step} is not written yet: {error}"));
+            }
             Input::Failed(error) => {
                 let reason = error.to_string();
                 self.failure.get_or_insert(error);
@@ -266,9 +282,7 @@ impl Driver<'_> {
                 Action::Load => self.order(Order::Load),
                 Action::Install(snapshot) => self.order(Order::Install(snapshot)),
                 Action::Apply { step, total, spent } => self.order(Order::Apply(step, total, spent)),
-                Action::Compute { step, shards, buffers } => {
-                    self.order(Order::Compute(step, shards, buffers));
-                }
+                Action::Compute { step, shards } => self.order(Order::Compute(step, shards)),
                 Action::Save(_) => self.order(Order::Save),
                 Action::Exit(outcome) => self.outcome = Some(outcome),
             }

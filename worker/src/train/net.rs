@@ -10,6 +10,7 @@
 use super::Input;
 use crate::checkpoint::TrainingState;
 use crate::elastic::{Event, Link, Message};
+use crate::vector::Vector;
 use std::collections::HashMap;
 use std::io::{self, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
+use zerocopy::IntoBytes;
 
 /// How long a connection may take to stand, and a member to take what it is sent.
 const DIAL: Duration = Duration::from_secs(1);
@@ -27,7 +29,10 @@ const LOOK: Duration = Duration::from_millis(5);
 const MAX_HEAD: usize = 1 << 16;
 /// The most vectors in a frame.
 const MAX_VECTORS: usize = 3;
-/// Bytes that are converted at a time.
+// Floats travel as they lie in memory.
+const _: () = assert!(cfg!(target_endian = "little"));
+
+/// Bytes of a vector that are read at a time.
 const CHUNK: usize = 1 << 18;
 /// Sign of life while a long vector comes in.
 const ALIVE: Duration = Duration::from_millis(200);
@@ -268,14 +273,8 @@ fn write_frame(
     buffer.push(vectors.len() as u8);
     vectors.iter().for_each(|vector| buffer.extend((vector.len() as u64).to_le_bytes()));
     buffer.extend(head);
-    for chunk in vectors.iter().flat_map(|vector| vector.chunks(CHUNK / 4)) {
-        buffer.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
-        if CHUNK <= buffer.len() {
-            stream.write_all(buffer)?;
-            buffer.clear();
-        }
-    }
-    stream.write_all(buffer)
+    stream.write_all(buffer)?;
+    vectors.iter().try_for_each(|vector| stream.write_all(vector.as_bytes()))
 }
 
 fn read_frame(reader: &mut impl Read, longest: usize, alive: &mut impl FnMut()) -> io::Result<Message> {
@@ -300,15 +299,10 @@ fn read_frame(reader: &mut impl Read, longest: usize, alive: &mut impl FnMut()) 
     reader.read_exact(&mut bytes)?;
     let mut message: Message = serde_json::from_slice(&bytes).map_err(|_| bad())?;
     let mut vectors = Vec::new();
-    bytes.resize(CHUNK, 0);
     for length in &lengths[..count] {
-        let mut vector = Vec::with_capacity(*length);
-        while vector.len() < *length {
-            let part = &mut bytes[..CHUNK.min(4 * (length - vector.len()))];
+        let mut vector = Vector::any(*length);
+        for part in vector.as_mut_bytes().chunks_mut(CHUNK) {
             reader.read_exact(part)?;
-            let floats =
-                part.chunks_exact(4).map(|it| f32::from_le_bytes(it.try_into().expect("four bytes")));
-            vector.extend(floats);
             alive();
         }
         vectors.push(vector);
@@ -347,8 +341,8 @@ mod tests {
     #[test]
     fn messages_survive_and_parts_of_them_are_refused() {
         let values: Vec<f32> = (0..100_000).map(|it| it as f32 / 7.0).collect();
-        let part = Message::Part { step: 3, start: 4, size: 2, pace_us: 9, values: values.clone() };
-        let commit = Message::Commit { step: 4, total: Arc::new(values), spent: Spent::default() };
+        let part = Message::Part { step: 3, start: 4, size: 2, pace_us: 9, values: values.clone().into() };
+        let commit = Message::Commit { step: 4, total: Arc::new(values.into()), spent: Spent::default() };
         for message in [part, commit, Message::Ping(Some(7)), Message::Work { step: 1, shards: 2..5 }] {
             let bytes = sent(&message);
             assert_eq!(read(&bytes, 100_000), Ok(message));
@@ -359,7 +353,7 @@ mod tests {
     #[test]
     fn a_stranger_cannot_make_a_member_wait_for_gigabytes() {
         let hello =
-            sent(&Message::Commit { step: 1, total: Arc::new(vec![0.0; 9]), spent: Spent::default() });
+            sent(&Message::Commit { step: 1, total: Arc::new(vec![0.0; 9].into()), spent: Spent::default() });
         let refused = Err("not a message of a member".to_string());
         assert_eq!(read(&hello, 8), refused);
         assert_eq!(read(b"GET / HTTP/1.1\r\n\r\n", 8), refused);

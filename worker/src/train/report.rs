@@ -3,18 +3,26 @@
 use super::StepReport;
 use super::members::Membership;
 use crate::args::TrainArgs;
-use crate::checkpoint::Record;
+use crate::checkpoint::{Place, Record, unix_ms};
 use crate::contract::Contract;
 use crate::data::Dataset;
 use crate::status::{State, Status, StatusFile};
+use serde::Serialize;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// `status.json`, and lines for people.
+/// Name of the file beside the checkpoints that has a line for every step.
+const CURVE: &str = "steps.jsonl";
+
+/// `status.json`, the curve of the loss, and lines for people.
 pub struct Report {
     file: StatusFile,
     status: Status,
     has_checkpoints: bool,
+    /// Where the curve is to stand, and what has become of it.
+    curve: Option<(PathBuf, Option<File>)>,
     /// Tokens of a step.
     step_tokens: u64,
     /// Tokens and files of the data.
@@ -24,6 +32,17 @@ pub struct Report {
     /// It led when the last line was printed.
     led: bool,
     said: bool,
+}
+
+/// A line of the curve.
+#[derive(Serialize)]
+struct Point {
+    step: u64,
+    loss: f32,
+    gradient_norm: f32,
+    learning_rate: f32,
+    /// When it was done, in milliseconds since the Unix epoch.
+    at_ms: u64,
 }
 
 impl Report {
@@ -36,6 +55,10 @@ impl Report {
                 ..Status::default()
             },
             has_checkpoints: args.checkpoint_dir.is_some(),
+            curve: match args.place() {
+                Ok(Some(Place::Directory(directory))) => Some((directory.join(CURVE), None)),
+                _ => None,
+            },
             step_tokens: (args.batch * args.context) as u64,
             data: (0, 0),
             since: (Instant::now(), 0),
@@ -89,6 +112,9 @@ impl Report {
             self.line(&format!("leads from step {} on", step.step));
         }
         self.led = leads;
+        if leads {
+            self.draw(step);
+        }
         if first || step.step == total || Duration::from_secs(1) <= elapsed {
             let tokens = step.step.saturating_sub(self.since.1) * self.step_tokens;
             let speed = tokens as f64 / elapsed.as_secs_f64().max(1e-9);
@@ -108,6 +134,27 @@ impl Report {
         self.status.spent = Some(step.spent);
         self.status.checkpoint_step = saved;
         self.file.update(&self.status);
+    }
+
+    /// Adds a step to the curve. Where that cannot be written the training goes on without it.
+    fn draw(&mut self, step: &StepReport) {
+        let &StepReport { step, loss, gradient_norm, learning_rate, .. } = step;
+        let Some((path, file)) = &mut self.curve else { return };
+        let point = Point { step, loss, gradient_norm, learning_rate, at_ms: unix_ms() };
+        let line = serde_json::to_string(&point).expect("plain fields") + "\n";
+        let written = match file {
+            Some(file) => file.write_all(line.as_bytes()),
+            None => OpenOptions::new().create(true).append(true).open(&*path).and_then(|mut opened| {
+                opened.write_all(line.as_bytes())?;
+                *file = Some(opened);
+                Ok(())
+            }),
+        };
+        if let Err(error) = written {
+            let path = path.display().to_string();
+            self.curve = None;
+            self.line(&format!("the curve of the loss ends at step {}: {path}: {error}", step - 1));
+        }
     }
 
     /// The newest checkpoint may be another one by now.

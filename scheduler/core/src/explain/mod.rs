@@ -101,12 +101,17 @@ pub enum Verdict {
     Label { key: Name, value: Name },
     /// It is in no domain of a level that is required.
     NoDomain(Level),
+    /// It has nothing that runs containers.
+    NoEngine,
     /// It has no device that would do.
     NoDevice,
     /// It has too few devices that would do, even when all are healthy and free.
     FewDevices { has: u32, wants: u32 },
     /// It has enough such devices, but no island of them that is large enough, even when all are free.
     FewLinked { has: u32, wants: u32 },
+    /// Parts of its devices are kept apart no better than that.
+    #[allow(missing_docs)]
+    Isolation { has: Isolation, wants: Isolation },
     /// It would do, but `out` of its devices take no new work; `why` says so of each kind of reason.
     Faults { out: u32, of: u32, wants: u32, why: String },
     /// It would do, but devices are held by jobs.
@@ -198,6 +203,7 @@ pub enum Change {
         from: Vendor,
     },
     Labels,
+    Image,
     Topology {
         from: Level,
     },
@@ -205,6 +211,10 @@ pub enum Change {
         from: Level,
     },
     Island,
+    Isolation {
+        from: Isolation,
+        to: Isolation,
+    },
     /// In milliseconds.
     TimeLimit {
         from: Option<u64>,
@@ -324,16 +334,24 @@ fn idle_verdict(node: &Node, job: &Job, role: &Role) -> Verdict {
     if let Some(level) = levels.into_iter().find(|level| level.domain_of(node).is_none()) {
         return Verdict::NoDomain(level.clone());
     }
+    if request.image.is_some() && node.inventory.engine.is_empty() {
+        return Verdict::NoEngine;
+    }
     let mut short = None;
     for want in &request.devices {
         let (has, linked) = most_alike(node, want, |_| true);
         let wants = u32::from(want.count);
-        if wants <= has && wants <= linked {
+        let isolation = node.inventory.isolation_for(want).unwrap_or(Isolation::Hard);
+        let is_apart = want.slice.is_none() || want.isolation <= isolation;
+        if wants <= has && wants <= linked && is_apart {
             short = None;
             break;
         }
         let verdict = match has {
             0 => Verdict::NoDevice,
+            _ if wants <= has && wants <= linked => {
+                Verdict::Isolation { has: isolation, wants: want.isolation }
+            }
             _ if has < wants => Verdict::FewDevices { has, wants },
             _ => Verdict::FewLinked { has: linked, wants },
         };
@@ -502,6 +520,14 @@ fn change(free: &mut Free, job: &Job) -> Option<Change> {
     {
         return Some(Change::Island);
     }
+    if let Some(from) = request.devices.iter().map(|want| want.isolation).max() {
+        let weaker = Isolation::ALL.iter().rev().map(|(isolation, _)| *isolation).filter(|it| *it < from);
+        for to in weaker {
+            if fits(&|role| each_device(&|d| d.isolation = d.isolation.min(to), role)) {
+                return Some(Change::Isolation { from, to });
+            }
+        }
+    }
     let cpus = largest(u64::from(request.cpus_milli / 1000), &|cpus| {
         fits(&|role| role.request.cpus_milli = role.request.cpus_milli.min(1000 * cpus as u32))
     });
@@ -553,7 +579,11 @@ fn change(free: &mut Free, job: &Job) -> Option<Change> {
         return Some(Change::Vendor { from });
     }
     let labelled = !request.labels.is_empty();
-    (labelled && fits(&|role| role.request.labels.clear())).then_some(Change::Labels)
+    if labelled && fits(&|role| role.request.labels.clear()) {
+        return Some(Change::Labels);
+    }
+    let contained = request.image.is_some();
+    (contained && fits(&|role| role.request.image = None)).then_some(Change::Image)
 }
 
 /// The largest value below `from` that fits, if smaller values fit whenever larger ones do.

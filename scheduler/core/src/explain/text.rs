@@ -211,12 +211,16 @@ impl fmt::Display for Verdict {
             }
             Verdict::Label { key, value } => write!(f, "lacks the label {key}={value}"),
             Verdict::NoDomain(level) => write!(f, "lacks the label {level}"),
+            Verdict::NoEngine => f.write_str("has no container engine"),
             Verdict::NoDevice => f.write_str("has no such device"),
             Verdict::FewLinked { has, wants } => {
                 write!(f, "has {has} such devices in one island, a rank wants {wants}")
             }
             Verdict::LinkedBusy { free, wants } => {
                 write!(f, "{free} such devices are free in one island, a rank wants {wants}")
+            }
+            Verdict::Isolation { has, wants } => {
+                write!(f, "keeps slices of such devices apart by {has} limits, a rank wants {wants} ones")
             }
             Verdict::FewDevices { has, wants } => write!(f, "has {has} such devices, a rank wants {wants}"),
             Verdict::Faults { out, of, wants, why } => {
@@ -270,8 +274,10 @@ impl fmt::Display for Change {
             Change::Model { from } => write!(f, "another model than {from}"),
             Change::Vendor { from } => write!(f, "another vendor than {from}"),
             Change::Labels => f.write_str("no required labels"),
+            Change::Image => f.write_str("no image"),
             Change::Topology { from } => write!(f, "ranks in more than one {from}"),
             Change::Apart { from } => write!(f, "several ranks in one {from}"),
+            Change::Isolation { from, to } => write!(f, "{to} isolation instead of {from}"),
             Change::Island => f.write_str("devices of several islands"),
             Change::TimeLimit { from, to } => {
                 write!(f, "a time limit of {}", duration(*to))?;

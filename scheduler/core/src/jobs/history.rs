@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::cluster::Cluster;
 use crate::effect::{Effect, Record};
+use crate::event::Spent;
 use crate::jobs::{Job, Jobs, Outcome, Phase};
 use crate::types::*;
 
@@ -27,6 +28,8 @@ pub struct Totals {
     pub device_ms: u64,
     /// The part of it that attempts which were placed again had spent since their last checkpoint.
     pub lost_device_ms: u64,
+    /// Of all trainings.
+    pub spent: Spent,
 }
 
 /// Jobs that have ended. Derived from the jobs, but for `retired`.
@@ -57,15 +60,15 @@ impl Totals {
 
     /// Counts others as well.
     pub fn merge(&mut self, other: &Totals) {
-        let Totals { succeeded, failed, unreachable, cancelled, timed_out, device_ms, lost_device_ms } =
-            other;
+        let Totals { succeeded, failed, unreachable, cancelled, timed_out, .. } = other;
         self.succeeded += succeeded;
         self.failed += failed;
         self.unreachable += unreachable;
         self.cancelled += cancelled;
         self.timed_out += timed_out;
-        self.device_ms += device_ms;
-        self.lost_device_ms += lost_device_ms;
+        self.device_ms += other.device_ms;
+        self.lost_device_ms += other.lost_device_ms;
+        self.spent.add(&other.spent);
     }
 
     /// Counts a job, if it has ended.
@@ -80,6 +83,7 @@ impl Totals {
         } += 1;
         self.device_ms += job.usage.device_ms;
         self.lost_device_ms += job.usage.lost_device_ms;
+        self.spent.add(&job.usage.spent);
     }
 }
 

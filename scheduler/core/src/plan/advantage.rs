@@ -147,6 +147,7 @@ mod tests {
         model: None,
         memory_bytes: 0,
         slice: None,
+        isolation: Isolation::Advisory,
         one_island: false,
     };
 

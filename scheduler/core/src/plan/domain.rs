@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::fit::{Free, Misfit, Seek, has_labels};
+use super::fit::{Free, Misfit, Seek, suits};
 use super::score::Take;
 use crate::cluster::Cluster;
 use crate::jobs::Job;
@@ -95,10 +95,10 @@ impl<'n> Domain<'n> {
     }
 }
 
-/// Whether a rank of the role may be on the node by its labels.
+/// Whether a rank of the role may be on the node by its labels and its engine.
 pub(super) fn may_stand(node: &Node, role: &Role) -> bool {
     let apart = |level: &Level| level.domain_of(node).is_some();
-    has_labels(node, &role.request) && role.standing.apart.as_ref().is_none_or(apart)
+    suits(node, &role.request) && role.standing.apart.as_ref().is_none_or(apart)
 }
 
 /// Seeks a placement in one domain of the level, and of the other one, if there is one. First in the domain that has

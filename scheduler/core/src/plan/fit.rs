@@ -329,6 +329,7 @@ impl<'s, 'a> Search<'s, 'a> {
                 let number = first + ranks.len();
                 let fits = allowed(id)
                     && may_stand(node, role)
+                    && devices.is_none_or(|want| isolates(node, want))
                     && stand.takes(node)
                     && free_port(node, free, job, number).is_some();
                 let bar = if fits { cluster.reservations().bar(job, id, *at) } else { None };
@@ -375,8 +376,19 @@ impl<'s, 'a> Search<'s, 'a> {
     }
 }
 
-pub(super) fn has_labels(node: &Node, request: &Request) -> bool {
-    request.labels.iter().all(|(key, value)| node.inventory.labels.get(key) == Some(value))
+/// Whether a node has what is asked of it as a whole: its labels, and an engine if there is an image.
+pub(super) fn suits(node: &Node, request: &Request) -> bool {
+    (request.image.is_none() || !node.inventory.engine.is_empty())
+        && request.labels.iter().all(|(key, value)| node.inventory.labels.get(key) == Some(value))
+}
+
+/// Whether a node keeps what is asked of a device apart as well as is asked: each of its devices that will do.
+///
+/// All, so that what is counted by class stays true; the devices of a class on one node hardly ever differ in it.
+pub(super) fn isolates(node: &Node, want: &DeviceRequest) -> bool {
+    want.slice.is_none()
+        || want.isolation == Isolation::Advisory
+        || node.inventory.isolation_for(want).is_none_or(|least| want.isolation <= least)
 }
 
 /// What ranks count against their queue, in thousandths of a device.
@@ -432,7 +444,7 @@ impl<'a> Free<'a> {
         }
         for node in freed {
             let takes = |(_, request): &(u32, Request)| {
-                has_labels(cluster.nodes().get(*node), request) && room.takes(*node, request)
+                suits(cluster.nodes().get(*node), request) && room.takes(*node, request)
             };
             let is_kept = |job: &Job| kept.keeps(cluster, taken, job, *node).is_some();
             let fit: Vec<Arc<Shape>> =

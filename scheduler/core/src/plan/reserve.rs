@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::fit::{Taken, has_labels};
+use super::fit::{Taken, isolates, suits};
 use super::preempt;
 use crate::cluster::Cluster;
 use crate::emptying::SoonestFirst;
@@ -485,7 +485,7 @@ fn fills(node: &Node, spec: &JobSpec) -> bool {
 
 /// How many ranks an idle node takes.
 pub(super) fn ranks_when_idle(node: &Node, request: &Request) -> u32 {
-    if !has_labels(node, request) {
+    if !suits(node, request) {
         return 0;
     }
     let fits = |has: u64, wants: u64| has.checked_div(wants).unwrap_or(u32::MAX.into());
@@ -498,7 +498,7 @@ pub(super) fn ranks_when_idle(node: &Node, request: &Request) -> u32 {
         let all = node.inventory.devices.iter().zip(0u16..);
         all.filter(|(_, index)| node.device_takes_work(*index)).map(|(device, _)| device)
     };
-    let best = request.devices.iter().map(|want| {
+    let best = request.devices.iter().filter(|want| isolates(node, want)).map(|want| {
         let is_linked = want.one_island && 1 < want.count;
         let mut classes: BTreeMap<&DeviceClass, BTreeMap<Option<u16>, u64>> = BTreeMap::new();
         for device in healthy().filter(|device| want.accepts(&device.class)) {

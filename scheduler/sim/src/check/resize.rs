@@ -34,11 +34,14 @@ impl Sim {
             let has = |want: &DeviceRequest| {
                 let fit =
                     |device: &&Device| device.fault.is_none() && device.class == to && want.accepts(&to);
+                let is_apart = |least| want.slice.is_none() || want.isolation <= least;
                 !want.one_island
+                    && node.inventory.isolation_for(want).is_none_or(is_apart)
                     && usize::from(want.count) <= node.inventory.devices.iter().filter(fit).count()
             };
             request.cpus_milli <= node.inventory.cpus_milli
                 && request.memory_bytes <= node.inventory.memory_bytes
+                && (request.image.is_none() || !node.inventory.engine.is_empty())
                 && request.labels.iter().all(|(key, value)| node.inventory.labels.get(key) == Some(value))
                 && request.devices.iter().any(has)
         };

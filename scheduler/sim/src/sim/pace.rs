@@ -58,7 +58,11 @@ impl Sim {
         let (own, incarnation) = (it.clock(now), it.incarnation);
         let (step, total_steps) = (counting.step(now), counting.total);
         if let Some(agent) = &mut it.agent {
-            agent.on_progress(own, worker, Progress { step, total_steps, rate_milli: counting.rate_milli });
+            agent.on_progress(
+                own,
+                worker,
+                Progress { step, total_steps, rate_milli: counting.rate_milli, spent: None },
+            );
             self.wake(machine);
         }
         self.push(Time(now.0 + PROGRESS_MS), Pending::Progress { machine, incarnation, worker });

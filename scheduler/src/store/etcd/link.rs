@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{
-    Client, ConnectOptions, Error, GetOptions, GetResponse, KvClient, Txn, TxnOp, TxnResponse,
+    Certificate, Client, ConnectOptions, Error, GetOptions, GetResponse, Identity, KvClient, TlsOptions, Txn,
+    TxnOp, TxnResponse,
 };
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Code;
@@ -27,10 +28,10 @@ pub struct Link {
 }
 
 impl Link {
-    /// Prepares the connection. Whether anybody answers shows when something is asked.
+    /// Prepares the connection. Whether anybody answers shows when something is asked; a user is let in at once.
     ///
     /// # Errors
-    /// When no thread can be started.
+    /// When no thread can be started, a certificate is none, or the user is not let in.
     pub fn open(address: &EtcdAddress) -> Result<Arc<Link>, StoreError> {
         let path = address.to_string();
         let failed = |cause: String| StoreError::Failed { path: path.clone(), cause };
@@ -40,14 +41,26 @@ impl Link {
             .enable_all()
             .build()
             .map_err(|error| failed(error.to_string()))?;
-        let options = ConnectOptions::new()
+        let access = &address.access;
+        let mut options = ConnectOptions::new()
             .with_connect_timeout(Duration::from_secs(1))
             .with_keep_alive(Duration::from_secs(2), Duration::from_secs(2))
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);
-        let members: Vec<String> = address.members.iter().map(|member| format!("http://{member}")).collect();
-        let connect = async move { Client::connect(members, Some(options)).await };
-        let client = wait(&runtime, connect).map_err(|error| failed(error.to_string()))?;
+        if let Some((user, password)) = &access.user {
+            options = options.with_user(user, password).with_auto_token_refresh(true);
+        }
+        if let Some(ca) = &access.ca {
+            let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(ca));
+            if let Some((certificate, key)) = &access.identity {
+                tls = tls.identity(Identity::from_pem(certificate, key));
+            }
+            options = options.with_tls(tls);
+        }
+        let scheme = if access.ca.is_some() { "https" } else { "http" };
+        let members: Vec<String> =
+            address.members.iter().map(|member| format!("{scheme}://{member}")).collect();
+        let client = wait(&runtime, connect(members, options, path.clone()))?;
         let kv = client.kv_client().max_decoding_message_size(MAX_ANSWER);
         Ok(Arc::new(Link { runtime: Some(runtime), client, kv, path }))
     }
@@ -131,6 +144,24 @@ impl Drop for Link {
     fn drop(&mut self) {
         // The last owner may be in a thread that must not wait.
         self.runtime.take().expect("there is one drop").shutdown_background();
+    }
+}
+
+/// Prepares a client. That asks for nothing but whether its user is let in.
+async fn connect(members: Vec<String>, options: ConnectOptions, path: String) -> Result<Client, StoreError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Client::connect(&members, Some(options.clone())).await {
+            Ok(client) => return Ok(client),
+            Err(error) if is_refusal(&error) => {
+                return Err(StoreError::Failed { path, cause: text(&error) });
+            }
+            Err(error) if deadline < Instant::now() => {
+                let cause = format!("{}; tried for {} s", text(&error), PATIENCE.as_secs());
+                return Err(StoreError::Away { path, cause });
+            }
+            Err(_) => sleep(Duration::from_millis(320)).await,
+        }
     }
 }
 

@@ -47,6 +47,7 @@ fn inventory(rng: &mut Rng) -> Inventory {
         speed_milli: 1000,
         speed_source: "".into(),
         number: 0,
+        isolation: Isolation::Advisory,
         island: linked.then_some(at as u16 / size),
     };
     Inventory {
@@ -71,6 +72,7 @@ fn request(rng: &mut Rng) -> Request {
         model,
         memory_bytes: 0,
         slice: (rng.below(2) == 0 && slice != Slice::default()).then_some(slice),
+        isolation: Isolation::Advisory,
         one_island: rng.below(3) == 0,
     };
     Request {
@@ -78,6 +80,7 @@ fn request(rng: &mut Rng) -> Request {
         cpus_milli: rng.pick(&[0, 1_000, 4_000, 9_000, 30_000]),
         memory_bytes: rng.pick(&[0, 1, 40]) * GIB,
         labels: Vec::new(),
+        image: None,
     }
 }
 

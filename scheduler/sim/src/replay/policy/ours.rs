@@ -73,6 +73,7 @@ impl<'a> Ours<'a> {
                 speed_milli: 1000,
                 speed_source: "".into(),
                 number: 0,
+                isolation: Isolation::Advisory,
                 island: None,
             });
             let inventory = Inventory {
@@ -82,6 +83,7 @@ impl<'a> Ours<'a> {
                 address: node.name.clone(),
                 ports: Ports { first: 20_000, last: 29_999 },
                 labels: BTreeMap::new(),
+                engine: "".into(),
             };
             ours.nodes.push(Agent {
                 name: node.name.clone(),
@@ -206,7 +208,8 @@ fn request(spec: &Spec) -> Request {
     } else {
         spec.wants.iter().map(|want| device(want.vendor, want.model.clone())).collect()
     };
-    Request { devices, cpus_milli: spec.cpus_milli, memory_bytes: spec.memory_bytes, labels: Vec::new() }
+    let (cpus_milli, memory_bytes) = (spec.cpus_milli, spec.memory_bytes);
+    Request { devices, cpus_milli, memory_bytes, ..Request::default() }
 }
 
 impl Replayed for Ours<'_> {

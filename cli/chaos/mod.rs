@@ -1,5 +1,7 @@
 //! `aquifer chaos`: what failures cost a training, on a pool of its own.
 
+mod curve;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,24 +9,28 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use aquifer_proto::v1;
-use aquifer_worker::checkpoint::Record;
+use aquifer_worker::checkpoint::{Record, unix_ms};
 use aquifer_worker::random::Random;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 
 use crate::client::Global;
 use crate::job_file::Span;
-use crate::output::{Output, Side, Table, aside};
+use crate::output::{Failure, Output, Side, Table, aside};
 use crate::trial::Trial;
 use crate::view::Spent;
 use crate::{settings, submit, units};
+use curve::{Curve, quantile};
 
 /// See what failures cost a training: the same one without and with workers that are killed
 ///
 /// Starts a pool of its own on loopback, trains a model once undisturbed and once while workers fail at random times, and
 /// compares time and result. Leaves nothing behind.
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Examples:\n  aquifer chaos --mtbf 5s\n  aquifer chaos --hang 3s --mtbf 10s --json")]
+#[command(
+    after_help = "Examples:\n  aquifer chaos --mtbf 5s --ranks 5 --spares 1\n  aquifer chaos --hang 3s --mtbf 10s --json
+  aquifer chaos --everything --mtbf 20s --checkpoint-every 1\n  aquifer chaos --slow 3"
+)]
 pub struct Args {
     /// Mean time between two failures, over all workers
     #[arg(long, value_name = "TIME", default_value = "5s")]
@@ -32,9 +38,18 @@ pub struct Args {
     /// Workers do not die but stand still for so long (SIGSTOP, then SIGCONT)
     #[arg(long, value_name = "TIME")]
     pub hang: Option<Span<100, 1>>,
+    /// Nobody dies, but one worker is given so many times less of the processor than the others
+    #[arg(long, value_name = "FACTOR", conflicts_with_all = ["hang", "everything"], value_parser = clap::value_parser!(u32).range(2..=20))]
+    pub slow: Option<u32>,
+    /// All dies at once: scheduler, agent and workers; and is started again at once
+    #[arg(long, conflicts_with = "hang")]
+    pub everything: bool,
     /// Workers
     #[arg(long, value_name = "RANKS", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub ranks: u32,
+    /// Workers, of these, that compute nothing unless another one is missing
+    #[arg(long, value_name = "RANKS", default_value_t = 0)]
+    pub spares: u32,
     /// Steps of the training
     #[arg(long, value_name = "STEPS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub steps: u64,
@@ -67,6 +82,14 @@ struct Run {
     time_ms: u64,
     /// Where the time of all went.
     spent: Spent,
+    /// Steps that were computed more than once.
+    repeated: u64,
+    /// What a step took in which something failed, beyond the usual, in milliseconds, the shortest first.
+    stalls_ms: Vec<u64>,
+    /// Where everything was killed: from the start of the pool to the end of the next step, likewise.
+    resumed_ms: Vec<u64>,
+    #[serde(skip)]
+    curve: Curve,
 }
 
 #[derive(Serialize)]
@@ -77,11 +100,23 @@ struct Report {
     kept: f64,
     /// What a failure cost, in milliseconds.
     cost_ms: f64,
+    /// The losses of all steps, the weights and the moments are the same.
     same_bits: bool,
 }
 
+/// A pool of one node.
+const NODE: &str = "chaos";
+const DAEMON: [&str; 4] = ["--devices", "cpu:0", "--ports", "22000-22999"];
+
 /// Runs both, and prints how they compare.
 pub fn run(args: &Args, global: &Global) -> Result<()> {
+    if args.ranks <= args.spares {
+        let sentence = format!("--spares is {}; it is less than --ranks, {}", args.spares, args.ranks);
+        return Err(Failure::usage(sentence, "Give more ranks, or fewer spares.").into());
+    }
+    if args.slow.is_some() && args.ranks == 1 {
+        return Err(Failure::usage("--slow with one rank: there is nobody to compare it with", "").into());
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let mut trial = Trial::new("chaos", global)?;
@@ -104,26 +139,28 @@ async fn compare(args: &Args, trial: &mut Trial) -> Result<Report> {
         None => crate::demo::texts(&trial.directory)?,
     };
     trial.start_scheduler(&[]).await?;
-    trial.start_agent("chaos", &["--devices", "cpu:0", "--ports", "22000-22999"]).await?;
+    trial.start_agent(NODE, &DAEMON).await?;
     let undisturbed = train(args, trial, &data, None).await?;
     let disturbed = train(args, trial, &data, Some(Random::new(args.seed))).await?;
     let kept = undisturbed.time_ms as f64 / disturbed.time_ms.max(1) as f64;
     let extra = disturbed.time_ms as f64 - undisturbed.time_ms as f64;
     let cost_ms = extra / disturbed.failures.max(1) as f64;
-    let same_bits = same_bits(args, trial)?;
+    let same_bits = undisturbed.curve.same_losses(&disturbed.curve) && same_state(args, trial)?;
     Ok(Report { undisturbed, disturbed, kept, cost_ms, same_bits })
 }
 
-async fn train(args: &Args, trial: &Trial, data: &Path, mut random: Option<Random>) -> Result<Run> {
+async fn train(args: &Args, trial: &mut Trial, data: &Path, mut random: Option<Random>) -> Result<Run> {
     let name = if random.is_none() { "undisturbed" } else { "disturbed" };
-    let job = submit(args, trial, data, name).await?;
+    let slow = args.slow.filter(|_| random.is_some());
+    let job = submit(args, trial, data, name, slow).await?;
     let mut next = |after: Instant| {
-        let random = random.as_mut()?;
+        let random = random.as_mut().filter(|_| args.slow.is_none())?;
         // The time between failures that do not know of each other.
         let wait = -(1.0 - random.unit()).ln() * args.mtbf.0 as f64;
         Some((after + Duration::from_millis(wait as u64), random.bits()))
     };
-    let (mut begun, mut failures, mut due, mut told) = (false, 0, None, 0);
+    let (mut begun, mut due, mut told) = (false, None, 0);
+    let (mut failures, mut starts) = (Vec::new(), Vec::new());
     let mut hung: BTreeMap<Instant, i32> = BTreeMap::new();
     loop {
         let view = trial.client().get(v1::GetRequest { job }).await?.into_inner();
@@ -135,7 +172,7 @@ async fn train(args: &Args, trial: &Trial, data: &Path, mut random: Option<Rando
         }
         if told + args.steps / 10 <= step {
             told = step;
-            aside(format!("{name}: step {step}/{}, {failures} failures", args.steps));
+            aside(format!("{name}: step {step}/{}, {} failures", args.steps, failures.len()));
         }
         match view.state() {
             v1::JobState::Succeeded => break,
@@ -153,15 +190,25 @@ async fn train(args: &Args, trial: &Trial, data: &Path, mut random: Option<Rando
             let running = view.ranks.iter().filter(|rank| rank.state() == v1::RankState::Running);
             let pids: Vec<i32> =
                 running.filter_map(|rank| trial.worker_pid(job, view.attempt, rank)).collect();
-            if let Some(victim) = pids.get(choice as usize % pids.len().max(1)) {
-                match &args.hang {
-                    None => signal(*victim, Signal::KILL),
-                    Some(time) => {
-                        signal(*victim, Signal::STOP);
-                        hung.insert(now + Duration::from_millis(time.0), *victim);
-                    }
+            let victim = pids.get(choice as usize % pids.len().max(1)).copied();
+            match (victim, &args.hang) {
+                (None, _) => (),
+                (Some(_), _) if args.everything => {
+                    failures.push(unix_ms());
+                    trial.kill_everything().await?;
+                    starts.push(unix_ms());
+                    trial.start_scheduler(&[]).await?;
+                    trial.start_agent(NODE, &DAEMON).await?;
                 }
-                failures += 1;
+                (Some(victim), None) => {
+                    failures.push(unix_ms());
+                    signal(victim, Signal::KILL);
+                }
+                (Some(victim), Some(time)) => {
+                    failures.push(unix_ms());
+                    signal(victim, Signal::STOP);
+                    hung.insert(now + Duration::from_millis(time.0), victim);
+                }
             }
             due = next(now);
         }
@@ -172,11 +219,14 @@ async fn train(args: &Args, trial: &Trial, data: &Path, mut random: Option<Rando
     let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let record: Record = serde_json::from_slice(&text)?;
     let time_ms = (record.spent.sum_us() - record.spent.start_us) / 1000;
-    Ok(Run { failures, time_ms, spent: Spent::from(&record.spent) })
+    let curve = Curve::read(&checkpoints(trial, name).join("steps.jsonl"))?;
+    let (stalls_ms, resumed_ms) = (curve.stalls_ms(&failures), curve.until_next_ms(&starts));
+    let (failures, repeated) = (failures.len() as u64, curve.repeated());
+    Ok(Run { failures, time_ms, spent: Spent::from(&record.spent), repeated, stalls_ms, resumed_ms, curve })
 }
 
 /// Whether weights and moments of both are the same.
-fn same_bits(args: &Args, trial: &Trial) -> Result<bool> {
+fn same_state(args: &Args, trial: &Trial) -> Result<bool> {
     let files = |run: &str, file: &str| {
         let path = last_checkpoint(args, trial, run).join(file);
         fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
@@ -196,7 +246,8 @@ fn checkpoints(trial: &Trial, name: &str) -> PathBuf {
     trial.directory.join(format!("checkpoints-{name}"))
 }
 
-async fn submit(args: &Args, trial: &Trial, data: &Path, name: &str) -> Result<u64> {
+/// `slow`: so many times less of the processor for one of the workers.
+async fn submit(args: &Args, trial: &Trial, data: &Path, name: &str, slow: Option<u32>) -> Result<u64> {
     let options = v1::Train {
         data: data.to_string_lossy().into_owned(),
         model: args.model.clone(),
@@ -205,16 +256,27 @@ async fn submit(args: &Args, trial: &Trial, data: &Path, name: &str) -> Result<u
         context: 128,
         seed: 1,
         checkpoint_every: args.checkpoint_every,
+        spares: args.spares,
         ..v1::Train::default()
     };
-    let program = Some(v1::role::Program::Train(options));
     let cores = aquifer_agent::host::Host::read().cores.len() as u32;
-    let request = Some(v1::Request { cpus_milli: cores * 1000 / args.ranks, ..v1::Request::default() });
-    let role = v1::Role { ranks: args.ranks, min_ranks: Some(1), request, program, ..v1::Role::default() };
+    let each = cores * 1000 / (args.ranks - args.spares);
+    let role = |ranks, cpus_milli| v1::Role {
+        name: format!("at{cpus_milli}"),
+        ranks,
+        min_ranks: (slow.is_none() && 1 < ranks).then_some(1),
+        request: Some(v1::Request { cpus_milli, ..v1::Request::default() }),
+        program: Some(v1::role::Program::Train(options.clone())),
+        ..v1::Role::default()
+    };
+    let roles = match slow {
+        None => vec![role(args.ranks, each)],
+        Some(factor) => vec![role(args.ranks - 1, each), role(1, each / factor)],
+    };
     let spec = v1::JobSpec {
         name: name.into(),
         user: submit::user(),
-        roles: vec![role],
+        roles,
         retries: 1000,
         checkpoint_dir: Some(checkpoints(trial, name).to_string_lossy().into_owned()),
         ..v1::JobSpec::default()
@@ -241,20 +303,49 @@ fn print(report: &Report, args: &Args, output: &Output) {
         ("RECOVERY", Side::Right),
         ("SLOW", Side::Right),
         ("LOST", Side::Right),
+        ("REPEATED", Side::Right),
     ]);
     for (name, run) in [("undisturbed", &report.undisturbed), ("disturbed", &report.disturbed)] {
         let Spent { steps_ms, recovery_ms, slow_ms, lost_ms, .. } = run.spent;
         let seconds = |ms: u64| format!("{:.1} s", ms as f64 / 1e3);
         let times = [run.time_ms, steps_ms, recovery_ms, slow_ms, lost_ms].map(seconds);
         let [time, steps, recovery, slow, lost] = times;
-        table.row([name.into(), run.failures.to_string(), time, steps, recovery, slow, lost]);
+        let (failures, repeated) = (run.failures.to_string(), run.repeated.to_string());
+        table.row([name.into(), failures, time, steps, recovery, slow, lost, repeated]);
     }
     output.text(table.plain(output));
-    output.text(format!(
-        "\n{:.1} % of the speed is kept with a failure every {}; each cost {:.0} ms. The weights {}.",
-        100.0 * report.kept,
-        units::duration(args.mtbf.0),
+    output.text(format!("\n{}", sentence(report, args)));
+    output.text(match report.same_bits {
+        true => "The losses of all steps, the weights and the moments have the same bits.",
+        false => "Losses, weights or moments differ.",
+    });
+}
+
+/// What it comes down to.
+fn sentence(report: &Report, args: &Args) -> String {
+    let Report { disturbed, undisturbed, kept, .. } = report;
+    let percent = format!("{:.1} % of the speed is kept", 100.0 * kept);
+    if let Some(factor) = args.slow {
+        let ideal = (f64::from(args.ranks - 1) + 1.0 / f64::from(factor)) / f64::from(args.ranks);
+        return format!(
+            "{percent} where one of {} workers is {factor} times slower: {:.1} % of the {:.1} % that are there.",
+            args.ranks,
+            100.0 * kept / ideal,
+            100.0 * ideal,
+        );
+    }
+    let often = format!("{percent} with a failure every {}", units::duration(args.mtbf.0));
+    let spread = |times: &[u64]| (quantile(times, 0.5), quantile(times, 0.99));
+    if args.everything {
+        let (median, most) = spread(&disturbed.resumed_ms);
+        return format!(
+            "{often} of everything. The next step is done {median} ms after the start (median), {most} ms (p99).",
+        );
+    }
+    let (median, most) = spread(&disturbed.stalls_ms);
+    format!(
+        "{often}; each cost {:.0} ms. It stalled a step of {} ms by {median} ms (median), {most} ms (p99).",
         report.cost_ms,
-        if report.same_bits { "have the same bits" } else { "differ" },
-    ));
+        undisturbed.curve.usual_ms(),
+    )
 }

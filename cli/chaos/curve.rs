@@ -1,0 +1,125 @@
+//! What a training has written of its steps.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+/// A step that was done.
+#[derive(Clone, Copy, Debug, Deserialize)]
+struct Point {
+    step: u64,
+    loss: f32,
+    at_ms: u64,
+}
+
+/// The steps in the order in which they were done; one that was computed again is there again.
+#[derive(Debug, Default)]
+pub struct Curve {
+    points: Vec<Point>,
+}
+
+impl Curve {
+    /// Reads `steps.jsonl`. A line that a crash has cut off is left out.
+    ///
+    /// # Errors
+    /// Where the file cannot be read.
+    pub fn read(path: &Path) -> Result<Curve> {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let points = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+        Ok(Curve { points: points.collect() })
+    }
+
+    /// Whether both have the same steps with the same losses, those that were computed again included.
+    pub fn same_losses(&self, other: &Curve) -> bool {
+        let losses = |curve: &Curve| -> Option<BTreeMap<u64, u32>> {
+            let mut losses = BTreeMap::new();
+            for point in &curve.points {
+                let bits = point.loss.to_bits();
+                if *losses.entry(point.step).or_insert(bits) != bits {
+                    return None;
+                }
+            }
+            Some(losses)
+        };
+        losses(self).is_some_and(|own| Some(own) == losses(other))
+    }
+
+    /// Steps that were computed more than once.
+    pub fn repeated(&self) -> u64 {
+        let mut newest = 0;
+        let again = self.points.iter().filter(|point| {
+            let is_new = newest < point.step;
+            newest = newest.max(point.step);
+            !is_new
+        });
+        again.count() as u64
+    }
+
+    /// What a step takes: the median.
+    pub fn usual_ms(&self) -> u64 {
+        let mut times: Vec<u64> =
+            self.points.windows(2).map(|pair| pair[1].at_ms.saturating_sub(pair[0].at_ms)).collect();
+        times.sort_unstable();
+        quantile(&times, 0.5)
+    }
+
+    /// What each step took beyond the usual in which there was at least one of these failures, the shortest first.
+    pub fn stalls_ms(&self, failures: &[u64]) -> Vec<u64> {
+        let usual = self.usual_ms();
+        let stalled = self.points.windows(2).filter(|pair| {
+            let within = pair[0].at_ms..pair[1].at_ms;
+            failures.iter().any(|at| within.contains(at))
+        });
+        let mut stalls: Vec<u64> =
+            stalled.map(|pair| (pair[1].at_ms - pair[0].at_ms).saturating_sub(usual)).collect();
+        stalls.sort_unstable();
+        stalls
+    }
+
+    /// From each of these moments to the end of the next step, the shortest first.
+    pub fn until_next_ms(&self, moments: &[u64]) -> Vec<u64> {
+        let next = |at: &u64| Some(self.points.iter().find(|point| *at < point.at_ms)?.at_ms - at);
+        let mut times: Vec<u64> = moments.iter().filter_map(next).collect();
+        times.sort_unstable();
+        times
+    }
+}
+
+/// The value that a share of sorted ones does not exceed; 0 of none.
+pub fn quantile(sorted: &[u64], share: f64) -> u64 {
+    let place = (sorted.len() as f64 * share).ceil() as usize;
+    sorted.get(place.saturating_sub(1)).copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn curve(points: &[(u64, f32, u64)]) -> Curve {
+        Curve { points: points.iter().map(|&(step, loss, at_ms)| Point { step, loss, at_ms }).collect() }
+    }
+
+    #[test]
+    fn stalls_and_repeated_steps_are_seen() {
+        let smooth = [(1, 5.0, 100), (2, 4.0, 200), (3, 3.0, 300), (4, 2.0, 400)];
+        let rough = [(1, 5.0, 100), (2, 4.0, 200), (2, 4.0, 350), (3, 3.0, 450), (4, 2.0, 550)];
+        let (smooth, rough) = (curve(&smooth), curve(&rough));
+        assert_eq!((smooth.repeated(), rough.repeated(), rough.usual_ms()), (0, 1, 100));
+        assert_eq!(
+            (rough.stalls_ms(&[220, 230, 400]), rough.until_next_ms(&[220])),
+            (vec![0, 50], vec![130])
+        );
+        assert!(smooth.same_losses(&rough));
+        let other = curve(&[(1, 5.0, 1), (2, 4.0, 2), (2, 4.1, 3), (3, 3.0, 4), (4, 2.0, 5)]);
+        assert!(!smooth.same_losses(&other), "one state of step 2 is wrong");
+    }
+
+    #[test]
+    fn quantiles_are_values_that_occurred() {
+        assert_eq!([0.5, 0.99].map(|share| quantile(&[1, 2, 3], share)), [2, 3]);
+        assert_eq!(quantile(&[], 0.5), 0);
+    }
+}

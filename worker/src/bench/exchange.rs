@@ -1,0 +1,189 @@
+//! What it takes members of a training to add up a vector each and all have the sum: the protocol and the network of the
+//! trainer, with nothing to compute.
+
+use super::{Bound, Figure};
+use crate::elastic::{
+    Action, Event, Identity, Member, Message, Node, Outcome, PROTOCOL, Rank, Settings, Snapshot,
+};
+use crate::shards::Partial;
+use crate::train::Input;
+use crate::train::net::{Net, Outgoing};
+use crate::vector::Vector;
+use std::collections::VecDeque;
+use std::net::TcpListener;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+/// What [`exchange`] measures.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct ExchangeArgs {
+    /// Members, each with its own connection to the one that leads, on loopback
+    #[arg(long, default_value_t = 4)]
+    pub ranks: usize,
+
+    /// Length of the vector, in megabytes of f32
+    #[arg(long, value_name = "MB", default_value_t = 100)]
+    pub size: usize,
+
+    /// Sums that are measured, after two that are not
+    #[arg(long, default_value_t = 10)]
+    pub rounds: usize,
+}
+
+/// From the moment at which all have their vectors to that at which all have the sum.
+///
+/// # Errors
+/// Where the members do not find each other, or a sum is wrong.
+pub fn exchange(args: &ExchangeArgs) -> Result<Vec<Figure>, String> {
+    let listeners: Result<Vec<_>, _> = (0..args.ranks).map(|_| TcpListener::bind("127.0.0.1:0")).collect();
+    let listeners = listeners.map_err(|error| error.to_string())?;
+    let addresses: Result<Vec<_>, _> = listeners.iter().map(TcpListener::local_addr).collect();
+    let addresses = addresses.map_err(|error| error.to_string())?;
+    let members: Vec<Member> =
+        (0..).zip(&addresses).map(|(rank, at)| Member { rank, address: at.to_string() }).collect();
+    drop(listeners);
+    let (done, steps) = channel();
+    let results: Vec<Result<(), String>> = std::thread::scope(|scope| {
+        let run = |rank| {
+            let (members, done) = (members.clone(), done.clone());
+            scope.spawn(move || Peer::new(args, rank, &members)?.run(members, &done))
+        };
+        let threads: Vec<_> = (0..args.ranks).map(run).collect();
+        threads.into_iter().map(|thread| thread.join().expect("it does not panic")).collect()
+    });
+    drop(done);
+    results.into_iter().collect::<Result<(), String>>()?;
+    // A step is done when the last one has its sum.
+    let mut ends: Vec<Option<Instant>> = vec![None; args.rounds + 3];
+    for (step, at) in steps {
+        let end = &mut ends[step as usize];
+        *end = (*end).max(Some(at));
+    }
+    let ends: Vec<Instant> = ends.into_iter().flatten().collect();
+    let mut times: Vec<f64> = ends[1..].windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
+    times.sort_by(f64::total_cmp);
+    let (median, best) = (times[times.len() / 2], times[0]);
+    let bytes = args.size as f64 * 1e6;
+    Ok(vec![
+        Figure::new("sum, median", median * 1e3, "ms", Bound::None),
+        Figure::new("sum, best", best * 1e3, "ms", Bound::None),
+        Figure::new("size / time", bytes / median * 1e-9, "GB/s", Bound::None),
+    ])
+}
+
+struct Peer {
+    rank: Rank,
+    shards: usize,
+    floats: usize,
+    node: Node,
+    net: Net,
+    inputs: Receiver<Input>,
+    /// What the engine would tell.
+    told: VecDeque<Event>,
+    addresses: Vec<String>,
+}
+
+impl Peer {
+    fn new(args: &ExchangeArgs, rank: usize, members: &[Member]) -> Result<Peer, String> {
+        let (sender, inputs) = channel();
+        let floats = args.size * 1_000_000 / 4;
+        let net = Net::new(sender, floats);
+        let address = &members[rank].address;
+        net.listen(address, Duration::from_secs(5)).map_err(|error| format!("{address}: {error}"))?;
+        let rank = rank as Rank;
+        let node = Node::new(Settings {
+            identity: Identity {
+                protocol: PROTOCOL.into(),
+                job: "exchange".into(),
+                attempt: 1,
+                rank,
+                agreement: Vec::new(),
+            },
+            shards: args.ranks,
+            steps: args.rounds as u64 + 2,
+            checkpoint_every: None,
+            lanes: 1,
+            spares: 0,
+            is_fixed: false,
+            join: Duration::from_secs(20),
+            peer: Duration::from_secs(20),
+        });
+        let addresses = members.iter().map(|member| member.address.clone()).collect();
+        Ok(Peer { rank, shards: args.ranks, floats, node, net, inputs, told: VecDeque::new(), addresses })
+    }
+
+    fn run(mut self, members: Vec<Member>, done: &Sender<(u64, Instant)>) -> Result<(), String> {
+        let start = Instant::now();
+        self.told.push_back(Event::Members(members));
+        loop {
+            let event = match self.told.pop_front() {
+                Some(event) => event,
+                None => match self.inputs.recv_timeout(Duration::from_millis(5)) {
+                    Ok(Input::Net(heard)) => match self.net.event(heard) {
+                        Some(event) => event,
+                        None => continue,
+                    },
+                    _ => Event::Tick,
+                },
+            };
+            for action in self.node.handle(start.elapsed(), event) {
+                if let Some(outcome) = self.act(action, done)? {
+                    self.net.flush(Duration::from_secs(2));
+                    return match outcome {
+                        Outcome::Failed(reason) => Err(reason),
+                        Outcome::Done | Outcome::Stopped => Ok(()),
+                    };
+                }
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action, done: &Sender<(u64, Instant)>) -> Result<Option<Outcome>, String> {
+        match action {
+            Action::Dial(rank) => self.net.dial(self.addresses[rank as usize].clone()),
+            Action::Close(link) => self.net.close(link),
+            Action::Send(link, message) => self.net.send(link, Outgoing::Message(message)),
+            Action::SendState(link) => {
+                let step = self.node.step().unwrap_or(0);
+                let state = Snapshot { step, ..Snapshot::default() };
+                self.net.send(link, Outgoing::Message(Message::State(Box::new(state))));
+            }
+            Action::Load => self.told.push_back(Event::Ready(0)),
+            Action::Install(state) => self.told.push_back(Event::Ready(state.step)),
+            Action::Apply { step, total, .. } => {
+                let expected = (1..=self.shards).sum::<usize>() as f32;
+                for value in [total[0], total[self.floats - 1]] {
+                    if value != expected {
+                        return Err(format!("rank {} has {value} for {expected}", self.rank));
+                    }
+                }
+                _ = done.send((step, Instant::now()));
+            }
+            Action::Compute { step, shards } => {
+                let sums = shards.map(|shard| self.vector(shard)).collect();
+                self.told.push_back(Event::Computed(step, sums, Duration::from_millis(1)));
+            }
+            Action::Save(_) => (),
+            Action::Exit(outcome) => return Ok(Some(outcome)),
+        }
+        Ok(None)
+    }
+
+    /// The vector of a shard, of which only the ends are written anew.
+    fn vector(&self, start: usize) -> Partial {
+        let mut values = Vector::any(self.floats);
+        (values[0], values[self.floats - 1]) = (start as f32 + 1.0, start as f32 + 1.0);
+        Partial { start, size: 1, values }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_have_the_sum() {
+        let figures = exchange(&ExchangeArgs { ranks: 3, size: 1, rounds: 4 }).unwrap();
+        assert!(figures.iter().all(|figure| 0.0 < figure.value), "{figures:?}");
+    }
+}

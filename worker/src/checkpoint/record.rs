@@ -1,0 +1,120 @@
+//! What a checkpoint holds: the state of a training, and the record of where it stands.
+
+use super::CheckpointError;
+use crate::elastic::Spent;
+use crate::kernels::Precision;
+use crate::model::{Model, ModelConfig};
+use crate::safetensors::Written;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::SystemTime;
+
+/// The settings of a training, as `train.json` records them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)] // The names are the options'.
+pub struct Settings {
+    pub seed: u64,
+    pub batch: usize,
+    #[serde(default = "one")]
+    pub micro_batch: usize,
+    #[serde(default)]
+    pub precision: Precision,
+    pub context: usize,
+    pub steps: u64,
+    pub learning_rate: f32,
+    pub warmup: u64,
+    pub weight_decay: f32,
+    pub clip: f32,
+}
+
+fn one() -> usize {
+    1
+}
+
+/// `train.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Steps that are done.
+    pub step: u64,
+    /// Tokens that the model has learned from, repetitions included.
+    pub tokens_seen: u64,
+    /// Mean loss of the last step, in nats a token.
+    pub loss: f32,
+    /// The settings that led here.
+    #[serde(flatten)]
+    pub settings: Settings,
+    /// Tokens of the data.
+    pub data_tokens: usize,
+    /// CRC-32 of the data.
+    pub data_crc32: u32,
+    /// Where the time has gone that it took.
+    #[serde(default)]
+    pub spent: Spent,
+    /// When the checkpoint was written, in milliseconds since the Unix epoch.
+    #[serde(default)]
+    pub saved_at_ms: u64,
+    /// The large files beside this one.
+    #[serde(default)]
+    pub files: BTreeMap<String, Written>,
+}
+
+/// The state of a training between two steps.
+pub struct TrainingState {
+    /// The model.
+    pub model: Model,
+    /// AdamW's first moment of every parameter.
+    pub first: Vec<f32>,
+    /// AdamW's second moment of every parameter.
+    pub second: Vec<f32>,
+    /// Where the training stands.
+    pub record: Record,
+}
+
+impl TrainingState {
+    /// Its vectors: parameters, first and second moments.
+    pub fn vectors(&self) -> [&[f32]; 3] {
+        [&self.model.parameters, &self.first, &self.second]
+    }
+}
+
+impl Clone for TrainingState {
+    fn clone(&self) -> TrainingState {
+        let model = Model::with_parameters(self.model.config.clone(), self.model.parameters.clone());
+        let (first, second) = (self.first.clone(), self.second.clone());
+        TrainingState { model, first, second, record: self.record.clone() }
+    }
+}
+
+/// The time, in milliseconds since the Unix epoch.
+pub fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Compares what has to be the same for the continued training to be the same training.
+pub(super) fn same_training(
+    path: &Path,
+    theirs: (&Settings, &ModelConfig),
+    ours: (&Settings, &ModelConfig),
+) -> Result<(), CheckpointError> {
+    let describe = |(settings, config): (&Settings, &ModelConfig)| {
+        let mut fields = vec![
+            ("--seed".to_string(), settings.seed.to_string()),
+            ("--batch".to_string(), settings.batch.to_string()),
+            ("--micro-batch".to_string(), settings.micro_batch.to_string()),
+            ("--precision".to_string(), settings.precision.name().to_string()),
+            ("--context".to_string(), settings.context.to_string()),
+        ];
+        let value = serde_json::to_value(config).expect("plain fields");
+        let shape = value.as_object().expect("a struct").iter();
+        fields.extend(shape.map(|(name, value)| (format!("--model {name}"), value.to_string())));
+        fields
+    };
+    for ((field, theirs), (_, ours)) in describe(theirs).into_iter().zip(describe(ours)) {
+        if theirs != ours {
+            return Err(CheckpointError::Mismatch { path: path.to_path_buf(), field, theirs, ours });
+        }
+    }
+    Ok(())
+}
