@@ -209,6 +209,17 @@ impl Sim {
         }
     }
 
+    /// Whether a job, and all of its array, had retired when another was made of the same submission, and not too soon.
+    pub(crate) fn is_forgotten(&self, was: JobId, is: JobId) -> bool {
+        let (Some(first), Some(again)) = (self.store.ended.get(&was), self.store.job(is)) else {
+            return false;
+        };
+        let count = first.spec.array.map_or(1, |range| u64::from(range.count()));
+        let is_past =
+            |job: &Job| job.ended.is_some_and(|ended| ended + self.policy.keep_at_least <= again.submitted);
+        (was.0..was.0 + count).all(|id| self.store.ended.get(&JobId(id)).is_some_and(is_past))
+    }
+
     /// An answer, at the moment at which it leaves.
     pub(crate) fn check_answer(&self, id: u64, answer: &Result<Answer, Refusal>) {
         let Ok(Answer::Submitted { first, count, .. }) = answer else { return };
@@ -470,6 +481,7 @@ impl Sim {
             }
         }
         saw("scheduler restarted", self.term - 1);
+        saw("retired", self.store.ended.len() as u64);
         for client in &self.clients {
             match &client.answer {
                 Some(Ok(Answer::Submitted { repeated: true, .. })) => saw("answered as repeated", 1),
