@@ -307,16 +307,6 @@ impl Jobs {
         self.table.range(jobs).map(|(_, job)| &**job)
     }
 
-    /// Number of jobs ever accepted. Identities are `1..=len`.
-    pub fn len(&self) -> u64 {
-        self.table.len() as u64 + self.ended.retired_count()
-    }
-
-    /// Whether no job was ever accepted.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Jobs that hold resources, oldest first.
     pub fn holding(&self) -> impl Iterator<Item = &Job> {
         self.holding.iter().map(|id| &*self.table[id])

@@ -123,6 +123,16 @@ impl Ended {
 }
 
 impl Jobs {
+    /// Number of jobs ever accepted. Identities are `1..=len`.
+    pub fn len(&self) -> u64 {
+        self.table.len() as u64 + self.ended.retired_count()
+    }
+
+    /// Whether no job was ever accepted.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// What jobs that have ended were, by queue, whether they are kept or have retired.
     pub fn ended_totals(&self) -> impl Iterator<Item = (&Name, &Totals)> {
         self.ended.totals.iter()
