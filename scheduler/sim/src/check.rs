@@ -214,7 +214,7 @@ impl Sim {
         let (Some(first), Some(again)) = (self.store.ended.get(&was), self.store.job(is)) else {
             return false;
         };
-        let count = first.spec.array.map_or(1, |range| u64::from(range.count()));
+        let count = first.spec.array.map_or(1, |range| range.count());
         let is_past =
             |job: &Job| job.ended.is_some_and(|ended| ended + self.policy.keep_at_least <= again.submitted);
         (was.0..was.0 + count).all(|id| self.store.ended.get(&JobId(id)).is_some_and(is_past))
