@@ -1,6 +1,7 @@
 //! `aquifer bench`: measures this program on this machine.
 
 pub mod agents;
+pub mod history;
 pub mod worker;
 
 use std::time::{Duration, Instant};
@@ -40,6 +41,12 @@ pub enum Command {
     /// names. The agents are in this process, without machines, each with a connection of its own.
     #[command(after_help = "Example:\n  aquifer bench agents --agents 10000")]
     Agents(agents::AgentsArgs),
+    /// Measure a pool with many jobs that have ended, wait and run: questions, submissions, memory
+    ///
+    /// The scheduler is a process of its own, in a temporary directory on the disk that TMPDIR names, on a store that is made
+    /// for the measurement.
+    #[command(after_help = "Example:\n  aquifer bench history --ended 1000000")]
+    History(history::HistoryArgs),
     /// Measure decisions: the scheduler's core alone, in pools of many sizes
     #[command(after_help = "Example:\n  aquifer bench decisions --nodes 1000,10000")]
     Decisions(DecisionsArgs),
@@ -112,6 +119,7 @@ pub fn run(command: &Command, global: &Global) -> Result<()> {
     let figures = match command {
         Command::Pool(args) => in_pool(global, async |trial| measure(args, trial).await)?,
         Command::Agents(args) => in_pool(global, async |trial| agents::measure(args, trial).await)?,
+        Command::History(args) => in_pool(global, async |trial| history::measure(args, trial).await)?,
         Command::Decisions(args) => {
             decisions(args, &output);
             return Ok(());

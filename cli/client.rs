@@ -5,6 +5,7 @@ use std::time::Duration;
 use std::{env, fs};
 
 use aquifer_proto::tls::{ClientTls, EndpointError};
+use aquifer_proto::v1;
 use aquifer_proto::v1::pool_client::PoolClient;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -120,6 +121,24 @@ impl Pool {
     /// A client for one call, for those who repeat it themselves.
     pub fn client(&self) -> Client {
         self.client.clone()
+    }
+
+    /// The nodes of a name, all if it is empty, by as many pages as that takes.
+    ///
+    /// # Errors
+    /// As of [`Pool::call`].
+    pub async fn nodes(&self, name: &str, patience: Patience) -> Result<Vec<v1::Node>, Failure> {
+        let mut request = v1::ListNodesRequest { name: name.into(), ..Default::default() };
+        let mut nodes = Vec::new();
+        loop {
+            let list = async |mut client: Client| client.list_nodes(request.clone()).await;
+            let page = self.call(patience, list).await?;
+            nodes.extend(page.nodes);
+            request.page_token = page.next_page_token;
+            if request.page_token.is_empty() {
+                return Ok(nodes);
+            }
+        }
     }
 
     /// Asks the scheduler, again if the connection was lost. `call` must be harmless when repeated.

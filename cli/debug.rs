@@ -140,9 +140,8 @@ impl Bundle {
         );
         self.add("metrics.txt", status.metrics);
 
-        let ask = async |mut client: Client| client.list_nodes(v1::ListNodesRequest::default()).await;
-        if let Some(answer) = self.had("nodes", pool.call(Patience::Short, ask).await) {
-            self.add_json("nodes.json", &answer.nodes.iter().map(view::Node::from).collect::<Vec<_>>());
+        if let Some(nodes) = self.had("nodes", pool.nodes("", Patience::Short).await) {
+            self.add_json("nodes.json", &nodes.iter().map(view::Node::from).collect::<Vec<_>>());
         }
         let ask = async |mut client: Client| client.list_queues(v1::ListQueuesRequest {}).await;
         if let Some(answer) = self.had("queues", pool.call(Patience::Short, ask).await) {

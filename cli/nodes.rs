@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use aquifer_proto::v1;
 
-use crate::client::{Client, Patience};
+use crate::client::Patience;
 use crate::output::{Color, Failure, Output, Side, Table, pairs, printable};
 use crate::{Session, explain, reservations, units, view};
 
@@ -56,10 +55,8 @@ pub async fn show(args: ShowArgs, session: &Session) -> Result<ExitCode> {
 
 /// Asks for the node of a name; for all if it is empty.
 async fn ask(name: &str, patience: Patience, session: &Session) -> Result<Vec<view::Node>, Failure> {
-    let request = v1::ListNodesRequest { name: name.into() };
-    let list = async |mut client: Client| client.list_nodes(request.clone()).await;
-    let answer = session.pool.call(patience, list).await?;
-    Ok(answer.nodes.iter().map(view::Node::from).collect())
+    let nodes = session.pool.nodes(name, patience).await?;
+    Ok(nodes.iter().map(view::Node::from).collect())
 }
 
 /// Asks for one node.

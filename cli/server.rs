@@ -43,6 +43,10 @@ pub struct Args {
     /// connects; needs --tls-cert. Default: clients need no certificate
     #[arg(long, env = "AQUIFER_TLS_CLIENT_CA", value_name = "FILE")]
     pub tls_client_ca: Option<PathBuf>,
+    /// Ended jobs that are kept at hand, at most; the others retire into the store's history, where they are found all the
+    /// same. Every one is kept for at least 10 minutes. Default: 100000
+    #[arg(long, env = "AQUIFER_KEEP_ENDED", value_name = "JOBS")]
+    pub keep_ended: Option<String>,
     /// Directory for the store. Default: the user's data directory
     #[arg(long, env = "AQUIFER_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<String>,
@@ -169,6 +173,10 @@ impl Args {
             "0" => Ok(Duration::ZERO),
             text => between(text, 60_000, 86_400_000).map_err(|why| format!("{why}, or 0")),
         })?;
+        let keep_ended = settings.take("keep-ended", self.keep_ended.as_ref(), "100000", |text| {
+            let jobs = text.parse::<u64>().ok().filter(|jobs| (10_000..=10_000_000).contains(jobs));
+            jobs.ok_or_else(|| "expected 10000 to 10000000 jobs".into())
+        })?;
         let root = self.checkpoint_root.as_ref();
         let checkpoint_root = settings.take("checkpoint-root", root, &checkpoints, absolute)?;
         let log_format = settings.take("log-format", self.log_format.as_ref(), "text", log_format)?;
@@ -177,7 +185,18 @@ impl Args {
         let token_file = settings.take_optional("token-file", None, |text| Ok(PathBuf::from(text)))?;
         settings.finish()?;
         let token = settings::token(global.token_file.as_deref().or(token_file.as_deref()))?;
-        let policy = Policy { order, lease, backoff, half_life, ageing, preemption, grow_after, rounds };
+        let policy = Policy {
+            order,
+            lease,
+            backoff,
+            half_life,
+            ageing,
+            preemption,
+            grow_after,
+            rounds,
+            keep_ended,
+            ..Policy::new(order)
+        };
         let checkpoint_root = checkpoint_root.display().to_string();
         let metrics = Metrics::default();
         let own = tls.clone().map(|files| open(files, Protocol::Http2)).transpose()?;

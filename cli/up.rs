@@ -164,7 +164,7 @@ async fn drain(pool: &Pool, name: &str) -> Result<(), Failure> {
 }
 
 async fn find(pool: &Pool, name: &str) -> Result<Option<v1::Node>, Failure> {
-    let request = v1::ListNodesRequest { name: String::new() };
+    let request = v1::ListNodesRequest::default();
     let nodes = pool.client().list_nodes(request).await.map_err(|status| pool.failure(&status))?;
     Ok(nodes.into_inner().nodes.into_iter().find(|node| node.name == name))
 }

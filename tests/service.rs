@@ -134,7 +134,7 @@ fn malformed_questions_are_refused_with_the_field() {
     calls(&pool, "name", async |mut stub| stub.cordon(name()).await);
     calls(&pool, "name", async |mut stub| stub.drain(name()).await);
     calls(&pool, "name", async |mut stub| stub.uncordon(v1::NodeRequest::default()).await);
-    let list = v1::ListNodesRequest { name: "a b".into() };
+    let list = v1::ListNodesRequest { name: "a b".into(), ..Default::default() };
     calls(&pool, "name", async |mut stub| stub.list_nodes(list).await);
     for (field, queue) in [
         ("queue", None),

@@ -16,7 +16,7 @@ use aquifer_sim::{Sim, workload};
 const PATIENCE: Time = Time(20_000_000);
 
 /// What a swarm must have met, or it proves nothing.
-const SIGHTS: [&str; 51] = [
+const SIGHTS: [&str; 52] = [
     "agent-restarted",
     "answered as repeated",
     "array",
@@ -56,6 +56,7 @@ const SIGHTS: [&str; 51] = [
     "reservation-begun",
     "reservation-ended",
     "reserved",
+    "retired",
     "running",
     "scaled",
     "scheduler restarted",

@@ -32,8 +32,7 @@ pub fn read(global: &Global, since_ms: u64) -> Result<Workload> {
 
 async fn ask(global: &Global, since_ms: u64) -> Result<(Vec<v1::Node>, Vec<v1::Job>), Failure> {
     let pool = Pool::new(global)?;
-    let list = async |mut client: Client| client.list_nodes(v1::ListNodesRequest::default()).await;
-    let nodes = pool.call(Patience::Short, list).await?.nodes;
+    let nodes = pool.nodes("", Patience::Short).await?;
     let (mut jobs, mut page_token) = (Vec::new(), String::new());
     loop {
         let request = v1::ListRequest { page_size: PAGE, page_token, ..Default::default() };

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use aquifer_core::history::Totals;
 use aquifer_core::jobs::{ArrayElement, Job, Outcome, Phase, Scale, Then, Usage, Why};
 use aquifer_core::nodes::Node;
 use aquifer_core::*;
@@ -21,12 +22,27 @@ pub enum Kind {
     Queue,
     Usage,
     Reservation,
+    /// Jobs that have retired, the newest first.
+    Ended,
+    /// What they were, by queue.
+    Retired,
 }
 
 impl Kind {
     /// All of them. A record's kind is stored as its place here: new ones are added at the end.
-    pub const ALL: [Kind; 6] =
-        [Kind::Spec, Kind::Job, Kind::Node, Kind::Queue, Kind::Usage, Kind::Reservation];
+    pub const ALL: [Kind; 8] = [
+        Kind::Spec,
+        Kind::Job,
+        Kind::Node,
+        Kind::Queue,
+        Kind::Usage,
+        Kind::Reservation,
+        Kind::Ended,
+        Kind::Retired,
+    ];
+    /// Those that a scheduler needs to go on.
+    pub const LIVE: [Kind; 7] =
+        [Kind::Spec, Kind::Job, Kind::Node, Kind::Queue, Kind::Usage, Kind::Reservation, Kind::Retired];
 
     /// Name of the table.
     pub fn table(self) -> &'static str {
@@ -37,6 +53,8 @@ impl Kind {
             Kind::Queue => "queues",
             Kind::Usage => "usages",
             Kind::Reservation => "reservations",
+            Kind::Ended => "ended",
+            Kind::Retired => "retired",
         }
     }
 }
@@ -61,6 +79,11 @@ pub struct Unreadable {
     why: String,
 }
 
+/// Key of a job that has retired, and of all that were submitted before it.
+pub fn ended_key(id: JobId) -> [u8; 8] {
+    (u64::MAX - id.0).to_be_bytes()
+}
+
 /// Encodes a record.
 pub fn encode(record: &Record) -> Row {
     let (kind, key, value) = match record {
@@ -79,6 +102,12 @@ pub fn encode(record: &Record) -> Row {
         Record::Reservation(it) => {
             (Kind::Reservation, it.name.as_bytes().into(), reservations::encode(it).encode_to_vec())
         }
+        Record::Ended(job) => (Kind::Ended, ended_key(job.id).into(), encode_ended(job).encode_to_vec()),
+        Record::Retired(queue, totals) => {
+            (Kind::Retired, queue.as_bytes().into(), encode_totals(totals).encode_to_vec())
+        }
+        Record::NoJob(id) => return Row { kind: Kind::Job, key: id.0.to_be_bytes().into(), value: None },
+        Record::NoSpec(id) => return Row { kind: Kind::Spec, key: id.0.to_be_bytes().into(), value: None },
         Record::NoReservation(name) => {
             return Row { kind: Kind::Reservation, key: name.as_bytes().into(), value: None };
         }
@@ -97,6 +126,11 @@ pub fn decode_all(rows: impl IntoIterator<Item = Row>) -> Result<Vec<Record>, Un
         let spec = decode(row, |wire: v1::JobSpec| border::job_spec(&wire))?;
         by_id.insert(number(row)?, Arc::new(spec));
     }
+    for row in others.iter().filter(|row| row.kind == Kind::Ended) {
+        let own = |wire: v1::StoredJob| wire.own_spec.as_ref().map(border::job_spec).transpose();
+        let id = u64::MAX - number(row)?;
+        by_id.extend(decode(row, own)?.map(|spec| (id, Arc::new(spec))));
+    }
     let others = others.iter().map(|row| match row.kind {
         Kind::Job => {
             let id = number(row)?;
@@ -112,6 +146,14 @@ pub fn decode_all(rows: impl IntoIterator<Item = Row>) -> Result<Vec<Record>, Un
             Ok(Record::Usage(queue, QueueUsage { at: Time(wire.at_ms), spent: wire.spent }))
         }),
         Kind::Reservation => decode(row, |wire| reservations::decode(&wire)).map(Record::Reservation),
+        Kind::Ended => {
+            let id = u64::MAX - number(row)?;
+            decode(row, |wire| decode_job(id, &wire, &by_id)).map(Record::Ended)
+        }
+        Kind::Retired => decode(row, |wire: v1::StoredTotals| {
+            let queue = border::name("queue", &String::from_utf8_lossy(&row.key))?;
+            Ok(Record::Retired(queue, decode_totals(&wire)))
+        }),
         Kind::Spec => unreachable!("specifications were set apart"),
     });
     others.collect()
@@ -166,8 +208,56 @@ fn encode_job(job: &Job) -> v1::StoredJob {
         lost_device_ms: job.usage.lost_device_ms,
         scale_ranks: job.scale.and_then(|scale| scale.ranks),
         scale_ms: job.scale.map(|scale| scale.at.0),
-        spent: (job.usage.spent != Spent::default()).then(|| wire::spent(job.usage.spent)),
+        own_spec: None,
+        spent: encode_spent(job.usage.spent),
     }
+}
+
+fn encode_ended(job: &Job) -> v1::StoredJob {
+    let is_first = job.array.is_none_or(|array| array.first == job.id);
+    v1::StoredJob { own_spec: is_first.then(|| wire::job_spec(&job.spec)), ..encode_job(job) }
+}
+
+/// The first of the array that a job which has retired is a further element of: its record has the specification.
+///
+/// # Errors
+/// When the record cannot be read.
+pub fn spec_elsewhere(row: &Row) -> Result<Option<JobId>, Unreadable> {
+    decode(row, |wire: v1::StoredJob| Ok(wire.own_spec.is_none().then_some(JobId(wire.spec))))
+}
+
+fn encode_totals(totals: &Totals) -> v1::StoredTotals {
+    v1::StoredTotals {
+        succeeded: totals.succeeded,
+        failed: totals.failed,
+        unreachable: totals.unreachable,
+        cancelled: totals.cancelled,
+        timed_out: totals.timed_out,
+        device_ms: totals.device_ms,
+        lost_device_ms: totals.lost_device_ms,
+        spent: encode_spent(totals.spent),
+    }
+}
+
+fn decode_totals(wire: &v1::StoredTotals) -> Totals {
+    Totals {
+        succeeded: wire.succeeded,
+        failed: wire.failed,
+        unreachable: wire.unreachable,
+        cancelled: wire.cancelled,
+        timed_out: wire.timed_out,
+        device_ms: wire.device_ms,
+        lost_device_ms: wire.lost_device_ms,
+        spent: decode_spent(wire.spent.as_ref()),
+    }
+}
+
+fn encode_spent(spent: Spent) -> Option<v1::Spent> {
+    (spent != Spent::default()).then(|| wire::spent(spent))
+}
+
+fn decode_spent(wire: Option<&v1::Spent>) -> Spent {
+    wire.map(border::spent).unwrap_or_default()
 }
 
 fn encode_outcome(outcome: &Outcome) -> v1::StoredOutcome {
@@ -268,7 +358,7 @@ fn decode_job(id: u64, wire: &v1::StoredJob, specs: &BTreeMap<u64, Arc<JobSpec>>
             device_ms: wire.device_ms,
             cpu_milli_ms: wire.cpu_milli_ms,
             lost_device_ms: wire.lost_device_ms,
-            spent: wire.spent.as_ref().map(border::spent).unwrap_or_default(),
+            spent: decode_spent(wire.spent.as_ref()),
         },
         scale: wire.scale_ms.map(|ms| Scale { ranks: wire.scale_ranks, at: Time(ms) }),
     })
@@ -334,206 +424,4 @@ fn decode_node(id: NodeId, wire: &v1::StoredNode) -> Result<Node, Invalid> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Of a store that was written before queues had parents and jobs a worth.
-    #[test]
-    fn where_ranks_stand_is_stored_and_so_are_islands_and_mounts() {
-        let level = |text: &str| Some(text.to_string());
-        let device = v1::DeviceRequest { count: 4, one_island: true, ..v1::DeviceRequest::default() };
-        let role = v1::Role {
-            ranks: 3,
-            request: Some(v1::Request {
-                devices: vec![device],
-                image: Some("app".into()),
-                ..v1::Request::default()
-            }),
-            program: Some(v1::role::Program::Command(v1::Command { arguments: vec!["true".into()] })),
-            mounts: vec![v1::Mount { source: "/srv".into(), target: "/data".into(), read_only: true }],
-            apart: level("node"),
-            spread: level("zone"),
-            ..v1::Role::default()
-        };
-        let topology = v1::Topology { require: level("pod"), prefer: vec!["node".into(), "rack".into()] };
-        let wire = v1::JobSpec { roles: vec![role], topology: Some(topology), ..v1::JobSpec::default() };
-        let spec = crate::border::job_spec(&wire).expect("a job");
-        let Topology { require, prefer } = &spec.topology;
-        assert_eq!((require, prefer.len(), &prefer[0]), (&Some(Level::Label("pod".into())), 2, &Level::Node));
-        let role = &spec.roles[0];
-        assert_eq!(role.standing.apart, Some(Level::Node));
-        assert_eq!(role.standing.spread, Some(Level::Label("zone".into())));
-        assert!(role.request.devices[0].one_island);
-        assert_eq!(role.mounts[0].to_string(), "/srv:/data:ro");
-        assert_eq!(crate::border::job_spec(&crate::wire::job_spec(&spec)), Ok(spec));
-        let devices = [Some(0), Some(65_535), None].map(|island| v1::Device {
-            vendor: "nvidia".into(),
-            island,
-            ..v1::Device::default()
-        });
-        let mut offered = v1::Inventory { devices: devices.into(), ..v1::Inventory::default() };
-        let inventory = crate::border::inventory(&offered).expect("an inventory");
-        assert_eq!(crate::border::inventory(&crate::wire::inventory(&inventory)), Ok(inventory));
-        offered.devices[0].island = Some(65_536);
-        let refused = crate::border::inventory(&offered).expect_err("it is too large");
-        assert_eq!(refused.to_string(), "inventory.devices[0].island is 65536: at most 65,535");
-    }
-
-    #[test]
-    fn a_job_that_moves_is_stored_with_where_it_goes_on() {
-        let role = v1::Role {
-            ranks: 1,
-            program: Some(v1::role::Program::Command(v1::Command { arguments: vec!["true".into()] })),
-            ..v1::Role::default()
-        };
-        let wire = v1::JobSpec { roles: vec![role], ..v1::JobSpec::default() };
-        let spec = Arc::new(crate::border::job_spec(&wire).expect("a job"));
-        let rank = |worker| Allocation {
-            node: NodeId(0),
-            devices: vec![0],
-            slice: None,
-            charge_milli: 1000,
-            cpus_milli: 0,
-            memory_bytes: 0,
-            port: 1,
-            rank: 7,
-            worker,
-            since: Time(2),
-            restart_at: Some(Time(3)),
-            hasty: 2,
-        };
-        let mut job = Job::new(JobId(1), spec.clone(), None, Time(1));
-        job.phase = Phase::Stopping(Then::Resize(vec![1]));
-        job.ranks = vec![rank(RankState::Running), rank(RankState::Gone)];
-        job.last_failure = Some(Why::Moved { from: "t4".into(), to: "h200".into() });
-        let records = [Record::Spec(JobId(1), spec), Record::Job(job.clone())];
-        let again = decode_all(records.iter().map(encode)).expect("records");
-        assert_eq!(again, [Record::Job(job.clone())]);
-        job.phase = Phase::Stopping(Then::Resize(vec![2]));
-        let rows = [&records[0], &Record::Job(job)].map(encode);
-        let refused = decode_all(rows).expect_err("it has no such rank").to_string();
-        assert!(refused.contains("stays is 2: expected less than 2"), "{refused}");
-    }
-
-    #[test]
-    fn a_record_without_the_newer_fields_reads_as_it_was_meant() {
-        let queue = v1::Queue { name: "red".into(), weight: 2, ..v1::Queue::default() };
-        let rank = v1::Allocation { charge_milli: 1_500, port: 1, ..v1::Allocation::default() };
-        let job = v1::StoredJob {
-            spec: 1,
-            phase: Some(v1::stored_job::Phase::Active(true)),
-            attempt: 1,
-            ranks: vec![v1::Allocation { state: v1::RankState::Running.into(), ..rank }; 2],
-            ..v1::StoredJob::default()
-        };
-        let role = v1::Role {
-            ranks: 1,
-            program: Some(v1::role::Program::Command(v1::Command { arguments: vec!["true".into()] })),
-            ..v1::Role::default()
-        };
-        let spec = v1::JobSpec { roles: vec![role], ..v1::JobSpec::default() };
-        let row = |kind, key: &[u8], value| Row { kind, key: key.into(), value: Some(value) };
-        let id = 1_u64.to_be_bytes();
-        let rows = [
-            row(Kind::Spec, &id, spec.encode_to_vec()),
-            row(Kind::Job, &id, job.encode_to_vec()),
-            row(Kind::Queue, b"red", queue.encode_to_vec()),
-        ];
-        let records = decode_all(rows).expect("records");
-        let [Record::Job(job), Record::Queue(queue)] = &records[..] else { panic!("{records:?}") };
-        assert_eq!((job.worth_milli, queue.parent.as_ref()), (3_000, None));
-        assert_eq!(job.ranks.iter().map(|rank| rank.rank).collect::<Vec<_>>(), [0, 1]);
-    }
-
-    /// A job that stops for another number of ranks, and what a user wants of it.
-    #[test]
-    fn a_job_that_is_resized_reads_as_it_was_written() {
-        let role = Role {
-            name: "trainer".into(),
-            ranks: 4,
-            min_ranks: Some(2),
-            request: Request { cpus_milli: 100, ..Request::default() },
-            mounts: Vec::new(),
-            standing: Default::default(),
-            program: Program::Command(vec!["true".into()]),
-        };
-        let spec = JobSpec {
-            name: "x".into(),
-            queue: "red".into(),
-            roles: vec![role],
-            grace_ms: 1,
-            ..JobSpec::default()
-        };
-        let rank = |port| Allocation {
-            node: NodeId(0),
-            devices: Vec::new(),
-            slice: None,
-            charge_milli: 100,
-            cpus_milli: 100,
-            memory_bytes: 0,
-            port,
-            rank: u32::from(port),
-            worker: RankState::Running,
-            since: Time(1),
-            restart_at: None,
-            hasty: 0,
-        };
-        let whys = [None, Some(JobId(7))].map(|by| Why::Resized { from: 3, to: 2, by, at: Time(5) });
-        for (ranks, why) in [None, Some(3)].into_iter().zip(whys) {
-            let mut job = Job::new(JobId(1), Arc::new(spec.clone()), None, Time(3));
-            job.phase = Phase::Stopping(Then::Resize(vec![2, 0]));
-            job.ranks = (1..4).map(rank).collect();
-            job.last_failure = Some(why);
-            job.scale = Some(Scale { ranks, at: Time(4) });
-            let rows = [Record::Spec(job.id, job.spec.clone()), Record::Job(job.clone())];
-            let read = decode_all(rows.iter().map(encode)).expect("records");
-            assert_eq!(read, [Record::Job(job.clone())]);
-
-            job.phase = Phase::Stopping(Then::Resize(vec![3]));
-            let rows = [Record::Spec(job.id, job.spec.clone()), Record::Job(job)];
-            let error = decode_all(rows.iter().map(encode)).expect_err("a rank that it does not have");
-            assert!(error.to_string().ends_with("stays is 3: expected less than 3"), "{error}");
-        }
-    }
-
-    #[test]
-    fn what_keeps_work_from_devices_is_stored_with_their_node() {
-        let all = Health::ALL.map(|(health, _)| Some(Fault { health, why: "xid 79".into(), since_ms: 7 }));
-        let device = |fault| Device {
-            class: Arc::new(DeviceClass { vendor: Vendor::Cpu, model: "epyc".into(), memory_bytes: 1 }),
-            uuid: "GPU-0".into(),
-            fault,
-            speed_milli: 3,
-            speed_source: "measured: 1 TFLOP/s in bf16".into(),
-            number: 0,
-            isolation: Isolation::Advisory,
-            island: None,
-        };
-        let mut node = Node::new(NodeId(0), "a".into());
-        node.inventory = Arc::new(Inventory {
-            devices: all.into_iter().chain([None]).map(device).collect(),
-            ..Inventory::default()
-        });
-        node.cordoned.insert("GPU-1".into());
-        node.quarantined.insert("GPU-2".into(), Time(9));
-        let row = encode(&Record::Node(node.clone()));
-        assert_eq!(decode_all([row]).expect("a node"), [Record::Node(node)]);
-        let (node, fault) = (Name::from("a"), Name::from("to be reset: xid 95"));
-        let why = Why::DeviceBad { rank: 3, node, device: 65_535, fault };
-        assert_eq!(decode_why(&encode_why(&why)), Ok(why));
-
-        // Of an agent that knows no states, a fault is one; of one that knows others, none is guessed.
-        let mut wire = v1::Device { vendor: "cpu".into(), fault: Some("gone".into()), ..Default::default() };
-        let read = |device: &v1::Device| {
-            crate::border::inventory(&v1::Inventory { devices: vec![device.clone()], ..Default::default() })
-        };
-        let fault = read(&wire).expect("an inventory").devices[0].fault.clone();
-        assert_eq!(fault, Some(Fault::faulty("gone")));
-        wire.health = "tired".into();
-        let error = read(&wire).expect_err("no such state").to_string();
-        assert!(
-            error.starts_with("inventory.devices[0].health is tired: expected one of suspect,"),
-            "{error}"
-        );
-    }
-}
+mod tests;

@@ -15,7 +15,7 @@ use tonic::Status;
 use crate::clock::Clock;
 use crate::metrics::{Hours, Meters};
 use crate::notes::Notes;
-use crate::store::{Store, StoreError};
+use crate::store::{Past, Store, StoreError};
 
 /// Inputs that one commit takes in, at most.
 const BATCH: usize = 1024;
@@ -59,6 +59,8 @@ pub struct Session {
 pub struct Shared {
     /// Directory for the checkpoints of jobs that name none; may be empty.
     pub checkpoint_root: String,
+    /// Jobs that have retired.
+    past: Past,
     /// What happened.
     pub notes: Notes,
     /// What is counted.
@@ -113,6 +115,7 @@ impl Runtime {
         let (inputs, receiver) = mpsc::channel(4096);
         let shared = Arc::new(Shared {
             checkpoint_root,
+            past: Past::of(store.history()),
             notes: Notes::of_term(opened.term),
             meters,
             hours: Mutex::new(Hours::of(&cluster)),
@@ -177,6 +180,26 @@ impl Runtime {
         let query = Box::new(move |cluster: &Cluster| _ = reply.send(query(cluster)));
         self.send(Input::Query(query)).await?;
         answer.await.map_err(|_| Ended)
+    }
+}
+
+/// Why a job that has retired cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("jobs that have retired cannot be read: {0}")]
+pub struct NoPast(StoreError);
+
+impl Shared {
+    /// Reads jobs that have retired, in a thread that may wait.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn past<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Past) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, NoPast> {
+        let past = self.past.clone();
+        let read = tokio::task::spawn_blocking(move || read(&past)).await;
+        read.expect("reading does not panic").map_err(NoPast)
     }
 }
 

@@ -235,7 +235,7 @@ impl Cluster {
         }
         while self.moves.first().is_some_and(|(at, _)| *at <= now) {
             let (_, id) = self.moves.pop_first().expect("just seen");
-            let job = self.jobs.get(id).expect("a job that was to be moved");
+            let Some(job) = self.jobs.get(id) else { continue }; // It has ended and retired.
             if let Some((_, why)) = self.must_move(job).filter(|(at, _)| *at <= now) {
                 self.requeue(id, why);
             }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::durations::Durations;
 use crate::effect::*;
 use crate::event::*;
+use crate::jobs::history::Totals;
 use crate::jobs::*;
 use crate::nodes::*;
 use crate::plan::price::{self, Prices};
@@ -77,6 +78,7 @@ pub struct Cluster {
     touched_queues: BTreeSet<Name>,
     touched_usages: BTreeSet<Name>,
     touched_reservations: BTreeSet<Name>,
+    pub(crate) retired: Vec<Arc<Job>>,
     reassigned: BTreeSet<NodeId>,
     new_specs: Vec<JobId>,
     notes: Vec<Note>,
@@ -125,11 +127,13 @@ impl Cluster {
             touched_queues: BTreeSet::new(),
             touched_usages: BTreeSet::new(),
             touched_reservations: BTreeSet::new(),
+            retired: Vec::new(),
             reassigned: BTreeSet::new(),
             new_specs: Vec::new(),
             notes: Vec::new(),
         };
         let (mut jobs, mut nodes, mut usages) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut totals: BTreeMap<Name, Totals> = BTreeMap::new();
         let mut queues = vec![Queue::new(DEFAULT_QUEUE.into())];
         for record in records {
             match record {
@@ -138,7 +142,9 @@ impl Cluster {
                 Record::Queue(queue) => queues.push(queue),
                 Record::Usage(queue, usage) => _ = usages.insert(queue, usage),
                 Record::Reservation(reservation) => cluster.reservations.set(reservation),
-                Record::Spec(..) | Record::NoReservation(_) => (),
+                Record::Retired(queue, of) => _ = totals.insert(queue, of),
+                Record::Spec(..) | Record::NoSpec(_) | Record::NoJob(_) => (),
+                Record::Ended(_) | Record::NoReservation(_) => (),
             }
         }
         cluster.queues.restore(queues, &usages);
@@ -156,7 +162,7 @@ impl Cluster {
                 cluster.nodes.set_lease(id, Lease { end, ..Lease::default() });
             }
         }
-        for (id, job) in jobs {
+        for job in jobs.into_values() {
             for (worker, rank) in workers(&job) {
                 cluster.nodes.hold(worker, rank, job.span());
                 if rank.worker == RankState::Gone {
@@ -164,9 +170,11 @@ impl Cluster {
                 }
             }
             cluster.queues.hold(&job.spec.queue, job.charge(), Charge::default());
-            assert_eq!(id.0, cluster.jobs.len() + 1, "identities have no gaps");
             cluster.jobs.insert(cluster.now, job);
         }
+        cluster.jobs.restore_ended(totals);
+        let last = cluster.jobs.iter().next_back().map_or(0, |job| job.id.0);
+        assert!(last <= cluster.jobs.len(), "identities have no gaps");
         cluster.durations = Arc::new(Durations::of(&cluster.jobs));
         cluster.schedule_moves();
         cluster.learn_prices();
@@ -187,6 +195,7 @@ impl Cluster {
     pub fn step(&mut self, now: Time, event: Event, effects: &mut Vec<Effect>) {
         let now = self.now.max(now);
         self.now = now;
+        self.retire(now);
         let (mut reporter, mut unknown) = (None, None);
         match event {
             Event::Request { id, command } => {
@@ -256,7 +265,8 @@ impl Cluster {
         let services = self.services.next();
         let timers =
             [self.nodes.next_expiry(), self.jobs.next_timer(), self.reservations.next(), moves, services];
-        timers.into_iter().chain([self.round_at, self.migrate_at]).flatten().min()
+        let more = [self.round_at, self.migrate_at, self.next_retirement()];
+        timers.into_iter().chain(more).flatten().min()
     }
 
     /// When it last stepped; time never goes back before it.
@@ -329,7 +339,9 @@ impl Cluster {
         let queues = self.queues.iter().cloned().map(Record::Queue);
         let usages = self.queues.usages().map(|(queue, usage)| Record::Usage(queue.clone(), usage));
         let reservations = self.reservations.iter().cloned().map(Record::Reservation);
-        jobs.chain(nodes).chain(queues).chain(usages).chain(reservations).collect()
+        let totals =
+            self.jobs.retired_totals().map(|(queue, totals)| Record::Retired(queue.clone(), *totals));
+        jobs.chain(nodes).chain(queues).chain(usages).chain(reservations).chain(totals).collect()
     }
 
     /// Checks what must hold between steps. `O(jobs + nodes)`.
@@ -484,18 +496,6 @@ impl Cluster {
         self.plan_at(at);
     }
 
-    /// A queue with a guarantee, or one below it, holds more or less than before: others may be due theirs now.
-    pub(crate) fn weigh_anew(&mut self, queue: &Name, at: Time) {
-        if self.queues.line(queue).any(|queue| 0 < queue.guaranteed_milli) {
-            self.kept_from.iter().for_each(|shape| _ = self.unfit.remove(shape));
-            self.kept_from.clear();
-            self.futile.clear();
-            if !self.jobs.ready().is_empty() {
-                self.plan_at(at);
-            }
-        }
-    }
-
     /// Seeks victims again where there were none.
     pub(crate) fn seek_anew(&mut self, at: Time) {
         self.futile.clear();
@@ -522,6 +522,7 @@ impl Cluster {
 
     /// Ends the step: emits every change once, then the answers, then the notes.
     fn flush(&mut self, reporter: Option<NodeId>, unknown: Option<NodeId>, effects: &mut Vec<Effect>) {
+        self.flush_retired(effects);
         for id in self.new_specs.drain(..) {
             effects.push(Effect::Save(Record::Spec(id, self.jobs.get(id).expect("a new job").spec.clone())));
         }

@@ -117,6 +117,13 @@ impl Durations {
         self.add((ended, job.id), run);
     }
 
+    /// Forgets a job.
+    pub fn forget(&mut self, job: &Job) {
+        if let Some(run) = job.ended.and_then(|ended| self.runs.remove(&(ended, job.id))) {
+            run.like.all().for_each(|like| self.remove(like, run.step));
+        }
+    }
+
     fn add(&mut self, at: (Time, JobId), run: Run) {
         for like in run.like.clone().all() {
             *self.sketches.entry(like).or_default().0.entry(run.step).or_default() += 1;
@@ -151,6 +158,11 @@ impl Cluster {
     /// A job has ended: how long it ran is learned.
     pub(crate) fn learn_duration(&mut self, id: JobId) {
         Arc::make_mut(&mut self.durations).enter(self.jobs.get(id).expect("a job that ended"));
+    }
+
+    /// A job has retired: what was learned from it is forgotten.
+    pub(crate) fn forget_duration(&mut self, job: &Job) {
+        Arc::make_mut(&mut self.durations).forget(job);
     }
 
     /// How long a job that runs is expected to go on: not at all by itself, if it is a service. `None`: nothing is known.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::autoscale::Sign;
 use crate::event::{Availability, Queue};
 use crate::explain::duration;
+use crate::jobs::history::Totals;
 use crate::jobs::{Job, Outcome, Why};
 use crate::nodes::Node;
 use crate::queues::{QueueError, QueueUsage};
@@ -67,6 +68,15 @@ pub enum Record {
     Usage(Name, QueueUsage),
     /// A reservation, by its name.
     Reservation(Reservation),
+    /// A job that has ended and retired. What [`Record::Spec`] has of it stands in here, with the first of an array for all
+    /// of it. Never changes, and is not needed to go on.
+    Ended(Job),
+    /// What the jobs of the queue of that name were that have retired.
+    Retired(Name, Totals),
+    /// There is no record of the job any more: it has retired.
+    NoJob(JobId),
+    /// There is no record of the specification any more: all that were made from it have retired.
+    NoSpec(JobId),
     /// There is no reservation of the name any more: its record is removed.
     NoReservation(Name),
 }

@@ -1,11 +1,14 @@
 //! Jobs, and the indexes over them.
 
+pub mod history;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::event::Spent;
+use crate::jobs::history::Ended;
 use crate::nodes::{Span, Until};
 use crate::reservations::Guests;
 pub use crate::shape::Shape;
@@ -194,6 +197,7 @@ pub struct Jobs {
     arrays: BTreeMap<JobId, ArrayCount>,
     /// Who may use which reservation.
     guests: Arc<Guests>,
+    ended: Ended,
 }
 
 /// How far an array is, by its first job.
@@ -292,7 +296,7 @@ impl Jobs {
         self.table.get(&id).map(|job| &**job)
     }
 
-    /// All jobs, oldest first.
+    /// All jobs but those that have retired, oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Job> {
         self.table.values().map(|job| &**job)
     }
@@ -300,16 +304,6 @@ impl Jobs {
     /// Jobs from `first` on, oldest first.
     pub fn range(&self, jobs: impl std::ops::RangeBounds<JobId>) -> impl DoubleEndedIterator<Item = &Job> {
         self.table.range(jobs).map(|(_, job)| &**job)
-    }
-
-    /// Number of jobs ever accepted. Identities are `1..=len`.
-    pub fn len(&self) -> u64 {
-        self.table.len() as u64
-    }
-
-    /// Whether no job was ever accepted.
-    pub fn is_empty(&self) -> bool {
-        self.table.is_empty()
     }
 
     /// Jobs that hold resources, oldest first.
@@ -381,13 +375,6 @@ impl Jobs {
         self.by_key.get(key).copied()
     }
 
-    /// Elements of the array that `id` belongs to; just `id` if it is no element of one.
-    pub fn array_of(&self, id: JobId) -> Vec<JobId> {
-        let Some(array) = self.table.get(&id).and_then(|job| job.array) else { return vec![id] };
-        let count = self.table[&id].spec.array.map_or(1, |range| range.count());
-        (array.first.0..array.first.0 + count).map(JobId).collect()
-    }
-
     /// The next moment at which [`Jobs::pop_timer`] has something.
     pub fn next_timer(&self) -> Option<Time> {
         self.timers.first().map(|(at, _)| *at)
@@ -447,6 +434,9 @@ impl Jobs {
         if let Some(array) = job.array {
             self.arrays.entry(array.first).or_default().left += 1;
         }
+        if !matches!(job.phase, Phase::Done(_)) {
+            self.ended.enter_open(&job);
+        }
         let id = job.id;
         self.table.insert(id, Arc::new(job));
         self.index(now, id);
@@ -457,6 +447,9 @@ impl Jobs {
         self.unindex(id);
         let result = change(Arc::make_mut(self.table.get_mut(&id).expect("a job that exists")));
         self.index(now, id);
+        if matches!(self.table[&id].phase, Phase::Done(_)) {
+            self.enter_ended(id);
+        }
         result
     }
 
@@ -595,5 +588,6 @@ impl Jobs {
         assert_eq!(self.by_key, recount.by_key, "the client keys");
         assert_eq!(self.dependents, recount.dependents, "the dependents");
         assert_eq!(self.arrays, recount.arrays, "the arrays");
+        self.check_ended();
     }
 }

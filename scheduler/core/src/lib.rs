@@ -47,6 +47,7 @@ pub use effect::{Answer, Effect, Note, Record, Refusal};
 pub use event::*;
 pub use health::{Fault, Health};
 pub use hosts::{Host, MOST_LISTED_RANKS, Seat};
+pub use jobs::history;
 pub use members::{Member, Members};
 pub use mount::{MAX_MOUNTS, Mount};
 pub use queues::{QueueError, QueueUsage};

@@ -382,6 +382,18 @@ impl Cluster {
         self.end_if_stopped(self.now, id);
     }
 
+    /// A queue with a guarantee, or one below it, holds more or less than before: others may be due theirs now.
+    pub(crate) fn weigh_anew(&mut self, queue: &Name, at: Time) {
+        if self.queues.line(queue).any(|queue| 0 < queue.guaranteed_milli) {
+            self.kept_from.iter().for_each(|shape| _ = self.unfit.remove(shape));
+            self.kept_from.clear();
+            self.futile.clear();
+            if !self.jobs.ready().is_empty() {
+                self.plan_at(at);
+            }
+        }
+    }
+
     fn on_gone(&mut self, now: Time, worker: WorkerId) {
         self.set_rank_state(worker, RankState::Gone);
         self.reassign(worker.job);

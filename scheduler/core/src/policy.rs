@@ -28,13 +28,19 @@ pub struct Policy {
     /// Between two rounds in which running jobs may move to other classes of devices; also for so long a job stays
     /// where it is. Zero, or without preemption: never. See [`migrate`](crate::plan::migrate).
     pub rounds: Duration,
+    /// Ended jobs that are kept, at most, but for those that jobs which have not ended name to follow, and for
+    /// `keep_at_least`. The others retire into the store's history.
+    pub keep_ended: u64,
+    /// For so long every ended job is kept: as long, a submission that is repeated with its client key is known.
+    pub keep_at_least: Duration,
 }
 
 impl Policy {
     /// Leases of 10 s, a first pause of 1 s. Usage counts half after a day, so that a team which did without the
     /// pool for a day is served first on the next, and nobody pays for last month; an hour of waiting is worth one
     /// of priority. Preemption. Growth after 5 minutes: longer than a restart takes, with the warming up of caches. Rounds
-    /// of 6 minutes: many times what a restart takes.
+    /// of 6 minutes: many times what a restart takes. 100,000 ended jobs, each for 10 minutes: that is for how long
+    /// clients try again.
     pub fn new(order: Order) -> Policy {
         Policy {
             order,
@@ -45,6 +51,8 @@ impl Policy {
             preemption: true,
             grow_after: Some(Duration::from_secs(300)),
             rounds: Duration::from_secs(360),
+            keep_ended: 100_000,
+            keep_at_least: Duration::from_secs(600),
         }
     }
 

@@ -58,7 +58,9 @@ impl Sim {
             Note::ReservationBegun { conflicts, .. } if !conflicts.is_empty() => {
                 Some("reservation conflicts")
             }
-            Note::Placed { job, .. } if self.store.jobs[job].spec.reservation.is_some() => {
+            Note::Placed { job, .. }
+                if self.store.job(*job).is_some_and(|job| job.spec.reservation.is_some()) =>
+            {
                 Some("placed for a reservation")
             }
             _ => None,

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use aquifer_core::explain::{Reason, Start, explain, reason};
+use aquifer_core::history::Totals;
 use aquifer_core::jobs::{Job, Outcome, Phase, Then, Why};
 use aquifer_core::nodes::Node;
 use aquifer_core::plan::{Free, free_for_all, plan};
@@ -114,7 +115,10 @@ impl Sim {
     fn check_stored(&self) {
         let cluster = self.cluster.as_ref().expect("a scheduler");
         assert!(self.store.reservations.values().eq(cluster.reservations().iter()), "stored reservations");
-        assert_eq!(self.store.jobs.len() as u64, cluster.jobs().len(), "jobs stored");
+        let (kept, retired) = (self.store.jobs.len() as u64, self.store.ended.len() as u64);
+        assert_eq!(kept + retired, cluster.jobs().len(), "jobs stored");
+        let counted: u64 = self.store.retired.values().map(Totals::jobs).sum();
+        assert_eq!(counted, retired, "jobs that have retired");
         for (stored, job) in self.store.jobs.values().zip(cluster.jobs().iter()) {
             assert!(same_job(stored, job), "{} is not stored: {stored:?} but {job:?}", job.id);
         }
@@ -139,7 +143,8 @@ impl Sim {
         for client in &self.clients {
             if let Some(Ok(Answer::Submitted { first, count, .. })) = &client.answer {
                 let last = JobId(first.0 + u64::from(*count) - 1);
-                assert!(cluster.jobs().get(last).is_some(), "{last} was acknowledged and is lost");
+                let is_there = cluster.jobs().get(last).is_some() || self.store.ended.contains_key(&last);
+                assert!(is_there, "{last} was acknowledged and is lost");
             }
         }
     }
@@ -204,14 +209,27 @@ impl Sim {
         }
     }
 
+    /// Whether a job, and all of its array, had retired when another was made of the same submission, and not too soon.
+    pub(crate) fn is_forgotten(&self, was: JobId, is: JobId) -> bool {
+        let (Some(first), Some(again)) = (self.store.ended.get(&was), self.store.job(is)) else {
+            return false;
+        };
+        let count = first.spec.array.map_or(1, |range| range.count());
+        let is_past =
+            |job: &Job| job.ended.is_some_and(|ended| ended + self.policy.keep_at_least <= again.submitted);
+        (was.0..was.0 + count).all(|id| self.store.ended.get(&JobId(id)).is_some_and(is_past))
+    }
+
     /// An answer, at the moment at which it leaves.
     pub(crate) fn check_answer(&self, id: u64, answer: &Result<Answer, Refusal>) {
         let Ok(Answer::Submitted { first, count, .. }) = answer else { return };
         for job in first.0..first.0 + u64::from(*count) {
-            assert!(self.store.jobs.contains_key(&JobId(job)), "job-{job} is acknowledged but not stored");
+            let is_stored = self.store.job(JobId(job)).is_some();
+            assert!(is_stored, "job-{job} is acknowledged but not stored");
         }
         if let Command::Submit(spec) = &self.clients[id as usize].command {
-            assert!(*self.store.jobs[first].spec == **spec, "request {id} was answered with {first}");
+            let job = self.store.job(*first).expect("it is stored");
+            assert!(*job.spec == **spec, "request {id} was answered with {first}");
         }
     }
 
@@ -441,7 +459,7 @@ impl Sim {
                     1,
                 ),
                 Note::Placed { job, nodes, .. } => {
-                    let spec = &self.store.jobs[job].spec;
+                    let spec = &self.store.job(*job).expect("it was placed").spec;
                     let (roles, gang) = (&spec.roles, nodes.iter().any(|node| *node != nodes[0]));
                     let saw = &mut |what, whether| saw(what, u64::from(whether));
                     saw("gang on several nodes", gang);
@@ -456,13 +474,14 @@ impl Sim {
                 Note::AgentRestarted { workers: 1.., .. } => saw("workers adopted", 1),
                 Note::ArrayQueued { .. } => saw("array", 1),
                 Note::Preempted { job, by, .. } => {
-                    let queue = |id: &JobId| &self.store.jobs[id].spec.queue;
+                    let queue = |id: &JobId| &self.store.job(*id).expect("a job").spec.queue;
                     saw(if queue(job) == queue(by) { "preempted by priority" } else { "reclaimed" }, 1);
                 }
                 _ => (),
             }
         }
         saw("scheduler restarted", self.term - 1);
+        saw("retired", self.store.ended.len() as u64);
         for client in &self.clients {
             match &client.answer {
                 Some(Ok(Answer::Submitted { repeated: true, .. })) => saw("answered as repeated", 1),

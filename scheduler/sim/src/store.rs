@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use aquifer_core::history::Totals;
 use aquifer_core::jobs::{Job, Outcome, Phase};
 use aquifer_core::nodes::Node;
 use aquifer_core::*;
@@ -14,6 +15,10 @@ pub struct Store {
     pub specs: BTreeMap<JobId, Arc<JobSpec>>,
     /// Jobs.
     pub jobs: BTreeMap<JobId, Job>,
+    /// Jobs that have retired.
+    pub ended: BTreeMap<JobId, Job>,
+    /// What they were.
+    pub retired: BTreeMap<Name, Totals>,
     /// Nodes.
     pub nodes: BTreeMap<NodeId, Node>,
     /// Queues.
@@ -26,6 +31,11 @@ pub struct Store {
 }
 
 impl Store {
+    /// The job, also if it has retired.
+    pub fn job(&self, id: JobId) -> Option<&Job> {
+        self.jobs.get(&id).or_else(|| self.ended.get(&id))
+    }
+
     /// Every record, in some order.
     pub fn records(&self) -> Vec<Record> {
         let specs = self.specs.iter().map(|(id, spec)| Record::Spec(*id, spec.clone()));
@@ -34,7 +44,10 @@ impl Store {
         let queues = self.queues.values().cloned().map(Record::Queue);
         let usages = self.usages.iter().map(|(queue, usage)| Record::Usage(queue.clone(), *usage));
         let reservations = self.reservations.values().cloned().map(Record::Reservation);
-        specs.chain(jobs).chain(nodes).chain(queues).chain(usages).chain(reservations).collect()
+        let ended = self.ended.values().cloned().map(Record::Ended);
+        let retired = self.retired.iter().map(|(queue, totals)| Record::Retired(queue.clone(), *totals));
+        let jobs = specs.chain(jobs).chain(ended).chain(retired);
+        jobs.chain(nodes).chain(queues).chain(usages).chain(reservations).collect()
     }
 
     /// Writes a record over the earlier one of the same identity.
@@ -65,6 +78,18 @@ impl Store {
                     assert!(same || anew, "reservation {} changed", it.name);
                 }
             }
+            Record::Ended(job) => {
+                let earlier = self.jobs.get(&job.id).cloned();
+                assert!(earlier.is_none_or(|earlier| earlier == job), "{} changed as it retired", job.id);
+                if self.keys.get(&job.spec.client_key) == Some(&job.id) {
+                    self.keys.remove(&job.spec.client_key);
+                }
+                let again = self.ended.insert(job.id, job);
+                assert!(again.is_none(), "it retired twice: {again:?}");
+            }
+            Record::Retired(queue, totals) => _ = self.retired.insert(queue, totals),
+            Record::NoJob(id) => assert!(self.jobs.remove(&id).is_some(), "{id} is not stored"),
+            Record::NoSpec(id) => assert!(self.specs.remove(&id).is_some(), "{id} has no specification"),
             Record::NoReservation(name) => _ = self.reservations.remove(&name),
             Record::Queue(queue) => _ = self.queues.insert(queue.name.clone(), queue),
             Record::Usage(queue, usage) => {

@@ -34,6 +34,12 @@ pub fn swarm(seed: u64) -> Sim {
     policy.backoff = Duration::from_millis(rng.within((100, 4_000)));
     policy.half_life = Duration::from_millis(*rng.pick(&[0, 5_000, 60_000, 86_400_000]));
     policy.ageing = Duration::from_millis(*rng.pick(&[0, 1_000, 30_000, 3_600_000]));
+    // Drawn apart from all else.
+    let mut keeps = Rng(seed ^ 0x0e4d_ed00);
+    if keeps.below(2) == 0 {
+        policy.keep_ended = keeps.below(6);
+        policy.keep_at_least = Duration::from_millis(keeps.within((5_000, 40_000)));
+    }
     let (faults, timing) = (Faults::mix(&mut rng), Timing::mix(&mut rng));
     let mut sim = Sim::new(seed, policy, faults, timing, HEAL_AT);
     let pool: Vec<Inventory> = (0..rng.within((2, 6))).map(|at| any_inventory(&mut rng, at)).collect();

@@ -4,12 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use aquifer_core::jobs::Phase;
-use aquifer_core::{JobId, RankState, WorkerId};
+use aquifer_core::jobs::{Job, Phase};
+use aquifer_core::{Cluster, JobId, RankState, WorkerId};
 use aquifer_proto::{v1, wire};
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use super::past;
+use super::pool::unavailable;
 use crate::runtime::Runtime;
 
 /// Bytes of one piece.
@@ -90,19 +92,23 @@ async fn changed(runtime: &Runtime, job: JobId, attempt: u32) {
 }
 
 async fn sources(runtime: &Runtime, id: JobId) -> Result<Sources, Status> {
-    let sources = runtime.query(move |cluster| {
-        let job = cluster.jobs().get(id)?;
+    let of = |cluster: &Cluster, job: &Job| {
         let living = job.ranks.iter().filter(|rank| rank.worker != RankState::Gone).map(|rank| rank.rank);
         let living: BTreeSet<u32> = living.collect();
-        Some(Sources {
+        Sources {
             attempt: job.attempt,
             nodes: job.last_nodes.iter().map(|node| cluster.nodes().get(*node).name.to_string()).collect(),
             alive: (0..job.last_nodes.len() as u32).map(|rank| living.contains(&rank)).collect(),
             done: matches!(job.phase, Phase::Done(_)),
-        })
-    });
-    let sources = sources.await.map_err(|ended| Status::unavailable(ended.to_string()))?;
-    sources.ok_or_else(|| Status::not_found(format!("there is no {id}")))
+        }
+    };
+    let sources = runtime.query(move |cluster| Some(of(cluster, cluster.jobs().get(id)?)));
+    if let Some(sources) = sources.await.map_err(unavailable)? {
+        return Ok(sources);
+    }
+    let job = past::job(runtime, id).await?;
+    let job = job.ok_or_else(|| Status::not_found(format!("there is no {id}")))?;
+    runtime.query(move |cluster| of(cluster, &job)).await.map_err(unavailable)
 }
 
 /// Reads one rank to its end; `None` when the reader has left.

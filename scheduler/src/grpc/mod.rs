@@ -2,6 +2,7 @@
 
 mod agents;
 mod logs;
+mod past;
 mod plain;
 mod pool;
 mod switch;

@@ -1,25 +1,25 @@
 //! What clients may ask for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use aquifer_core::jobs::{Job, Outcome, Phase, Shape};
+use aquifer_core::jobs::{Job, Phase};
 use aquifer_core::plan::free_for_all;
 use aquifer_core::queues::Overview;
 use aquifer_core::*;
-use aquifer_proto::store::encode;
+use aquifer_proto::store::{Row, encode, ended_key};
 use aquifer_proto::{border, reservations, v1, wire};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{logs, view};
+use super::{logs, past, view};
 use crate::metrics::Metrics;
 use crate::runtime::{Ended, Runtime};
-use crate::store::{Contents, backup};
+use crate::store::{Contents, Past, backup};
 
 /// Jobs of one page, at most.
 const MAX_PAGE: u32 = 1000;
@@ -41,6 +41,17 @@ impl PoolService {
 
     async fn command(&self, command: Command) -> Result<Answer, Status> {
         self.runtime.command(command).await.map_err(unavailable)?.map_err(refused)
+    }
+
+    /// The same of a job, which may have retired: then it has ended.
+    async fn command_on(&self, job: JobId, command: Command) -> Result<Answer, Status> {
+        match self.runtime.command(command).await.map_err(unavailable)? {
+            Err(Refusal::UnknownJob(id)) if id == job => match past::job(&self.runtime, id).await? {
+                Some(Job { phase: Phase::Done(outcome), .. }) => Err(refused(Refusal::JobDone(id, outcome))),
+                _ => Err(refused(Refusal::UnknownJob(id))),
+            },
+            answer => answer.map_err(refused),
+        }
     }
 
     async fn query<T: Send + 'static>(
@@ -83,7 +94,14 @@ fn all_records(cluster: &Cluster) -> Vec<Record> {
     specs.chain(cluster.records()).collect()
 }
 
-fn unavailable(ended: Ended) -> Status {
+fn job_of(record: &Record) -> Option<JobId> {
+    match record {
+        Record::Job(job) => Some(job.id),
+        _ => None,
+    }
+}
+
+pub fn unavailable(ended: Ended) -> Status {
     Status::unavailable(ended.to_string())
 }
 
@@ -134,12 +152,16 @@ impl v1::pool_server::Pool for PoolService {
     async fn backup(&self, _: Request<v1::BackupRequest>) -> Reply<Self::BackupStream> {
         let records = self.query(all_records).await?;
         let term = self.runtime.term;
-        let write = move || {
-            let contents = Contents { term, rows: records.iter().map(encode).collect() };
+        let write = move |past: &Past| {
+            let kept: BTreeSet<[u8; 8]> = records.iter().filter_map(job_of).map(ended_key).collect();
+            let mut rows: Vec<Row> = records.iter().map(encode).collect();
+            // What has retired since then is still among the records.
+            let is_kept = |row: &Row| <[u8; 8]>::try_from(&row.key[..]).is_ok_and(|key| kept.contains(&key));
+            past::each(past, |row| rows.extend((!is_kept(&row)).then_some(row)))?;
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            backup::write(&contents, now.as_millis() as u64)
+            Ok(backup::write(&Contents { term, rows }, now.as_millis() as u64))
         };
-        let bytes = tokio::task::spawn_blocking(write).await.expect("writing does not panic");
+        let bytes = self.runtime.shared.past(write).await.map_err(past::unreadable)?;
         let starts = (0..bytes.len()).step_by(BACKUP_PIECE);
         let piece = move |start| {
             Ok(v1::BackupPiece { data: bytes[start..bytes.len().min(start + BACKUP_PIECE)].into() })
@@ -148,7 +170,10 @@ impl v1::pool_server::Pool for PoolService {
     }
 
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Reply<v1::SubmitResponse> {
-        let spec = spec_of(request.into_inner().spec)?;
+        let mut spec = spec_of(request.into_inner().spec)?;
+        if !spec.after.is_empty() {
+            past::settle_dependencies(&self.runtime, Arc::make_mut(&mut spec)).await?;
+        }
         match self.command(Command::Submit(spec)).await? {
             Answer::Submitted { first, count, repeated } => {
                 Ok(Response::new(v1::SubmitResponse { job: first.0, count, repeated_request: repeated }))
@@ -166,7 +191,12 @@ impl v1::pool_server::Pool for PoolService {
             let reason = waits.then(|| explain::reason(&mut free_for_all(cluster), job));
             Some(view::job(cluster, &shared, job, reason.as_ref()))
         });
-        job.await?.map(Response::new).ok_or_else(|| refused(Refusal::UnknownJob(id)))
+        if let Some(job) = job.await? {
+            return Ok(Response::new(job));
+        }
+        let (job, shared) = (past::job(&self.runtime, id).await?, self.runtime.shared.clone());
+        let job = job.ok_or_else(|| refused(Refusal::UnknownJob(id)))?;
+        Ok(Response::new(self.query(move |cluster| view::job(cluster, &shared, &job, None)).await?))
     }
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Reply<v1::ListResponse> {
@@ -184,8 +214,8 @@ impl v1::pool_server::Pool for PoolService {
         }
         name_if_given("queue", &request.queue)?;
         let before = match &request.page_token[..] {
-            "" => u64::MAX,
-            token => token.parse().map_err(|_| {
+            "" => JobId(u64::MAX),
+            token => token.parse().map(JobId).map_err(|_| {
                 border::Invalid::new(
                     "page_token",
                     format!("{token:?}"),
@@ -193,15 +223,13 @@ impl v1::pool_server::Pool for PoolService {
                 )
             })?,
         };
-        let shared = self.runtime.shared.clone();
-        let page = self.query(move |cluster| list(cluster, &shared, &request, page_size as usize, before));
-        Ok(Response::new(page.await?))
+        Ok(Response::new(past::list(&self.runtime, request, page_size as usize, before).await?))
     }
 
     async fn cancel(&self, request: Request<v1::CancelRequest>) -> Reply<v1::CancelResponse> {
         let v1::CancelRequest { job, whole_array } = request.into_inner();
         let job = border::job_id("job", job)?;
-        match self.command(Command::Cancel { job, whole_array }).await? {
+        match self.command_on(job, Command::Cancel { job, whole_array }).await? {
             Answer::Cancelled(cancelled) => Ok(Response::new(v1::CancelResponse { cancelled })),
             other => Err(Status::internal(format!("unexpected answer {other:?}"))),
         }
@@ -213,7 +241,7 @@ impl v1::pool_server::Pool for PoolService {
         if ranks == Some(0) {
             return Err(border::Invalid::new("ranks", 0, "expected at least 1, or none given").into());
         }
-        self.command(Command::Scale { job, ranks }).await?;
+        self.command_on(job, Command::Scale { job, ranks }).await?;
         Ok(Response::new(v1::ScaleResponse {}))
     }
 
@@ -262,11 +290,15 @@ impl v1::pool_server::Pool for PoolService {
 
     async fn explain(&self, request: Request<v1::ExplainRequest>) -> Reply<v1::Explanation> {
         let id = border::job_id("job", request.into_inner().job)?;
-        let explanation = self.query(move |cluster| {
-            let explanation = explain::explain(cluster, cluster.jobs().get(id)?);
-            Some(view::explanation(cluster.now(), id, &explanation))
-        });
-        explanation.await?.map(Response::new).ok_or_else(|| refused(Refusal::UnknownJob(id)))
+        let of = |cluster: &Cluster, job: &Job| {
+            view::explanation(cluster.now(), job.id, &explain::explain(cluster, job))
+        };
+        let explanation = self.query(move |cluster| Some(of(cluster, cluster.jobs().get(id)?)));
+        if let Some(explanation) = explanation.await? {
+            return Ok(Response::new(explanation));
+        }
+        let job = past::job(&self.runtime, id).await?.ok_or_else(|| refused(Refusal::UnknownJob(id)))?;
+        Ok(Response::new(self.query(move |cluster| of(cluster, &job)).await?))
     }
 
     async fn plan(&self, request: Request<v1::PlanRequest>) -> Reply<v1::PlanResponse> {
@@ -301,19 +333,41 @@ impl v1::pool_server::Pool for PoolService {
     }
 
     async fn list_nodes(&self, request: Request<v1::ListNodesRequest>) -> Reply<v1::ListNodesResponse> {
-        let name = request.into_inner().name;
+        let v1::ListNodesRequest { name, page_size, page_token } = request.into_inner();
         name_if_given("name", &name)?;
+        let page_size = match page_size {
+            0 => MAX_PAGE,
+            size @ 1..=MAX_PAGE => size,
+            size => return Err(border::Invalid::new("page_size", size, "at most 1,000").into()),
+        };
+        let first = match &page_token[..] {
+            "" => 0,
+            token => token.parse::<usize>().map_err(|_| {
+                border::Invalid::new(
+                    "page_token",
+                    format!("{token:?}"),
+                    "expected a token of an earlier answer",
+                )
+            })?,
+        };
         let shared = self.runtime.shared.clone();
         let wanted = name.clone();
-        let nodes = self.query(move |cluster| {
-            let nodes = cluster.nodes().iter().filter(|node| wanted.is_empty() || *node.name == *wanted);
-            nodes.map(|node| view::node(cluster, &shared, node)).collect::<Vec<_>>()
+        let page = self.query(move |cluster| {
+            if let Some(id) = cluster.nodes().by_name(&wanted) {
+                return (vec![view::node(cluster, &shared, cluster.nodes().get(id))], 0);
+            }
+            let all = if wanted.is_empty() { cluster.nodes().len() } else { 0 };
+            let nodes = cluster.nodes().iter().take(all).skip(first).take(page_size as usize);
+            let nodes: Vec<v1::Node> = nodes.map(|node| view::node(cluster, &shared, node)).collect();
+            let left = all.saturating_sub(first.saturating_add(nodes.len()));
+            (nodes, left)
         });
-        let nodes = nodes.await?;
+        let (nodes, left) = page.await?;
         if nodes.is_empty() && !name.is_empty() {
             return Err(refused(Refusal::UnknownNode(name.into())));
         }
-        Ok(Response::new(v1::ListNodesResponse { nodes }))
+        let next_page_token = if left == 0 { String::new() } else { (first + nodes.len()).to_string() };
+        Ok(Response::new(v1::ListNodesResponse { nodes, next_page_token }))
     }
 
     async fn cordon(&self, request: Request<v1::NodeRequest>) -> Reply<v1::NodeResponse> {
@@ -337,17 +391,11 @@ impl v1::pool_server::Pool for PoolService {
 
     async fn list_queues(&self, _: Request<v1::ListQueuesRequest>) -> Reply<v1::ListQueuesResponse> {
         let queues = self.query(|cluster| {
-            let mut counts: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-            for job in cluster.jobs().iter() {
-                let count = counts.entry(&job.spec.queue).or_default();
-                match job.phase {
-                    Phase::Pending(_) => count.0 += 1,
-                    Phase::Active | Phase::Stopping(_) => count.1 += 1,
-                    Phase::Done(_) => (),
-                }
-            }
+            let mut running: BTreeMap<&str, u64> = BTreeMap::new();
+            cluster.jobs().holding().for_each(|job| *running.entry(&job.spec.queue).or_default() += 1);
             let state = |row: &Overview| {
-                let (pending_jobs, running_jobs) = counts.get(&*row.queue.name).copied().unwrap_or_default();
+                let running_jobs = running.get(&*row.queue.name).copied().unwrap_or_default();
+                let pending_jobs = cluster.jobs().open_in(&row.queue.name) - running_jobs;
                 v1::QueueState {
                     queue: Some(wire::queue(row.queue)),
                     held_milli: row.held_milli,
@@ -399,86 +447,6 @@ impl v1::pool_server::Pool for PoolService {
     }
 
     async fn usage(&self, request: Request<v1::UsageRequest>) -> Reply<v1::UsageResponse> {
-        let since = Time(request.into_inner().since_ms);
-        Ok(Response::new(self.query(move |cluster| usage(cluster, since)).await?))
-    }
-}
-
-fn list(
-    cluster: &Cluster,
-    shared: &crate::runtime::Shared,
-    request: &v1::ListRequest,
-    page_size: usize,
-    before: u64,
-) -> v1::ListResponse {
-    let wanted = |job: &&Job| {
-        (request.states.is_empty() || request.states.contains(&view::job_state(job).into()))
-            && (request.queue.is_empty() || *job.spec.queue == *request.queue)
-            && (request.user.is_empty() || *job.spec.user == *request.user)
-            && (request.name.is_empty() || job.spec.name.contains(&request.name))
-    };
-    let mut jobs = cluster.jobs().range(..JobId(before)).rev().filter(wanted).peekable();
-    let mut reasons: BTreeMap<(Name, Shape), explain::Reason> = BTreeMap::new();
-    let mut free = None;
-    let mut reason = |job| explain::reason(free.get_or_insert_with(|| free_for_all(cluster)), job);
-    let mut page = Vec::new();
-    for job in jobs.by_ref().take(page_size) {
-        // Jobs of one queue and shape that wait for room wait for the same reason.
-        let reason = match job.phase {
-            Phase::Pending(not_before) if not_before <= cluster.now() && job.spec.after.is_empty() => {
-                let key = (job.spec.queue.clone(), cluster.jobs().shape(job));
-                Some(reasons.entry(key).or_insert_with(|| reason(job)).clone())
-            }
-            Phase::Pending(_) => Some(reason(job)),
-            Phase::Active | Phase::Stopping(_) | Phase::Done(_) => None,
-        };
-        page.push(view::job(cluster, shared, job, reason.as_ref()));
-    }
-    let more = jobs.peek().is_some();
-    let next_page_token = page.last().filter(|_| more).map(|job| job.id.to_string()).unwrap_or_default();
-    let mut counts: BTreeMap<i32, u64> = BTreeMap::new();
-    for job in cluster.jobs().iter() {
-        *counts.entry(view::job_state(job).into()).or_default() += 1;
-    }
-    let counts = counts.into_iter().map(|(state, jobs)| v1::StateCount { state, jobs }).collect();
-    v1::ListResponse { jobs: page, next_page_token, counts }
-}
-
-fn usage(cluster: &Cluster, since: Time) -> v1::UsageResponse {
-    let mut rows: BTreeMap<(&str, &str), v1::UsageRow> = BTreeMap::new();
-    for job in cluster.jobs().iter().filter(|job| since <= job.submitted) {
-        let row = rows.entry((&job.spec.queue, &job.spec.user)).or_default();
-        let view = job.placed.filter(|_| !job.ranks.is_empty()).map_or(0, |at| cluster.now().since(at));
-        row.jobs += 1;
-        match &job.phase {
-            Phase::Done(Outcome::Succeeded) => row.succeeded += 1,
-            Phase::Done(Outcome::Failed(_) | Outcome::Unreachable(_) | Outcome::TimedOut) => row.failed += 1,
-            Phase::Done(Outcome::Cancelled) | Phase::Pending(_) | Phase::Active | Phase::Stopping(_) => (),
-        }
-        let device_ms = job.usage.device_ms + job.devices_held_milli() * view / 1000;
-        let cpus_milli: u64 = job.ranks.iter().map(|rank| u64::from(rank.cpus_milli)).sum();
-        let cpu_milli_ms = job.usage.cpu_milli_ms + cpus_milli * view;
-        row.device_ms += device_ms;
-        row.lost_device_ms += job.usage.lost_device_ms;
-        row.cpu_milli_ms += cpu_milli_ms;
-        let spent = cluster.spent(job);
-        if 0 < spent.sum_us() {
-            let held_ms = if device_ms == 0 { cpu_milli_ms / 1000 } else { device_ms };
-            let share = spent.steps_us as f64 / spent.sum_us() as f64;
-            row.trained_ms += held_ms;
-            row.effective_ms += (held_ms as f64 * share) as u64;
-        }
-        row.waited_ms += job.first_placed.map_or(0, |placed| placed.since(job.submitted));
-    }
-    let rows = rows.into_iter().map(|((queue, user), row)| v1::UsageRow {
-        queue: queue.into(),
-        user: user.into(),
-        ..row
-    });
-    let up = || cluster.nodes().iter().filter(|node| node.up);
-    v1::UsageResponse {
-        rows: rows.collect(),
-        devices: up().map(|node| node.inventory.devices.len() as u64).sum(),
-        devices_held: up().map(|node| cluster.nodes().held(node.id).devices.len() as u64).sum(),
+        Ok(Response::new(past::usage(&self.runtime, Time(request.into_inner().since_ms)).await?))
     }
 }

@@ -136,7 +136,7 @@ mod tests {
     use aquifer_proto::store::Row;
 
     use super::*;
-    use crate::store::{Contents, Memory, Store, StoreError};
+    use crate::store::{Contents, History, Memory, Store, StoreError};
 
     /// A store that confirms when it is told to.
     struct Slow {
@@ -147,6 +147,10 @@ mod tests {
     impl Store for Slow {
         fn contents(&mut self) -> Result<Contents, StoreError> {
             self.store.contents()
+        }
+
+        fn history(&self) -> Arc<dyn History> {
+            self.store.history()
         }
 
         fn begin_term(&mut self) -> Result<u64, StoreError> {

@@ -24,10 +24,9 @@ const MILLI_MS: f64 = 1e6;
 /// What is known of jobs that have ended, so that nobody looks at them again: a job that has ended stays as it is.
 #[derive(Default)]
 pub struct Tally {
-    /// All jobs up to this one are counted in `ended`, or in `open`.
+    /// All jobs up to this one have ended, or are in `open`.
     seen: u64,
     open: BTreeSet<JobId>,
-    ended: BTreeMap<Name, OfQueue>,
 }
 
 /// Of one queue's own jobs.
@@ -109,11 +108,9 @@ fn jobs(cluster: &Cluster, shared: &Shared, tally: &mut Tally) -> BTreeMap<Name,
     // Many in a row are of one queue.
     let mut row: (Name, OfQueue) = (cluster::DEFAULT_QUEUE.into(), OfQueue::default());
     tally.open.retain(|id| {
-        let job = jobs.get(*id).expect("identities have no gaps");
-        if matches!(job.phase, Phase::Done(_)) {
-            add(tally.ended.entry(job.spec.queue.clone()).or_default(), cluster, shared, job);
+        let Some(job) = jobs.get(*id).filter(|job| !matches!(job.phase, Phase::Done(_))) else {
             return false;
-        }
+        };
         if row.0 != job.spec.queue {
             let (queue, part) = std::mem::replace(&mut row, (job.spec.queue.clone(), OfQueue::default()));
             open.entry(queue).or_default().merge(part);
@@ -125,10 +122,18 @@ fn jobs(cluster: &Cluster, shared: &Shared, tally: &mut Tally) -> BTreeMap<Name,
     let mut sum: BTreeMap<Name, OfQueue> = BTreeMap::new();
     // Queues without jobs are there as well, so that their numbers begin at zero.
     let all = cluster.queues().iter().map(|queue| (queue.name.clone(), OfQueue::default()));
-    for (queue, part) in all.chain(tally.ended.iter().map(|(k, v)| (k.clone(), v.clone()))).chain(open) {
+    let ended = jobs.ended_totals().map(|(queue, totals)| (queue.clone(), of_ended(totals)));
+    for (queue, part) in all.chain(ended).chain(open) {
         sum.entry(queue).or_default().merge(part);
     }
     sum
+}
+
+fn of_ended(totals: &history::Totals) -> OfQueue {
+    let history::Totals { succeeded, failed, unreachable, cancelled, timed_out, .. } = *totals;
+    let jobs = [0, 0, 0, 0, succeeded, failed + unreachable, cancelled, timed_out];
+    let history::Totals { device_ms, lost_device_ms, spent, .. } = *totals;
+    OfQueue { jobs, device_ms, lost_device_ms, spent, ..OfQueue::default() }
 }
 
 fn add(queue: &mut OfQueue, cluster: &Cluster, shared: &Shared, job: &Job) {

@@ -81,11 +81,12 @@ pub fn read(bytes: &[u8]) -> Result<(Contents, u64), BackupError> {
     let (made_ms, term) = (reader.u64()?, reader.u64()?);
     reader.checksum(0, "its head")?;
     let mut rows = Vec::new();
-    loop {
+    // A length that was changed to zero looks like the end: the damage may be there.
+    let end = loop {
         let start = reader.at;
         let length = reader.u32()?;
         if length == 0 {
-            break;
+            break start;
         }
         // If its length was changed, that is where the damage is.
         let from_start = |error| match error {
@@ -97,12 +98,11 @@ pub fn read(bytes: &[u8]) -> Result<(Contents, u64), BackupError> {
         let row = frame::pop(&mut record).filter(|_| record.is_empty());
         let what = || format!("record {} is of no kind that is known", rows.len() + 1);
         rows.push(row.ok_or_else(|| BackupError::Damaged { offset: start, what: what() })?);
-    }
-    let start = reader.at;
+    };
     let count = reader.u64()?;
     if count != rows.len() as u64 {
         let what = format!("there are {} of {count} records", rows.len());
-        return Err(BackupError::Damaged { offset: start, what });
+        return Err(BackupError::Damaged { offset: end, what });
     }
     reader.checksum(0, "the whole")?;
     if reader.at != bytes.len() {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use aquifer_proto::store::{Kind, Row};
 use redb::{
@@ -9,7 +10,7 @@ use redb::{
     WriteTransaction,
 };
 
-use super::{Contents, FORMAT, Store, StoreError};
+use super::{Contents, FORMAT, History, Store, StoreError};
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
@@ -20,7 +21,13 @@ fn table(kind: Kind) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
 /// A file that one scheduler at a time has open.
 pub struct Embedded {
     path: String,
-    database: Database,
+    database: Arc<Database>,
+}
+
+/// The history of a file, which its scheduler goes on writing.
+struct EmbeddedHistory {
+    path: String,
+    database: Arc<Database>,
 }
 
 /// All that is there is read at the start anyway: its checksums are compared before it is believed.
@@ -54,14 +61,30 @@ impl Embedded {
 
     fn opened(path: String, database: Result<Database, DatabaseError>) -> Result<Embedded, StoreError> {
         match database {
-            Ok(database) => Ok(Embedded { path, database }),
+            Ok(database) => Ok(Embedded { path, database: Arc::new(database) }),
             Err(DatabaseError::DatabaseAlreadyOpen) => Err(StoreError::InUse { path }),
             Err(error) => Err(StoreError::Failed { path, cause: error.to_string() }),
         }
     }
 
     fn failed(&self, error: impl Into<redb::Error>) -> StoreError {
-        StoreError::Failed { path: self.path.clone(), cause: error.into().to_string() }
+        failed(&self.path, error)
+    }
+
+    fn read(&self, kinds: &[Kind]) -> Result<Contents, StoreError> {
+        // Makes the tables of a new file.
+        let (transaction, term) = self.with_term(|term| term)?;
+        transaction.commit().map_err(|error| self.failed(error))?;
+        let transaction = self.database.begin_read().map_err(|error| self.failed(error))?;
+        let mut rows = Vec::new();
+        for kind in kinds {
+            let table = transaction.open_table(table(*kind)).map_err(|error| self.failed(error))?;
+            for row in table.iter().map_err(|error| self.failed(error))? {
+                let (key, value) = row.map_err(|error| self.failed(error))?;
+                rows.push(Row { kind: *kind, key: key.value().into(), value: Some(value.value().into()) });
+            }
+        }
+        Ok(Contents { term, rows })
     }
 
     /// A transaction that writes a term, by what it was.
@@ -107,19 +130,15 @@ impl Embedded {
 
 impl Store for Embedded {
     fn contents(&mut self) -> Result<Contents, StoreError> {
-        // Makes the tables of a new file.
-        let (transaction, term) = self.with_term(|term| term)?;
-        transaction.commit().map_err(|error| self.failed(error))?;
-        let transaction = self.database.begin_read().map_err(|error| self.failed(error))?;
-        let mut rows = Vec::new();
-        for kind in Kind::ALL {
-            let table = transaction.open_table(table(kind)).map_err(|error| self.failed(error))?;
-            for row in table.iter().map_err(|error| self.failed(error))? {
-                let (key, value) = row.map_err(|error| self.failed(error))?;
-                rows.push(Row { kind, key: key.value().into(), value: Some(value.value().into()) });
-            }
-        }
-        Ok(Contents { term, rows })
+        self.read(&Kind::ALL)
+    }
+
+    fn live(&mut self) -> Result<Contents, StoreError> {
+        self.read(&Kind::LIVE)
+    }
+
+    fn history(&self) -> Arc<dyn History> {
+        Arc::new(EmbeddedHistory { path: self.path.clone(), database: self.database.clone() })
     }
 
     fn begin_term(&mut self) -> Result<u64, StoreError> {
@@ -148,6 +167,25 @@ impl Store for Embedded {
     }
 }
 
+impl History for EmbeddedHistory {
+    fn rows(&self, from: &[u8], most: usize) -> Result<Vec<Row>, StoreError> {
+        let failed = |error: redb::Error| failed(&self.path, error);
+        let transaction = self.database.begin_read().map_err(|error| failed(error.into()))?;
+        let table = transaction.open_table(table(Kind::Ended)).map_err(|error| failed(error.into()))?;
+        let rows = table.range(from..).map_err(|error| failed(error.into()))?.take(most);
+        let read = |(key, value): (redb::AccessGuard<&[u8]>, redb::AccessGuard<&[u8]>)| Row {
+            kind: Kind::Ended,
+            key: key.value().into(),
+            value: Some(value.value().into()),
+        };
+        rows.map(|row| row.map(read).map_err(|error| failed(error.into()))).collect()
+    }
+}
+
+fn failed(path: &str, error: impl Into<redb::Error>) -> StoreError {
+    StoreError::Failed { path: path.into(), cause: error.into().to_string() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,6 +200,6 @@ mod tests {
         transaction.open_table(META).unwrap().insert("format", FORMAT + 1).unwrap();
         transaction.commit().unwrap();
         let said = store.open_term().unwrap_err().to_string();
-        assert_eq!(said, "store has format 2, this version reads formats up to 1");
+        assert_eq!(said, "store has format 3, this version reads formats up to 2");
     }
 }

@@ -7,16 +7,20 @@ mod embedded;
 pub mod etcd;
 mod frame;
 mod memory;
+mod past;
+
+use std::sync::Arc;
 
 use aquifer_core::Record;
-use aquifer_proto::store::{self, Row, Unreadable};
+use aquifer_proto::store::{self, Kind, Row, Unreadable};
 
 pub use address::{Address, EtcdAccess, EtcdAddress};
 pub use embedded::Embedded;
 pub use memory::Memory;
+pub use past::{History, Past};
 
 /// Version of what is stored. A newer version of the program reads all older ones.
-pub const FORMAT: u64 = 1;
+pub const FORMAT: u64 = 2;
 
 /// Keeps rows, and confirms them only once they are durable.
 pub trait Store: Send {
@@ -25,6 +29,19 @@ pub trait Store: Send {
     /// # Errors
     /// When the store cannot be read as a whole; nothing is skipped.
     fn contents(&mut self) -> Result<Contents, StoreError>;
+
+    /// Reads what a scheduler needs to go on: all but the jobs that have retired.
+    ///
+    /// # Errors
+    /// As of [`Store::contents`].
+    fn live(&mut self) -> Result<Contents, StoreError> {
+        let mut contents = self.contents()?;
+        contents.rows.retain(|row| Kind::LIVE.contains(&row.kind));
+        Ok(contents)
+    }
+
+    /// Jobs that have retired, to be read by others while this one writes.
+    fn history(&self) -> Arc<dyn History>;
 
     /// Begins a new term, durably.
     ///
@@ -47,13 +64,13 @@ pub trait Store: Send {
     /// opened.
     fn replace(&mut self, contents: &Contents) -> Result<(), StoreError>;
 
-    /// Begins a new term, and reads everything.
+    /// Begins a new term, and reads what is needed to go on.
     ///
     /// # Errors
     /// When the store cannot be read or written as a whole; nothing is skipped.
     fn open_term(&mut self) -> Result<Opened, StoreError> {
         let term = self.begin_term()?;
-        Ok(Opened { term, records: store::decode_all(self.contents()?.rows)? })
+        Ok(Opened { term, records: store::decode_all(self.live()?.rows)? })
     }
 }
 

@@ -32,12 +32,15 @@ impl Sim {
         // Nor does it take what a gang that waits may still need.
         let could = |request: &Request, node: &Node| {
             let has = |want: &DeviceRequest| {
-                let fit =
-                    |device: &&Device| device.fault.is_none() && device.class == to && want.accepts(&to);
+                // One that takes no work is of no use to it, whether it is broken or cordoned.
+                let fit = |(device, index): &(&Device, u16)| {
+                    node.device_takes_work(*index) && device.class == to && want.accepts(&to)
+                };
                 let is_apart = |least| want.slice.is_none() || want.isolation <= least;
                 !want.one_island
                     && node.inventory.isolation_for(want).is_none_or(is_apart)
-                    && usize::from(want.count) <= node.inventory.devices.iter().filter(fit).count()
+                    && usize::from(want.count)
+                        <= node.inventory.devices.iter().zip(0u16..).filter(fit).count()
             };
             request.cpus_milli <= node.inventory.cpus_milli
                 && request.memory_bytes <= node.inventory.memory_bytes

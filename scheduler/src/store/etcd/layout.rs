@@ -60,6 +60,29 @@ impl Keys {
         key
     }
 
+    /// Keys of the rows of a kind from an identity on, and where they end.
+    pub fn rows_from(&self, kind: Kind, key: &[u8]) -> (Vec<u8>, Vec<u8>) {
+        let from = self.row("rows", &Row { kind, key: key.into(), value: None });
+        let mut end = self.of(&format!("rows/{}/", kind.table()));
+        *end.last_mut().expect("it ends with a slash") += 1;
+        (from, end)
+    }
+
+    /// Where the further pieces are of those among rows that have some.
+    ///
+    /// # Errors
+    /// Names the first key that makes no sense.
+    pub fn further_pieces(&self, rows: &[(Vec<u8>, Vec<u8>)]) -> Result<Vec<Vec<u8>>, String> {
+        let beginning = self.of("rows/");
+        let of = |(key, _): &(Vec<u8>, Vec<u8>)| {
+            let below = key.strip_prefix(&beginning[..]);
+            let below =
+                below.ok_or_else(|| format!("key {}: is none of a row", String::from_utf8_lossy(key)))?;
+            Ok([&self.of("more/")[..], below, b"/"].concat())
+        };
+        rows.iter().filter(|(_, value)| value.first().is_some_and(|pieces| 1 < *pieces)).map(of).collect()
+    }
+
     /// Rows as operations, the last of each identity, in as few transactions as there can be.
     pub fn batches(&self, rows: &[Row]) -> Vec<Batch> {
         let last: BTreeMap<(Kind, &[u8]), &Row> =
@@ -138,7 +161,7 @@ impl Keys {
 }
 
 fn is_numbered(kind: Kind) -> bool {
-    matches!(kind, Kind::Spec | Kind::Job | Kind::Node)
+    matches!(kind, Kind::Spec | Kind::Job | Kind::Node | Kind::Ended)
 }
 
 fn unhex(text: &[u8]) -> Option<Vec<u8>> {

@@ -11,10 +11,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aquifer_proto::store::Row;
+use aquifer_proto::store::{Kind, Row};
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Txn, TxnOp, TxnOpResponse};
 
-use super::{Contents, EtcdAddress, FORMAT, Store, StoreError, frame};
+use super::{Contents, EtcdAddress, FORMAT, History, Store, StoreError, frame};
 use crate::leader::Lead;
 pub(crate) use layout::Keys;
 pub(crate) use link::{Link, PATIENCE, read, text};
@@ -55,16 +55,26 @@ impl Etcd {
     pub fn look(address: &EtcdAddress) -> Result<Contents, StoreError> {
         let (link, keys) = (Link::open(address)?, Keys::new(&address.prefix));
         let (on, path) = (link.clone(), link.path().to_string());
-        let whole = link.wait(async move { Reader { link: &on, keys: &keys, revision: 0 }.whole().await })?;
+        let whole =
+            link.wait(async move { Reader { link: &on, keys: &keys, revision: 0 }.whole(&Kind::ALL).await })?;
         match whole.is_restoring {
             true => Err(StoreError::HalfRestored { path }),
             false => Ok(whole.contents),
         }
     }
 
-    fn whole(&self) -> Result<Whole, StoreError> {
+    /// Rows of some kinds, and all else.
+    fn whole(&self, kinds: &'static [Kind]) -> Result<Whole, StoreError> {
         let (link, keys) = (self.link.clone(), self.keys.clone());
-        self.link.wait(async move { Reader { link: &link, keys: &keys, revision: 0 }.whole().await })
+        self.link.wait(async move { Reader { link: &link, keys: &keys, revision: 0 }.whole(kinds).await })
+    }
+
+    fn read(&self, kinds: &'static [Kind]) -> Result<Contents, StoreError> {
+        let whole = self.whole(kinds)?;
+        match whole.is_restoring {
+            true => Err(StoreError::HalfRestored { path: self.link.path().into() }),
+            false => Ok(whole.contents),
+        }
     }
 
     /// Carries out operations if this scheduler leads, and makes `next` the last commit. They must be harmless when
@@ -120,15 +130,19 @@ impl Etcd {
 
 impl Store for Etcd {
     fn contents(&mut self) -> Result<Contents, StoreError> {
-        let whole = self.whole()?;
-        match whole.is_restoring {
-            true => Err(StoreError::HalfRestored { path: self.link.path().into() }),
-            false => Ok(whole.contents),
-        }
+        self.read(&Kind::ALL)
+    }
+
+    fn live(&mut self) -> Result<Contents, StoreError> {
+        self.read(&Kind::LIVE)
+    }
+
+    fn history(&self) -> Arc<dyn History> {
+        Arc::new(EtcdHistory { link: self.link.clone(), keys: self.keys.clone() })
     }
 
     fn begin_term(&mut self) -> Result<u64, StoreError> {
-        let whole = self.whole()?;
+        let whole = self.whole(&[])?;
         if whole.is_restoring {
             return Err(StoreError::HalfRestored { path: self.link.path().into() });
         }
@@ -170,7 +184,7 @@ impl Store for Etcd {
     }
 
     fn replace(&mut self, contents: &Contents) -> Result<(), StoreError> {
-        let before = self.whole()?;
+        let before = self.whole(&[])?;
         self.last = before.last;
         let mut operations = ["rows/", "more/", "staged/"].map(|it| self.keys.removal(it)).to_vec();
         operations.push(TxnOp::put(self.keys.of("restoring"), "1", None));
@@ -237,6 +251,34 @@ pub async fn puts(
     Ok(rate)
 }
 
+/// The history of a pool, which its leader goes on writing.
+struct EtcdHistory {
+    link: Arc<Link>,
+    keys: Keys,
+}
+
+impl History for EtcdHistory {
+    fn rows(&self, from: &[u8], most: usize) -> Result<Vec<Row>, StoreError> {
+        let (link, keys, from) = (self.link.clone(), self.keys.clone(), from.to_vec());
+        self.link.wait(async move {
+            // What a commit has staged is put in its place before it is confirmed.
+            let failed = |cause| StoreError::Failed { path: link.path().into(), cause };
+            let (from, end) = keys.rows_from(Kind::Ended, &from);
+            let options = GetOptions::new().with_range(end).with_limit(most as i64);
+            let mut page = link.get(from, options).await?;
+            let found: Vec<_> = page.take_kvs().into_iter().map(KeyValue::into_key_value).collect();
+            let mut more = BTreeMap::new();
+            for beginning in keys.further_pieces(&found).map_err(failed)? {
+                let mut end = beginning.clone();
+                *end.last_mut().expect("it ends with a slash") += 1;
+                let mut pieces = link.get(beginning, GetOptions::new().with_range(end)).await?;
+                more.extend(pieces.take_kvs().into_iter().map(KeyValue::into_key_value));
+            }
+            keys.rows(found, &more).map_err(failed)
+        })
+    }
+}
+
 /// All that there is at one moment.
 struct Whole {
     /// With what is staged in its place.
@@ -254,7 +296,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    async fn whole(&mut self) -> Result<Whole, StoreError> {
+    async fn whole(&mut self, kinds: &[Kind]) -> Result<Whole, StoreError> {
         let names = ["format", "term", "commit", "restoring"];
         let reads: Vec<TxnOp> = names.iter().map(|name| read(&self.keys.of(name))).collect();
         let answer = self.link.transact(Txn::new().and_then(reads), PATIENCE).await?;
@@ -282,13 +324,19 @@ impl Reader<'_> {
                 Some(read.ok_or_else(|| self.failed("the last commit cannot be read".into()))?)
             }
         };
-        let more: BTreeMap<Vec<u8>, Vec<u8>> = self.pages("more/").await?.into_iter().collect();
-        let rows = self.keys.rows(self.pages("rows/").await?, &more).map_err(|why| self.failed(why))?;
+        let mut rows = Vec::new();
+        for kind in kinds {
+            let more = self.pages(&format!("more/{}/", kind.table())).await?.into_iter().collect();
+            let found = self.pages(&format!("rows/{}/", kind.table())).await?;
+            rows.extend(self.keys.rows(found, &more).map_err(|why| self.failed(why))?);
+        }
         let staged = match last.map_or(0, |last| last.staged) {
             0 => Vec::new(),
             pieces => self.staged(pieces).await?,
         };
-        let contents = Contents { term, rows: overlay(rows, &staged) };
+        let mut rows = overlay(rows, &staged);
+        rows.retain(|row| kinds.contains(&row.kind));
+        let contents = Contents { term, rows };
         Ok(Whole { contents, last, staged, is_restoring: restoring.is_some() })
     }
 
