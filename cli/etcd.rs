@@ -53,25 +53,14 @@ impl EtcdArgs {
     /// A file cannot be read, or one goes without another.
     pub fn enter(&self, address: Address) -> Result<Address, Failure> {
         let Address::Etcd(mut etcd) = address else { return Ok(address) };
-        let together = "Give both, or neither.";
-        let identity = match (&self.etcd_cert, &self.etcd_key) {
-            (None, None) => None,
-            (Some(certificate), Some(key)) => {
-                Some((read("--etcd-cert", certificate)?, read("--etcd-key", key)?))
-            }
-            _ => return Err(Failure::usage("of --etcd-cert and --etcd-key only one is given", together)),
+        let identity = match both(["--etcd-cert", "--etcd-key"], &self.etcd_cert, &self.etcd_key)? {
+            None => None,
+            Some((certificate, key)) => Some((read("--etcd-cert", certificate)?, read("--etcd-key", key)?)),
         };
-        let user = match (&self.etcd_user, &self.etcd_password_file) {
-            (None, None) => None,
-            (Some(user), Some(file)) => {
-                Some((user.clone(), read("--etcd-password-file", file)?.trim_end().into()))
-            }
-            _ => {
-                return Err(Failure::usage(
-                    "of --etcd-user and --etcd-password-file only one is given",
-                    together,
-                ));
-            }
+        let names = ["--etcd-user", "--etcd-password-file"];
+        let user = match both(names, &self.etcd_user, &self.etcd_password_file)? {
+            None => None,
+            Some((user, file)) => Some((user.clone(), read(names[1], file)?.trim_end().into())),
         };
         let ca = self.etcd_ca.as_deref().map(|file| read("--etcd-ca", file)).transpose()?;
         if ca.is_none() && identity.is_some() {
@@ -88,6 +77,19 @@ impl EtcdArgs {
         }
         etcd.access = EtcdAccess { ca, identity, user };
         Ok(Address::Etcd(etcd))
+    }
+}
+
+/// What goes together, if it is given.
+fn both<'a, A, B>(
+    [one, other]: [&str; 2],
+    a: &'a Option<A>,
+    b: &'a Option<B>,
+) -> Result<Option<(&'a A, &'a B)>, Failure> {
+    match (a, b) {
+        (None, None) => Ok(None),
+        (Some(a), Some(b)) => Ok(Some((a, b))),
+        _ => Err(Failure::usage(format!("of {one} and {other} only one is given"), "Give both, or neither.")),
     }
 }
 

@@ -39,10 +39,15 @@ pub(crate) fn said(mut command: Command, input: &[u8]) -> Result<String, String>
         true => Ok(read(&out)),
         false => {
             let complaints = read(&complaints);
-            let last = complaints.lines().rev().map(str::trim).find(|line| !line.is_empty());
-            Err(last.map_or_else(|| status.to_string(), |line| line.chars().take(300).collect()))
+            Err(last_line(&complaints)
+                .map_or_else(|| status.to_string(), |line| line.chars().take(300).collect()))
         }
     }
+}
+
+/// The last line that is not empty.
+pub(crate) fn last_line(text: &str) -> Option<&str> {
+    text.lines().rev().map(str::trim).find(|line| !line.is_empty())
 }
 
 /// What is written here needs no thread to be read, which a supervisor must not have, and nobody who goes on writing is

@@ -5,15 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use serde::Deserialize;
-
-/// A step that was done.
-#[derive(Clone, Copy, Debug, Deserialize)]
-struct Point {
-    step: u64,
-    loss: f32,
-    at_ms: u64,
-}
+use aquifer_worker::train::Point;
 
 /// The steps in the order in which they were done; one that was computed again is there again.
 #[derive(Debug, Default)]
@@ -22,7 +14,7 @@ pub struct Curve {
 }
 
 impl Curve {
-    /// Reads `steps.jsonl`. A line that a crash has cut off is left out.
+    /// Reads what stands beside the checkpoints. A line that a crash has cut off is left out.
     ///
     /// # Errors
     /// Where the file cannot be read.
@@ -99,7 +91,9 @@ mod tests {
     use super::*;
 
     fn curve(points: &[(u64, f32, u64)]) -> Curve {
-        Curve { points: points.iter().map(|&(step, loss, at_ms)| Point { step, loss, at_ms }).collect() }
+        let point =
+            |&(step, loss, at_ms)| Point { step, loss, gradient_norm: 1.0, learning_rate: 0.1, at_ms };
+        Curve { points: points.iter().map(point).collect() }
     }
 
     #[test]

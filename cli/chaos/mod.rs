@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use aquifer_proto::v1;
 use aquifer_worker::checkpoint::{Record, unix_ms};
 use aquifer_worker::random::Random;
+use aquifer_worker::train::CURVE;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 
@@ -219,7 +220,7 @@ async fn train(args: &Args, trial: &mut Trial, data: &Path, mut random: Option<R
     let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let record: Record = serde_json::from_slice(&text)?;
     let time_ms = (record.spent.sum_us() - record.spent.start_us) / 1000;
-    let curve = Curve::read(&checkpoints(trial, name).join("steps.jsonl"))?;
+    let curve = Curve::read(&checkpoints(trial, name).join(CURVE))?;
     let (stalls_ms, resumed_ms) = (curve.stalls_ms(&failures), curve.until_next_ms(&starts));
     let (failures, repeated) = (failures.len() as u64, curve.repeated());
     Ok(Run { failures, time_ms, spent: Spent::from(&record.spent), repeated, stalls_ms, resumed_ms, curve })

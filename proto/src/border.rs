@@ -16,7 +16,7 @@ pub use assignments::assignment;
 use image::image;
 use mounts::mounts;
 pub use programs::{SERVE_PRECISIONS, TRAIN_PRECISIONS};
-use programs::{arguments, serve, train};
+use programs::{arguments, serve, train, trains_on};
 
 /// A field of a request that cannot be accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -198,27 +198,8 @@ fn role(field: &str, wire: &v1::Role) -> Checked<Role> {
         let allowed = "only for a command: the bundled programs need no image";
         return Err(Invalid::new(format!("{field}.request.image"), format!("{image:?}"), allowed));
     }
-    if let Program::Train(options) = &program
-        && options.batch < wire.ranks
-    {
-        let allowed = format!("expected at least the number of ranks, {}", wire.ranks);
-        return Err(Invalid::new(format!("{field}.train.batch"), options.batch, allowed));
-    }
-    if let Program::Train(options) = &program
-        && (!options.batch.is_multiple_of(options.micro_batch)
-            || options.batch / options.micro_batch < wire.ranks)
-    {
-        let allowed = format!(
-            "expected a divisor of the batch, {}, that leaves one for each of {} ranks",
-            options.batch, wire.ranks
-        );
-        return Err(Invalid::new(format!("{field}.train.micro_batch"), options.micro_batch, allowed));
-    }
-    if let Program::Train(options) = &program
-        && wire.ranks <= options.spares
-    {
-        let allowed = format!("expected less than the number of ranks, {}", wire.ranks);
-        return Err(Invalid::new(format!("{field}.train.spares"), options.spares, allowed));
+    if let Program::Train(options) = &program {
+        trains_on(&format!("{field}.train"), options, wire.ranks)?;
     }
     if let Program::Serve(ServeOptions { autoscale: Some(_), .. }) = &program
         && min_ranks.is_none()

@@ -4,6 +4,9 @@
 //! an ordinary process: its environment is the [`contract`], its progress is [`status`], and its exit code is that
 //! of the [`error`].
 
+// Floats are sent and written as they lie in memory.
+const _: () = assert!(cfg!(target_endian = "little"));
+
 pub mod args;
 pub mod bench;
 pub mod checkpoint;

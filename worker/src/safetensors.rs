@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use zerocopy::IntoBytes;
 
 /// The largest header that is read, in bytes; the format's own limit.
 const MAX_HEADER: u64 = 100_000_000;
@@ -92,15 +93,8 @@ pub(crate) fn write_to(out: &mut dyn Write, tensors: &[TensorRef<'_>]) -> io::Re
     let header = header(tensors);
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(&header)?;
-    let mut bytes = Vec::new();
-    for tensor in tensors {
-        for values in tensor.values.chunks(1 << 16) {
-            bytes.clear();
-            bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-            out.write_all(&bytes)?;
-        }
-    }
-    Ok(())
+    let mut pieces = tensors.iter().flat_map(|tensor| tensor.values.chunks(1 << 16));
+    pieces.try_for_each(|values| out.write_all(values.as_bytes()))
 }
 
 fn header(tensors: &[TensorRef<'_>]) -> Vec<u8> {

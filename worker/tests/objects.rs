@@ -367,14 +367,16 @@ fn one_that_reads_while_another_removes_finds_what_that_one_wrote() {
 fn what_a_store_will_never_do_names_the_option_and_no_secret() {
     let (dir, server) = (TempDir::new(), S3::start());
     let store = on_server(&server, &dir);
-    for status in [401, 403] {
-        server.set(move |_| Fault::Status(status));
-        let errors = [
+    let errors = || {
+        [
             store.probe().unwrap_err(),
             store.save(&state(1)).unwrap_err(),
             store.load_newest(&settings(), &config()).err().unwrap(),
-        ];
-        for error in errors {
+        ]
+    };
+    for status in [401, 403] {
+        server.set(move |_| Fault::Status(status));
+        for error in errors() {
             let text = error.to_string();
             let start = "--checkpoint-dir is s3://bucket/run; the store refuses the credentials";
             assert!(!error.is_passing() && text.starts_with(start), "{status}: {text}");
@@ -382,12 +384,7 @@ fn what_a_store_will_never_do_names_the_option_and_no_secret() {
     }
     for status in [400, 500] {
         server.set(move |_| Fault::Status(status));
-        let errors = [
-            store.probe().unwrap_err(),
-            store.save(&state(1)).unwrap_err(),
-            store.load_newest(&settings(), &config()).err().unwrap(),
-        ];
-        for error in errors {
+        for error in errors() {
             let text = error.to_string();
             assert!(text.contains(&status.to_string()) && text.starts_with("s3://bucket/run: "), "{text}");
             assert!(!text.contains(SECRET) && !text.contains("Credential") && !text.contains('?'), "{text}");

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::engine::run;
+use crate::said;
 
 /// Between two tries to remove a container, at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -88,6 +89,6 @@ fn is_gone(why: &str) -> bool {
 /// The last line of a log, for people.
 pub(crate) fn last_line(log: &Path) -> String {
     let text = crate::run_dir::tail(log, 4096);
-    let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it says nothing");
+    let line = said::last_line(&text).unwrap_or("it says nothing");
     line.chars().filter(|c| !c.is_control()).take(300).collect()
 }

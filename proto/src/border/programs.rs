@@ -50,6 +50,26 @@ pub(super) fn train(field: &str, wire: &v1::Train) -> Checked<TrainOptions> {
     })
 }
 
+/// Checks that so many ranks can share the steps of a training.
+pub(super) fn trains_on(field: &str, options: &TrainOptions, ranks: u32) -> Checked<()> {
+    let TrainOptions { batch, micro_batch, spares, .. } = *options;
+    let refuse = |name: &str, value: u32, allowed: String| {
+        Err(Invalid::new(format!("{field}.{name}"), value, allowed))
+    };
+    if batch < ranks {
+        return refuse("batch", batch, format!("expected at least the number of ranks, {ranks}"));
+    }
+    if !batch.is_multiple_of(micro_batch) || batch / micro_batch < ranks {
+        let allowed =
+            format!("expected a divisor of the batch, {batch}, that leaves one for each of {ranks} ranks");
+        return refuse("micro_batch", micro_batch, allowed);
+    }
+    if ranks <= spares {
+        return refuse("spares", spares, format!("expected less than the number of ranks, {ranks}"));
+    }
+    Ok(())
+}
+
 /// What a training job may compute in; the first is what it does where it says nothing.
 pub const TRAIN_PRECISIONS: &[&str] = &["f32", "bf16"];
 

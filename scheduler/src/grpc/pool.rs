@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -92,6 +93,15 @@ fn all_records(cluster: &Cluster) -> Vec<Record> {
         .collect();
     let specs = specs.into_iter().map(|(id, spec)| Record::Spec(id, spec));
     specs.chain(cluster.records()).collect()
+}
+
+/// Where a page begins; `start` is where the first one does.
+fn from_token<T: FromStr>(token: &str, start: T) -> Result<T, Status> {
+    if token.is_empty() {
+        return Ok(start);
+    }
+    let expected = "expected a token of an earlier answer";
+    token.parse().map_err(|_| border::Invalid::new("page_token", format!("{token:?}"), expected).into())
 }
 
 fn job_of(record: &Record) -> Option<JobId> {
@@ -213,16 +223,7 @@ impl v1::pool_server::Pool for PoolService {
             }
         }
         name_if_given("queue", &request.queue)?;
-        let before = match &request.page_token[..] {
-            "" => JobId(u64::MAX),
-            token => token.parse().map(JobId).map_err(|_| {
-                border::Invalid::new(
-                    "page_token",
-                    format!("{token:?}"),
-                    "expected a token of an earlier answer",
-                )
-            })?,
-        };
+        let before = JobId(from_token(&request.page_token, u64::MAX)?);
         Ok(Response::new(past::list(&self.runtime, request, page_size as usize, before).await?))
     }
 
@@ -340,16 +341,7 @@ impl v1::pool_server::Pool for PoolService {
             size @ 1..=MAX_PAGE => size,
             size => return Err(border::Invalid::new("page_size", size, "at most 1,000").into()),
         };
-        let first = match &page_token[..] {
-            "" => 0,
-            token => token.parse::<usize>().map_err(|_| {
-                border::Invalid::new(
-                    "page_token",
-                    format!("{token:?}"),
-                    "expected a token of an earlier answer",
-                )
-            })?,
-        };
+        let first = from_token(&page_token, 0)?;
         let shared = self.runtime.shared.clone();
         let wanted = name.clone();
         let page = self.query(move |cluster| {

@@ -13,7 +13,7 @@ use super::{CheckpointError, Settings, TrainingState, name_of, step_of};
 use crate::model::ModelConfig;
 use crate::safetensors::write_synced;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 pub(super) const LATEST: &str = "latest";
@@ -90,7 +90,7 @@ impl CheckpointDir {
         fs::rename(temporary, &place)?;
         sync_directory(&self.path)?;
         let latest = self.path.join(format!("{TEMPORARY}{LATEST}"));
-        write_file(&latest, format!("{name}\n").as_bytes())?;
+        write_synced(&latest, &|out| writeln!(out, "{name}"))?;
         fs::rename(latest, self.path.join(LATEST))?;
         sync_directory(&self.path)
     }
@@ -146,12 +146,6 @@ pub(super) fn steps_in(path: &Path) -> Vec<(u64, PathBuf)> {
     }
     steps.sort_by(|left, right| right.cmp(left));
     steps
-}
-
-fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(content)?;
-    file.sync_all()
 }
 
 fn sync_directory(path: &Path) -> io::Result<()> {

@@ -14,6 +14,8 @@ pub(crate) mod net;
 mod report;
 mod saver;
 
+pub use report::{CURVE, Point};
+
 use crate::args::{TrainArgs, UsageError};
 use crate::checkpoint::{CheckpointError, Keeping, Record, Settings, TrainingState, Writer};
 use crate::contract::Contract;

@@ -29,9 +29,6 @@ const LOOK: Duration = Duration::from_millis(5);
 const MAX_HEAD: usize = 1 << 16;
 /// The most vectors in a frame.
 const MAX_VECTORS: usize = 3;
-// Floats travel as they lie in memory.
-const _: () = assert!(cfg!(target_endian = "little"));
-
 /// Bytes of a vector that are read at a time.
 const CHUNK: usize = 1 << 18;
 /// Sign of life while a long vector comes in.
@@ -247,11 +244,10 @@ fn read_all(stream: TcpStream, link: Link, first: usize, longest: usize, heard: 
 }
 
 fn write_all(mut stream: TcpStream, outgoing: Receiver<Outgoing>, waiting: &AtomicU64) {
-    let mut buffer = Vec::new();
     for message in outgoing {
         let bytes = message.bytes();
         let (head, vectors) = message.parts();
-        let written = write_frame(&mut stream, head, &vectors, &mut buffer);
+        let written = write_frame(&mut stream, head, &vectors);
         waiting.fetch_sub(bytes, Ordering::Relaxed);
         if written.is_err() {
             break;
@@ -261,19 +257,13 @@ fn write_all(mut stream: TcpStream, outgoing: Receiver<Outgoing>, waiting: &Atom
     _ = stream.shutdown(std::net::Shutdown::Both);
 }
 
-fn write_frame(
-    stream: &mut impl Write,
-    message: &Message,
-    vectors: &[&[f32]],
-    buffer: &mut Vec<u8>,
-) -> io::Result<()> {
+fn write_frame(stream: &mut impl Write, message: &Message, vectors: &[&[f32]]) -> io::Result<()> {
     let head = serde_json::to_vec(message)?;
-    buffer.clear();
-    buffer.extend((head.len() as u32).to_le_bytes());
-    buffer.push(vectors.len() as u8);
-    vectors.iter().for_each(|vector| buffer.extend((vector.len() as u64).to_le_bytes()));
-    buffer.extend(head);
-    stream.write_all(buffer)?;
+    let mut start = Vec::from((head.len() as u32).to_le_bytes());
+    start.push(vectors.len() as u8);
+    vectors.iter().for_each(|vector| start.extend((vector.len() as u64).to_le_bytes()));
+    start.extend(head);
+    stream.write_all(&start)?;
     vectors.iter().try_for_each(|vector| stream.write_all(vector.as_bytes()))
 }
 
@@ -330,7 +320,7 @@ mod tests {
 
     fn sent(message: &Message) -> Vec<u8> {
         let mut bytes = Vec::new();
-        write_frame(&mut bytes, message, &message.vectors(), &mut Vec::new()).unwrap();
+        write_frame(&mut bytes, message, &message.vectors()).unwrap();
         bytes
     }
 

@@ -7,14 +7,14 @@ use crate::checkpoint::{Place, Record, unix_ms};
 use crate::contract::Contract;
 use crate::data::Dataset;
 use crate::status::{State, Status, StatusFile};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Name of the file beside the checkpoints that has a line for every step.
-const CURVE: &str = "steps.jsonl";
+/// Name of the file beside the checkpoints that has a line for every step, a [`Point`] as JSON.
+pub const CURVE: &str = "steps.jsonl";
 
 /// `status.json`, the curve of the loss, and lines for people.
 pub struct Report {
@@ -34,15 +34,19 @@ pub struct Report {
     said: bool,
 }
 
-/// A line of the curve.
-#[derive(Serialize)]
-struct Point {
-    step: u64,
-    loss: f32,
-    gradient_norm: f32,
-    learning_rate: f32,
+/// A step of the curve.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Point {
+    /// As [`StepReport`] has it.
+    pub step: u64,
+    /// Likewise.
+    pub loss: f32,
+    /// Likewise.
+    pub gradient_norm: f32,
+    /// Likewise.
+    pub learning_rate: f32,
     /// When it was done, in milliseconds since the Unix epoch.
-    at_ms: u64,
+    pub at_ms: u64,
 }
 
 impl Report {

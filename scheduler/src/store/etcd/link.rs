@@ -60,7 +60,12 @@ impl Link {
         let scheme = if access.ca.is_some() { "https" } else { "http" };
         let members: Vec<String> =
             address.members.iter().map(|member| format!("{scheme}://{member}")).collect();
-        let client = wait(&runtime, connect(members, options, path.clone()))?;
+        let name = path.clone();
+        let connect = async move {
+            let connect = || Client::connect(members.clone(), Some(options.clone()));
+            patiently(&name, PATIENCE, connect).await
+        };
+        let client = wait(&runtime, connect)?;
         let kv = client.kv_client().max_decoding_message_size(MAX_ANSWER);
         Ok(Arc::new(Link { runtime: Some(runtime), client, kv, path }))
     }
@@ -114,25 +119,7 @@ impl Link {
         ask: impl Fn(KvClient) -> F,
         patience: Duration,
     ) -> Result<T, StoreError> {
-        let deadline = Instant::now() + patience;
-        let mut pause = Duration::from_millis(10);
-        loop {
-            let cause = match timeout(ATTEMPT, ask(self.kv.clone())).await {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(error)) if is_refusal(&error) => {
-                    return Err(StoreError::Failed { path: self.path.clone(), cause: text(&error) });
-                }
-                Ok(Err(error)) => text(&error),
-                Err(_) => format!("no answer within {} s", ATTEMPT.as_secs()),
-            };
-            if deadline < Instant::now() {
-                let cause = format!("{cause}; tried for {:.0} s", patience.as_secs_f64());
-                return Err(StoreError::Away { path: self.path.clone(), cause });
-            }
-            tracing::debug!("etcd: {cause}; trying again");
-            sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(320));
-        }
+        patiently(&self.path, patience, || ask(self.kv.clone())).await
     }
 
     fn runtime(&self) -> &tokio::runtime::Runtime {
@@ -147,21 +134,30 @@ impl Drop for Link {
     }
 }
 
-/// Prepares a client. That asks for nothing but whether its user is let in.
-async fn connect(members: Vec<String>, options: ConnectOptions, path: String) -> Result<Client, StoreError> {
-    let deadline = Instant::now() + PATIENCE;
+/// Asks until there is an answer, or patience is over.
+async fn patiently<T, F: Future<Output = Result<T, Error>>>(
+    path: &str,
+    patience: Duration,
+    ask: impl Fn() -> F,
+) -> Result<T, StoreError> {
+    let deadline = Instant::now() + patience;
+    let mut pause = Duration::from_millis(10);
     loop {
-        match Client::connect(&members, Some(options.clone())).await {
-            Ok(client) => return Ok(client),
-            Err(error) if is_refusal(&error) => {
-                return Err(StoreError::Failed { path, cause: text(&error) });
+        let cause = match timeout(ATTEMPT, ask()).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) if is_refusal(&error) => {
+                return Err(StoreError::Failed { path: path.into(), cause: text(&error) });
             }
-            Err(error) if deadline < Instant::now() => {
-                let cause = format!("{}; tried for {} s", text(&error), PATIENCE.as_secs());
-                return Err(StoreError::Away { path, cause });
-            }
-            Err(_) => sleep(Duration::from_millis(320)).await,
+            Ok(Err(error)) => text(&error),
+            Err(_) => format!("no answer within {} s", ATTEMPT.as_secs()),
+        };
+        if deadline < Instant::now() {
+            let cause = format!("{cause}; tried for {:.0} s", patience.as_secs_f64());
+            return Err(StoreError::Away { path: path.into(), cause });
         }
+        tracing::debug!("etcd: {cause}; trying again");
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(320));
     }
 }
 
