@@ -91,6 +91,9 @@ pub struct JobFlags {
     /// What is started anew when a worker fails or is lost: gang or rank. Default: gang
     #[arg(long, value_name = "WHAT")]
     pub restart: Option<Restart>,
+    /// What workers do when their node and the scheduler cannot reach each other: stop or keep. Default: stop
+    #[arg(long, value_name = "WHAT")]
+    pub on_partition: Option<OnPartition>,
     /// Variable of every worker's environment; may be repeated. Default: none
     #[arg(long = "env", value_name = "KEY=VALUE", value_parser = pair)]
     pub env: Vec<(String, String)>,
@@ -159,6 +162,7 @@ impl JobFlags {
         give(&mut file.time_limit, self.time_limit);
         give(&mut file.retries, self.retries);
         give(&mut file.restart, self.restart);
+        give(&mut file.on_partition, self.on_partition);
         give(&mut file.grace, self.grace);
         give(&mut file.array, self.array);
         give(&mut file.apart, self.apart.clone());

@@ -161,6 +161,8 @@ pub struct Spec {
     pub time_limit_ms: Option<u64>,
     pub retries: u32,
     pub restart: String,
+    /// `stop` or `keep`.
+    pub on_partition: String,
     pub grace_ms: u64,
     pub env: BTreeMap<String, String>,
     pub working_dir: Option<String>,
@@ -290,7 +292,7 @@ pub struct Explanation {
     pub job: Option<String>,
     /// What stands in the way, without the job's name.
     pub sentence: String,
-    /// follows, pauses, queue-limit, no-such-node, room-for, preempts, next, not-waiting.
+    /// `follows`, …: see `Explanation.reason` of the protocol.
     pub reason: String,
     /// For every role, what nodes say to a rank of it.
     pub roles: Vec<RoleVerdict>,
@@ -743,6 +745,7 @@ impl From<&core::JobSpec> for Spec {
             time_limit_ms: spec.time_limit_ms,
             retries: spec.retries,
             restart: crate::job_file::Restart(spec.restart).to_string(),
+            on_partition: crate::job_file::OnPartition(spec.on_partition).to_string(),
             grace_ms: spec.grace_ms,
             env: pairs(&spec.env),
             working_dir: spec.working_dir.as_deref().map(String::from),

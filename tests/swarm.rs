@@ -16,7 +16,7 @@ use aquifer_sim::{Sim, workload};
 const PATIENCE: Time = Time(20_000_000);
 
 /// What a swarm must have met, or it proves nothing.
-const SIGHTS: [&str; 52] = [
+const SIGHTS: [&str; 54] = [
     "agent-restarted",
     "answered as repeated",
     "array",
@@ -26,10 +26,12 @@ const SIGHTS: [&str; 52] = [
     "ended with the machine",
     "failed",
     "fenced by a supervisor",
+    "given up with a lost node",
     "gang on several nodes",
     "gang on several nodes of one domain",
     "grown",
     "inventory-changed",
+    "kept",
     "killed",
     "moved",
     "moved for a reservation",

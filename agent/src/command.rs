@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aquifer_core::{Launch as Order, Mount, Program, ServeOptions, TrainOptions, Vendor, WorkerId};
+use aquifer_core::{
+    Launch as Order, Mount, OnPartition, Program, ServeOptions, TrainOptions, Vendor, WorkerId,
+};
 use aquifer_proto::wire::checkpoint_dir;
 
 use crate::container::{Container, Engine, ShownDevice};
@@ -67,7 +69,7 @@ pub fn launch(id: WorkerId, order: &Order, seen: Visibility, surroundings: &Surr
         cpus_milli: rank.cpus_milli,
         memory_bytes: rank.memory_bytes,
         grace_ms: spec.grace_ms,
-        exclusive: true,
+        exclusive: spec.on_partition == OnPartition::Stop,
         ready,
         files: frameworks::files(order),
         container: None,

@@ -113,9 +113,9 @@ impl Conversation {
         self.scheduler.is_some().then_some(self.heartbeat_due)
     }
 
-    /// When the lease ends under which workers run; `None`: there are none.
+    /// When the lease ends with which workers do; `None`: there are none.
     pub fn lease_due(&self) -> Option<Instant> {
-        self.agent.alive().next()?;
+        self.agent.leased().next()?;
         Some(Instant::now() + Duration::from_millis(self.agent.lease_end().since(now()).max(10)))
     }
 

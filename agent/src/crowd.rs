@@ -89,7 +89,14 @@ impl Member {
         let name = format!("crowd-{number:05}");
         let inventory = Arc::new(inventory(&name, devices));
         let boot = daemon::first_boot();
-        let agent = NodeAgent::new(name.as_str().into(), inventory, boot, Default::default(), Time(0));
+        let agent = NodeAgent::new(
+            name.as_str().into(),
+            inventory,
+            boot,
+            Default::default(),
+            Default::default(),
+            Time(0),
+        );
         Member { talks: Conversation::of_node(&name, agent), counts, is_present: false, running: 0 }
     }
 

@@ -167,9 +167,10 @@ impl Daemon {
             Arc::new(inventory_of(&backends, &mut watch, &host, engine.found.as_deref(), &config));
         let lease_end = Time(launcher.lease_end_ms().unwrap_or(0));
         tracing::info!(node = %node, devices = inventory.devices.len(), adopted = workers.len(), "agent started");
+        let kept = workers.iter().map(|(id, _)| *id).filter(|id| launcher.is_kept(*id)).collect();
         let workers: BTreeMap<WorkerId, WorkerState> = workers.into_iter().collect();
         let adopted = workers.keys().copied().collect();
-        let agent = NodeAgent::new(node, inventory.clone(), first_boot(), workers, lease_end);
+        let agent = NodeAgent::new(node, inventory.clone(), first_boot(), workers, kept, lease_end);
         let hello = hello_of(&agent, &config, &backends, &engine.findings);
         let talks = Conversation::new(agent, hello);
         let link = Link::new(&config.server, &config.tls, config.token.as_deref())?;

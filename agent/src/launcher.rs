@@ -324,6 +324,11 @@ impl Launcher {
         self.shared.dirs.of(id).was_lost()
     }
 
+    /// Whether a worker outlives the lease.
+    pub fn is_kept(&self, id: WorkerId) -> bool {
+        json::read::<Spec>(&self.shared.dirs.of(id).spec_path()).is_ok_and(|spec| spec.lease.is_none())
+    }
+
     /// End of the lease that an earlier launcher left on this boot of the machine, in milliseconds of the boot clock.
     pub fn lease_end_ms(&self) -> Option<u64> {
         let lease: Lease = json::read(&self.lease_path).ok()?;

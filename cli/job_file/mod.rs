@@ -9,6 +9,7 @@ mod mount;
 mod scalars;
 mod set;
 mod spec;
+mod words;
 
 use std::fmt;
 
@@ -20,6 +21,7 @@ pub use apartness::Apartness;
 pub use mount::Mount;
 pub use scalars::*;
 pub use spec::*;
+pub use words::*;
 
 /// Bytes of a job file, at most.
 pub const MAX_FILE: usize = 4 << 20;
@@ -65,6 +67,8 @@ pub struct JobFile {
     pub retries: Option<Given<Whole<0, 1000>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restart: Option<Given<Restart>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_partition: Option<Given<OnPartition>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grace: Option<Given<Span<0, 1>>>,
     #[serde(skip_serializing_if = "Option::is_none")]

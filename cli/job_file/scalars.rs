@@ -69,27 +69,6 @@ pub struct ServePrecision(pub &'static str);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Level(pub aquifer_proto::core::Level);
 
-/// How much something is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Need {
-    Require,
-    Prefer,
-}
-
-/// What is started anew when a worker fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Restart(pub aquifer_proto::core::Restart);
-
-/// What a job's workers run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(missing_docs)]
-pub enum Kind {
-    Command,
-    Train,
-    Serve,
-}
-
 impl<const MIN: i64, const MAX: i64> Scalar for Whole<MIN, MAX> {
     fn expected() -> String {
         let sign = if MIN < 0 { "-" } else { "" };
@@ -272,55 +251,6 @@ impl FromStr for Level {
     }
 }
 
-impl Scalar for Need {
-    fn expected() -> String {
-        "expected require or prefer".into()
-    }
-}
-impl FromStr for Need {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Need, String> {
-        match text {
-            "require" => Ok(Need::Require),
-            "prefer" => Ok(Need::Prefer),
-            _ => Err(Need::expected()),
-        }
-    }
-}
-
-impl Scalar for Restart {
-    fn expected() -> String {
-        "expected gang or rank".into()
-    }
-}
-impl FromStr for Restart {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Restart, String> {
-        match text {
-            "gang" => Ok(Restart(aquifer_proto::core::Restart::Gang)),
-            "rank" => Ok(Restart(aquifer_proto::core::Restart::Rank)),
-            _ => Err(Restart::expected()),
-        }
-    }
-}
-
-impl Scalar for Kind {
-    fn expected() -> String {
-        "expected train, serve or command".into()
-    }
-}
-impl FromStr for Kind {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Kind, String> {
-        match text {
-            "command" => Ok(Kind::Command),
-            "train" => Ok(Kind::Train),
-            "serve" => Ok(Kind::Serve),
-            _ => Err(Kind::expected()),
-        }
-    }
-}
-
 impl<const MIN: i64, const MAX: i64> fmt::Display for Whole<MIN, MAX> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
@@ -378,32 +308,6 @@ impl fmt::Display for Level {
         write!(f, "{}", self.0)
     }
 }
-impl fmt::Display for Need {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Need::Require => "require",
-            Need::Prefer => "prefer",
-        })
-    }
-}
-impl fmt::Display for Restart {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
-            aquifer_proto::core::Restart::Gang => "gang",
-            aquifer_proto::core::Restart::Rank => "rank",
-        })
-    }
-}
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Kind::Command => "command",
-            Kind::Train => "train",
-            Kind::Serve => "serve",
-        })
-    }
-}
-
 /// A value of a job file.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Given<T>(pub T);

@@ -82,6 +82,7 @@ impl JobFile {
         put(&mut self.time_limit, over.time_limit);
         put(&mut self.retries, over.retries);
         put(&mut self.restart, over.restart);
+        put(&mut self.on_partition, over.on_partition);
         put(&mut self.grace, over.grace);
         put(&mut self.working_dir, over.working_dir);
         put(&mut self.checkpoint_dir, over.checkpoint_dir);

@@ -89,6 +89,11 @@ impl JobFile {
                 Some(core::Restart::Gang) => v1::Restart::Gang.into(),
                 Some(core::Restart::Rank) => v1::Restart::Rank.into(),
             },
+            on_partition: match self.on_partition.map(|given| given.0.0) {
+                None => v1::OnPartition::Unspecified.into(),
+                Some(core::OnPartition::Stop) => v1::OnPartition::Stop.into(),
+                Some(core::OnPartition::Keep) => v1::OnPartition::Keep.into(),
+            },
         })
     }
 
@@ -416,6 +421,7 @@ pub fn file_of(spec: &core::JobSpec) -> JobFile {
         time_limit: spec.time_limit_ms.map(|ms| Given(Span(ms))),
         retries: Some(Given(Whole(spec.retries.into()))),
         restart: Some(Given(Restart(spec.restart))),
+        on_partition: Some(Given(OnPartition(spec.on_partition))),
         grace: Some(Given(Span(spec.grace_ms))),
         env: some_pairs(&spec.env),
         working_dir: spec.working_dir.as_deref().map(String::from),

@@ -128,6 +128,14 @@ pub fn job_spec(wire: &v1::JobSpec) -> Checked<JobSpec> {
                 return Err(Invalid::new("restart", wire.restart, allowed));
             }
         },
+        on_partition: match v1::OnPartition::try_from(wire.on_partition) {
+            Ok(v1::OnPartition::Unspecified | v1::OnPartition::Stop) => OnPartition::Stop,
+            Ok(v1::OnPartition::Keep) => OnPartition::Keep,
+            Err(_) => {
+                let allowed = "expected ON_PARTITION_STOP (1) or ON_PARTITION_KEEP (2)";
+                return Err(Invalid::new("on_partition", wire.on_partition, allowed));
+            }
+        },
     };
     spec.restart = spec.restarts();
     if let Some((require, role)) = spec.contradiction() {

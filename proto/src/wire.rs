@@ -33,6 +33,10 @@ pub fn job_spec(spec: &JobSpec) -> v1::JobSpec {
             Restart::Gang => v1::Restart::Gang.into(),
             Restart::Rank => v1::Restart::Rank.into(),
         },
+        on_partition: match spec.on_partition {
+            OnPartition::Stop => v1::OnPartition::Stop.into(),
+            OnPartition::Keep => v1::OnPartition::Keep.into(),
+        },
     }
 }
 

@@ -35,6 +35,8 @@ pub struct NodeAgent {
     loads: BTreeMap<WorkerId, Told>,
     /// Those that the end of the lease ended, or is about to.
     fenced: BTreeSet<WorkerId>,
+    /// Those that run on when the lease ends. See [`OnPartition::Keep`].
+    kept: BTreeSet<WorkerId>,
     boot: u64,
     seq: u64,
     /// Grows with every change of what a report would say.
@@ -101,13 +103,15 @@ impl NodeAgent {
     /// * `boot`: larger than that of any earlier start on this node.
     /// * `workers`: those that an earlier start left running, or whose exit it may not have reported. Without
     ///   those that ended because the machine stopped or the lease ran out: they are lost, they did not fail.
-    /// * `lease_end`: end of the lease under which they run, as the shell wrote it down; `Time(0)` if the
+    /// * `kept`: those of them that run on when the lease ends.
+    /// * `lease_end`: end of the lease under which the others run, as the shell wrote it down; `Time(0)` if the
     ///   machine was started since, as its clock may have begun anew.
     pub fn new(
         node: Name,
         inventory: Arc<Inventory>,
         boot: u64,
         workers: BTreeMap<WorkerId, WorkerState>,
+        kept: BTreeSet<WorkerId>,
         lease_end: Time,
     ) -> NodeAgent {
         NodeAgent {
@@ -120,6 +124,7 @@ impl NodeAgent {
             progress: BTreeMap::new(),
             loads: BTreeMap::new(),
             fenced: BTreeSet::new(),
+            kept,
             boot,
             seq: 0,
             version: 0,
@@ -229,6 +234,14 @@ impl NodeAgent {
         if self.lease_end <= now || assignment.revision < self.revision {
             return Vec::new();
         }
+        // What nobody knows of any more has been given up, and what it holds given to others: it goes first. The assignment
+        // comes again with the next message, since what that reports is still the one before.
+        let named = |id: &WorkerId| assignment.workers.binary_search_by_key(id, |order| order.id).is_ok();
+        let strays: Vec<WorkerId> = self.alive().filter(|id| !named(id)).collect();
+        if !strays.is_empty() {
+            let why = StopReason::Unknown;
+            return strays.into_iter().map(|worker| Action::Stop { worker, grace_ms: 0, why }).collect();
+        }
         if self.revision < assignment.revision {
             self.version += 1;
         }
@@ -240,6 +253,9 @@ impl NodeAgent {
             match (self.workers.get(&order.id), order.goal, &order.launch) {
                 (None, Goal::Run, Some(launch)) => {
                     self.workers.insert(order.id, WorkerState::Starting);
+                    if launch.spec.on_partition == OnPartition::Keep {
+                        self.kept.insert(order.id);
+                    }
                     actions.push(Action::Launch(order.id, launch.clone()));
                 }
                 (Some(WorkerState::Starting | WorkerState::Running), Goal::Stop, _) => {
@@ -251,23 +267,18 @@ impl NodeAgent {
         }
         let orders = &self.orders;
         let named = |id: &WorkerId| orders.binary_search_by_key(id, |order| order.id).is_ok();
-        self.workers.retain(|id, state| {
+        self.workers.retain(|id, _| {
             if named(id) {
                 return true;
             }
-            let exited = matches!(state, WorkerState::Exited(_));
-            if exited {
-                actions.push(Action::Forget(*id));
-                self.fenced.remove(id);
-                self.checkpoints.remove(id);
-                self.progress.remove(id);
-                self.loads.remove(id);
-                self.version += 1;
-            } else {
-                let why = StopReason::Unknown;
-                actions.push(Action::Stop { worker: *id, grace_ms: 0, why });
-            }
-            !exited
+            actions.push(Action::Forget(*id));
+            self.fenced.remove(id);
+            self.kept.remove(id);
+            self.checkpoints.remove(id);
+            self.progress.remove(id);
+            self.loads.remove(id);
+            self.version += 1;
+            false
         });
         actions
     }
@@ -344,14 +355,15 @@ impl NodeAgent {
         }
     }
 
-    /// Ends every worker once the lease has run out: the scheduler may place them elsewhere from now on.
+    /// Ends the workers that are not to outlive the lease once it has run out: the scheduler may place them elsewhere from
+    /// now on.
     pub fn on_tick(&mut self, now: Time) -> Vec<Action> {
         if now < self.lease_end {
             return Vec::new();
         }
-        let alive: Vec<WorkerId> = self.alive().collect();
-        self.fenced.extend(&alive);
-        alive
+        let leased: Vec<WorkerId> = self.leased().collect();
+        self.fenced.extend(&leased);
+        leased
             .into_iter()
             .map(|worker| Action::Stop { worker, grace_ms: 0, why: StopReason::Unknown })
             .collect()
@@ -361,6 +373,11 @@ impl NodeAgent {
     pub fn alive(&self) -> impl Iterator<Item = WorkerId> {
         let alive = self.workers.iter().filter(|(_, state)| !matches!(state, WorkerState::Exited(_)));
         alive.map(|(id, _)| *id)
+    }
+
+    /// Those of them that end with the lease.
+    pub fn leased(&self) -> impl Iterator<Item = WorkerId> {
+        self.alive().filter(|id| !self.kept.contains(id))
     }
 
     /// All workers that it would report.

@@ -174,6 +174,8 @@ pub enum Note {
     AgentRestarted { node: Name, workers: u32 },
     /// A node's lease ran out.
     NodeLost(Name),
+    /// A job has workers on a node that is lost, and they may run on.
+    Kept { job: JobId, node: Name },
     /// A node's devices or other resources are not what they were. `usable` of `devices` are healthy.
     InventoryChanged { node: Name, usable: u32, devices: u32 },
     /// An administrator changed whether a node takes work.
@@ -211,6 +213,7 @@ impl Note {
             | Note::Scaled { job, .. }
             | Note::Autoscaled { job, .. }
             | Note::Moved { job, .. }
+            | Note::Kept { job, .. }
             | Note::Done(job, _)
             | Note::ArrayQueued { first: job, .. } => Some(*job),
             Note::NodeUp(_)
@@ -237,6 +240,7 @@ impl Note {
             | Note::InventoryChanged { node, .. }
             | Note::DeviceSet { node, .. }
             | Note::DeviceQuarantined { node, .. }
+            | Note::Kept { node, .. }
             | Note::NodeSet { node, .. } => Some(node),
             _ => None,
         }
@@ -262,6 +266,7 @@ impl Note {
             Note::NodeUp(_) => "node-up",
             Note::AgentRestarted { .. } => "agent-restarted",
             Note::NodeLost(_) => "node-lost",
+            Note::Kept { .. } => "kept",
             Note::InventoryChanged { .. } => "inventory-changed",
             Note::NodeSet { .. } => "node-set",
             Note::DeviceSet { .. } => "device-set",
@@ -325,6 +330,7 @@ impl fmt::Display for Note {
                 write!(f, "{node} agent restarted, keeps {workers} workers")
             }
             Note::NodeLost(node) => write!(f, "{node} lost"),
+            Note::Kept { job, node } => write!(f, "{job} may still run on {node}, and is waited for"),
             Note::InventoryChanged { node, usable, devices } => {
                 write!(f, "{node} has {usable} of {devices} devices usable")
             }

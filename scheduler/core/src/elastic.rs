@@ -178,7 +178,10 @@ impl Cluster {
         let holds = |rank: &u32| match is_live && !is_new(rank) {
             true => {
                 let node = self.nodes.get(kept(rank).node);
-                let is_left = node.up && node.availability != Availability::Draining;
+                let is_left = match node.up {
+                    true => node.availability != Availability::Draining,
+                    false => job.keeps_on(),
+                };
                 // The place of one that is down is looked at when another one is to take it.
                 is_left || kept(rank).worker == RankState::Gone
             }

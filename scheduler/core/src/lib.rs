@@ -28,6 +28,7 @@ mod members;
 mod mend;
 mod mount;
 pub mod nodes;
+mod partition;
 pub mod plan;
 mod policy;
 pub mod probe;

@@ -126,6 +126,9 @@ impl Cluster {
             }
         }
         if availability == Availability::Draining {
+            if !self.nodes.get(id).up {
+                self.give_up_kept(now, id);
+            }
             for worker in self.workers_on(id) {
                 if self.jobs.get(worker.job).expect("a worker's job").phase == Phase::Active
                     && !self.leave_node(now, worker.job, id)
@@ -232,17 +235,6 @@ impl Cluster {
         Some(id)
     }
 
-    pub(crate) fn expire_leases(&mut self, now: Time) {
-        for id in self.nodes.expired(now) {
-            self.change_node(id, |node| node.up = false);
-            let name = self.nodes.get(id).name.clone();
-            self.note(Note::NodeLost(name));
-            for worker in self.workers_on(id) {
-                self.on_rank_lost(now, worker);
-            }
-        }
-    }
-
     pub(crate) fn ring_timers(&mut self, now: Time) {
         while let Some(id) = self.jobs.pop_timer(now) {
             let job = self.jobs.get(id).expect("a timer's job");
@@ -302,7 +294,7 @@ impl Cluster {
         self.on_gone(now, worker);
     }
 
-    fn on_rank_lost(&mut self, now: Time, worker: WorkerId) {
+    pub(crate) fn on_rank_lost(&mut self, now: Time, worker: WorkerId) {
         if self.should_run(worker) {
             let why = Why::RankLost { rank: worker.rank, node: self.node_of(worker) };
             match self.jobs.get(worker.job).expect("a worker's job").spec.is_live() {

@@ -79,6 +79,8 @@ pub struct JobSpec {
     pub reservation: Option<Name>,
     /// What is started anew when a worker fails.
     pub restart: Restart,
+    /// What its workers do when their node and the scheduler do not hear of each other for longer than the lease.
+    pub on_partition: OnPartition,
 }
 
 /// What is started anew when a worker of a running job fails, or is lost.
@@ -89,6 +91,17 @@ pub enum Restart {
     Gang,
     /// That worker only: the others know how to go on, and how to take in another one.
     Rank,
+}
+
+/// What a worker does when the lease of its node ends: the scheduler and the agent cannot hear of each other, or one of them
+/// is down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnPartition {
+    /// It is stopped, and its job goes on elsewhere.
+    #[default]
+    Stop,
+    /// It runs on, and nothing takes its place until the node tells what became of it, or is drained.
+    Keep,
 }
 
 /// Indices of an array job: `first, first + step, … <= last`.

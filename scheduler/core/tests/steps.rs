@@ -127,8 +127,14 @@ fn an_agent_that_is_not_answered_does_not_remember_for_ever() {
 }
 
 fn agent() -> NodeAgent {
-    let mut agent =
-        NodeAgent::new("node-0".into(), Arc::new(inventory(8, 64, 512)), 1, Default::default(), Time(0));
+    let mut agent = NodeAgent::new(
+        "node-0".into(),
+        Arc::new(inventory(8, 64, 512)),
+        1,
+        Default::default(),
+        Default::default(),
+        Time(0),
+    );
     agent.on_session(Duration::from_secs(8));
     agent
 }

@@ -390,8 +390,10 @@ impl Sim {
             ports.clear();
             let (mut cpus_milli, mut memory_bytes) = (0, 0);
             for (worker, process) in machine.alive() {
-                let other = *attempts.entry(worker.job).or_insert(worker);
-                assert_eq!(other.attempt, worker.attempt, "two attempts of {} run: {other}", worker.job);
+                if !process.given_up {
+                    let other = *attempts.entry(worker.job).or_insert(worker);
+                    assert_eq!(other.attempt, worker.attempt, "two attempts of {} run: {other}", worker.job);
+                }
                 let allocation = &process.launch.allocation;
                 for device in &allocation.devices {
                     // A device that a worker holds may have gone from the machine since.
@@ -503,6 +505,7 @@ impl Sim {
         saw("not launched", ended(&|exit| matches!(exit, Exit::Failed(_))));
         saw("ended with the machine", self.ends.values().filter(|end| end.exit.is_none()).count() as u64);
         saw("fenced by a supervisor", self.fenced);
+        saw("given up with a lost node", self.machines.iter().map(|machine| machine.given_up).sum());
         sights
     }
 

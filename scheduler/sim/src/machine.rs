@@ -40,6 +40,8 @@ pub struct Machine {
     pub deaf_until: Time,
     /// When its agent ticks next.
     pub next_tick: Time,
+    /// Workers that ran on it when they were given up.
+    pub given_up: u64,
     /// Whether its supervisors are to look at the lease.
     pub watched: bool,
     /// Whether an accident, not a script, may befall it.
@@ -57,6 +59,8 @@ pub struct Process {
     pub stopped: bool,
     /// Whether its supervisor ended it because of the lease.
     pub fenced: bool,
+    /// Whether an administrator gave it up, because its node was not heard of: its job may go on elsewhere.
+    pub given_up: bool,
 }
 
 /// How a worker process ended, for those who see everything.
@@ -72,6 +76,11 @@ impl Process {
     /// Whether it runs.
     pub fn alive(&self) -> bool {
         !matches!(self.state, WorkerState::Exited(_))
+    }
+
+    /// Whether it outlives the lease.
+    pub fn is_kept(&self) -> bool {
+        self.launch.spec.on_partition == OnPartition::Keep
     }
 }
 
@@ -93,6 +102,7 @@ impl Machine {
             mute_until: Time(0),
             deaf_until: Time(0),
             next_tick: Time(u64::MAX),
+            given_up: 0,
             watched: false,
             returns_by_itself: false,
         }
@@ -116,7 +126,8 @@ impl Machine {
         self.processes.retain(|_, process| process.alive() || !process.fenced);
         let found = self.processes.iter().map(|(id, process)| (*id, process.state.clone())).collect();
         let (name, inventory) = (self.name.clone(), self.inventory.clone());
-        self.agent = Some(NodeAgent::new(name, inventory, self.boot, found, self.lease_end));
+        let kept = self.alive().filter(|(_, process)| process.is_kept()).map(|(id, _)| id).collect();
+        self.agent = Some(NodeAgent::new(name, inventory, self.boot, found, kept, self.lease_end));
     }
 
     /// Ends the agent alone.

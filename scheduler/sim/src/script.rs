@@ -212,6 +212,13 @@ impl Player {
                         _ => return Err(format!("restart {value}: gang or rank")),
                     }
                 }
+                "on-partition" => {
+                    spec.on_partition = match value {
+                        "stop" => OnPartition::Stop,
+                        "keep" => OnPartition::Keep,
+                        _ => return Err(format!("on-partition {value}: stop or keep")),
+                    }
+                }
                 "grace" => spec.grace_ms = 1000 * number::<u64>(value)?,
                 "cpus" => {
                     let cpus_milli = (number::<f64>(value)? * 1000.0) as u32;

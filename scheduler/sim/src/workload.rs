@@ -76,6 +76,15 @@ pub fn swarm(seed: u64) -> Sim {
         let command = any_interference(&mut rng, &queues, pool.len() as u64);
         sim.client(at, command, Time(HEAL_AT.0 - 1));
     }
+    // Somebody who drains nodes gives up what runs on those that happen to be lost.
+    let mut drains = Rng(seed ^ 0xd4_a125);
+    for _ in 0..*drains.pick(&[0, 0, 8, 12]) {
+        let (at, node): (Time, Name) =
+            (Time(drains.within((5_000, 190_000))), format!("n{}", drains.below(pool.len() as u64)).into());
+        let set = |availability| Command::SetNode { node: node.clone(), availability };
+        sim.client(at, set(Availability::Draining), Time(HEAL_AT.0 - 1));
+        sim.client(Time(at.0 + 5_000), set(Availability::Open), Time(HEAL_AT.0 - 1));
+    }
     // Then everything is set right again, by somebody who does not give up.
     let healed = Time(HEAL_AT.0 + 20_000);
     for at in 0..pool.len() {
@@ -266,6 +275,7 @@ fn any_spec(rng: &mut Rng, queues: &[&str], number: u64) -> JobSpec {
         checkpoint_dir: None,
         reservation: None,
         restart: if rng.below(4) == 0 { Restart::Rank } else { Restart::Gang },
+        on_partition: if rng.below(4) == 0 { OnPartition::Keep } else { OnPartition::Stop },
     }
 }
 

@@ -46,6 +46,8 @@ pub const MAX_BLOCKERS: usize = 10;
 pub enum Reason {
     /// It does not wait: it holds resources, or has ended.
     NotWaiting(Phase),
+    /// It holds resources, or `stops`, and its workers on these nodes, which cannot be reached, are waited for.
+    OutOfReach { nodes: Vec<Name>, stops: bool },
     /// A job that it follows has not ended.
     Follows(JobId),
     /// It failed and pauses until then.
@@ -228,7 +230,8 @@ pub enum Change {
 pub fn explain(cluster: &Cluster, job: &Job) -> Explanation {
     let mut free = free_for_all(cluster);
     let reason = reason(&mut free, job);
-    let waits = !matches!(reason, Reason::NotWaiting(_) | Reason::RunsWith { .. } | Reason::Preempts(_));
+    let holds = matches!(reason, Reason::NotWaiting(_) | Reason::RunsWith { .. } | Reason::OutOfReach { .. });
+    let waits = !holds && !matches!(reason, Reason::Preempts(_));
     let roles = if waits { verdicts(&free, job) } else { Vec::new() };
     let lacks_room = matches!(reason, Reason::RoomFor { .. } | Reason::QueueLimit { .. });
     let blockers = if lacks_room { blockers(cluster, job, &reason) } else { Vec::new() };
@@ -256,6 +259,10 @@ pub fn reason(free: &mut Free, job: &Job) -> Reason {
             return Reason::Pauses { until: not_before, failures: job.failures };
         }
         Phase::Pending(_) => (),
+        Phase::Active | Phase::Stopping(_) if cluster.is_out_of_reach(job) => {
+            let nodes = cluster.out_of_reach(job).map(|id| cluster.nodes().get(id).name.clone()).collect();
+            return Reason::OutOfReach { nodes, stops: job.phase != Phase::Active };
+        }
         Phase::Active if (job.ranks.len() as u32) < job.wanted_ranks() => {
             return Reason::RunsWith { ranks: job.ranks.len() as u32, of: job.wanted_ranks() };
         }

@@ -20,7 +20,7 @@ pub fn end_of(cluster: &Cluster, holder: &Job) -> Option<Time> {
 /// When a job starts by what others hold, first by their time limits, and where these do not tell by how long like ones ran.
 pub fn start(cluster: &Cluster, job: &Job, reason: &Reason) -> Start {
     match reason {
-        Reason::NotWaiting(_) | Reason::RunsWith { .. } => return Start::Past,
+        Reason::NotWaiting(_) | Reason::RunsWith { .. } | Reason::OutOfReach { .. } => return Start::Past,
         Reason::Next | Reason::NextWith { .. } => return Start::Now,
         Reason::NoSuchNode { .. } | Reason::FewDomains { .. } => return Start::Never,
         Reason::Pauses { until, .. } => return Start::AfterPause(*until),

@@ -129,6 +129,11 @@ fn plural(count: u32, what: &str) -> String {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Reason::OutOfReach { nodes, stops } => {
+                let what = if *stops { "is stopping" } else { "runs on, as far as is known" };
+                write!(f, "{what}: {} cannot be reached; by on_partition: keep ", nodes.join(", "))?;
+                f.write_str("nothing takes the place of what runs there, until `aquifer drain` gives it up")
+            }
             Reason::NotWaiting(Phase::Active) => f.write_str("does not wait: it holds its resources"),
             Reason::NotWaiting(Phase::Done(outcome)) => write!(f, "has ended: {outcome}"),
             Reason::NotWaiting(_) => f.write_str("is stopping"),

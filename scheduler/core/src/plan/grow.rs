@@ -37,7 +37,7 @@ pub(super) fn grow(free: &mut Free, now: Time, plan: &Plan) -> (Vec<Growth>, Opt
         plan.preemptions.iter().flat_map(|it| &it.victims).map(|victim| victim.job).collect();
     // One of which a rank has ended already is about to end.
     let is_whole = |job: &Job| job.ranks.iter().all(|rank| rank.worker != RankState::Gone);
-    let may_grow = |job: &&Job| !victims.contains(&job.id) && is_whole(job);
+    let may_grow = |job: &&Job| !victims.contains(&job.id) && is_whole(job) && !cluster.is_out_of_reach(job);
     let mut small: Vec<&Job> = cluster.jobs().small().filter(may_grow).collect();
     if small.is_empty() {
         return (growths, None);

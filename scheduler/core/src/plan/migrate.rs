@@ -60,7 +60,8 @@ pub(super) fn migrate(free: &mut Free, plan: &Plan) -> Vec<Migration> {
     let cluster = free.cluster;
     let classes: Vec<Arc<DeviceClass>> = free.room.classes().to_vec();
     let grows = |job: &Job| plan.growths.iter().any(|growth| growth.job == job.id);
-    let mut candidates: Vec<Candidate> = (cluster.jobs().holding().filter(|job| !grows(job)))
+    let stays = |job: &Job| grows(job) || cluster.is_out_of_reach(job);
+    let mut candidates: Vec<Candidate> = (cluster.jobs().holding().filter(|job| !stays(job)))
         .filter_map(|job| candidate(free, &classes, job))
         .collect();
     candidates.sort_by_key(|it| cluster.jobs().turn(it.job));

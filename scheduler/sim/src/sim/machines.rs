@@ -107,7 +107,8 @@ impl Sim {
             false => self.fault(self.faults.worker_fail).then(|| self.any_failure()),
         };
         let counting = work.pace.as_ref().map(|pace| self.counting_of(machine, worker.job, &launch, pace));
-        let process = Process { launch, state: WorkerState::Starting, stopped: false, fenced: false };
+        let state = WorkerState::Starting;
+        let process = Process { launch, state, stopped: false, fenced: false, given_up: false };
         let it = &mut self.machines[machine];
         it.processes.insert(worker, process);
         let incarnation = it.incarnation;
@@ -137,6 +138,19 @@ impl Sim {
             (Some(failure), run_ms) => self.push(Time(ready + run_ms.unwrap_or(10_000) / 2), exit(failure)),
             (None, Some(run_ms)) => self.push(Time(ready + run_ms), exit(Exit::Code(0))),
             (None, None) => (),
+        }
+    }
+
+    /// A node that is not heard of is drained: what runs there is given up.
+    pub(super) fn drained(&mut self, event: &Event) {
+        let Event::Request { command: Command::SetNode { node, availability }, .. } = event else { return };
+        let Some(cluster) = &self.cluster else { return };
+        let is_lost = cluster.nodes().by_name(node).is_some_and(|id| !cluster.nodes().get(id).up);
+        if *availability == Availability::Draining && is_lost {
+            let machine = &mut self.machines[self.machine_by_name[node]];
+            for process in machine.processes.values_mut().filter(|process| process.alive()) {
+                machine.given_up += u64::from(!std::mem::replace(&mut process.given_up, true));
+            }
         }
     }
 
@@ -215,7 +229,8 @@ impl Sim {
             return self.push(at, Pending::LeaseEnd(machine));
         }
         it.watched = false;
-        let alive: Vec<WorkerId> = it.alive().map(|(id, _)| id).collect();
+        let leased = it.alive().filter(|(_, process)| !process.is_kept());
+        let alive: Vec<WorkerId> = leased.map(|(id, _)| id).collect();
         self.fenced += alive.len() as u64;
         for worker in alive {
             self.machines[machine].processes.get_mut(&worker).expect("a process").fenced = true;

@@ -393,6 +393,7 @@ impl Sim {
     // ---- The scheduler ----
 
     pub(crate) fn step(&mut self, event: Event) {
+        self.drained(&event);
         let Some(cluster) = &mut self.cluster else { return };
         self.steps += 1;
         let request = match &event {

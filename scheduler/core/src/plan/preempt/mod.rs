@@ -95,7 +95,7 @@ const MAX_SEARCHES: u32 = 8;
 fn victims_in_own<'a>(cluster: &'a Cluster, job: &'a Job) -> impl Iterator<Item = &'a Job> {
     let active = cluster.jobs().active_in(&job.spec.queue);
     let lower = active.take_while(|victim| victim.spec.priority < job.spec.priority).take(MAX_CANDIDATES);
-    lower.filter(|victim| has_priority_over(cluster, job, victim))
+    lower.filter(|victim| has_priority_over(cluster, job, victim) && !cluster.is_out_of_reach(victim))
 }
 
 /// Whether a waiting job may take another one of its queue: one of lower priority. But not if that was placed while both

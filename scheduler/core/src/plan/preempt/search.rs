@@ -271,7 +271,7 @@ impl<'s, 'a> Search<'s, 'a> {
         };
         let others = cluster.queues().iter().filter(gives);
         let others = others.flat_map(|queue| cluster.jobs().active_in(&queue.name));
-        let others = others.filter(|victim| !victim.spec.is_service());
+        let others = others.filter(|it| !it.spec.is_service() && !cluster.is_out_of_reach(it));
         let gone = |victim: &&Job| self.promises.victims.contains_key(&victim.id);
         let mut candidates: Vec<Candidate> =
             (own.chain(others).filter(|victim| !gone(victim)).take(MAX_CANDIDATES))
