@@ -40,6 +40,8 @@ struct Parted {
     home: TempDir,
     client: Client,
     daemons: BTreeMap<String, Running>,
+    /// Namespaces of nodes, and the scheduler's address there.
+    nodes: BTreeMap<String, (String, String)>,
 }
 
 impl Parted {
@@ -57,7 +59,7 @@ impl Parted {
         fs::create_dir(home.path().join("home")).expect("a home");
         fs::write(home.path().join("token"), TOKEN).expect("a token file");
         let client = Client::new(&format!("http://{}:{PORT}", net.to_us()), Some(TOKEN));
-        let mut pool = Parted { net, home, client, daemons: BTreeMap::new() };
+        let mut pool = Parted { net, home, client, daemons: BTreeMap::new(), nodes: BTreeMap::new() };
         let (listen, data) = (format!("0.0.0.0:{PORT}"), pool.file("server"));
         let flags = ["server", "--listen", &listen, "--data-dir", &data, "--lease", LEASE];
         let hub = pool.net.hub();
@@ -92,7 +94,14 @@ impl Parted {
 
     /// A node behind a link of its own.
     fn agent(&mut self, name: &str) {
-        let (namespace, scheduler) = self.net.join(name).expect("another namespace");
+        let place = self.net.join(name).expect("another namespace");
+        self.nodes.insert(name.into(), place);
+        self.agent_again(name);
+    }
+
+    /// The next agent of a node that is there.
+    fn agent_again(&mut self, name: &str) {
+        let (namespace, scheduler) = self.nodes[name].clone();
         self.agent_at(name, Some(&namespace), &format!("http://{scheduler}:{PORT}"));
     }
 
@@ -198,6 +207,55 @@ fn a_link_on_which_the_scheduler_hears_nothing() {
 #[test]
 fn a_link_on_which_the_agent_hears_nothing() {
     a_cut_moves_the_job_and_heals(Way::Down);
+}
+
+#[test]
+fn a_job_that_keeps_runs_on_behind_a_cut_also_without_its_agent() {
+    let Some(mut pool) = Parted::begin() else { return };
+    pool.agent("a");
+    let kept = v1::JobSpec { on_partition: v1::OnPartition::Keep.into(), ..pool.exclusive() };
+    let (job, other) = (pool.client.submit(kept), pool.client.submit(shell("sleep 1000")));
+    pool.client.until_state(job, JobState::Running);
+    pool.client.until_state(other, JobState::Running);
+    let worker = pool.first_worker();
+    pool.agent("b");
+
+    pool.net.cut("a", Way::Both);
+    pool.client.until_job(other, "placed again", |it| it.attempt == 2 && it.state() == JobState::Running);
+    let explained = pool.client.call(async |mut stub| stub.explain(v1::ExplainRequest { job }).await);
+    let explained = explained.expect("an answer");
+    assert_eq!(explained.reason, "out-of-reach", "{}", explained.sentence);
+    pool.daemons.remove("a");
+    pass(GRANTED);
+    assert!(is_alive(worker), "it was ended");
+    pool.net.heal("a");
+    pool.agent_again("a");
+    pass(2 * HEARTBEAT);
+    assert!(is_alive(worker), "it was ended");
+    assert_eq!(pool.client.job(job).attempt, 1);
+    pool.end(job, 1);
+}
+
+#[test]
+fn what_was_given_up_ends_when_its_link_is_back() {
+    let Some(mut pool) = Parted::begin() else { return };
+    pool.agent("a");
+    let job =
+        pool.client.submit(v1::JobSpec { on_partition: v1::OnPartition::Keep.into(), ..pool.exclusive() });
+    let worker = pool.first_worker();
+    pool.agent("b");
+    pool.net.cut("a", Way::Both);
+    until("the node is lost", || pool.client.node("a").filter(|node| !node.up));
+    pass(Duration::from_secs(1));
+    assert_eq!(pool.client.job(job).attempt, 1, "nobody gave it up");
+    pool.client
+        .call(async |mut stub| stub.drain(v1::NodeRequest { name: "a".into(), device: None }).await)
+        .expect("drained");
+    let again = pool.client.until_job(job, "placed again", |it| it.attempt == 2);
+    assert_eq!(again.ranks[0].node, "b");
+    assert!(is_alive(worker), "nothing reaches it");
+    pool.net.heal("a");
+    until("the one that was given up ends", || (!is_alive(worker)).then_some(()));
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod process;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::{fs, thread};
 
 use aquifer_proto::tls::ClientTls;
@@ -38,6 +39,8 @@ pub struct Pool {
     client: Client,
     token: Option<String>,
     tls: ClientTls,
+    /// Variables of whoever is started next.
+    env: Vec<(String, String)>,
 }
 
 /// What clients can do is done through the pool.
@@ -101,6 +104,7 @@ impl Pool {
             client,
             token: token.map(Into::into),
             tls: ClientTls::default(),
+            env: Vec::new(),
         };
         if let Some(token) = token {
             fs::write(pool.file("token"), token).expect("a token file");
@@ -184,9 +188,20 @@ impl Pool {
         let mut words = vec!["server", "--listen", &listen, "--data-dir", &data];
         let token = self.token_flags();
         words.extend(self.server_flags.iter().chain(&token).map(String::as_str));
-        let mut server = start(self.dir(), &format!("server{at}"), program(self.dir(), &words));
+        let mut server = start(self.dir(), &format!("server{at}"), self.program(&words));
         server.until_out("listening on ");
         self.servers.insert(at, server);
+    }
+
+    /// More variables for those that are started from now on.
+    pub fn set_env(&mut self, env: &[(String, String)]) {
+        self.env = env.to_vec();
+    }
+
+    fn program(&self, words: &[&str]) -> Command {
+        let mut command = program(self.dir(), words);
+        command.envs(self.env.iter().cloned());
+        command
     }
 
     /// Other flags for the next start of a scheduler.
@@ -258,7 +273,7 @@ impl Pool {
             self.agent_flags.insert(name.into(), words);
         }
         let words: Vec<&str> = self.agent_flags[name].iter().map(String::as_str).collect();
-        let agent = start(self.dir(), name, program(self.dir(), &words));
+        let agent = start(self.dir(), name, self.program(&words));
         self.agents.insert(name.into(), agent);
         let agent = &self.agents[name];
         until("the agent's session", || {
