@@ -199,7 +199,7 @@ fn asked(spec: &view::Spec) -> Vec<(&'static str, String)> {
         ("time limit", spec.time_limit_ms.map(units::exact_duration).unwrap_or_default()),
         ("retries", spec.retries.to_string()),
         ("restart", spec.restart.clone()),
-        ("on partition", spec.on_partition.clone()),
+        ("partition", spec.on_partition.clone()),
         ("grace", units::exact_duration(spec.grace_ms)),
         ("after", spec.after.join(" ")),
         ("directory", spec.working_dir.clone().unwrap_or_default()),

@@ -118,6 +118,7 @@ labels:
   zone: a
 retries: 0
 restart: gang
+on_partition: stop
 grace: 30s
 env:
   A: '1'
