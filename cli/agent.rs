@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use aquifer_agent::account::RunAs;
 use aquifer_agent::container::EngineChoice;
 use aquifer_agent::device::measured::MeasureChoice;
 use aquifer_agent::device::{DeviceChoice, Roots};
@@ -37,7 +38,8 @@ pub struct Args {
     /// The stable name of the node: letters, digits, '.', '_', '-'. Default: the host name
     #[arg(long, env = "AQUIFER_NODE", value_name = "NAME")]
     pub node: Option<String>,
-    /// Directory for run directories and all else that must survive a restart. Default: the user's data directory
+    /// Directory for run directories and all else that must survive a restart. Default: the user's data directory; where
+    /// workers run as the users of their jobs, /var/lib/aquifer-agent
     #[arg(long, env = "AQUIFER_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<String>,
     /// Devices to offer: `auto` (all accelerators, or the cores as devices if there is none), `none`, or a list of
@@ -79,6 +81,10 @@ pub struct Args {
     /// works). Default: auto
     #[arg(long, env = "AQUIFER_ENGINE", value_name = "ENGINE")]
     pub engine: Option<String>,
+    /// As whom workers run: `job-user` (the users of their jobs, whom the node must know; only root can), `agent`, or `auto`
+    /// (job-user, if this is root). Default: auto
+    #[arg(long, env = "AQUIFER_RUN_AS", value_name = "auto|job-user|agent")]
+    pub run_as: Option<String>,
     /// Enforce processor time and memory of workers where control groups allow it: `auto` or `off`. Default: auto
     #[arg(long, env = "AQUIFER_LIMITS", value_name = "auto|off")]
     pub limits: Option<String>,
@@ -123,7 +129,12 @@ impl Args {
     pub fn resolve(&self, global: &Global) -> Result<Resolved, Failure> {
         let mut settings = Settings::read(self.config.as_deref(), |file| file.agent)?;
         let text = |text: &str| Ok::<_, String>(text.to_string());
-        let state_dir = settings::data_dir().join("agent").display().to_string();
+        let run_as = settings.take("run-as", self.run_as.as_ref(), "auto", str::parse::<RunAs>)?;
+        let state_dir = match run_as {
+            RunAs::Agent => settings::data_dir().join("agent").display().to_string(),
+            // Into root's own directory nobody else may go.
+            RunAs::JobUser => "/var/lib/aquifer-agent".into(),
+        };
         let server = settings.take("server", global.server.as_ref(), DEFAULT_SERVER, text)?;
         let is_local = server.split(',').all(is_local);
         let mut file = |name, flag| settings::file(&mut settings, name, flag);
@@ -157,6 +168,7 @@ impl Args {
             mig_on_demand: settings.take("mig", self.mig.as_ref(), "off", on_demand)?,
             mps_on_demand: settings.take("mps", self.mps.as_ref(), "off", on_demand)?,
             engine: settings.take("engine", self.engine.as_ref(), "auto", str::parse::<EngineChoice>)?,
+            run_as,
             enforce_limits: settings.take("limits", self.limits.as_ref(), "auto", |text| match text {
                 "auto" => Ok(true),
                 "off" => Ok(false),

@@ -97,7 +97,7 @@ impl Trial {
         let state = state.to_string_lossy();
         let server = self.server.clone();
         let mut arguments = vec!["agent", "--server", &server, "--node", node, "--state-dir", &state];
-        arguments.extend(["--measure", "never"]);
+        arguments.extend(["--measure", "never", "--run-as", "agent"]);
         arguments.extend(extra);
         let agent = self.spawn(node, &arguments)?;
         self.agents.push((node.into(), agent));

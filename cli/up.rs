@@ -95,6 +95,7 @@ async fn run_both(args: &Args, global: &Global) -> Result<(), Failure> {
         devices: args.devices.clone(),
         cpus: args.cpus.clone(),
         memory: args.memory.clone(),
+        run_as: Some("agent".into()),
         ..agent::Args::default()
     };
     let mut config = of_agent.resolve(&global)?.config;

@@ -109,7 +109,7 @@ impl Parted {
         let state = self.file(name);
         let mut words = vec!["agent", "--server", url, "--node", name, "--state-dir", &state];
         words.extend(["--limits", "off", "--devices", "none", "--cpus", "4", "--memory", "4GiB"]);
-        words.extend(["--measure", "never"]);
+        words.extend(["--measure", "never", "--run-as", "agent"]);
         self.run(name, namespace, &words);
         self.until_connected(name);
     }

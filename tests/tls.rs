@@ -287,7 +287,19 @@ fn a_file_of_settings_names_certificates_too() {
     pool.use_tls("ca.pem");
     pool.start_server();
     let url = pool.url();
-    let words = ["agent", "--config", "pool.toml", "--server", &url, "--devices", "none", "--state-dir", "b"];
+    let words = [
+        "agent",
+        "--config",
+        "pool.toml",
+        "--server",
+        &url,
+        "--devices",
+        "none",
+        "--run-as",
+        "agent",
+        "--state-dir",
+        "b",
+    ];
     let agent = start(pool.dir(), "agent", program(pool.dir(), &words));
     until("a session", || agent.err().contains("session with the scheduler began").then_some(()));
 }

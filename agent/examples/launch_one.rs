@@ -34,6 +34,8 @@ async fn main() {
         memory_bytes: 0,
         grace_ms: 1000,
         exclusive: 0 < lease_ms,
+        run_as: None,
+        made: None,
         ready: Ready::AtSpawn,
         files: Vec::new(),
         container: None,

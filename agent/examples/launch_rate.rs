@@ -50,6 +50,8 @@ async fn main() {
                 memory_bytes: 256 << 20,
                 grace_ms: 1000,
                 exclusive: false,
+                run_as: None,
+                made: None,
                 ready: Ready::AtSpawn,
                 files: Vec::new(),
                 container: None,

@@ -9,6 +9,7 @@ use aquifer_core::{
 };
 use aquifer_proto::wire::checkpoint_dir;
 
+use crate::account::RunAs;
 use crate::container::{Container, Engine, ShownDevice};
 use crate::device::{Visibility, driver_files};
 use crate::frameworks;
@@ -23,6 +24,8 @@ pub struct Surroundings {
     pub checkpoint_root: String,
     /// Address under which this node's workers are reached.
     pub address: String,
+    /// As whom they run.
+    pub run_as: RunAs,
 }
 
 /// The process to start for a rank.
@@ -57,6 +60,9 @@ pub fn launch(id: WorkerId, order: &Order, seen: Visibility, surroundings: &Surr
     if let Some(index) = order.array_index {
         set("AQUIFER_ARRAY_INDEX", index.to_string());
     }
+    // One that the user names is made by the worker, if it may.
+    let is_own = |dir: &&String| spec.checkpoint_dir.is_none() && !dir.contains("://");
+    let made = checkpoints.as_ref().filter(is_own).map(PathBuf::from);
     if let Some(directory) = checkpoints {
         set("AQUIFER_CHECKPOINT_DIR", directory);
     }
@@ -70,6 +76,8 @@ pub fn launch(id: WorkerId, order: &Order, seen: Visibility, surroundings: &Surr
         memory_bytes: rank.memory_bytes,
         grace_ms: spec.grace_ms,
         exclusive: spec.on_partition == OnPartition::Stop,
+        made,
+        run_as: (surroundings.run_as == RunAs::JobUser).then(|| spec.user.to_string()),
         ready,
         files: frameworks::files(order),
         container: None,

@@ -17,6 +17,7 @@ use aquifer_proto::{border, v1, wire};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
+use crate::account::{self, RunAs};
 use crate::command::{self, Surroundings};
 use crate::container::Engine;
 use crate::conversation::{Conversation, Heard, at, now};
@@ -141,6 +142,9 @@ impl Daemon {
             partitions: partitions.clone(),
         };
         let (mut launcher, workers) = Launcher::open(launcher, news).await?;
+        if config.run_as == RunAs::JobUser {
+            account::can_enter(&config.state_dir.join("runs")).map_err(AgentError::Closed)?;
+        }
         // What its lease or its machine ended has not failed: it is not reported, and therefore lost.
         let (lost, workers): (Vec<_>, Vec<_>) =
             workers.into_iter().partition(|(id, _)| launcher.was_lost(*id));
@@ -176,7 +180,8 @@ impl Daemon {
         let link = Link::new(&config.server, &config.tls, config.token.as_deref())?;
         let told = talks.hello().subscribe();
         let address = config.address.clone();
-        let surroundings = Surroundings { program, checkpoint_root: String::new(), address };
+        let surroundings =
+            Surroundings { program, checkpoint_root: String::new(), address, run_as: config.run_as };
         let daemon = Daemon {
             talks,
             launcher,

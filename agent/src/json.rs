@@ -21,6 +21,24 @@ pub fn replace_bytes(path: &Path, bytes: &[u8]) -> io::Result<()> {
     Room::of(path, bytes)?.put()
 }
 
+/// Likewise, for a user whose directory it is in. That user may have put anything in the way: nothing that the directory holds
+/// is written to but a new file.
+pub fn replace_bytes_for((uid, gid): (u32, u32), path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if uid == rustix::process::geteuid().as_raw() {
+        return replace_bytes(path, bytes);
+    }
+    let temporary = temporary(path);
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => (),
+    }
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let mut room = Room { file, temporary, path: path.to_owned(), named: false };
+    room.file.write_all(bytes)?;
+    std::os::unix::fs::fchown(&room.file, Some(uid), Some(gid))?;
+    room.put()
+}
+
 /// Writes a file in place, readable by its owner alone.
 pub fn write(path: &Path, value: &impl Serialize) -> io::Result<()> {
     open(path)?.write_all(&bytes(value)?)
@@ -28,6 +46,12 @@ pub fn write(path: &Path, value: &impl Serialize) -> io::Result<()> {
 
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+fn temporary(path: &Path) -> PathBuf {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    PathBuf::from(temporary)
 }
 
 /// A file that is written but has not yet its name. Dropped without it, it is removed.
@@ -45,9 +69,7 @@ impl Room {
     }
 
     fn of(path: &Path, bytes: &[u8]) -> io::Result<Room> {
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(".tmp");
-        let temporary = PathBuf::from(temporary);
+        let temporary = temporary(path);
         let mut room = Room { file: open(&temporary)?, temporary, path: path.to_owned(), named: false };
         room.file.write_all(bytes)?;
         Ok(room)
@@ -84,11 +106,11 @@ pub fn bytes(value: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads a file of at most `max` bytes. Workers may put anything in its place: a pipe is not waited for, and nothing
-/// but a file is read.
+/// Reads a file of at most `max` bytes. Workers may put anything in its place: a pipe is not waited for, a link is not
+/// followed, and nothing but a file is read.
 pub fn read_bytes(path: &Path, max: u64) -> io::Result<Vec<u8>> {
-    let nonblock = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-    let file = OpenOptions::new().read(true).custom_flags(nonblock).open(path)?;
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "no file"));

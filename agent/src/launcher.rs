@@ -4,23 +4,23 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, fs, io, thread};
 
-use aquifer_core::{Exit, Members, Mount, StopReason, WorkerId, WorkerState};
+use aquifer_core::{Exit, Members, StopReason, WorkerId, WorkerState};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use crate::cgroup::{Cgroups, Limits};
-use crate::container::{Account, Arguments, Container, Left, arguments};
+use crate::container::{Container, Left};
 use crate::frameworks::RunFile;
 use crate::members::Told;
 use crate::partitions::{Partition, Partitions};
+use crate::prepare::{More, give, prepared};
 use crate::run_dir::{self, Lease, LogChunk, LogError, Logs, Retention, RunDir, RunDirs, Spec};
 use crate::status::Status;
 use crate::supervisors::{Supervisor, Supervisors};
@@ -47,6 +47,10 @@ pub struct Launch {
     pub grace_ms: u64,
     /// Whether it must end when the lease does. It is not started without one.
     pub exclusive: bool,
+    /// The user that it runs as; `None`: that of the agent, which else must be root.
+    pub run_as: Option<String>,
+    /// A directory that is made for that user, if it is not there.
+    pub made: Option<PathBuf>,
     /// When it counts as running.
     pub ready: Ready,
     /// What it finds in its run directory, and variables that say where.
@@ -229,12 +233,16 @@ impl Launcher {
             return;
         }
         let dir = self.shared.dirs.of(id);
+        if launch.run_as.is_some() {
+            let _ = dir.create_own(); // What is not there is missed when it is handed over.
+        }
         if let Err(error) = self.told.greet(id, &dir) {
             tracing::error!("cannot tell {id} who takes part: {error}");
         }
         let files = std::mem::take(&mut launch.files);
         let (container, partition) = (launch.container.take(), launch.partition.take());
-        let spec = Box::new(self.spec(launch, &files, &dir));
+        let more = More { run_as: launch.run_as.take(), made: launch.made.take(), container, partition };
+        let spec = Box::new(self.spec(launch, &files, &more, &dir));
         let by_status = spec.by_status;
         let (stop, stop_wanted) = watch::channel(Stop::No);
         let ended = Arc::new(AtomicBool::new(false));
@@ -251,7 +259,7 @@ impl Launcher {
             stop: stop_wanted,
             ended: ended.clone(),
         };
-        let task = tokio::spawn(watcher.launch(spec, files, container, partition)).abort_handle();
+        let task = tokio::spawn(watcher.launch(spec, files, more)).abort_handle();
         self.workers.insert(id, Worker { stop, ended, task: Some(task) });
     }
 
@@ -359,15 +367,17 @@ impl Launcher {
         self.shared.limits
     }
 
-    fn spec(&self, launch: Launch, files: &[RunFile], dir: &RunDir) -> Spec {
+    fn spec(&self, launch: Launch, files: &[RunFile], more: &More, dir: &RunDir) -> Spec {
         let mut env = launch.env;
+        let shown = if more.run_as.is_some() { dir.own_path() } else { dir.path.clone() };
         for (file, variable) in files.iter().flat_map(|file| file.variables.iter().map(move |it| (file, it)))
         {
-            if env.iter().all(|(name, _)| name != variable) {
-                env.push((variable.to_string(), dir.path.join(file.name).to_string_lossy().into_owned()));
-            }
+            give(&mut env, variable, shown.join(file.name).to_string_lossy().into_owned());
         }
-        env.push((process::MARK.to_string(), dir.path.to_string_lossy().into_owned()));
+        env.push((process::MARK.to_string(), shown.to_string_lossy().into_owned()));
+        if more.container.is_none() {
+            give(&mut env, "TMPDIR", shown.join("tmp").to_string_lossy().into_owned());
+        }
         Spec {
             id: launch.id.to_string(),
             boot_id: self.shared.boot_id.clone(),
@@ -382,6 +392,7 @@ impl Launcher {
             lease: launch.exclusive.then(|| self.lease_path.clone()),
             // That of the supervisor that gets it.
             cgroup: None,
+            account: None,
             container: None,
         }
     }
@@ -413,94 +424,6 @@ impl Launcher {
         let (dirs, keep) = (self.shared.dirs.clone(), self.keep);
         tokio::task::spawn_blocking(move || dirs.prune(keep));
     }
-}
-
-/// Makes what the worker needs of devices, and puts it into its container.
-fn prepared(
-    mut spec: Spec,
-    mut container: Option<Container>,
-    partition: Option<Partition>,
-    run_dir: &Path,
-    id: WorkerId,
-    partitions: &Partitions,
-) -> Result<Spec, String> {
-    if let Some(partition) = partition {
-        let made = partitions.prepare(id, &partition)?;
-        spec.env.retain(|(name, _)| made.env.iter().all(|(own, _)| own != name));
-        spec.env.extend(made.env);
-        if let Some(container) = &mut container {
-            container.mounts.extend(made.mounts);
-            container.devices.iter_mut().zip(made.devices).for_each(|(device, name)| device.uuid = name);
-        }
-    }
-    Ok(match container {
-        Some(container) => contained(spec, container, run_dir)?,
-        None => spec,
-    })
-}
-
-/// Has the command run in a container. Its limits are the engine's then: the client is not what they are for.
-fn contained(spec: Spec, mut container: Container, run_dir: &Path) -> Result<Spec, String> {
-    container.asked.iter().try_for_each(is_there)?;
-    let name = container_name(&spec.id, run_dir);
-    let Spec { command, env, working_dir, cpu_affinity, cpus_milli, memory_bytes, .. } = spec;
-    container.device_nodes.retain(|node| node.exists());
-    for dir in &container.mounts {
-        let _ = fs::create_dir_all(dir); // The program, which cannot make it from within, says what it misses.
-    }
-    container.mounts.extend(working_dir.clone());
-    container.mounts.retain(|dir| dir.is_dir());
-    container.read_only.retain(|dir| dir.exists());
-    let groups = rustix::process::getgroups().unwrap_or_default();
-    let account = Account {
-        uid: rustix::process::geteuid().as_raw(),
-        gid: rustix::process::getegid().as_raw(),
-        groups: groups.into_iter().map(|group| group.as_raw()).collect(),
-    };
-    let of = Arguments {
-        name: name.clone(),
-        command,
-        env: env.into_iter().collect(),
-        run_dir: run_dir.to_path_buf(),
-        working_dir,
-        cpu_affinity,
-        cpus_milli,
-        memory_bytes,
-    };
-    let (command, env) = arguments(&container, &of, &account);
-    let left = Left { program: container.engine.program.clone(), name, memory_bytes };
-    Ok(Spec {
-        command,
-        env,
-        working_dir: None,
-        cpu_affinity: Vec::new(),
-        cpus_milli: 0,
-        memory_bytes: 0,
-        container: Some(left),
-        ..spec
-    })
-}
-
-/// An engine would make a directory that is not there, as root, or say it in its own words.
-fn is_there(mount: &Mount) -> Result<(), String> {
-    let Err(error) = fs::metadata(&*mount.source) else { return Ok(()) };
-    let why = match error.kind() {
-        io::ErrorKind::NotFound => "the node has no such file or directory".into(),
-        io::ErrorKind::PermissionDenied => "permission denied".into(),
-        _ => error.to_string(),
-    };
-    Err(format!("mount {}: {why}", mount.source))
-}
-
-/// `aquifer-job-7.1-0-1f0c5a9e`: the worker, and which of the machine's agents it belongs to.
-fn container_name(id: &str, run_dir: &Path) -> String {
-    // FNV-1a: the name must be the same for every agent of this directory.
-    let hash = run_dir
-        .as_os_str()
-        .as_bytes()
-        .iter()
-        .fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
-    format!("aquifer-{}-{hash:08x}", id.replace('/', "-"))
 }
 
 impl Drop for Launcher {
@@ -549,17 +472,11 @@ struct Watcher {
 }
 
 impl Watcher {
-    async fn launch(
-        mut self,
-        mut spec: Box<Spec>,
-        files: Vec<RunFile>,
-        container: Option<Container>,
-        partition: Option<Partition>,
-    ) {
-        if container.is_some() || partition.is_some() {
+    async fn launch(mut self, mut spec: Box<Spec>, files: Vec<RunFile>, more: More) {
+        if !more.is_nothing() {
             let (dir, id, shared) = (self.dir.clone(), self.id, self.shared.clone());
-            // Drivers may be slow, and so may storage that all nodes see.
-            let prepare = move || prepared(*spec, container, partition, &dir.path, id, &shared.partitions);
+            // Drivers may be slow, and so may storage that all nodes see, and directories of users.
+            let prepare = move || prepared(*spec, more, &dir, id, &shared.partitions);
             match tokio::task::spawn_blocking(prepare).await.expect("it does not panic") {
                 Ok(prepared) => spec = Box::new(prepared),
                 Err(why) => {
@@ -672,7 +589,7 @@ impl Watcher {
         let pids: Option<run_dir::Pids> = json::read(&self.dir.pid_path()).ok();
         let supervisor = pids.as_ref().map(|pids| (pids.supervisor, pids.supervisor_start));
         loop {
-            let (path, group) = (self.dir.path.clone(), self.cgroup.clone());
+            let (path, group) = (self.dir.shown(), self.cgroup.clone());
             let search = move || {
                 let members = group.as_ref().map_or(0, |group| group.kill());
                 members + process::kill_left_over(&path, supervisor)

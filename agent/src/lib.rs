@@ -5,6 +5,7 @@
 //! directory ([`run_dir`]) and one [`supervise`] process each; [`command`] says how a worker is called; [`device`]
 //! what there is to run them on; [`host`] what else the node offers.
 
+pub mod account;
 pub mod cgroup;
 pub mod command;
 pub mod container;
@@ -20,6 +21,7 @@ pub mod launcher;
 mod members;
 pub mod metrics;
 pub mod partitions;
+mod prepare;
 mod process;
 pub mod run_dir;
 mod said;

@@ -70,5 +70,5 @@ fn write(dir: &RunDir, members: &Members) -> io::Result<()> {
         Entry { rank: member.rank, address: format!("{host}:{port}") }
     };
     let file = File { epoch: members.epoch, members: members.members.iter().map(entry).collect() };
-    json::replace(&dir.members_path(), &file)
+    dir.give("members.json", &json::bytes(&file)?)
 }

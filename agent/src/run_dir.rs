@@ -22,10 +22,10 @@
 //! and no `exit.json`: the supervisor was killed. Nothing is synced to disk: a machine that crashes ends its workers
 //! too, and `boot_id` in `spec.json` tells.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -33,6 +33,7 @@ use aquifer_core::{Exit, JobId, WorkerId};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+use crate::account::Account;
 use crate::cgroup::Group;
 use crate::container::Left;
 use crate::json;
@@ -58,6 +59,9 @@ pub(crate) struct Spec {
     pub lease: Option<PathBuf>,
     /// Given where limits are enforced.
     pub cgroup: Option<Group>,
+    /// Given where it runs as somebody else than its supervisor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<Account>,
     /// Given where the command runs a container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<Left>,
@@ -286,20 +290,32 @@ impl RunDir {
     pub fn pid_path(&self) -> PathBuf {
         self.path.join("pid.json")
     }
+    /// What the worker finds in `AQUIFER_RUN_DIR`, and writes there.
+    ///
+    /// One that runs as another user has a directory of its own in the run directory: the agent believes what stands in the
+    /// latter, and acts as root on it.
+    pub fn shown(&self) -> PathBuf {
+        let own = self.own_path();
+        if own.is_dir() { own } else { self.path.clone() }
+    }
+    pub fn own_path(&self) -> PathBuf {
+        self.path.join("own")
+    }
+    /// Where a worker's temporary files go.
+    pub fn tmp_path(&self) -> PathBuf {
+        self.shown().join("tmp")
+    }
     pub fn status_path(&self) -> PathBuf {
-        self.path.join("status.json")
+        self.shown().join("status.json")
     }
     pub fn exit_path(&self) -> PathBuf {
         self.path.join("exit.json")
     }
-    pub fn members_path(&self) -> PathBuf {
-        self.path.join("members.json")
-    }
     pub fn stop_path(&self) -> PathBuf {
-        self.path.join("stop.json")
+        self.shown().join("stop.json")
     }
     pub fn stop_ack_path(&self) -> PathBuf {
-        self.path.join("stop-ack")
+        self.shown().join("stop-ack")
     }
     pub fn log_path(&self) -> PathBuf {
         self.path.join("log")
@@ -315,6 +331,30 @@ impl RunDir {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             result => result,
         }
+    }
+
+    /// Makes the directory of a worker that is to run as another user. It is the agent's until [`RunDir::hand_over`].
+    pub fn create_own(&self) -> io::Result<()> {
+        self.create()?;
+        let mut private = DirBuilder::new();
+        private.mode(0o700).create(self.own_path())?;
+        private.create(self.tmp_path())
+    }
+
+    /// Gives a worker's own directory, with what is in it, to the user that it runs as. Nothing of that user runs in it yet.
+    pub fn hand_over(&self, to: &Account) -> io::Result<()> {
+        let own = self.own_path();
+        for entry in fs::read_dir(&own)? {
+            lchown(entry?.path(), Some(to.uid), Some(to.gid))?;
+        }
+        lchown(&own, Some(to.uid), Some(to.gid))
+    }
+
+    /// Puts a file where the worker finds it, for it to read.
+    pub fn give(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let dir = self.shown();
+        let of = fs::symlink_metadata(&dir)?;
+        json::replace_bytes_for((of.uid(), of.gid()), &dir.join(name), bytes)
     }
 
     /// The lock, or `None` while a supervisor holds it.
@@ -369,7 +409,7 @@ impl RunDir {
 
     /// What tells one version of `status.json` from the next; `None` if there is none.
     pub fn status_version(&self) -> Option<(u64, i64, i64, u64)> {
-        let meta = fs::metadata(self.status_path()).ok()?;
+        let meta = fs::symlink_metadata(self.status_path()).ok()?;
         Some((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len()))
     }
 

@@ -17,7 +17,7 @@ use nix::libc;
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SIGPIPE, SigHandler, SigSet};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid, WaitOptions};
 use rustix::thread::CpuSet;
 
 use crate::run_dir::Spec;
@@ -47,6 +47,14 @@ pub(crate) fn spawn(spec: &Spec, run_dir: &Path, input: BorrowedFd, groups: &[Fi
     let mut image = Image::new(spec).map_err(|error| format!("program {program}: {error}"))?;
     let enter = CString::new(working_dir.as_os_str().as_bytes())
         .map_err(|error| format!("working_dir {}: {error}", working_dir.display()))?;
+    let account = spec.account.as_ref().map(|account| {
+        let groups: Vec<Gid> = account.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+        (Uid::from_raw(account.uid), Gid::from_raw(account.gid), groups)
+    });
+    // An engine's client may need programs that are root's to whoever starts them; what it runs may not.
+    let may_gain_nothing = spec.container.is_none();
+    // What a program had in its memory is not left on the disk, unless it asks for that.
+    let no_core = Rlimit { current: Some(0), ..rustix::process::getrlimit(Resource::Core) };
     let supervisor = rustix::process::getpid();
     let mut failure = None;
     let mut stack = vec![0; STACK];
@@ -61,6 +69,17 @@ pub(crate) fn spawn(spec: &Spec, run_dir: &Path, input: BorrowedFd, groups: &[Fi
             reset_signals()?;
             rustix::stdio::dup2_stdin(input)?;
             rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
+            if let Some((uid, gid, groups)) = &account {
+                rustix::thread::set_thread_groups(groups)?;
+                rustix::thread::set_thread_gid(*gid)?;
+                rustix::thread::set_thread_uid(*uid)?;
+                // That has undone it.
+                rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+            }
+            if may_gain_nothing {
+                rustix::thread::set_no_new_privs(true)?;
+            }
+            rustix::process::setrlimit(Resource::Core, no_core)?;
             rustix::process::chdir(enter.as_c_str())?;
             image.execute()
         };

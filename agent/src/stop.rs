@@ -35,5 +35,5 @@ pub fn announce(dir: &RunDir, id: WorkerId, reason: StopReason, grace_ms: u64) -
         grace_s: grace_ms as f64 / 1000.0,
         deadline: unix_ms().saturating_add(grace_ms) as f64 / 1000.0,
     };
-    json::replace(&dir.stop_path(), &intent)
+    dir.give("stop.json", &json::bytes(&intent)?)
 }

@@ -94,6 +94,7 @@ pub(crate) fn serve(orders: OwnedFd) -> ExitCode {
 fn run(run_dir: &Path, tools: &mut Tools) -> u8 {
     let dir = RunDir { path: run_dir.to_path_buf() };
     let (exit, lost) = run_worker(&dir, tools).unwrap_or_else(|why| (Exit::Failed(why.into()), false));
+    let _ = std::fs::remove_dir_all(dir.tmp_path());
     match dir.write_exit(&exit, lost) {
         Ok(()) => ENDED,
         Err(error) => {

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, mpsc};
-use std::{env, io, thread};
+use std::{env, fs, io, thread};
 
 use aquifer_core::Exit;
 use rustix::net::RecvFlags;
@@ -202,9 +202,11 @@ impl Starter {
             return Err("it was started before".to_string());
         }
         let log = dir.open_log().map_err(say(dir.log_path()))?;
+        if order.spec.account.is_none() && order.spec.container.is_none() {
+            fs::create_dir(dir.tmp_path()).map_err(say(dir.tmp_path()))?;
+        }
         for file in &order.files {
-            let path = dir.path.join(file.name);
-            json::replace_bytes(&path, file.content.as_bytes()).map_err(say(path.clone()))?;
+            dir.give(file.name, file.content.as_bytes()).map_err(say(dir.path.join(file.name)))?;
         }
         loop {
             let (supervisor, is_new) = match self.take_spare() {

@@ -6,6 +6,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use aquifer_agent::account::RunAs;
 use aquifer_agent::command::{self, Surroundings};
 use aquifer_agent::device::Visibility;
 use aquifer_agent::{Launch, News};
@@ -65,6 +66,7 @@ fn launch(order: &Order) -> Launch {
         program: "/no/such/program".into(),
         checkpoint_root: String::new(),
         address: "10.0.0.1".into(),
+        run_as: RunAs::Agent,
     };
     Launch { exclusive: false, ..command::launch(id(0), order, Visibility::default(), &surroundings) }
 }

@@ -263,6 +263,7 @@ impl Pool {
                 ("--memory", "4GiB"),
                 ("--measure", "never"),
                 ("--engine", "none"),
+                ("--run-as", "agent"),
             ] {
                 words.extend(if flags.contains(&flag) { vec![] } else { vec![flag, default] });
             }

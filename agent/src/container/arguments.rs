@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use aquifer_core::{Mount, Vendor};
 
 use super::{Container, EngineKind};
+use crate::account::Account;
 
 /// What a worker in a container is made of, beside the container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,17 +27,6 @@ pub struct Arguments {
     pub cpus_milli: u32,
     /// In bytes; 0: no limit.
     pub memory_bytes: u64,
-}
-
-/// As whom the agent runs, and so the worker.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Account {
-    /// User.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Other groups.
-    pub groups: Vec<u32>,
 }
 
 /// Variables that mean something to an engine's client, or to what starts it, by their beginnings.

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use aquifer_core::{Mount, Vendor};
 
-pub use arguments::{Account, Arguments, arguments};
+pub use arguments::{Arguments, arguments};
 pub use cdi::{CdiDevices, cdi_devices};
 pub use engine::{Engine, EngineChoice, EngineKind, find};
 pub(crate) use left::{Left, Outcome, last_line};

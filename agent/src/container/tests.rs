@@ -7,6 +7,7 @@ use std::{env, fs};
 use aquifer_core::{DeviceClass, Isolation, Vendor};
 
 use super::*;
+use crate::account::Account;
 use crate::cgroup::Limits;
 use crate::device::{Found, driver_files, visible};
 

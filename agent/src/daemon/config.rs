@@ -8,6 +8,7 @@ use aquifer_core::Ports;
 use aquifer_proto::border;
 use aquifer_proto::tls::{ClientTls, EndpointError};
 
+use crate::account::RunAs;
 use crate::container::EngineChoice;
 use crate::device::measured::MeasureChoice;
 use crate::device::{DeviceChoice, DeviceError, Roots};
@@ -49,6 +50,8 @@ pub struct AgentConfig {
     pub mps_on_demand: bool,
     /// What is to run containers.
     pub engine: EngineChoice,
+    /// As whom workers run.
+    pub run_as: RunAs,
     /// Whether to enforce processor time and memory where the machine allows it.
     pub enforce_limits: bool,
     /// Ended runs to keep.
@@ -77,6 +80,9 @@ pub enum AgentError {
     /// Nothing makes MIG instances here.
     #[error("--mig on-demand: {0}")]
     Mig(String),
+    /// Nobody but root could use the state directory.
+    #[error("--run-as job-user: users cannot enter {0}: give --state-dir a directory that they can enter")]
+    Closed(PathBuf),
     /// The token cannot be sent.
     #[error("the token has characters that cannot be sent")]
     Token,

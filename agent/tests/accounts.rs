@@ -1,0 +1,149 @@
+//! What a worker may do and what it leaves: privileges, memory on the disk, temporary files, and as whom it runs. The last needs
+//! root, without which it says so and passes.
+
+mod fixture;
+
+use std::fs::{self, Permissions};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use aquifer_agent::{Launch, News, RunFile};
+use aquifer_core::{Exit, JobId, Member, Members, StopReason, WorkerState};
+use fixture::*;
+
+/// A user whom every system knows, and who owns nothing.
+const USER: &str = "nobody";
+
+/// A launcher in whose directory others may go; `None`: this is not root, which is said.
+async fn of_root() -> Option<Fixture> {
+    if !rustix::process::geteuid().is_root() {
+        // Not captured, as what is printed would be.
+        _ = writeln!(std::io::stderr(), "skipped: only root can run workers as other users");
+        return None;
+    }
+    let mut t = Fixture::new().await;
+    fs::set_permissions(t.dir.path(), Permissions::from_mode(0o755)).unwrap();
+    t.launcher().tell(Arc::new(Members {
+        job: JobId(1),
+        attempt: 1,
+        epoch: 3,
+        members: vec![Member { rank: 0, address: ("10.0.0.1".into(), 20000) }],
+    }));
+    Some(t)
+}
+
+fn as_user(script: &str) -> Launch {
+    Launch { run_as: Some(USER.into()), ..shell(script) }
+}
+
+fn secret(dir: &Path, mode: u32) -> String {
+    let file = dir.join("secret");
+    fs::write(&file, "{\"message\":\"s3cret\"}").unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
+    file.display().to_string()
+}
+
+#[tokio::test]
+async fn a_worker_gains_nothing_and_leaves_nothing() {
+    let mut t = Fixture::new().await;
+    let script = "grep NoNewPrivs /proc/self/status; ulimit -c; touch $TMPDIR/left && echo $TMPDIR";
+    assert_eq!(t.run(shell(script)).await, Exit::Code(0));
+    let tmp = t.run_dir(id(0)).join("tmp");
+    assert_eq!(t.log(id(0)), format!("NoNewPrivs:\t1\n0\n{}\n", tmp.display()));
+    assert!(!tmp.exists(), "its temporary files are left");
+    let env = vec![("TMPDIR".to_string(), "/var/tmp".to_string())];
+    assert_eq!(t.run(Launch { id: id(1), env, ..shell("echo $TMPDIR") }).await, Exit::Code(0));
+    assert_eq!(t.log(id(1)), "/var/tmp\n", "a job may want another one");
+    t.done().await;
+}
+
+#[tokio::test]
+async fn a_worker_runs_as_the_user_of_its_job() {
+    let Some(mut t) = of_root().await else { return };
+    let script = "id -un; echo $HOME $USER; grep Groups /proc/self/status; cat $HOSTS; touch $TMPDIR/x $AQUIFER_RUN_DIR/y; \
+                  grep -o '\"epoch\":3' $AQUIFER_RUN_DIR/members.json; \
+                  cat $AQUIFER_RUN_DIR/../spec.json; touch $AQUIFER_RUN_DIR/../z; mv $AQUIFER_RUN_DIR/../log /tmp; \
+                  echo '{\"message\":\"hello\"}' > $AQUIFER_RUN_DIR/status.json";
+    let files = vec![RunFile { name: "hostfile", content: "a slots=1\n".into(), variables: vec!["HOSTS"] }];
+    t.launcher().launch(Launch { files, ..as_user(script) });
+    let (mut said, mut exit) = (None, None);
+    while exit.is_none() {
+        match t.hear().await {
+            News::Status { status, .. } => said = Some(status.message.clone()),
+            News::State { state: WorkerState::Exited(how), .. } => exit = Some(how),
+            News::State { .. } => (),
+        }
+    }
+    assert_eq!((exit, said), (Some(Exit::Code(0)), Some(Some("hello".to_string()))));
+    let log = t.log(id(0));
+    let lines: Vec<&str> = log.lines().collect();
+    assert_eq!(lines[..2], [USER, &format!("/nonexistent {USER}")], "{log}");
+    let groups = Command::new("id").args(["-G", USER]).output().unwrap().stdout;
+    let groups = String::from_utf8(groups).unwrap();
+    assert!(lines[2].split_whitespace().skip(1).eq(groups.split_whitespace()), "groups: {log}");
+    assert_eq!(lines[3..5], ["a slots=1", "\"epoch\":3"], "{log}");
+    assert_eq!(lines[5..].len(), 3, "it may neither read nor write the agent's files: {log}");
+    assert!(lines[5..].iter().all(|line| line.contains("denied")), "{log}");
+    assert!(!t.run_dir(id(0)).join("own/tmp").exists());
+    t.done().await;
+}
+
+#[tokio::test]
+async fn links_of_a_worker_lead_the_agent_nowhere() {
+    let Some(mut t) = of_root().await else { return };
+    let file = secret(t.dir.path(), 0o600);
+    let script = format!(
+        "cd $AQUIFER_RUN_DIR; ln -s {file} status.json; ln -s {file} stop.json.tmp; rm -r tmp; ln -s /etc tmp; \
+         trap 'cat stop.json; exit 0' TERM; echo ready; while :; do sleep 0.01; done"
+    );
+    t.start(as_user(&script)).await;
+    t.wait_for_log(id(0), "ready").await;
+    t.launcher().stop(id(0), StopReason::Preempt);
+    loop {
+        match t.hear().await {
+            News::Status { status, .. } => panic!("a secret was told: {status:?}"),
+            News::State { state: WorkerState::Exited(exit), .. } => break assert_eq!(exit, Exit::Code(0)),
+            News::State { .. } => (),
+        }
+    }
+    assert!(t.log(id(0)).contains("\"reason\":\"preempt\""), "{}", t.log(id(0)));
+    assert!(fs::read_to_string(file).unwrap().contains("s3cret"), "it was written to");
+    assert!(Path::new("/etc/passwd").exists());
+    t.done().await;
+}
+
+#[tokio::test]
+async fn a_worker_of_another_user_ends_with_its_supervisor() {
+    let Some(mut t) = of_root().await else { return };
+    t.start(as_user("exec sleep 1031")).await;
+    let (worker, supervisor) = (t.pid(id(0), "worker"), t.pid(id(0), "supervisor"));
+    // Nobody is left who could end it.
+    t.drop_agent();
+    kill_9(supervisor);
+    eventually("the worker ends", || !is_alive(worker)).await;
+    t.open().await;
+    assert_eq!(t.exit_of(id(0)).await, failed("its supervisor was killed"));
+    t.done().await;
+}
+
+#[tokio::test]
+async fn who_may_not_run_anything_is_named() {
+    let Some(mut t) = of_root().await else { return };
+    let cases = [
+        ("root", "has number 0"),
+        ("no-such-user", "does not exist on this node"),
+        ("", "does not exist on this node"),
+    ];
+    for (rank, (user, why)) in (0..).zip(cases) {
+        let Exit::Failed(said) =
+            t.run(Launch { id: id(rank), run_as: Some(user.into()), ..shell("true") }).await
+        else {
+            panic!("{user:?} runs")
+        };
+        assert!(said.contains(why) && said.contains(&format!("{user:?}")), "{said}");
+    }
+    t.done().await;
+}
