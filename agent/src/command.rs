@@ -44,6 +44,12 @@ pub fn launch(id: WorkerId, order: &Order, seen: Visibility, surroundings: &Surr
             (bundled(&surroundings.program, "serve", arguments), Ready::ByStatus)
         }
     };
+    // Near its devices, if that leaves it the cores that it asked for.
+    let suffices = rank.cpus_milli.div_ceil(1000) as usize <= seen.near.len();
+    let cpu_affinity = match seen.cpu_affinity.is_empty() && suffices {
+        true => seen.near,
+        false => seen.cpu_affinity,
+    };
     let mut env = seen.env;
     env.extend(frameworks::variables(id, order));
     env.extend(spec.env.iter().map(|(key, value)| (key.to_string(), value.to_string())));
@@ -71,7 +77,7 @@ pub fn launch(id: WorkerId, order: &Order, seen: Visibility, surroundings: &Surr
         command,
         env,
         working_dir: spec.working_dir.as_deref().map(PathBuf::from),
-        cpu_affinity: seen.cpu_affinity,
+        cpu_affinity,
         cpus_milli: rank.cpus_milli,
         memory_bytes: rank.memory_bytes,
         grace_ms: spec.grace_ms,

@@ -61,14 +61,17 @@ fn order(script: &str, env: &[(&str, &str)], hosts: Vec<Host>) -> Order {
     }
 }
 
-fn launch(order: &Order) -> Launch {
-    let surroundings = Surroundings {
+fn surroundings() -> Surroundings {
+    Surroundings {
         program: "/no/such/program".into(),
         checkpoint_root: String::new(),
         address: "10.0.0.1".into(),
         run_as: RunAs::Agent,
-    };
-    Launch { exclusive: false, ..command::launch(id(0), order, Visibility::default(), &surroundings) }
+    }
+}
+
+fn launch(order: &Order) -> Launch {
+    Launch { exclusive: false, ..command::launch(id(0), order, Visibility::default(), &surroundings()) }
 }
 
 fn host(address: &str, seats: &[(u32, Option<Vendor>, &[u32])]) -> Host {
@@ -86,6 +89,20 @@ fn read(path: impl AsRef<std::path::Path>) -> Value {
 
 fn unix_s() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64()
+}
+
+#[test]
+fn a_worker_runs_near_its_devices_if_that_leaves_it_the_cores_that_it_asked_for() {
+    let cores_of = |cpus_milli, cpu_affinity: &[usize]| {
+        let mut order = order("", &[], Vec::new());
+        order.allocation.cpus_milli = cpus_milli;
+        let seen =
+            Visibility { cpu_affinity: cpu_affinity.to_vec(), near: vec![4, 5], ..Visibility::default() };
+        command::launch(id(0), &order, seen, &surroundings()).cpu_affinity
+    };
+    assert_eq!(cores_of(2000, &[]), [4, 5]);
+    assert_eq!(cores_of(2001, &[]), [0; 0], "they would not do");
+    assert_eq!(cores_of(1000, &[7]), [7], "a core that it holds is its own");
 }
 
 #[tokio::test]

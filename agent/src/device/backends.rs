@@ -12,7 +12,7 @@ use super::by_sysfs::BySysfs;
 use super::measured::{Figures, Measurements, ToMeasure};
 use super::{
     Backend, BackendChoice, Cpu, DeviceChoice, DeviceError, Fake, Finding, Found, Roots, Visibility, fake,
-    mps, visible,
+    mps, near, visible,
 };
 use crate::cgroup::Limits;
 use crate::container::ShownDevice;
@@ -312,6 +312,8 @@ impl Backends {
             merged.device_nodes.extend(shown.device_nodes);
             merged.cpu_affinity.extend(shown.cpu_affinity);
         }
+        let held = indices.iter().filter_map(|index| self.devices.get(usize::from(*index)));
+        merged.near = near::cores(&self.roots.sysfs, held.map(|(_, found)| &*found.place));
         merged
     }
 

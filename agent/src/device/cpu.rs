@@ -71,7 +71,7 @@ impl Backend for Cpu {
         let cpu_affinity: Vec<usize> = devices.iter().map(|device| device.logical as usize).collect();
         let threads = || ("OMP_NUM_THREADS".to_string(), cpu_affinity.len().to_string());
         let env = if cpu_affinity.is_empty() { Vec::new() } else { vec![threads()] };
-        Visibility { env, device_nodes: Vec::new(), cpu_affinity }
+        Visibility { env, cpu_affinity, ..Visibility::default() }
     }
 }
 

@@ -20,6 +20,7 @@ mod kfd;
 pub(crate) mod library;
 pub mod measured;
 pub mod mps;
+mod near;
 pub mod pci;
 mod ras;
 mod reader;
@@ -152,8 +153,10 @@ pub struct Visibility {
     pub env: Vec<(String, String)>,
     /// Nodes under `/dev` to let through, where workers run in a container.
     pub device_nodes: Vec<PathBuf>,
-    /// Cores to run on; empty: any.
+    /// Cores that it holds; empty: none.
     pub cpu_affinity: Vec<usize>,
+    /// Cores near its other devices, shared with whoever runs there; empty: none are nearer than others.
+    pub near: Vec<usize>,
 }
 
 impl fmt::Display for Finding {

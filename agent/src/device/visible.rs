@@ -186,7 +186,7 @@ pub fn show(vendor: Vendor, devices: &[&Found]) -> Visibility {
         device_nodes.extend(rules.common.iter().map(PathBuf::from));
     }
     let env = variables.chain(for_runtime(vendor, devices)).chain(fixed).collect();
-    Visibility { env, device_nodes, cpu_affinity: Vec::new() }
+    Visibility { env, device_nodes, ..Visibility::default() }
 }
 
 /// What tells a vendor's container runtime, which counts all devices of the node, to let in exactly these.
