@@ -14,7 +14,7 @@ use super::fit::{Taken, isolates, suits};
 use super::preempt;
 use crate::cluster::Cluster;
 use crate::emptying::SoonestFirst;
-use crate::jobs::{Job, Phase, Shape};
+use crate::jobs::{Job, Phase, Shape, Turn};
 use crate::nodes::{Node, Until};
 use crate::topology::{Level, Standing};
 use crate::types::*;
@@ -185,7 +185,7 @@ impl Kept {
     /// else waits or is to come, or one of the nodes that were freed is sooner empty than one that was chosen. Nodes
     /// that an endless service holds are not waited for.
     ///
-    /// `O(kept)` without a reason, else `O(shapes + looked at * log groups + waiting * kept)`: nodes are looked at in the
+    /// `O(kept)` without a reason, else `O(shapes * 64 + sets of hosts * looked at)`: nodes are looked at in the
     /// order in which they get empty, until enough suit; for a job that has to stand in one domain, all of them.
     ///
     /// * `unfit`: the shapes that were found not to fit.
@@ -207,8 +207,15 @@ impl Kept {
         let waiting = self.waiting(cluster, unfit, placed);
         if !(waiting.is_empty() && cluster.turnover.is_empty()) {
             let mut soonest = Soonest::of(cluster);
-            for job in waiting {
-                self.keep_for(cluster, &mut soonest, job);
+            // Many are of one shape.
+            let mut sets: Vec<(&Arc<Shape>, usize)> = Vec::new();
+            for (job, shape) in waiting {
+                let known = sets.iter().find(|(known, _)| Arc::ptr_eq(known, shape)).map(|(_, set)| *set);
+                let set = known.unwrap_or_else(|| self.hosts(cluster, shape));
+                if known.is_none() {
+                    sets.push((shape, set));
+                }
+                self.keep_for(cluster, &mut soonest, job, set);
             }
             self.keep_for_those_to_come(cluster, &mut soonest);
         }
@@ -235,26 +242,31 @@ impl Kept {
         cluster: &'a Cluster,
         unfit: &BTreeSet<Arc<Shape>>,
         placed: &BTreeSet<JobId>,
-    ) -> Vec<&'a Job> {
-        let mut waiting = Vec::new();
+    ) -> Vec<(&'a Job, &'a Arc<Shape>)> {
+        let get = |id: JobId| cluster.jobs().get(id).expect("a ready job");
+        let mut waiting: Vec<(Turn, &Arc<Shape>)> = Vec::new();
         self.patience = None;
         for shapes in cluster.jobs().ready().values() {
             for (shape, jobs) in shapes.iter().filter(|(shape, _)| unfit.contains(*shape)) {
                 let wide = is_wide(shape);
-                let jobs = jobs.iter().map(|(_, id)| cluster.jobs().get(*id).expect("a ready job"));
-                for job in jobs.filter(|job| !placed.contains(&job.id)).take(MOST_JOBS) {
-                    let patience = job.submitted + PATIENCE;
-                    if !wide && cluster.now() < patience {
-                        self.patience = Some(self.patience.map_or(patience, |next| next.min(patience)));
-                        break;
+                for turn in jobs.iter().filter(|(_, id)| !placed.contains(id)).take(MOST_JOBS) {
+                    if !wide {
+                        let patience = get(turn.1).submitted + PATIENCE;
+                        if cluster.now() < patience {
+                            self.patience = Some(self.patience.map_or(patience, |next| next.min(patience)));
+                            break;
+                        }
                     }
-                    waiting.push(job);
+                    waiting.push((*turn, shape));
                 }
             }
         }
-        waiting.sort_unstable_by_key(|job| cluster.jobs().turn(job));
-        waiting.truncate(MOST_JOBS);
-        waiting
+        if MOST_JOBS < waiting.len() {
+            waiting.select_nth_unstable_by_key(MOST_JOBS, |(turn, _)| *turn);
+            waiting.truncate(MOST_JOBS);
+        }
+        waiting.sort_unstable_by_key(|(turn, _)| *turn);
+        waiting.into_iter().map(|((_, id), shape)| (get(id), shape)).collect()
     }
 
     /// Which nodes could take ranks of the shape, as an index of [`Kept::sets`].
@@ -285,17 +297,21 @@ impl Kept {
 
     /// Keeps nodes that will have room for all ranks of the job, the soonest empty first, if they suffice. Where all
     /// have to stand in one domain, those of the one that has them soonest.
-    fn keep_for(&mut self, cluster: &Cluster, soonest: &mut Soonest, job: &Job) {
-        let hosts = self.hosts(cluster, &Arc::new(job.shape()));
-        let hosts = self.sets[hosts].clone();
+    fn keep_for(&mut self, cluster: &Cluster, soonest: &mut Soonest, job: &Job, set: usize) {
+        let hosts = self.sets[set].clone();
         if !hosts.suffice(job) {
             return;
         }
         let chosen = match &job.spec.topology.require {
-            None => self.gather(cluster, job, &hosts, |at| soonest.get(at)),
+            None => {
+                let from: Vec<usize> =
+                    (0..hosts.ranks.len()).map(|role| self.begin(soonest, set, role)).collect();
+                self.gather(cluster, job, &hosts, &from, |at| soonest.get(at))
+            }
             Some(level) => {
                 let gathered = soonest.domains(cluster, level).values().filter_map(|nodes| {
-                    let chosen = self.gather(cluster, job, &hosts, |at| Some(nodes.get(at)?.1))?;
+                    let from = vec![0; hosts.ranks.len()];
+                    let chosen = self.gather(cluster, job, &hosts, &from, |at| Some(nodes.get(at)?.1))?;
                     let last = nodes.iter().rev().find(|(_, node)| chosen.contains(node)).map(|(at, _)| *at);
                     Some((last, chosen))
                 });
@@ -309,25 +325,27 @@ impl Kept {
         let until = chosen.iter().map(|node| cluster.nodes().held(*node).until());
         self.starts
             .insert(job.id, until.max().unwrap_or(Until::Time(Time(0))).max(Until::Time(cluster.now())));
-        self.owners.extend(chosen.into_iter().map(|node| (node, Owner::Job(job.id))));
+        self.own(soonest, chosen, Owner::Job(job.id));
     }
 
     /// Nodes, the first ones, that have room for all ranks of the job once they are idle, and are kept for nobody.
     ///
+    /// * `from`: by role, from which place on to look.
     /// * `nodes`: by their place in the order in which they get empty.
     fn gather(
         &self,
         cluster: &Cluster,
         job: &Job,
         hosts: &Hosts,
+        from: &[usize],
         mut nodes: impl FnMut(usize) -> Option<NodeId>,
     ) -> Option<BTreeSet<NodeId>> {
         let books = !cluster.reservations().is_empty();
         let mut chosen: BTreeSet<NodeId> = BTreeSet::new();
-        for (role, hosts) in job.spec.roles.iter().zip(&hosts.ranks) {
+        for ((role, hosts), from) in job.spec.roles.iter().zip(&hosts.ranks).zip(from) {
             let mut left = role.least();
             let mut used: BTreeSet<&Name> = BTreeSet::new();
-            for at in 0.. {
+            for at in *from.. {
                 if left == 0 {
                     break;
                 }
@@ -350,25 +368,46 @@ impl Kept {
         Some(chosen)
     }
 
+    /// The place of the first node that could take a rank of a role and is kept for nobody. While nodes are chosen it only moves
+    /// on: what is kept stays so.
+    ///
+    /// * `set`: of [`Kept::sets`].
+    fn begin(&self, soonest: &mut Soonest, set: usize, role: usize) -> usize {
+        let ranks = &self.sets[set].ranks[role];
+        let mut at = soonest.begins.get(&(set, role)).copied().unwrap_or(0);
+        while soonest.get(at).is_some_and(|it| ranks[it.0 as usize] == 0 || soonest.kept[it.0 as usize]) {
+            at += 1;
+        }
+        soonest.begins.insert((set, role), at);
+        at
+    }
+
+    fn own(&mut self, soonest: &mut Soonest, nodes: impl IntoIterator<Item = NodeId>, owner: Owner) {
+        for node in nodes {
+            soonest.kept[node.0 as usize] = true;
+            self.owners.insert(node, owner);
+        }
+    }
+
     /// Keeps nodes for as many wide jobs as are expected.
     fn keep_for_those_to_come(&mut self, cluster: &Cluster, soonest: &mut Soonest) {
         let mut to_come: BTreeMap<usize, usize> = BTreeMap::new();
         for (shape, count) in &cluster.turnover.counts {
             *to_come.entry(self.hosts(cluster, shape)).or_default() += count;
         }
-        for (hosts, count) in to_come {
-            let hosts = self.sets[hosts].clone();
+        for (set, count) in to_come {
+            let hosts = self.sets[set].clone();
             // Their number in a part of the time, and by how much it may be larger.
             let expected = (count + (PARTS * count).isqrt()).div_ceil(PARTS);
             let share = hosts.nodes / HEADROOM;
-            let nodes = (0..).map_while(|at| soonest.get(at));
+            let nodes = (self.begin(soonest, set, 0)..).map_while(|at| soonest.get(at));
             let is_free = |node: &NodeId| {
                 hosts.ranks[0][node.0 as usize] != 0
                     && !self.owners.contains_key(node)
                     && cluster.reservations().of_node(*node).next().is_none()
             };
             let chosen: Vec<NodeId> = nodes.filter(is_free).take(expected.min(share)).collect();
-            self.owners.extend(chosen.into_iter().map(|node| (node, Owner::Wide)));
+            self.own(soonest, chosen, Owner::Wide);
         }
     }
 
@@ -428,6 +467,10 @@ fn empty_at(cluster: &Cluster, node: NodeId) -> Time {
 struct Soonest<'a> {
     rest: SoonestFirst<'a>,
     first: Vec<NodeId>,
+    /// By node, whether it is kept for anybody.
+    kept: Vec<bool>,
+    /// See [`Kept::begin`].
+    begins: BTreeMap<(usize, usize), usize>,
     /// Those of each domain, with their places among all, of levels that were asked for.
     domains: BTreeMap<Level, Domains>,
 }
@@ -436,7 +479,13 @@ type Domains = BTreeMap<Name, Vec<(usize, NodeId)>>;
 
 impl<'a> Soonest<'a> {
     fn of(cluster: &'a Cluster) -> Soonest<'a> {
-        Soonest { rest: cluster.nodes().soonest(cluster.now()), first: Vec::new(), domains: BTreeMap::new() }
+        Soonest {
+            rest: cluster.nodes().soonest(cluster.now()),
+            first: Vec::new(),
+            kept: vec![false; cluster.nodes().len()],
+            begins: BTreeMap::new(),
+            domains: BTreeMap::new(),
+        }
     }
 
     fn get(&mut self, at: usize) -> Option<NodeId> {
