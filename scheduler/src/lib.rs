@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod grpc;
 pub mod leader;
+pub mod limits;
 pub mod metrics;
 pub mod notes;
 pub mod runtime;

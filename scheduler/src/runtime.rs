@@ -9,16 +9,21 @@ use aquifer_core::jobs::Phase;
 use aquifer_core::*;
 use aquifer_proto::store::Row;
 use aquifer_proto::{store as rows, v1, wire};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tonic::Status;
 
 use crate::clock::Clock;
+use crate::limits::CALL;
 use crate::metrics::{Hours, Meters};
 use crate::notes::Notes;
 use crate::store::{Past, Store, StoreError};
 
 /// Inputs that one commit takes in, at most.
 const BATCH: usize = 1024;
+
+/// Inputs that may wait for the loop, and how many of them may be of clients: agents always find room.
+const INBOX: usize = 4096;
+const OF_CLIENTS: usize = INBOX / 2;
 
 /// Progress entries that are kept, at most.
 const PROGRESS_KEPT: usize = 65_536;
@@ -77,6 +82,8 @@ pub struct Shared {
 #[derive(Clone)]
 pub struct Runtime {
     inputs: mpsc::Sender<Input>,
+    /// Room of clients among the inputs.
+    of_clients: Arc<Semaphore>,
     /// What the loop shares.
     pub shared: Arc<Shared>,
     /// Term of this scheduler.
@@ -112,7 +119,7 @@ impl Runtime {
             nodes = cluster.nodes().len(),
             "restored"
         );
-        let (inputs, receiver) = mpsc::channel(4096);
+        let (inputs, receiver) = mpsc::channel(INBOX);
         let shared = Arc::new(Shared {
             checkpoint_root,
             past: Past::of(store.history()),
@@ -122,7 +129,13 @@ impl Runtime {
             sessions: Mutex::default(),
             progress: Mutex::default(),
         });
-        let runtime = Runtime { inputs, shared: shared.clone(), term: opened.term, policy };
+        let runtime = Runtime {
+            inputs,
+            of_clients: Arc::new(Semaphore::new(OF_CLIENTS)),
+            shared: shared.clone(),
+            term: opened.term,
+            policy,
+        };
         let (failed, failure) = oneshot::channel();
         let timer = tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -162,17 +175,44 @@ impl Runtime {
     pub async fn command(&self, command: Command) -> Result<Result<Answer, Refusal>, Ended> {
         let (reply, answer) = oneshot::channel();
         let asked = Instant::now();
+        let call = CALL.try_with(Arc::clone).ok();
+        let _turn = match &call {
+            Some(call) => Some(call.command().await),
+            None => None,
+        };
+        let _room = self.of_clients.acquire().await.expect("it is never closed");
         self.send(Input::Command(command, reply)).await?;
         let answer = answer.await.map_err(|_| Ended);
         self.shared.meters.on_command(asked.elapsed());
         answer
     }
 
-    /// Reads what is committed.
+    /// Reads what is committed, for a client: the time it takes counts against the limits of whose call this is.
     ///
     /// # Errors
     /// When the loop has ended.
     pub async fn query<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Cluster) -> T + Send + 'static,
+    ) -> Result<T, Ended> {
+        let Ok(call) = CALL.try_with(Arc::clone) else { return self.read(query).await };
+        let _turn = call.question().await;
+        let _room = self.of_clients.acquire().await.expect("it is never closed");
+        let charged = call.clone();
+        let timed = move |cluster: &Cluster| {
+            let begun = Instant::now();
+            let answer = query(cluster);
+            charged.charge(begun.elapsed());
+            answer
+        };
+        self.read(timed).await
+    }
+
+    /// Reads what is committed, for this scheduler and its agents.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub async fn read<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Cluster) -> T + Send + 'static,
     ) -> Result<T, Ended> {
