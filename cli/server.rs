@@ -17,6 +17,7 @@ use crate::client::{Global, identity};
 use crate::etcd::EtcdArgs;
 use crate::limits;
 use crate::metrics::{self, Listener};
+use crate::otlp::Export;
 use crate::output::{Failure, write_out};
 use crate::settings::{self, Settings};
 use crate::units::parse_duration;
@@ -111,6 +112,10 @@ pub struct Args {
     /// 1000000, or 0 for as many as it likes. Default: 1000
     #[arg(long, env = "AQUIFER_CLIENT_RATE", value_name = "CALLS")]
     pub client_rate: Option<String>,
+    /// URL of an OpenTelemetry collector that gets a span of each call, decision and commit, over gRPC in clear text, such
+    /// as http://127.0.0.1:4317. Default: nothing is exported
+    #[arg(long, env = "AQUIFER_OTLP", value_name = "URL")]
+    pub otlp: Option<String>,
     /// Log as `text` or `json`, to standard error. Default: text
     #[arg(long, env = "AQUIFER_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -133,6 +138,8 @@ pub struct Resolved {
     pub advertise: String,
     /// Silence after which another scheduler leads.
     pub leader_lease: Duration,
+    /// URL of a collector of spans.
+    pub otlp: Option<String>,
     /// `text` or `json`.
     pub log_format: String,
     /// A filter.
@@ -194,6 +201,7 @@ impl Args {
         let limits = self.limits(&mut settings)?;
         let root = self.checkpoint_root.as_ref();
         let checkpoint_root = settings.take("checkpoint-root", root, &checkpoints, absolute)?;
+        let otlp = settings.take_optional("otlp", self.otlp.as_ref(), |text| url("http", text))?;
         let log_format = settings.take("log-format", self.log_format.as_ref(), "text", log_format)?;
         let log_level =
             settings.take("log-level", self.log_level.as_ref(), "info", |text| Ok(text.into()))?;
@@ -216,7 +224,17 @@ impl Args {
         let metrics = Metrics::default();
         let own = tls.clone().map(|files| open(files, Protocol::Http2)).transpose()?;
         let config = ServerConfig { listen, token, tls: own, limits, policy, checkpoint_root, metrics };
-        Ok(Resolved { config, metrics: observed, tls, store, advertise, leader_lease, log_format, log_level })
+        Ok(Resolved {
+            config,
+            metrics: observed,
+            tls,
+            store,
+            advertise,
+            leader_lease,
+            otlp,
+            log_format,
+            log_level,
+        })
     }
 
     fn limits(&self, settings: &mut Settings) -> Result<Limits, Failure> {
@@ -252,10 +270,17 @@ impl Args {
 /// Runs the scheduler until it is told to stop.
 pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
     let resolved = args.resolve(global)?;
-    settings::start_logging(&resolved.log_format, &resolved.log_level)?;
     limits::raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::refused(format!("cannot start: {error}"), ""))?;
+    let config = &resolved.config;
+    let begin = |url: &String| {
+        let _entered = runtime.enter();
+        Export::begin(url, config.listen, config.metrics.registry())
+    };
+    let spans = resolved.otlp.as_ref().map(begin).transpose()?;
+    let tracer = spans.as_ref().map(Export::tracer);
+    settings::start_logging(&resolved.log_format, &resolved.log_level, tracer)?;
     // Before the store, which may take a while to be read.
     let metrics = runtime.block_on(observe(&resolved))?;
     let source = source(&resolved)?;
@@ -267,6 +292,7 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
     };
     let served = serve(resolved.config, source, ready, settings::stop_signal());
     let served = runtime.block_on(served).map_err(failure);
+    drop(spans);
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
 }

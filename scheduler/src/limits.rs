@@ -216,6 +216,11 @@ impl Place {
         self.room.beginning.clone().acquire_owned().await.expect("it is never closed")
     }
 
+    /// Where it comes from.
+    pub fn client(&self) -> IpAddr {
+        self.client
+    }
+
     /// A call came with the token: the connection may stay.
     pub fn know(&self) {
         self.known.store(true, Ordering::Relaxed);

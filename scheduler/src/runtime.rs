@@ -11,7 +11,9 @@ use aquifer_proto::store::Row;
 use aquifer_proto::{store as rows, v1, wire};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tonic::Status;
+use tracing::{Span, info_span};
 
+use crate::SPANS;
 use crate::clock::Clock;
 use crate::limits::CALL;
 use crate::metrics::{Hours, Meters};
@@ -33,8 +35,8 @@ type Reply = oneshot::Sender<Result<Answer, Refusal>>;
 
 /// Something for the loop to do.
 pub enum Input {
-    /// A client's request, and where the answer goes.
-    Command(Command, Reply),
+    /// A client's request, where the answer goes, and the span of its call.
+    Command(Command, Reply, Span),
     /// An agent's report, and the session that brought it.
     Report(Arc<Session>, NodeReport),
     /// An agent's heartbeat.
@@ -181,7 +183,7 @@ impl Runtime {
             None => None,
         };
         let _room = self.of_clients.acquire().await.expect("it is never closed");
-        self.send(Input::Command(command, reply)).await?;
+        self.send(Input::Command(command, reply, Span::current())).await?;
         let answer = answer.await.map_err(|_| Ended);
         self.shared.meters.on_command(asked.elapsed());
         answer
@@ -259,10 +261,10 @@ impl Decider {
         let (mut effects, mut saves) = (Vec::new(), Vec::new());
         loop {
             let Some(first) = self.next(&mut inputs).await else { return Ok(()) };
-            let (mut replies, mut queries) = (Vec::new(), Vec::new());
+            let (mut replies, mut queries, mut calls) = (Vec::new(), Vec::new(), Vec::new());
             let mut next = first;
             for _ in 0..BATCH {
-                self.take(next, &mut effects, &mut replies, &mut queries);
+                self.take(next, &mut effects, &mut replies, &mut queries, &mut calls);
                 match inputs.try_recv() {
                     Ok(input) => next = Some(input),
                     Err(_) => break,
@@ -271,7 +273,7 @@ impl Decider {
             self.shared.enter_usage(&self.cluster, &effects);
             collect_saves(&mut effects, &mut saves);
             let begun = Instant::now();
-            self.store.commit(&saves)?;
+            self.commit(&saves, &calls)?;
             self.shared.meters.on_commit(begun.elapsed(), saves.len());
             saves.clear();
             for effect in effects.drain(..) {
@@ -299,13 +301,17 @@ impl Decider {
         effects: &mut Vec<Effect>,
         replies: &mut Vec<Option<Reply>>,
         queries: &mut Vec<Query>,
+        calls: &mut Vec<Span>,
     ) {
         let event = match input {
             None => Event::Tick,
             Some(Input::Query(query)) => return queries.push(query),
-            Some(Input::Command(command, reply)) => {
+            Some(Input::Command(command, reply, call)) => {
                 replies.push(Some(reply));
-                Event::Request { id: replies.len() as u64 - 1, command }
+                let id = replies.len() as u64 - 1;
+                calls.push(call.clone());
+                let _in_call = call.entered();
+                return self.decide(Event::Request { id, command }, effects);
             }
             Some(Input::Heartbeat { node, boot, seq, same_as }) => {
                 Event::Heartbeat { node, boot, seq, same_as }
@@ -320,8 +326,24 @@ impl Decider {
         self.decide(event, effects);
     }
 
+    /// Makes rows durable, on behalf of these calls among others.
+    fn commit(&mut self, saves: &[Row], calls: &[Span]) -> Result<(), StoreError> {
+        if saves.is_empty() {
+            return self.store.commit(saves);
+        }
+        let span = info_span!(target: SPANS, parent: None, "commit", records = saves.len());
+        calls.iter().for_each(|call| _ = span.follows_from(call));
+        let _entered = span.entered();
+        self.store.commit(saves)
+    }
+
     fn decide(&mut self, event: Event, effects: &mut Vec<Effect>) {
         let begun = Instant::now();
+        let _span = match kind(&event) {
+            "heartbeat" => Span::none(),
+            kind => info_span!(target: SPANS, "decide", event = kind),
+        }
+        .entered();
         self.cluster.step(self.clock.now(), event, effects);
         self.shared.meters.on_decision(begun.elapsed());
     }
@@ -370,6 +392,25 @@ impl Decider {
         if let Some(session) = self.bound.get(&node) {
             session.tell(message());
         }
+    }
+}
+
+/// What an event is about, in a word.
+fn kind(event: &Event) -> &'static str {
+    match event {
+        Event::Request { command, .. } => match command {
+            Command::Submit(_) => "submit",
+            Command::Cancel { .. } => "cancel",
+            Command::Scale { .. } => "scale",
+            Command::SetNode { .. } => "set-node",
+            Command::SetDevice { .. } => "set-device",
+            Command::SetQueue(_) => "set-queue",
+            Command::Reserve(_) => "reserve",
+            Command::Unreserve(_) => "unreserve",
+        },
+        Event::Report(_) => "report",
+        Event::Heartbeat { .. } => "heartbeat",
+        Event::Tick => "tick",
     }
 }
 

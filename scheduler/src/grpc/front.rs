@@ -23,7 +23,9 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::transport::server::Connected;
 use tower_service::Service;
+use tracing::Instrument;
 
+use crate::SPANS;
 use crate::limits::{CALL, Call, Clients, Place, Reached};
 use crate::tls::{Accepted, Tls};
 
@@ -208,7 +210,9 @@ where
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let place = request.extensions().get::<Arc<Place>>().expect("connections have places").clone();
         let mut service = self.0.clone();
-        Box::pin(async move {
+        let path = request.uri().path();
+        let span = tracing::info_span!(target: SPANS, "rpc", otel.name = path, otel.kind = "server", client = %place.client());
+        let answered = async move {
             let (call, wait) = match place.call() {
                 Ok((call, wait)) => (Arc::new(call), wait),
                 Err(reached) => {
@@ -226,7 +230,8 @@ where
                 service.call(request).await
             });
             Ok(answer.await?.map(|body| Body::new(Leaving { body, rest: Bytes::new(), _call: call })))
-        })
+        };
+        Box::pin(answered.instrument(span))
     }
 }
 
