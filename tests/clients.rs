@@ -2,6 +2,8 @@
 //!
 //! They come from another address of loopback, as clients are told apart by it.
 
+#[path = "pool/authority.rs"]
+mod authority;
 mod pool;
 
 use std::fs;
@@ -13,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use aquifer_proto::v1;
 use aquifer_proto::v1::pool_client::PoolClient;
+use authority::Authority;
 use pool::{Pool, ask, command, free_ports, shell, until};
 use tokio::net::TcpSocket;
 use tonic::transport::{Channel, Endpoint};
@@ -180,7 +183,7 @@ fn the_command_line_waits_when_it_is_told_to() {
 
 /// Opens connections and says nothing on them.
 async fn connections(pool: &Pool, count: usize) -> Vec<tokio::net::TcpStream> {
-    let to: SocketAddr = pool.url().trim_start_matches("http://").parse().expect("an address");
+    let to: SocketAddr = pool.url().rsplit("//").next().expect("an address").parse().expect("an address");
     let mut opened = Vec::new();
     for _ in 0..count {
         let socket = TcpSocket::new_v4().expect("a socket");
@@ -225,6 +228,24 @@ fn a_thousand_idle_connections_cost_little_more_are_refused_and_none_stays_that_
     until("they are counted", || (number(port, refused) == 76.0).then_some(()));
     until("who never calls is left", || (ended(&opened) == 1000 && ended(&more) == 100).then_some(()));
     until("their places are free", || (number(port, "aquifer_connections") == own).then_some(()));
+}
+
+#[test]
+fn handshakes_that_never_end_hold_up_nobody_else() {
+    let _alone = alone();
+    let mut pool = Pool::prepare(1, &["--tls-cert", "head.pem", "--tls-key", "head.key"], None);
+    let authority = Authority::new();
+    authority.write(&pool.dir().join("ca.pem"));
+    authority.issue(pool.dir(), "head", "127.0.0.1");
+    pool.use_tls("ca.pem");
+    pool.start_server();
+    let them = them();
+    let silent = them.block_on(connections(&pool, 1000));
+    let begun = Instant::now();
+    pool.call(async |mut stub| stub.status(v1::StatusRequest {}).await).expect("an answer");
+    let took = begun.elapsed();
+    println!("beside {} handshakes that never end, one took {took:?}", silent.len());
+    assert!(took < Duration::from_secs(5), "{took:?}, and not after the others were given up");
 }
 
 /// A frame of HTTP/2. Source: RFC 9113, 4.1.
