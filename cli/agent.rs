@@ -195,7 +195,7 @@ impl Args {
 /// Runs the agent until it is told to stop.
 pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
     let resolved = args.resolve(global)?;
-    settings::start_logging(&resolved.log_format, &resolved.log_level)?;
+    settings::start_logging(&resolved.log_format, &resolved.log_level, None)?;
     // One thread: what the agent does is little, and half of it would be to wake the other one.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::refused(format!("cannot start: {error}"), ""))?;

@@ -150,10 +150,11 @@ impl Pool {
         patience: Patience,
         call: impl AsyncFn(Client) -> Result<Response<Answer>, Status>,
     ) -> Result<Answer, Failure> {
-        let mut backoff = Backoff::default();
+        let (mut backoff, mut told_to_wait) = (Backoff::default(), 0);
         loop {
             match call(self.client()).await {
                 Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) if told_to_wait < MOST_WAITS && obey(&status).await => told_to_wait += 1,
                 Err(status) if is_lost(&status) && backoff.goes_on(patience, self.is_one) => {
                     if backoff.pauses == 2 {
                         aside(format!("the scheduler at {} does not answer; trying again", self.server));
@@ -194,7 +195,9 @@ impl Pool {
             Code::Unimplemented => {
                 "the scheduler is of another version than this program: `aquifer --version`"
             }
-            Code::ResourceExhausted => "try again later, or with less at once",
+            Code::ResourceExhausted => {
+                "try again later, or with less at once; docs/operations.md has the limits"
+            }
             _ => "",
         };
         let sentence = match said {
@@ -203,6 +206,26 @@ impl Pool {
         };
         Failure::refused(sentence, next)
     }
+}
+
+/// How often a call waits as long as the scheduler tells it to.
+const MOST_WAITS: u32 = 20;
+
+/// After how long the scheduler said to try again, if it did.
+fn pushback(status: &Status) -> Option<Duration> {
+    let told = status.metadata().get("grpc-retry-pushback-ms")?.to_str().ok()?.parse().ok()?;
+    (status.code() == Code::ResourceExhausted).then(|| Duration::from_millis(told))
+}
+
+/// Waits for as long as the scheduler said, and up to a quarter longer, but a minute at most. `false`: it said nothing
+/// of that kind.
+pub async fn obey(status: &Status) -> bool {
+    let Some(wait) = pushback(status) else { return false };
+    let wait = wait.min(Duration::from_secs(60));
+    let jitter = u64::from_le_bytes(random()) % (wait.as_millis() as u64 / 4 + 1);
+    aside(format!("{}; it waits", status.message()));
+    tokio::time::sleep(wait + Duration::from_millis(jitter)).await;
+    true
 }
 
 /// Whether the scheduler did not answer, as opposed to answering with a refusal.

@@ -24,6 +24,7 @@ pub mod limits;
 pub mod logs;
 pub mod metrics;
 pub mod nodes;
+pub mod otlp;
 pub mod output;
 pub mod plan;
 pub mod queues;

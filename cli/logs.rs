@@ -8,7 +8,7 @@ use anyhow::Result;
 use aquifer_proto::core::JobId;
 use aquifer_proto::v1;
 
-use crate::client::{Backoff, Patience, is_lost};
+use crate::client::{Backoff, Patience, is_lost, obey};
 use crate::output::{Color, Failure, Output, aside, write_out};
 use crate::{Session, job, view};
 
@@ -94,6 +94,9 @@ impl Reader {
                 Err(status) => status,
             };
             tries += 1;
+            if (follow || tries <= 20) && obey(&status).await {
+                continue;
+            }
             if !is_lost(&status) || (!follow && 3 < tries) {
                 return Err(session.pool.failure(&status));
             }

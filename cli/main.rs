@@ -27,8 +27,8 @@ enum Command {
     Up(up::Args),
     Demo(demo::Args),
     Chaos(chaos::Args),
-    Server(server::Args),
-    Agent(agent::Args),
+    Server(Box<server::Args>),
+    Agent(Box<agent::Args>),
     Worker(worker::Args),
     Simulate(Box<simulate::Args>),
     #[command(subcommand)]

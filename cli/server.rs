@@ -8,6 +8,7 @@ use aquifer_core::Policy;
 use aquifer_core::plan::Order;
 use aquifer_scheduler::grpc::{ServerConfig, ServerError, serve};
 use aquifer_scheduler::leader::Source;
+use aquifer_scheduler::limits::Limits;
 use aquifer_scheduler::metrics::Metrics;
 use aquifer_scheduler::store::{Address, Embedded, EtcdAddress, StoreError};
 use aquifer_scheduler::tls::{Files, Protocol, Tls};
@@ -16,6 +17,7 @@ use crate::client::{Global, identity};
 use crate::etcd::EtcdArgs;
 use crate::limits;
 use crate::metrics::{self, Listener};
+use crate::otlp::Export;
 use crate::output::{Failure, write_out};
 use crate::settings::{self, Settings};
 use crate::units::parse_duration;
@@ -97,6 +99,23 @@ pub struct Args {
     /// in the data directory
     #[arg(long, env = "AQUIFER_CHECKPOINT_ROOT", value_name = "DIR")]
     pub checkpoint_root: Option<String>,
+    /// Connections of clients and agents that are taken: 16 to 1000000. Default: 16384
+    #[arg(long, env = "AQUIFER_CONNECTIONS", value_name = "CONNECTIONS")]
+    pub connections: Option<String>,
+    /// Connections from one address, agents among them: 1 to 1000000. Default: 1024
+    #[arg(long, env = "AQUIFER_CLIENT_CONNECTIONS", value_name = "CONNECTIONS")]
+    pub client_connections: Option<String>,
+    /// Calls from one address under way, of those who follow something among them: 1 to 100000. Default: 256
+    #[arg(long, env = "AQUIFER_CLIENT_CALLS", value_name = "CALLS")]
+    pub client_calls: Option<String>,
+    /// Calls from one address in a second, beyond which they wait for their turn or are told when to try again: 1 to
+    /// 1000000, or 0 for as many as it likes. Default: 1000
+    #[arg(long, env = "AQUIFER_CLIENT_RATE", value_name = "CALLS")]
+    pub client_rate: Option<String>,
+    /// URL of an OpenTelemetry collector that gets a span of each call, decision and commit, over gRPC in clear text, such
+    /// as http://127.0.0.1:4317. Default: nothing is exported
+    #[arg(long, env = "AQUIFER_OTLP", value_name = "URL")]
+    pub otlp: Option<String>,
     /// Log as `text` or `json`, to standard error. Default: text
     #[arg(long, env = "AQUIFER_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -119,6 +138,8 @@ pub struct Resolved {
     pub advertise: String,
     /// Silence after which another scheduler leads.
     pub leader_lease: Duration,
+    /// URL of a collector of spans.
+    pub otlp: Option<String>,
     /// `text` or `json`.
     pub log_format: String,
     /// A filter.
@@ -177,8 +198,10 @@ impl Args {
             let jobs = text.parse::<u64>().ok().filter(|jobs| (10_000..=10_000_000).contains(jobs));
             jobs.ok_or_else(|| "expected 10000 to 10000000 jobs".into())
         })?;
+        let limits = self.limits(&mut settings)?;
         let root = self.checkpoint_root.as_ref();
         let checkpoint_root = settings.take("checkpoint-root", root, &checkpoints, absolute)?;
+        let otlp = settings.take_optional("otlp", self.otlp.as_ref(), |text| url("http", text))?;
         let log_format = settings.take("log-format", self.log_format.as_ref(), "text", log_format)?;
         let log_level =
             settings.take("log-level", self.log_level.as_ref(), "info", |text| Ok(text.into()))?;
@@ -200,8 +223,33 @@ impl Args {
         let checkpoint_root = checkpoint_root.display().to_string();
         let metrics = Metrics::default();
         let own = tls.clone().map(|files| open(files, Protocol::Http2)).transpose()?;
-        let config = ServerConfig { listen, token, tls: own, policy, checkpoint_root, metrics };
-        Ok(Resolved { config, metrics: observed, tls, store, advertise, leader_lease, log_format, log_level })
+        let config = ServerConfig { listen, token, tls: own, limits, policy, checkpoint_root, metrics };
+        Ok(Resolved {
+            config,
+            metrics: observed,
+            tls,
+            store,
+            advertise,
+            leader_lease,
+            otlp,
+            log_format,
+            log_level,
+        })
+    }
+
+    fn limits(&self, settings: &mut Settings) -> Result<Limits, Failure> {
+        let mut count = |name, flag: &Option<String>, default, least, most| {
+            settings.take(name, flag.as_ref(), default, |text| {
+                let count = text.parse::<u32>().ok().filter(|count| (least..=most).contains(count));
+                count.ok_or_else(|| format!("expected {least} to {most}"))
+            })
+        };
+        let connections = count("connections", &self.connections, "16384", 16, 1_000_000)? as usize;
+        let client_connections =
+            count("client-connections", &self.client_connections, "1024", 1, 1_000_000)? as usize;
+        let client_calls = count("client-calls", &self.client_calls, "256", 1, 100_000)? as usize;
+        let client_rate = count("client-rate", &self.client_rate, "1000", 0, 1_000_000)?;
+        Ok(Limits { connections, client_connections, client_calls, client_rate })
     }
 
     fn tls(&self, settings: &mut Settings, global: &Global) -> Result<Option<Files>, Failure> {
@@ -222,10 +270,17 @@ impl Args {
 /// Runs the scheduler until it is told to stop.
 pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
     let resolved = args.resolve(global)?;
-    settings::start_logging(&resolved.log_format, &resolved.log_level)?;
     limits::raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::refused(format!("cannot start: {error}"), ""))?;
+    let config = &resolved.config;
+    let begin = |url: &String| {
+        let _entered = runtime.enter();
+        Export::begin(url, config.listen, config.metrics.registry())
+    };
+    let spans = resolved.otlp.as_ref().map(begin).transpose()?;
+    let tracer = spans.as_ref().map(Export::tracer);
+    settings::start_logging(&resolved.log_format, &resolved.log_level, tracer)?;
     // Before the store, which may take a while to be read.
     let metrics = runtime.block_on(observe(&resolved))?;
     let source = source(&resolved)?;
@@ -237,6 +292,7 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
     };
     let served = serve(resolved.config, source, ready, settings::stop_signal());
     let served = runtime.block_on(served).map_err(failure);
+    drop(spans);
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
 }

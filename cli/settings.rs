@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
+use opentelemetry_sdk::trace::SdkTracer;
 use serde::Deserialize;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
 
 use crate::output::Failure;
 
@@ -141,17 +144,26 @@ pub fn token(file: Option<&Path>) -> Result<Option<String>, Failure> {
     }
 }
 
-/// Starts logging to standard error: one line an event.
-pub fn start_logging(format: &str, level: &str) -> Result<(), Failure> {
-    use tracing_subscriber::EnvFilter;
+/// Starts logging to standard error: one line an event. Spans go to a collector, if there is a tracer for them.
+///
+/// # Errors
+/// The level cannot be read.
+pub fn start_logging(format: &str, level: &str, spans: Option<SdkTracer>) -> Result<(), Failure> {
     let filter = EnvFilter::try_new(level).map_err(|error| {
         Failure::usage(format!("--log-level is {level:?}: {error}"), "Try `info`, `debug` or `warn`.")
     })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        "json" => builder.json().init(),
-        _ => builder.with_ansi(false).with_target(false).init(),
-    }
+    // Spans are no lines.
+    let filter = filter.add_directive("aquifer::span=off".parse().expect("a directive"));
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match format {
+        "json" => lines.json().boxed(),
+        _ => lines.with_ansi(false).with_target(false).boxed(),
+    };
+    let spans = spans.map(|tracer| {
+        let only = Targets::new().with_target("aquifer::span", LevelFilter::INFO);
+        tracing_opentelemetry::layer().with_tracer(tracer).with_filter(only)
+    });
+    tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).init();
     Ok(())
 }
 

@@ -50,9 +50,11 @@ impl Trial {
     pub async fn start_scheduler(&mut self, extra: &[&str]) -> Result<()> {
         let data = self.directory.join("server");
         let listen = self.server.strip_prefix("http://").unwrap_or("127.0.0.1:0").to_string();
-        let mut arguments = vec!["server", "--listen", &listen, "--data-dir"];
         let data = data.to_string_lossy();
-        arguments.push(&data);
+        let mut arguments = vec!["server", "--listen", &listen, "--data-dir", &data];
+        // All agents and clients of a measurement are at one address.
+        arguments.extend(["--connections", "1000000", "--client-connections", "1000000"]);
+        arguments.extend(["--client-calls", "100000", "--client-rate", "0"]);
         arguments.extend(extra);
         let mut scheduler = self.spawn("server", &arguments)?;
         let stdout = scheduler.stdout.take().expect("it is piped");

@@ -60,7 +60,7 @@ pub struct Args {
 
 /// Runs the pool until it is told to stop.
 pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
-    settings::start_logging("text", &args.log_level)?;
+    settings::start_logging("text", &args.log_level, None)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::refused(format!("cannot start: {error}"), ""))?;
     let ended = runtime.block_on(run_both(args, global));

@@ -7,7 +7,7 @@ use aquifer_proto::core::JobId;
 use aquifer_proto::v1;
 
 use crate::Session;
-use crate::client::{Backoff, is_lost};
+use crate::client::{Backoff, is_lost, obey};
 use crate::output::{Color, Output, aside, printable};
 use crate::{units, view};
 
@@ -60,11 +60,18 @@ pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
                 }
             }
             // At first there must be somebody.
-            Err(status) if after_seq.is_none() && !lost => return Err(session.pool.failure(&status).into()),
+            Err(status) if is_lost(&status) && after_seq.is_none() && !lost => {
+                return Err(session.pool.failure(&status).into());
+            }
             Err(status) => Some(status),
         };
-        if let Some(status) = status.filter(|status| !is_lost(status)) {
-            return Err(session.pool.failure(&status).into());
+        if let Some(status) = status {
+            if obey(&status).await {
+                continue;
+            }
+            if !is_lost(&status) {
+                return Err(session.pool.failure(&status).into());
+            }
         }
         if !std::mem::replace(&mut lost, true) {
             aside("the connection to the scheduler was lost; it is tried again");

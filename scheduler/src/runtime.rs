@@ -9,16 +9,23 @@ use aquifer_core::jobs::Phase;
 use aquifer_core::*;
 use aquifer_proto::store::Row;
 use aquifer_proto::{store as rows, v1, wire};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tonic::Status;
+use tracing::{Span, info_span};
 
+use crate::SPANS;
 use crate::clock::Clock;
+use crate::limits::CALL;
 use crate::metrics::{Hours, Meters};
 use crate::notes::Notes;
 use crate::store::{Past, Store, StoreError};
 
 /// Inputs that one commit takes in, at most.
 const BATCH: usize = 1024;
+
+/// Inputs that may wait for the loop, and how many of them may be of clients: agents always find room.
+const INBOX: usize = 4096;
+const OF_CLIENTS: usize = INBOX / 2;
 
 /// Progress entries that are kept, at most.
 const PROGRESS_KEPT: usize = 65_536;
@@ -28,8 +35,8 @@ type Reply = oneshot::Sender<Result<Answer, Refusal>>;
 
 /// Something for the loop to do.
 pub enum Input {
-    /// A client's request, and where the answer goes.
-    Command(Command, Reply),
+    /// A client's request, where the answer goes, and the span of its call.
+    Command(Command, Reply, Span),
     /// An agent's report, and the session that brought it.
     Report(Arc<Session>, NodeReport),
     /// An agent's heartbeat.
@@ -77,6 +84,8 @@ pub struct Shared {
 #[derive(Clone)]
 pub struct Runtime {
     inputs: mpsc::Sender<Input>,
+    /// Room of clients among the inputs.
+    of_clients: Arc<Semaphore>,
     /// What the loop shares.
     pub shared: Arc<Shared>,
     /// Term of this scheduler.
@@ -112,7 +121,7 @@ impl Runtime {
             nodes = cluster.nodes().len(),
             "restored"
         );
-        let (inputs, receiver) = mpsc::channel(4096);
+        let (inputs, receiver) = mpsc::channel(INBOX);
         let shared = Arc::new(Shared {
             checkpoint_root,
             past: Past::of(store.history()),
@@ -122,7 +131,13 @@ impl Runtime {
             sessions: Mutex::default(),
             progress: Mutex::default(),
         });
-        let runtime = Runtime { inputs, shared: shared.clone(), term: opened.term, policy };
+        let runtime = Runtime {
+            inputs,
+            of_clients: Arc::new(Semaphore::new(OF_CLIENTS)),
+            shared: shared.clone(),
+            term: opened.term,
+            policy,
+        };
         let (failed, failure) = oneshot::channel();
         let timer = tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -162,17 +177,44 @@ impl Runtime {
     pub async fn command(&self, command: Command) -> Result<Result<Answer, Refusal>, Ended> {
         let (reply, answer) = oneshot::channel();
         let asked = Instant::now();
-        self.send(Input::Command(command, reply)).await?;
+        let call = CALL.try_with(Arc::clone).ok();
+        let _turn = match &call {
+            Some(call) => Some(call.command().await),
+            None => None,
+        };
+        let _room = self.of_clients.acquire().await.expect("it is never closed");
+        self.send(Input::Command(command, reply, Span::current())).await?;
         let answer = answer.await.map_err(|_| Ended);
         self.shared.meters.on_command(asked.elapsed());
         answer
     }
 
-    /// Reads what is committed.
+    /// Reads what is committed, for a client: the time it takes counts against the limits of whose call this is.
     ///
     /// # Errors
     /// When the loop has ended.
     pub async fn query<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Cluster) -> T + Send + 'static,
+    ) -> Result<T, Ended> {
+        let Ok(call) = CALL.try_with(Arc::clone) else { return self.read(query).await };
+        let _turn = call.question().await;
+        let _room = self.of_clients.acquire().await.expect("it is never closed");
+        let charged = call.clone();
+        let timed = move |cluster: &Cluster| {
+            let begun = Instant::now();
+            let answer = query(cluster);
+            charged.charge(begun.elapsed());
+            answer
+        };
+        self.read(timed).await
+    }
+
+    /// Reads what is committed, for this scheduler and its agents.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub async fn read<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Cluster) -> T + Send + 'static,
     ) -> Result<T, Ended> {
@@ -219,10 +261,10 @@ impl Decider {
         let (mut effects, mut saves) = (Vec::new(), Vec::new());
         loop {
             let Some(first) = self.next(&mut inputs).await else { return Ok(()) };
-            let (mut replies, mut queries) = (Vec::new(), Vec::new());
+            let (mut replies, mut queries, mut calls) = (Vec::new(), Vec::new(), Vec::new());
             let mut next = first;
             for _ in 0..BATCH {
-                self.take(next, &mut effects, &mut replies, &mut queries);
+                self.take(next, &mut effects, &mut replies, &mut queries, &mut calls);
                 match inputs.try_recv() {
                     Ok(input) => next = Some(input),
                     Err(_) => break,
@@ -231,7 +273,7 @@ impl Decider {
             self.shared.enter_usage(&self.cluster, &effects);
             collect_saves(&mut effects, &mut saves);
             let begun = Instant::now();
-            self.store.commit(&saves)?;
+            self.commit(&saves, &calls)?;
             self.shared.meters.on_commit(begun.elapsed(), saves.len());
             saves.clear();
             for effect in effects.drain(..) {
@@ -259,13 +301,17 @@ impl Decider {
         effects: &mut Vec<Effect>,
         replies: &mut Vec<Option<Reply>>,
         queries: &mut Vec<Query>,
+        calls: &mut Vec<Span>,
     ) {
         let event = match input {
             None => Event::Tick,
             Some(Input::Query(query)) => return queries.push(query),
-            Some(Input::Command(command, reply)) => {
+            Some(Input::Command(command, reply, call)) => {
                 replies.push(Some(reply));
-                Event::Request { id: replies.len() as u64 - 1, command }
+                let id = replies.len() as u64 - 1;
+                calls.push(call.clone());
+                let _in_call = call.entered();
+                return self.decide(Event::Request { id, command }, effects);
             }
             Some(Input::Heartbeat { node, boot, seq, same_as }) => {
                 Event::Heartbeat { node, boot, seq, same_as }
@@ -280,8 +326,24 @@ impl Decider {
         self.decide(event, effects);
     }
 
+    /// Makes rows durable, on behalf of these calls among others.
+    fn commit(&mut self, saves: &[Row], calls: &[Span]) -> Result<(), StoreError> {
+        if saves.is_empty() {
+            return self.store.commit(saves);
+        }
+        let span = info_span!(target: SPANS, parent: None, "commit", records = saves.len());
+        calls.iter().for_each(|call| _ = span.follows_from(call));
+        let _entered = span.entered();
+        self.store.commit(saves)
+    }
+
     fn decide(&mut self, event: Event, effects: &mut Vec<Effect>) {
         let begun = Instant::now();
+        let _span = match kind(&event) {
+            "heartbeat" => Span::none(),
+            kind => info_span!(target: SPANS, "decide", event = kind),
+        }
+        .entered();
         self.cluster.step(self.clock.now(), event, effects);
         self.shared.meters.on_decision(begun.elapsed());
     }
@@ -330,6 +392,25 @@ impl Decider {
         if let Some(session) = self.bound.get(&node) {
             session.tell(message());
         }
+    }
+}
+
+/// What an event is about, in a word.
+fn kind(event: &Event) -> &'static str {
+    match event {
+        Event::Request { command, .. } => match command {
+            Command::Submit(_) => "submit",
+            Command::Cancel { .. } => "cancel",
+            Command::Scale { .. } => "scale",
+            Command::SetNode { .. } => "set-node",
+            Command::SetDevice { .. } => "set-device",
+            Command::SetQueue(_) => "set-queue",
+            Command::Reserve(_) => "reserve",
+            Command::Unreserve(_) => "unreserve",
+        },
+        Event::Report(_) => "report",
+        Event::Heartbeat { .. } => "heartbeat",
+        Event::Tick => "tick",
     }
 }
 

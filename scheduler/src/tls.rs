@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -11,27 +10,21 @@ use std::time::{Duration, Instant};
 
 use aquifer_proto::tls::{self, TlsError, Why};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{sleep, timeout};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::sign::SingleCertAndKey;
 use tokio_rustls::server::TlsStream;
-use tokio_stream::wrappers::ReceiverStream;
 
 /// Option that names the authorities of clients.
 pub const CLIENT_CA: &str = "--tls-client-ca";
 
-/// Connections that are beginning, at a time; others wait.
-const BEGINNING: usize = 512;
 /// So long a connection may take to begin.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often files are looked at, while there are connections.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How often it is told that connections do not begin.
-const TELL_EVERY: Duration = Duration::from_secs(1);
 /// So long, and for so many bytes, a connection that was refused is kept.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: u64 = 64 << 10;
@@ -73,7 +66,6 @@ pub struct Tls {
     files: Files,
     protocol: Protocol,
     loaded: Mutex<Loaded>,
-    told: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
@@ -131,7 +123,7 @@ impl Tls {
         let stamp = files.stamp();
         let config = files.load(protocol)?;
         let loaded = Mutex::new(Loaded { config, stamp, looked: Instant::now() });
-        Ok(Tls { files, protocol, loaded, told: Mutex::default() })
+        Ok(Tls { files, protocol, loaded })
     }
 
     /// What holds now: the files', if they changed and can be used.
@@ -176,51 +168,6 @@ impl Tls {
         };
         timeout(PATIENCE, begin).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
-
-    /// Tells that a connection did not begin; seldom, as anyone can bring that about.
-    fn tell(&self, from: SocketAddr, why: &str) {
-        let mut told = self.told.lock().expect("no holder panics");
-        if told.is_none_or(|told| TELL_EVERY <= told.elapsed()) {
-            *told = Some(Instant::now());
-            tracing::info!("refused a connection from {from}: {why}");
-        }
-    }
-
-    /// All connections to a socket, those with TLS and those without, for as long as both are taken.
-    pub fn split(self, listener: TcpListener) -> (Incoming<TlsStream<TcpStream>>, Incoming<TcpStream>) {
-        let (secret, secret_taken) = mpsc::channel(64);
-        let (plain, plain_taken) = mpsc::channel(64);
-        let this = Arc::new(self);
-        tokio::spawn(async move {
-            let places = Arc::new(Semaphore::new(BEGINNING));
-            loop {
-                let place = places.clone().acquire_owned().await.expect("it is never closed");
-                let accepted = tokio::select! {
-                    accepted = listener.accept() => accepted,
-                    () = secret.closed() => return,
-                };
-                let Ok((stream, from)) = accepted else {
-                    sleep(Duration::from_millis(100)).await; // Files may be short.
-                    continue;
-                };
-                let (this, secret, plain) = (this.clone(), secret.clone(), plain.clone());
-                tokio::spawn(async move {
-                    // A server that is gone takes none.
-                    _ = stream.set_nodelay(true);
-                    match this.accept(stream).await {
-                        Ok(Accepted::Tls(stream)) => _ = secret.send(Ok(*stream)).await,
-                        Ok(Accepted::Plain(stream)) => {
-                            this.tell(from, "it speaks plain text");
-                            _ = plain.send(Ok(stream)).await;
-                        }
-                        Err(error) => this.tell(from, &error.to_string()),
-                    }
-                    drop(place);
-                });
-            }
-        });
-        (ReceiverStream::new(secret_taken), ReceiverStream::new(plain_taken))
-    }
 }
 
 /// Lets what was written last, why this is the end, arrive: a socket that is closed while there is something to be read
@@ -233,6 +180,3 @@ async fn linger(mut stream: TcpStream) {
     };
     _ = timeout(LINGER, drained).await; // It was a courtesy.
 }
-
-/// Connections of one kind.
-pub type Incoming<Connection> = ReceiverStream<io::Result<Connection>>;

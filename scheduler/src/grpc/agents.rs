@@ -2,16 +2,20 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aquifer_core::Name;
 use aquifer_proto::{border, v1};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::runtime::{Input, Runtime, Session};
 
+/// So long a session may take to begin.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Messages to one agent that may wait to be sent, at most.
 const OUTBOX: usize = 32;
 
@@ -37,7 +41,9 @@ impl v1::agents_server::Agents for AgentsService {
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Outbox>, Status> {
         let mut inbox = request.into_inner();
-        let first = inbox.next().await.transpose()?.and_then(|message| message.message);
+        let first = timeout(PATIENCE, inbox.next()).await;
+        let late = |_| Status::deadline_exceeded(format!("no hello within {} s", PATIENCE.as_secs()));
+        let first = first.map_err(late)?.transpose()?.and_then(|message| message.message);
         let Some(v1::agent_message::Message::Hello(hello)) = first else {
             return Err(border::Invalid::new("message", "no hello", "a session begins with hello").into());
         };
@@ -78,7 +84,7 @@ impl AgentsService {
             let id = cluster.nodes().by_name(&node);
             id.map_or(0, |id| cluster.nodes().get(id).boot)
         };
-        self.runtime.query(query).await.map_err(|ended| Status::unavailable(ended.to_string()))
+        self.runtime.read(query).await.map_err(|ended| Status::unavailable(ended.to_string()))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The services, and the server that carries them.
 
 mod agents;
+mod front;
 mod logs;
 mod past;
 mod plain;
@@ -11,6 +12,7 @@ mod view;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_core::Policy;
@@ -22,14 +24,15 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::spawn_blocking;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Status};
 
 use crate::leader::Source;
+use crate::limits::{Clients, Limits, Place};
 use crate::metrics::Metrics;
 use crate::runtime::Runtime;
 use crate::store::{Store, StoreError};
 use crate::tls::Tls;
+use front::Metered;
 use plain::Plain;
 use switch::Switch;
 pub(crate) use view::{STATE_WORDS, state_at};
@@ -43,6 +46,14 @@ const MAX_AGENT_MESSAGE: usize = 16 << 20;
 /// a second later at the earliest. The kernel may have a lower bound of its own (`net.core.somaxconn`).
 const BACKLOG: u32 = 4096;
 
+/// Calls of one connection under way, at most; a client that has more to ask waits.
+const STREAMS: u32 = 128;
+/// Bytes of a call, and of all calls of one connection, that may arrive before somebody takes them.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
+/// Bytes of a call's headers, at most.
+const MAX_HEADERS: u32 = 16 << 10;
+
 /// So long a connection that should speak TLS, and does not, is told so.
 const PLAIN_AGE: Duration = Duration::from_secs(10);
 
@@ -54,6 +65,8 @@ pub struct ServerConfig {
     pub token: Option<String>,
     /// TLS of all connections; `None`: everything travels in clear text.
     pub tls: Option<Tls>,
+    /// What clients may take.
+    pub limits: Limits,
     /// Rules of the pool.
     pub policy: Policy,
     /// Directory for the checkpoints of jobs that name none, on storage that all nodes see; may be empty.
@@ -124,10 +137,14 @@ pub async fn serve(
     let server = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(15)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-        .add_service(health_service)
-        .add_service(InterceptedService::new(reflection().build_v1()?, guard.clone()))
-        .add_service(InterceptedService::new(reflection().build_v1alpha()?, guard.clone()))
-        .add_service(InterceptedService::new(services.pool.clone(), guard.clone()))
+        .http2_max_header_list_size(MAX_HEADERS)
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .add_service(Metered(health_service))
+        .add_service(Metered(InterceptedService::new(reflection().build_v1()?, guard.clone())))
+        .add_service(Metered(InterceptedService::new(reflection().build_v1alpha()?, guard.clone())))
+        .add_service(Metered(InterceptedService::new(services.pool.clone(), guard.clone())))
         .add_service(InterceptedService::new(services.agents.clone(), guard));
     let lead = async |store: Box<dyn Store>| -> Result<oneshot::Receiver<StoreError>, StoreError> {
         let (metrics, meters) = (config.metrics.clone(), config.metrics.meters());
@@ -138,10 +155,11 @@ pub async fn serve(
         health.set_serving::<PoolServer<pool::PoolService>>().await;
         Ok(failure)
     };
+    let clients = Clients::new(config.limits, config.metrics.meters());
     let serve: Pin<Box<dyn Future<Output = Result<(), tonic::transport::Error>> + Send>> = match config.tls {
-        None => Box::pin(server.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))),
+        None => Box::pin(server.serve_with_incoming(front::accept(listener, clients, None).1)),
         Some(tls) => {
-            let (secret, plain) = tls.split(listener);
+            let (secret, plain) = front::accept(listener, clients, Some(tls));
             let refuse = Server::builder().max_connection_age(PLAIN_AGE).serve_with_incoming(Plain, plain);
             let serve = server.serve_with_incoming(secret);
             Box::pin(async { tokio::try_join!(serve, refuse).map(|_| ()) })
@@ -231,7 +249,10 @@ impl tonic::service::Interceptor for Guard {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
         let given = request.metadata().get("authorization").map(|value| value.as_bytes());
         match self.admits(given) {
-            true => Ok(request),
+            true => {
+                request.extensions().get::<Arc<Place>>().inspect(|place| place.know());
+                Ok(request)
+            }
             false => Err(Status::unauthenticated("this pool needs a token: authorization: Bearer …")),
         }
     }

@@ -7,6 +7,7 @@ use aquifer_core::plan::free_for_all;
 use aquifer_core::*;
 use aquifer_proto::store::Row;
 use aquifer_proto::{border, v1};
+use prost::Message;
 use tonic::Status;
 
 use super::pool::unavailable;
@@ -16,6 +17,8 @@ use crate::store::{Past, StoreError};
 
 /// Jobs that one page looks at, at most: so long the loop is held up, and a reader waits.
 const LOOKED_AT: usize = 20_000;
+/// Bytes of the jobs of one page, at most; one job is always in it.
+const PAGE_BYTES: usize = 4 << 20;
 /// Jobs that are read of the store at a time.
 const READ: usize = 1000;
 
@@ -110,8 +113,17 @@ pub async fn list(
             let page = runtime.shared.past(read).await.map_err(unreadable)?;
             let shared = runtime.shared.clone();
             let seen = move |cluster: &Cluster| {
-                let seen = page.jobs.iter().map(|(id, job)| (*id, view::job(cluster, &shared, job, None)));
-                Page { jobs: seen.collect(), down_to: page.down_to }
+                let (mut seen, mut bytes) = (Page { jobs: Vec::new(), down_to: page.down_to }, 0);
+                for (id, job) in &page.jobs {
+                    if PAGE_BYTES <= bytes {
+                        seen.down_to = JobId(id.0 + 1);
+                        break;
+                    }
+                    let job = view::job(cluster, &shared, job, None);
+                    bytes += job.encoded_len();
+                    seen.jobs.push((*id, job));
+                }
+                seen
             };
             runtime.query(seen).await.map_err(unavailable)?
         }
@@ -132,8 +144,9 @@ fn kept(cluster: &Cluster, shared: &Shared, wanted: &Wanted, size: usize, before
     let mut free = None;
     let mut reason = |job| explain::reason(free.get_or_insert_with(|| free_for_all(cluster)), job);
     let mut page = Page { jobs: Vec::new(), down_to: JobId(0) };
+    let mut bytes = 0;
     for (at, job) in cluster.jobs().range(..before).rev().enumerate() {
-        if at == LOOKED_AT || page.jobs.len() == size {
+        if at == LOOKED_AT || page.jobs.len() == size || PAGE_BYTES <= bytes {
             page.down_to = JobId(job.id.0 + 1);
             break;
         }
@@ -149,7 +162,9 @@ fn kept(cluster: &Cluster, shared: &Shared, wanted: &Wanted, size: usize, before
             Phase::Pending(_) => Some(reason(job)),
             Phase::Active | Phase::Stopping(_) | Phase::Done(_) => None,
         };
-        page.jobs.push((job.id, view::job(cluster, shared, job, reason.as_ref())));
+        let job = view::job(cluster, shared, job, reason.as_ref());
+        bytes += job.encoded_len();
+        page.jobs.push((JobId(job.id), job));
     }
     page
 }

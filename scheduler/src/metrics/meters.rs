@@ -5,7 +5,7 @@ use std::time::Duration;
 use aquifer_core::jobs::Outcome;
 use aquifer_core::{Cluster, Note};
 use prometheus::core::Collector;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// Upper bounds of short times, in seconds.
 const SHORT: [f64; 14] =
@@ -30,6 +30,8 @@ pub struct Meters {
     events: IntCounterVec,
     connections: IntCounter,
     reconnections: IntCounter,
+    open: IntGauge,
+    refusals: IntCounterVec,
 }
 
 impl Meters {
@@ -67,6 +69,14 @@ impl Meters {
         let connections = counter("agent_connections_total", "Sessions of agents that began");
         let help = "Sessions of agents that began on nodes which were known before";
         let reconnections = counter("agent_reconnections_total", help);
+        let help = "Connections of clients and agents";
+        let open = IntGauge::with_opts(options("connections", help)).expect("a name of the format");
+        let open = entered(registry, open);
+        let help = "Connections and calls that were refused, by the limit that was reached";
+        let refusals = counters("refusals_total", help, "limit");
+        for limit in ["connections", "client-connections", "client-calls", "client-rate", "bytes"] {
+            _ = refusals.with_label_values(&[limit]);
+        }
         Meters {
             decisions,
             commands,
@@ -77,6 +87,8 @@ impl Meters {
             events,
             connections,
             reconnections,
+            open,
+            refusals,
         }
     }
 
@@ -96,6 +108,16 @@ impl Meters {
             self.commits.observe(took.as_secs_f64());
             self.commit_records.observe(records as f64);
         }
+    }
+
+    /// There are so many connections.
+    pub fn set_connections(&self, open: usize) {
+        self.open.set(open as i64);
+    }
+
+    /// Somebody has reached a limit.
+    pub fn on_refusal(&self, limit: &str) {
+        self.refusals.with_label_values(&[limit]).inc();
     }
 
     /// An agent's session began.

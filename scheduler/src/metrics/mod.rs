@@ -84,7 +84,7 @@ impl Metrics {
     /// Why not.
     pub async fn readiness(&self) -> Result<(), NotReady> {
         let runtime = self.0.leads.get().ok_or(NotReady::StandsBy)?;
-        match timeout(PATIENCE, runtime.query(|_| ())).await {
+        match timeout(PATIENCE, runtime.read(|_| ())).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(NotReady::Ended),
             Err(_) => Err(NotReady::Stuck),
@@ -116,7 +116,7 @@ impl Metrics {
             let read = move |cluster: &aquifer_core::Cluster| {
                 snapshot::read(cluster, &shared, &mut tally.lock().expect("no holder panics"))
             };
-            if let Ok(Ok(read)) = timeout(PATIENCE, runtime.query(read)).await {
+            if let Ok(Ok(read)) = timeout(PATIENCE, runtime.read(read)).await {
                 read.write(&page);
             }
         }
