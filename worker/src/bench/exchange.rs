@@ -105,6 +105,7 @@ impl Peer {
             checkpoint_every: None,
             lanes: 1,
             spares: 0,
+            audit: None,
             is_fixed: false,
             join: Duration::from_secs(20),
             peer: Duration::from_secs(20),

@@ -1,6 +1,7 @@
 //! A member's own shards.
 
-use super::message::Message;
+use super::dispute::are_finite;
+use super::message::{Message, Turn};
 use crate::shards::{Partial, ShardSum};
 use std::ops::Range;
 use std::time::Duration;
@@ -12,10 +13,12 @@ pub struct Work {
     /// A computation is running, for the step of this state.
     computing: Option<u64>,
     sum: ShardSum,
+    /// Sums of shards that others have to compute as well.
+    disputed: Vec<Partial>,
 }
 
 struct Block {
-    step: u64,
+    turn: Turn,
     shards: Range<usize>,
     /// The first shard that is not begun.
     next: usize,
@@ -24,14 +27,15 @@ struct Block {
 
 impl Work {
     /// Takes a block; an earlier one is forgotten.
-    pub fn give(&mut self, step: u64, shards: Range<usize>) {
-        self.sum.clear();
-        self.block = Some(Block { step, next: shards.start, shards, took: Duration::ZERO });
+    pub fn give(&mut self, turn: Turn, shards: Range<usize>) {
+        self.drop();
+        self.block = Some(Block { turn, next: shards.start, shards, took: Duration::ZERO });
     }
 
     /// Forgets the block.
     pub fn drop(&mut self) {
         self.sum.clear();
+        self.disputed.clear();
         self.block = None;
     }
 
@@ -43,41 +47,67 @@ impl Work {
             return None;
         }
         block.next = shards.end;
-        self.computing = Some(block.step);
-        Some((block.step, shards))
+        self.computing = Some(block.turn.step);
+        Some((block.turn.step, shards))
     }
 
-    /// Takes sums of single shards, and returns what is to be told.
-    pub fn computed(&mut self, step: u64, sums: Vec<Partial>, took: Duration) -> Vec<Message> {
+    /// Takes sums of single shards, one of which may be `audited`, and returns what is to be told.
+    pub fn computed(
+        &mut self,
+        step: u64,
+        sums: Vec<Partial>,
+        took: Duration,
+        audited: Option<usize>,
+    ) -> Vec<Message> {
         self.computing = None;
-        let fits =
-            |block: &&mut Block| block.step == step && sums.iter().all(|it| block.shards.contains(&it.start));
+        // Those of an earlier block are not begun in this one.
+        let fits = |block: &&mut Block| {
+            let begun = block.shards.start..block.next;
+            block.turn.step == step && sums.iter().all(|sum| begun.contains(&sum.start))
+        };
         let Some(block) = self.block.as_mut().filter(fits) else {
             return vec![Message::Idle];
         };
         block.took += took;
-        sums.into_iter().for_each(|sum| self.sum.insert(sum));
+        for sum in sums {
+            match audited == Some(sum.start) || !are_finite(&sum.values) {
+                true => self.disputed.push(sum),
+                false => self.sum.insert(sum),
+            }
+        }
         self.finished()
     }
 
     /// Leaves shards from `end` on to another one, if they are not begun.
-    pub fn trim(&mut self, step: u64, end: usize) -> Vec<Message> {
-        let Some(block) = self.block.as_mut().filter(|block| block.step == step) else { return Vec::new() };
+    pub fn trim(&mut self, turn: Turn, end: usize) -> Vec<Message> {
+        let Some(block) = self.block.as_mut().filter(|block| block.turn == turn) else { return Vec::new() };
         block.shards.end = block.shards.end.min(end.max(block.next));
-        let mut told = vec![Message::Trimmed { step, end: block.shards.end }];
+        let mut told = vec![Message::Trimmed { turn, end: block.shards.end }];
         if self.computing.is_none() {
             told.extend(self.finished());
         }
         told
     }
 
-    /// The sums of the block, if all of it is computed.
+    /// The sums of the block from left to right, if all of it is computed.
     fn finished(&mut self) -> Vec<Message> {
         let Some(block) = self.block.take_if(|block| block.next == block.shards.end) else {
             return Vec::new();
         };
         let pace = block.took / block.shards.len().max(1) as u32;
-        let part = |partial| Message::part(block.step, partial, pace.as_micros() as u64);
-        self.sum.take().into_iter().map(part).collect()
+        let pace_us = pace.as_micros() as u64;
+        let agreed = self.sum.take().into_iter().map(|sum| (sum, false));
+        let disputed = std::mem::take(&mut self.disputed).into_iter().map(|sum| (sum, true));
+        let mut parts: Vec<(Partial, bool)> = agreed.chain(disputed).collect();
+        parts.sort_by_key(|(sum, _)| sum.start);
+        let part = |(Partial { start, size, values }, is_disputed)| Message::Part {
+            turn: block.turn,
+            start,
+            size,
+            is_disputed,
+            pace_us,
+            values,
+        };
+        parts.into_iter().map(part).collect()
     }
 }

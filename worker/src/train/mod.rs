@@ -21,7 +21,7 @@ use crate::checkpoint::{CheckpointError, Keeping, Record, Settings, TrainingStat
 use crate::contract::Contract;
 use crate::data::Dataset;
 use crate::elastic::{
-    Action, Agreement, Event, Identity, Link, Message, Node, Outcome, PROTOCOL, Snapshot, Spent,
+    Action, Agreement, Audit, Event, Identity, Link, Message, Node, Outcome, PROTOCOL, Snapshot, Spent,
 };
 use crate::error::WorkerError;
 use crate::model::{Layout, ModelConfig};
@@ -141,6 +141,7 @@ pub fn run(
         checkpoint_every: args.checkpoint_dir.is_some().then_some(args.checkpoint_every),
         lanes,
         spares: args.spares,
+        audit: args.audit_every.map(|every| Audit { every, seed: args.seed }),
         is_fixed: membership.is_fixed(),
         join: Duration::from_secs(args.join_timeout),
         peer: Duration::from_secs(args.peer_timeout),
@@ -330,6 +331,8 @@ fn agreement(args: &TrainArgs, config: &ModelConfig, data: &Dataset) -> Agreemen
     for (name, value) in settings.as_object().expect("a struct") {
         agreement.push((format!("--{}", name.replace('_', "-")), value.to_string()));
     }
+    let audits = args.audit_every.map_or("not given".into(), |every| every.to_string());
+    agreement.push(("--audit-every".into(), audits));
     let text = format!("{} tokens with checksum {:08x}", data.len(), data.digest);
     agreement.push(("--data".into(), text));
     agreement
