@@ -2,6 +2,7 @@
 
 use super::message::Rank;
 use crate::random::mix;
+use crate::shards::Partial;
 use crate::vector::Vector;
 use std::sync::Arc;
 
@@ -23,9 +24,26 @@ impl Audit {
 }
 
 /// Whether all of them are finite numbers.
-pub fn are_finite(values: &[f32]) -> bool {
+fn are_finite(values: &[f32]) -> bool {
     // Without a branch for each, many are looked at at a time.
     values.iter().fold(0, |most, value| value.abs().to_bits().max(most)) < f32::INFINITY.to_bits()
+}
+
+/// The sum of a shard, as it was computed.
+#[derive(Debug)]
+pub struct Computed {
+    /// The sum, with the loss behind it.
+    pub sum: Partial,
+    /// All of it are finite numbers.
+    pub is_finite: bool,
+}
+
+impl Computed {
+    /// Of this shard.
+    pub fn new(shard: usize, values: Vector) -> Computed {
+        let is_finite = are_finite(&values);
+        Computed { sum: Partial { start: shard, size: 1, values }, is_finite }
+    }
 }
 
 /// One who may compute a shard.

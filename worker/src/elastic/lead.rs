@@ -4,6 +4,7 @@ use super::dispute::Voter;
 use super::probe::Probe;
 use super::round::Round;
 use super::*;
+use crate::shards::Partial;
 
 /// What a leader knows.
 pub(super) struct Lead {
@@ -284,7 +285,7 @@ impl Node {
 
     /// What a member, perhaps this one, says of its shards.
     pub(super) fn on_member(&mut self, rank: Rank, message: Message) {
-        let (me, shards, turn) = (self.me(), self.settings.shards, self.turn());
+        let (now, me, shards, turn) = (self.now, self.me(), self.settings.shards, self.turn());
         let audited = turn.and_then(|turn| self.settings.audited(turn.step));
         let Role::Lead(lead) = &mut self.role else { return };
         let is_current = |of| turn == Some(of);
@@ -304,9 +305,9 @@ impl Node {
                     // It was overtaken.
                 } else if is_disputed || size == 1 && lead.round.is_in_dispute(start) {
                     let voter = Voter { rank, kernels: Arc::clone(kernels) };
-                    lead.round.put_in_dispute(voter, start, node.values, audited == Some(start));
+                    lead.round.put_in_dispute(voter, start, node.values, audited == Some(start), now);
                 } else {
-                    lead.round.put(rank, node);
+                    lead.round.put(rank, node, now);
                     if lead.round.is_complete() {
                         return self.commit();
                     }
@@ -379,7 +380,14 @@ impl Node {
 
     /// Begins the next step once those who are to take part in it are there.
     fn begin_step(&mut self) {
-        let Some(step) = self.step else { return };
+        let Some(step) = self.step else {
+            // There is nothing to save, and it may take long until there is.
+            return match self.stop {
+                Some(true) => self.exit(Outcome::Stopped),
+                Some(false) => self.end(Outcome::Stopped),
+                None => (),
+            };
+        };
         let (now, me) = (self.now, self.me());
         let Role::Lead(lead) = &mut self.role else { return };
         if lead.source.is_some() && !self.settings.is_fixed {

@@ -21,11 +21,10 @@ mod share;
 mod tests;
 mod work;
 
-pub use dispute::Audit;
+pub use dispute::{Audit, Computed};
 pub use ledger::Spent;
 pub use message::{Agreement, Identity, Message, Outcome, Rank, Snapshot, Turn};
 
-use crate::shards::Partial;
 use crate::vector::Vector;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -114,8 +113,8 @@ pub enum Event {
     Got(Link, Message),
     /// Part of a message came.
     Alive(Link),
-    /// Shards are computed: their sums, each with its loss behind it, and the time all of them took.
-    Computed(u64, Vec<Partial>, Duration),
+    /// Shards are computed, and the time all of them took.
+    Computed(u64, Vec<Computed>, Duration),
     /// The state that was to be loaded or installed is there, of this step.
     Ready(u64),
     /// The checkpoint of this step is on disk.

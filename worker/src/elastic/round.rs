@@ -29,7 +29,7 @@ pub struct Block {
     pub owner: Rank,
     /// What it has not sent yet.
     pub shards: Range<usize>,
-    /// When it was given them.
+    /// When it was given them, or sent the last of others.
     pub since: Duration,
     /// It was asked to leave some of them, and has not answered, or could not.
     trimming: bool,
@@ -70,17 +70,24 @@ impl Round {
     }
 
     /// Takes a sum from a member, unless some of it is there already, or in dispute: then another one has the rest of it.
-    pub fn put(&mut self, owner: Rank, node: Partial) {
+    pub fn put(&mut self, owner: Rank, node: Partial, now: Duration) {
         let shards = node.start..node.start + node.size;
-        self.advance(owner, &shards);
+        self.advance(owner, &shards, now);
         if shards.into_iter().all(|shard| self.is_open(shard)) {
             self.add(node);
         }
     }
 
     /// Takes the sum of a shard that others have to compute as well.
-    pub fn put_in_dispute(&mut self, voter: Voter, shard: usize, values: Vector, is_audited: bool) {
-        self.advance(voter.rank, &(shard..shard + 1));
+    pub fn put_in_dispute(
+        &mut self,
+        voter: Voter,
+        shard: usize,
+        values: Vector,
+        is_audited: bool,
+        now: Duration,
+    ) {
+        self.advance(voter.rank, &(shard..shard + 1), now);
         if !self.there[shard] {
             self.disputes.entry(shard).or_insert_with(|| Dispute::new(is_audited)).vote(voter, values);
         }
@@ -129,10 +136,11 @@ impl Round {
     }
 
     /// The next one that a member's block begins with is behind these.
-    fn advance(&mut self, owner: Rank, shards: &Range<usize>) {
+    fn advance(&mut self, owner: Rank, shards: &Range<usize>, now: Duration) {
         for block in &mut self.blocks {
             if block.owner == owner && block.shards.start == shards.start {
                 block.shards.start = shards.end.min(block.shards.end);
+                block.since = now;
             }
         }
         self.blocks.retain(|block| !block.shards.is_empty());
@@ -247,16 +255,16 @@ mod tests {
         let mut round = Round::new(8);
         round.give(1, 0..4, Duration::ZERO);
         round.give(2, 4..8, Duration::ZERO);
-        round.put(1, node(0, 4));
+        round.put(1, node(0, 4), Duration::ZERO);
         round.doubt(2);
         assert_eq!((round.count_free(), round.take_free(2)), (4, Some(4..6)));
         round.give(1, 4..6, Duration::ZERO);
-        round.put(1, node(4, 2));
+        round.put(1, node(4, 2), Duration::ZERO);
         // The late one is there at last, with what is there already: the rest is still free.
-        round.put(2, node(4, 4));
+        round.put(2, node(4, 4), Duration::ZERO);
         assert_eq!((round.take_free(9), round.take_free(9)), (Some(6..8), None));
         assert!(!round.is_complete());
-        round.put(1, node(6, 2));
+        round.put(1, node(6, 2), Duration::ZERO);
         assert!(round.is_complete());
         assert_eq!(round.total()[..], [28.0]);
     }

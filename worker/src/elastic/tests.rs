@@ -88,7 +88,7 @@ fn not_finite(sum: f32) -> Vec<Action> {
     for shard in 0..4 {
         let compute = Action::Compute { step: 0, shards: shard..shard + 1 };
         assert!(actions.contains(&compute), "{actions:?}");
-        let sum = Partial { start: shard, size: 1, values: vec![1.0].into() };
+        let sum = Computed::new(shard, vec![1.0].into());
         actions = node.handle(5 * MS, Event::Computed(0, vec![sum], MS));
     }
     node.handle(6 * MS, Event::Got(1, part(8, 1, sum)))
@@ -111,4 +111,14 @@ fn a_sum_that_is_not_finite_on_two_members_ends_the_training() {
     let actions = not_finite(f32::NAN);
     assert!(actions.contains(&Action::Send(1, end)), "{actions:?}");
     assert!(!actions.iter().any(|action| matches!(action, Action::Apply { .. } | Action::Save(_))));
+}
+
+#[test]
+fn who_is_asked_to_stop_does_not_wait_for_its_state() {
+    let mut node = Node::new(leader().settings);
+    let actions = node.handle(MS, Event::Members(vec![Member { rank: 0, address: String::new() }]));
+    assert_eq!(actions, [Action::Load]);
+    let mut actions = node.handle(2 * MS, Event::Stop { alone: false });
+    actions.extend(node.handle(3 * MS, Event::Tick));
+    assert_eq!(actions, [Action::Exit(Outcome::Stopped)]);
 }

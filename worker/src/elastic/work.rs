@@ -1,10 +1,14 @@
 //! A member's own shards.
 
-use super::dispute::are_finite;
+use super::dispute::Computed;
 use super::message::{Message, Turn};
 use crate::shards::{Partial, ShardSum};
 use std::ops::Range;
 use std::time::Duration;
+
+/// A member sends what it has after so long, and, of long vectors, no more than so many floats a second.
+const SEND: Duration = Duration::from_millis(20);
+const FLOATS_A_SECOND: f64 = 25e6;
 
 /// The block of shards that a member was given, as far as it has come.
 #[derive(Default)]
@@ -19,9 +23,11 @@ pub struct Work {
 
 struct Block {
     turn: Turn,
+    /// Those that are not sent.
     shards: Range<usize>,
     /// The first shard that is not begun.
     next: usize,
+    /// What those that are computed and not sent took.
     took: Duration,
 }
 
@@ -55,7 +61,7 @@ impl Work {
     pub fn computed(
         &mut self,
         step: u64,
-        sums: Vec<Partial>,
+        sums: Vec<Computed>,
         took: Duration,
         audited: Option<usize>,
     ) -> Vec<Message> {
@@ -63,19 +69,19 @@ impl Work {
         // Those of an earlier block are not begun in this one.
         let fits = |block: &&mut Block| {
             let begun = block.shards.start..block.next;
-            block.turn.step == step && sums.iter().all(|sum| begun.contains(&sum.start))
+            block.turn.step == step && sums.iter().all(|it| begun.contains(&it.sum.start))
         };
         let Some(block) = self.block.as_mut().filter(fits) else {
             return vec![Message::Idle];
         };
         block.took += took;
-        for sum in sums {
-            match audited == Some(sum.start) || !are_finite(&sum.values) {
+        for Computed { sum, is_finite } in sums {
+            match audited == Some(sum.start) || !is_finite {
                 true => self.disputed.push(sum),
                 false => self.sum.insert(sum),
             }
         }
-        self.finished()
+        self.ready()
     }
 
     /// Leaves shards from `end` on to another one, if they are not begun.
@@ -84,24 +90,32 @@ impl Work {
         block.shards.end = block.shards.end.min(end.max(block.next));
         let mut told = vec![Message::Trimmed { turn, end: block.shards.end }];
         if self.computing.is_none() {
-            told.extend(self.finished());
+            told.extend(self.ready());
         }
         told
     }
 
-    /// The sums of the block from left to right, if all of it is computed.
-    fn finished(&mut self) -> Vec<Message> {
-        let Some(block) = self.block.take_if(|block| block.next == block.shards.end) else {
+    /// The sums that are to be sent, from left to right: all when the block is done, and what there is from time to time, for what
+    /// is not sent is lost with this member. That costs more vectors than the block as a whole would.
+    fn ready(&mut self) -> Vec<Message> {
+        let Some(block) = &mut self.block else { return Vec::new() };
+        let floats = self.sum.floats() + self.disputed.iter().map(|sum| sum.values.len()).sum::<usize>();
+        let is_done = block.next == block.shards.end;
+        if !is_done && block.took < SEND.max(Duration::from_secs_f64(floats as f64 / FLOATS_A_SECOND)) {
             return Vec::new();
-        };
-        let pace = block.took / block.shards.len().max(1) as u32;
-        let pace_us = pace.as_micros() as u64;
+        }
+        let (turn, count) = (block.turn, block.next - block.shards.start);
+        let pace_us = (std::mem::take(&mut block.took) / count.max(1) as u32).as_micros() as u64;
+        block.shards.start = block.next;
+        if is_done {
+            self.block = None;
+        }
         let agreed = self.sum.take().into_iter().map(|sum| (sum, false));
         let disputed = std::mem::take(&mut self.disputed).into_iter().map(|sum| (sum, true));
         let mut parts: Vec<(Partial, bool)> = agreed.chain(disputed).collect();
         parts.sort_by_key(|(sum, _)| sum.start);
         let part = |(Partial { start, size, values }, is_disputed)| Message::Part {
-            turn: block.turn,
+            turn,
             start,
             size,
             is_disputed,

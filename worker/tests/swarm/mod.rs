@@ -3,7 +3,8 @@
 mod faults;
 
 use aquifer_worker::elastic::{
-    Action, Event, Identity, Link, Member, Message, Node, Outcome, PROTOCOL, Rank, Settings, Snapshot,
+    Action, Computed, Event, Identity, Link, Member, Message, Node, Outcome, PROTOCOL, Rank, Settings,
+    Snapshot,
 };
 use aquifer_worker::random::Random;
 use aquifer_worker::shards::{Partial, ShardSum};
@@ -480,11 +481,11 @@ impl World {
     }
 
     /// The sums of shards, if the engine has the state that they are to be computed with.
-    fn compute(&mut self, rank: Rank, step: u64, shards: Range<usize>, seen: &mut Seen) -> Vec<Partial> {
+    fn compute(&mut self, rank: Rank, step: u64, shards: Range<usize>, seen: &mut Seen) -> Vec<Computed> {
         let (own, state) = self.processes[&rank].state.expect("it has one to compute with");
         let mut compute = |start| {
             let values = self.on_device(rank, step, start, gradient(state, step, start), seen);
-            Partial { start, size: 1, values: values.into() }
+            Computed::new(start, values.into())
         };
         if own == step { shards.map(&mut compute).collect() } else { Vec::new() }
     }
