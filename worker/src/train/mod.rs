@@ -8,7 +8,7 @@
 //! Who does what is decided by [`crate::elastic`]; here are the threads that carry it out: one decides, one computes
 //! (`engine`), and each connection has two (`net`).
 
-mod engine;
+pub(crate) mod engine;
 mod members;
 pub(crate) mod net;
 mod report;
@@ -175,9 +175,11 @@ pub fn run(
     };
     let outcome = member.drive(&received, stop, on_step);
     member.net.flush(FLUSH);
-    // What was decided is carried out to its end.
+    // What was decided is carried out to its end; without a state that is nothing, and a store may not answer.
     member.orders = channel().0;
-    _ = engine.join();
+    if member.node.step().is_some() {
+        _ = engine.join();
+    }
     while let Ok(input) = received.try_recv() {
         if matches!(input, Input::Step(_) | Input::Failed(_) | Input::Event(Event::Saved(_))) {
             member.take(input, on_step);
