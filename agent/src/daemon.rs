@@ -226,6 +226,7 @@ impl Daemon {
     }
 
     fn act(&mut self, actions: Vec<Action>) {
+        let forgets = actions.iter().any(|action| matches!(action, Action::Forget(_)));
         for action in actions {
             match action {
                 Action::Tell(members) => self.launcher.tell(members),
@@ -243,6 +244,10 @@ impl Daemon {
             }
         }
         self.launch_waiting();
+        // Only now: all workers of a job may have ended and others take their places.
+        if forgets {
+            self.launcher.forget_lists(self.waiting.iter().map(|(id, _)| *id));
+        }
     }
 
     fn launch_waiting(&mut self) {
