@@ -270,6 +270,15 @@ mod tests {
     }
 
     #[test]
+    fn who_sends_some_of_its_shards_has_as_long_for_the_others_as_if_they_had_just_been_given() {
+        let mut round = Round::new(8);
+        round.give(1, 0..8, Duration::ZERO);
+        round.put(1, node(0, 4), Duration::from_secs(4));
+        let block = &round.blocks()[0];
+        assert_eq!((block.shards.clone(), block.since), (4..8, Duration::from_secs(4)));
+    }
+
+    #[test]
     fn an_idle_member_takes_so_much_that_both_end_together() {
         let mut round = Round::new(8);
         round.give(1, 0..8, Duration::ZERO);

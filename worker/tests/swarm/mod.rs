@@ -307,8 +307,7 @@ impl World {
                 if sends {
                     note("the leader hangs while it sends a state");
                 }
-                let others = self.processes.values().filter(|it| it.hangs.is_none()).count();
-                let wait = match 1 < others && self.chance(8) {
+                let wait = match self.goes_on_without(victim) && self.chance(8) {
                     true => 2 * END,
                     false => Duration::from_millis(self.random.bits() % 12_000),
                 };
@@ -332,7 +331,7 @@ impl World {
                 note("a member joins");
                 self.join();
             }
-            8 if 1 < self.lists.last().map_or(0, Vec::len) => {
+            8 if self.goes_on_without(victim) => {
                 note("a member is let go");
                 self.say(|| format!("{victim} is let go"));
                 let mut list = self.lists.last().expect("one").clone();
@@ -347,6 +346,14 @@ impl World {
             }
             _ => (),
         }
+    }
+
+    /// Whether somebody else takes part who does not hang.
+    fn goes_on_without(&self, victim: Rank) -> bool {
+        let works = |it: &Member| {
+            it.rank != victim && self.processes.get(&it.rank).is_some_and(|it| it.hangs.is_none())
+        };
+        self.lists.last().is_some_and(|list| list.iter().any(works))
     }
 
     fn join(&mut self) {
