@@ -56,6 +56,9 @@ pub enum Command {
     /// Measure training steps of a model
     #[command(after_help = "Example:\n  aquifer bench train --model 24m --precision bf16 --threads 2")]
     Train(aquifer_worker::bench::TrainArgs),
+    /// Measure what a checkpoint after every step costs a training: steps with and without, in alternation
+    #[command(after_help = "Example:\n  aquifer bench checkpoints --model tiny --directory /data")]
+    Checkpoints(aquifer_worker::bench::CheckpointsArgs),
     /// Measure prefill and decoding of a model
     #[command(after_help = "Example:\n  aquifer bench infer --precision bf16")]
     Infer(aquifer_worker::bench::InferArgs),
@@ -126,6 +129,7 @@ pub fn run(command: &Command, global: &Global) -> Result<()> {
         }
         Command::Kernels(args) => return worker::kernels(args, &output),
         Command::Train(args) => return worker::train(args, &output),
+        Command::Checkpoints(args) => return worker::checkpoints(args, &output),
         Command::Infer(args) => return worker::infer(args, &output),
         Command::Serve(args) => return worker::serve(args, &output),
         Command::Exchange(args) => return worker::exchange(args, &output),

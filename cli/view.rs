@@ -246,6 +246,7 @@ pub struct Train {
     pub precision: String,
     pub micro_batch: u32,
     pub spares: u32,
+    pub audit_every: u64,
 }
 
 /// Options of the bundled inference server.
@@ -786,6 +787,7 @@ impl From<&core::Role> for Role {
                     precision: options.precision.to_string(),
                     micro_batch: options.micro_batch,
                     spares: options.spares,
+                    audit_every: options.audit_every,
                 });
             }
             core::Program::Serve(options) => {

@@ -35,7 +35,7 @@ fn seeds(count: u64) -> Vec<u64> {
     }
 }
 
-const KEYS: [&str; 39] = [
+const KEYS: [&str; 40] = [
     "kind",
     "name",
     "queue",
@@ -70,6 +70,7 @@ const KEYS: [&str; 39] = [
     "precision",
     "micro_batch",
     "spares",
+    "audit_every",
     "count",
     "class",
     "vendor",

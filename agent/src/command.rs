@@ -125,7 +125,7 @@ fn bundled(program: &Path, mode: &str, arguments: Vec<(&str, String)>) -> Vec<St
 }
 
 fn train(options: &TrainOptions) -> Vec<(&'static str, String)> {
-    vec![
+    let mut arguments = vec![
         ("--model", options.model.to_string()),
         ("--data", options.data.to_string()),
         ("--steps", options.steps.to_string()),
@@ -137,7 +137,11 @@ fn train(options: &TrainOptions) -> Vec<(&'static str, String)> {
         ("--precision", options.precision.to_string()),
         ("--micro-batch", options.micro_batch.to_string()),
         ("--spares", options.spares.to_string()),
-    ]
+    ];
+    if 0 < options.audit_every {
+        arguments.push(("--audit-every", options.audit_every.to_string()));
+    }
+    arguments
 }
 
 fn serve(options: &ServeOptions, address: &str, port: u16) -> Vec<(&'static str, String)> {

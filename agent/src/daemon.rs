@@ -232,6 +232,7 @@ impl Daemon {
     }
 
     fn act(&mut self, actions: Vec<Action>) {
+        let forgets = actions.iter().any(|action| matches!(action, Action::Forget(_)));
         for action in actions {
             match action {
                 Action::Tell(members) => self.launcher.tell(members),
@@ -249,6 +250,10 @@ impl Daemon {
             }
         }
         self.launch_waiting();
+        // Only now: all workers of a job may have ended and others take their places.
+        if forgets {
+            self.launcher.forget_lists(self.waiting.iter().map(|(id, _)| *id));
+        }
     }
 
     fn launch_waiting(&mut self) {

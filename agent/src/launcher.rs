@@ -295,13 +295,18 @@ impl Launcher {
             self.workers.remove(&id);
             // If the mark cannot be made, the next launcher reports the exit once more; that does no harm.
             let _ = self.shared.dirs.of(id).forget();
-            self.told.keep(self.workers.keys());
             self.forgotten += 1;
             self.last_change = Instant::now();
             if 8 * self.keep.runs + 64 < self.forgotten {
                 self.prune();
             }
         }
+    }
+
+    /// Forgets who takes part in jobs that have no worker here, nor one of those that wait to be launched.
+    pub fn forget_lists(&mut self, waiting: impl Iterator<Item = WorkerId>) {
+        let workers = self.workers.keys().copied().chain(waiting);
+        self.told.keep(&workers.map(|it| (it.job, it.attempt)).collect());
     }
 
     /// Removes run directories beyond those to keep, unless workers are just coming and going: file systems are slow

@@ -1,6 +1,6 @@
 //! `members.json`: who takes part in a job whose workers may come and go, in the run directory of each of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
@@ -57,9 +57,9 @@ impl Told {
         write(dir, members)
     }
 
-    /// Forgets jobs that have no worker here.
-    pub fn keep<'a>(&mut self, workers: impl Iterator<Item = &'a WorkerId> + Clone) {
-        self.0.retain(|job, _| workers.clone().any(|it| (it.job, it.attempt) == *job));
+    /// Forgets all but these jobs and attempts.
+    pub fn keep(&mut self, jobs: &BTreeSet<(JobId, u32)>) {
+        self.0.retain(|job, _| jobs.contains(job));
     }
 }
 

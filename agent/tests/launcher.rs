@@ -7,10 +7,11 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aquifer_agent::{Launch, Launcher, LauncherConfig, LauncherError, News, Ready};
-use aquifer_core::{Exit, StopReason, WorkerState};
+use aquifer_core::{Exit, Member, Members, StopReason, WorkerId, WorkerState};
 use fixture::*;
 use rustix::process::{Pid, Signal};
 use tokio::sync::mpsc;
@@ -563,6 +564,24 @@ async fn one_id_is_launched_once() {
     t.launcher().forget(id(0));
     assert_eq!(t.run(shell(&script)).await, Exit::Code(0), "the exit that was recorded stands");
     assert_eq!(t.log(id(0)), "once\n");
+    t.done().await;
+}
+
+#[tokio::test]
+async fn who_takes_the_place_of_workers_that_are_forgotten_knows_who_takes_part() {
+    let mut t = Fixture::new().await;
+    assert_eq!(t.run(shell("exit 1")).await, Exit::Code(1));
+    let WorkerId { job, attempt, .. } = id(1);
+    let address = ("127.0.0.1".into(), 7);
+    let members = Members { job, attempt, epoch: 5, members: vec![Member { rank: 1, address }] };
+    t.launcher().tell(Arc::new(members));
+    t.launcher().forget(id(0));
+    t.launcher().forget_lists([id(1)].into_iter());
+    let next = Launch { id: id(1), ..shell("cat members.json") };
+    t.launcher().launch(next);
+    assert_eq!(t.exit_of(id(1)).await, Exit::Code(0));
+    let expected = r#"{"epoch":5,"members":[{"rank":1,"address":"127.0.0.1:7"}]}"#;
+    assert_eq!(t.log(id(1)).trim_end(), expected);
     t.done().await;
 }
 

@@ -1,7 +1,9 @@
 //! `aquifer bench kernels`, `train`, `infer` and `serve`: the bundled worker's speed, beside what the machine can do.
 
 use anyhow::{Result, ensure};
-use aquifer_worker::bench::{self, ExchangeArgs, Figure, InferArgs, Roofline, ServeArgs, TrainArgs};
+use aquifer_worker::bench::{
+    self, CheckpointsArgs, ExchangeArgs, Figure, InferArgs, Roofline, ServeArgs, TrainArgs,
+};
 use aquifer_worker::kernels::Precision;
 use serde::Serialize;
 
@@ -79,6 +81,15 @@ pub fn exchange(args: &ExchangeArgs, output: &Output) -> Result<()> {
     ensure!((1..=4096).contains(&args.size), "--size is {}; it is 1 to 4,096", args.size);
     ensure!((1..=1000).contains(&args.rounds), "--rounds is {}; it is 1 to 1,000", args.rounds);
     let figures = bench::exchange(args).map_err(anyhow::Error::msg)?;
+    print(output, || figures)
+}
+
+/// Measures checkpoints.
+pub fn checkpoints(args: &CheckpointsArgs, output: &Output) -> Result<()> {
+    check_threads(args.threads)?;
+    ensure!((1..=1 << 16).contains(&args.batch), "--batch is {}; it is 1 to 65,536", args.batch);
+    ensure!((1..=1000).contains(&args.rounds), "--rounds is {}; it is 1 to 1,000", args.rounds);
+    let figures = bench::checkpoints(args).map_err(anyhow::Error::msg)?;
     print(output, || figures)
 }
 

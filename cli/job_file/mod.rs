@@ -155,6 +155,8 @@ pub struct Train {
     pub micro_batch: Option<Given<Whole<1, 1_000_000>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spares: Option<Given<Whole<0, 1_000_000>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit_every: Option<Given<Whole<0, 1_000_000_000>>>,
 }
 
 /// Options of the bundled inference server.

@@ -170,6 +170,7 @@ impl Train {
         put(&mut self.precision, over.precision);
         put(&mut self.micro_batch, over.micro_batch);
         put(&mut self.spares, over.spares);
+        put(&mut self.audit_every, over.audit_every);
     }
 }
 

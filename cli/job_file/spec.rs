@@ -273,6 +273,7 @@ impl Part<'_> {
             precision: given.precision.unwrap_or_default().0.to_string(),
             micro_batch: given.micro_batch.map_or(1, |given| given.0.0 as u32),
             spares: given.spares.map_or(0, |given| given.0.0 as u32),
+            audit_every: given.audit_every.map_or(0, |given| given.0.0 as u64),
         })
     }
 
@@ -525,6 +526,7 @@ fn role_of(role: &core::Role) -> Role {
                 precision: options.precision.parse().ok().map(Given),
                 micro_batch: Some(Given(Whole(options.micro_batch.into()))),
                 spares: Some(Given(Whole(options.spares.into()))),
+                audit_every: Some(Given(Whole(options.audit_every as i64))),
             });
         }
         core::Program::Serve(options) => {

@@ -68,6 +68,7 @@ fn role(role: &Role) -> v1::Role {
             precision: options.precision.to_string(),
             micro_batch: options.micro_batch,
             spares: options.spares,
+            audit_every: options.audit_every,
         }),
         Program::Serve(options) => v1::role::Program::Serve(v1::Serve {
             model: options.model.to_string(),

@@ -94,6 +94,10 @@ pub struct TrainArgs {
     #[arg(long, value_name = "RANKS", default_value_t = 0)]
     pub spares: usize,
 
+    /// Steps of which one has a shard that two ranks compute, to compare the bits [default: none]
+    #[arg(long, value_name = "STEPS")]
+    pub audit_every: Option<u64>,
+
     /// Seconds that a rank waits for the others to start
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub join_timeout: u64,
@@ -127,6 +131,7 @@ impl TrainArgs {
             ("--steps", self.steps, 1, 1 << 40),
             ("--context", self.context as u64, 1, 1 << 20),
             ("--checkpoint-every", self.checkpoint_every, 1, 1 << 40),
+            ("--audit-every", self.audit_every.unwrap_or(1), 1, 1 << 40),
             ("--keep", self.keep as u64, 1, 1 << 20),
             ("--join-timeout", self.join_timeout, 1, 86_400),
             ("--peer-timeout", self.peer_timeout, 1, 86_400),
@@ -283,6 +288,7 @@ mod tests {
             "--learning-rate is NaN; it is above 0 and at most 10"
         );
         assert_eq!(refusal(&["--clip=-1"], 1), "--clip is -1; it is above 0");
+        assert_eq!(refusal(&["--audit-every", "0"], 1), "--audit-every is 0; it is 1 to 1099511627776");
         assert_eq!(refusal(&["--keep", "0"], 1), "--keep is 0; it is 1 to 1048576");
     }
 }

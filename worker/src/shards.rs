@@ -65,6 +65,11 @@ impl ShardSum {
         right.values
     }
 
+    /// Floats of the nodes that it holds.
+    pub fn floats(&self) -> usize {
+        self.partials.values().map(|node| node.values.len()).sum()
+    }
+
     /// Forgets what was added.
     pub fn clear(&mut self) {
         self.partials.clear();

@@ -8,8 +8,8 @@ use std::sync::Mutex;
 
 /// Shorter ones, in floats, are left to the allocator.
 const LONG: usize = 1 << 16;
-/// The most that are kept.
-const KEPT: usize = 4;
+/// The most that are kept: a leader needs one for each member at a time, and will in the next step.
+const KEPT: usize = 32;
 
 static FREE: Free = Free(Mutex::new(Vec::new()));
 

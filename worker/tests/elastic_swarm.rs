@@ -39,6 +39,11 @@ fn whatever_goes_wrong_all_have_the_same_state_and_it_ends() {
         "a stand-in gives a shard",
         "a shard is left to another one",
         "a spare steps in",
+        "a device computes what is not finite",
+        "a device computes a wrong number",
+        "a member is suspected",
+        "a model diverges",
+        "nobody tells which sum is right",
     ];
     for case in cases {
         assert!(seen.get(case).is_some_and(|count| 0 < *count), "{case} never happened: {seen:?}");

@@ -548,3 +548,26 @@ fn a_training_without_a_right_to_its_store_ends_at_once_with_a_sentence() {
     let start = "--checkpoint-dir is s3://…@bucket/run; it is a directory, or s3://BUCKET/PREFIX, ";
     assert!(ended.code == Some(2) && ended.stderr.starts_with(start), "{ended:?}");
 }
+
+#[test]
+fn who_is_asked_to_stop_does_not_wait_for_a_store_that_does_not_answer() {
+    let (dir, server) = (TempDir::new(), S3::start());
+    let data = dir.text();
+    let training = train(&options(&data, "s3://bucket/run"));
+    let service = vec!["serve", "--model", "s3://bucket/run", "--port", "0"];
+    for (line, code) in [(training, 143), (service, 0)] {
+        let (asked, asks) = std::sync::mpsc::channel();
+        server.set(move |_| {
+            _ = asked.send(());
+            Fault::Silent
+        });
+        let worker = Worker::spawn(&line, &environment(&server));
+        asks.recv_timeout(Duration::from_secs(60)).expect("a request");
+        let start = Instant::now();
+        worker.signal("TERM");
+        let ended = worker.end();
+        // A request is given up after 30 s, and tried again.
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}: {ended:?}", start.elapsed());
+        assert_eq!(ended.code, Some(code), "{ended:?}");
+    }
+}

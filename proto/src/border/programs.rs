@@ -47,6 +47,7 @@ pub(super) fn train(field: &str, wire: &v1::Train) -> Checked<TrainOptions> {
         precision: precision(field, &wire.precision, TRAIN_PRECISIONS)?,
         micro_batch: limit("micro_batch", or(wire.micro_batch.into(), 1), 1_000_000)? as u32,
         spares: wire.spares,
+        audit_every: limit("audit_every", wire.audit_every, 1_000_000_000)?,
     })
 }
 

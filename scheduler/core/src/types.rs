@@ -213,6 +213,8 @@ pub struct TrainOptions {
     pub micro_batch: u32,
     /// Ranks that compute nothing unless another one is missing.
     pub spares: u32,
+    /// Steps of which one has a shard that two ranks compute and compare; 0: none.
+    pub audit_every: u64,
 }
 
 /// Options of the bundled inference server.

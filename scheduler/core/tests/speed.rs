@@ -37,6 +37,7 @@ fn train(model: &str, ranks: u32, devices: u16) -> JobSpec {
         precision: "f32".into(),
         micro_batch: 1,
         spares: 0,
+        audit_every: 0,
     });
     spec
 }

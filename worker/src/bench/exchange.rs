@@ -3,7 +3,7 @@
 
 use super::{Bound, Figure};
 use crate::elastic::{
-    Action, Event, Identity, Member, Message, Node, Outcome, PROTOCOL, Rank, Settings, Snapshot,
+    Action, Computed, Event, Identity, Member, Message, Node, Outcome, PROTOCOL, Rank, Settings, Snapshot,
 };
 use crate::shards::Partial;
 use crate::train::Input;
@@ -105,6 +105,7 @@ impl Peer {
             checkpoint_every: None,
             lanes: 1,
             spares: 0,
+            audit: None,
             is_fixed: false,
             join: Duration::from_secs(20),
             peer: Duration::from_secs(20),
@@ -171,10 +172,10 @@ impl Peer {
     }
 
     /// The vector of a shard, of which only the ends are written anew.
-    fn vector(&self, start: usize) -> Partial {
+    fn vector(&self, start: usize) -> Computed {
         let mut values = Vector::any(self.floats);
         (values[0], values[self.floats - 1]) = (start as f32 + 1.0, start as f32 + 1.0);
-        Partial { start, size: 1, values }
+        Computed { sum: Partial { start, size: 1, values }, is_finite: true }
     }
 }
 

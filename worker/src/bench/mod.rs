@@ -3,12 +3,14 @@
 //! Time is the processor time of all threads that took part: it hardly changes while other programs run, and on one
 //! thread of an idle machine it is the time on the wall. A figure is the median of its repetitions.
 
+mod checkpoint;
 mod exchange;
 mod kernels;
 mod models;
 mod roofline;
 mod serve;
 
+pub use checkpoint::{CheckpointsArgs, checkpoints};
 pub use exchange::{ExchangeArgs, exchange};
 pub use kernels::kernels;
 pub(crate) use models::train_on;

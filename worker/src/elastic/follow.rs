@@ -46,9 +46,9 @@ impl Node {
                 self.saved = self.saved.max(saved);
                 self.send(link, Message::Pong);
             }
-            Message::Work { step, shards } => self.work.give(step, shards),
-            Message::Trim { step, end } => {
-                for message in self.work.trim(step, end) {
+            Message::Work { turn, shards } => self.work.give(turn, shards),
+            Message::Trim { turn, end } => {
+                for message in self.work.trim(turn, end) {
                     self.send(link, message);
                 }
             }

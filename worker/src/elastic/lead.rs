@@ -1,22 +1,28 @@
 //! The leader: it gives out the shards of a step, sums up what comes back, and tells all of the sum.
 
+use super::dispute::Voter;
 use super::probe::Probe;
-use super::quota::quotas;
 use super::round::Round;
 use super::*;
+use crate::shards::Partial;
 
 /// What a leader knows.
 pub(super) struct Lead {
     since: Duration,
     /// Those who are to take part from the start are there, or were waited for; so they were if an earlier leader was lost.
     pub has_gathered: bool,
-    peers: BTreeMap<Link, Peer>,
+    pub peers: BTreeMap<Link, Peer>,
     pub round: Round,
-    /// The step that is being computed.
-    running: bool,
+    /// The step is being computed.
+    pub running: bool,
+    /// How often it has begun one anew.
+    pub number: u32,
+    /// Members whose sums were wrong: they are given no shards while others are there.
+    pub suspects: BTreeSet<Rank>,
     /// Whom it has asked for a newer state.
     source: Option<Link>,
-    own_pace: Option<f64>,
+    pub own_pace: Option<f64>,
+    pub own_kernels: Arc<str>,
     pinged: Duration,
     pub probe: Probe,
     /// What went before its first step.
@@ -25,18 +31,19 @@ pub(super) struct Lead {
 }
 
 /// A member that follows.
-struct Peer {
-    rank: Rank,
-    phase: Phase,
-    heard: Duration,
+pub(super) struct Peer {
+    pub rank: Rank,
+    pub kernels: Arc<str>,
+    pub phase: Phase,
+    pub heard: Duration,
     /// Seconds a shard, smoothed.
-    pace: Option<f64>,
+    pub pace: Option<f64>,
     /// It did not end in time, and gets nothing until it is heard of.
-    is_late: bool,
+    pub is_late: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Phase {
+pub(super) enum Phase {
     /// Not compared yet: the leader has no state. The step that it has.
     Unknown(Option<u64>),
     /// It has the state of a later step.
@@ -51,15 +58,6 @@ enum Ending {
     Saving(Outcome),
     /// All are told; who has not left by then is left.
     Told(Outcome, Duration),
-}
-
-/// One who can compute.
-struct Hand {
-    rank: Rank,
-    /// `None` for the leader itself.
-    link: Option<Link>,
-    /// Seconds a shard.
-    pace: Option<f64>,
 }
 
 impl Lead {
@@ -77,12 +75,6 @@ impl Lead {
     }
 }
 
-impl Peer {
-    fn takes_work(&self, now: Duration) -> bool {
-        self.phase == Phase::Active && !self.is_late && now < self.heard + SILENCE
-    }
-}
-
 /// The mean of what was and what is, which counts a third.
 fn smooth(pace: &mut Option<f64>, now: f64) {
     *pace = Some(pace.map_or(now, |old| old + (now - old) / 3.0));
@@ -97,8 +89,11 @@ impl Node {
             peers: BTreeMap::new(),
             round: Round::new(self.settings.shards),
             running: false,
+            number: 0,
+            suspects: BTreeSet::new(),
             source: None,
             own_pace: None,
+            own_kernels: self.settings.identity.kernels.as_str().into(),
             pinged: self.now,
             probe: Probe::new(self.now),
             start: Spent::default(),
@@ -112,12 +107,13 @@ impl Node {
     }
 
     /// Lets a member in.
-    pub(super) fn welcome(&mut self, link: Link, rank: Rank, step: Option<u64>) {
+    pub(super) fn welcome(&mut self, link: Link, rank: Rank, kernels: Arc<str>, step: Option<u64>) {
         let now = self.now;
         let Role::Lead(lead) = &mut self.role else { return };
         // Of two connections the older one is dead, and nobody has noticed yet.
         let old = lead.link_of(rank);
-        let peer = Peer { rank, phase: Phase::Unknown(step), heard: now, pace: None, is_late: false };
+        let phase = Phase::Unknown(step);
+        let peer = Peer { rank, kernels, phase, heard: now, pace: None, is_late: false };
         lead.peers.insert(link, peer);
         if let Some(old) = old {
             self.let_go(old);
@@ -258,7 +254,7 @@ impl Node {
         }
     }
 
-    fn lost_peer(&mut self, link: Link, reason: &str) {
+    pub(super) fn lost_peer(&mut self, link: Link, reason: &str) {
         let Role::Lead(lead) = &self.role else { return };
         let Some(rank) = lead.peers.get(&link).map(|peer| peer.rank) else { return };
         let is_ending = lead.is_ending();
@@ -289,37 +285,46 @@ impl Node {
 
     /// What a member, perhaps this one, says of its shards.
     pub(super) fn on_member(&mut self, rank: Rank, message: Message) {
-        let (own_step, shards) = (self.step, self.settings.shards);
-        let me = self.me();
+        let (now, me, shards, turn) = (self.now, self.me(), self.settings.shards, self.turn());
+        let audited = turn.and_then(|turn| self.settings.audited(turn.step));
         let Role::Lead(lead) = &mut self.role else { return };
-        let is_current = |step| lead.running && own_step == Some(step);
+        let is_current = |of| turn == Some(of);
         match message {
-            Message::Part { step, start, size, pace_us, values } => {
+            Message::Part { turn, start, size, is_disputed, pace_us, values } => {
                 let node = Partial { start, size, values };
-                if !node.is_node(shards) {
+                if !node.is_node(shards) || is_disputed && size != 1 {
                     return;
                 }
-                let pace = match lead.link_of(rank) {
-                    Some(link) => lead.peers.get_mut(&link).map(|peer| &mut peer.pace),
-                    None => Some(&mut lead.own_pace).filter(|_| rank == me),
+                let of = match lead.link_of(rank).and_then(|link| lead.peers.get_mut(&link)) {
+                    Some(peer) => Some((&mut peer.pace, &peer.kernels)),
+                    None => Some((&mut lead.own_pace, &lead.own_kernels)).filter(|_| rank == me),
                 };
-                if let Some(pace) = pace {
-                    smooth(pace, pace_us as f64 / 1e6);
-                }
-                if is_current(step) && lead.round.put(rank, node) {
-                    let total = Arc::new(lead.round.total());
-                    return self.commit(step + 1, total);
+                let Some((pace, kernels)) = of else { return };
+                smooth(pace, pace_us as f64 / 1e6);
+                if !is_current(turn) {
+                    // It was overtaken.
+                } else if is_disputed || size == 1 && lead.round.is_in_dispute(start) {
+                    let voter = Voter { rank, kernels: Arc::clone(kernels) };
+                    lead.round.put_in_dispute(voter, start, node.values, audited == Some(start), now);
+                } else {
+                    lead.round.put(rank, node, now);
+                    if lead.round.is_complete() {
+                        return self.commit();
+                    }
                 }
             }
-            Message::Trimmed { step, end } if is_current(step) => lead.round.trimmed(rank, end),
+            Message::Trimmed { turn, end } if is_current(turn) => lead.round.trimmed(rank, end),
             _ => (),
         }
         self.keep_busy();
     }
 
     /// All shards are there.
-    fn commit(&mut self, step: u64, total: Arc<Vector>) {
+    pub(super) fn commit(&mut self) {
+        let Some(Turn { step, .. }) = self.turn() else { return };
+        let step = step + 1;
         let Role::Lead(lead) = &mut self.role else { return };
+        let total = Arc::new(lead.round.total());
         lead.running = false;
         lead.round.clear();
         let mut spent = self.clock.step(self.now);
@@ -373,42 +378,16 @@ impl Node {
         }
     }
 
-    fn judge_the_silent(&mut self) {
-        let now = self.now;
-        let Role::Lead(lead) = &mut self.role else { return };
-        let patience = if self.settings.is_fixed { self.settings.peer } else { PATIENCE };
-        let silent: Vec<Link> = lead
-            .peers
-            .iter()
-            .filter(|(_, peer)| peer.heard + patience <= now)
-            .map(|(link, _)| *link)
-            .collect();
-        let reason = format!("silent for {} s", patience.as_secs());
-        for link in silent {
-            self.lost_peer(link, &reason);
-            self.send_action(Action::Close(link));
-        }
-        let Role::Lead(lead) = &mut self.role else { return };
-        for peer in lead.peers.values_mut().filter(|peer| peer.phase == Phase::Active) {
-            let Some(block) = lead.round.blocks().iter().find(|block| block.owner == peer.rank) else {
-                continue;
-            };
-            let is_silent = peer.heard + SILENCE <= now;
-            let is_late = peer.pace.is_some_and(|pace| {
-                let expected = pace * block.shards.len() as f64;
-                block.since.as_secs_f64() + (1.5 * expected).max(expected + 0.3) < now.as_secs_f64()
-            });
-            if is_silent || is_late {
-                peer.is_late = true;
-                self.clock.trouble();
-                lead.round.doubt(peer.rank);
-            }
-        }
-    }
-
     /// Begins the next step once those who are to take part in it are there.
     fn begin_step(&mut self) {
-        let Some(step) = self.step else { return };
+        let Some(step) = self.step else {
+            // There is nothing to save, and it may take long until there is.
+            return match self.stop {
+                Some(true) => self.exit(Outcome::Stopped),
+                Some(false) => self.end(Outcome::Stopped),
+                None => (),
+            };
+        };
         let (now, me) = (self.now, self.me());
         let Role::Lead(lead) = &mut self.role else { return };
         if lead.source.is_some() && !self.settings.is_fixed {
@@ -452,88 +431,7 @@ impl Node {
             None if self.settings.steps <= step => return self.end(Outcome::Done),
             None => (),
         }
-        self.give_out(step);
-    }
-
-    /// Those who can compute now, this member first, and how many of them have a part in every step: the others are spares.
-    fn hands(&self, lead: &Lead) -> (Vec<Hand>, usize) {
-        let me = self.me();
-        let mut hands = vec![Hand { rank: me, link: None, pace: lead.own_pace }];
-        for member in self.members.iter().filter(|member| member.rank != me) {
-            let Some(link) = lead.link_of(member.rank) else { continue };
-            let peer = &lead.peers[&link];
-            if peer.takes_work(self.now) {
-                hands.push(Hand { rank: member.rank, link: Some(link), pace: peer.pace });
-            }
-        }
-        let needed = self.members.len().saturating_sub(self.settings.spares).max(1);
-        let working = hands.len().min(needed);
-        (hands, working)
-    }
-
-    /// Gives out the shards of a step by the speeds of those who are there.
-    fn give_out(&mut self, step: u64) {
-        let Role::Lead(lead) = &self.role else { return };
-        let (mut hands, working) = self.hands(lead);
-        hands.truncate(working);
-        let Role::Lead(lead) = &mut self.role else { return };
-        lead.running = true;
-        let paces: Vec<Option<f64>> = hands.iter().map(|hand| hand.pace).collect();
-        let mut start = 0;
-        for (hand, count) in hands.into_iter().zip(quotas(self.settings.shards, &paces)) {
-            let shards = start..start + count;
-            start = shards.end;
-            if !shards.is_empty() {
-                self.give(hand.rank, hand.link, step, shards);
-            }
-        }
-    }
-
-    fn give(&mut self, rank: Rank, link: Option<Link>, step: u64, shards: Range<usize>) {
-        let now = self.now;
-        let Role::Lead(lead) = &mut self.role else { return };
-        lead.round.give(rank, shards.clone(), now);
-        match link {
-            Some(link) => self.send(link, Message::Work { step, shards }),
-            None => self.work.give(step, shards),
-        }
-    }
-
-    /// Gives shards that nobody has to members that have none, or, but to spares, some of those of the slowest.
-    fn keep_busy(&mut self) {
-        let (now, me) = (self.now, self.me());
-        let Role::Lead(lead) = &self.role else { return };
-        let Some(step) = self.step.filter(|_| lead.running) else { return };
-        let (hands, working) = self.hands(lead);
-        let all = hands.len();
-        for (place, hand) in hands.into_iter().enumerate() {
-            let Role::Lead(lead) = &mut self.role else { return };
-            if !lead.running {
-                return;
-            }
-            if lead.round.is_busy(hand.rank) {
-                continue;
-            }
-            let most = lead.round.count_free().div_ceil(all).max(1);
-            if let Some(shards) = lead.round.take_free(most) {
-                self.give(hand.rank, hand.link, step, shards);
-                continue;
-            }
-            let Some(pace) = hand.pace.filter(|_| place < working) else { continue };
-            let (own_pace, peers) = (lead.own_pace, &lead.peers);
-            let pace_of = |owner| {
-                if owner == me { own_pace } else { peers.values().find(|it| it.rank == owner)?.pace }
-            };
-            let Some((victim, end)) = lead.round.steal(now, pace, pace_of) else { continue };
-            match lead.link_of(victim) {
-                Some(link) => self.send(link, Message::Trim { step, end }),
-                None => {
-                    for message in self.work.trim(step, end) {
-                        self.on_member(me, message);
-                    }
-                }
-            }
-        }
+        self.give_out();
     }
 
     /// Ends the training for all members, after a last checkpoint where it goes on from there.

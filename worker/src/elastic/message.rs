@@ -1,7 +1,6 @@
 //! What members tell each other.
 
 use super::ledger::Spent;
-use crate::shards::Partial;
 use crate::vector::Vector;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -53,6 +52,15 @@ pub enum Outcome {
     Failed(String),
 }
 
+/// One try to compute a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turn {
+    /// Steps that are done.
+    pub step: u64,
+    /// How often the leader has begun anew.
+    pub number: u32,
+}
+
 /// One message. Large vectors follow the rest of it on the wire.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Message {
@@ -77,35 +85,37 @@ pub enum Message {
     State(Box<Snapshot>),
     /// What was lacking is there.
     Synced,
-    /// Compute these shards of the step that begins with the state of `step`.
+    /// Compute these shards of the step that begins with the state of `turn.step`.
     Work {
-        /// Steps that are done.
-        step: u64,
+        /// Of this try.
+        turn: Turn,
         /// Which.
         shards: Range<usize>,
     },
     /// Leave shards from `end` on to another one, but for those that are begun.
     Trim {
         /// As in `Work`.
-        step: u64,
+        turn: Turn,
         /// The first one to leave.
         end: usize,
     },
     /// What is left to another one begins here.
     Trimmed {
         /// As in `Work`.
-        step: u64,
+        turn: Turn,
         /// The first one that is not computed.
         end: usize,
     },
     /// The sum of some shards.
     Part {
         /// As in `Work`.
-        step: u64,
+        turn: Turn,
         /// First shard.
         start: usize,
         /// Shards.
         size: usize,
+        /// It is of one shard, not finite or audited: another member is to compute it as well.
+        is_disputed: bool,
         /// Mean time of a shard, in microseconds.
         pace_us: u64,
         /// Their sum.
@@ -137,12 +147,6 @@ pub enum Message {
 }
 
 impl Message {
-    /// The sum of some shards.
-    pub fn part(step: u64, partial: Partial, pace_us: u64) -> Message {
-        let Partial { start, size, values } = partial;
-        Message::Part { step, start, size, pace_us, values }
-    }
-
     /// The vectors that follow the rest.
     pub fn vectors(&self) -> Vec<&[f32]> {
         match self {

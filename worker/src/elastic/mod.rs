@@ -8,6 +8,7 @@
 //! longest-serving member that answers leads (`lead`); the others follow it (`follow`); one that is suspected in vain goes
 //! on as a follower of its successor.
 
+mod dispute;
 mod follow;
 mod lead;
 mod ledger;
@@ -15,22 +16,23 @@ mod message;
 mod probe;
 mod quota;
 mod round;
+mod share;
 #[cfg(test)]
 mod tests;
 mod work;
 
+pub use dispute::{Audit, Computed};
 pub use ledger::Spent;
-pub use message::{Agreement, Identity, Message, Outcome, Rank, Snapshot};
+pub use message::{Agreement, Identity, Message, Outcome, Rank, Snapshot, Turn};
 
-use crate::shards::Partial;
 use crate::vector::Vector;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Name and version of the protocol.
-pub const PROTOCOL: &str = "aquifer-elastic-1";
+pub const PROTOCOL: &str = "aquifer-elastic-2";
 
 /// How often a leader gives a sign of life.
 const PING: Duration = Duration::from_millis(300);
@@ -77,12 +79,21 @@ pub struct Settings {
     pub lanes: usize,
     /// Members, the last that came, that have the state and compute nothing unless another one is missing.
     pub spares: usize,
+    /// Shards that two members compute and compare, if any.
+    pub audit: Option<Audit>,
     /// All members have to be there from the first step to the last.
     pub is_fixed: bool,
     /// How long it waits for others at the start.
     pub join: Duration,
     /// How long a fixed group bears a silent member.
     pub peer: Duration,
+}
+
+impl Settings {
+    /// The shard that is audited in the step that begins with the state of `step`.
+    fn audited(&self, step: u64) -> Option<usize> {
+        self.audit.and_then(|audit| audit.shard(step, self.shards))
+    }
 }
 
 /// Something that happened.
@@ -102,8 +113,8 @@ pub enum Event {
     Got(Link, Message),
     /// Part of a message came.
     Alive(Link),
-    /// Shards are computed: their sums, each with its loss behind it, and the time all of them took.
-    Computed(u64, Vec<Partial>, Duration),
+    /// Shards are computed, and the time all of them took.
+    Computed(u64, Vec<Computed>, Duration),
     /// The state that was to be loaded or installed is there, of this step.
     Ready(u64),
     /// The checkpoint of this step is on disk.
@@ -255,7 +266,7 @@ impl Node {
                     // The engine has another state than it was to compute with.
                     self.work.drop();
                 }
-                for message in self.work.computed(step, sums, took) {
+                for message in self.work.computed(step, sums, took, self.settings.audited(step)) {
                     self.tell_leader(message);
                 }
             }
@@ -350,7 +361,7 @@ impl Node {
             (Some(refusal), _) => refusal,
             (None, Role::Lead(lead)) if !lead.is_ending() => {
                 self.compare_kernels(&who);
-                return self.welcome(link, who.rank, step);
+                return self.welcome(link, who.rank, who.kernels.into(), step);
             }
             (None, Role::Follow(follow)) => Message::Follow(follow.leader),
             _ => Message::Refuse { reason: format!("rank {} does not lead", self.me()), for_now: true },

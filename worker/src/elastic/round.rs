@@ -1,8 +1,10 @@
 //! One step as its leader sees it: which shards are there, who has which, and which nobody has.
 
+use super::dispute::{Dispute, Verdict, Voter};
 use super::message::Rank;
 use crate::shards::{Partial, ShardSum};
 use crate::vector::Vector;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -13,6 +15,8 @@ pub struct Round {
     there: Vec<bool>,
     left: usize,
     sum: ShardSum,
+    /// Shards that more than one member has to compute, and are not in the sum.
+    disputes: BTreeMap<usize, Dispute>,
     blocks: Vec<Block>,
     /// Shards that nobody has, or of somebody who is late with them.
     free: Vec<Range<usize>>,
@@ -25,7 +29,7 @@ pub struct Block {
     pub owner: Rank,
     /// What it has not sent yet.
     pub shards: Range<usize>,
-    /// When it was given them.
+    /// When it was given them, or sent the last of others.
     pub since: Duration,
     /// It was asked to leave some of them, and has not answered, or could not.
     trimming: bool,
@@ -36,8 +40,8 @@ pub struct Block {
 impl Round {
     /// Of a step with so many shards.
     pub fn new(shards: usize) -> Round {
-        let (there, sum) = (vec![false; shards], ShardSum::default());
-        Round { shards, there, left: shards, sum, blocks: Vec::new(), free: Vec::new() }
+        let (there, sum, disputes) = (vec![false; shards], ShardSum::default(), BTreeMap::new());
+        Round { shards, there, left: shards, sum, disputes, blocks: Vec::new(), free: Vec::new() }
     }
 
     /// Begins the next step.
@@ -45,6 +49,7 @@ impl Round {
         self.there.fill(false);
         self.left = self.shards;
         self.sum.clear();
+        self.disputes.clear();
         self.blocks.clear();
         self.free.clear();
     }
@@ -64,23 +69,85 @@ impl Round {
         self.blocks.iter().any(|block| block.owner == rank)
     }
 
-    /// Takes a sum from a member, unless some of it is there already: then another one has the rest of it. Returns
-    /// whether the step is complete.
-    pub fn put(&mut self, owner: Rank, node: Partial) -> bool {
+    /// Takes a sum from a member, unless some of it is there already, or in dispute: then another one has the rest of it.
+    pub fn put(&mut self, owner: Rank, node: Partial, now: Duration) {
         let shards = node.start..node.start + node.size;
+        self.advance(owner, &shards, now);
+        if shards.into_iter().all(|shard| self.is_open(shard)) {
+            self.add(node);
+        }
+    }
+
+    /// Takes the sum of a shard that others have to compute as well.
+    pub fn put_in_dispute(
+        &mut self,
+        voter: Voter,
+        shard: usize,
+        values: Vector,
+        is_audited: bool,
+        now: Duration,
+    ) {
+        self.advance(voter.rank, &(shard..shard + 1), now);
+        if !self.there[shard] {
+            self.disputes.entry(shard).or_insert_with(|| Dispute::new(is_audited)).vote(voter, values);
+        }
+    }
+
+    /// Whether this shard is in dispute.
+    pub fn is_in_dispute(&self, shard: usize) -> bool {
+        self.disputes.contains_key(&shard)
+    }
+
+    /// Whether any shard is.
+    pub fn has_disputes(&self) -> bool {
+        !self.disputes.is_empty()
+    }
+
+    /// A shard that this member should compute because others have.
+    pub fn take_dispute(&mut self, rank: Rank, voters: &[Voter]) -> Option<usize> {
+        let blocks = &self.blocks;
+        let mut idle = self.disputes.iter_mut().filter(|(shard, _)| !is_computed(blocks, **shard));
+        idle.find_map(|(shard, dispute)| dispute.who_helps(voters).contains(&rank).then_some(*shard))
+    }
+
+    /// Ends a dispute that can be ended, and takes its sum, if there is one, into that of the step.
+    pub fn settle(&mut self, voters: &[Voter]) -> Option<(usize, Verdict)> {
+        let blocks = &self.blocks;
+        let (start, mut verdict) = self.disputes.iter_mut().find_map(|(shard, dispute)| {
+            let is_last = !is_computed(blocks, *shard) && dispute.who_helps(voters).is_empty();
+            Some((*shard, dispute.verdict(is_last)?))
+        })?;
+        self.disputes.remove(&start);
+        if let Verdict::Sum(values, _) = &mut verdict {
+            self.add(Partial { start, size: 1, values: std::mem::take(values) });
+        }
+        Some((start, verdict))
+    }
+
+    fn add(&mut self, node: Partial) {
+        self.there[node.start..node.start + node.size].fill(true);
+        self.left -= node.size;
+        self.sum.insert(node);
+    }
+
+    /// Whether all shards are in the sum.
+    pub fn is_complete(&self) -> bool {
+        self.left == 0
+    }
+
+    /// The next one that a member's block begins with is behind these.
+    fn advance(&mut self, owner: Rank, shards: &Range<usize>, now: Duration) {
         for block in &mut self.blocks {
             if block.owner == owner && block.shards.start == shards.start {
                 block.shards.start = shards.end.min(block.shards.end);
+                block.since = now;
             }
         }
         self.blocks.retain(|block| !block.shards.is_empty());
-        if self.there[shards.clone()].iter().any(|there| *there) {
-            return false;
-        }
-        self.there[shards].fill(true);
-        self.left -= node.size;
-        self.sum.insert(node);
-        self.left == 0
+    }
+
+    fn is_open(&self, shard: usize) -> bool {
+        !self.there[shard] && !self.disputes.contains_key(&shard)
     }
 
     /// The sum of all shards of a complete step.
@@ -108,15 +175,15 @@ impl Round {
     /// Free neighbours, at most `most` of them, which are not there yet.
     pub fn take_free(&mut self, most: usize) -> Option<Range<usize>> {
         loop {
-            let range = self.free.last_mut()?;
-            while range.start < range.end && self.there[range.start] {
+            let mut range = self.free.pop()?;
+            while range.start < range.end && !self.is_open(range.start) {
                 range.start += 1;
             }
-            let missing = self.there[range.clone()].iter().take_while(|there| !**there).count();
-            let taken = range.start..range.start + missing.min(most);
+            let open = range.clone().take_while(|shard| self.is_open(*shard)).count();
+            let taken = range.start..range.start + open.min(most);
             range.start = taken.end;
-            if range.start == range.end {
-                self.free.pop();
+            if !range.is_empty() {
+                self.free.push(range);
             }
             if !taken.is_empty() {
                 return Some(taken);
@@ -126,7 +193,7 @@ impl Round {
 
     /// Shards that are free.
     pub fn count_free(&self) -> usize {
-        self.free.iter().cloned().flatten().filter(|shard| !self.there[*shard]).count()
+        self.free.iter().cloned().flatten().filter(|shard| self.is_open(*shard)).count()
     }
 
     /// Whom an idle member with this `pace` (seconds a shard) should relieve, and of the shards from where on: of those
@@ -170,6 +237,11 @@ impl Round {
     }
 }
 
+/// Whether somebody who is not late computes a shard.
+fn is_computed(blocks: &[Block], shard: usize) -> bool {
+    blocks.iter().any(|block| !block.late && block.shards.contains(&shard))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,16 +255,27 @@ mod tests {
         let mut round = Round::new(8);
         round.give(1, 0..4, Duration::ZERO);
         round.give(2, 4..8, Duration::ZERO);
-        assert!(!round.put(1, node(0, 4)));
+        round.put(1, node(0, 4), Duration::ZERO);
         round.doubt(2);
         assert_eq!((round.count_free(), round.take_free(2)), (4, Some(4..6)));
         round.give(1, 4..6, Duration::ZERO);
-        assert!(!round.put(1, node(4, 2)));
+        round.put(1, node(4, 2), Duration::ZERO);
         // The late one is there at last, with what is there already: the rest is still free.
-        assert!(!round.put(2, node(4, 4)));
+        round.put(2, node(4, 4), Duration::ZERO);
         assert_eq!((round.take_free(9), round.take_free(9)), (Some(6..8), None));
-        assert!(round.put(1, node(6, 2)));
+        assert!(!round.is_complete());
+        round.put(1, node(6, 2), Duration::ZERO);
+        assert!(round.is_complete());
         assert_eq!(round.total()[..], [28.0]);
+    }
+
+    #[test]
+    fn who_sends_some_of_its_shards_has_as_long_for_the_others_as_if_they_had_just_been_given() {
+        let mut round = Round::new(8);
+        round.give(1, 0..8, Duration::ZERO);
+        round.put(1, node(0, 4), Duration::from_secs(4));
+        let block = &round.blocks()[0];
+        assert_eq!((block.shards.clone(), block.since), (4..8, Duration::from_secs(4)));
     }
 
     #[test]

@@ -23,6 +23,7 @@ fn leader() -> Node {
         checkpoint_every: None,
         lanes: 1,
         spares: 1,
+        audit: None,
         is_fixed: false,
         join: Duration::from_secs(60),
         peer: Duration::from_secs(60),
@@ -42,8 +43,8 @@ fn given(actions: &[Action]) -> Vec<Link> {
     work.collect()
 }
 
-#[test]
-fn a_spare_computes_only_while_another_one_is_missing() {
+/// That leader, once the others are there, and what it did then.
+fn gathered() -> (Node, Vec<Action>) {
     let mut node = leader();
     let mut actions = Vec::new();
     for link in 1..=3 {
@@ -55,7 +56,69 @@ fn a_spare_computes_only_while_another_one_is_missing() {
         assert_eq!(says, link == 3, "only rank 3 has other kernels: {welcomed:?}");
         actions = node.handle(3 * MS, Event::Got(link, Message::Synced));
     }
+    (node, actions)
+}
+
+#[test]
+fn a_spare_computes_only_while_another_one_is_missing() {
+    let (mut node, actions) = gathered();
     assert_eq!(given(&actions), [1, 2]);
     let lost = node.handle(4 * MS, Event::Closed(1, "connection closed".into()));
     assert_eq!(given(&lost), [3]);
+}
+
+/// All shards of a step are there but one that is not finite; rank 1, which is done, computes it again, as `sum`.
+fn not_finite(sum: f32) -> Vec<Action> {
+    let (mut node, mut actions) = gathered();
+    let part = |start, size, value: f32| Message::Part {
+        turn: Turn::default(),
+        start,
+        size,
+        is_disputed: value.is_nan(),
+        pace_us: 1000,
+        values: vec![value].into(),
+    };
+    let heard =
+        [(1, part(4, 4, 1.0)), (2, part(8, 1, f32::NAN)), (2, part(9, 1, 1.0)), (2, part(10, 2, 1.0))];
+    for (link, message) in heard {
+        let more = node.handle(4 * MS, Event::Got(link, message));
+        actions.extend(more);
+    }
+    assert_eq!(given(&actions), [1, 2, 1]);
+    for shard in 0..4 {
+        let compute = Action::Compute { step: 0, shards: shard..shard + 1 };
+        assert!(actions.contains(&compute), "{actions:?}");
+        let sum = Computed::new(shard, vec![1.0].into());
+        actions = node.handle(5 * MS, Event::Computed(0, vec![sum], MS));
+    }
+    node.handle(6 * MS, Event::Got(1, part(8, 1, sum)))
+}
+
+#[test]
+fn who_alone_has_a_sum_that_is_not_finite_is_named_and_gets_no_more_shards() {
+    let actions = not_finite(3.0);
+    let sentence = "rank 2 has computed a wrong sum of shard 8 of step 1, its device may have a fault: it gets no more, and the \
+                    step begins anew";
+    assert!(actions.contains(&Action::Say(sentence.into())), "{actions:?}");
+    assert_eq!(given(&actions), [1, 3]);
+}
+
+#[test]
+fn a_sum_that_is_not_finite_on_two_members_ends_the_training() {
+    let reason = "the training diverged: loss is NaN, as computed by rank 2 and rank 1 for shard 8 of step 1; a lower \
+                  --learning-rate or --clip may help";
+    let end = Message::End(Outcome::Failed(reason.into()), None);
+    let actions = not_finite(f32::NAN);
+    assert!(actions.contains(&Action::Send(1, end)), "{actions:?}");
+    assert!(!actions.iter().any(|action| matches!(action, Action::Apply { .. } | Action::Save(_))));
+}
+
+#[test]
+fn who_is_asked_to_stop_does_not_wait_for_its_state() {
+    let mut node = Node::new(leader().settings);
+    let actions = node.handle(MS, Event::Members(vec![Member { rank: 0, address: String::new() }]));
+    assert_eq!(actions, [Action::Load]);
+    let mut actions = node.handle(2 * MS, Event::Stop { alone: false });
+    actions.extend(node.handle(3 * MS, Event::Tick));
+    assert_eq!(actions, [Action::Exit(Outcome::Stopped)]);
 }

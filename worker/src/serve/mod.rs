@@ -64,11 +64,8 @@ fn load(args: &ServeArgs, contract: &Contract) -> Result<(Model, Tokenizer), Wor
     let fetched = match Place::parse("--model", &args.model.to_string_lossy())? {
         Place::Directory(_) => None,
         Place::Store(url) => {
-            let scratch = contract.scratch();
-            // The store has a runtime of its own, which this thread's would not let run.
-            let fetch = || Store::fetch("--model", &url, &scratch);
-            let fetched = std::thread::scope(|scope| scope.spawn(fetch).join());
-            Some(fetched.map_err(|_| WorkerError::Group("the model could not be fetched".into()))??)
+            // The store has a runtime of its own, which that of requests would not let run.
+            Some(Store::fetch("--model", &url, &contract.scratch())?)
         }
     };
     let path = fetched.as_ref().map_or(args.model.as_path(), TempDir::path);
@@ -91,7 +88,19 @@ pub async fn run(
     let mut file = StatusFile::new(contract.run_dir.as_deref());
     let mut status = Status { message: "loading the model".into(), ..Status::default() };
     file.update(&status);
-    let (model, tokenizer) = load(args, contract)?;
+    // A store that does not answer is not waited for by one who is asked to stop.
+    let (sender, loaded) = tokio::sync::oneshot::channel();
+    let asked = (args.clone(), contract.clone());
+    std::thread::spawn(move || _ = sender.send(load(&asked.0, &asked.1)));
+    let mut stop = Box::pin(stop);
+    let (model, tokenizer) = tokio::select! {
+        loaded = loaded => loaded.map_err(|_| WorkerError::Group("the model could not be loaded".into()))??,
+        () = &mut stop => {
+            (status.state, status.message) = (Life::Stopping, "stopped".into());
+            file.flush(&status);
+            return Ok(());
+        }
+    };
     let kernels = Cpu::with_precision(contract.threads, args.precision);
     let name = args.model_name();
     let blocks = memory::blocks(&model.config, args.kv_memory)?;

@@ -9,13 +9,12 @@ use crate::checkpoint::{
     self, CheckpointError, Checkpoints, Keeping, Record, Settings, TrainingState, load_model,
 };
 use crate::data::Dataset;
-use crate::elastic::{Event, Link, Snapshot, Spent};
+use crate::elastic::{Computed, Event, Link, Snapshot, Spent};
 use crate::error::WorkerError;
 use crate::kernels::{AdamW, Cpu, Kernels, Precision};
 use crate::model::training::{Sample, Workspace};
 use crate::model::{Layout, Model, ModelConfig};
 use crate::safetensors::Weights;
-use crate::shards::Partial;
 use crate::vector::Vector;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -236,7 +235,7 @@ impl Engine {
     }
 
     /// The sums of single shards, each with its loss behind it.
-    fn compute(&mut self, step: u64, shards: Range<usize>) -> Vec<Partial> {
+    fn compute(&mut self, step: u64, shards: Range<usize>) -> Vec<Computed> {
         let state = self.state.as_deref().expect("loaded or installed before it is used");
         if state.record.step != step {
             // Overtaken: nobody needs it.
@@ -245,9 +244,9 @@ impl Engine {
         let Settings { seed, batch, micro_batch, context, .. } = self.plan.settings;
         let (model, data) = (&state.model, &*self.plan.data);
         let len = model.layout.len + 1;
-        let mut sums: Vec<Vector> = shards.clone().map(|_| Vector::any(len)).collect();
-        let compute = |shard: usize, desk: &mut Desk, sum: &mut Vector| {
-            sum.fill(0.0);
+        let mut sums: Vec<Option<Computed>> = shards.clone().map(|_| None).collect();
+        let compute = |shard: usize, desk: &mut Desk, computed: &mut Option<Computed>| {
+            let mut sum = Vector::zeros(len);
             let first = step * batch as u64 + (shard * micro_batch) as u64;
             let (mut tokens, mut targets) = (Vec::new(), Vec::new());
             for number in first..first + micro_batch as u64 {
@@ -258,9 +257,10 @@ impl Engine {
             let sample = Sample { tokens: &tokens, targets: &targets, length: context };
             let (loss, gradient) = sum.split_last_mut().expect("the loss stands last");
             *loss = model.loss_and_gradient(&desk.kernels, &mut desk.workspace, gradient, sample);
+            *computed = Some(Computed::new(shard, sum));
         };
         std::thread::scope(|scope| {
-            let mut work = shards.clone().zip(&mut self.desks).zip(&mut sums);
+            let mut work = shards.zip(&mut self.desks).zip(&mut sums);
             let own = work.next();
             for ((shard, desk), sum) in work {
                 let compute = &compute;
@@ -270,7 +270,7 @@ impl Engine {
                 compute(shard, desk, sum);
             }
         });
-        shards.zip(sums).map(|(start, values)| Partial { start, size: 1, values }).collect()
+        sums.into_iter().flatten().collect()
     }
 
     /// The update of a step: its gradient is the mean of those of the shards, as long as allowed.

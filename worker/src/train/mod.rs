@@ -8,7 +8,7 @@
 //! Who does what is decided by [`crate::elastic`]; here are the threads that carry it out: one decides, one computes
 //! (`engine`), and each connection has two (`net`).
 
-mod engine;
+pub(crate) mod engine;
 mod members;
 pub(crate) mod net;
 mod report;
@@ -21,7 +21,7 @@ use crate::checkpoint::{CheckpointError, Keeping, Record, Settings, TrainingStat
 use crate::contract::Contract;
 use crate::data::Dataset;
 use crate::elastic::{
-    Action, Agreement, Event, Identity, Link, Message, Node, Outcome, PROTOCOL, Snapshot, Spent,
+    Action, Agreement, Audit, Event, Identity, Link, Message, Node, Outcome, PROTOCOL, Snapshot, Spent,
 };
 use crate::error::WorkerError;
 use crate::model::{Layout, ModelConfig};
@@ -141,6 +141,7 @@ pub fn run(
         checkpoint_every: args.checkpoint_dir.is_some().then_some(args.checkpoint_every),
         lanes,
         spares: args.spares,
+        audit: args.audit_every.map(|every| Audit { every, seed: args.seed }),
         is_fixed: membership.is_fixed(),
         join: Duration::from_secs(args.join_timeout),
         peer: Duration::from_secs(args.peer_timeout),
@@ -174,9 +175,11 @@ pub fn run(
     };
     let outcome = member.drive(&received, stop, on_step);
     member.net.flush(FLUSH);
-    // What was decided is carried out to its end.
+    // What was decided is carried out to its end; without a state that is nothing, and a store may not answer.
     member.orders = channel().0;
-    _ = engine.join();
+    if member.node.step().is_some() {
+        _ = engine.join();
+    }
     while let Ok(input) = received.try_recv() {
         if matches!(input, Input::Step(_) | Input::Failed(_) | Input::Event(Event::Saved(_))) {
             member.take(input, on_step);
@@ -330,6 +333,8 @@ fn agreement(args: &TrainArgs, config: &ModelConfig, data: &Dataset) -> Agreemen
     for (name, value) in settings.as_object().expect("a struct") {
         agreement.push((format!("--{}", name.replace('_', "-")), value.to_string()));
     }
+    let audits = args.audit_every.map_or("not given".into(), |every| every.to_string());
+    agreement.push(("--audit-every".into(), audits));
     let text = format!("{} tokens with checksum {:08x}", data.len(), data.digest);
     agreement.push(("--data".into(), text));
     agreement

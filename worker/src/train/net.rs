@@ -316,7 +316,7 @@ pub fn describe(error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::elastic::Spent;
+    use crate::elastic::{Spent, Turn};
 
     fn sent(message: &Message) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -331,9 +331,18 @@ mod tests {
     #[test]
     fn messages_survive_and_parts_of_them_are_refused() {
         let values: Vec<f32> = (0..100_000).map(|it| it as f32 / 7.0).collect();
-        let part = Message::Part { step: 3, start: 4, size: 2, pace_us: 9, values: values.clone().into() };
+        let part = Message::Part {
+            turn: Turn { step: 3, number: 1 },
+            start: 4,
+            size: 2,
+            is_disputed: false,
+            pace_us: 9,
+            values: values.clone().into(),
+        };
         let commit = Message::Commit { step: 4, total: Arc::new(values.into()), spent: Spent::default() };
-        for message in [part, commit, Message::Ping(Some(7)), Message::Work { step: 1, shards: 2..5 }] {
+        for message in
+            [part, commit, Message::Ping(Some(7)), Message::Work { turn: Turn::default(), shards: 2..5 }]
+        {
             let bytes = sent(&message);
             assert_eq!(read(&bytes, 100_000), Ok(message));
             assert!(read(&bytes[..bytes.len() - 1], 100_000).is_err());

@@ -1,11 +1,16 @@
 //! The simulated world: processes, a network, a scheduler that replaces who dies, a disk.
 
+mod faults;
+
 use aquifer_worker::elastic::{
-    Action, Event, Identity, Link, Member, Message, Node, Outcome, PROTOCOL, Rank, Settings, Snapshot,
+    Action, Computed, Event, Identity, Link, Member, Message, Node, Outcome, PROTOCOL, Rank, Settings,
+    Snapshot,
 };
 use aquifer_worker::random::Random;
 use aquifer_worker::shards::{Partial, ShardSum};
+use faults::Faults;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::Duration;
 
 /// How often each case occurred.
@@ -72,6 +77,9 @@ struct World {
     /// The newest checkpoint: its step.
     disk: Option<u64>,
     settings: Settings,
+    /// Members have different kernels.
+    is_mixed: bool,
+    faults: Faults,
     done: BTreeSet<Rank>,
     tells: bool,
 }
@@ -105,6 +113,9 @@ pub fn run(seed: u64, tells: bool, seen: &mut Seen) {
     let mut random = Random::new(seed);
     let mut pick = |from: u64, to: u64| from + random.bits() % (to - from + 1);
     let (shards, steps, members) = (pick(1, 24) as usize, pick(3, 600), pick(1, 6) as Rank);
+    let (checkpoint_every, lanes, spares) = (pick(1, 9), pick(1, 3) as usize, pick(0, 2) as usize);
+    let is_mixed = pick(0, 3) == 0;
+    let (faults, audit) = Faults::draw(&mut random, shards, steps);
     let settings = Settings {
         identity: Identity {
             protocol: PROTOCOL.into(),
@@ -116,9 +127,10 @@ pub fn run(seed: u64, tells: bool, seen: &mut Seen) {
         },
         shards,
         steps,
-        checkpoint_every: Some(pick(1, 9)),
-        lanes: pick(1, 3) as usize,
-        spares: pick(0, 2) as usize,
+        checkpoint_every: Some(checkpoint_every),
+        lanes,
+        spares,
+        audit,
         is_fixed: false,
         join: Duration::from_secs(60),
         peer: Duration::from_secs(60),
@@ -136,6 +148,8 @@ pub fn run(seed: u64, tells: bool, seen: &mut Seen) {
         lists: vec![(0..members).map(member).collect()],
         disk: None,
         settings,
+        is_mixed,
+        faults,
         done: BTreeSet::new(),
         tells,
     };
@@ -146,12 +160,17 @@ pub fn run(seed: u64, tells: bool, seen: &mut Seen) {
         world.now = at;
         assert!(at < END, "seed {seed}: it has not ended at {at:?}; {}", world.describe());
         world.happen(happens, &states, seen, seed);
+        if world.faults.has_diverged {
+            // What is on disk is from before, as every state is.
+            return;
+        }
         // Who hangs for good may be left behind.
         let hangs = |it: &Member| world.processes.get(&it.rank).is_some_and(|it| it.hangs.is_some());
         if !world.done.is_empty() && world.lists.last().is_some_and(|list| list.iter().all(hangs)) {
             break;
         }
     }
+    assert!(!world.faults.is_fatal(), "seed {seed}: the model diverged, and nobody said so");
     assert!(!world.done.is_empty(), "seed {seed}: nobody has come to the end");
     assert_eq!(world.disk, Some(steps), "seed {seed}: the last checkpoint");
 }
@@ -215,6 +234,10 @@ impl World {
             Happens::Start(rank) => {
                 let (mut settings, speed) = (self.settings.clone(), 0.5 + 2.0 * self.random.unit());
                 settings.identity.rank = rank;
+                if self.is_mixed {
+                    settings.identity.kernels = ["avx2", "avx512"][rank as usize % 2].into();
+                }
+                self.start_device(rank);
                 let process = Process {
                     node: Node::new(settings),
                     state: None,
@@ -284,8 +307,7 @@ impl World {
                 if sends {
                     note("the leader hangs while it sends a state");
                 }
-                let others = self.processes.values().filter(|it| it.hangs.is_none()).count();
-                let wait = match 1 < others && self.chance(8) {
+                let wait = match self.goes_on_without(victim) && self.chance(8) {
                     true => 2 * END,
                     false => Duration::from_millis(self.random.bits() % 12_000),
                 };
@@ -309,7 +331,7 @@ impl World {
                 note("a member joins");
                 self.join();
             }
-            8 if 1 < self.lists.last().map_or(0, Vec::len) => {
+            8 if self.goes_on_without(victim) => {
                 note("a member is let go");
                 self.say(|| format!("{victim} is let go"));
                 let mut list = self.lists.last().expect("one").clone();
@@ -324,6 +346,14 @@ impl World {
             }
             _ => (),
         }
+    }
+
+    /// Whether somebody else takes part who does not hang.
+    fn goes_on_without(&self, victim: Rank) -> bool {
+        let works = |it: &Member| {
+            it.rank != victim && self.processes.get(&it.rank).is_some_and(|it| it.hangs.is_none())
+        };
+        self.lists.last().is_some_and(|list| list.iter().any(works))
     }
 
     fn join(&mut self) {
@@ -428,8 +458,8 @@ impl World {
             _ => (),
         }
         let process = self.processes.get_mut(&rank).expect("just seen");
-        if let Event::Got(_, Message::Work { step, .. }) = &event {
-            let again = process.works_at.replace(*step) == Some(*step);
+        if let Event::Got(_, Message::Work { turn, .. }) = &event {
+            let again = process.works_at.replace(turn.step) == Some(turn.step);
             *seen.entry("a stand-in gives a shard").or_default() += u64::from(again);
             let list = self.lists.last().expect("one");
             let mut spares = list.iter().rev().take(self.settings.spares);
@@ -443,7 +473,7 @@ impl World {
             if self.tells && !matches!(action, Action::Send(_, Message::Ping(_) | Message::Pong)) {
                 println!("{:>9.3} {rank} -> {action:?}", now.as_secs_f64());
             }
-            self.act(rank, action, states, seed);
+            self.act(rank, action, states, seen, seed);
         }
     }
 
@@ -457,9 +487,23 @@ impl World {
         self.at(at, Happens::Event(owner, None, Event::Got(open.other, message)));
     }
 
+    /// The sums of shards, if the engine has the state that they are to be computed with.
+    fn compute(&mut self, rank: Rank, step: u64, shards: Range<usize>, seen: &mut Seen) -> Vec<Computed> {
+        let (own, state) = self.processes[&rank].state.expect("it has one to compute with");
+        let mut compute = |start| {
+            let values = self.on_device(rank, step, start, gradient(state, step, start), seen);
+            Computed::new(start, values.into())
+        };
+        if own == step { shards.map(&mut compute).collect() } else { Vec::new() }
+    }
+
     /// Orders to the engine take their time one after the other; what they do is decided when they are given.
-    fn act(&mut self, rank: Rank, action: Action, states: &[[f32; 2]], seed: u64) {
+    fn act(&mut self, rank: Rank, action: Action, states: &[[f32; 2]], seen: &mut Seen, seed: u64) {
         let now = self.now;
+        let sums = match &action {
+            Action::Compute { step, shards } => self.compute(rank, *step, shards.clone(), seen),
+            _ => Vec::new(),
+        };
         let process = self.processes.get_mut(&rank).expect("it has just decided");
         let free = process.engine_free.max(now);
         let mut after = |wait_us: u64, event| {
@@ -503,15 +547,7 @@ impl World {
                 process.state = Some((step, state));
                 process.engine_free = free + Duration::from_millis(1);
             }
-            Action::Compute { step, shards } => {
-                let (own, state) = process.state.expect("it has one to compute with");
-                let sums = match own == step {
-                    true => shards
-                        .clone()
-                        .map(|start| Partial { start, size: 1, values: gradient(state, step, start).into() })
-                        .collect(),
-                    false => Vec::new(),
-                };
+            Action::Compute { step, .. } => {
                 let each = 20_000.0 / process.speed;
                 let took = each as u64 + self.random.bits() % 3_000;
                 after(took, Event::Computed(step, sums, Duration::from_micros(took)));
@@ -523,7 +559,7 @@ impl World {
                 let wait = Duration::from_micros(self.random.bits() % 50_000);
                 self.at(now + wait, Happens::Event(rank, None, Event::Saved(step)));
             }
-            Action::Say(_) => (),
+            Action::Say(text) => self.told(&text, seen, seed),
             Action::Exit(outcome) => {
                 self.say(|| format!("{rank} exits: {outcome:?}"));
                 self.remove(rank);
@@ -535,7 +571,10 @@ impl World {
                         self.publish(list);
                     }
                     Outcome::Stopped => (),
-                    Outcome::Failed(_) => self.within(500, Happens::Replace(rank)),
+                    Outcome::Failed(reason) => {
+                        self.failed(&reason, seen, seed);
+                        self.within(500, Happens::Replace(rank));
+                    }
                 }
             }
         }
