@@ -152,6 +152,19 @@ fn a_restart_of_the_machine_is_no_failure_of_its_jobs() {
 }
 
 #[test]
+fn what_kills_all_of_a_node_is_no_failure_of_its_jobs() {
+    let mut pool = Pool::of_one(&[]);
+    let job = pool.submit(until_file(&pool, "go", 0));
+    pool.until_state(job, Running);
+    pool.worker(job, 1, 0);
+    pool.kill_node("a");
+    pool.agent("a", &[]);
+    pool.until_job(job, "placed again", |job| job.attempt == 2 && job.state() == Running);
+    fs::write(pool.file("go"), "").expect("a file");
+    assert_eq!(pool.until_succeeded(job).failures, 0);
+}
+
+#[test]
 fn a_worker_that_its_agent_had_no_time_to_start_is_no_failure_of_its_job() {
     let mut pool = Pool::of_one(&[]);
     let job = pool.submit(until_file(&pool, "go", 0));

@@ -504,20 +504,21 @@ impl Watcher {
     }
 
     async fn watch_found(mut self, supervisor: Option<OwnedFd>) {
-        // The agent that was to start it was killed first.
-        let never_began = supervisor.is_none() && !self.dir.pid_path().exists();
+        // What ended it ended the agent as well, as when all of a node is killed.
+        let with_agent = supervisor.is_none();
         // One that cannot be watched is ended like one that was killed: what may run unseen must not run.
         if let Some(Ok(supervisor)) = supervisor.map(Supervisor::found) {
             self.until_run_ends(supervisor, true).await;
         }
-        self.ended(false, never_began).await;
+        self.ended(false, with_agent).await;
     }
 
-    async fn ended(&mut self, unwritten: bool, never_began: bool) {
+    /// * `with_agent`: its supervisor was gone when the agent came: if it left no exit, the worker was lost, it did not fail.
+    async fn ended(&mut self, unwritten: bool, with_agent: bool) {
         self.look_at_status().await;
         let exit = match self.dir.read_exit() {
             Some(exit) => exit,
-            None => self.end_orphans(unwritten, never_began).await,
+            None => self.end_orphans(unwritten, with_agent).await,
         };
         self.exited(exit).await;
     }
@@ -590,7 +591,8 @@ impl Watcher {
     }
 
     /// The supervisor left no exit: ends what is left of the worker and says why.
-    async fn end_orphans(&mut self, unwritten: bool, never_began: bool) -> Exit {
+    async fn end_orphans(&mut self, unwritten: bool, with_agent: bool) -> Exit {
+        let began = self.dir.pid_path().exists();
         let pids: Option<run_dir::Pids> = json::read(&self.dir.pid_path()).ok();
         let supervisor = pids.as_ref().map(|pids| (pids.supervisor, pids.supervisor_start));
         loop {
@@ -610,13 +612,14 @@ impl Watcher {
         if let Some(container) = self.container.take() {
             let _ = tokio::task::spawn_blocking(move || container.remove()).await;
         }
-        let why = match (unwritten, never_began) {
+        let why = match (unwritten, with_agent) {
             (true, _) => "it ended, but its exit could not be written: the disk is full or read-only",
-            (false, true) => "the agent ended before it was started",
+            (false, true) if !began => "the agent ended before it was started",
+            (false, true) => "its supervisor was killed while there was no agent",
             (false, false) => "its supervisor was killed",
         };
         let exit = Exit::Failed(why.into());
-        let _ = self.dir.write_exit(&exit, never_began);
+        let _ = self.dir.write_exit(&exit, with_agent);
         exit
     }
 

@@ -125,7 +125,7 @@ async fn a_worker_of_another_user_ends_with_its_supervisor() {
     kill_9(supervisor);
     eventually("the worker ends", || !is_alive(worker)).await;
     t.open().await;
-    assert_eq!(t.exit_of(id(0)).await, failed("its supervisor was killed"));
+    assert_eq!(t.exit_of(id(0)).await, failed("its supervisor was killed while there was no agent"));
     t.done().await;
 }
 

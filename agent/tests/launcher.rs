@@ -496,7 +496,8 @@ async fn a_supervisor_that_was_killed_while_there_was_no_agent_is_found_by_the_n
     eventually("the worker dies with its supervisor", || !is_alive(worker)).await;
     t.open().await;
     assert_eq!(t.found, [(id(0), WorkerState::Running)]);
-    assert_eq!(t.exit_of(id(0)).await, failed("its supervisor was killed"));
+    assert_eq!(t.exit_of(id(0)).await, failed("its supervisor was killed while there was no agent"));
+    assert!(t.launcher().was_lost(id(0)), "it did not fail");
     t.done().await;
 }
 
@@ -523,7 +524,7 @@ async fn a_process_that_took_a_dead_supervisors_number_is_left_alone() {
     let lock = fs::File::open(t.run_dir(id(0)).join("lock")).unwrap();
     lock.lock().unwrap();
     t.open().await;
-    assert_eq!(t.exit_of(id(0)).await, failed("its supervisor was killed"));
+    assert_eq!(t.exit_of(id(0)).await, failed("its supervisor was killed while there was no agent"));
     assert!(is_alive(other.id() as i32));
     other.kill().unwrap();
     other.wait().unwrap();
