@@ -113,7 +113,23 @@ fn together<'a>(ready: u32, loads: impl Iterator<Item = &'a (ReplicaLoad, Time)>
     all
 }
 
+impl ServeOptions {
+    /// Name that clients ask for: the one that was given, else that of the model's directory.
+    pub fn name(&self) -> &str {
+        let directory = || self.model.rsplit('/').find(|part| !part.is_empty()).unwrap_or("model");
+        if self.served_name.is_empty() { directory() } else { &self.served_name }
+    }
+}
+
 impl JobSpec {
+    /// What it serves, if it is a service, and the index of the role that does.
+    pub fn served(&self) -> Option<(usize, &ServeOptions)> {
+        self.roles.iter().enumerate().find_map(|(at, role)| match &role.program {
+            Program::Serve(options) => Some((at, options)),
+            Program::Command(_) | Program::Train(_) => None,
+        })
+    }
+
     /// What the service promises, and the role whose replicas follow from that, if it scales itself.
     pub fn promise(&self) -> Option<(&Role, &Promise)> {
         self.roles.iter().filter(|role| role.min_ranks.is_some()).find_map(|role| match &role.program {

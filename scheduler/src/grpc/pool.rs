@@ -427,6 +427,14 @@ impl v1::pool_server::Pool for PoolService {
         Ok(Response::new(v1::ListReservationsResponse { reservations: list.await? }))
     }
 
+    async fn list_services(&self, _: Request<v1::ListServicesRequest>) -> Reply<v1::ListServicesResponse> {
+        let shared = self.runtime.shared.clone();
+        let services = self.query(move |cluster| {
+            cluster.jobs().services().filter_map(|job| view::service(&shared, job)).collect()
+        });
+        Ok(Response::new(v1::ListServicesResponse { services: services.await? }))
+    }
+
     async fn status(&self, _: Request<v1::StatusRequest>) -> Reply<v1::StatusResponse> {
         let now = self.query(Cluster::now).await?;
         Ok(Response::new(v1::StatusResponse {
