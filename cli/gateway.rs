@@ -16,7 +16,7 @@ use prometheus::Registry;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::client::{Global, Pool, identity, is_lost};
 use crate::output::{Failure, write_out};
@@ -273,5 +273,16 @@ async fn look(pool: &Pool, gateway: &Gateway) -> Result<(), Status> {
         endpoints: it.endpoints.into_iter().collect::<BTreeSet<_>>().into_iter().collect(),
     };
     gateway.routes.set(answer.services.into_iter().map(service).collect());
+    // What sleeps is woken; what starts is not taken for something that nobody asks.
+    for model in gateway.routes.overview().into_iter().filter(|model| 0 < model.held) {
+        for job in model.jobs {
+            let asked = client.demand(v1::DemandRequest { job, waiting: model.held as u32 });
+            match timeout(PATIENCE, asked).await {
+                // It may have ended since.
+                Ok(Err(status)) if status.code() != Code::FailedPrecondition => return Err(status),
+                _ => (),
+            }
+        }
+    }
     Ok(())
 }

@@ -112,6 +112,10 @@ impl Pool for Peer {
         Err(Status::unimplemented(""))
     }
 
+    async fn demand(&self, _: Request<DemandRequest>) -> Reply<DemandResponse> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn list_services(&self, _: Request<ListServicesRequest>) -> Reply<ListServicesResponse> {
         Err(Status::unimplemented(""))
     }

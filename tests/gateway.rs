@@ -161,16 +161,24 @@ fn a_gateway_knows_all_services_and_answers_to_keys_alone() {
     }
     assert_eq!(ask(gateway.port, "GET /readyz", "").0, 200);
     // What is under way when it is told to stop is answered.
-    let port = gateway.port;
-    let long = serde_json::json!({"model": name, "prompt": "a", "max_tokens": 60, "ignore_eos": true, "stream": true});
-    let answer = std::thread::spawn(move || complete(port, &long, key));
-    until("it is under way", || {
-        let text = ask(port, "GET /metrics", key).1;
-        text.contains(&format!("aquifer_gateway_in_flight{{model=\"{name}\"}} 1")).then_some(())
-    });
-    gateway.end();
-    let (status, body) = answer.join().expect("a client").expect("an answer");
-    assert!(status == 200 && body.contains("[DONE]"), "{body}");
+    let body = serde_json::json!({"model": name, "prompt": "a", "max_tokens": 9, "stream": true}).to_string();
+    let mut stream = TcpStream::connect(("127.0.0.1", gateway.port)).expect("it listens");
+    let length = body.len();
+    write!(
+        stream,
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\nexpect: 100-continue\r\n{key}\r\n"
+    )
+    .expect("it reads");
+    let mut goes_on = [0; 25];
+    stream.read_exact(&mut goes_on).expect("it wants the body");
+    assert_eq!(&goes_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+    gateway.process.signal(Signal::TERM);
+    until("nobody else is let in", || TcpStream::connect(("127.0.0.1", gateway.port)).err());
+    stream.write_all(body.as_bytes()).expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("[DONE]"), "{answer}");
+    assert_eq!(gateway.process.finish().code, Some(0));
     pool.cancel(waits);
 }
 
@@ -195,5 +203,41 @@ fn a_gateway_beyond_loopback_needs_keys_and_a_token_that_the_pool_takes() {
     let gateway = gateway(&pool, &["--token-file", &token]);
     assert_eq!(ask(gateway.port, "GET /v1/models", "").0, 401);
     assert_eq!(ask(gateway.port, "GET /v1/models", "authorization: Bearer s3cret\r\n").0, 200);
+    gateway.end();
+}
+
+#[test]
+fn a_service_that_sleeps_is_woken_by_a_request() {
+    let pool = Pool::of_one(&[]);
+    let mut spec = service(&model(&pool), "chat", 1);
+    let Some(v1::role::Program::Serve(options)) = &mut spec.roles[0].program else {
+        unreachable!("a service")
+    };
+    options.autoscale = Some(v1::Autoscale { sleep_after_ms: Some(1_000), ..Default::default() });
+    let job = pool.submit(spec);
+    let gateway = gateway(&pool, &[]);
+    let asked = serde_json::json!({"model": "chat", "prompt": "a", "max_tokens": 2});
+    let asleep = || {
+        pool.until_job(job, "asleep", |job| {
+            job.state() == JobState::Pending && job.reason.starts_with("sleeps")
+        });
+        until("nothing of it is left", || {
+            (pool.node("a").is_some_and(|node| node.cpus_milli_held == 0)).then_some(())
+        });
+    };
+    for _ in 0..2 {
+        asleep();
+        let (status, models) = ask(gateway.port, "GET /v1/models", "");
+        assert!(status == 200 && models.contains("chat"), "what sleeps is there: {models}");
+        let (status, body) = complete(gateway.port, &asked, "").expect("an answer");
+        assert_eq!(status, 200, "{body}");
+    }
+    asleep();
+    let explained = pool.aquifer(&["explain", &format!("job-{job}")]).ok();
+    assert!(explained.contains("a request for \"chat\" at a gateway wakes it"), "{explained}");
+    assert_eq!(pool.aquifer(&["job", "wake", &format!("job-{job}")]).ok(), format!("job-{job} is awake\n"));
+    let ended = pool.until_state(job, JobState::Running);
+    assert_eq!((ended.attempt, ended.failures), (4, 0), "{}", ended.last_failure);
+    pool.until_note("is to have 0 replicas instead of 1: nobody asks");
     gateway.end();
 }

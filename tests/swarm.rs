@@ -16,10 +16,11 @@ use aquifer_sim::{Sim, workload};
 const PATIENCE: Time = Time(20_000_000);
 
 /// What a swarm must have met, or it proves nothing.
-const SIGHTS: [&str; 52] = [
+const SIGHTS: [&str; 56] = [
     "agent-restarted",
     "answered as repeated",
     "array",
+    "autoscaled",
     "cancelled",
     "devices of one island",
     "drained",
@@ -28,9 +29,11 @@ const SIGHTS: [&str; 52] = [
     "fenced by a supervisor",
     "gang on several nodes",
     "gang on several nodes of one domain",
+    "given to a service that runs",
     "grown",
     "inventory-changed",
     "killed",
+    "laid to sleep",
     "moved",
     "moved for a reservation",
     "node-lost",
@@ -67,6 +70,7 @@ const SIGHTS: [&str; 52] = [
     "timed out",
     "unreachable",
     "unreserved",
+    "woken",
     "worker failed",
     "workers adopted",
 ];

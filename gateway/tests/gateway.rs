@@ -16,7 +16,7 @@ use futures::channel::mpsc;
 use http_body_util::BodyExt;
 use prometheus::Registry;
 use serde_json::Value;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tower_service::Service as _;
 
@@ -55,6 +55,19 @@ async fn lost() -> (String, Arc<AtomicUsize>) {
         }
     });
     (endpoint, asked)
+}
+
+/// A replica that begins an answer and goes away.
+async fn lost_soon() -> String {
+    let socket = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let endpoint = format!("http://{}/v1", socket.local_addr().expect("it listens"));
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = socket.accept().await {
+            _ = stream.read(&mut [0; 1024]).await;
+            _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n").await;
+        }
+    });
+    endpoint
 }
 
 /// Where nobody listens.
@@ -153,6 +166,7 @@ async fn a_request_that_nobody_began_to_answer_goes_to_another_replica() {
     for (bad, why) in [
         (nobody().await, "refused"),
         (lost().await.0, "lost"),
+        (lost_soon().await, "lost"),
         (replica(busy(StatusCode::SERVICE_UNAVAILABLE)).await.0, "stopping"),
         (replica(busy(StatusCode::TOO_MANY_REQUESTS)).await.0, "full"),
     ] {
@@ -166,7 +180,7 @@ async fn a_request_that_nobody_began_to_answer_goes_to_another_replica() {
         let moved = bench.moved().await;
         assert_eq!(moved.keys().collect::<Vec<_>>(), [why], "{moved:?}");
     }
-    assert_eq!(asked.load(Ordering::SeqCst), 80);
+    assert_eq!(asked.load(Ordering::SeqCst), 100);
 }
 
 #[tokio::test]

@@ -344,12 +344,15 @@ impl Jobs {
         self.active.get(queue).into_iter().flatten().map(|(_, Reverse(id))| &*self.table[id])
     }
 
-    /// Jobs that wait while others give way to them, each with when that was decided, once for each of those.
-    /// `O(jobs that stop)`.
+    /// Jobs to which others give way, each with when that was decided, once for each of those. `O(jobs that stop)`.
+    pub fn gives_way(&self) -> impl Iterator<Item = (&Job, Time)> {
+        let to = self.stopping().filter_map(Job::gives_way_to);
+        to.filter_map(|(id, at)| Some((self.get(id)?, at)))
+    }
+
+    /// Those of them that wait.
     pub fn preemptors(&self) -> impl Iterator<Item = (&Job, Time)> {
-        let preemptors = self.stopping().filter_map(Job::gives_way_to);
-        let preemptors = preemptors.filter_map(|(id, at)| Some((self.get(id)?, at)));
-        preemptors.filter(|(job, _)| matches!(job.phase, Phase::Pending(_)))
+        self.gives_way().filter(|(job, _)| matches!(job.phase, Phase::Pending(_)))
     }
 
     /// Jobs that stop to give way to `job`, oldest first.
@@ -434,6 +437,7 @@ impl Jobs {
             self.services.insert(id);
         }
         match &job.phase {
+            Phase::Pending(_) if job.sleeps() => (),
             Phase::Pending(not_before) => match self.dependencies(job) {
                 Dependency::Met if now < *not_before => _ = self.timers.insert((*not_before, id)),
                 Dependency::Met => {
@@ -541,6 +545,8 @@ impl Jobs {
         let (ageing_ms, guests) = (self.ageing_ms, self.guests.clone());
         let mut recount = Jobs { ageing_ms, guests, ..Jobs::default() };
         for job in self.table.values() {
+            let is_due = job.phase != Phase::Active || !job.is_to_sleep();
+            assert!(is_due, "{} runs, and is to sleep", job.id);
             recount.insert(now, Job::clone(job));
         }
         assert_eq!(self.ready, recount.ready, "the ready jobs");

@@ -212,6 +212,7 @@ pub fn explanation(now: Time, job: JobId, explanation: &Explanation) -> v1::Expl
     };
     let reason = match explanation.reason {
         Reason::NotWaiting(_) => "not-waiting",
+        Reason::Sleeps { .. } => "sleeps",
         Reason::Follows(_) => "follows",
         Reason::Pauses { .. } => "pauses",
         Reason::QueueLimit { .. } => "queue-limit",

@@ -1,6 +1,5 @@
 //! Why a job waits, in the terms of its user. Pure: asks the same functions that decide.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cluster::Cluster;
@@ -12,10 +11,13 @@ use crate::topology::Level;
 use crate::types::*;
 
 mod booked;
+mod change;
 mod class;
 mod start;
 mod text;
 use booked::shorter;
+pub use change::Change;
+use change::change;
 pub use class::{ClassChoice, MAX_OTHERS, OtherClass, class_choice};
 use start::{end_of, start};
 pub use text::{bytes, duration, milli};
@@ -48,6 +50,8 @@ pub enum Reason {
     NotWaiting(Phase),
     /// A job that it follows has not ended.
     Follows(JobId),
+    /// Nobody has asked the model that it serves for as long as it says: it sleeps until somebody does.
+    Sleeps { job: JobId, model: Name },
     /// It failed and pauses until then.
     Pauses { until: Time, failures: u32 },
     /// `queue`, its own or one above that, would hold more than its limit, in thousandths of a device.
@@ -168,67 +172,16 @@ pub enum Start {
     Never,
 }
 
-/// A change of a request.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub enum Change {
-    CpusMilli {
-        from: u32,
-        to: u32,
-    },
-    MemoryBytes {
-        from: u64,
-        to: u64,
-    },
-    DeviceMemoryBytes {
-        from: u64,
-        to: u64,
-    },
-    Devices {
-        from: u16,
-        to: u16,
-    },
-    Ranks {
-        from: u32,
-        to: u32,
-    },
-    MinRanks {
-        from: u32,
-        to: u32,
-    },
-    Model {
-        from: Name,
-    },
-    Vendor {
-        from: Vendor,
-    },
-    Labels,
-    Image,
-    Topology {
-        from: Level,
-    },
-    Apart {
-        from: Level,
-    },
-    Island,
-    Isolation {
-        from: Isolation,
-        to: Isolation,
-    },
-    /// In milliseconds.
-    TimeLimit {
-        from: Option<u64>,
-        to: u64,
-    },
-}
-
 /// Explains a job of the cluster, or one that might be submitted to it.
 ///
 /// `O(nodes log nodes * log jobs)` for a waiting job.
 pub fn explain(cluster: &Cluster, job: &Job) -> Explanation {
     let mut free = free_for_all(cluster);
     let reason = reason(&mut free, job);
-    let waits = !matches!(reason, Reason::NotWaiting(_) | Reason::RunsWith { .. } | Reason::Preempts(_));
+    let waits = !matches!(
+        reason,
+        Reason::NotWaiting(_) | Reason::RunsWith { .. } | Reason::Preempts(_) | Reason::Sleeps { .. }
+    );
     let roles = if waits { verdicts(&free, job) } else { Vec::new() };
     let lacks_room = matches!(reason, Reason::RoomFor { .. } | Reason::QueueLimit { .. });
     let blockers = if lacks_room { blockers(cluster, job, &reason) } else { Vec::new() };
@@ -252,6 +205,10 @@ pub fn explain(cluster: &Cluster, job: &Job) -> Explanation {
 pub fn reason(free: &mut Free, job: &Job) -> Reason {
     let cluster = free.cluster();
     match job.phase {
+        Phase::Pending(_) if job.sleeps() => {
+            let model = job.spec.served().map_or("", |(_, options)| options.name()).into();
+            return Reason::Sleeps { job: job.id, model };
+        }
         Phase::Pending(not_before) if cluster.now() < not_before => {
             return Reason::Pauses { until: not_before, failures: job.failures };
         }
@@ -485,116 +442,4 @@ fn blockers(cluster: &Cluster, job: &Job, reason: &Reason) -> Vec<Blocker> {
     blockers.sort_by_key(|blocker| (blocker.ends_by.is_none(), blocker.ends_by, blocker.job));
     blockers.truncate(MAX_BLOCKERS);
     blockers
-}
-
-/// Tries changes from the least painful on; of each the smallest that works.
-fn change(free: &mut Free, job: &Job) -> Option<Change> {
-    let free = RefCell::new(free);
-    let fits_as = |edit: &dyn Fn(&mut JobSpec)| {
-        let mut spec = (*job.spec).clone();
-        edit(&mut spec);
-        fits(&mut free.borrow_mut(), &Job { spec: spec.into(), ..job.clone() }).is_ok()
-    };
-    let fits = |edit: &dyn Fn(&mut Role)| fits_as(&|spec| spec.roles.iter_mut().for_each(edit));
-    let each_device = |edit: &dyn Fn(&mut DeviceRequest), role: &mut Role| {
-        role.request.devices.iter_mut().for_each(edit);
-    };
-    // One role is what nearly all jobs have; with more, the figures named are those of the largest.
-    let role = job.spec.roles.iter().max_by_key(|role| role.least())?;
-    let request = &role.request;
-    let device = request.devices.first();
-
-    // It keeps all that it computes with.
-    if let Some(from) = job.spec.topology.require.clone()
-        && fits_as(&|spec| spec.topology.require = None)
-    {
-        return Some(Change::Topology { from });
-    }
-    if let Some(from) = job.spec.roles.iter().find_map(|role| role.standing.apart.clone())
-        && fits(&|role| role.standing.apart = None)
-    {
-        return Some(Change::Apart { from });
-    }
-    if request.devices.iter().any(|want| want.one_island)
-        && fits(&|role| each_device(&|d| d.one_island = false, role))
-    {
-        return Some(Change::Island);
-    }
-    if let Some(from) = request.devices.iter().map(|want| want.isolation).max() {
-        let weaker = Isolation::ALL.iter().rev().map(|(isolation, _)| *isolation).filter(|it| *it < from);
-        for to in weaker {
-            if fits(&|role| each_device(&|d| d.isolation = d.isolation.min(to), role)) {
-                return Some(Change::Isolation { from, to });
-            }
-        }
-    }
-    let cpus = largest(u64::from(request.cpus_milli / 1000), &|cpus| {
-        fits(&|role| role.request.cpus_milli = role.request.cpus_milli.min(1000 * cpus as u32))
-    });
-    if let Some(cpus) = cpus {
-        return Some(Change::CpusMilli { from: request.cpus_milli, to: 1000 * cpus as u32 });
-    }
-    let memory = largest(request.memory_bytes >> 30, &|gib| {
-        fits(&|role| role.request.memory_bytes = role.request.memory_bytes.min(gib << 30))
-    });
-    if let Some(gib) = memory {
-        return Some(Change::MemoryBytes { from: request.memory_bytes, to: gib << 30 });
-    }
-    if let Some(device) = device {
-        let memory = largest(device.memory_bytes >> 30, &|gib| {
-            fits(&|role| each_device(&|d| d.memory_bytes = d.memory_bytes.min(gib << 30), role))
-        });
-        if let Some(gib) = memory {
-            return Some(Change::DeviceMemoryBytes { from: device.memory_bytes, to: gib << 30 });
-        }
-        let fewer = largest(u64::from(device.count), &|count| {
-            0 < count && fits(&|role| each_device(&|d| d.count = d.count.min(count as u16), role))
-        });
-        if let Some(to) = fewer {
-            return Some(Change::Devices { from: device.count, to: to as u16 });
-        }
-    }
-    let fewer = largest(u64::from(role.least()), &|ranks| {
-        let fewer = |role: &mut Role| match &mut role.min_ranks {
-            Some(least) => *least = (*least).min(ranks as u32),
-            None => role.ranks = role.ranks.min(ranks as u32),
-        };
-        0 < ranks && fits(&fewer)
-    });
-    if let Some(to) = fewer.map(|to| to as u32) {
-        let from = role.least();
-        return Some(match role.min_ranks {
-            Some(_) => Change::MinRanks { from, to },
-            None => Change::Ranks { from, to },
-        });
-    }
-    if let Some(from) = device.and_then(|device| device.model.clone())
-        && fits(&|role| each_device(&|d| d.model = None, role))
-    {
-        return Some(Change::Model { from });
-    }
-    if let Some(from) = device.and_then(|device| device.vendor)
-        && fits(&|role| each_device(&|d| (d.model, d.vendor) = (None, None), role))
-    {
-        return Some(Change::Vendor { from });
-    }
-    let labelled = !request.labels.is_empty();
-    if labelled && fits(&|role| role.request.labels.clear()) {
-        return Some(Change::Labels);
-    }
-    let contained = request.image.is_some();
-    (contained && fits(&|role| role.request.image = None)).then_some(Change::Image)
-}
-
-/// The largest value below `from` that fits, if smaller values fit whenever larger ones do.
-fn largest(from: u64, fits: &dyn Fn(u64) -> bool) -> Option<u64> {
-    if from == 0 || !(fits(0) || fits(1)) {
-        return None;
-    }
-    let (mut fitting, mut unfit) = (u64::from(!fits(0)), from);
-    while 1 < unfit - fitting {
-        let middle = (fitting + unfit) / 2;
-        if fits(middle) { fitting = middle } else { unfit = middle }
-    }
-    (fitting < from).then_some(fitting)
 }

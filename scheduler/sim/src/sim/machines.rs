@@ -107,6 +107,7 @@ impl Sim {
             false => self.fault(self.faults.worker_fail).then(|| self.any_failure()),
         };
         let counting = work.pace.as_ref().map(|pace| self.counting_of(machine, worker.job, &launch, pace));
+        self.begin_load(machine, worker, &launch);
         let process = Process { launch, state: WorkerState::Starting, stopped: false, fenced: false };
         let it = &mut self.machines[machine];
         it.processes.insert(worker, process);
