@@ -239,6 +239,7 @@ fn nobody_gives_way_to_a_service_of_lower_priority_or_against_the_policy() {
         for _ in 0..4 {
             tell(&mut t, 100, 10);
         }
+        assert_eq!(t.job(2).attempt, 1, "the others run on");
         [1, 2, 3].map(|job| t.job(job).ranks.len())
     };
     assert_eq!(asks(patient(), training(1, 7, 0)), [6, 2, 0]);

@@ -76,7 +76,7 @@ impl<'a> Promises<'a> {
         let freed_for = cluster.freed_for.iter().filter_map(|(id, at)| Some((jobs.get(*id)?, *at)));
         let claimants: BTreeSet<(Time, Reverse<i32>, JobId)> = (freed_for.chain(jobs.gives_way()))
             // While it waited, others may have given way to one that has started elsewhere.
-            .filter(|(job, at)| job.phase == Phase::Active && job.began < Some(*at))
+            .filter(|(job, at)| job.phase == Phase::Active && job.began <= Some(*at))
             .filter(|(job, _)| job.spec.promise().is_some())
             .map(|(job, at)| (at, Reverse(job.spec.priority), job.id))
             .collect();
