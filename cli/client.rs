@@ -32,7 +32,7 @@ pub struct Global {
     /// of the system
     #[arg(long, global = true, env = "AQUIFER_TLS_CA", value_name = "FILE")]
     pub tls_ca: Option<PathBuf>,
-    /// File with the certificate that this program shows, in PEM: a scheduler to everyone, others to a scheduler that
+    /// File with the certificate that this program shows, in PEM: a scheduler and a gateway to everyone, others to a scheduler that
     /// wants one. Default: none
     #[arg(long, global = true, env = "AQUIFER_TLS_CERT", value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,

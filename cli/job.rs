@@ -16,7 +16,8 @@ use crate::{Session, explain, jobs, time_now, units, view};
     after_help = "\
 Example:
   aquifer job job-7
-  aquifer job scale job-7 --ranks 4",
+  aquifer job scale job-7 --ranks 4
+  aquifer job wake job-7",
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true
 )]
@@ -44,6 +45,15 @@ Example:
         #[arg(long, value_name = "N|auto")]
         ranks: Wanted,
     },
+    /// Wake a service that sleeps as nobody asks it, as a request at a gateway does
+    #[command(after_help = "\
+Example:
+  aquifer job wake job-7")]
+    Wake {
+        /// The job: job-7, or 7
+        #[arg(value_name = "JOB")]
+        job: JobId,
+    },
 }
 
 /// A number of ranks, or what was submitted.
@@ -66,8 +76,10 @@ impl std::str::FromStr for Wanted {
 
 /// Runs the command.
 pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
-    if let Some(Change::Scale { job, ranks }) = args.change {
-        return scale(job, ranks, session).await;
+    match args.change {
+        Some(Change::Scale { job, ranks }) => return scale(job, ranks, session).await,
+        Some(Change::Wake { job }) => return wake(job, session).await,
+        None => (),
     }
     let job = args.job.expect("clap asks for it");
     let job = get(job, Patience::Short, session).await?;
@@ -95,6 +107,17 @@ async fn scale(job: JobId, Wanted(ranks): Wanted, session: &Session) -> Result<E
             Some(_) => format!("{job} is to have {} ranks", found.wanted_ranks),
             None => format!("{job} is to have as many ranks as fit, up to {}", found.wanted_ranks),
         }),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn wake(job: JobId, session: &Session) -> Result<ExitCode> {
+    let request = v1::DemandRequest { job: job.0, waiting: 1 };
+    session.pool.call(Patience::Long, async |mut client: Client| client.demand(request).await).await?;
+    let found = view::Job::with_spec(&get(job, Patience::Short, session).await?);
+    match session.output.json {
+        true => session.output.document(&found),
+        false => session.output.text(format!("{job} is awake")),
     }
     Ok(ExitCode::SUCCESS)
 }

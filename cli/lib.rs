@@ -17,6 +17,7 @@ pub mod drain;
 pub mod etcd;
 pub mod explain;
 pub mod flags;
+pub mod gateway;
 pub mod job;
 pub mod job_file;
 pub mod jobs;

@@ -87,6 +87,10 @@ pub struct Args {
     /// `off`. Default: on
     #[arg(long, env = "AQUIFER_PREEMPTION", value_name = "ON|OFF")]
     pub preemption: Option<String>,
+    /// Let trainings give up ranks that they can do without, while they run on, for services that need more replicas than
+    /// there is room for: `on` or `off`. Without preemption never. Default: on
+    #[arg(long, env = "AQUIFER_YIELD_TO_SERVICES", value_name = "ON|OFF")]
+    pub yield_to_services: Option<String>,
     /// For so long a job runs before it may stop, with its grace, to go on with more ranks: 0 to 365d, or `off`.
     /// Default: 5m
     #[arg(long, env = "AQUIFER_GROW_AFTER", value_name = "DURATION")]
@@ -181,11 +185,14 @@ impl Args {
             text => between(text, 3_600_000, YEAR_MS).map_err(|why| format!("{why}, or 0")),
         })?;
         let ageing = settings.take("ageing", self.ageing.as_ref(), "1h", |t| between(t, 0, YEAR_MS))?;
-        let preemption = settings.take("preemption", self.preemption.as_ref(), "on", |text| match text {
+        let switch = |text: &str| match text {
             "on" => Ok(true),
             "off" => Ok(false),
-            _ => Err("expected on or off".into()),
-        })?;
+            _ => Err("expected on or off".to_string()),
+        };
+        let preemption = settings.take("preemption", self.preemption.as_ref(), "on", switch)?;
+        let yields = self.yield_to_services.as_ref();
+        let yield_to_services = settings.take("yield-to-services", yields, "on", switch)?;
         let grow_after = settings.take("grow-after", self.grow_after.as_ref(), "5m", |text| match text {
             "off" => Ok(None),
             text => between(text, 0, YEAR_MS).map(Some).map_err(|why| format!("{why}, or off")),
@@ -215,6 +222,7 @@ impl Args {
             half_life,
             ageing,
             preemption,
+            yield_to_services,
             grow_after,
             rounds,
             keep_ended,

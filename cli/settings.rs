@@ -19,6 +19,8 @@ pub struct SettingsFile {
     pub server: BTreeMap<String, toml::Value>,
     /// Of `aquifer agent`.
     pub agent: BTreeMap<String, toml::Value>,
+    /// Of `aquifer gateway`.
+    pub gateway: BTreeMap<String, toml::Value>,
 }
 
 /// One daemon's table, from which settings are taken one by one.

@@ -267,6 +267,7 @@ pub struct Autoscale {
     pub concurrency: u32,
     pub ttft_ms: Option<u64>,
     pub tpot_ms: Option<u64>,
+    pub sleep_after_ms: Option<u64>,
 }
 
 /// What `submit` and `run --detach` print.
@@ -800,6 +801,7 @@ impl From<&core::Role> for Role {
                         concurrency: promise.concurrency,
                         ttft_ms: promise.ttft_ms,
                         tpot_ms: promise.tpot_ms,
+                        sleep_after_ms: promise.sleep_after_ms,
                     }),
                 });
             }

@@ -207,7 +207,7 @@ fn every_command_has_an_example_and_a_place_in_the_reference() {
     let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/cli.md")).unwrap();
     let commands: Vec<Vec<String>> =
         commands().into_iter().filter(|path| CLIENT.contains(&&path[0][..])).collect();
-    assert_eq!(commands.len(), CLIENT.len() + 8, "{commands:?}");
+    assert_eq!(commands.len(), CLIENT.len() + 9, "{commands:?}");
     let mut flags = 0;
     for path in commands {
         let mut arguments: Vec<&str> = path.iter().map(String::as_str).collect();

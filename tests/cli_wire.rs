@@ -112,6 +112,14 @@ impl Pool for Peer {
         Err(Status::unimplemented(""))
     }
 
+    async fn demand(&self, _: Request<DemandRequest>) -> Reply<DemandResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_services(&self, _: Request<ListServicesRequest>) -> Reply<ListServicesResponse> {
+        Err(Status::unimplemented(""))
+    }
+
     type BackupStream = Stream1<BackupPiece>;
     async fn backup(&self, _: Request<BackupRequest>) -> Reply<Self::BackupStream> {
         Err(Status::unimplemented(""))

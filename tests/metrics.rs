@@ -177,13 +177,23 @@ fn every_number_of_the_dashboard_and_the_rules_is_told_by_a_daemon() {
     pool.until_succeeded(job);
     pool.aquifer(&["queues", "set", "default", "--limit", "8"]).ok();
     until_number(port, "aquifer_queue_limit_devices{queue=\"default\"}", 8.0);
+    let gateway = free_ports(1);
+    let (listen, url) = (format!("127.0.0.1:{gateway}"), pool.url());
+    let waits = devices(command(&["true"]), 1, &[(9, "h200")]);
+    let options = v1::Serve { model: "/m".into(), ..Default::default() };
+    let program = Some(v1::role::Program::Serve(options));
+    let roles = vec![v1::Role { program, ..waits.roles[0].clone() }];
+    pool.submit(v1::JobSpec { roles, ..waits });
+    let words = ["gateway", "--server", &url, "--listen", &listen];
+    let mut runs = start(pool.dir(), "gateway", self::program(pool.dir(), &words));
+    runs.until_out("listening on ");
     let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
     let dashboard = fs::read_to_string(deploy.join("grafana/aquifer.json")).expect("a dashboard");
     let rules = fs::read_to_string(deploy.join("prometheus-rules.yml")).expect("rules");
     let mut wanted = Vec::new();
     expressions(&serde_json::from_str(&dashboard).expect("JSON"), &mut wanted);
     wanted.extend(rules.lines().filter_map(|line| line.trim().strip_prefix("expr:")).map(Into::into));
-    let told: BTreeSet<String> = [port, own]
+    let told: BTreeSet<String> = [port, own, gateway]
         .into_iter()
         .flat_map(scrape)
         .map(|(name, _)| name.split('{').next().expect("a name").to_string())

@@ -16,10 +16,11 @@ use aquifer_sim::{Sim, workload};
 const PATIENCE: Time = Time(20_000_000);
 
 /// What a swarm must have met, or it proves nothing.
-const SIGHTS: [&str; 54] = [
+const SIGHTS: [&str; 58] = [
     "agent-restarted",
     "answered as repeated",
     "array",
+    "autoscaled",
     "cancelled",
     "devices of one island",
     "drained",
@@ -29,10 +30,12 @@ const SIGHTS: [&str; 54] = [
     "given up with a lost node",
     "gang on several nodes",
     "gang on several nodes of one domain",
+    "given to a service that runs",
     "grown",
     "inventory-changed",
     "kept",
     "killed",
+    "laid to sleep",
     "moved",
     "moved for a reservation",
     "node-lost",
@@ -69,6 +72,7 @@ const SIGHTS: [&str; 54] = [
     "timed out",
     "unreachable",
     "unreserved",
+    "woken",
     "worker failed",
     "workers adopted",
 ];

@@ -98,6 +98,28 @@ fn jobs_run_on_nodes_that_speak_tls() {
 }
 
 #[test]
+fn a_gateway_with_a_certificate_speaks_tls_to_all() {
+    let pool = secured(&Authority::new(), &[]);
+    let (url, token) = (pool.url(), pool.file("token"));
+    let words = ["gateway", "--listen", "127.0.0.1:0", "--server", &url, "--token-file", &token];
+    let words = [&words[..], &["--tls-ca", "ca.pem"], &OWN].concat();
+    let mut gateway = start(pool.dir(), "gateway", program(pool.dir(), &words));
+    gateway.until_out("listening on ");
+    let out = gateway.out();
+    let address = out.lines().find_map(|line| line.strip_prefix("listening on ")).expect("an address");
+    let mut plain = TcpStream::connect(address).expect("a connection");
+    plain.write_all(b"GET /v1/models HTTP/1.0\r\n\r\n").expect("a request");
+    let mut answer = String::new();
+    plain.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.0 400") && answer.contains("this speaks TLS"), "{answer}");
+    // Whose certificate is good, and who is no scheduler.
+    let not_grpc = nodes(&pool, &format!("https://{address}"), &["--tls-ca", "ca.pem"]);
+    says(&not_grpc, 1, "speaks TLS, but not gRPC");
+    gateway.signal(rustix::process::Signal::TERM);
+    assert_eq!(gateway.finish().code, Some(0));
+}
+
+#[test]
 fn what_is_said_travels_in_clear_text_without_tls_and_not_with_it() {
     // Of a message: words of a head, as the token is, are packed.
     let secret = "a-name-that-nobody-may-read";

@@ -145,15 +145,12 @@ fn train(options: &TrainOptions) -> Vec<(&'static str, String)> {
 }
 
 fn serve(options: &ServeOptions, address: &str, port: u16) -> Vec<(&'static str, String)> {
-    let mut arguments = vec![
+    vec![
         ("--model", options.model.to_string()),
+        ("--name", options.name().to_string()),
         ("--host", address.into()),
         ("--port", port.to_string()),
         ("--max-queue", options.max_queue.to_string()),
         ("--precision", options.precision.to_string()),
-    ];
-    if !options.served_name.is_empty() {
-        arguments.push(("--name", options.served_name.to_string()));
-    }
-    arguments
+    ]
 }

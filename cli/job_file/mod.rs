@@ -187,6 +187,8 @@ pub struct Autoscale {
     pub ttft: Option<Given<Span<1, 1>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tpot: Option<Given<Span<1, 1>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sleep_after: Option<Given<Span<1000, 7>>>,
 }
 
 /// Devices of a rank: `1`, `{count: 2, class: h200}`, or `{any_of: [{…}, {…}]}`.

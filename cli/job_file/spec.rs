@@ -293,6 +293,7 @@ impl Part<'_> {
                 concurrency: given.concurrency.map_or(8, |given| given.0.0 as u32),
                 ttft_ms: given.ttft.map(|given| given.0.0),
                 tpot_ms: given.tpot.map(|given| given.0.0),
+                sleep_after_ms: given.sleep_after.map(|given| given.0.0),
             }),
         })
     }
@@ -539,6 +540,7 @@ fn role_of(role: &core::Role) -> Role {
                     concurrency: Some(Given(Whole(promise.concurrency.into()))),
                     ttft: promise.ttft_ms.map(|ms| Given(Span(ms))),
                     tpot: promise.tpot_ms.map(|ms| Given(Span(ms))),
+                    sleep_after: promise.sleep_after_ms.map(|ms| Given(Span(ms))),
                 }),
             });
         }

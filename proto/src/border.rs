@@ -209,7 +209,8 @@ fn role(field: &str, wire: &v1::Role) -> Checked<Role> {
     if let Program::Train(options) = &program {
         trains_on(&format!("{field}.train"), options, wire.ranks)?;
     }
-    if let Program::Serve(ServeOptions { autoscale: Some(_), .. }) = &program
+    if let Program::Serve(ServeOptions { autoscale: Some(Promise { sleep_after_ms: None, .. }), .. }) =
+        &program
         && min_ranks.is_none()
     {
         let allowed =

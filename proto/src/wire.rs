@@ -289,8 +289,8 @@ pub fn report(report: &NodeReport, inventory_known: bool) -> v1::NodeReport {
 }
 
 fn autoscale(promise: Promise) -> v1::Autoscale {
-    let Promise { concurrency, ttft_ms, tpot_ms } = promise;
-    v1::Autoscale { concurrency, ttft_ms, tpot_ms }
+    let Promise { concurrency, ttft_ms, tpot_ms, sleep_after_ms } = promise;
+    v1::Autoscale { concurrency, ttft_ms, tpot_ms, sleep_after_ms }
 }
 
 fn load(load: ReplicaLoad) -> v1::ReplicaLoad {

@@ -402,6 +402,7 @@ fn kind(event: &Event) -> &'static str {
             Command::Submit(_) => "submit",
             Command::Cancel { .. } => "cancel",
             Command::Scale { .. } => "scale",
+            Command::Demand { .. } => "demand",
             Command::SetNode { .. } => "set-node",
             Command::SetDevice { .. } => "set-device",
             Command::SetQueue(_) => "set-queue",

@@ -106,12 +106,16 @@ fn promise(field: &str, wire: &v1::Autoscale) -> Checked<Promise> {
     if 10_000 < concurrency {
         return Err(Invalid::new(format!("{field}.concurrency"), concurrency, "expected 1 to 10,000"));
     }
-    let within = |name: &str, ms: Option<u64>, most: u64| match ms {
-        Some(ms) if ms == 0 || most < ms => {
-            Err(Invalid::new(format!("{field}.{name}"), ms, format!("expected 1 to {most} ms")))
+    let within = |name: &str, ms: Option<u64>, least: u64, most: u64| match ms {
+        Some(ms) if !(least..=most).contains(&ms) => {
+            Err(Invalid::new(format!("{field}.{name}"), ms, format!("expected {least} to {most} ms")))
         }
         _ => Ok(ms),
     };
-    let ttft_ms = within("ttft_ms", wire.ttft_ms, 600_000)?;
-    Ok(Promise { concurrency, ttft_ms, tpot_ms: within("tpot_ms", wire.tpot_ms, 60_000)? })
+    Ok(Promise {
+        concurrency,
+        ttft_ms: within("ttft_ms", wire.ttft_ms, 1, 600_000)?,
+        tpot_ms: within("tpot_ms", wire.tpot_ms, 1, 60_000)?,
+        sleep_after_ms: within("sleep_after_ms", wire.sleep_after_ms, 1_000, 604_800_000)?,
+    })
 }

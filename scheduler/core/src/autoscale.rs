@@ -29,6 +29,9 @@ pub struct Promise {
     pub ttft_ms: Option<u64>,
     /// From one token of an answer to the next, in milliseconds, at least 1; `None`: not promised.
     pub tpot_ms: Option<u64>,
+    /// When nobody has asked for so long, in milliseconds, at least 1, it gives its last replicas back and sleeps until
+    /// somebody asks; `None`: it never does.
+    pub sleep_after_ms: Option<u64>,
 }
 
 /// What a service promises, and how far it may scale for it.
@@ -144,6 +147,14 @@ impl Scaler {
         };
         Decision { replicas: most, sign }
     }
+}
+
+/// With how many replicas a service that sleeps goes on, for so many requests that wait.
+pub fn wake(target: &Target, waiting: u32) -> Decision {
+    let load = Load { waiting: waiting.max(1), ..Load::default() };
+    let need = need(Time(0), target, &load);
+    let replicas = need.replicas.clamp(target.min.max(1), target.max);
+    Decision { replicas, sign: if replicas == need.replicas { need.sign } else { Sign::Bound } }
 }
 
 /// What the load asks for by itself, whatever was before and whatever is allowed.

@@ -236,7 +236,7 @@ impl Cluster {
             for (id, ranks) in plan.starts {
                 self.place(now, id, ranks);
             }
-            for preemption in plan.preemptions {
+            for preemption in plan.preemptions.into_iter().chain(plan.claims) {
                 self.preempt(now, preemption);
             }
             for migration in plan.migrations {

@@ -114,6 +114,8 @@ pub enum Refusal {
     Rigid(JobId),
     /// The service chooses its number of replicas by itself.
     ScalesItself(JobId),
+    /// The job serves no model.
+    ServesNothing(JobId),
     /// An elastic role has no fewer and no more ranks.
     #[allow(missing_docs)]
     Scale { ranks: u32, least: u32, most: u32 },
@@ -413,6 +415,7 @@ impl fmt::Display for Refusal {
             Refusal::UnknownJob(job) => write!(f, "there is no {job}"),
             Refusal::JobDone(job, outcome) => write!(f, "{job} has ended already: {outcome}"),
             Refusal::ScalesItself(job) => write!(f, "{job} scales itself: its role has serve.autoscale"),
+            Refusal::ServesNothing(job) => write!(f, "{job} serves no model: nobody can ask it"),
             Refusal::Rigid(job) => write!(f, "{job} is rigid: none of its roles has min_ranks"),
             Refusal::Scale { ranks, least, most } => write!(f, "{ranks} ranks: expected {least} to {most}"),
             Refusal::UnknownNode(node) => write!(f, "there is no node {node:?}"),

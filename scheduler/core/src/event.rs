@@ -50,6 +50,13 @@ pub enum Command {
         /// Within the least and the most of its role; `None`: the most.
         ranks: Option<u32>,
     },
+    /// Requests wait for a service that no replica of it has.
+    Demand {
+        /// The service.
+        job: JobId,
+        /// How many; 0 counts as 1.
+        waiting: u32,
+    },
     /// Change whether a node takes work.
     SetNode {
         /// Name of the node.

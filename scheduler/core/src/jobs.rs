@@ -1,5 +1,6 @@
 //! Jobs, and the indexes over them.
 
+mod dependencies;
 pub mod history;
 
 use std::cmp::Reverse;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::event::Spent;
+pub use crate::jobs::dependencies::Dependency;
 use crate::jobs::history::Ended;
 use crate::nodes::{Span, Until};
 use crate::reservations::Guests;
@@ -189,6 +191,8 @@ pub struct Jobs {
     stopping: BTreeSet<JobId>,
     /// Those that run with fewer ranks than they want.
     small: BTreeSet<JobId>,
+    /// Those that serve a model and have not ended.
+    services: BTreeSet<JobId>,
     /// Ends of pauses and of time limits.
     timers: BTreeSet<(Time, JobId)>,
     by_key: BTreeMap<Name, JobId>,
@@ -206,17 +210,6 @@ struct ArrayCount {
     left: u32,
     /// The lowest element that ended otherwise than with success.
     failed: Option<JobId>,
-}
-
-/// What a dependency says to the job that waits for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dependency {
-    /// Has not ended yet.
-    Waits,
-    /// Succeeded; a whole array, if it names the first element of one.
-    Met,
-    /// This job did not succeed.
-    Failed(JobId),
 }
 
 impl Job {
@@ -258,10 +251,9 @@ impl Job {
 
     /// For how long it holds its resources.
     pub fn span(&self) -> Span {
-        let serves = |role: &Role| matches!(role.program, Program::Serve(_));
         let until = match self.expected_end() {
             Some(end) => Until::Time(end),
-            None if self.spec.roles.iter().any(serves) => Until::Never,
+            None if self.spec.served().is_some() => Until::Never,
             None => Until::Unknown,
         };
         Span { since: self.placed.unwrap_or(self.submitted), until }
@@ -321,6 +313,11 @@ impl Jobs {
         self.small.iter().map(|id| &*self.table[id])
     }
 
+    /// Jobs that serve a model and have not ended, oldest first.
+    pub fn services(&self) -> impl Iterator<Item = &Job> {
+        self.services.iter().map(|id| &*self.table[id])
+    }
+
     pub(crate) fn is_small(&self, job: JobId) -> bool {
         self.small.contains(&job)
     }
@@ -347,12 +344,15 @@ impl Jobs {
         self.active.get(queue).into_iter().flatten().map(|(_, Reverse(id))| &*self.table[id])
     }
 
-    /// Jobs that wait while others give way to them, each with when that was decided, once for each of those.
-    /// `O(jobs that stop)`.
+    /// Jobs to which others give way, each with when that was decided, once for each of those. `O(jobs that stop)`.
+    pub fn gives_way(&self) -> impl Iterator<Item = (&Job, Time)> {
+        let to = self.stopping().filter_map(Job::gives_way_to);
+        to.filter_map(|(id, at)| Some((self.get(id)?, at)))
+    }
+
+    /// Those of them that wait.
     pub fn preemptors(&self) -> impl Iterator<Item = (&Job, Time)> {
-        let preemptors = self.stopping().filter_map(Job::gives_way_to);
-        let preemptors = preemptors.filter_map(|(id, at)| Some((self.get(id)?, at)));
-        preemptors.filter(|(job, _)| matches!(job.phase, Phase::Pending(_)))
+        self.gives_way().filter(|(job, _)| matches!(job.phase, Phase::Pending(_)))
     }
 
     /// Jobs that stop to give way to `job`, oldest first.
@@ -388,42 +388,6 @@ impl Jobs {
         }
         self.timers.pop_first();
         Some(id)
-    }
-
-    /// State of a dependency. `job` must exist.
-    pub fn dependency(&self, job: JobId) -> Dependency {
-        if let Some(array) = self.arrays.get(&job) {
-            return match (array.failed, array.left) {
-                (Some(failed), _) => Dependency::Failed(failed),
-                (None, 0) => Dependency::Met,
-                (None, _) => Dependency::Waits,
-            };
-        }
-        match self.table[&job].phase {
-            Phase::Done(Outcome::Succeeded) => Dependency::Met,
-            Phase::Done(_) => Dependency::Failed(job),
-            Phase::Pending(_) | Phase::Active | Phase::Stopping(_) => Dependency::Waits,
-        }
-    }
-
-    /// State of all of a job's dependencies together.
-    pub fn dependencies(&self, job: &Job) -> Dependency {
-        let mut all = Dependency::Met;
-        for dependency in &job.spec.after {
-            match self.dependency(*dependency) {
-                Dependency::Met => (),
-                Dependency::Waits => all = Dependency::Waits,
-                failed @ Dependency::Failed(_) => return failed,
-            }
-        }
-        all
-    }
-
-    /// Jobs to look at again now that `job` has ended.
-    pub fn dependents_of(&self, job: JobId) -> Vec<JobId> {
-        let named = [Some(job), self.table[&job].array.map(|array| array.first)];
-        let sets = named.iter().flatten().filter_map(|name| self.dependents.get(name));
-        sets.flatten().copied().collect()
     }
 
     /// Adds a job, or replaces it, and brings the indexes up to date.
@@ -469,7 +433,11 @@ impl Jobs {
     /// Enters a job into the indexes that its phase belongs to.
     fn index(&mut self, now: Time, id: JobId) {
         let job = &self.table[&id];
+        if job.spec.served().is_some() && !matches!(job.phase, Phase::Done(_)) {
+            self.services.insert(id);
+        }
         match &job.phase {
+            Phase::Pending(_) if job.sleeps() => (),
             Phase::Pending(not_before) => match self.dependencies(job) {
                 Dependency::Met if now < *not_before => _ = self.timers.insert((*not_before, id)),
                 Dependency::Met => {
@@ -524,6 +492,7 @@ impl Jobs {
         self.holding.remove(&id);
         self.stopping.remove(&id);
         self.small.remove(&id);
+        self.services.remove(&id);
         if job.phase == Phase::Active
             && let Some(active) = self.active.get_mut(&job.spec.queue)
         {
@@ -576,6 +545,8 @@ impl Jobs {
         let (ageing_ms, guests) = (self.ageing_ms, self.guests.clone());
         let mut recount = Jobs { ageing_ms, guests, ..Jobs::default() };
         for job in self.table.values() {
+            let is_due = job.phase != Phase::Active || !job.is_to_sleep();
+            assert!(is_due, "{} runs, and is to sleep", job.id);
             recount.insert(now, Job::clone(job));
         }
         assert_eq!(self.ready, recount.ready, "the ready jobs");
@@ -584,6 +555,7 @@ impl Jobs {
         assert_eq!(self.active, recount.active, "the jobs that run");
         assert_eq!(self.stopping, recount.stopping, "the jobs that stop");
         assert_eq!(self.small, recount.small, "the jobs with fewer ranks than they want");
+        assert_eq!(self.services, recount.services, "the services");
         assert_eq!(self.timers, recount.timers, "the timers");
         assert_eq!(self.by_key, recount.by_key, "the client keys");
         assert_eq!(self.dependents, recount.dependents, "the dependents");

@@ -18,6 +18,7 @@ impl Cluster {
             Command::Submit(spec) => self.submit(now, spec),
             Command::Cancel { job, whole_array } => self.cancel(now, job, whole_array),
             Command::Scale { job, ranks } => self.scale(now, job, ranks),
+            Command::Demand { job, waiting } => self.demand(now, job, waiting),
             Command::SetNode { node, availability } => self.set_node(now, node, availability),
             Command::SetDevice { node, device, cordoned } => self.set_device(now, node, device, cordoned),
             Command::SetQueue(queue) => {
@@ -516,7 +517,7 @@ impl Job {
     /// A job that was just accepted.
     pub fn new(id: JobId, spec: Arc<JobSpec>, array: Option<ArrayElement>, now: Time) -> Job {
         // One that scales itself begins with its least, as nobody has asked it yet.
-        let begins = |(role, _): (&Role, &crate::Promise)| Scale { ranks: Some(role.least()), at: now };
+        let begins = |(role, _): (usize, &_)| Scale { ranks: Some(spec.roles[role].least()), at: now };
         Job {
             scale: spec.promise().map(begins),
             id,

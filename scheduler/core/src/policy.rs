@@ -22,6 +22,9 @@ pub struct Policy {
     pub ageing: Duration,
     /// Whether running jobs are stopped for better ones that wait. See [`preempt`](crate::plan::preempt).
     pub preemption: bool,
+    /// Whether trainings give up ranks that they can do without, while they run on, for services that need more replicas than
+    /// there is room for; not without preemption. See [`claim`](crate::plan::preempt::claim).
+    pub yield_to_services: bool,
     /// For so long a job runs before it stops to go on with more ranks; `None`: only if a user asks for it. See
     /// [`grow`](crate::plan::grow).
     pub grow_after: Option<Duration>,
@@ -49,6 +52,7 @@ impl Policy {
             half_life: Duration::from_secs(24 * 3600),
             ageing: Duration::from_secs(3600),
             preemption: true,
+            yield_to_services: true,
             grow_after: Some(Duration::from_secs(300)),
             rounds: Duration::from_secs(360),
             keep_ended: 100_000,

@@ -16,15 +16,47 @@ fn service(least: u32, most: u32) -> JobSpec {
         served_name: "m".into(),
         max_queue: 64,
         precision: "f32".into(),
-        autoscale: Some(Promise { concurrency: 5, ttft_ms: Some(1_000), tpot_ms: None }),
+        autoscale: Some(Promise {
+            concurrency: 5,
+            ttft_ms: Some(1_000),
+            tpot_ms: None,
+            sleep_after_ms: None,
+        }),
     });
     spec
+}
+
+/// One to so many replicas, or none when nobody has asked for ten seconds.
+fn sleepy(most: u32) -> JobSpec {
+    let mut spec = service(1, most);
+    spec.roles[0].min_ranks = (1 < most).then_some(1);
+    let Program::Serve(options) = &mut spec.roles[0].program else { unreachable!("a service") };
+    options.autoscale.as_mut().expect("a promise").sleep_after_ms = Some(10_000);
+    spec
+}
+
+/// A policy under which nodes are not lost while nobody reports.
+fn patient() -> Policy {
+    Policy { lease: Duration::from_secs(36_000), ..Policy::new(plan::Order::FairShare) }
+}
+
+fn ask(t: &mut Fixture, waiting: u32) -> Vec<String> {
+    t.tell(Command::Demand { job: JobId(1), waiting })
+}
+
+fn idle(t: &mut Fixture, ms: u64) -> Vec<String> {
+    let load = ReplicaLoad { idle_ms: Some(ms), ..Default::default() };
+    tell_load(t, load)
 }
 
 /// All replicas run, and each has so many requests at once; the first token takes so long.
 fn tell(t: &mut Fixture, requests: u32, ttft_ms: u64) -> Vec<String> {
     let load =
         ReplicaLoad { running: requests, ttft_ms: Some(ttft_ms), idle_ms: Some(0), ..Default::default() };
+    tell_load(t, load)
+}
+
+fn tell_load(t: &mut Fixture, load: ReplicaLoad) -> Vec<String> {
     let orders = t.cluster.assignment(NodeId(0)).workers;
     let state = |goal| match goal {
         Goal::Run => WorkerState::Running,
@@ -37,8 +69,7 @@ fn tell(t: &mut Fixture, requests: u32, ttft_ms: u64) -> Vec<String> {
 
 #[test]
 fn a_service_gets_replicas_when_it_needs_them_and_gives_them_back_when_it_does_not() {
-    let policy = Policy { lease: Duration::from_secs(36_000), ..Policy::new(plan::Order::FairShare) };
-    let mut t = Fixture::with(policy);
+    let mut t = Fixture::with(patient());
     t.node(0, 8);
     t.tell(Command::Submit(Arc::new(service(1, 6))));
     assert_eq!(t.job(1).ranks.len(), 1, "it begins with its least");
@@ -75,4 +106,164 @@ fn a_service_gets_replicas_when_it_needs_them_and_gives_them_back_when_it_does_n
     t.tell(Command::Cancel { job: JobId(1), whole_array: false });
     tell(&mut t, 0, 10);
     assert!(t.pass(Duration::from_secs(1_000)).is_empty(), "nothing is left to look at");
+}
+
+#[test]
+fn a_service_that_nobody_asks_sleeps_until_somebody_does() {
+    for most in [1, 6] {
+        let mut t = Fixture::with(patient());
+        t.node(0, 8);
+        t.tell(Command::Submit(Arc::new(sleepy(most))));
+        assert_eq!(t.job(1).ranks.len(), 1, "it begins awake, so that one that cannot start is seen to");
+        idle(&mut t, 9_000);
+        assert!(t.pass(Duration::from_secs(9)).is_empty(), "it is not idle for longer than it runs");
+        let notes = t.pass(Duration::from_secs(1));
+        assert_eq!(notes, ["job-1 is to have 0 replicas instead of 1: nobody asks"]);
+        assert!(matches!(t.job(1).phase, jobs::Phase::Stopping(jobs::Then::Requeue)));
+        let notes = idle(&mut t, 10_000);
+        assert!(notes.is_empty() && t.job(1).sleeps() && t.job(1).ranks.is_empty(), "{notes:?}");
+        // It waits for no room, and says for what.
+        assert!(t.pass(Duration::from_secs(10_000)).is_empty());
+        assert_eq!(
+            explain::explain(&t.cluster, t.job(1)).text(JobId(1), t.cluster.now()),
+            "job-1 sleeps, as nobody asks it: a request for \"m\" at a gateway wakes it, and so does \
+             `aquifer job wake job-1`.\n\nWhen it starts is not known: somebody has to ask it first.\n"
+        );
+        // Five requests at once, of which a replica answers four.
+        let (to, sign) =
+            if most == 1 { (1, "it may have no more and no fewer") } else { (2, "5 requests at once") };
+        let notes = ask(&mut t, 5);
+        assert_eq!(notes[0], format!("job-1 is to have {to} replicas instead of 0: {sign}"));
+        assert!(notes[1].starts_with("job-1 placed attempt=2 on"), "{notes:?}");
+        assert!(ask(&mut t, 500).is_empty(), "from now on replicas say how many they need");
+        assert_eq!((t.job(1).ranks.len() as u32, t.job(1).failures), (to, 0));
+        // Requests that replicas do not know of keep it awake, too.
+        idle(&mut t, 3_000);
+        t.pass(Duration::from_secs(9));
+        ask(&mut t, 1);
+        assert!(t.pass(Duration::from_secs(9)).is_empty());
+        assert!(!t.pass(Duration::from_secs(1)).is_empty());
+    }
+}
+
+#[test]
+fn a_service_that_is_asked_while_it_goes_to_sleep_gets_up_again() {
+    let mut t = Fixture::with(patient());
+    t.node(0, 8);
+    t.tell(Command::Submit(Arc::new(sleepy(2))));
+    idle(&mut t, 0);
+    t.pass(Duration::from_secs(10));
+    assert!(matches!(t.job(1).phase, jobs::Phase::Stopping(jobs::Then::Requeue)));
+    assert_eq!(ask(&mut t, 1), ["job-1 is to have 1 replicas instead of 0: 1 requests at once"]);
+    let notes = idle(&mut t, 0);
+    assert!(notes.iter().any(|note| note.starts_with("job-1 placed attempt=2 on")), "{notes:?}");
+    // What sleeps can be ended; what serves nothing or has ended cannot be asked.
+    idle(&mut t, 0);
+    t.pass(Duration::from_secs(10));
+    idle(&mut t, 0);
+    assert!(t.job(1).sleeps());
+    t.tell(Command::Cancel { job: JobId(1), whole_array: false });
+    t.tell(Command::Submit(Arc::new(spec(1, 1))));
+    let mut refused =
+        |job| t.ask(Command::Demand { job: JobId(job), waiting: 1 }).0.expect_err("a refusal").to_string();
+    assert_eq!(refused(1), "job-1 has ended already: cancelled");
+    assert_eq!(refused(2), "job-2 serves no model: nobody can ask it");
+    assert_eq!(refused(3), "there is no job-3");
+}
+
+#[test]
+fn a_scheduler_that_starts_again_lets_sleep_what_sleeps() {
+    let mut t = Fixture::with(patient());
+    t.node(0, 8);
+    t.tell(Command::Submit(Arc::new(sleepy(2))));
+    idle(&mut t, 0);
+    t.pass(Duration::from_secs(10));
+    idle(&mut t, 0);
+    let mut again = Cluster::restore(patient(), 2, t.cluster.records(), t.cluster.now());
+    again.check();
+    again.step(again.now(), Event::Tick, &mut Vec::new());
+    let job = again.jobs().get(JobId(1)).expect("a job");
+    assert!(job.sleeps() && again.jobs().ready().is_empty());
+}
+
+/// A training of so many ranks with a device each, whose others run on when it gives one up.
+fn training(least: u32, most: u32, priority: i32) -> JobSpec {
+    let mut spec = spec(most, 1);
+    (spec.roles[0].min_ranks, spec.restart, spec.priority) = (Some(least), Restart::Rank, priority);
+    spec
+}
+
+/// A full node: a service with one replica of up to six, a training with the rest, and a job that waits for a device.
+fn full(policy: Policy, training: JobSpec) -> Fixture {
+    let mut t = Fixture::with(policy);
+    t.node(0, 8);
+    t.tell(Command::Submit(Arc::new(service(1, 6))));
+    t.tell(Command::Submit(Arc::new(training)));
+    t.tell(Command::Submit(Arc::new(spec(1, 1))));
+    assert_eq!([1, 2, 3].map(|job| t.job(job).ranks.len()), [1, 7, 0]);
+    tell(&mut t, 0, 10);
+    t
+}
+
+#[test]
+fn trainings_give_up_for_a_service_what_they_can_do_without() {
+    let mut t = full(patient(), training(4, 7, 0));
+    let notes = tell(&mut t, 8, 10);
+    assert_eq!(notes[0], "job-1 is to have 2 replicas instead of 1: 8 requests at once");
+    assert!(notes[1].starts_with("job-2 shrinks from 7 to 6 ranks: it gives way to job-1"), "{notes:?}");
+    assert_eq!(notes.len(), 2);
+    // What it gives up is nobody else's, and the service has it at once.
+    let notes = tell(&mut t, 8, 10);
+    assert!(notes.contains(&"job-1 grows from 1 to 2 ranks".into()), "{notes:?}");
+    assert_eq!([1, 2, 3].map(|job| t.job(job).ranks.len()), [2, 6, 0]);
+    assert_eq!((t.job(2).attempt, t.job(2).failures), (1, 0), "the others run on");
+    // Never below the least, however much is asked for.
+    tell(&mut t, 8, 10);
+    for _ in 0..6 {
+        tell(&mut t, 100, 10);
+    }
+    assert_eq!([1, 2, 3].map(|job| t.job(job).ranks.len()), [4, 4, 0]);
+    // What the service gives back is for those that wait, then for the training.
+    tell(&mut t, 0, 10);
+    t.pass(Duration::from_secs(301));
+    for _ in 0..4 {
+        tell(&mut t, 0, 10);
+    }
+    assert_eq!([1, 2, 3].map(|job| t.job(job).ranks.len()), [1, 6, 1]);
+}
+
+#[test]
+fn nobody_gives_way_to_a_service_of_lower_priority_or_against_the_policy() {
+    let asks = |policy: Policy, training: JobSpec| {
+        let mut t = full(policy, training);
+        for _ in 0..4 {
+            tell(&mut t, 100, 10);
+        }
+        assert_eq!(t.job(2).attempt, 1, "the others run on");
+        [1, 2, 3].map(|job| t.job(job).ranks.len())
+    };
+    assert_eq!(asks(patient(), training(1, 7, 0)), [6, 2, 0]);
+    assert_eq!(asks(patient(), training(1, 7, 1)), [1, 7, 0], "it is better");
+    assert_eq!(asks(Policy { yield_to_services: false, ..patient() }, training(1, 7, 0)), [1, 7, 0]);
+    assert_eq!(asks(Policy { preemption: false, ..patient() }, training(1, 7, 0)), [1, 7, 0]);
+    let gang = JobSpec { restart: Restart::Gang, ..training(1, 7, 0) };
+    assert_eq!(asks(patient(), gang), [1, 7, 0], "it would have to stop");
+}
+
+#[test]
+fn a_service_takes_of_other_queues_what_is_guaranteed_to_its_own() {
+    for (guaranteed, ranks) in [(0, [1, 7]), (3, [3, 5]), (8, [6, 2])] {
+        let mut t = Fixture::with(patient());
+        t.node(0, 8);
+        let mut queue = Queue::new("web".into());
+        queue.guaranteed_milli = 1000 * guaranteed;
+        t.tell(Command::SetQueue(queue));
+        t.tell(Command::Submit(Arc::new(JobSpec { queue: "web".into(), ..service(1, 6) })));
+        // Priorities say nothing across queues.
+        t.tell(Command::Submit(Arc::new(training(1, 7, 9))));
+        for _ in 0..6 {
+            tell(&mut t, 100, 10);
+        }
+        assert_eq!([1, 2].map(|job| t.job(job).ranks.len()), ranks, "{guaranteed} guaranteed");
+    }
 }

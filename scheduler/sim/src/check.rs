@@ -1,6 +1,7 @@
 //! What must hold at every moment, whatever went wrong.
 
 mod members;
+mod preempted;
 mod resize;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -164,9 +165,14 @@ impl Sim {
                     told.push(*node);
                 }
                 Effect::Note(Note::Preempted { job, by, .. } | Note::Shrunk { job, by: Some(by), .. }) => {
-                    self.check_preempted(*job, *by)
+                    self.check_preempted(*job, *by);
+                    let by = self.cluster.as_ref().and_then(|cluster| cluster.jobs().get(*by));
+                    self.claimants.extend(by.filter(|by| by.phase == Phase::Active).map(|by| by.id));
                 }
-                Effect::Note(Note::Grown { job, from, to }) => self.check_grown(*job, *from, *to),
+                Effect::Note(Note::Grown { job, from, to }) => {
+                    let was_given = self.claimants.contains(job);
+                    self.check_grown(*job, *from, *to, was_given);
+                }
                 Effect::Note(Note::Moved { job, .. }) => moved.push(*job),
                 Effect::Save(_) | Effect::Note(_) => (),
             }
@@ -176,37 +182,6 @@ impl Sim {
             self.moved.insert(job, self.now);
         }
         assert_eq!(replies, usize::from(request.is_some()), "one answer to each request");
-    }
-
-    /// A victim has a lower priority, or its queue holds more than its guarantee, also without it.
-    fn check_preempted(&self, victim: JobId, by: JobId) {
-        let cluster = self.cluster.as_ref().expect("a scheduler");
-        let job = |id| cluster.jobs().get(id).expect("a job");
-        let (victim, by) = (job(victim), job(by));
-        assert!(
-            matches!(by.phase, Phase::Pending(_)),
-            "{} gives way to {}, which waits not",
-            victim.id,
-            by.id
-        );
-        if victim.spec.queue == by.spec.queue {
-            let (less, more) = (victim.spec.priority, by.spec.priority);
-            assert!(less < more, "{} gives way to {} of no higher priority", victim.id, by.id);
-            return;
-        }
-        let queues = cluster.queues();
-        let within = |job: &Job, queue: &Queue| queues.is_within(&job.spec.queue, &queue.name);
-        let reclaims = |queue: &Queue| 0 < queue.guaranteed_milli && !within(victim, queue);
-        let guaranteed = queues.line(&by.spec.queue).any(reclaims);
-        assert!(guaranteed, "{} gives way to {}, which is guaranteed nothing", victim.id, by.id);
-        for queue in queues.line(&victim.spec.queue).filter(|queue| !within(by, queue)) {
-            let promised = cluster.jobs().preemptors().any(|(job, _)| within(job, queue));
-            let stopping = cluster.jobs().stopping().filter(|job| within(job, queue));
-            let leaves = |job: &Job| job.leaving().map(|at| job.ranks[at as usize].charge_milli).sum::<u64>();
-            let left = queues.held_milli(&queue.name) - stopping.map(leaves).sum::<u64>();
-            let is_left = promised || queue.guaranteed_milli <= left;
-            assert!(is_left, "{} is left {left} of its guarantee", queue.name);
-        }
     }
 
     /// Whether a job, and all of its array, had retired when another was made of the same submission, and not too soon.
@@ -473,6 +448,12 @@ impl Sim {
                     let linked = |role: &Role| role.request.devices.iter().any(|want| want.one_island);
                     saw("devices of one island", roles.iter().any(linked));
                 }
+                Note::Shrunk { by: Some(by), .. } => {
+                    let by = self.store.job(*by).expect("a job");
+                    saw("given to a service that runs", u64::from(by.spec.promise().is_some()));
+                }
+                Note::Autoscaled { to: 0, .. } => saw("laid to sleep", 1),
+                Note::Autoscaled { from: 0, .. } => saw("woken", 1),
                 Note::AgentRestarted { workers: 1.., .. } => saw("workers adopted", 1),
                 Note::ArrayQueued { .. } => saw("array", 1),
                 Note::Preempted { job, by, .. } => {

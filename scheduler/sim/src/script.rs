@@ -28,6 +28,7 @@ pub fn play(script: &str) -> Result<String, String> {
                 "order" if value == "priority" => policy.order = Order::Priority,
                 "order" if value == "fair-share" => policy.order = Order::FairShare,
                 "preemption" if value == "on" || value == "off" => policy.preemption = value == "on",
+                "yield" if value == "on" || value == "off" => policy.yield_to_services = value == "on",
                 "growth" if value == "off" => policy.grow_after = None,
                 "growth" => policy.grow_after = Some(std::time::Duration::from_secs(number(value)?)),
                 "lease" => policy.lease = std::time::Duration::from_secs(number(value)?),
@@ -77,6 +78,10 @@ impl Player {
             ["scale", job, ranks] => {
                 let ranks = if ranks == "auto" { None } else { Some(number(ranks)?) };
                 self.ask(Command::Scale { job: job.parse()?, ranks });
+            }
+            ["load", job, requests] => self.sim.set_load(job.parse()?, number(requests)?),
+            ["ask", job, waiting] => {
+                self.ask(Command::Demand { job: job.parse()?, waiting: number(waiting)? });
             }
             ["cordon", node, device] => self.set_device(node, number(device)?, true),
             ["open", node, device] => self.set_device(node, number(device)?, false),
@@ -219,6 +224,7 @@ impl Player {
                         _ => return Err(format!("on-partition {value}: stop or keep")),
                     }
                 }
+                "serves" => serve(&mut spec, value)?,
                 "grace" => spec.grace_ms = 1000 * number::<u64>(value)?,
                 "cpus" => {
                     let cpus_milli = (number::<f64>(value)? * 1000.0) as u32;
@@ -504,6 +510,26 @@ fn role(word: &str) -> Result<Role, String> {
         standing,
         program,
     })
+}
+
+/// `serves=4`, so many requests a replica; `serves=4/30`, it sleeps after so many seconds.
+fn serve(spec: &mut JobSpec, value: &str) -> Result<(), String> {
+    let (concurrency, sleeps) = match value.split_once('/') {
+        Some((concurrency, seconds)) => (concurrency, Some(1000 * number::<u64>(seconds)?)),
+        None => (value, None),
+    };
+    let concurrency = number(concurrency)?;
+    let promise = Promise { concurrency, ttft_ms: None, tpot_ms: None, sleep_after_ms: sleeps };
+    for role in &mut spec.roles {
+        role.program = Program::Serve(ServeOptions {
+            model: "/m".into(),
+            served_name: "m".into(),
+            max_queue: 64,
+            precision: "f32".into(),
+            autoscale: Some(promise),
+        });
+    }
+    Ok(())
 }
 
 fn device_request(text: &str) -> Result<DeviceRequest, String> {

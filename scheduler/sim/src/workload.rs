@@ -71,6 +71,11 @@ pub fn swarm(seed: u64) -> Sim {
     for number in 0..*long.pick(&[0, 0, 1, 4, 6]) {
         submit_long(&mut sim, &mut long, &queues, &rates_milli, number);
     }
+    // Drawn apart from all else.
+    let mut served = Rng(seed ^ 0x05e4_7ed5);
+    if served.below(8) == 0 {
+        submit_contended(&mut sim, &mut served, &queues);
+    }
     for _ in 0..rng.below(16) {
         let at = Time(rng.within((5_000, 190_000)));
         let command = any_interference(&mut rng, &queues, pool.len() as u64);
@@ -85,6 +90,14 @@ pub fn swarm(seed: u64) -> Sim {
         sim.client(at, set(Availability::Draining), Time(HEAL_AT.0 - 1));
         sim.client(Time(at.0 + 5_000), set(Availability::Open), Time(HEAL_AT.0 - 1));
     }
+    // Drawn apart from all else.
+    let mut guests = Rng(seed ^ 0x0a5e_55ed);
+    for _ in 0..guests.below(30) {
+        let at = Time(guests.within((5_000, 190_000)));
+        let (job, waiting) = (JobId(1 + guests.below(40)), guests.below(20) as u32);
+        sim.client(at, Command::Demand { job, waiting }, Time(HEAL_AT.0 - 1));
+    }
+    sim.ask_sleepers(HEAL_AT);
     // Then everything is set right again, by somebody who does not give up.
     let healed = Time(HEAL_AT.0 + 20_000);
     for at in 0..pool.len() {
@@ -93,7 +106,7 @@ pub fn swarm(seed: u64) -> Sim {
         for device in 0..sim.machines[at].whole.devices.len() as u16 {
             let node = format!("n{at}").into();
             // By then the node has told of the devices that it had lost.
-            let known = Time(healed.0 + 20_000);
+            let known = Time(healed.0 + 60_000);
             sim.client(known, Command::SetDevice { node, device, cordoned: false }, Time(u64::MAX));
         }
     }
@@ -230,7 +243,13 @@ fn elastic(rng: &mut Rng, role: Role) -> Role {
         served_name: "m".into(),
         max_queue: 1,
         precision: "f32".into(),
-        autoscale: None,
+        // Not drawn, so that all else is as it was.
+        autoscale: role.request.cpus_milli.is_multiple_of(3).then(|| Promise {
+            concurrency: 2,
+            ttft_ms: None,
+            tpot_ms: None,
+            sleep_after_ms: role.request.cpus_milli.is_multiple_of(2).then_some(4_000),
+        }),
     };
     let program = if serves { Program::Serve(serve) } else { role.program };
     Role { ranks, min_ranks, program, ..role }
@@ -369,6 +388,57 @@ fn submit_long(sim: &mut Sim, rng: &mut Rng, queues: &[&str], rates_milli: &[(Na
     sim.set_work(spec.name.clone(), work);
     let at = Time(rng.within((1_000, SUBMIT_UNTIL_MS)));
     sim.client(at, Command::Submit(Arc::new(spec)), Time(u64::MAX));
+}
+
+/// A service that scales itself, beside trainings that take whatever there is and could do with less.
+fn submit_contended(sim: &mut Sim, rng: &mut Rng, queues: &[&str]) {
+    let device = DeviceRequest { count: 1, ..DeviceRequest::default() };
+    let request = Request { devices: vec![device], cpus_milli: 100, ..Request::default() };
+    let promise = Promise {
+        concurrency: rng.within((1, 3)) as u32,
+        ttft_ms: None,
+        tpot_ms: None,
+        sleep_after_ms: None,
+    };
+    let serve = ServeOptions {
+        model: "/m".into(),
+        served_name: "m".into(),
+        max_queue: 1,
+        precision: "f32".into(),
+        autoscale: Some(promise),
+    };
+    let queue = *rng.pick(queues);
+    for number in 0..4 {
+        let (name, program) = match number {
+            0 => ("serves".to_string(), Program::Serve(serve.clone())),
+            _ => (format!("trains{number}"), Program::Command(vec!["work".into()])),
+        };
+        let spec = JobSpec {
+            name: name.clone().into(),
+            user: "ada".into(),
+            queue: if rng.below(4) == 0 { *rng.pick(queues) } else { queue }.into(),
+            client_key: name.into(),
+            priority: rng.below(2) as i32,
+            roles: vec![Role {
+                name: "worker".into(),
+                ranks: rng.within((4, 30)) as u32,
+                min_ranks: Some(rng.within((1, 3)) as u32),
+                request: request.clone(),
+                mounts: Vec::new(),
+                standing: Standing::default(),
+                program,
+            }],
+            restart: Restart::Rank,
+            grace_ms: *rng.pick(&[0, 1_000, 5_000]),
+            retries: 3,
+            ..JobSpec::default()
+        };
+        let run_ms = Some(rng.within((40_000, 120_000)));
+        let work = Work { run_ms, failures: 0, exit: Exit::Code(1), checkpoint_ms: None, pace: None };
+        sim.set_work(spec.name.clone(), work);
+        let at = Time(rng.within((1_000, SUBMIT_UNTIL_MS)));
+        sim.client(at, Command::Submit(Arc::new(spec)), Time(u64::MAX));
+    }
 }
 
 /// An administrator who books nodes, and may give them up before or in the period. By chance for nobody, and refused.

@@ -155,7 +155,9 @@ fn kept(cluster: &Cluster, shared: &Shared, wanted: &Wanted, size: usize, before
         }
         // Jobs of one queue and shape that wait for room wait for the same reason.
         let reason = match job.phase {
-            Phase::Pending(not_before) if not_before <= cluster.now() && job.spec.after.is_empty() => {
+            Phase::Pending(not_before)
+                if not_before <= cluster.now() && job.spec.after.is_empty() && !job.sleeps() =>
+            {
                 let key = (job.spec.queue.clone(), cluster.jobs().shape(job));
                 Some(reasons.entry(key).or_insert_with(|| reason(job)).clone())
             }

@@ -135,7 +135,7 @@ fn refused(refusal: Refusal) -> Status {
         Refusal::Scale { ranks, least, most } => {
             border::Invalid::new("ranks", ranks, format!("expected {least} to {most}")).into()
         }
-        Refusal::JobDone(..) | Refusal::Rigid(_) | Refusal::ScalesItself(_) => {
+        Refusal::JobDone(..) | Refusal::Rigid(_) | Refusal::ScalesItself(_) | Refusal::ServesNothing(_) => {
             Status::failed_precondition(text)
         }
         Refusal::KeyTaken(..) => Status::already_exists(text),
@@ -425,6 +425,21 @@ impl v1::pool_server::Pool for PoolService {
             cluster.reservations().iter().map(|it| view::reservation(cluster, it)).collect()
         });
         Ok(Response::new(v1::ListReservationsResponse { reservations: list.await? }))
+    }
+
+    async fn demand(&self, request: Request<v1::DemandRequest>) -> Reply<v1::DemandResponse> {
+        let v1::DemandRequest { job, waiting } = request.into_inner();
+        let job = border::job_id("job", job)?;
+        self.command_on(job, Command::Demand { job, waiting }).await?;
+        Ok(Response::new(v1::DemandResponse {}))
+    }
+
+    async fn list_services(&self, _: Request<v1::ListServicesRequest>) -> Reply<v1::ListServicesResponse> {
+        let shared = self.runtime.shared.clone();
+        let services = self.query(move |cluster| {
+            cluster.jobs().services().filter_map(|job| view::service(&shared, job)).collect()
+        });
+        Ok(Response::new(v1::ListServicesResponse { services: services.await? }))
     }
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Reply<v1::StatusResponse> {

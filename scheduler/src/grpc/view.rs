@@ -117,6 +117,21 @@ pub fn ranks(cluster: &Cluster, shared: &Shared, job: &Job) -> Vec<v1::Rank> {
     ranks.into_iter().map(view).collect()
 }
 
+/// What gateways need of a job, if it is a service.
+pub fn service(shared: &Shared, job: &Job) -> Option<v1::Service> {
+    let (_, options) = job.spec.served()?;
+    let ready = |rank: &Allocation| {
+        let told = shared.progress(job, rank.rank).filter(|_| rank.worker == RankState::Running)?;
+        told.endpoint.filter(|_| told.ready)
+    };
+    Some(v1::Service {
+        job: job.id.0,
+        model: options.name().into(),
+        submitted_ms: job.submitted.0,
+        endpoints: job.ranks.iter().filter_map(ready).collect(),
+    })
+}
+
 /// A node.
 pub fn node(cluster: &Cluster, shared: &Shared, node: &Node) -> v1::Node {
     let held = cluster.nodes().held(node.id);
@@ -198,6 +213,7 @@ pub fn explanation(now: Time, job: JobId, explanation: &Explanation) -> v1::Expl
     let reason = match explanation.reason {
         Reason::NotWaiting(_) => "not-waiting",
         Reason::OutOfReach { .. } => "out-of-reach",
+        Reason::Sleeps { .. } => "sleeps",
         Reason::Follows(_) => "follows",
         Reason::Pauses { .. } => "pauses",
         Reason::QueueLimit { .. } => "queue-limit",

@@ -143,6 +143,7 @@ fn add(queue: &mut OfQueue, cluster: &Cluster, shared: &Shared, job: &Job) {
     queue.lost_device_ms += job.usage.lost_device_ms;
     queue.spent.add(&cluster.spent(job));
     match job.phase {
+        Phase::Pending(_) if job.sleeps() => (),
         Phase::Pending(_) => {
             let waits_ms = cluster.now().since(job.submitted);
             queue.oldest_pending_ms = queue.oldest_pending_ms.max(waits_ms);

@@ -1,4 +1,4 @@
-//! What would let a job start now: the least change of its request.
+//! Changes of a request that would let it start now.
 
 use std::cell::RefCell;
 
@@ -59,7 +59,7 @@ pub enum Change {
 }
 
 /// Tries changes from the least painful on; of each the smallest that works.
-pub(super) fn change(free: &mut Free, job: &Job) -> Option<Change> {
+pub fn change(free: &mut Free, job: &Job) -> Option<Change> {
     let free = RefCell::new(free);
     let fits_as = |edit: &dyn Fn(&mut JobSpec)| {
         let mut spec = (*job.spec).clone();

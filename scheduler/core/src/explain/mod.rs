@@ -52,6 +52,8 @@ pub enum Reason {
     OutOfReach { nodes: Vec<Name>, stops: bool },
     /// A job that it follows has not ended.
     Follows(JobId),
+    /// Nobody has asked the model that it serves for as long as it says: it sleeps until somebody does.
+    Sleeps { job: JobId, model: Name },
     /// It failed and pauses until then.
     Pauses { until: Time, failures: u32 },
     /// `queue`, its own or one above that, would hold more than its limit, in thousandths of a device.
@@ -179,7 +181,7 @@ pub fn explain(cluster: &Cluster, job: &Job) -> Explanation {
     let mut free = free_for_all(cluster);
     let reason = reason(&mut free, job);
     let holds = matches!(reason, Reason::NotWaiting(_) | Reason::RunsWith { .. } | Reason::OutOfReach { .. });
-    let waits = !holds && !matches!(reason, Reason::Preempts(_));
+    let waits = !holds && !matches!(reason, Reason::Preempts(_) | Reason::Sleeps { .. });
     let roles = if waits { verdicts(&free, job) } else { Vec::new() };
     let lacks_room = matches!(reason, Reason::RoomFor { .. } | Reason::QueueLimit { .. });
     let blockers = if lacks_room { blockers(cluster, job, &reason) } else { Vec::new() };
@@ -203,6 +205,10 @@ pub fn explain(cluster: &Cluster, job: &Job) -> Explanation {
 pub fn reason(free: &mut Free, job: &Job) -> Reason {
     let cluster = free.cluster();
     match job.phase {
+        Phase::Pending(_) if job.sleeps() => {
+            let model = job.spec.served().map_or("", |(_, options)| options.name()).into();
+            return Reason::Sleeps { job: job.id, model };
+        }
         Phase::Pending(not_before) if cluster.now() < not_before => {
             return Reason::Pauses { until: not_before, failures: job.failures };
         }

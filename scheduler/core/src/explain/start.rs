@@ -27,6 +27,7 @@ pub fn start(cluster: &Cluster, job: &Job, reason: &Reason) -> Start {
         Reason::Booked { reservation, .. } | Reason::Awaits { reservation, .. } => {
             return booked::start(cluster, reservation, matches!(reason, Reason::Awaits { .. }));
         }
+        Reason::Sleeps { .. } => return Start::Unknown("somebody has to ask it first".into()),
         Reason::Follows(dependency) => return Start::Unknown(format!("{dependency} has to succeed first")),
         Reason::Preempts(victims) => {
             let end = |id: &JobId| Some((end_of(cluster, cluster.jobs().get(*id)?)?, *id));

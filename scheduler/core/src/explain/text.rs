@@ -137,6 +137,11 @@ impl fmt::Display for Reason {
             Reason::NotWaiting(Phase::Active) => f.write_str("does not wait: it holds its resources"),
             Reason::NotWaiting(Phase::Done(outcome)) => write!(f, "has ended: {outcome}"),
             Reason::NotWaiting(_) => f.write_str("is stopping"),
+            Reason::Sleeps { job, model } => write!(
+                f,
+                "sleeps, as nobody asks it: a request for {model:?} at a gateway wakes it, and so does \
+                 `aquifer job wake {job}`"
+            ),
             Reason::Follows(job) => write!(f, "waits for {job} to succeed"),
             Reason::Pauses { failures, .. } => write!(f, "pauses after failure {failures}"),
             Reason::QueueLimit { queue, held, wants, limit } => {

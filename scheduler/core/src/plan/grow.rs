@@ -29,7 +29,8 @@ const MOST_LOSS: u64 = 4;
 /// Jobs that grow, and when the next may.
 ///
 /// A job grows into nodes only that are kept for nobody, and that could not take a rank of any job that waits, and leaves
-/// what such a job may still take under the limits of its queues: nobody who waits is delayed. See [`pays`] for whether it does. By their turns, each as far as it can.
+/// what such a job may still take under the limits of its queues: nobody who waits is delayed. See [`pays`] for whether it does. Services that scale themselves first, then
+/// by their turns, each as far as it can.
 pub(super) fn grow(free: &mut Free, now: Time, plan: &Plan) -> (Vec<Growth>, Option<Time>) {
     let cluster = free.cluster;
     let (mut growths, mut next) = (Vec::new(), None::<Time>);
@@ -37,12 +38,19 @@ pub(super) fn grow(free: &mut Free, now: Time, plan: &Plan) -> (Vec<Growth>, Opt
         plan.preemptions.iter().flat_map(|it| &it.victims).map(|victim| victim.job).collect();
     // One of which a rank has ended already is about to end.
     let is_whole = |job: &Job| job.ranks.iter().all(|rank| rank.worker != RankState::Gone);
-    let may_grow = |job: &&Job| !victims.contains(&job.id) && is_whole(job) && !cluster.is_out_of_reach(job);
+    // What others give up for it is on its way, or there.
+    let is_given = |job: &Job| {
+        let grows = plan.growths.iter().any(|growth| growth.job == job.id);
+        grows || (job.spec.promise().is_some() && cluster.jobs().victims_of(job.id).next().is_some())
+    };
+    let is_free = |job: &Job| is_whole(job) && !cluster.is_out_of_reach(job);
+    let may_grow = |job: &&Job| !victims.contains(&job.id) && is_free(job) && !is_given(job);
     let mut small: Vec<&Job> = cluster.jobs().small().filter(may_grow).collect();
     if small.is_empty() {
         return (growths, None);
     }
-    small.sort_by_key(|job| cluster.jobs().turn(job));
+    // A service has promised what it needs them for; a training is only sooner done.
+    small.sort_by_key(|job| (job.spec.promise().is_none(), cluster.jobs().turn(job)));
     // What is taken here is kept for nobody, so this stays true.
     let (allowed, owed) = (spare_nodes(free, plan), owed_under_limits(free, plan));
     for job in small.into_iter().take(MAX_CANDIDATES) {

@@ -52,6 +52,8 @@ pub struct Plan {
     pub preemptions: Vec<Preemption>,
     /// In the order in which they were decided.
     pub growths: Vec<Growth>,
+    /// Trainings that give up ranks for services that run.
+    pub claims: Vec<Preemption>,
     /// Jobs that go on on another class of devices.
     pub migrations: Vec<Migration>,
     /// When the next job may grow.
@@ -85,6 +87,7 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
         ..Plan::default()
     };
     let mut promises = Promises::of(free, &mut plan.starts);
+    plan.growths = promises.keep_claims(free);
     let before = promises.promised();
     let mut at_limit = false;
     let mut placed: BTreeSet<JobId> = promises.jobs().collect();
@@ -141,15 +144,19 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
             None => ready.drop_line(&job.spec.queue, shape),
         }
     }
-    (plan.growths, plan.grow_at) = grow::grow(free, now, &plan);
+    let (grown, grow_at) = grow::grow(free, now, &plan);
+    plan.grow_at = grow_at;
+    plan.growths.extend(grown.iter().cloned());
+    plan.claims = promises.claim(free, &plan, &grown);
     // While others give way, what is idle may be theirs.
-    let is_calm = plan.preemptions.is_empty() && cluster.jobs().preemptors().next().is_none();
+    let is_calm =
+        plan.preemptions.is_empty() && plan.claims.is_empty() && cluster.jobs().preemptors().next().is_none();
     if is_calm && cluster.migrations_are_due() {
         plan.migrations = migrate::migrate(free, &plan);
     }
     plan.tired_at = free.tired_at(&plan);
     plan.promised = preempt::remember(promises.promised(), &before);
-    let seeks = promises.end(free, &plan.starts, &plan.growths);
+    let seeks = promises.end(free, &plan.starts) || preempt::claim::may_help(cluster, &plan);
     // At its limit, a job may have been kept from the alternative that counts less.
     let is_kept_from = at_limit || !plan.kept_from.is_empty() || !plan.futile.is_empty();
     plan.is_unfinished = seeks || (is_kept_from && free.kept.has_lost());

@@ -1,5 +1,6 @@
 //! Running jobs that go on with other ranks, against what that may cost others.
 
+use aquifer_core::jobs::Job;
 use aquifer_core::nodes::Node;
 use aquifer_core::plan::{Free, fits};
 use aquifer_core::*;
@@ -28,6 +29,7 @@ impl Sim {
         assert_eq!(job.ranks.len(), 2 * ranks, "{id} moves as a whole gang");
         let (from, to) = (class(&job.ranks[0]), class(&job.ranks[ranks]));
         assert!(from != to && role.request.devices.iter().any(|want| want.accepts(&to)), "{id} to {to:?}");
+        self.check_within_limits(job);
         self.check_robs_nobody(id, ranks);
         // Nor does it take what a gang that waits may still need.
         let could = |request: &Request, node: &Node| {
@@ -60,24 +62,30 @@ impl Sim {
         }
     }
 
-    /// A job grows only where its new ranks keep nobody waiting: nobody that waits fits but for them.
-    pub(super) fn check_grown(&self, grown: JobId, from: u32, to: u32) {
+    /// A job grows only where its new ranks keep nobody waiting: nobody that waits fits but for them. What others gave up for it
+    /// is its own.
+    pub(super) fn check_grown(&self, grown: JobId, from: u32, to: u32, was_given: bool) {
         let cluster = self.cluster.as_ref().expect("a scheduler");
         let job = cluster.jobs().get(grown).expect("a job");
         assert!(job.ranks.len() as u32 <= job.wanted_ranks(), "{grown} has more ranks than it wants");
-        self.check_robs_nobody(grown, (to - from) as usize);
+        self.check_within_limits(job);
+        if !was_given {
+            self.check_robs_nobody(grown, (to - from) as usize);
+        }
     }
 
-    /// Ranks that a running job was given are within all limits, and nobody that waits fits but for them: so many, the
-    /// latest.
+    fn check_within_limits(&self, job: &Job) {
+        let queues = self.cluster.as_ref().expect("a scheduler").queues();
+        for queue in queues.line(&job.spec.queue) {
+            let is_within = queue.limit_milli.is_none_or(|limit| queues.held_milli(&queue.name) <= limit);
+            assert!(is_within, "{} goes beyond the limit of queue {}", job.id, queue.name);
+        }
+    }
+
+    /// Nobody that waits fits but for ranks that a running job was given: so many, the latest.
     fn check_robs_nobody(&self, id: JobId, more: usize) {
         let cluster = self.cluster.as_ref().expect("a scheduler");
         let job = cluster.jobs().get(id).expect("a job");
-        for queue in cluster.queues().line(&job.spec.queue) {
-            let held = cluster.queues().held_milli(&queue.name);
-            let is_within = queue.limit_milli.is_none_or(|limit| held <= limit);
-            assert!(is_within, "{id} goes beyond the limit of queue {}", queue.name);
-        }
         let mut numbers: Vec<u32> = job.ranks.iter().map(|rank| rank.rank).collect();
         numbers.sort_unstable_by_key(|rank| std::cmp::Reverse(*rank));
         let new = numbers.into_iter().take(more).map(|rank| WorkerId { job: id, attempt: job.attempt, rank });

@@ -107,6 +107,7 @@ impl Sim {
             false => self.fault(self.faults.worker_fail).then(|| self.any_failure()),
         };
         let counting = work.pace.as_ref().map(|pace| self.counting_of(machine, worker.job, &launch, pace));
+        self.begin_load(machine, worker, &launch);
         let state = WorkerState::Starting;
         let process = Process { launch, state, stopped: false, fenced: false, given_up: false };
         let it = &mut self.machines[machine];

@@ -1,7 +1,7 @@
 //! The run: a timeline, a scheduler with its store, machines, clients, and what lies between them.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use aquifer_core::agent::Message;
@@ -12,11 +12,14 @@ use crate::machine::{End, Machine};
 use crate::rng::Rng;
 use crate::store::Store;
 
+mod load;
 mod machines;
 mod pace;
+mod timeline;
 
 use pace::Counting;
 pub use pace::WorkPace;
+use timeline::Entry;
 
 /// One run.
 pub struct Sim {
@@ -58,6 +61,10 @@ pub struct Sim {
     counting: BTreeMap<WorkerId, Counting>,
     /// Steps that jobs have saved.
     saved_steps: BTreeMap<JobId, u64>,
+    /// Services for which trainings have given ranks up: when these have stopped is not for the check to say.
+    pub(crate) claimants: BTreeSet<JobId>,
+    /// What a script says that replicas of jobs have to do, and since when.
+    loads: BTreeMap<JobId, (u32, Time)>,
     /// When jobs were last moved to another class.
     pub(crate) moved: BTreeMap<JobId, Time>,
     crash_next: Option<CrashPoint>,
@@ -167,6 +174,12 @@ enum Pending {
         incarnation: u64,
         worker: WorkerId,
     },
+    Load {
+        machine: usize,
+        incarnation: u64,
+        worker: WorkerId,
+    },
+    AskSleepers,
     Checkpoint {
         machine: usize,
         incarnation: u64,
@@ -185,31 +198,6 @@ enum Pending {
     },
     SchedulerStart,
     Heal,
-}
-
-/// The earliest first; of equal ones, the first that was entered.
-#[derive(Debug)]
-struct Entry {
-    at: Time,
-    number: u64,
-    pending: Pending,
-}
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Entry) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-impl Eq for Entry {}
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Entry) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Entry {
-    fn cmp(&self, other: &Entry) -> std::cmp::Ordering {
-        (self.at, self.number).cmp(&(other.at, other.number))
-    }
 }
 
 impl Sim {
@@ -243,6 +231,8 @@ impl Sim {
             batch_is_due: false,
             counting: BTreeMap::new(),
             saved_steps: BTreeMap::new(),
+            claimants: BTreeSet::new(),
+            loads: BTreeMap::new(),
             moved: BTreeMap::new(),
             crash_next: None,
             last_report: Vec::new(),
@@ -366,6 +356,12 @@ impl Sim {
                     self.on_progress(machine, worker);
                 }
             }
+            Pending::Load { machine, incarnation, worker } => {
+                if self.machines[machine].incarnation == incarnation {
+                    self.on_load(machine, worker);
+                }
+            }
+            Pending::AskSleepers => self.on_ask_sleepers(),
             Pending::Exit { machine, incarnation, worker, exit, by_itself } => {
                 let it = &self.machines[machine];
                 let process = it.processes.get(&worker).filter(|process| process.alive());

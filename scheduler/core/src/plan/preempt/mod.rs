@@ -3,6 +3,7 @@
 //! Nothing of it is stored but the reason in the victims' records. While one of them stops and the job waits, the room
 //! of the job is kept: every round finds it again, from the same state with the same result.
 
+pub mod claim;
 mod search;
 
 use std::cmp::Reverse;
@@ -11,7 +12,6 @@ use std::sync::Arc;
 
 use super::Order;
 use super::fit::{Free, Taken, charge, extend, fits};
-use super::grow::Growth;
 use super::room::NodeFree;
 use crate::cluster::Cluster;
 use crate::event::Queue;
@@ -372,14 +372,8 @@ impl<'a> Promises<'a> {
     /// Gives back to `free` what is kept, so that only what was handed out is taken from it. Returns whether victims
     /// must be sought in another round: there are more jobs to seek them for than one round may, or those that stop now
     /// or start may help jobs for which there were none.
-    pub fn end(
-        mut self,
-        free: &mut Free<'a>,
-        starts: &[(JobId, Vec<Allocation>)],
-        growths: &[Growth],
-    ) -> bool {
+    pub fn end(mut self, free: &mut Free<'a>, starts: &[(JobId, Vec<Allocation>)]) -> bool {
         self.catch_up(starts);
-        growths.iter().for_each(|growth| give_to(&mut self.started, &growth.more));
         // After what was handed out, what is kept may lie elsewhere, and what stops may not be enough.
         let is_open = self.waits || !self.promised.is_empty();
         let kept = std::mem::take(&mut self.promised);

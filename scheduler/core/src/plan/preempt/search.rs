@@ -1,5 +1,6 @@
 //! Which jobs give way: the cheapest that are proved to be enough.
 
+mod claim;
 mod gain;
 mod shrink;
 
