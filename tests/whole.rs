@@ -155,34 +155,15 @@ fn train(pool: &Pool, ranks: u32, steps: u64) -> v1::JobSpec {
     spec
 }
 
-/// Losses by step, as rank 0 of an attempt tells them while the test looks on.
-type Losses = BTreeMap<u64, f64>;
-
-/// Looks at what rank 0 of a job's attempt tells of itself, until that says enough or the job has ended.
-fn watch_losses(pool: &Pool, job: u64, attempt: u32, enough: impl Fn(&Value) -> bool) -> Losses {
-    let mut losses = Losses::new();
-    until("a status that is enough, or the job's end", || {
-        let look = |losses: &mut Losses| {
-            let path = pool.run_dir(job, attempt, 0)?.join("status.json");
-            let status: Value = serde_json::from_str(&fs::read_to_string(path).ok()?).ok()?;
-            if let (Some(step), Some(loss)) = (status["step"].as_u64(), status["loss"].as_f64()) {
-                losses.insert(step, loss);
-            }
-            enough(&status).then_some(())
-        };
-        look(&mut losses).or_else(|| {
-            let ended = has_ended(&pool.job(job));
-            // Its last words may have come since.
-            ended.then(|| _ = look(&mut losses))
-        })
-    });
-    losses
-}
-
-/// Steps that both tell of; they must tell the same.
-fn agreeing(one: &Losses, two: &Losses) -> usize {
-    let both = one.iter().filter_map(|(step, loss)| Some((step, loss, two.get(step)?)));
-    both.map(|(step, one, two)| assert!((one - two).abs() < 1e-4, "step {step}: {one} and {two}")).count()
+/// Steps that a training has done, in the order in which it did them, with their losses: one that was done again is there again.
+fn steps_of(spec: &v1::JobSpec) -> Vec<(u64, f64)> {
+    let file = Path::new(spec.checkpoint_dir()).join("steps.jsonl");
+    let text = fs::read_to_string(file).expect("steps");
+    let point = |line: &str| {
+        let point: Value = serde_json::from_str(line).expect("a step");
+        (point["step"].as_u64().expect("a number"), point["loss"].as_f64().expect("a loss"))
+    };
+    text.lines().map(point).collect()
 }
 
 #[test]
@@ -191,28 +172,33 @@ fn two_ranks_train_like_one_and_a_killed_rank_costs_no_more_than_a_checkpoint() 
     pool.agent("a", &[]);
     pool.agent("b", &[]);
     let steps = 40;
-    let one = pool.submit(train(&pool, 1, steps));
-    let alone = watch_losses(&pool, one, 1, |_| false);
+    let of_one = train(&pool, 1, steps);
+    let one = pool.submit(of_one.clone());
     pool.until_succeeded(one);
-    assert!(5 <= alone.len() && alone.contains_key(&steps), "{alone:?}");
+    let alone: BTreeMap<u64, f64> = steps_of(&of_one).into_iter().collect();
+    assert_eq!(alone.len() as u64, steps, "{alone:?}");
 
-    let two = pool.submit(train(&pool, 2, steps));
-    let first = watch_losses(&pool, two, 1, |status| Some(10) <= status["checkpoint_step"].as_u64());
+    let of_two = train(&pool, 2, steps);
+    let two = pool.submit(of_two.clone());
+    until("a checkpoint", || {
+        let status = fs::read_to_string(pool.run_dir(two, 1, 0)?.join("status.json")).ok()?;
+        let status: Value = serde_json::from_str(&status).ok()?;
+        (10 <= status["checkpoint_step"].as_u64()?).then_some(())
+    });
     let victim = pool.worker(two, 1, 1).worker;
     let killed = Instant::now();
     send(victim, Signal::KILL);
-    pool.until_job(two, "repeated", |job| 2 <= job.attempt);
-    assert!(!is_alive(victim));
-    let second = watch_losses(&pool, two, 2, |_| false);
     let ended = pool.until_succeeded(two);
     println!("from the kill to the end: {:?}", killed.elapsed());
+    assert!(!is_alive(victim));
     assert_eq!((ended.attempt, ended.failures), (2, 1), "{}", ended.last_failure);
-    // Which steps are seen is a matter of chance, but for the last one.
-    agreeing(&alone, &first);
-    assert!(1 <= agreeing(&alone, &second), "{alone:?} {first:?} {second:?}");
-    let from = second.keys().find(|step| 0 < **step).expect("a step");
-    assert!(10 <= *from, "the second attempt begins with step {from}");
-    assert!(second.contains_key(&steps), "{second:?}");
+    let done = steps_of(&of_two);
+    for (step, loss) in &done {
+        assert_eq!(alone.get(step), Some(loss), "step {step} of {done:?}");
+    }
+    assert!(alone.keys().all(|step| done.iter().any(|(done, _)| done == step)), "{done:?}");
+    let back = done.windows(2).find(|pair| pair[1].0 <= pair[0].0);
+    assert!(back.is_none_or(|pair| 10 < pair[1].0), "the second attempt begins anew: {done:?}");
 }
 
 #[test]
