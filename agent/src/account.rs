@@ -96,10 +96,8 @@ impl Person {
 /// The outermost of those above it that not everybody may.
 pub(crate) fn can_enter(dir: &Path) -> Result<(), PathBuf> {
     let dir = dir.canonicalize().unwrap_or_else(|_| dir.into());
-    let mut above: Vec<&Path> = dir.ancestors().collect();
-    above.reverse();
     let is_closed = |dir: &&Path| fs::metadata(dir).is_ok_and(|dir| dir.mode() & 0o001 == 0);
-    above.into_iter().find(is_closed).map_or(Ok(()), |closed| Err(closed.into()))
+    dir.ancestors().filter(is_closed).last().map_or(Ok(()), |closed| Err(closed.into()))
 }
 
 /// The first number that is a person's.

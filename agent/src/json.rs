@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -33,9 +33,8 @@ pub fn replace_bytes_for((uid, gid): (u32, u32), path: &Path, bytes: &[u8]) -> i
         _ => (),
     }
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    let mut room = Room { file, temporary, path: path.to_owned(), named: false };
-    room.file.write_all(bytes)?;
-    std::os::unix::fs::fchown(&room.file, Some(uid), Some(gid))?;
+    let room = Room::filled(file, temporary, path, bytes)?;
+    fchown(&room.file, Some(uid), Some(gid))?;
     room.put()
 }
 
@@ -70,7 +69,11 @@ impl Room {
 
     fn of(path: &Path, bytes: &[u8]) -> io::Result<Room> {
         let temporary = temporary(path);
-        let mut room = Room { file: open(&temporary)?, temporary, path: path.to_owned(), named: false };
+        Room::filled(open(&temporary)?, temporary, path, bytes)
+    }
+
+    fn filled(file: File, temporary: PathBuf, path: &Path, bytes: &[u8]) -> io::Result<Room> {
+        let mut room = Room { file, temporary, path: path.to_owned(), named: false };
         room.file.write_all(bytes)?;
         Ok(room)
     }
