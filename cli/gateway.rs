@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use tonic::{Code, Status};
 
+use crate::accept::accept;
 use crate::client::{Global, Pool, identity, is_lost};
 use crate::output::{Failure, write_out};
 use crate::server::log_format;
@@ -195,9 +196,13 @@ async fn serve(resolved: Resolved) -> Result<(), Failure> {
     write_out(format!("listening on {address}\n").as_bytes());
     tokio::spawn(follow(pool, gateway.clone()));
     let (draining, seen) = watch::channel(false);
+    let (tls, router) = (tls.map(Arc::new), router(gateway.clone()));
     let places = Arc::new(Semaphore::new(most));
     tokio::select! {
-        () = accept(socket, tls.map(Arc::new), gateway.clone(), places.clone(), seen) => (),
+        () = accept(socket, places.clone(), |stream| {
+            _ = stream.set_nodelay(true); // Only costs latency where it fails.
+            begin(stream, tls.clone(), router.clone(), seen.clone())
+        }) => (),
         () = settings::stop_signal() => (),
     }
     gateway.drain();
@@ -207,30 +212,6 @@ async fn serve(resolved: Resolved) -> Result<(), Failure> {
         Err(_) => tracing::warn!("stopped; answers were not complete within the grace"),
     }
     Ok(())
-}
-
-/// Takes connections, for ever.
-async fn accept(
-    socket: TcpListener,
-    tls: Option<Arc<Tls>>,
-    gateway: Arc<Gateway>,
-    places: Arc<Semaphore>,
-    draining: watch::Receiver<bool>,
-) {
-    let router = router(gateway);
-    loop {
-        let place = places.clone().acquire_owned().await.expect("it is never closed");
-        let Ok((stream, _)) = socket.accept().await else {
-            sleep(Duration::from_millis(100)).await; // Files may be short.
-            continue;
-        };
-        _ = stream.set_nodelay(true); // Only costs latency where it fails.
-        let (tls, router, draining) = (tls.clone(), router.clone(), draining.clone());
-        tokio::spawn(async move {
-            begin(stream, tls, router, draining).await;
-            drop(place);
-        });
-    }
 }
 
 /// One connection, to its end.

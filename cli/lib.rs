@@ -3,6 +3,7 @@
 //! Every command is one file with its arguments (`Args`), what it asks the scheduler (`run`) and what it prints:
 //! pure functions from the structs of [`view`] to text, which `--json` prints as they are.
 
+mod accept;
 pub mod agent;
 pub mod bench;
 pub mod cancel;

@@ -88,13 +88,18 @@ fn jobs_run_on_nodes_that_speak_tls() {
 
     let out = pool.server_at(0).out();
     let metrics = out.lines().find_map(|line| line.strip_prefix("metrics on ")).expect("an address");
-    let mut plain = TcpStream::connect(metrics).expect("a connection");
-    plain.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("a request");
+    refuses_clear_text(metrics, "/metrics");
+    let not_grpc = nodes(&pool, &format!("https://{metrics}"), &["--tls-ca", "ca.pem"]);
+    says(&not_grpc, 1, "speaks TLS, but not gRPC: is it the address of --metrics");
+}
+
+/// HTTP in clear text is answered with what to do.
+fn refuses_clear_text(address: &str, path: &str) {
+    let mut plain = TcpStream::connect(address).expect("a connection");
+    plain.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).expect("a request");
     let mut answer = String::new();
     plain.read_to_string(&mut answer).expect("an answer");
     assert!(answer.starts_with("HTTP/1.0 400") && answer.contains("this speaks TLS"), "{answer}");
-    let not_grpc = nodes(&pool, &format!("https://{metrics}"), &["--tls-ca", "ca.pem"]);
-    says(&not_grpc, 1, "speaks TLS, but not gRPC: is it the address of --metrics");
 }
 
 #[test]
@@ -107,11 +112,7 @@ fn a_gateway_with_a_certificate_speaks_tls_to_all() {
     gateway.until_out("listening on ");
     let out = gateway.out();
     let address = out.lines().find_map(|line| line.strip_prefix("listening on ")).expect("an address");
-    let mut plain = TcpStream::connect(address).expect("a connection");
-    plain.write_all(b"GET /v1/models HTTP/1.0\r\n\r\n").expect("a request");
-    let mut answer = String::new();
-    plain.read_to_string(&mut answer).expect("an answer");
-    assert!(answer.starts_with("HTTP/1.0 400") && answer.contains("this speaks TLS"), "{answer}");
+    refuses_clear_text(address, "/v1/models");
     // Whose certificate is good, and who is no scheduler.
     let not_grpc = nodes(&pool, &format!("https://{address}"), &["--tls-ca", "ca.pem"]);
     says(&not_grpc, 1, "speaks TLS, but not gRPC");

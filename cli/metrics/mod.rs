@@ -21,8 +21,9 @@ use prometheus::{Gauge, Opts, Registry, TEXT_FORMAT};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
+use crate::accept::accept;
 use crate::output::Failure;
 
 /// Connections at a time; others wait.
@@ -125,19 +126,11 @@ impl Listener {
     /// Answers, for ever.
     pub async fn serve(self, observed: impl Observed) {
         let observed = Arc::new(observed);
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            let place = places.clone().acquire_owned().await.expect("it is never closed");
-            let Ok((stream, _)) = self.socket.accept().await else {
-                sleep(Duration::from_millis(100)).await; // Files may be short.
-                continue;
-            };
+        accept(self.socket, Arc::new(Semaphore::new(CONNECTIONS)), |stream| {
             let (observed, guard, tls) = (observed.clone(), self.guard.clone(), self.tls.clone());
-            tokio::spawn(async move {
-                _ = timeout(LONGEST, begin(stream, observed, guard, tls)).await;
-                drop(place);
-            });
-        }
+            async move { _ = timeout(LONGEST, begin(stream, observed, guard, tls)).await }
+        })
+        .await
     }
 }
 
