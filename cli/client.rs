@@ -5,8 +5,8 @@ use std::time::Duration;
 use std::{env, fs};
 
 use aquifer_proto::tls::{ClientTls, EndpointError};
-use aquifer_proto::v1;
 use aquifer_proto::v1::pool_client::PoolClient;
+use aquifer_proto::{STALE, v1};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -25,6 +25,10 @@ pub struct Global {
     /// URL of the scheduler, or of each of several with commas between them. Default: http://127.0.0.1:7700
     #[arg(long, global = true, env = "AQUIFER_SERVER", value_name = "URL")]
     pub server: Option<String>,
+    /// Take answers of a scheduler that stands by as well, from its copy of the pool: how old it is is said on standard
+    /// error. What changes something goes to the one that leads
+    #[arg(long, global = true, env = "AQUIFER_STALE")]
+    pub stale: bool,
     /// File with the token that is sent as `authorization: Bearer …`. Default: the variable AQUIFER_TOKEN, else none
     #[arg(long, global = true, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
@@ -57,16 +61,23 @@ pub struct Pool {
     server: String,
     /// There is a single scheduler: another one will not take over.
     is_one: bool,
+    takes_stale: bool,
 }
 
-/// Puts the token into requests.
+/// Puts the token into requests, and whether old answers will do.
 #[derive(Clone, Debug)]
-pub struct Bearer(Option<MetadataValue<Ascii>>);
+pub struct Bearer {
+    token: Option<MetadataValue<Ascii>>,
+    stale: bool,
+}
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(token) = &self.0 {
+        if let Some(token) = &self.token {
             request.metadata_mut().insert("authorization", token.clone());
+        }
+        if self.stale {
+            request.metadata_mut().insert(STALE, MetadataValue::from_static("yes"));
         }
         Ok(request)
     }
@@ -112,15 +123,21 @@ impl Pool {
             Failure::usage(error.to_string(), next)
         })?;
         let (server, is_one) = (servers.listed().join(" or "), servers.listed().len() == 1);
-        let client = PoolClient::with_interceptor(servers, Bearer(token(global)?));
+        let client =
+            PoolClient::with_interceptor(servers, Bearer { token: token(global)?, stale: global.stale });
         // Specifications may carry a mebibyte of environment each.
         let client = client.max_decoding_message_size(1 << 30);
-        Ok(Pool { client, server, is_one })
+        Ok(Pool { client, server, is_one, takes_stale: global.stale })
     }
 
     /// A client for one call, for those who repeat it themselves.
     pub fn client(&self) -> Client {
         self.client.clone()
+    }
+
+    /// Whether answers of a scheduler that stands by will do.
+    pub fn takes_stale(&self) -> bool {
+        self.takes_stale
     }
 
     /// The nodes of a name, all if it is empty, by as many pages as that takes.
@@ -170,12 +187,16 @@ impl Pool {
     pub fn failure(&self, status: &Status) -> Failure {
         let said = status.message();
         if is_lost(status) {
-            let sentence = match said.contains("stands by") {
-                true => format!("no scheduler leads at {}: {said}", self.server),
-                false => format!("no scheduler answers at {}: {}", self.server, root_cause(status)),
+            let (sentence, next) = match said.contains("stands by") {
+                true => (
+                    format!("no scheduler leads at {}: {said}", self.server),
+                    "try again; with --stale, what those that stand by know is shown meanwhile",
+                ),
+                false => (
+                    format!("no scheduler answers at {}: {}", self.server, root_cause(status)),
+                    "is it running? start one with `aquifer up`, or name another with --server or AQUIFER_SERVER",
+                ),
             };
-            let next =
-                "is it running? start one with `aquifer up`, or name another with --server or AQUIFER_SERVER";
             return Failure { exit: 3, sentence, next: next.into() };
         }
         let next = match status.code() {

@@ -2,17 +2,21 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use aquifer_proto::LEADER;
 use aquifer_proto::tls::{ClientTls, EndpointError, leads_on};
+use aquifer_proto::{AGE, LEADER};
 use http_body_util::{BodyExt, Full};
 use hyper::http;
 use tonic::body::Body;
 use tonic::transport::Channel;
 use tower_service::Service;
+
+use crate::output::aside;
+use crate::units;
 
 /// Answers of schedulers that do not lead that one call follows, at most.
 const REDIRECTIONS: usize = 3;
@@ -28,6 +32,8 @@ struct Shared {
     listed: Vec<String>,
     tls: ClientTls,
     current: Mutex<Current>,
+    /// It was said how old answers are.
+    is_dated: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -49,7 +55,8 @@ impl Servers {
             channels.push(connect(tls, url, 1 < listed.len())?);
         }
         let current = Current { url: listed[0].clone(), channel: channels.swap_remove(0) };
-        let shared = Shared { listed, tls: tls.clone(), current: Mutex::new(current) };
+        let is_dated = AtomicBool::new(false);
+        let shared = Shared { listed, tls: tls.clone(), current: Mutex::new(current), is_dated };
         Ok(Servers { shared: Arc::new(shared) })
     }
 
@@ -81,6 +88,19 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// Says once of when the answers are, if they are not of now.
+    fn date(&self, url: &str, answer: &Answer) {
+        let age = answer.headers().get(AGE).and_then(|age| age.to_str().ok()?.parse().ok());
+        if let Some(age) = age
+            && !self.is_dated.swap(true, Ordering::Relaxed)
+        {
+            let age = units::duration(age);
+            aside(format!("the scheduler at {url} stands by: this is the pool as it was {age} ago"));
+        }
+    }
+}
+
 type Answer = http::Response<Body>;
 
 impl Service<http::Request<Body>> for Servers {
@@ -108,6 +128,7 @@ impl Service<http::Request<Body>> for Servers {
                 };
                 match answer {
                     Ok(answer) => {
+                        shared.date(&url, &answer);
                         let leader = answer.headers().get(LEADER).and_then(|leader| leader.to_str().ok());
                         if leader.is_some() || stands_by(&answer) {
                             shared.turn(&url, leader);

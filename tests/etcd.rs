@@ -29,8 +29,10 @@ mod with_etcd {
     use std::thread;
     use std::time::{Duration, Instant};
 
-    use aquifer_proto::v1;
+    use aquifer_proto::v1::pool_client::PoolClient;
+    use aquifer_proto::{AGE, LEADER, STALE, v1};
     use rustix::process::Signal;
+    use tonic::{Code, Request, Status};
     use tonic_health::pb::HealthCheckRequest;
     use tonic_health::pb::health_client::HealthClient;
     use v1::JobState::{Running, Succeeded};
@@ -100,6 +102,72 @@ mod with_etcd {
             is_there.then(|| u64::from_str_radix(queued, 16).ok()).flatten()
         });
         unread.sum()
+    }
+
+    #[test]
+    fn one_that_stands_by_answers_who_asks_for_no_more_and_says_how_old_that_is() {
+        let Some(mut etcd) = EtcdServer::start(1) else { return };
+        let mut pool = schedulers(2, &etcd);
+        let leader = pool.until_leader();
+        let standby = pool.another_client_of(1 - leader);
+        let stale = |job| {
+            let mut request = Request::new(v1::GetRequest { job });
+            request.metadata_mut().insert(STALE, "yes".parse().expect("a word"));
+            let answer = standby.block_on(PoolClient::new(standby.connection()).get(request))?;
+            let age: Option<u64> = answer.metadata().get(AGE).and_then(|age| age.to_str().ok()?.parse().ok());
+            Ok::<_, Status>((answer.into_inner(), Duration::from_millis(age.expect("an age"))))
+        };
+        let job = pool.submit(until_file(&pool, "go"));
+        // What was acknowledged before an answer's moment is in it.
+        let submitted = Instant::now();
+        until("an answer as of after the submission", || match stale(job) {
+            Ok((found, _)) => Some(assert_eq!(found.id, job)),
+            Err(status) => {
+                assert!([Code::NotFound, Code::Unavailable].contains(&status.code()), "{status:?}");
+                assert!(submitted.elapsed() < Duration::from_secs(10), "{status:?}");
+                None
+            }
+        });
+        let (_, age) = stale(job).expect("an answer");
+        assert!(age < Duration::from_secs(5), "{age:?}");
+        // Who does not ask for it is led to the one that leads, and so is what changes something.
+        let fresh = standby.alone(async |mut stub| stub.get(v1::GetRequest { job }).await);
+        assert_eq!(fresh.expect_err("it does not lead").code(), Code::Unavailable);
+        let mut cancel = Request::new(v1::CancelRequest { job, whole_array: false });
+        cancel.metadata_mut().insert(STALE, "yes".parse().expect("a word"));
+        let cancelled = standby.block_on(PoolClient::new(standby.connection()).cancel(cancel));
+        let status = cancelled.expect_err("it does not lead");
+        assert!(status.metadata().get(LEADER).is_some(), "{status:?}");
+
+        // Without etcd nobody leads. What was known is still told, and how old it is.
+        etcd.kill(0);
+        pool.kill_server_at(leader);
+        std::thread::sleep(Duration::from_secs(2));
+        let (found, age) = stale(job).expect("an answer");
+        assert_eq!(found.id, job);
+        assert!(Duration::from_secs(2) <= age, "{age:?}");
+        let list = ["jobs", "--server", &pool.url_of(1 - leader)];
+        until("a hint", || {
+            let done = pool.aquifer(&list);
+            assert_eq!(done.code, Some(3), "{done:?}");
+            done.err.contains("--stale").then_some(())
+        });
+        let done = pool.aquifer(&[&list[..], &["--stale"]].concat());
+        assert_eq!(done.code, Some(0), "{done:?}");
+        assert!(
+            done.out.contains("job-1") && done.err.contains("stands by: this is the pool as it was"),
+            "{done:?}"
+        );
+
+        // Whoever comes to lead answers as of now.
+        etcd.spawn(0);
+        etcd.until_healthy();
+        pool.until_leader();
+        let mut request = Request::new(v1::GetRequest { job });
+        request.metadata_mut().insert(STALE, "yes".parse().expect("a word"));
+        let answer = standby.block_on(PoolClient::new(standby.connection()).get(request)).expect("an answer");
+        assert_eq!(answer.metadata().get(AGE), None);
+        pool.cancel(job);
     }
 
     #[test]

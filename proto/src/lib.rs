@@ -21,3 +21,9 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/aquifer
 
 /// Metadata of an answer by a scheduler that does not lead: the URL of the one that does.
 pub const LEADER: &str = "aquifer-leader";
+
+/// Metadata of a call that a scheduler which stands by may answer too, from a copy of the pool.
+pub const STALE: &str = "aquifer-stale";
+
+/// Metadata of an answer from a copy: its age in milliseconds.
+pub const AGE: &str = "aquifer-age-ms";

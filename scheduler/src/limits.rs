@@ -256,7 +256,9 @@ impl Place {
             }
         };
         match begun {
-            Ok(wait) => Ok((Call { place: self.clone(), bytes: Mutex::new(0) }, wait)),
+            Ok(wait) => {
+                Ok((Call { place: self.clone(), bytes: Mutex::new(0), as_of: Mutex::default() }, wait))
+            }
             Err(reached) => {
                 self.clients.meters.on_refusal(reached.word());
                 Err(reached)
@@ -281,6 +283,8 @@ pub struct Call {
     place: Arc<Place>,
     /// Of its request, while it arrives.
     bytes: Mutex<usize>,
+    /// The oldest moment of which its answer is; `None`: it is of now.
+    as_of: Mutex<Option<Instant>>,
 }
 
 impl Call {
@@ -322,6 +326,19 @@ impl Call {
         if let Some(it) = table.clients.get_mut(&self.place.client) {
             it.bytes -= bytes;
         }
+    }
+
+    /// Part of its answer is of this moment, where it is not of now.
+    pub fn answer_as_of(&self, moment: Option<Instant>) {
+        if let Some(moment) = moment {
+            let mut oldest = self.as_of.lock().expect("no holder panics");
+            *oldest = Some(oldest.map_or(moment, |oldest| oldest.min(moment)));
+        }
+    }
+
+    /// How old its answer is; `None`: it is of now.
+    pub fn age(&self) -> Option<Duration> {
+        self.as_of.lock().expect("no holder panics").map(|moment| moment.elapsed())
     }
 
     /// It has held up the deciding thread for so long, which counts as the calls that could have been decided.

@@ -1,5 +1,7 @@
 //! The loop around the core: events in, commit, then act. Any doubt about a commit ends it.
 
+mod follow;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,6 +21,7 @@ use crate::limits::CALL;
 use crate::metrics::{Hours, Meters};
 use crate::notes::Notes;
 use crate::store::{Past, Store, StoreError};
+pub use follow::Follower;
 
 /// Inputs that one commit takes in, at most.
 const BATCH: usize = 1024;
@@ -30,7 +33,8 @@ const OF_CLIENTS: usize = INBOX / 2;
 /// Progress entries that are kept, at most.
 const PROGRESS_KEPT: usize = 65_536;
 
-type Query = Box<dyn FnOnce(&Cluster) + Send>;
+/// With the moment of which the answer is, where that is not now.
+type Query = Box<dyn FnOnce(&Cluster, Option<Instant>) + Send>;
 type Reply = oneshot::Sender<Result<Answer, Refusal>>;
 
 /// Something for the loop to do.
@@ -201,13 +205,14 @@ impl Runtime {
         let _turn = call.question().await;
         let _room = self.of_clients.acquire().await.expect("it is never closed");
         let charged = call.clone();
-        let timed = move |cluster: &Cluster| {
+        self.ask(move |cluster, as_of| {
             let begun = Instant::now();
             let answer = query(cluster);
             charged.charge(begun.elapsed());
+            charged.answer_as_of(as_of);
             answer
-        };
-        self.read(timed).await
+        })
+        .await
     }
 
     /// Reads what is committed, for this scheduler and its agents.
@@ -218,8 +223,15 @@ impl Runtime {
         &self,
         query: impl FnOnce(&Cluster) -> T + Send + 'static,
     ) -> Result<T, Ended> {
+        self.ask(|cluster, _| query(cluster)).await
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Cluster, Option<Instant>) -> T + Send + 'static,
+    ) -> Result<T, Ended> {
         let (reply, answer) = oneshot::channel();
-        let query = Box::new(move |cluster: &Cluster| _ = reply.send(query(cluster)));
+        let query: Query = Box::new(move |cluster, as_of| _ = reply.send(query(cluster, as_of)));
         self.send(Input::Query(query)).await?;
         answer.await.map_err(|_| Ended)
     }
@@ -280,7 +292,7 @@ impl Decider {
                 self.perform(effect, &mut replies);
             }
             for query in queries {
-                query(&self.cluster);
+                query(&self.cluster, None);
             }
         }
     }

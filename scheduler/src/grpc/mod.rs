@@ -29,6 +29,8 @@ use tonic::{Request, Status};
 use crate::leader::Source;
 use crate::limits::{Clients, Limits, Place};
 use crate::metrics::Metrics;
+#[cfg(feature = "etcd")]
+use crate::runtime::Follower;
 use crate::runtime::Runtime;
 use crate::store::{Store, StoreError};
 use crate::tls::Tls;
@@ -148,7 +150,8 @@ pub async fn serve(
         .add_service(InterceptedService::new(services.agents.clone(), guard));
     let lead = async |store: Box<dyn Store>| -> Result<oneshot::Receiver<StoreError>, StoreError> {
         let (metrics, meters) = (config.metrics.clone(), config.metrics.meters());
-        let start = move || Runtime::start(config.policy, config.checkpoint_root, store, meters);
+        let root = config.checkpoint_root.clone();
+        let start = move || Runtime::start(config.policy, root, store, meters);
         let (runtime, failure) = spawn_blocking(start).await.expect("the start does not panic")?;
         metrics.lead(runtime.clone());
         services.lead(runtime, metrics);
@@ -179,6 +182,10 @@ pub async fn serve(
         #[cfg(feature = "etcd")]
         Source::Contested(candidate) => {
             ready(address);
+            let (history, look) = candidate.look();
+            let (root, meters) = (config.checkpoint_root.clone(), config.metrics.meters());
+            let follower = Follower::start(config.policy, root, history, meters, look);
+            services.follow(follower, config.metrics.clone());
             let mut resignation = None;
             let led = async {
                 let (store, lost, resigns) = candidate.campaign(&leader).await?.split();
@@ -217,12 +224,22 @@ struct Services {
 }
 
 impl Services {
+    /// Answers what a copy of the pool can answer.
+    #[cfg(feature = "etcd")]
+    fn follow(&self, follower: Follower, metrics: Metrics) {
+        let pool = pool_server(follower.runtime.clone(), metrics);
+        self.pool.follow(follower, pool);
+    }
+
     fn lead(&self, runtime: Runtime, metrics: Metrics) {
-        let pool = PoolServer::new(pool::PoolService::new(runtime.clone(), metrics));
-        self.pool.set(pool.max_decoding_message_size(MAX_CLIENT_MESSAGE));
+        self.pool.set(pool_server(runtime.clone(), metrics));
         let agents = AgentsServer::new(agents::AgentsService::new(runtime));
         self.agents.set(agents.max_decoding_message_size(MAX_AGENT_MESSAGE));
     }
+}
+
+fn pool_server(runtime: Runtime, metrics: Metrics) -> PoolServer<pool::PoolService> {
+    PoolServer::new(pool::PoolService::new(runtime, metrics)).max_decoding_message_size(MAX_CLIENT_MESSAGE)
 }
 
 /// Lets calls pass that present the token.

@@ -9,11 +9,14 @@ use tokio::time::{sleep, timeout};
 
 use super::Lead;
 use super::lead::boot_ms;
-use crate::store::etcd::{Etcd, Keys, Link, read, text};
-use crate::store::{EtcdAddress, StoreError};
+use crate::store::etcd::{Etcd, Keys, Link, PATIENCE, Seen, read, text};
+use crate::store::{Contents, EtcdAddress, History, StoreError};
 
 /// So often it is looked who leads.
 const EVERY: Duration = Duration::from_millis(200);
+
+/// For so long one that stands by waits for what it reads: somebody waits for the answer.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// A scheduler that wants to lead.
 pub struct Candidate {
@@ -44,6 +47,12 @@ impl Candidate {
         let (link, keys) = (Link::open(address)?, Keys::new(&address.prefix));
         let lease = Duration::from_secs(lease.as_secs().max(2));
         Ok(Candidate { link, keys, advertise: advertise.into(), lease })
+    }
+
+    /// The store as others write it: its history, and what reads all else.
+    pub fn look(&self) -> (Arc<dyn History>, impl FnMut() -> Result<Contents, StoreError> + Send + 'static) {
+        let seen = Arc::new(Seen::new(self.link.clone(), self.keys.clone(), LOOK));
+        (seen.clone(), move || seen.live())
     }
 
     /// Waits until this scheduler leads. Meanwhile `leader` is the URL of the one that does; empty: there is none.
@@ -90,7 +99,7 @@ impl Candidate {
     /// # Errors
     /// When etcd does not answer.
     pub async fn leader(&self) -> Result<Option<String>, StoreError> {
-        let found = self.link.get(self.keys.of("leader"), GetOptions::new()).await?;
+        let found = self.link.get(self.keys.of("leader"), GetOptions::new(), PATIENCE).await?;
         Ok(found.kvs().first().map(|leader| String::from_utf8_lossy(leader.value()).into_owned()))
     }
 

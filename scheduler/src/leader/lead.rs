@@ -86,7 +86,8 @@ impl Lead {
                 }
                 // The lease may be unknown, or the answer have been cut off: the key says which.
                 Ok(Err(Error::LeaseKeepAliveError(_))) => {
-                    let Ok(found) = link.get(keys.of("leader"), GetOptions::new()).await else { continue };
+                    let found = link.get(keys.of("leader"), GetOptions::new(), PATIENCE).await;
+                    let Ok(found) = found else { continue };
                     let leader = found.kvs().first();
                     if leader.is_none_or(|leader| leader.create_revision() != self.revision) {
                         if !self.is_given_up.load(Ordering::Relaxed) {

@@ -106,12 +106,17 @@ impl Link {
     ///
     /// # Errors
     /// When it is refused, or there is no answer for too long.
-    pub async fn get(&self, key: Vec<u8>, options: GetOptions) -> Result<GetResponse, StoreError> {
+    pub async fn get(
+        &self,
+        key: Vec<u8>,
+        options: GetOptions,
+        patience: Duration,
+    ) -> Result<GetResponse, StoreError> {
         let ask = |mut kv: KvClient| {
             let (key, options) = (key.clone(), options.clone());
             async move { kv.get(key, Some(options)).await }
         };
-        self.ask(ask, PATIENCE).await
+        self.ask(ask, patience).await
     }
 
     async fn ask<T, F: Future<Output = Result<T, Error>>>(

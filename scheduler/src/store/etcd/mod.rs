@@ -54,27 +54,11 @@ impl Etcd {
     /// When it cannot be read as a whole.
     pub fn look(address: &EtcdAddress) -> Result<Contents, StoreError> {
         let (link, keys) = (Link::open(address)?, Keys::new(&address.prefix));
-        let (on, path) = (link.clone(), link.path().to_string());
-        let whole =
-            link.wait(async move { Reader { link: &on, keys: &keys, revision: 0 }.whole(&Kind::ALL).await })?;
-        match whole.is_restoring {
-            true => Err(StoreError::HalfRestored { path }),
-            false => Ok(whole.contents),
-        }
+        Seen::new(link, keys, PATIENCE).read(&Kind::ALL)
     }
 
-    /// Rows of some kinds, and all else.
-    fn whole(&self, kinds: &'static [Kind]) -> Result<Whole, StoreError> {
-        let (link, keys) = (self.link.clone(), self.keys.clone());
-        self.link.wait(async move { Reader { link: &link, keys: &keys, revision: 0 }.whole(kinds).await })
-    }
-
-    fn read(&self, kinds: &'static [Kind]) -> Result<Contents, StoreError> {
-        let whole = self.whole(kinds)?;
-        match whole.is_restoring {
-            true => Err(StoreError::HalfRestored { path: self.link.path().into() }),
-            false => Ok(whole.contents),
-        }
+    fn seen(&self) -> Seen {
+        Seen::new(self.link.clone(), self.keys.clone(), PATIENCE)
     }
 
     /// Carries out operations if this scheduler leads, and makes `next` the last commit. They must be harmless when
@@ -130,19 +114,19 @@ impl Etcd {
 
 impl Store for Etcd {
     fn contents(&mut self) -> Result<Contents, StoreError> {
-        self.read(&Kind::ALL)
+        self.seen().read(&Kind::ALL)
     }
 
     fn live(&mut self) -> Result<Contents, StoreError> {
-        self.read(&Kind::LIVE)
+        self.seen().live()
     }
 
     fn history(&self) -> Arc<dyn History> {
-        Arc::new(EtcdHistory { link: self.link.clone(), keys: self.keys.clone() })
+        Arc::new(self.seen())
     }
 
     fn begin_term(&mut self) -> Result<u64, StoreError> {
-        let whole = self.whole(&[])?;
+        let whole = self.seen().whole(&[])?;
         if whole.is_restoring {
             return Err(StoreError::HalfRestored { path: self.link.path().into() });
         }
@@ -184,7 +168,7 @@ impl Store for Etcd {
     }
 
     fn replace(&mut self, contents: &Contents) -> Result<(), StoreError> {
-        let before = self.whole(&[])?;
+        let before = self.seen().whole(&[])?;
         self.last = before.last;
         let mut operations = ["rows/", "more/", "staged/"].map(|it| self.keys.removal(it)).to_vec();
         operations.push(TxnOp::put(self.keys.of("restoring"), "1", None));
@@ -251,27 +235,61 @@ pub async fn puts(
     Ok(rate)
 }
 
-/// The history of a pool, which its leader goes on writing.
-struct EtcdHistory {
+/// The keys of a pool, which its leader goes on writing.
+pub(crate) struct Seen {
     link: Arc<Link>,
     keys: Keys,
+    /// For so long each answer is waited for.
+    patience: Duration,
 }
 
-impl History for EtcdHistory {
+impl Seen {
+    pub(crate) fn new(link: Arc<Link>, keys: Keys, patience: Duration) -> Seen {
+        Seen { link, keys, patience }
+    }
+
+    /// What a scheduler needs to go on, at one moment.
+    ///
+    /// # Errors
+    /// When it cannot be read as a whole.
+    pub(crate) fn live(&self) -> Result<Contents, StoreError> {
+        self.read(&Kind::LIVE)
+    }
+
+    /// Rows of some kinds, and all else.
+    fn whole(&self, kinds: &'static [Kind]) -> Result<Whole, StoreError> {
+        let (link, keys, patience) = (self.link.clone(), self.keys.clone(), self.patience);
+        self.link.wait(async move {
+            let mut reader = Reader { link: &link, keys: &keys, patience, revision: 0 };
+            reader.whole(kinds).await
+        })
+    }
+
+    fn read(&self, kinds: &'static [Kind]) -> Result<Contents, StoreError> {
+        let whole = self.whole(kinds)?;
+        match whole.is_restoring {
+            true => Err(StoreError::HalfRestored { path: self.link.path().into() }),
+            false => Ok(whole.contents),
+        }
+    }
+}
+
+impl History for Seen {
     fn rows(&self, from: &[u8], most: usize) -> Result<Vec<Row>, StoreError> {
-        let (link, keys, from) = (self.link.clone(), self.keys.clone(), from.to_vec());
+        let (link, keys, patience) = (self.link.clone(), self.keys.clone(), self.patience);
+        let from = from.to_vec();
         self.link.wait(async move {
             // What a commit has staged is put in its place before it is confirmed.
             let failed = |cause| StoreError::Failed { path: link.path().into(), cause };
             let (from, end) = keys.rows_from(Kind::Ended, &from);
             let options = GetOptions::new().with_range(end).with_limit(most as i64);
-            let mut page = link.get(from, options).await?;
+            let mut page = link.get(from, options, patience).await?;
             let found: Vec<_> = page.take_kvs().into_iter().map(KeyValue::into_key_value).collect();
             let mut more = BTreeMap::new();
             for beginning in keys.further_pieces(&found).map_err(failed)? {
                 let mut end = beginning.clone();
                 *end.last_mut().expect("it ends with a slash") += 1;
-                let mut pieces = link.get(beginning, GetOptions::new().with_range(end)).await?;
+                let mut pieces = link.get(beginning, GetOptions::new().with_range(end), patience).await?;
                 more.extend(pieces.take_kvs().into_iter().map(KeyValue::into_key_value));
             }
             keys.rows(found, &more).map_err(failed)
@@ -292,6 +310,7 @@ struct Whole {
 struct Reader<'a> {
     link: &'a Link,
     keys: &'a Keys,
+    patience: Duration,
     revision: i64,
 }
 
@@ -299,7 +318,7 @@ impl Reader<'_> {
     async fn whole(&mut self, kinds: &[Kind]) -> Result<Whole, StoreError> {
         let names = ["format", "term", "commit", "restoring"];
         let reads: Vec<TxnOp> = names.iter().map(|name| read(&self.keys.of(name))).collect();
-        let answer = self.link.transact(Txn::new().and_then(reads), PATIENCE).await?;
+        let answer = self.link.transact(Txn::new().and_then(reads), self.patience).await?;
         self.revision = answer.header().map_or(0, |header| header.revision());
         let found: Vec<Option<KeyValue>> = answer.op_responses().into_iter().map(first).collect();
         let [format, term, commit, restoring] = &found[..] else {
@@ -365,7 +384,7 @@ impl Reader<'_> {
         let (mut from, mut all) = (beginning, Vec::new());
         loop {
             let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE);
-            let mut page = self.link.get(from, options.with_revision(self.revision)).await?;
+            let mut page = self.link.get(from, options.with_revision(self.revision), self.patience).await?;
             let more = page.more();
             all.extend(page.take_kvs().into_iter().map(KeyValue::into_key_value));
             match all.last() {
