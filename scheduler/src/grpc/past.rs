@@ -1,6 +1,7 @@
 //! Answers about all jobs, those that are kept and those that have retired.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use aquifer_core::jobs::{Job, Outcome, Phase, Shape};
 use aquifer_core::plan::free_for_all;
@@ -15,8 +16,10 @@ use super::view;
 use crate::runtime::{NoPast, Runtime, Shared};
 use crate::store::{Past, StoreError};
 
-/// Jobs that one page looks at, at most: so long the loop is held up, and a reader waits.
+/// Jobs of those that are kept that one page looks at, at most: so long the loop is held up.
 const LOOKED_AT: usize = 20_000;
+/// So long one page looks for jobs that have retired: a reader who looks for rare ones gets the next page instead.
+const LOOKS: Duration = Duration::from_millis(50);
 /// Bytes of the jobs of one page, at most; one job is always in it.
 const PAGE_BYTES: usize = 4 << 20;
 /// Jobs that are read of the store at a time.
@@ -78,11 +81,24 @@ impl Wanted {
             && (request.name.is_empty() || job.spec.name.contains(&request.name))
     }
 
-    fn may_have_ended(&self) -> bool {
+    /// Whether any job that has retired can be one. `O(queues)`.
+    fn has_retired(&self, cluster: &Cluster) -> bool {
         use v1::JobState::{Cancelled, Failed, Succeeded, TimedOut};
-        let states = &self.0.states;
-        states.is_empty()
-            || [Succeeded, Failed, Cancelled, TimedOut].iter().any(|it| states.contains(&(*it).into()))
+        let Wanted(request) = self;
+        let of_queue = |queue: &Name| request.queue.is_empty() || **queue == *request.queue;
+        let mut retired = cluster.jobs().retired_totals().filter(|(queue, _)| of_queue(queue));
+        retired.any(|(_, totals)| {
+            let failed = totals.failed + totals.unreachable;
+            let counts = [
+                (Succeeded, totals.succeeded),
+                (Failed, failed),
+                (Cancelled, totals.cancelled),
+                (TimedOut, totals.timed_out),
+            ];
+            let is_wanted =
+                |state: v1::JobState| request.states.is_empty() || request.states.contains(&state.into());
+            counts.iter().any(|(state, jobs)| 0 < *jobs && is_wanted(*state))
+        })
     }
 }
 
@@ -103,10 +119,13 @@ pub async fn list(
     let (wanted, shared) = (Wanted(request), runtime.shared.clone());
     let (asked, of_past) = (wanted.clone(), wanted.clone());
     // In this order: what retires meanwhile is found twice, never missed.
-    let kept = runtime.query(move |cluster| (kept(cluster, &shared, &asked, size, before), counts(cluster)));
-    let (kept, counts) = kept.await.map_err(unavailable)?;
+    let kept = runtime.query(move |cluster| {
+        let kept = kept(cluster, &shared, &asked, size, before);
+        (kept, asked.has_retired(cluster), counts(cluster))
+    });
+    let (kept, has_retired, counts) = kept.await.map_err(unavailable)?;
     let none = Page { jobs: Vec::new(), down_to: JobId(0) };
-    let retired = match wanted.may_have_ended() {
+    let retired = match has_retired {
         false => none,
         true => {
             let read = move |past: &Past| retired(past, &of_past, size, before);
@@ -173,15 +192,14 @@ fn kept(cluster: &Cluster, shared: &Shared, wanted: &Wanted, size: usize, before
 
 fn retired(past: &Past, wanted: &Wanted, size: usize, before: JobId) -> Result<Page<Job>, StoreError> {
     let mut page = Page { jobs: Vec::new(), down_to: before };
-    let mut looked_at = 0;
-    while looked_at < LOOKED_AT && page.jobs.len() < size {
+    let begun = Instant::now();
+    while begun.elapsed() < LOOKS && page.jobs.len() < size {
         let read = past.page(page.down_to, READ.min(size.max(100)))?;
         let Some(last) = read.last() else {
             page.down_to = JobId(0);
             break;
         };
         page.down_to = last.id;
-        looked_at += read.len();
         page.jobs.extend(read.into_iter().filter(|job| wanted.is(job)).map(|job| (job.id, job)));
     }
     Ok(page)
