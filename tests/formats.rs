@@ -115,7 +115,7 @@ fn look(records: &[Record], sights: &mut BTreeMap<&'static str, u64>) {
                     Some(Why::Moved { .. }) => see("moved"),
                     Some(Why::Booked { .. }) => see("booked"),
                     // Later than what was recorded.
-                    Some(Why::DeviceBad { .. }) | None => (),
+                    Some(Why::DeviceBad { .. } | Why::MadeRoom { .. }) | None => (),
                 }
                 job.array.iter().for_each(|_| see("array"));
                 job.spec.after.iter().for_each(|_| see("dependency"));

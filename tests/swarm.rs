@@ -16,7 +16,7 @@ use aquifer_sim::{Sim, workload};
 const PATIENCE: Time = Time(20_000_000);
 
 /// What a swarm must have met, or it proves nothing.
-const SIGHTS: [&str; 58] = [
+const SIGHTS: [&str; 59] = [
     "agent-restarted",
     "answered as repeated",
     "array",
@@ -38,6 +38,7 @@ const SIGHTS: [&str; 58] = [
     "laid to sleep",
     "moved",
     "moved for a reservation",
+    "moved for another",
     "node-lost",
     "node-set",
     "node-up",

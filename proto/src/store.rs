@@ -288,6 +288,10 @@ fn encode_why(why: &Why) -> v1::StoredWhy {
             let why = Some(Wire::Moved(v1::StoredMove { from: from.to_string(), to: to.to_string() }));
             return v1::StoredWhy { why, ..Default::default() };
         }
+        Why::MadeRoom { by, at } => {
+            let (why, preempted_ms) = (Some(Wire::MadeRoom(by.0)), at.0);
+            return v1::StoredWhy { why, preempted_ms, ..Default::default() };
+        }
         Why::WorkerFailed { rank, node, exit } => (rank, node, Wire::Exit(wire::exit(exit))),
         Why::RankLost { rank, node } => (rank, node, Wire::Lost(true)),
         Why::DeviceBad { rank, node, device, fault } => {
@@ -395,6 +399,9 @@ fn decode_why(wire: &v1::StoredWhy) -> Result<Why, Invalid> {
         Some(Wire::Resized(resized)) => {
             let by = (resized.by != 0).then_some(JobId(resized.by));
             Why::Resized { from: resized.from, to: resized.to, by, at: Time(wire.preempted_ms) }
+        }
+        Some(Wire::MadeRoom(by)) => {
+            Why::MadeRoom { by: border::job_id("made_room", *by)?, at: Time(wire.preempted_ms) }
         }
         Some(Wire::Moved(moved)) => Why::Moved { from: (*moved.from).into(), to: (*moved.to).into() },
         None => return Err(Invalid::new("why", "absent", "expected a reason")),

@@ -168,6 +168,9 @@ pub enum Note {
     /// A job stops to go on at once on devices of another model, where it is expected to end so much sooner. It loses what
     /// it has done since its last checkpoint, unless it writes one while it stops, and the time of a restart.
     Moved { job: JobId, from: Name, to: Name, sooner_ms: u64, cost_ms: u64 },
+    /// A job stops to go on at once on other devices of its model, so that `by`, which waits, gets room in one piece. It loses
+    /// the same.
+    MadeRoom { job: JobId, by: JobId, cost_ms: u64 },
     /// A job ended.
     Done(JobId, Outcome),
     /// A node is part of the pool.
@@ -215,6 +218,7 @@ impl Note {
             | Note::Scaled { job, .. }
             | Note::Autoscaled { job, .. }
             | Note::Moved { job, .. }
+            | Note::MadeRoom { job, .. }
             | Note::Kept { job, .. }
             | Note::Done(job, _)
             | Note::ArrayQueued { first: job, .. } => Some(*job),
@@ -263,7 +267,7 @@ impl Note {
             Note::Grown { .. } => "grown",
             Note::Scaled { .. } => "scaled",
             Note::Autoscaled { .. } => "autoscaled",
-            Note::Moved { .. } => "moved",
+            Note::Moved { .. } | Note::MadeRoom { .. } => "moved",
             Note::Done(..) => "done",
             Note::NodeUp(_) => "node-up",
             Note::AgentRestarted { .. } => "agent-restarted",
@@ -325,6 +329,9 @@ impl fmt::Display for Note {
             Note::Moved { job, from, to, sooner_ms, cost_ms } => {
                 let (sooner, cost) = (duration(*sooner_ms), duration(*cost_ms));
                 write!(f, "{job} moves from {from} to {to}: {sooner} sooner, at a cost of {cost}")
+            }
+            Note::MadeRoom { job, by, cost_ms } => {
+                write!(f, "{job} moves to make room for {by}, at a cost of {}", duration(*cost_ms))
             }
             Note::Done(job, outcome) => write!(f, "{job} {outcome}"),
             Note::NodeUp(node) => write!(f, "{node} up"),
@@ -397,6 +404,7 @@ impl fmt::Display for Why {
                 write!(f, "{node} is booked by reservation {reservation}")
             }
             Why::Moved { from, to } => write!(f, "it moved from {from} to {to}"),
+            Why::MadeRoom { by, .. } => write!(f, "it moved to make room for {by}"),
             Why::Resized { from, to, by: Some(by), at: _ } => {
                 write!(f, "it shrank from {from} to {to} ranks for {by}")
             }

@@ -1,4 +1,5 @@
-//! Jobs that go on with other ranks: how they shrink, grow, are scaled, and migrate to another class of devices.
+//! Jobs that go on with other ranks: how they shrink, grow, are scaled, and migrate, to another class of devices or to make
+//! room for another job.
 //!
 //! What is decided is which ranks a job goes on with; the rest of this file is how it gets there. A gang stops with its
 //! grace and starts again at once as its next attempt, on what it kept; where workers may come and go, the others run on.
@@ -12,7 +13,7 @@ use crate::effect::*;
 use crate::event::Availability;
 use crate::jobs::*;
 use crate::nodes::Node;
-use crate::plan::{Growth, Migration};
+use crate::plan::{Aim, Growth, Migration};
 use crate::reservations::Bar;
 use crate::types::*;
 
@@ -97,12 +98,19 @@ impl Cluster {
 
     /// A job stops to go on elsewhere, with ranks that it gets beside those that it has.
     pub(crate) fn migrate(&mut self, migration: Migration) {
-        let Migration { job: id, from, to, ranks, sooner_ms, cost_ms } = migration;
+        let Migration { job: id, ranks, cost_ms, aim } = migration;
         let has = self.jobs.get(id).expect("a job that moves").ranks.len() as u32;
-        self.note(Note::Moved { job: id, from: from.clone(), to: to.clone(), sooner_ms, cost_ms });
+        let (note, why) = match aim {
+            Aim::Class { from, to, sooner_ms } => (
+                Note::Moved { job: id, from: from.clone(), to: to.clone(), sooner_ms, cost_ms },
+                Why::Moved { from, to },
+            ),
+            Aim::RoomFor(by) => (Note::MadeRoom { job: id, by, cost_ms }, Why::MadeRoom { by, at: self.now }),
+        };
+        self.note(note);
         let stays = (has..has + ranks.len() as u32).collect();
         self.add_ranks(id, ranks);
-        self.begin_resize(id, stays, Why::Moved { from, to });
+        self.begin_resize(id, stays, why);
     }
 
     /// Whether it is time for a round that looks for jobs that should migrate.
@@ -115,7 +123,9 @@ impl Cluster {
         self.migrate_at.take_if(|at| *at <= self.now);
         let rounds = self.policy().rounds;
         let may_move = self.policy().preemption && rounds != Duration::ZERO;
-        let is_reason = may_move && !self.room().is_even() && self.jobs.holding().next().is_some();
+        let somebody_waits = || self.jobs.ready().values().any(|lines| !lines.is_empty());
+        let is_reason =
+            may_move && self.jobs.holding().next().is_some() && (!self.room().is_even() || somebody_waits());
         if self.migrate_at.is_none() && is_reason {
             self.migrate_at = Some(self.now() + rounds);
         }
@@ -168,7 +178,7 @@ impl Cluster {
         let waits = |(by, _): (JobId, Time)| {
             self.jobs.get(by).is_some_and(|by| matches!(by.phase, Phase::Pending(_)))
         };
-        let shrinks = stays.len() < job.ranks.len();
+        let shrinks = matches!(job.last_failure, Some(Why::Resized { .. })) && stays.len() < job.ranks.len();
         if !is_live && shrinks && job.gives_way_to().is_some_and(|by| !waits(by)) {
             // Nobody needs the rest any more.
             stays = (0..job.ranks.len() as u32).collect();

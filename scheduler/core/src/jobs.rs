@@ -154,6 +154,8 @@ pub enum Why {
     Preempted { by: JobId, at: Time },
     /// It moved from devices of one model to those of another.
     Moved { from: Name, to: Name },
+    /// It moved so that a job which waited got room in one piece.
+    MadeRoom { by: JobId, at: Time },
     /// It goes on with another number of ranks; `by`: because it gave way to a job that waited.
     Resized { from: u32, to: u32, by: Option<JobId>, at: Time },
     /// The node of a rank is booked for others.
@@ -242,9 +244,14 @@ impl Job {
     /// The job that it gives way to, while it stops for that, and when that was decided.
     pub fn gives_way_to(&self) -> Option<(JobId, Time)> {
         match (&self.phase, &self.last_failure) {
-            (Phase::Stopping(_), Some(Why::Preempted { by, at } | Why::Resized { by: Some(by), at, .. })) => {
-                Some((*by, *at))
-            }
+            (
+                Phase::Stopping(_),
+                Some(
+                    Why::Preempted { by, at }
+                    | Why::Resized { by: Some(by), at, .. }
+                    | Why::MadeRoom { by, at },
+                ),
+            ) => Some((*by, *at)),
             _ => None,
         }
     }

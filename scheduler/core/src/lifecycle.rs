@@ -363,7 +363,8 @@ impl Cluster {
             if job.phase == Phase::Active {
                 // An earlier attempt may have given way; this one does not.
                 let gave_way = |why: &mut Why| {
-                    matches!(why, Why::Preempted { .. } | Why::Resized { .. } | Why::Moved { .. })
+                    use Why::{MadeRoom, Moved, Preempted, Resized};
+                    matches!(why, Preempted { .. } | Resized { .. } | Moved { .. } | MadeRoom { .. })
                 };
                 job.last_failure.take_if(gave_way);
             }

@@ -79,7 +79,7 @@ impl Job {
             Some(Why::Drained { .. }) => StopReason::Drain,
             Some(Why::Booked { .. }) => StopReason::Reservation,
             Some(Why::Preempted { .. }) => StopReason::Preempt,
-            Some(Why::Moved { .. }) => StopReason::Move,
+            Some(Why::Moved { .. } | Why::MadeRoom { .. }) => StopReason::Move,
             Some(Why::Resized { from, to, .. }) if to < from => StopReason::Shrink,
             Some(Why::Resized { .. }) => StopReason::Grow,
         }

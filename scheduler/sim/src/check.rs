@@ -153,7 +153,7 @@ impl Sim {
     /// What a step may want done.
     pub(crate) fn check_effects(&mut self, request: Option<u64>, effects: &[Effect]) {
         let mut replies = 0;
-        let (mut told, mut moved): (Vec<NodeId>, Vec<JobId>) = (Vec::new(), Vec::new());
+        let (mut told, mut moved): (Vec<NodeId>, Vec<(JobId, Option<JobId>)>) = (Vec::new(), Vec::new());
         for effect in effects {
             match effect {
                 Effect::Reply(id, _) => {
@@ -173,12 +173,13 @@ impl Sim {
                     let was_given = self.claimants.contains(job);
                     self.check_grown(*job, *from, *to, was_given);
                 }
-                Effect::Note(Note::Moved { job, .. }) => moved.push(*job),
+                Effect::Note(Note::Moved { job, .. }) => moved.push((*job, None)),
+                Effect::Note(Note::MadeRoom { job, by, .. }) => moved.push((*job, Some(*by))),
                 Effect::Save(_) | Effect::Note(_) => (),
             }
         }
-        for job in moved {
-            self.check_moved(job);
+        for (job, by) in moved {
+            self.check_moved(job, by);
             self.moved.insert(job, self.now);
         }
         assert_eq!(replies, usize::from(request.is_some()), "one answer to each request");
@@ -422,6 +423,7 @@ impl Sim {
                     },
                     1,
                 ),
+                Note::MadeRoom { .. } => saw("moved for another", 1),
                 Note::Requeued { why, .. } => saw(
                     match why {
                         Why::WorkerFailed { .. } => "worker failed",
@@ -432,6 +434,7 @@ impl Sim {
                         Why::Resized { .. } => "resized",
                         Why::Booked { .. } => "moved for a reservation",
                         Why::Moved { .. } => "moved",
+                        Why::MadeRoom { .. } => "not moved for another",
                     },
                     1,
                 ),

@@ -76,6 +76,10 @@ pub fn swarm(seed: u64) -> Sim {
     if served.below(8) == 0 {
         submit_contended(&mut sim, &mut served, &queues);
     }
+    let mut scattered = Rng(seed ^ 0x05ca_77e2);
+    if scattered.below(6) == 0 {
+        submit_scattered(&mut sim, &mut scattered, &queues, &idle);
+    }
     for _ in 0..rng.below(16) {
         let at = Time(rng.within((5_000, 190_000)));
         let command = any_interference(&mut rng, &queues, pool.len() as u64);
@@ -438,6 +442,49 @@ fn submit_contended(sim: &mut Sim, rng: &mut Rng, queues: &[&str]) {
         sim.set_work(spec.name.clone(), work);
         let at = Time(rng.within((1_000, SUBMIT_UNTIL_MS)));
         sim.client(at, Command::Submit(Arc::new(spec)), Time(u64::MAX));
+    }
+}
+
+/// Trainings of one device each that are left behind on all nodes when those beside them end, and jobs that want most of a
+/// node in one piece.
+fn submit_scattered(sim: &mut Sim, rng: &mut Rng, queues: &[&str], idle: &[Cluster]) {
+    let devices = idle[0].nodes().iter().map(|node| node.inventory.devices.len() as u32).sum::<u32>();
+    let (stays, wide) = (rng.within((2, 4)) as u32, rng.within((3, 8)) as u32);
+    for number in 0..devices + 3 {
+        let count = if number < devices { 1 } else { wide as u16 };
+        let device = DeviceRequest { count, ..DeviceRequest::default() };
+        let role = Role {
+            name: "worker".into(),
+            ranks: 1,
+            min_ranks: None,
+            request: Request { devices: vec![device], cpus_milli: 100, ..Request::default() },
+            mounts: Vec::new(),
+            standing: Standing::default(),
+            program: Program::Command(vec!["work".into()]),
+        };
+        let name: Name = format!("scattered{number}").into();
+        let spec = JobSpec {
+            name: name.clone(),
+            user: "ada".into(),
+            queue: (*rng.pick(queues)).into(),
+            client_key: name.clone(),
+            roles: vec![role],
+            grace_ms: *rng.pick(&[0, 1_000, 5_000]),
+            retries: 3,
+            ..JobSpec::default()
+        };
+        let (run_ms, at) = match number {
+            _ if devices <= number => (rng.within((5_000, 20_000)), rng.within((20_000, 60_000))),
+            _ if number.is_multiple_of(stays) => (rng.within((60_000, 150_000)), 1_000 + u64::from(number)),
+            _ => (rng.within((1_000, 10_000)), 1_000 + u64::from(number)),
+        };
+        if !idle.iter().all(|idle| fits(idle, &spec)) {
+            continue;
+        }
+        let checkpoint_ms = Some(rng.within((500, 5_000)));
+        let work = Work { run_ms: Some(run_ms), failures: 0, exit: Exit::Code(1), checkpoint_ms, pace: None };
+        sim.set_work(name, work);
+        sim.client(Time(at), Command::Submit(Arc::new(spec)), Time(u64::MAX));
     }
 }
 

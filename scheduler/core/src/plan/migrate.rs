@@ -23,17 +23,29 @@ use crate::types::*;
 pub struct Migration {
     /// Which.
     pub job: JobId,
-    /// Models of the classes.
-    #[allow(missing_docs)]
-    pub from: Name,
-    #[allow(missing_docs)]
-    pub to: Name,
     /// Where it goes on, by rank: as many as it has.
     pub ranks: Vec<Allocation>,
-    /// By how much sooner it is expected to end, the cost taken off, in milliseconds.
-    pub sooner_ms: u64,
     /// What is lost: the time since its last checkpoint, and that of a restart, in milliseconds.
     pub cost_ms: u64,
+    /// What for.
+    pub aim: Aim,
+}
+
+/// What a job moves for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Aim {
+    /// Devices of another model, on which it serves the pool better.
+    Class {
+        /// The models.
+        #[allow(missing_docs)]
+        from: Name,
+        #[allow(missing_docs)]
+        to: Name,
+        /// By how much sooner it is expected to end, the cost taken off, in milliseconds.
+        sooner_ms: u64,
+    },
+    /// Room in one piece for a job that waits.
+    RoomFor(JobId),
 }
 
 /// A restart takes so long, from the request to stop until it works again, in milliseconds.
@@ -45,13 +57,20 @@ const MAX_CANDIDATES: usize = 256;
 /// Jobs that are moved in one round, at most.
 const MAX_MIGRATIONS: usize = 8;
 
-/// A job that may move, and its classes.
-struct Candidate<'a> {
-    job: &'a Job,
+/// A job that may move.
+pub(super) struct Mover<'a> {
+    pub(super) job: &'a Job,
     want: Vec<&'a DeviceRequest>,
-    own: usize,
+    /// Its class, as a place among those of the room.
+    pub(super) own: usize,
     devices: u32,
-    cost_ms: u64,
+    /// What a move loses, in milliseconds.
+    pub(super) cost_ms: u64,
+}
+
+/// The same with the classes on which it could be.
+struct Candidate<'a> {
+    mover: Mover<'a>,
     modes: Vec<Mode>,
 }
 
@@ -59,13 +78,8 @@ struct Candidate<'a> {
 pub(super) fn migrate(free: &mut Free, plan: &Plan) -> Vec<Migration> {
     let cluster = free.cluster;
     let classes: Vec<Arc<DeviceClass>> = free.room.classes().to_vec();
-    let grows = |job: &Job| plan.growths.iter().any(|growth| growth.job == job.id);
-    let stays = |job: &Job| grows(job) || cluster.is_out_of_reach(job);
-    let mut candidates: Vec<Candidate> = (cluster.jobs().holding().filter(|job| !stays(job)))
-        .filter_map(|job| candidate(free, &classes, job))
-        .collect();
-    candidates.sort_by_key(|it| cluster.jobs().turn(it.job));
-    candidates.truncate(MAX_CANDIDATES);
+    let movers = movers(free, plan, &classes).into_iter();
+    let candidates: Vec<Candidate> = movers.filter_map(|mover| candidate(free, &classes, mover)).collect();
     if candidates.is_empty() {
         return Vec::new();
     }
@@ -84,44 +98,53 @@ pub(super) fn migrate(free: &mut Free, plan: &Plan) -> Vec<Migration> {
             }
         }
     }
-    candidates.iter().for_each(|it| capacity[it.own].devices += it.devices);
+    candidates.iter().for_each(|it| capacity[it.mover.own].devices += it.mover.devices);
     let jobs: Vec<rounds::Job> = candidates.iter().map(|it| it.for_round(cluster)).collect();
     let chosen = rounds::plan(&capacity, &jobs, Goal::Stream);
     let mut wanted: Vec<(u64, &Candidate, usize)> = Vec::new();
     for (candidate, mode) in candidates.iter().zip(chosen) {
-        let Some(mode) = mode.map(|mode| candidate.modes[mode]).filter(|mode| mode.class != candidate.own)
+        let Some(mode) =
+            mode.map(|mode| candidate.modes[mode]).filter(|mode| mode.class != candidate.mover.own)
         else {
             continue;
         };
         let gain = candidate.own_left_ms().saturating_sub(mode.left_ms);
-        if LEAST_GAIN * candidate.cost_ms <= gain {
+        if LEAST_GAIN * candidate.mover.cost_ms <= gain {
             wanted.push((gain, candidate, mode.class));
         }
     }
-    wanted.sort_by_key(|(gain, candidate, _)| (Reverse(*gain), candidate.job.id));
+    wanted.sort_by_key(|(gain, candidate, _)| (Reverse(*gain), candidate.mover.job.id));
     let mut migrations = Vec::new();
     for (gain, candidate, class) in wanted {
         let nodes = idle.get(&class).map_or(&[][..], |nodes| &nodes[..]);
         if migrations.len() < MAX_MIGRATIONS
-            && let Some(ranks) = candidate.place(free, &classes[class], nodes)
+            && let Some(ranks) = candidate.mover.place(free, &classes[class], nodes)
         {
-            migrations.push(Migration {
-                job: candidate.job.id,
-                from: classes[candidate.own].model.clone(),
-                to: classes[class].model.clone(),
-                ranks,
-                sooner_ms: gain - candidate.cost_ms,
-                cost_ms: candidate.cost_ms,
-            });
+            let Mover { job, own, cost_ms, .. } = candidate.mover;
+            free.count(job, &ranks);
+            let (from, to) = (classes[own].model.clone(), classes[class].model.clone());
+            let aim = Aim::Class { from, to, sooner_ms: gain - cost_ms };
+            migrations.push(Migration { job: job.id, ranks, cost_ms, aim });
         }
     }
     migrations
 }
 
+/// Jobs that may move, those first whose turn was first, as many as are looked at. `O(jobs that run)`.
+pub(super) fn movers<'a>(free: &Free<'a>, plan: &Plan, classes: &[Arc<DeviceClass>]) -> Vec<Mover<'a>> {
+    let cluster = free.cluster;
+    let grows = |job: &Job| plan.growths.iter().any(|growth| growth.job == job.id);
+    let stays = |job: &Job| grows(job) || cluster.is_out_of_reach(job);
+    let holding = cluster.jobs().holding().filter(|job| !stays(job));
+    let mut movers: Vec<Mover> = holding.filter_map(|job| mover(cluster, classes, job)).collect();
+    movers.sort_by_key(|it| cluster.jobs().turn(it.job));
+    movers.truncate(MAX_CANDIDATES);
+    movers
+}
+
 /// What is known of a job that may move: it runs, of one role, on whole devices of one class, has a way to go on where it
 /// was, and was placed a round ago at least.
-fn candidate<'a>(free: &Free, classes: &[Arc<DeviceClass>], job: &'a Job) -> Option<Candidate<'a>> {
-    let cluster = free.cluster;
+fn mover<'a>(cluster: &Cluster, classes: &[Arc<DeviceClass>], job: &'a Job) -> Option<Mover<'a>> {
     let [role] = &job.spec.roles[..] else { return None };
     let rests = job.placed? + cluster.policy().rounds <= cluster.now();
     let goes_on = matches!(role.program, Program::Train(_)) || cluster.has_checkpoint(job.id);
@@ -142,6 +165,15 @@ fn candidate<'a>(free: &Free, classes: &[Arc<DeviceClass>], job: &'a Job) -> Opt
         .collect();
     let own = (*held.first()?).filter(|_| held.len() == 1)?;
     let devices: u32 = job.ranks.iter().map(|rank| rank.devices.len() as u32).sum();
+    let cost_ms = cluster.unsaved_ms(job) + RESTART_MS;
+    Some(Mover { job, want, own, devices, cost_ms })
+}
+
+/// The classes on which it could be, if there are several.
+fn candidate<'a>(free: &Free, classes: &[Arc<DeviceClass>], mover: Mover<'a>) -> Option<Candidate<'a>> {
+    let (cluster, want, own, devices) = (free.cluster, &mover.want, mover.own, mover.devices);
+    let job = mover.job;
+    let role = &job.spec.roles[0];
     let speeds = free.room.class_speeds(cluster.speeds(), &Kind::of(&job.spec, role));
     let speed = |class: &Arc<DeviceClass>| speeds.iter().find(|it: &&ClassSpeed| it.class == *class);
     let own_speed = speed(&classes[own])?.speed;
@@ -156,31 +188,38 @@ fn candidate<'a>(free: &Free, classes: &[Arc<DeviceClass>], job: &'a Job) -> Opt
     };
     let modes: Vec<Mode> = classes.iter().enumerate().filter_map(mode).collect();
     let is_known = modes.iter().any(|mode| mode.class == own) && 1 < modes.len();
-    let cost_ms = cluster.unsaved_ms(job) + RESTART_MS;
-    is_known.then_some(Candidate { job, want, own, devices, cost_ms, modes })
+    is_known.then_some(Candidate { mover, modes })
 }
 
 impl Candidate<'_> {
     fn own_left_ms(&self) -> u64 {
-        let own = self.modes.iter().find(|mode| mode.class == self.own);
+        let own = self.modes.iter().find(|mode| mode.class == self.mover.own);
         own.expect("a candidate has its own class").left_ms
     }
 
     fn for_round(&self, cluster: &Cluster) -> rounds::Job {
+        let Mover { job, own, cost_ms, .. } = self.mover;
         rounds::Job {
-            id: self.job.id.0,
+            id: job.id.0,
             modes: self.modes.clone(),
             weight_permille: 1000,
             waited_ms: 0,
-            due_in_ms: self.job.expected_end().map(|end| end.since(cluster.now()) as i64),
-            current: self.modes.iter().position(|mode| mode.class == self.own),
-            restart_ms: self.cost_ms,
+            due_in_ms: job.expected_end().map(|end| end.since(cluster.now()) as i64),
+            current: self.modes.iter().position(|mode| mode.class == own),
+            restart_ms: cost_ms,
         }
     }
+}
 
-    /// Places all ranks on idle devices of a class, beside what the job holds, and takes them. The limits of its queues
-    /// must allow both.
-    fn place(&self, free: &mut Free, class: &DeviceClass, nodes: &[NodeId]) -> Option<Vec<Allocation>> {
+impl Mover<'_> {
+    /// Places all ranks on idle devices of a class, beside what the job holds, and takes them but for the queues. Their
+    /// limits must allow both.
+    pub(super) fn place(
+        &self,
+        free: &mut Free,
+        class: &DeviceClass,
+        nodes: &[NodeId],
+    ) -> Option<Vec<Allocation>> {
         let want = self.want.iter().find(|want| want.accepts(class))?;
         let mut spec = (*self.job.spec).clone();
         // It keeps its number of ranks.
@@ -199,8 +238,6 @@ impl Candidate<'_> {
         };
         let nodes: Vec<NodeId> = nodes.iter().copied().filter(only).collect();
         let job = Job { spec: Arc::new(spec), ..self.job.clone() };
-        let ranks = find_among(free, &job, Some(&nodes)).ok()?;
-        free.count(self.job, &ranks);
-        Some(ranks)
+        find_among(free, &job, Some(&nodes)).ok()
     }
 }

@@ -25,7 +25,7 @@ pub use advantage::ClassSpeed;
 pub use domain::Within;
 pub use fit::{Free, Misfit, fits, most, place};
 pub use grow::Growth;
-pub use migrate::Migration;
+pub use migrate::{Aim, Migration};
 pub use preempt::{Futile, Preemption, Promised, Victim, free_for_all};
 pub(crate) use reserve::LATELY;
 pub use reserve::{Kept, Owner, Turnover};
@@ -54,7 +54,7 @@ pub struct Plan {
     pub growths: Vec<Growth>,
     /// Trainings that give up ranks for services that run.
     pub claims: Vec<Preemption>,
-    /// Jobs that go on on another class of devices.
+    /// Jobs that go on elsewhere.
     pub migrations: Vec<Migration>,
     /// When the next job may grow.
     pub grow_at: Option<Time>,
@@ -153,6 +153,9 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
         plan.preemptions.is_empty() && plan.claims.is_empty() && cluster.jobs().preemptors().next().is_none();
     if is_calm && cluster.migrations_are_due() {
         plan.migrations = migrate::migrate(free, &plan);
+        if plan.migrations.is_empty() {
+            plan.migrations = promises.defragment(free, &plan);
+        }
     }
     plan.tired_at = free.tired_at(&plan);
     plan.promised = preempt::remember(promises.promised(), &before);

@@ -34,7 +34,7 @@ pub(super) fn owed_under_limits<'a>(free: &Free<'a>, plan: &Plan) -> BTreeMap<&'
 }
 
 /// Jobs that wait, one of each shape and queue, but for those whose queue is at its limit: they could not use the room.
-fn waiting<'a>(free: &Free<'a>, plan: &Plan) -> Vec<(&'a Shape, &'a Job)> {
+pub(super) fn waiting<'a>(free: &Free<'a>, plan: &Plan) -> Vec<(&'a Shape, &'a Job)> {
     let (cluster, started): (_, BTreeSet<JobId>) =
         (free.cluster, plan.starts.iter().map(|(id, _)| *id).collect());
     let mut waits = Vec::new();

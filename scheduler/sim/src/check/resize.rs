@@ -9,8 +9,10 @@ use crate::Sim;
 
 impl Sim {
     /// A job moves only where that is allowed, not again before its pause is over, to devices that it accepts, of another
-    /// class, and where that keeps nobody waiting.
-    pub(super) fn check_moved(&self, id: JobId) {
+    /// class, and where that keeps nobody waiting; or to others of its class, where one that waits fits then.
+    ///
+    /// * `by`: the one that waits.
+    pub(super) fn check_moved(&self, id: JobId, by: Option<JobId>) {
         let cluster = self.cluster.as_ref().expect("a scheduler");
         let job = cluster.jobs().get(id).expect("a job that moves");
         let policy = cluster.policy();
@@ -28,6 +30,12 @@ impl Sim {
         let ranks = job.in_attempt().len();
         assert_eq!(job.ranks.len(), 2 * ranks, "{id} moves as a whole gang");
         let (from, to) = (class(&job.ranks[0]), class(&job.ranks[ranks]));
+        if let Some(by) = by {
+            assert!(from == to, "{id} moves to {to:?} to make room");
+            self.check_within_limits(job);
+            self.check_robs_nobody(id, ranks);
+            return self.check_room_for(by);
+        }
         assert!(from != to && role.request.devices.iter().any(|want| want.accepts(&to)), "{id} to {to:?}");
         self.check_within_limits(job);
         self.check_robs_nobody(id, ranks);
@@ -60,6 +68,22 @@ impl Sim {
                 assert!(limited || !could, "{id} moves to {}, which {} waits for", node.name, waits.id);
             }
         }
+    }
+
+    /// One for which others move waits, and fits when all of them have gone.
+    fn check_room_for(&self, by: JobId) {
+        let cluster = self.cluster.as_ref().expect("a scheduler");
+        let by = cluster.jobs().get(by).expect("a job");
+        assert!(matches!(by.phase, Phase::Pending(_)), "others move for {}, which waits not", by.id);
+        let leaves = cluster.jobs().victims_of(by.id).flat_map(|victim| {
+            let worker = |at: u32| {
+                let rank = victim.ranks[at as usize].rank;
+                WorkerId { job: victim.id, attempt: victim.attempt, rank }
+            };
+            victim.leaving().map(worker)
+        });
+        let mut free = Free::without_workers(cluster, leaves);
+        assert!(fits(&mut free, by).is_ok(), "{} does not fit where others moved for it", by.id);
     }
 
     /// A job grows only where its new ranks keep nobody waiting: nobody that waits fits but for them. What others gave up for it

@@ -4,6 +4,7 @@
 //! of the job is kept: every round finds it again, from the same state with the same result.
 
 pub mod claim;
+mod defragment;
 mod search;
 
 use std::cmp::Reverse;

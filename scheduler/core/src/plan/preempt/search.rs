@@ -32,6 +32,8 @@ pub struct Search<'s, 'a> {
     given: Gifts<'a>,
     /// Whether all victims of promises are taken as gone as well.
     kept_promises: bool,
+    /// Whether victims only go elsewhere: what queues hold stays what it is.
+    is_of_moves: bool,
     work: usize,
 }
 
@@ -69,7 +71,7 @@ type Spare<'a> = BTreeMap<&'a Name, u64>;
 impl<'s, 'a> Search<'s, 'a> {
     pub fn new(free: &'s mut Free<'a>, promises: &'s Promises<'a>) -> Search<'s, 'a> {
         let (gone, given) = (BTreeMap::new(), BTreeMap::new());
-        Search { free, promises, gone, given, kept_promises: false, work: 0 }
+        Search { free, promises, gone, given, kept_promises: false, is_of_moves: false, work: 0 }
     }
 
     /// From now on the job is taken as gone, or what it is about to give up.
@@ -217,6 +219,25 @@ impl<'s, 'a> Search<'s, 'a> {
             }
         }
         self.choose(job, &self.candidates(job, None))
+    }
+
+    /// Who goes elsewhere so that the job fits, of those who may: the cheapest, each for what its move loses. Leaves `free`
+    /// as it was.
+    pub fn make_way(
+        &mut self,
+        job: &Job,
+        movers: impl Iterator<Item = (&'a Job, u64)>,
+    ) -> Option<(Vec<JobId>, Vec<Allocation>)> {
+        let lost = |(job, cost_ms): (&'a Job, u64)| Candidate {
+            job,
+            lost: cost_ms.saturating_mul(job.charge_milli()),
+            surplus: 0,
+        };
+        let mut candidates: Vec<Candidate> = movers.map(lost).collect();
+        candidates.sort_by_key(|it| (it.lost, Reverse(it.job.id)));
+        self.is_of_moves = true;
+        let (parts, ranks) = self.choose(job, &candidates)?;
+        Some((parts.iter().map(|part| part.job.id).collect(), ranks))
     }
 
     fn choose(
@@ -453,7 +474,7 @@ impl<'s, 'a> Search<'s, 'a> {
 
     /// Whether a victim of another queue leaves all their guarantee when it gives so much; takes it from what is spare.
     fn allows(&self, spare: &mut Spare, job: &Job, victim: &Job, charge: u64) -> bool {
-        if victim.spec.queue == job.spec.queue {
+        if victim.spec.queue == job.spec.queue || self.is_of_moves {
             return true;
         }
         let guards = || guards(self.free.cluster, job, &victim.spec.queue);
@@ -466,7 +487,7 @@ impl<'s, 'a> Search<'s, 'a> {
 
     /// The victim does not give so much after all.
     fn give_back(&self, spare: &mut Spare, job: &Job, victim: &Job, charge: u64) {
-        if victim.spec.queue != job.spec.queue {
+        if victim.spec.queue != job.spec.queue && !self.is_of_moves {
             let guards = guards(self.free.cluster, job, &victim.spec.queue);
             guards.for_each(|queue| *spare.get_mut(&queue.name).expect("it allowed that") += charge);
         }
