@@ -95,8 +95,8 @@ pub struct Args {
     /// Default: 5m
     #[arg(long, env = "AQUIFER_GROW_AFTER", value_name = "DURATION")]
     pub grow_after: Option<String>,
-    /// So often running jobs may be moved to another class of devices where they end much sooner, if nothing that waits
-    /// could use it: 1m to 1d, or 0 for never. Without preemption never. Default: 6m
+    /// So often running jobs may be moved: to another class of devices where they end much sooner, if nothing that waits
+    /// could use it, or to make room in one piece for a job that waits: 1m to 1d, or 0 for never. Without preemption never. Default: 6m
     #[arg(long, env = "AQUIFER_ROUNDS", value_name = "DURATION")]
     pub rounds: Option<String>,
     /// Directory, on storage that all nodes see, for the checkpoints of jobs that name none. Default: `checkpoints`

@@ -5,7 +5,7 @@ mod fixture;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aquifer_core::*;
 use fixture::*;
@@ -224,4 +224,60 @@ fn victims_on_ten_thousand_nodes_are_found_in_milliseconds() {
     };
     assert_eq!(submit(&mut t, "a gang for which there are too few candidates", &impossible), 0);
     assert_eq!(submit(&mut t, "one more behind it", &|_| ()), 0);
+}
+
+/// Trainings of one device are left on 2,000 nodes when those beside them have ended; a job wants two devices of a node.
+#[test]
+fn who_moves_on_two_thousand_nodes_is_found_in_milliseconds() {
+    const NODES: u32 = 2_000;
+    let mut policy = Policy::new(plan::Order::FairShare);
+    policy.lease = Duration::from_secs(3_600);
+    let mut t = Fixture::with(policy);
+    let mut effects = Vec::new();
+    join(&mut t, NODES);
+    let mut step = |t: &mut Fixture, at: u64, event: Event| {
+        effects.clear();
+        let began = Instant::now();
+        t.cluster.step(Time(at), event, &mut effects);
+        let took = began.elapsed();
+        (effects.iter().filter(|it| matches!(it, Effect::Note(Note::MadeRoom { .. }))).count(), took)
+    };
+    let submit = |devices: u16, count: u32| {
+        let mut spec = train("m", 1, devices);
+        spec.array = Some(ArrayRange { first: 1, last: count, step: 1 });
+        Event::Request { id: 0, command: Command::Submit(Arc::new(spec)) }
+    };
+    step(&mut t, 1_000, submit(6, NODES));
+    step(&mut t, 1_000, submit(1, 2 * NODES));
+    // All run; then every other one of those with one device is told to end, and does.
+    for seq in 2..4 {
+        for node in 0..NODES {
+            let id = NodeId(node);
+            let orders = t.cluster.assignment(id).workers;
+            let state = |goal| match goal {
+                Goal::Run => WorkerState::Running,
+                Goal::Stop => WorkerState::Exited(Exit::Signal(15)),
+            };
+            let workers = orders.iter().map(|order| worker(order.id, state(order.goal))).collect();
+            let node = t.cluster.nodes().get(id);
+            let (name, inventory) = (node.name.clone(), node.inventory.clone());
+            let revision = t.cluster.nodes().revision(id);
+            let report = NodeReport { node: name, boot: 1, seq, inventory, revision, workers };
+            step(&mut t, 2_000, Event::Report(report));
+        }
+        for job in (u64::from(NODES) + 1..3 * u64::from(NODES)).step_by(2).filter(|_| seq == 2) {
+            let command = Command::Cancel { job: JobId(job), whole_array: false };
+            step(&mut t, 2_000, Event::Request { id: 0, command });
+        }
+    }
+    step(&mut t, 3_000, submit(2, 1));
+    let mut moves = 0;
+    while moves == 0 {
+        let at = t.cluster.deadline().expect("a round").0;
+        assert!(at < 2_000_000, "nobody moves");
+        let (moved, took) = step(&mut t, at, Event::Tick);
+        moves = moved;
+        println!("{at} ms: {moved} of {} that run move, in {took:?}", 2 * NODES);
+    }
+    assert_eq!(moves, 1);
 }

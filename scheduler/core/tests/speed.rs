@@ -22,26 +22,6 @@ fn offers(model: &str, devices: u16, speed_milli: u32) -> Inventory {
     inventory
 }
 
-/// A training of a model on any devices.
-fn train(model: &str, ranks: u32, devices: u16) -> JobSpec {
-    let mut spec = spec(ranks, devices);
-    spec.roles[0].program = Program::Train(TrainOptions {
-        model: model.into(),
-        data: "/data".into(),
-        steps: 1000,
-        batch: 1,
-        context: 1,
-        learning_rate: 0.1,
-        seed: 1,
-        checkpoint_every: 10,
-        precision: "f32".into(),
-        micro_batch: 1,
-        spares: 0,
-        audit_every: 0,
-    });
-    spec
-}
-
 /// What one model needs of each class, in thousandths of a step a second on one device.
 type Rates = BTreeMap<(&'static str, &'static str), u64>;
 

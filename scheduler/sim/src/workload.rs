@@ -77,7 +77,7 @@ pub fn swarm(seed: u64) -> Sim {
         submit_contended(&mut sim, &mut served, &queues);
     }
     let mut scattered = Rng(seed ^ 0x05ca_77e2);
-    if scattered.below(6) == 0 {
+    if scattered.below(4) == 0 {
         submit_scattered(&mut sim, &mut scattered, &queues, &idle);
     }
     for _ in 0..rng.below(16) {

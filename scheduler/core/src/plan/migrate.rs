@@ -78,8 +78,11 @@ struct Candidate<'a> {
 pub(super) fn migrate(free: &mut Free, plan: &Plan) -> Vec<Migration> {
     let cluster = free.cluster;
     let classes: Vec<Arc<DeviceClass>> = free.room.classes().to_vec();
-    let movers = movers(free, plan, &classes).into_iter();
-    let candidates: Vec<Candidate> = movers.filter_map(|mover| candidate(free, &classes, mover)).collect();
+    let mut jobs: Vec<&Job> = may_move(free, plan).collect();
+    jobs.sort_by_key(|job| cluster.jobs().turn(job));
+    let movers = jobs.into_iter().filter_map(|job| Mover::of(cluster, &classes, job));
+    let candidates: Vec<Candidate> =
+        (movers.filter_map(|mover| candidate(free, &classes, mover))).take(MAX_CANDIDATES).collect();
     if candidates.is_empty() {
         return Vec::new();
     }
@@ -130,43 +133,79 @@ pub(super) fn migrate(free: &mut Free, plan: &Plan) -> Vec<Migration> {
     migrations
 }
 
-/// Jobs that may move, those first whose turn was first, as many as are looked at. `O(jobs that run)`.
-pub(super) fn movers<'a>(free: &Free<'a>, plan: &Plan, classes: &[Arc<DeviceClass>]) -> Vec<Mover<'a>> {
+/// Jobs that may move: they run, of one role, on whole devices, have a way to go on where they were, and were placed a round
+/// ago at least. `O(jobs that run)`.
+pub(super) fn may_move<'a>(free: &Free<'a>, plan: &Plan) -> impl Iterator<Item = &'a Job> {
     let cluster = free.cluster;
-    let grows = |job: &Job| plan.growths.iter().any(|growth| growth.job == job.id);
-    let stays = |job: &Job| grows(job) || cluster.is_out_of_reach(job);
-    let holding = cluster.jobs().holding().filter(|job| !stays(job));
-    let mut movers: Vec<Mover> = holding.filter_map(|job| mover(cluster, classes, job)).collect();
-    movers.sort_by_key(|it| cluster.jobs().turn(it.job));
-    movers.truncate(MAX_CANDIDATES);
-    movers
+    let growing: BTreeSet<JobId> = plan.growths.iter().map(|growth| growth.job).collect();
+    let may = move |job: &&Job| {
+        let [role] = &job.spec.roles[..] else { return false };
+        let rests = || job.placed.is_some_and(|at| at + cluster.policy().rounds <= cluster.now());
+        let goes_on = || matches!(role.program, Program::Train(_)) || cluster.has_checkpoint(job.id);
+        let wants = &role.request.devices;
+        job.phase == Phase::Active
+            && !wants.is_empty()
+            && wants.iter().all(|want| want.slice.is_none())
+            && job.spec.topology == Topology::default()
+            && !job.spec.is_service()
+            && rests()
+            && job.all_running()
+            && goes_on()
+            && !growing.contains(&job.id)
+            && !cluster.is_out_of_reach(job)
+    };
+    cluster.jobs().holding().filter(may)
 }
 
-/// What is known of a job that may move: it runs, of one role, on whole devices of one class, has a way to go on where it
-/// was, and was placed a round ago at least.
-fn mover<'a>(cluster: &Cluster, classes: &[Arc<DeviceClass>], job: &'a Job) -> Option<Mover<'a>> {
-    let [role] = &job.spec.roles[..] else { return None };
-    let rests = job.placed? + cluster.policy().rounds <= cluster.now();
-    let goes_on = matches!(role.program, Program::Train(_)) || cluster.has_checkpoint(job.id);
-    let is_free = job.spec.topology == Topology::default() && !job.spec.is_service();
-    if job.phase != Phase::Active || !job.all_running() || !rests || !goes_on || !is_free {
-        return None;
+/// What a move loses: the time since the last checkpoint, and that of a restart, in milliseconds.
+pub(super) fn cost_ms(cluster: &Cluster, job: &Job) -> u64 {
+    cluster.unsaved_ms(job) + RESTART_MS
+}
+
+impl<'a> Mover<'a> {
+    /// What is known of a job that may move; `None`: it holds devices of several classes.
+    pub(super) fn of(cluster: &Cluster, classes: &[Arc<DeviceClass>], job: &'a Job) -> Option<Mover<'a>> {
+        let want: Vec<&DeviceRequest> = job.spec.roles[0].request.devices.iter().collect();
+        let class_of = |rank: &Allocation, index: u16| {
+            let device = cluster.nodes().get(rank.node).inventory.devices.get(usize::from(index))?;
+            classes.iter().position(|class| *class == device.class)
+        };
+        let held: BTreeSet<Option<usize>> = (job.ranks.iter())
+            .flat_map(|rank| rank.devices.iter().map(move |index| class_of(rank, *index)))
+            .collect();
+        let own = (*held.first()?).filter(|_| held.len() == 1)?;
+        let devices: u32 = job.ranks.iter().map(|rank| rank.devices.len() as u32).sum();
+        Some(Mover { job, want, own, devices, cost_ms: cost_ms(cluster, job) })
     }
-    let want: Vec<&DeviceRequest> = role.request.devices.iter().collect();
-    if want.is_empty() || want.iter().any(|want| want.slice.is_some()) {
-        return None;
+
+    /// Places all ranks on idle devices of a class, beside what the job holds, and takes them but for the queues. Their
+    /// limits must allow both.
+    pub(super) fn place(
+        &self,
+        free: &mut Free,
+        class: &DeviceClass,
+        nodes: &[NodeId],
+    ) -> Option<Vec<Allocation>> {
+        let want = self.want.iter().find(|want| want.accepts(class))?;
+        let mut spec = (*self.job.spec).clone();
+        // It keeps its number of ranks.
+        (spec.roles[0].ranks, spec.roles[0].min_ranks) = (self.job.ranks.len() as u32, None);
+        spec.roles[0].request.devices = vec![DeviceRequest {
+            vendor: Some(class.vendor),
+            model: Some(class.model.clone()),
+            memory_bytes: class.memory_bytes,
+            ..(*want).clone()
+        }];
+        // A longer model name, or more memory, is another class.
+        let only = |node: &NodeId| {
+            let devices = &free.cluster.nodes().get(*node).inventory.devices;
+            let accepts = |device: &Device| spec.roles[0].request.devices[0].accepts(&device.class);
+            devices.iter().all(|device| *device.class == *class || !accepts(device))
+        };
+        let nodes: Vec<NodeId> = nodes.iter().copied().filter(only).collect();
+        let job = Job { spec: Arc::new(spec), ..self.job.clone() };
+        find_among(free, &job, Some(&nodes)).ok()
     }
-    let class_of = |rank: &Allocation, index: u16| {
-        let device = cluster.nodes().get(rank.node).inventory.devices.get(usize::from(index))?;
-        classes.iter().position(|class| *class == device.class)
-    };
-    let held: BTreeSet<Option<usize>> = (job.ranks.iter())
-        .flat_map(|rank| rank.devices.iter().map(move |index| class_of(rank, *index)))
-        .collect();
-    let own = (*held.first()?).filter(|_| held.len() == 1)?;
-    let devices: u32 = job.ranks.iter().map(|rank| rank.devices.len() as u32).sum();
-    let cost_ms = cluster.unsaved_ms(job) + RESTART_MS;
-    Some(Mover { job, want, own, devices, cost_ms })
 }
 
 /// The classes on which it could be, if there are several.
@@ -208,36 +247,5 @@ impl Candidate<'_> {
             current: self.modes.iter().position(|mode| mode.class == own),
             restart_ms: cost_ms,
         }
-    }
-}
-
-impl Mover<'_> {
-    /// Places all ranks on idle devices of a class, beside what the job holds, and takes them but for the queues. Their
-    /// limits must allow both.
-    pub(super) fn place(
-        &self,
-        free: &mut Free,
-        class: &DeviceClass,
-        nodes: &[NodeId],
-    ) -> Option<Vec<Allocation>> {
-        let want = self.want.iter().find(|want| want.accepts(class))?;
-        let mut spec = (*self.job.spec).clone();
-        // It keeps its number of ranks.
-        (spec.roles[0].ranks, spec.roles[0].min_ranks) = (self.job.ranks.len() as u32, None);
-        spec.roles[0].request.devices = vec![DeviceRequest {
-            vendor: Some(class.vendor),
-            model: Some(class.model.clone()),
-            memory_bytes: class.memory_bytes,
-            ..(*want).clone()
-        }];
-        // A longer model name, or more memory, is another class.
-        let only = |node: &NodeId| {
-            let devices = &free.cluster.nodes().get(*node).inventory.devices;
-            let accepts = |device: &Device| spec.roles[0].request.devices[0].accepts(&device.class);
-            devices.iter().all(|device| *device.class == *class || !accepts(device))
-        };
-        let nodes: Vec<NodeId> = nodes.iter().copied().filter(only).collect();
-        let job = Job { spec: Arc::new(spec), ..self.job.clone() };
-        find_among(free, &job, Some(&nodes)).ok()
     }
 }
