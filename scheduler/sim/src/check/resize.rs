@@ -33,7 +33,6 @@ impl Sim {
         if let Some(by) = by {
             assert!(from == to, "{id} moves to {to:?} to make room");
             self.check_within_limits(job);
-            self.check_robs_nobody(id, ranks);
             return self.check_room_for(by);
         }
         assert!(from != to && role.request.devices.iter().any(|want| want.accepts(&to)), "{id} to {to:?}");
