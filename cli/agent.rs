@@ -98,6 +98,9 @@ pub struct Args {
     /// Size up to which the directories of ended runs are kept. Default: 10GiB
     #[arg(long, env = "AQUIFER_KEEP_SIZE", value_name = "SIZE")]
     pub keep_size: Option<String>,
+    /// Size of the log of one worker on its node, 1MiB at least: beyond it the oldest half is given up. Default: 1GiB
+    #[arg(long, env = "AQUIFER_LOG_SIZE", value_name = "SIZE")]
+    pub log_size: Option<String>,
     /// Address on which operators read `/metrics`, `/healthz` and `/readyz`; beyond loopback a token is needed. Default: off
     #[arg(long, env = "AQUIFER_METRICS", value_name = "ADDRESS:PORT")]
     pub metrics: Option<String>,
@@ -177,6 +180,10 @@ impl Args {
             keep: Retention {
                 runs: settings.take("keep-runs", self.keep_runs.as_ref(), "1000", count)?,
                 bytes: settings.take("keep-size", self.keep_size.as_ref(), "10GiB", parse_size)?,
+                log_bytes: settings.take("log-size", self.log_size.as_ref(), "1GiB", |text| {
+                    let size = parse_size(text)?;
+                    if 1 << 20 <= size { Ok(size) } else { Err("expected 1MiB at least".into()) }
+                })?,
             },
             measure: settings.take("measure", self.measure.as_ref(), "auto", str::parse::<MeasureChoice>)?,
             token: None,

@@ -10,7 +10,7 @@ use aquifer_proto::v1;
 
 use crate::client::{Backoff, Patience, is_lost, obey};
 use crate::output::{Color, Failure, Output, aside, write_out};
-use crate::{Session, job, view};
+use crate::{Session, job, units, view};
 
 /// Print what the workers of a job print
 #[derive(Clone, Debug, clap::Args)]
@@ -144,7 +144,15 @@ impl Reader {
         if !chunk.unavailable.is_empty() {
             return true;
         }
-        let position = self.positions.entry((chunk.attempt, chunk.rank)).or_insert(chunk.offset);
+        let position = self.positions.entry((chunk.attempt, chunk.rank)).or_default();
+        if let Some(gone @ 1..) = chunk.offset.checked_sub(*position) {
+            aside(format!(
+                "rank {}: {} of its log were given up: it grew too large",
+                chunk.rank,
+                units::size(gone)
+            ));
+            *position = chunk.offset;
+        }
         let known = position.saturating_sub(chunk.offset).min(chunk.data.len() as u64);
         chunk.data.drain(..known as usize);
         chunk.offset += known;

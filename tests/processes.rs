@@ -4,6 +4,7 @@ mod pool;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use aquifer_proto::v1;
 use pool::{Checks, Pool, command, has_ended, is_alive, send, shell, until};
@@ -19,6 +20,30 @@ fn a_command_runs_and_its_log_and_exit_arrive() {
     assert_eq!(pool.log(job), "out\nerr\n");
     let exit = fs::read_to_string(pool.run_dir(job, 1, 0).expect("a run directory").join("exit.json"));
     assert!(exit.expect("an exit").contains("\"code\":0"));
+}
+
+#[test]
+fn a_log_that_grows_too_large_loses_its_beginning_and_says_so() {
+    let mut pool = Pool::with(&[]);
+    pool.agent("a", &["--log-size", "1MiB"]);
+    let go = pool.file("go");
+    let script =
+        format!("seq -f 'line %07.0f' 1 300000; while ! [ -e {go} ]; do sleep 0.02; done; echo last");
+    let job = pool.submit(shell(&script));
+    let log = until("a run directory", || pool.run_dir(job, 1, 0)).join("log");
+    until("most of it given up", || {
+        let meta = fs::metadata(&log).ok()?;
+        (3_900_000 <= meta.len() && 512 * meta.blocks() <= 1 << 20).then_some(())
+    });
+    fs::write(&go, "").expect("a file");
+    pool.until_succeeded(job);
+    let done = pool.aquifer(&["logs", &format!("job-{job}")]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(done.err.contains("MiB of its log were given up"), "{}", done.err);
+    let lines: Vec<&str> = done.out.lines().collect();
+    let first: usize = lines[0].strip_prefix("line ").and_then(|at| at.parse().ok()).expect("a whole line");
+    let rest = (first..=300_000).map(|at| format!("line {at:07}")).chain(["last".into()]);
+    assert!(rest.eq(lines.iter().map(|line| line.to_string())), "what is left is whole");
 }
 
 #[test]

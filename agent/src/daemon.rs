@@ -379,7 +379,9 @@ impl Daemon {
             };
             let mut answer = v1::LogAnswer { id: question.id, ..Default::default() };
             match read {
-                Ok(chunk) => (answer.data, answer.ended) = (chunk.data, chunk.ended),
+                Ok(chunk) => {
+                    (answer.data, answer.skipped, answer.ended) = (chunk.data, chunk.skipped, chunk.ended);
+                }
                 Err(why) => answer.unavailable = why,
             }
             _ = scheduler.send(v1::AgentMessage { message: Some(Up::Log(answer)) }).await;

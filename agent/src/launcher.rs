@@ -18,10 +18,11 @@ use tokio::task::AbortHandle;
 use crate::cgroup::{Cgroups, Limits};
 use crate::container::{Container, Left};
 use crate::frameworks::RunFile;
+use crate::logs::{self, LogChunk, LogError, Logs};
 use crate::members::Told;
 use crate::partitions::{Partition, Partitions};
 use crate::prepare::{More, give, prepared};
-use crate::run_dir::{self, Lease, LogChunk, LogError, Logs, Retention, RunDir, RunDirs, Spec};
+use crate::run_dir::{self, Lease, Retention, RunDir, RunDirs, Spec};
 use crate::status::Status;
 use crate::supervisors::{Supervisor, Supervisors};
 use crate::{json, process, stop, supervisor};
@@ -142,6 +143,8 @@ struct Shared {
     boot_id: String,
     limits: Limits,
     status_every: Duration,
+    /// Largest size of a log.
+    log_bytes: u64,
     partitions: Arc<Partitions>,
     news: mpsc::Sender<News>,
     supervisors: Supervisors,
@@ -194,7 +197,8 @@ impl Launcher {
         let supervisors = Supervisors::new(config.supervisor, state_dir.clone(), cgroups)
             .map_err(|error| LauncherError::Machine(format!("cannot start a thread: {error}")))?;
         let (status_every, partitions) = (config.status_every, config.partitions);
-        let shared = Shared { dirs, boot_id, limits, status_every, partitions, news, supervisors };
+        let log_bytes = config.keep.log_bytes;
+        let shared = Shared { dirs, boot_id, limits, status_every, log_bytes, partitions, news, supervisors };
         let mut launcher = Launcher {
             shared: Arc::new(shared),
             workers: BTreeMap::new(),
@@ -256,6 +260,7 @@ impl Launcher {
             cgroup: None,
             container: None,
             status_version: None,
+            told_of_log: false,
             stop: stop_wanted,
             ended: ended.clone(),
         };
@@ -416,6 +421,7 @@ impl Launcher {
                 cgroup: spec.cgroup,
                 container: spec.container,
                 status_version: None,
+                told_of_log: false,
                 stop: stop_wanted,
                 ended: ended.clone(),
             };
@@ -443,13 +449,6 @@ impl Drop for Launcher {
     }
 }
 
-impl Default for Retention {
-    /// 1,000 runs, 4 GiB.
-    fn default() -> Retention {
-        Retention { runs: 1000, bytes: 4 << 30 }
-    }
-}
-
 impl SupervisorCommand {
     /// `aquifer supervise`, of the binary that runs now.
     ///
@@ -472,6 +471,8 @@ struct Watcher {
     cgroup: Option<crate::cgroup::Group>,
     container: Option<Left>,
     status_version: Option<(u64, i64, i64, u64)>,
+    /// Whether it was said that the log cannot be kept small.
+    told_of_log: bool,
     stop: watch::Receiver<Stop>,
     ended: Arc<AtomicBool>,
 }
@@ -562,8 +563,23 @@ impl Watcher {
                     None => return false,
                 },
                 wanted = self.stop.changed(), if launcher_lives => launcher_lives = wanted.is_ok(),
-                _ = status_tick.tick() => self.look_at_status().await,
+                _ = status_tick.tick() => {
+                    self.look_at_status().await;
+                    self.bound_log();
+                }
             }
+        }
+    }
+
+    fn bound_log(&mut self) {
+        match logs::bound(&self.dir.log_path(), self.shared.log_bytes) {
+            Ok(0) => (),
+            Ok(bytes) => tracing::info!("the oldest {bytes} bytes of the log of {} were given up", self.id),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (),
+            Err(error) if !std::mem::replace(&mut self.told_of_log, true) => {
+                tracing::warn!("the log of {} cannot be kept small: {error}", self.id);
+            }
+            Err(_) => (),
         }
     }
 

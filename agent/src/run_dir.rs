@@ -14,7 +14,7 @@
 //!     stop.json                     it is to end: {"id", "reason", "grace_s", "deadline"}; before it gets SIGTERM
 //!     stop-ack                      written by the worker then: nobody need wait for its grace to end
 //!     exit.json                     {"code": 0, …}, {"signal": 9, …} or {"failed": "why", …}, with "ended_ms"
-//!     log                           standard output and standard error, appended
+//!     log                           standard output and standard error, appended; what was given up is a hole
 //!     forgotten                     what `lock` is called once the scheduler no longer asks about it: may be pruned
 //! ```
 //!
@@ -23,11 +23,11 @@
 //! too, and `boot_id` in `spec.json` tells.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, lchown};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use aquifer_core::{Exit, JobId, WorkerId};
 use rustix::fs::FlockOperation;
@@ -105,34 +105,15 @@ pub struct Retention {
     pub runs: usize,
     /// Largest sum of their sizes, in bytes.
     pub bytes: u64,
+    /// Largest size of the log of a worker that runs, in bytes: beyond it the oldest half is given up.
+    pub log_bytes: u64,
 }
 
-/// A piece of a worker's log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogChunk {
-    /// Bytes from the wanted offset on; empty if there are none yet.
-    pub data: Vec<u8>,
-    /// Offset of the next byte.
-    pub next_offset: u64,
-    /// Whether the worker has ended and this was the last piece.
-    pub ended: bool,
-}
-
-/// Why a log cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum LogError {
-    /// There is no run directory, or it was pruned.
-    #[error("{0} never ran here, or its log was pruned")]
-    Unknown(WorkerId),
-    /// The file cannot be read.
-    #[error("cannot read the log of {0}: {1}")]
-    Io(WorkerId, io::Error),
-}
-
-/// Reads logs; independent of the launcher, cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Logs {
-    dirs: RunDirs,
+impl Default for Retention {
+    /// 1,000 runs, 4 GiB; 1 GiB of a log.
+    fn default() -> Retention {
+        Retention { runs: 1000, bytes: 4 << 30, log_bytes: 1 << 30 }
+    }
 }
 
 /// All run directories of one state directory.
@@ -145,86 +126,6 @@ pub(crate) struct RunDirs {
 #[derive(Clone, Debug)]
 pub(crate) struct RunDir {
     pub path: PathBuf,
-}
-
-impl Logs {
-    pub(crate) fn new(dirs: RunDirs) -> Logs {
-        Logs { dirs }
-    }
-
-    /// At most `max` bytes of a worker's log from `offset` on; an offset behind the end gives nothing.
-    ///
-    /// # Errors
-    ///
-    /// Fails if the worker is not known here.
-    pub fn read(&self, id: WorkerId, offset: u64, max: usize) -> Result<LogChunk, LogError> {
-        let dir = self.dirs.of(id);
-        // Asked first: what is written between the two questions must not be cut off.
-        let has_exit = dir.exit_path().exists();
-        let read = || {
-            let mut file = File::open(dir.log_path())?;
-            let size = file.metadata()?.len();
-            let offset = offset.min(size);
-            file.seek(SeekFrom::Start(offset))?;
-            let mut data = Vec::new();
-            file.take(max as u64).read_to_end(&mut data)?;
-            let next_offset = offset + data.len() as u64;
-            Ok(LogChunk { data, next_offset, ended: has_exit && size <= next_offset })
-        };
-        read().map_err(|error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound => LogError::Unknown(id),
-            _ => LogError::Io(id, error),
-        })
-    }
-
-    /// Like [`Logs::read`], but waits up to `wait` for something to read or for the worker's end.
-    ///
-    /// # Errors
-    ///
-    /// As [`Logs::read`].
-    pub async fn follow(
-        &self,
-        id: WorkerId,
-        offset: u64,
-        max: usize,
-        wait: Duration,
-    ) -> Result<LogChunk, LogError> {
-        let deadline = tokio::time::Instant::now() + wait;
-        let mut pause = Duration::from_millis(2);
-        loop {
-            let chunk = self.read(id, offset, max)?;
-            if !chunk.data.is_empty() || chunk.ended || deadline <= tokio::time::Instant::now() {
-                return Ok(chunk);
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(50));
-        }
-    }
-
-    /// Like [`Logs::follow`], for a worker that is just being started: until it has a log, there is nothing to read.
-    ///
-    /// # Errors
-    ///
-    /// Fails if the log cannot be read.
-    pub async fn follow_from_start(
-        &self,
-        id: WorkerId,
-        offset: u64,
-        max: usize,
-        wait: Duration,
-    ) -> Result<LogChunk, LogError> {
-        let deadline = tokio::time::Instant::now() + wait;
-        loop {
-            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-            match self.follow(id, offset, max, left).await {
-                Err(LogError::Unknown(_)) if left.is_zero() => {
-                    return Ok(LogChunk { data: Vec::new(), next_offset: offset, ended: false });
-                }
-                Err(LogError::Unknown(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
-                read => return read,
-            }
-        }
-    }
 }
 
 impl RunDirs {
@@ -420,7 +321,8 @@ impl RunDir {
 
     fn size(&self) -> u64 {
         let files = fs::read_dir(&self.path).into_iter().flatten().flatten();
-        files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum()
+        // What was given up of a log is a hole.
+        files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len().min(512 * meta.blocks())).sum()
     }
 }
 
@@ -460,6 +362,8 @@ fn parse_attempt(name: &str) -> Option<(JobId, u32)> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn dirs() -> (tempfile::TempDir, RunDirs) {
@@ -495,7 +399,7 @@ mod tests {
         dirs.of(id(9, 3)).create().unwrap();
         fs::write(dirs.of(id(9, 3)).forgotten_path(), "").unwrap();
         fs::create_dir(dirs.root().join("job-of-someone-else")).unwrap();
-        assert_eq!(dirs.prune(Retention { runs: 2, bytes: 1 << 20 }).unwrap(), 3);
+        assert_eq!(dirs.prune(Retention { runs: 2, bytes: 1 << 20, ..Retention::default() }).unwrap(), 3);
         assert_eq!(dirs.list().unwrap(), [id(1, 0), id(5, 0), id(6, 0), id(9, 3)]);
         assert!(!dirs.root().join("job-2.1").exists(), "the attempt's directory goes with its last rank");
         assert!(dirs.root().join("job-of-someone-else").exists());
@@ -507,9 +411,9 @@ mod tests {
         for rank in 0..4 {
             ended(&dirs, id(1, rank), u64::from(rank), 1000, true);
         }
-        assert_eq!(dirs.prune(Retention { runs: 100, bytes: 2500 }).unwrap(), 2);
+        assert_eq!(dirs.prune(Retention { runs: 100, bytes: 2500, ..Retention::default() }).unwrap(), 2);
         assert_eq!(dirs.list().unwrap(), [id(1, 0), id(1, 1)]);
-        assert_eq!(dirs.prune(Retention { runs: 100, bytes: 0 }).unwrap(), 2);
+        assert_eq!(dirs.prune(Retention { runs: 100, bytes: 0, ..Retention::default() }).unwrap(), 2);
         assert!(!dirs.root().join("job-1.1").exists());
     }
 

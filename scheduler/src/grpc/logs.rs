@@ -121,6 +121,7 @@ async fn read_rank(
     sink: Sink,
 ) -> Option<(u32, u64)> {
     let (attempt, rank) = (worker.attempt, worker.rank);
+    let chunk = |offset, data, unavailable| v1::LogChunk { attempt, rank, offset, data, unavailable };
     loop {
         let wait_ms = if follow { WAIT_MS } else { 0 };
         let question =
@@ -129,11 +130,10 @@ async fn read_rank(
             Some(session) => session.ask_log(question).await,
             None => None,
         };
-        let chunk = |data, unavailable| v1::LogChunk { attempt, rank, offset, data, unavailable };
         match answer {
             None if !follow => {
                 let why = format!("the agent of {node} does not answer");
-                sink.send(Ok(chunk(Vec::new(), why))).await.ok()?;
+                sink.send(Ok(chunk(offset, Vec::new(), why))).await.ok()?;
                 return Some((rank, offset));
             }
             None => tokio::time::sleep(PAUSE).await,
@@ -145,13 +145,14 @@ async fn read_rank(
                 tokio::time::sleep(PAUSE).await;
             }
             Some(answer) if !answer.unavailable.is_empty() => {
-                sink.send(Ok(chunk(Vec::new(), answer.unavailable))).await.ok()?;
+                sink.send(Ok(chunk(offset, Vec::new(), answer.unavailable))).await.ok()?;
                 return Some((rank, offset));
             }
             Some(answer) => {
                 let read = answer.data.len() as u64;
+                offset = offset.saturating_add(answer.skipped);
                 if 0 < read {
-                    sink.send(Ok(chunk(answer.data, String::new()))).await.ok()?;
+                    sink.send(Ok(chunk(offset, answer.data, String::new()))).await.ok()?;
                     offset += read;
                 } else if answer.ended || !follow {
                     return Some((rank, offset));
