@@ -77,6 +77,10 @@ pub struct Args {
     /// of which ranks have slices). Default: off
     #[arg(long, env = "AQUIFER_MPS", value_name = "off|on-demand")]
     pub mps: Option<String>,
+    /// Program that resets a device which must be, once nothing runs on it: PROGRAM VENDOR UUID BUS-ADDRESS NUMBER. At most three
+    /// times a day, ten minutes apart. Default: none, somebody else does
+    #[arg(long, env = "AQUIFER_RESET", value_name = "PROGRAM")]
+    pub reset: Option<String>,
     /// What runs workers that have an image: `podman`, `docker` or a path, `none`, or `auto` (the first of the two that
     /// works). Default: auto
     #[arg(long, env = "AQUIFER_ENGINE", value_name = "ENGINE")]
@@ -170,6 +174,7 @@ impl Args {
             labels: settings.take("labels", self.labels.as_ref(), "", labels)?,
             mig_on_demand: settings.take("mig", self.mig.as_ref(), "off", on_demand)?,
             mps_on_demand: settings.take("mps", self.mps.as_ref(), "off", on_demand)?,
+            reset: settings.take_optional("reset", self.reset.as_ref(), program)?,
             engine: settings.take("engine", self.engine.as_ref(), "auto", str::parse::<EngineChoice>)?,
             run_as,
             enforce_limits: settings.take("limits", self.limits.as_ref(), "auto", |text| match text {
@@ -253,4 +258,13 @@ fn labels(text: &str) -> Result<BTreeMap<String, String>, String> {
             .ok_or_else(|| format!("{part:?} is no KEY=VALUE"))
     });
     pairs.collect()
+}
+
+/// A program with its whole path: the agent looks into no other place as root.
+fn program(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.is_absolute() {
+        true => Ok(path),
+        false => Err("expected a program with its whole path, as /etc/aquifer/reset".into()),
+    }
 }

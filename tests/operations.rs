@@ -3,6 +3,7 @@
 mod pool;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use aquifer_proto::v1;
 use pool::{Client, Pool, command, devices, shell, until};
@@ -154,6 +155,45 @@ fn a_card_that_breaks_is_used_no_more_and_a_repaired_one_is() {
     assert!(why.contains("no node") || why.contains("never") || why.contains("3"), "{why}");
     fs::write(pool.file("a.toml"), FOUR_910B).expect("a file of devices");
     pool.until_succeeded(four);
+}
+
+#[test]
+fn a_card_that_must_be_reset_is_once_nothing_runs_on_it() {
+    let mut pool = Pool::start();
+    let (healthy, program, called) = (pool.file("healthy.toml"), pool.file("reset"), pool.file("called"));
+    let (go, used) = (pool.file("go"), pool.file("a.toml"));
+    fs::write(&healthy, FOUR_910B).expect("a file of devices");
+    // The first attempt fails.
+    let script = format!(
+        "#!/bin/sh\ncat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' >> {called}; echo >> {called}\necho \"$@\" >> {called}\n[ -e {go} ] || {{ echo busy >&2; exit 1; }}\ncp {healthy} {used}\n"
+    );
+    fs::write(&program, script).expect("a program");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a program");
+    fs::write(&used, FOUR_910B).expect("a file of devices");
+    pool.agent("a", &["--devices", &format!("fake:{used}"), "--reset", &program]);
+    // It takes its grace to end.
+    let script = "trap '' TERM; while true; do sleep 1; done # on the card";
+    let stubborn = v1::JobSpec { grace_ms: Some(8_000), ..shell(script) };
+    let holds = pool.submit(devices(stubborn, 1, &[(4, "910b")]));
+    pool.until_state(holds, Running);
+    let broken = format!("{FOUR_910B}faults = {{ 2 = \"to be reset: xid 95\" }}\n");
+    fs::write(&used, broken).expect("a file of devices");
+    pool.until_note("requeued: device 2");
+    until("a word about the failure", || {
+        pool.aquifer(&["node", "a"]).ok().contains("device 2 could not be reset (1 of 3): busy").then_some(())
+    });
+    let said = fs::read_to_string(&called).expect("it was called");
+    assert!(!said.contains("on the card"), "something runs on it: {said}");
+    assert!(said.ends_with("ascend fake-ascend-2 0000-00002 2\n"), "{said}");
+    assert_eq!(pool.job(holds).state(), Pending);
+    // That card is left alone for a while; another one is reset.
+    fs::write(&go, "").expect("a file");
+    let broken = format!("{FOUR_910B}faults = {{ 1 = \"draining: xid 94\", 2 = \"to be reset: xid 95\" }}\n");
+    fs::write(&used, broken).expect("a file of devices");
+    pool.until_state(holds, Running);
+    let said = fs::read_to_string(&called).expect("it was called");
+    assert!(said.ends_with("ascend fake-ascend-1 0000-00001 1\n"), "{said}");
+    pool.cancel(holds);
 }
 
 #[test]

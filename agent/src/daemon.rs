@@ -7,6 +7,7 @@ mod measuring;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,9 +22,9 @@ use crate::account::{self, RunAs};
 use crate::command::{self, Surroundings};
 use crate::container::Engine;
 use crate::conversation::{Conversation, Heard, at, now};
-use crate::device::Backends;
 use crate::device::measured::{Figures, MeasureChoice, Measurements, ToMeasure};
 use crate::device::watch::Watch;
+use crate::device::{Backends, Resets};
 use crate::host::Host;
 use crate::launcher::{Launch, Launcher, LauncherConfig, News, SupervisorCommand};
 use crate::partitions::Partitions;
@@ -68,7 +69,12 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
                 }
             }
             Some(question) = questions.recv() => drop(question.send(daemon.seen())), // The asker may have left.
-            Some(backends) = refreshed.recv() => daemon.on_refreshed(backends),
+            Some((backends, reset)) = refreshed.recv() => {
+                if let Some((uuid, result)) = reset {
+                    daemon.resets.on_end(uuid, result);
+                }
+                daemon.on_refreshed(backends);
+            }
             // The next look at devices tells it.
             Some(search) = engines.recv() => daemon.engine.on_search(search),
             Some(measured) = measured.recv() => {
@@ -90,12 +96,18 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
     }
 }
 
+/// Devices as they are seen now, and what became of the one that was to be reset.
+type Refreshed = (Backends, Option<(Name, Result<(), String>)>);
+
 struct Daemon {
     talks: Conversation,
     launcher: Launcher,
     /// Away while devices are looked at.
     backends: Option<Backends>,
     watch: Watch,
+    resets: Resets,
+    /// Devices of workers that this agent has launched.
+    held: BTreeMap<WorkerId, Vec<u16>>,
     /// Classes that are still to be measured, the last one first.
     to_measure: Vec<ToMeasure>,
     /// Figures that wait for the backends.
@@ -187,6 +199,8 @@ impl Daemon {
             launcher,
             backends: Some(backends),
             watch,
+            resets: Resets::default(),
+            held: BTreeMap::new(),
             to_measure,
             measured: Vec::new(),
             measuring: None,
@@ -245,6 +259,7 @@ impl Daemon {
                 Action::Stop { worker, why, .. } => self.launcher.stop(worker, why),
                 Action::Forget(worker) => {
                     self.checkpoint_steps.remove(&worker);
+                    self.held.remove(&worker);
                     self.launcher.forget(worker);
                 }
             }
@@ -260,6 +275,7 @@ impl Daemon {
         let Some(backends) = &self.backends else { return };
         for (id, order) in self.waiting.drain(..) {
             let rank = &order.allocation;
+            self.held.insert(id, rank.devices.clone());
             let (contained, devices) = backends.in_container(&rank.devices, rank.slice);
             let partition = self.partitions.wanted(&devices, rank.slice);
             let Some(image) = command::image(&order) else {
@@ -322,13 +338,34 @@ impl Daemon {
         self.act(actions);
     }
 
-    fn refresh(&mut self, done: mpsc::Sender<Backends>) {
+    /// Looks at the devices again; one that must be reset, and can be, is before that. Meanwhile nothing is launched.
+    fn refresh(&mut self, done: mpsc::Sender<Refreshed>) {
         if let Some(mut backends) = self.backends.take() {
+            let reset = self.due_reset();
             tokio::task::spawn_blocking(move || {
+                let reset = reset.map(|(program, index, uuid)| (uuid, backends.reset(&program, index)));
                 backends.refresh();
-                _ = done.blocking_send(backends); // The daemon may have ended.
+                _ = done.blocking_send((backends, reset)); // The daemon may have ended.
             });
         }
+    }
+
+    /// The device that is to be reset now, and by what.
+    fn due_reset(&mut self) -> Option<(PathBuf, u16, Name)> {
+        let program = self.config.reset.clone()?;
+        let alive: BTreeSet<WorkerId> = self.talks.agent.alive().collect();
+        // What workers of an earlier agent hold is not known.
+        let of_others = alive.iter().any(|id| !self.held.contains_key(id));
+        let held = |index: u16| {
+            let has = |id: &WorkerId| self.held.get(id).is_some_and(|devices| devices.contains(&index));
+            let waits = |(_, order): &(WorkerId, Arc<Order>)| order.allocation.devices.contains(&index);
+            of_others || alive.iter().any(has) || self.waiting.iter().any(waits)
+        };
+        let devices = &self.inventory.devices;
+        let index = self.resets.due(unix_ms(), devices, held)?;
+        let uuid = devices[usize::from(index)].uuid.clone();
+        tracing::info!(%uuid, "resetting device {index}");
+        Some((program, index, uuid))
     }
 
     fn on_refreshed(&mut self, mut backends: Backends) {
@@ -340,7 +377,9 @@ impl Daemon {
         }
         let inventory =
             inventory_of(&backends, &mut self.watch, &self.host, self.engine.found.as_deref(), &self.config);
-        let hello = hello_of(&self.talks.agent, &self.config, &backends, &self.engine.findings);
+        let resets = self.resets.findings(&inventory.devices);
+        let findings = [&self.engine.findings[..], &resets].concat();
+        let hello = hello_of(&self.talks.agent, &self.config, &backends, &findings);
         let told = self.talks.hello().borrow().findings.clone();
         for finding in hello.findings.iter().filter(|finding| !told.contains(finding)) {
             tracing::warn!("{finding}");
@@ -349,6 +388,12 @@ impl Daemon {
         if is_new {
             self.inventory = Arc::new(inventory);
             self.talks.agent.on_inventory(self.inventory.clone());
+        }
+        if told != hello.findings
+            && let Some(scheduler) = self.talks.scheduler()
+        {
+            let message = Some(Up::Findings(v1::Findings { findings: hello.findings.clone() }));
+            _ = scheduler.try_send(v1::AgentMessage { message }); // The next session's hello says it again.
         }
         if is_new || told != hello.findings {
             self.talks.hello().send_replace(hello);
@@ -417,19 +462,14 @@ fn inventory_of(
     inventory
 }
 
-fn hello_of(
-    agent: &NodeAgent,
-    config: &AgentConfig,
-    backends: &Backends,
-    engine_findings: &[String],
-) -> v1::Hello {
+fn hello_of(agent: &NodeAgent, config: &AgentConfig, backends: &Backends, others: &[String]) -> v1::Hello {
     let of_devices = backends.findings().iter().map(ToString::to_string);
     v1::Hello {
         node: config.node.clone(),
         boot: agent.boot(),
         version: env!("CARGO_PKG_VERSION").into(),
         term: agent.term(),
-        findings: of_devices.chain(engine_findings.iter().cloned()).collect(),
+        findings: of_devices.chain(others.iter().cloned()).collect(),
     }
 }
 

@@ -7,14 +7,14 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a program may take. Docker's client waits for its daemon for ever.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long most programs may take. Docker's client waits for its daemon for ever.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Bytes of its answer that are read, at most.
 const MOST_SAID: usize = 1 << 20;
 
 /// Runs a command to its end with this input, and returns what it said; or the last line of its complaints. Blocks.
-pub(crate) fn said(mut command: Command, input: &[u8]) -> Result<String, String> {
+pub(crate) fn said(mut command: Command, input: &[u8], patience: Duration) -> Result<String, String> {
     let mut start = || {
         let (given, out, complaints) = (memory_file()?, memory_file()?, memory_file()?);
         given.write_all_at(input, 0)?;
@@ -23,7 +23,7 @@ pub(crate) fn said(mut command: Command, input: &[u8]) -> Result<String, String>
     };
     let (mut child, out, complaints) =
         start().map_err(|error: io::Error| format!("it cannot be started: {error}"))?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience;
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break status,
@@ -31,7 +31,7 @@ pub(crate) fn said(mut command: Command, input: &[u8]) -> Result<String, String>
             _ => {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(format!("it did not answer within {} s", PATIENCE.as_secs()));
+                return Err(format!("it did not answer within {} s", patience.as_secs()));
             }
         }
     };

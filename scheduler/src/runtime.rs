@@ -57,7 +57,7 @@ pub struct Session {
     /// Version of the agent.
     pub version: String,
     /// What the agent found missing or broken.
-    pub findings: Vec<String>,
+    findings: Mutex<Vec<String>>,
     /// To the agent. Full: the message is lost, and the agent's next one asks again.
     pub to_agent: mpsc::Sender<Result<v1::SchedulerMessage, Status>>,
     /// The node's identity, once a report was handled; before, `u32::MAX`.
@@ -451,7 +451,7 @@ impl Session {
         Session {
             node: hello.node.as_str().into(),
             version: hello.version.clone(),
-            findings: hello.findings.clone(),
+            findings: Mutex::new(hello.findings.clone()),
             to_agent,
             id: AtomicU32::new(u32::MAX),
             questions: Mutex::default(),
@@ -462,6 +462,16 @@ impl Session {
     /// The node's identity, once a report was handled.
     pub fn id(&self) -> Option<NodeId> {
         Some(self.id.load(Ordering::Relaxed)).filter(|id| *id != u32::MAX).map(NodeId)
+    }
+
+    /// What the agent finds missing or broken.
+    pub fn findings(&self) -> Vec<String> {
+        self.findings.lock().expect("no holder panics").clone()
+    }
+
+    /// It finds something else now.
+    pub fn set_findings(&self, findings: Vec<String>) {
+        *self.findings.lock().expect("no holder panics") = findings;
     }
 
     /// Sends a message, if there is room.

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::cdi::{CdiDevices, cdi_devices};
 use crate::cgroup::Limits;
-use crate::said::said;
+use crate::said::{PATIENCE, said};
 
 /// Where files of the Container Device Interface are.
 const CDI_DIRS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
@@ -171,7 +171,7 @@ fn parse(program: &Path, told: &str) -> Result<Engine, String> {
 pub(super) fn run(program: &Path, arguments: &[impl AsRef<OsStr>]) -> Result<String, String> {
     let mut command = Command::new(program);
     command.args(arguments);
-    said(command, b"")
+    said(command, b"", PATIENCE)
 }
 
 #[cfg(test)]

@@ -48,6 +48,8 @@ pub struct AgentConfig {
     pub mig_on_demand: bool,
     /// Whether a multi-process service is started when a rank needs a share of an NVIDIA device.
     pub mps_on_demand: bool,
+    /// What resets devices that must be; `None`: nothing does.
+    pub reset: Option<PathBuf>,
     /// What is to run containers.
     pub engine: EngineChoice,
     /// As whom workers run.

@@ -125,6 +125,20 @@ impl Backends {
         before != (self.devices.clone(), self.findings.clone())
     }
 
+    /// Has a device reset by a program: see [`Resets`](super::Resets).
+    ///
+    /// # Errors
+    /// The program's last complaint.
+    pub fn reset(&mut self, program: &Path, index: u16) -> Result<(), String> {
+        let (Some(backend), found) = &self.devices[usize::from(index)] else {
+            return Err("it is not there".into());
+        };
+        super::reset::run(program, found)?;
+        let (backend, found) = (*backend, found.clone());
+        self.backends[backend].was_reset(&found);
+        Ok(())
+    }
+
     /// Looks at the devices of one backend again.
     fn look(&mut self, index: usize) {
         let mine = |entry: &&mut (Option<usize>, Found)| entry.0 == Some(index);

@@ -80,6 +80,10 @@ impl Backend for ByLibrary {
         }
     }
 
+    fn was_reset(&mut self, device: &Found) {
+        self.shared.forget_alarms(&device.uuid);
+    }
+
     fn visibility(&self, devices: &[&Found]) -> Visibility {
         visible::show(self.maker.vendor, devices)
     }

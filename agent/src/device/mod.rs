@@ -24,6 +24,7 @@ mod near;
 pub mod pci;
 mod ras;
 mod reader;
+mod reset;
 mod roots;
 pub mod topology;
 mod vendor;
@@ -46,6 +47,7 @@ pub use choice::{BackendChoice, DeviceChoice, DeviceError};
 pub use cpu::{Cpu, parse_cores, slug_of_cpu};
 pub use fake::{Fake, parse_fake};
 pub use reader::model_of;
+pub use reset::Resets;
 pub use roots::Roots;
 pub use visible::{driver_files, visible_devices_variable};
 
@@ -79,6 +81,9 @@ pub trait Backend: Send {
     fn is_trusted(&self) -> bool {
         false
     }
+
+    /// A device was reset: what was told of it before is of the past.
+    fn was_reset(&mut self, _: &Found) {}
 
     /// Makes a worker see exactly these of the backend's devices, in this order; none, if there are none.
     fn visibility(&self, devices: &[&Found]) -> Visibility;

@@ -57,6 +57,15 @@ impl Shared {
         self.lock().hung.insert(card, why);
     }
 
+    /// Forgets what events said of a card.
+    pub fn forget_alarms(&self, uuid: &Name) {
+        let mut state = self.lock();
+        let card = state.known.iter().find(|(_, found)| found.iter().any(|it| it.uuid == *uuid));
+        if let Some(card) = card.map(|(card, _)| *card) {
+            state.alarms.remove(&card);
+        }
+    }
+
     /// Asks for a card again.
     pub fn take_in(&self, card: u32) {
         self.lock().hung.remove(&card);

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::said::said;
+use crate::said::{PATIENCE, said};
 
 /// What starts and ends services.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl Mps {
         fs::write(own.join("device"), device).map_err(|error| format!("{}: {error}", own.display()))?;
         let mut command = self.command(&own);
         command.arg("-d").env("CUDA_VISIBLE_DEVICES", device);
-        match said(command, b"") {
+        match said(command, b"", PATIENCE) {
             Err(why) if !why.contains("already running") => {
                 Err(format!("the multi-process service of {device} does not start: {why}"))
             }
@@ -47,7 +47,7 @@ impl Mps {
                 continue;
             }
             // One that cannot be reached has ended.
-            let ended = said(self.command(&own), b"quit\n");
+            let ended = said(self.command(&own), b"quit\n", PATIENCE);
             tracing::debug!(device, ?ended, "multi-process service");
             let _ = fs::remove_dir_all(&own);
         }

@@ -116,6 +116,7 @@ async fn carry(
                 runtime.shared.set_progress(worker, progress);
             }
             Some(Message::Log(answer)) => session.on_log(answer),
+            Some(Message::Findings(found)) => session.set_findings(found.findings),
             Some(Message::Hello(_)) => {
                 return Err(border::Invalid::new("message", "hello", "a session has one hello").into());
             }

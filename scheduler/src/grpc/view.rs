@@ -157,7 +157,7 @@ pub fn node(cluster: &Cluster, shared: &Shared, node: &Node) -> v1::Node {
         lease_left_ms: lease.map_or(0, |lease| lease.end.since(cluster.now())),
         version: session.as_ref().map(|session| session.version.clone()).unwrap_or_default(),
         reservations: booked.iter().map(|it| reservations::reservation(cluster, it)).collect(),
-        findings: session.map(|session| session.findings.clone()).unwrap_or_default(),
+        findings: session.map(|session| session.findings()).unwrap_or_default(),
     }
 }
 
