@@ -130,7 +130,7 @@ pub async fn get(job: JobId, patience: Patience, session: &Session) -> Result<v1
 
 /// `97.1 % of 1h 12m; recovery 1.9 %, start 1.0 %`.
 fn effective(spent: &view::Spent) -> String {
-    let view::Spent { steps_ms, start_ms, recovery_ms, slow_ms, lost_ms } = spent;
+    let view::Spent { steps_ms, start_ms, recovery_ms, slow_ms, lost_ms, .. } = spent;
     let causes = [
         ("start", start_ms),
         ("recovery", recovery_ms),
@@ -146,6 +146,11 @@ fn effective(spent: &view::Spent) -> String {
     let causes: Vec<_> = causes.map(|(cause, ms)| format!("{cause} {:.1} %", share(**ms))).collect();
     let rest = if causes.is_empty() { String::new() } else { format!("; {}", causes.join(", ")) };
     format!("{:.1} % of {}{rest}", share(*steps_ms), units::duration(sum))
+}
+
+/// `93.4 % of what its ranks could have computed`.
+fn of_capacity(share: f64) -> String {
+    format!("{:.1} % of what its ranks could have computed", 100.0 * share)
 }
 
 /// The job for people.
@@ -181,6 +186,7 @@ pub fn text(job: &view::Job, now_ms: u64, output: &Output) -> String {
         ("failures", failures),
         ("progress", told),
         ("effective", job.spent.as_ref().map(effective).unwrap_or_default()),
+        ("of capacity", job.capacity.map(of_capacity).unwrap_or_default()),
         ("checkpoint", checkpoint.map(|step| format!("of step {}", units::group(step))).unwrap_or_default()),
         ("checkpoints", job.checkpoint_dir.clone()),
         ("used", used(job)),

@@ -50,6 +50,7 @@ pub fn text(usage: &view::Usage, output: &Output) -> String {
         ("DEVICE HOURS", Side::Right),
         ("LOST", Side::Right),
         ("EFFECTIVE", Side::Right),
+        ("OF CAPACITY", Side::Right),
         ("CPU HOURS", Side::Right),
         ("MEAN WAIT", Side::Right),
     ];
@@ -66,6 +67,10 @@ pub fn text(usage: &view::Usage, output: &Output) -> String {
             match row.trained_ms {
                 0 => String::new(),
                 all => format!("{:.1} %", 100.0 * row.effective_ms as f64 / all as f64),
+            },
+            match row.held_ms {
+                0 => String::new(),
+                all => format!("{:.1} %", 100.0 * row.worked_ms as f64 / all as f64),
             },
             units::hours(row.cpu_milli_ms / 1000),
             units::duration(row.waited_ms / row.jobs.max(1)),

@@ -59,6 +59,8 @@ pub struct Job {
     pub cpu_milli_ms: u64,
     /// The part of `device_ms` that belongs to attempts which were placed again.
     pub lost_device_ms: u64,
+    /// Of a training: what was computed and counts, as a share of what all that it has held could have computed.
+    pub capacity: Option<f64>,
     /// Where its checkpoints are; empty if it has no directory for them.
     pub checkpoint_dir: String,
     /// On which class of devices it runs, and how fast it is there against others; empty if there is nothing to say.
@@ -136,6 +138,8 @@ pub struct Spent {
     pub slow_ms: u64,
     /// From the last checkpoint to a start from it.
     pub lost_ms: u64,
+    /// No part of that time: what one rank would take for all that was computed and counts.
+    pub work_ms: u64,
 }
 
 /// What was asked for, with all defaults.
@@ -509,6 +513,10 @@ pub struct UsageRow {
     pub trained_ms: u64,
     /// The part of it that was spent in steps.
     pub effective_ms: u64,
+    /// Of trainings that tell what they computed: the time of all devices (or cores) that they have held.
+    pub held_ms: u64,
+    /// What one of them would take for what was computed and counts.
+    pub worked_ms: u64,
 }
 
 /// One line of `watch`.
@@ -638,6 +646,7 @@ impl From<&v1::Job> for Job {
             device_ms: wire.device_ms,
             cpu_milli_ms: wire.cpu_milli_ms,
             lost_device_ms: wire.lost_device_ms,
+            capacity: wire.capacity,
             checkpoint_dir: wire.checkpoint_dir.clone(),
             class: wire.class.clone(),
             spent: told.chain(&wire.spent).max_by_key(|spent| spent.steps_us).map(Spent::from),
@@ -693,20 +702,22 @@ impl Rank {
 
 impl From<&aquifer_worker::elastic::Spent> for Spent {
     fn from(spent: &aquifer_worker::elastic::Spent) -> Spent {
-        let aquifer_worker::elastic::Spent { steps_us, start_us, recovery_us, slow_us, lost_us } = *spent;
-        Spent::from(&v1::Spent { steps_us, start_us, recovery_us, slow_us, lost_us })
+        let aquifer_worker::elastic::Spent { steps_us, start_us, recovery_us, slow_us, lost_us, work_us } =
+            *spent;
+        Spent::from(&v1::Spent { steps_us, start_us, recovery_us, slow_us, lost_us, work_us })
     }
 }
 
 impl From<&v1::Spent> for Spent {
     fn from(wire: &v1::Spent) -> Spent {
-        let v1::Spent { steps_us, start_us, recovery_us, slow_us, lost_us } = wire;
+        let v1::Spent { steps_us, start_us, recovery_us, slow_us, lost_us, work_us } = wire;
         Spent {
             steps_ms: steps_us / 1000,
             start_ms: start_us / 1000,
             recovery_ms: recovery_us / 1000,
             slow_ms: slow_us / 1000,
             lost_ms: lost_us / 1000,
+            work_ms: work_us / 1000,
         }
     }
 }
@@ -960,6 +971,8 @@ impl From<&v1::UsageRow> for UsageRow {
             waited_ms: wire.waited_ms,
             trained_ms: wire.trained_ms,
             effective_ms: wire.effective_ms,
+            held_ms: wire.held_ms,
+            worked_ms: wire.worked_ms,
         }
     }
 }

@@ -389,13 +389,15 @@ research       3          16   64.5     12  139.0 h  75.0%    1,234        5
         waited_ms: 240_000,
         trained_ms: 40_000_000,
         effective_ms: 38_840_000,
+        held_ms: 40_000_000,
+        worked_ms: 38_000_000,
     };
     let view = Usage { since_ms: 0, devices: 16, devices_held: 12, rows: vec![row] };
     assert_eq!(
         usage::text(&view, &plain()),
         "\
-QUEUE     USER  JOBS  SUCCEEDED  FAILED  DEVICE HOURS  LOST  EFFECTIVE  CPU HOURS  MEAN WAIT
-research  ada      4          2       1          12.5   0.1     97.1 %        2.0      1m00s
+QUEUE     USER  JOBS  SUCCEEDED  FAILED  DEVICE HOURS  LOST  EFFECTIVE  OF CAPACITY  CPU HOURS  MEAN WAIT
+research  ada      4          2       1          12.5   0.1     97.1 %       95.0 %        2.0      1m00s
 
 12 of 16 devices are held now."
     );
@@ -447,7 +449,7 @@ fn names_of_json_fields_are_kept() {
     let keys = |at: usize| json[at].as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
     assert_eq!(
         keys(0),
-        "array_first array_index attempt checkpoint_dir cpu_milli_ms device_model device_ms devices ended_ms \
+        "array_first array_index attempt capacity checkpoint_dir cpu_milli_ms device_model device_ms devices ended_ms \
          failures id last_failure lost_device_ms max_ranks min_ranks name nodes placed_ms priority progress queue \
          ranks reason spent state submitted_ms user wanted_ranks workers"
     );

@@ -119,6 +119,16 @@ fn a_training_bears_the_loss_of_its_leader_and_of_a_member_and_other_sizes_to_th
         };
         assert!(read("borne") == read("undisturbed"), "{file} has other bits");
     }
+    // What all that is worth is accounted for, also after the end.
+    let ended = pool.job(job);
+    let capacity = ended.capacity.expect("its workers told");
+    assert!(0.0 < capacity && capacity <= 1.0, "{capacity}");
+    let usage = pool.call(async |mut stub| stub.usage(v1::UsageRequest { since_ms: 0 }).await);
+    let rows = usage.expect("usage").rows;
+    let [row] = &rows[..] else { panic!("{rows:?}") };
+    assert!(0 < row.worked_ms && row.worked_ms <= row.held_ms && row.held_ms <= row.device_ms, "{row:?}");
+    let shown = pool.aquifer(&["job", "job-1"]).ok();
+    assert!(shown.contains("of what its ranks could have computed"), "{shown}");
 }
 
 #[test]

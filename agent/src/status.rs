@@ -45,6 +45,7 @@ fn spent(value: &Value) -> Option<Spent> {
         recovery_us: us("recovery_us"),
         slow_us: us("slow_us"),
         lost_us: us("lost_us"),
+        work_us: us("work_us"),
     })
 }
 

@@ -483,8 +483,8 @@ pub const MAX_RATE_MILLI: u64 = 1_000_000_000_000_000;
 
 /// Where the time of a training has gone.
 pub fn spent(wire: &v1::Spent) -> Spent {
-    let v1::Spent { steps_us, start_us, recovery_us, slow_us, lost_us } = *wire;
-    Spent { steps_us, start_us, recovery_us, slow_us, lost_us }
+    let v1::Spent { steps_us, start_us, recovery_us, slow_us, lost_us, work_us } = *wire;
+    Spent { steps_us, start_us, recovery_us, slow_us, lost_us, work_us }
 }
 
 fn pace(wire: v1::Pace) -> Checked<Progress> {

@@ -305,8 +305,8 @@ fn pace(progress: Progress) -> v1::Pace {
 
 /// Where the time of a training has gone.
 pub fn spent(spent: Spent) -> v1::Spent {
-    let Spent { steps_us, start_us, recovery_us, slow_us, lost_us } = spent;
-    v1::Spent { steps_us, start_us, recovery_us, slow_us, lost_us }
+    let Spent { steps_us, start_us, recovery_us, slow_us, lost_us, work_us } = spent;
+    v1::Spent { steps_us, start_us, recovery_us, slow_us, lost_us, work_us }
 }
 
 /// Whether a node takes work.

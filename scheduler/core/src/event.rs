@@ -221,22 +221,25 @@ pub struct Spent {
     pub slow_us: u64,
     /// From the last checkpoint to a start from it.
     pub lost_us: u64,
+    /// No part of that time: what one rank would take for all that was computed and counts.
+    pub work_us: u64,
 }
 
 impl Spent {
     /// Adds the times of another one.
     pub fn add(&mut self, other: &Spent) {
-        let Spent { steps_us, start_us, recovery_us, slow_us, lost_us } = *other;
+        let Spent { steps_us, start_us, recovery_us, slow_us, lost_us, work_us } = *other;
         self.steps_us = self.steps_us.saturating_add(steps_us);
         self.start_us = self.start_us.saturating_add(start_us);
         self.recovery_us = self.recovery_us.saturating_add(recovery_us);
         self.slow_us = self.slow_us.saturating_add(slow_us);
         self.lost_us = self.lost_us.saturating_add(lost_us);
+        self.work_us = self.work_us.saturating_add(work_us);
     }
 
     /// All of it.
     pub fn sum_us(&self) -> u64 {
-        let Spent { steps_us, start_us, recovery_us, slow_us, lost_us } = *self;
+        let Spent { steps_us, start_us, recovery_us, slow_us, lost_us, .. } = *self;
         [start_us, recovery_us, slow_us, lost_us].into_iter().fold(steps_us, u64::saturating_add)
     }
 }

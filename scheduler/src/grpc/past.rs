@@ -287,6 +287,10 @@ fn add_usage(rows: &mut Rows, now: Time, job: &Job, spent: Spent) {
         let share = spent.steps_us as f64 / spent.sum_us() as f64;
         row.trained_ms += held_ms;
         row.effective_ms += (held_ms as f64 * share) as u64;
+        if 0 < spent.work_us {
+            row.held_ms += held_ms;
+            row.worked_ms += view::worked_ms(job, spent);
+        }
     }
     row.waited_ms += job.first_placed.map_or(0, |placed| placed.since(job.submitted));
 }

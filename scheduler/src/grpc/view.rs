@@ -42,10 +42,32 @@ pub fn state_at(job: &Job) -> usize {
     }
 }
 
+/// What a training has computed that counts, as the time that it takes on one device, or one core where it holds no device.
+pub fn worked_ms(job: &Job, spent: Spent) -> u64 {
+    let trains = |role: &&Role| matches!(role.program, Program::Train(_));
+    let role = job.spec.roles.iter().find(trains).unwrap_or(&job.spec.roles[0]);
+    let milli = match role.request.devices.first() {
+        Some(want) => {
+            u64::from(want.count) * want.slice.map_or(1000, |slice| u64::from(slice.compute_milli.max(1)))
+        }
+        None => u64::from(role.request.cpus_milli),
+    };
+    (u128::from(spent.work_us) * u128::from(milli) / 1_000_000) as u64
+}
+
+/// That as a share of all that the job has held.
+fn capacity(job: &Job, spent: Spent, device_ms: u64, cpu_milli_ms: u64) -> Option<f64> {
+    let held_ms = if device_ms == 0 { cpu_milli_ms / 1000 } else { device_ms };
+    (0 < spent.work_us && 0 < held_ms).then(|| worked_ms(job, spent) as f64 / held_ms as f64)
+}
+
 /// A job; `reason` says why it waits, if it does.
 pub fn job(cluster: &Cluster, shared: &Shared, job: &Job, reason: Option<&Reason>) -> v1::Job {
     let held = job.placed.filter(|_| !job.ranks.is_empty()).map_or(0, |placed| cluster.now().since(placed));
     let cpus: u64 = job.ranks.iter().map(|rank| u64::from(rank.cpus_milli)).sum();
+    let device_ms = job.usage.device_ms + job.devices_held_milli() * held / 1000;
+    let cpu_milli_ms = job.usage.cpu_milli_ms + cpus * held;
+    let spent = cluster.spent(job);
     v1::Job {
         id: job.id.0,
         spec: Some(wire::job_spec(&job.spec)),
@@ -69,13 +91,14 @@ pub fn job(cluster: &Cluster, shared: &Shared, job: &Job, reason: Option<&Reason
         last_failure: job.last_failure.as_ref().map(ToString::to_string).unwrap_or_default(),
         array_first: job.array.map(|array| array.first.0),
         array_index: job.array.map(|array| array.index),
-        device_ms: job.usage.device_ms + job.devices_held_milli() * held / 1000,
-        cpu_milli_ms: job.usage.cpu_milli_ms + cpus * held,
+        device_ms,
+        cpu_milli_ms,
         lost_device_ms: job.usage.lost_device_ms,
         wanted_ranks: job.wanted_ranks(),
         checkpoint_dir: wire::checkpoint_dir(&shared.checkpoint_root, job.id, &job.spec).unwrap_or_default(),
         class: class(cluster, job),
-        spent: Some(cluster.spent(job)).filter(|spent| 0 < spent.sum_us()).map(wire::spent),
+        spent: Some(spent).filter(|spent| 0 < spent.sum_us()).map(wire::spent),
+        capacity: capacity(job, spent, device_ms, cpu_milli_ms),
     }
 }
 

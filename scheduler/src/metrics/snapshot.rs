@@ -267,7 +267,7 @@ impl Snapshot {
             "Device seconds that were lost: since the last checkpoint, when an attempt ended before its time";
         counter("queue_lost_device_seconds_total", help, |it| it.lost_device_ms as f64 / 1000.0);
         let spent = queues.iter().flat_map(|(queue, it)| {
-            let Spent { steps_us, start_us, recovery_us, slow_us, lost_us } = it.spent;
+            let Spent { steps_us, start_us, recovery_us, slow_us, lost_us, .. } = it.spent;
             let causes = [
                 ("steps", steps_us),
                 ("start", start_us),

@@ -76,6 +76,13 @@ impl Lead {
 }
 
 /// The mean of what was and what is, which counts a third.
+/// What one member takes for all shards of a step, in microseconds: of the members the one in the middle.
+fn work_us(shards: usize, lead: &Lead) -> u64 {
+    let mut paces: Vec<f64> = lead.peers.values().filter_map(|peer| peer.pace).chain(lead.own_pace).collect();
+    paces.sort_by(f64::total_cmp);
+    paces.get(paces.len() / 2).map_or(0, |pace| (shards as f64 * pace * 1e6) as u64)
+}
+
 fn smooth(pace: &mut Option<f64>, now: f64) {
     *pace = Some(pace.map_or(now, |old| old + (now - old) / 3.0));
 }
@@ -329,6 +336,7 @@ impl Node {
         lead.round.clear();
         let mut spent = self.clock.step(self.now);
         spent.add(&std::mem::take(&mut lead.start));
+        spent.work_us = work_us(self.settings.shards, lead);
         let (stay, gone): (Vec<_>, Vec<_>) =
             lead.peers.iter().partition(|(_, peer)| self.members.iter().any(|it| it.rank == peer.rank));
         let gone: Vec<Link> = gone.into_iter().map(|(link, _)| *link).collect();

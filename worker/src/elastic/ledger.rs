@@ -22,20 +22,25 @@ pub struct Spent {
     pub slow_us: u64,
     /// From the last checkpoint to a start from it: what was computed in vain, and the time until it was placed again.
     pub lost_us: u64,
+    /// No part of that time: what one member would take for all shards of all steps. Over the time of all members that is the
+    /// share of what they could have done.
+    #[serde(default)]
+    pub work_us: u64,
 }
 
 impl Spent {
     /// Adds the times of another one.
     pub fn add(&mut self, other: &Spent) {
-        let Spent { steps_us, start_us, recovery_us, slow_us, lost_us } = other;
+        let Spent { steps_us, start_us, recovery_us, slow_us, lost_us, work_us } = other;
         self.steps_us += steps_us;
         self.start_us += start_us;
         self.recovery_us += recovery_us;
         self.slow_us += slow_us;
         self.lost_us += lost_us;
+        self.work_us += work_us;
     }
 
-    /// All of it.
+    /// All of the time.
     pub fn sum_us(&self) -> u64 {
         self.steps_us + self.start_us + self.recovery_us + self.slow_us + self.lost_us
     }
@@ -128,8 +133,13 @@ mod tests {
         spent.add(&clock.step(at(240)));
         spent.add(&clock.step(at(251)));
         spent.add(&clock.step(at(281)));
-        let expected =
-            Spent { start_us: 100_000, steps_us: 131_000, recovery_us: 25_000, slow_us: 20_000, lost_us: 0 };
+        let expected = Spent {
+            start_us: 100_000,
+            steps_us: 131_000,
+            recovery_us: 25_000,
+            slow_us: 20_000,
+            ..Spent::default()
+        };
         assert_eq!((spent, spent.sum_us()), (expected, 276_000));
     }
 }
