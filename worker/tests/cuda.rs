@@ -4,6 +4,8 @@
 //! manuals that the fake one follows.
 #![allow(unsafe_code)] // Calls of the driver.
 
+#[path = "cuda/attention.rs"]
+mod attention;
 #[path = "cuda/card.rs"]
 mod card;
 #[path = "cuda/elementwise.rs"]

@@ -117,7 +117,7 @@ impl Card {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels/cuda");
             std::fs::read_to_string(folder.join(file)).unwrap()
         };
-        let headers = [("common.cuh", text("common.cuh")), ("ptx.cuh", text("ptx.cuh"))];
+        let headers = ["common.cuh", "ptx.cuh", "tiles.cuh"].map(|name| (name, text(name)));
         let bf16 = u8::from(elem == Elem::Bf16);
         let options = [format!("-DBF16={bf16}"), format!("-DHEAD_DIM={head_dim}"), "--std=c++17".into()];
         self.compile(file, &text(file), &headers, &options).unwrap_or_else(|log| panic!("{file}: {log}"))

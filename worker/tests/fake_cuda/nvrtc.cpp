@@ -10,6 +10,7 @@
 #include <fstream>
 #include <map>
 #include <regex>
+#include <set>
 #include <sstream>
 #include <string>
 #include <sys/stat.h>
@@ -61,9 +62,10 @@ std::string hash(const std::string& text) {
 std::string entries(const std::string& source) {
     static const std::regex kernel(
         R"(__global__\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\()");
+    std::set<std::string> names;  // one may stand in both branches of an #if
+    for (std::sregex_iterator at(source.begin(), source.end(), kernel), end; at != end; ++at) names.insert((*at)[1].str());
     std::string text;
-    for (std::sregex_iterator at(source.begin(), source.end(), kernel), end; at != end; ++at)
-        text += "FAKE_KERNEL(" + (*at)[1].str() + ")\n";
+    for (auto& name : names) text += "FAKE_KERNEL(" + name + ")\n";
     return text;
 }
 
@@ -74,7 +76,7 @@ Result compile(Program& program, const std::vector<std::string>& defines) {
     std::string source = "#include \"" + own + "/device.h\"\n#line 1 \"" + program.name + "\"\n" + program.source + "\n" +
                          entries(program.source);
     std::string flags = "-std=c++17 -O1 -shared -fPIC -fvisibility=hidden -Wl,-Bsymbolic -U_FORTIFY_SOURCE -Wall -Wextra"
-                        " -Wno-unused -Wno-attributes -ffp-contract=off -fno-strict-aliasing"
+                        " -Wno-unused -Wno-attributes -Wno-unknown-pragmas -ffp-contract=off -fno-strict-aliasing"
                         " -fsanitize=alignment,bounds -fsanitize-undefined-trap-on-error";
     for (auto& define : defines) flags += " '" + define + "'";
     std::string all = source + flags + read(own + "/device.h") + read(own + "/launch.h");

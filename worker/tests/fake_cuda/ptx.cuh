@@ -48,6 +48,10 @@ static inline unsigned round_pair(float low, float high) {
     return fake::round_to_bf16(low) | (unsigned)fake::round_to_bf16(high) << 16;
 }
 
+static inline float power_of_two(float x) {
+    return exp2f(x);
+}
+
 static inline void load_matrices(unsigned (&x)[4], const void* row) {
     fake::load_matrices<false>(x, row);
 }

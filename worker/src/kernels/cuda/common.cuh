@@ -128,3 +128,14 @@ template <class T> static __device__ inline T sum_block(T x, T* shared) {
     for (int i = 1; i < warps; i++) sum += shared[i];
     return sum;
 }
+
+// The maximum, as `sum_block`.
+static __device__ inline float max_block(float x, float* shared) {
+    int warps = blockDim.x / 32;
+    x = max_lanes(x);
+    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
+    __syncthreads();
+    float most = shared[0];
+    for (int i = 1; i < warps; i++) most = fmaxf(most, shared[i]);
+    return most;
+}

@@ -14,6 +14,13 @@ static __device__ inline unsigned round_pair(float low, float high) {
     return both;
 }
 
+// 2^x, to within 2 units of the last place; ex2.approx.ftz.f32.
+static __device__ inline float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // Four 8x8 matrices of 16-bit elements from shared memory: lane `i` gives the address of row `i % 8` of matrix `i / 8`
 // (16 bytes, aligned to 16) and gets in `x[m]` the elements `2 * (lane % 4)` and `+ 1` of row `lane / 4` of matrix `m`.
 static __device__ inline void load_matrices(unsigned (&x)[4], const void* row) {
