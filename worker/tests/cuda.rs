@@ -8,6 +8,8 @@
 mod attention;
 #[path = "cuda/card.rs"]
 mod card;
+#[path = "cuda/decoding.rs"]
+mod decoding;
 #[path = "cuda/elementwise.rs"]
 mod elementwise;
 #[path = "support/fake_cuda.rs"]

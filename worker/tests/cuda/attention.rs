@@ -101,6 +101,28 @@ impl Case {
         }
         (out, log_sum)
     }
+
+    fn expected_gradient(
+        &self,
+        dout: &[f32],
+        out: &[f32],
+        log_sum: &[f32],
+    ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+        let shape = self.shape;
+        let (width, narrow) = (shape.queries * shape.query_width(), shape.keys() * shape.key_width());
+        let (mut dq, mut dk, mut dv) =
+            (vec![0.0; self.q.len()], vec![0.0; self.k.len()], vec![0.0; self.v.len()]);
+        for i in 0..self.sequences {
+            let (wide, keys) = (i * width..(i + 1) * width, i * narrow..(i + 1) * narrow);
+            let inputs = Qkv { q: &self.q[wide.clone()], k: &self.k[keys.clone()], v: &self.v[keys.clone()] };
+            let gradient =
+                QkvGradient { q: &mut dq[wide.clone()], k: &mut dk[keys.clone()], v: &mut dv[keys] };
+            let logs = shape.queries * shape.heads;
+            let log_sum = &log_sum[i * logs..(i + 1) * logs];
+            reference::attention_backward(shape, gradient, &dout[wide.clone()], &out[wide], log_sum, inputs);
+        }
+        (dq, dk, dv)
+    }
 }
 
 /// Weights of a softmax are rounded to bf16 before they meet the values, each by half of its last bit, and outputs once
@@ -132,6 +154,83 @@ fn attention_forward() {
             assert_near(&format!("attention {name}"), &out.as_elements(elem), &expected, tolerance(elem));
             // Sums are not rounded to elements.
             assert_near(&format!("log sum {name}"), &log_sum.as_floats(), &log, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn attention_backward() {
+    let Some(card) = Card::get() else { return };
+    for elem in ELEMS {
+        for index in 0..SHAPES.len() {
+            let case = Case::new(elem, index);
+            let (shape, rows) = (case.shape, case.query_rows());
+            let program = card.program("attention_backward.cu", elem, shape.head_dim);
+            let (q, kv) = case.upload(card);
+            let (out, log_sum) = case.expected();
+            let dout = elem.round_all(&Random::new(100 + index as u64).normals(out.len()));
+            let rounded = card.elements(elem, &out);
+            let (dout_memory, log_memory) = (card.elements(elem, &dout), card.floats(&log_sum));
+            let delta = card.no_floats(rows * shape.heads);
+            let count = rows * shape.heads;
+            program.launch(
+                "attention_backward_prepare",
+                size(count.div_ceil(8), 256),
+                &[(&delta).into(), (&dout_memory).into(), (&rounded).into(), long(count)],
+            );
+            let dq = card.elements(elem, &vec![f32::NAN; rows * case.q_stride]);
+            let dkv = card.no_elements(elem, case.sequences * shape.keys() * case.kv_stride);
+            let inputs = [
+                (&q).into(),
+                (&kv).into(),
+                case.values(&kv),
+                (&dout_memory).into(),
+                (&log_memory).into(),
+                (&delta).into(),
+            ];
+            let shared = match elem {
+                Elem::Float => 0,
+                Elem::Bf16 => 256 * (shape.head_dim.div_ceil(16) * 16 + 8) * 2,
+            };
+            let launch = |kernel: &str, grid: [usize; 3], outputs: &[Arg]| {
+                let args = [outputs, &inputs, &case.tail()].concat();
+                program.launch(kernel, Size { grid, block: case.block(), shared }, &args);
+            };
+            let grid = [shape.keys().div_ceil(64), shape.kv_heads, case.sequences];
+            launch("attention_backward_kv", grid, &[(&dkv).into(), case.values(&dkv)]);
+            let grid = [shape.queries.div_ceil(64), shape.heads, case.sequences];
+            launch("attention_backward_q", grid, &[(&dq).into()]);
+
+            let (expected_q, expected_k, expected_v) =
+                case.expected_gradient(&dout, &elem.round_all(&out), &log_sum);
+            let name = format!("{elem:?} {:?}", SHAPES[index]);
+            let (width, narrow) = (shape.query_width(), shape.key_width());
+            let of_rows = |all: &[f32], stride: usize, part: std::ops::Range<usize>| -> Vec<f32> {
+                all.chunks(stride).flat_map(|row| row[part.clone()].to_vec()).collect()
+            };
+            let (dq, dkv) = (dq.as_elements(elem), dkv.as_elements(elem));
+            // One more rounding than forward: of the gradient of the scores.
+            let tolerance = 1.5 * tolerance(elem);
+            assert_near(
+                &format!("dq {name}"),
+                &of_rows(&dq, case.q_stride, 0..width),
+                &expected_q,
+                tolerance,
+            );
+            assert!(of_rows(&dq, case.q_stride, width..case.q_stride).iter().all(|x| x.is_nan()), "{name}");
+            assert_near(
+                &format!("dk {name}"),
+                &of_rows(&dkv, case.kv_stride, 0..narrow),
+                &expected_k,
+                tolerance,
+            );
+            let second = narrow..2 * narrow;
+            assert_near(
+                &format!("dv {name}"),
+                &of_rows(&dkv, case.kv_stride, second),
+                &expected_v,
+                tolerance,
+            );
         }
     }
 }

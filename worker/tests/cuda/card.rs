@@ -295,6 +295,9 @@ impl Program {
         let got = call!(self.card.driver, "cuModuleGetFunction"(
             &raw mut function => *mut usize, self.module => usize, name.as_ptr() => *const c_char));
         assert_eq!(got, 0, "{kernel}");
+        // Above 48 KiB a kernel must be told: attribute 8 is the most dynamic shared memory.
+        call!(self.card.driver, "cuFuncSetAttribute"(
+            function => usize, 8 => c_int, size.shared as c_int => c_int));
         let mut pointers: Vec<*const Arg> = args.iter().map(|arg| arg as *const Arg).collect();
         let [x, y, z] = size.grid.map(|n| n as c_uint);
         call!(self.card.driver, "cuLaunchKernel"(
