@@ -14,6 +14,8 @@ mod decoding;
 mod elementwise;
 #[path = "support/fake_cuda.rs"]
 mod fake_cuda;
+#[path = "cuda/rows.rs"]
+mod rows;
 
 use card::Elem;
 
