@@ -14,8 +14,13 @@ mod decoding;
 mod elementwise;
 #[path = "support/fake_cuda.rs"]
 mod fake_cuda;
+#[path = "cuda/nvrtc.rs"]
+mod nvrtc;
 #[path = "cuda/rows.rs"]
 mod rows;
+
+#[path = "cuda/wrong.rs"]
+mod wrong;
 
 use card::Elem;
 

@@ -39,6 +39,7 @@ pub struct Memory {
 }
 
 /// One argument of a kernel.
+#[allow(dead_code)] // The driver reads it.
 #[derive(Clone, Copy)]
 pub struct Arg(u64);
 

@@ -9,6 +9,7 @@
 //   FAKE_CUDA_ORDERS       runs every kernel in so many orders of its threads and fails if results differ, 1 if not set
 //
 // What a call does wrong is said on stderr, and as on a real card a kernel that fails makes all later calls fail.
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -430,7 +431,9 @@ EXPORT Result cuFuncGetAttribute(int* value, int, void*) {
 EXPORT Result cuFuncSetAttribute(void* function, int attribute, int value) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     if (!functions.count(function)) return complain(INVALID_HANDLE, "cuFuncSetAttribute: not a function");
-    if (attribute == 8) ((Function*)function)->max_dynamic_shared = value;
+    if (attribute != 8) return SUCCESS;
+    if (value < 0 || (227 << 10) < value) return complain(INVALID_VALUE, "cuFuncSetAttribute: too much shared memory");
+    ((Function*)function)->max_dynamic_shared = std::max(value, 48 << 10);
     return SUCCESS;
 }
 

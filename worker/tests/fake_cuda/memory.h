@@ -1,4 +1,4 @@
-// The memory of the fake card: every allocation lies between pages that nobody may touch, is filled with NaNs when it is
+// The memory of the fake card: every allocation lies between addresses that nobody may touch, is filled with NaNs when it is
 // given out, and is never given out again, so that what comes too late or goes too far is noticed.
 #pragma once
 
@@ -20,13 +20,13 @@ class Memory {
     uintptr_t allocate(size_t bytes) {
         if (bytes == 0 || total_ - used_ < bytes) return 0;
         size_t page = (size_t)sysconf(_SC_PAGESIZE), inner = (bytes + ALIGNMENT + page - 1) / page * page;
-        char* base = (char*)mmap(nullptr, inner + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        char* base = (char*)mmap(nullptr, inner + 2 * AROUND, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (base == MAP_FAILED) return 0;
-        mprotect(base + page, inner, PROT_READ | PROT_WRITE);
-        memset(base + page, 0xff, inner);
-        char* end = base + page + inner;
+        char *first = base + AROUND, *end = first + inner;
+        mprotect(first, inner, PROT_READ | PROT_WRITE);
+        memset(first, 0xff, inner);
         uintptr_t at = (uintptr_t)(end - bytes) & ~(uintptr_t)(ALIGNMENT - 1);
-        live_[at] = {bytes, base + page, end};
+        live_[at] = {bytes, first, end};
         used_ += bytes;
         return at;
     }
@@ -76,7 +76,7 @@ class Memory {
     size_t used() const { return used_; }
 
   private:
-    static const size_t ALIGNMENT = 256;
+    static const size_t ALIGNMENT = 256, AROUND = 16 << 20;  // bytes; the latter of addresses, not of memory
     struct Allocation {
         size_t bytes;
         char *first, *end;

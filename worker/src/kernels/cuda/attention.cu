@@ -30,7 +30,7 @@ struct Place {
 
 // A warp has 16 queries. The queries stay in registers, as the left operand; keys and values have a tile each, and while one
 // of them is multiplied the other is on its way.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_forward(elem* out, float* log_sum, const elem* q, const elem* k, const elem* v, int queries, int start,
                       int heads, int kv_heads, int q_stride, int kv_stride, float scale) {
     __shared__ __align__(16) bf16 keys[ROWS * STRIDE], values[ROWS * STRIDE];

@@ -35,7 +35,7 @@ static __device__ inline void copy_pair(bf16* pair, const bf16* first, const bf1
 
 // A warp has 16 keys, which are the rows of its scores: these are the transposed ones, so that they are, rounded, the left
 // operand of the products that make dk and dv. Grid: (up(start + queries, 64), kv_heads, sequences).
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_backward_kv(elem* dk, elem* dv, const elem* q, const elem* k, const elem* v, const elem* dout,
                           const float* log_sum, const float* delta, int queries, int start, int heads, int kv_heads,
                           int q_stride, int kv_stride, float scale) {
@@ -94,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 }
 
 // A warp has 16 queries. Grid: (up(queries, 64), heads, sequences).
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_backward_q(elem* dq, const elem* q, const elem* k, const elem* v, const elem* dout, const float* log_sum,
                          const float* delta, int queries, int start, int heads, int kv_heads, int q_stride, int kv_stride,
                          float scale) {
