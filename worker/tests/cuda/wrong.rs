@@ -4,7 +4,7 @@ use crate::card::{Arg, Card, Size, long, size};
 use std::process::Command;
 
 /// Name, what is said, threads of a block, and the body of a kernel with `float* x` of 100 zeros.
-const MISTAKES: [(&str, &str, usize, &str); 13] = [
+const MISTAKES: [(&str, &str, usize, &str); 14] = [
     ("read_behind", "outside of the card's memory", 32, "x[0] = x[4096 + threadIdx.x];"),
     ("read_a_little_behind", "x[0] is not a number", 32, "if (threadIdx.x == 0) x[0] = x[100];"),
     ("write_a_little_behind", "wrote beyond an allocation", 32, "x[100] = 1;"),
@@ -48,14 +48,21 @@ const MISTAKES: [(&str, &str, usize, &str); 13] = [
     ),
     (
         "read_too_early",
-        "x[0] is not a number",
+        "depends on the order of the threads",
         32,
         "__shared__ __align__(16) float y[4]; if (threadIdx.x == 0) { copy_async(y, x, true); commit_copies(); \
          x[0] = y[0]; wait_for_copies<0>(); }",
     ),
     (
+        "copied_over",
+        "depends on the order of the threads",
+        32,
+        "__shared__ __align__(16) float y[4]; y[0] = 1; copy_async(y, x + 4, true); x[0] = y[0]; commit_copies(); \
+         wait_for_copies<0>();",
+    ),
+    (
         "no_group",
-        "x[0] is not a number",
+        "depends on the order of the threads",
         32,
         "__shared__ __align__(16) float y[4]; if (threadIdx.x == 0) { copy_async(y, x, true); commit_copies(); \
          wait_for_copies<1>(); x[0] = y[0]; wait_for_copies<0>(); }",

@@ -179,12 +179,30 @@ static void yield() {
     fake_switch(&self->stack_pointer, block.main_stack_pointer);
 }
 
-/// Makes threads ready, in the order of the seed: as they are, backwards, or any.
 static void wake(int first, int count, int except) {
-    for (int i = 0; i < count; i++) {
-        int thread = block.launch->seed == 1 ? first + count - 1 - i : first + i;
+    for (int thread = first; thread < first + count; thread++)
         if (thread != except) block.ready.push_back(thread);
+}
+
+/// Takes a thread that is ready, in the order of the seed. 0: all in turn, so that warps stay together. 1: the last that became
+/// ready, so that a warp goes on alone to the next barrier, the last warp first. Above: mostly so, but sometimes any.
+static Thread* next_ready() {
+    std::vector<int>& ready = block.ready;
+    const unsigned seed = block.launch->seed;
+    size_t at = ready.size() - 1;
+    if (seed == 0) {
+        const int thread = ready[block.next++];
+        if (block.next == ready.size()) {
+            ready.clear();
+            block.next = 0;
+        }
+        return &block.threads[thread];
     }
+    if (2 <= seed && draw() % 64 == 0) at = draw() % ready.size();
+    const int thread = ready[at];
+    ready[at] = ready.back();
+    ready.pop_back();
+    return &block.threads[thread];
 }
 
 static void barrier() {
@@ -257,17 +275,9 @@ static void run_block() {
         thread.stack_pointer = first_stack(block.stacks + (i + 1) * STACK, enter);
     }
     wake(0, (int)count, -1);
-    while (block.next < block.ready.size()) {
-        if (2 <= block.launch->seed) {
-            size_t other = block.next + draw() % (block.ready.size() - block.next);
-            std::swap(block.ready[block.next], block.ready[other]);
-        }
-        self = &block.threads[block.ready[block.next++]];
+    while (!block.ready.empty()) {
+        self = next_ready();
         fake_switch(&block.main_stack_pointer, self->stack_pointer);
-        if (block.next == block.ready.size()) {
-            block.ready.clear();
-            block.next = 0;
-        }
     }
     self = nullptr;
     if (block.done != (int)count)

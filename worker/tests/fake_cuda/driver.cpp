@@ -105,17 +105,18 @@ Result fill(const char* call, Pointer at, size_t size, unsigned value, size_t co
 }
 
 /// Runs it in every order that is asked for.
-const char* run_in_orders(Function* function, fake::Launch launch) {
+std::string run_in_orders(Function* function, fake::Launch launch) {
     static const size_t orders = environment("FAKE_CUDA_ORDERS", 1);
     if (orders <= 1) return function->run(&launch);
     auto before = memory.contents();
-    const char* message = function->run(&launch);
+    std::string message = function->run(&launch);
     auto expected = memory.contents();
-    for (unsigned seed = 1; seed < orders && !*message; seed++) {
+    for (unsigned seed = 1; seed < orders && message.empty(); seed++) {
         memory.restore(before);
         launch.seed = seed;
         message = function->run(&launch);
-        if (!*message && memory.contents() != expected) message = "the result depends on the order of the threads";
+        if (message.empty() && memory.contents() != expected)
+            message = function->name + ": the result depends on the order of the threads";
     }
     return message;
 }

@@ -14,7 +14,7 @@ struct Launch {
     Extent grid, block;
     unsigned shared_bytes;
     void** arguments;
-    /// 0: threads and blocks in ascending order; 1: in descending order; above: threads in any order.
+    /// In which order threads run and copies arrive: see `next_ready` and `copy_async`. Blocks: backwards with 1.
     unsigned seed;
 };
 

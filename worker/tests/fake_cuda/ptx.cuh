@@ -90,26 +90,40 @@ static inline void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned 
     });
 }
 
+namespace fake {
+
+static void arrive(const Copy& copy) {
+    if (copy.exists) {
+        memcpy(copy.to, copy.from, 16);
+    } else {
+        memset(copy.to, 0, 16);
+    }
+}
+
+}  // namespace fake
+
+// A copy may arrive at any time from now until it is waited for. In the first order it comes as late as it can: who does
+// not wait reads what was there. In the second it comes at once, into what others still read, and then at either time.
 static inline void copy_async(void* shared, const void* global, bool exists) {
     if ((uintptr_t)shared % 16 || (uintptr_t)global % 16) fake::fail("%s", "cp.async of misaligned addresses");
-    fake::self->copies.push_back({shared, global, exists, fake::self->groups});
+    const fake::Copy copy = {shared, global, exists, fake::self->groups};
+    const unsigned seed = fake::block.launch->seed;
+    if (seed == 1 || (2 <= seed && fake::draw() % 2)) return fake::arrive(copy);
+    fake::self->copies.push_back(copy);
 }
 
 static inline void commit_copies() {
     fake::self->groups++;
 }
 
-// Copies arrive when they are waited for and not before: who does not wait reads what was there.
 template <int N> static inline void wait_for_copies() {
     auto& copies = fake::self->copies;
     size_t kept = 0;
     for (auto& copy : copies) {
         if (fake::self->groups - N <= copy.group) {
             copies[kept++] = copy;
-        } else if (copy.exists) {
-            memcpy(copy.to, copy.from, 16);
         } else {
-            memset(copy.to, 0, 16);
+            fake::arrive(copy);
         }
     }
     copies.resize(kept);

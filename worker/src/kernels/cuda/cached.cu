@@ -66,7 +66,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     if (end <= part * PART) return;
     for (int first = key_head * group; first < (key_head + 1) * group; first += TOGETHER) {
         const int count = min(TOGETHER, (key_head + 1) * group - first);
-        __syncthreads();
         for (int i = threadIdx.x; i < count * HEAD_DIM; i += blockDim.x)
             query[i / HEAD_DIM][i % HEAD_DIM] = value(q[(long long)row * q_stride + first * HEAD_DIM + i]) * scale;
         __syncthreads();
