@@ -138,7 +138,7 @@ fn tolerance(elem: Elem) -> f32 {
 fn attention_forward() {
     let Some(card) = Card::get() else { return };
     for elem in ELEMS {
-        for index in 0..SHAPES.len() {
+        for (index, of) in SHAPES.iter().enumerate() {
             let case = Case::new(elem, index);
             let (shape, rows) = (case.shape, case.query_rows());
             let program = card.program("attention.cu", elem, shape.head_dim);
@@ -150,7 +150,7 @@ fn attention_forward() {
             args.extend(case.tail());
             program.launch("attention_forward", Size { grid, block: case.block(), shared: 0 }, &args);
             let (expected, log) = case.expected();
-            let name = format!("{elem:?} {:?}", SHAPES[index]);
+            let name = format!("{elem:?} {of:?}");
             assert_near(&format!("attention {name}"), &out.as_elements(elem), &expected, tolerance(elem));
             // Sums are not rounded to elements.
             assert_near(&format!("log sum {name}"), &log_sum.as_floats(), &log, 1e-5);
@@ -162,7 +162,7 @@ fn attention_forward() {
 fn attention_backward() {
     let Some(card) = Card::get() else { return };
     for elem in ELEMS {
-        for index in 0..SHAPES.len() {
+        for (index, of) in SHAPES.iter().enumerate() {
             let case = Case::new(elem, index);
             let (shape, rows) = (case.shape, case.query_rows());
             let program = card.program("attention_backward.cu", elem, shape.head_dim);
@@ -203,7 +203,7 @@ fn attention_backward() {
 
             let (expected_q, expected_k, expected_v) =
                 case.expected_gradient(&dout, &elem.round_all(&out), &log_sum);
-            let name = format!("{elem:?} {:?}", SHAPES[index]);
+            let name = format!("{elem:?} {of:?}");
             let (width, narrow) = (shape.query_width(), shape.key_width());
             let of_rows = |all: &[f32], stride: usize, part: std::ops::Range<usize>| -> Vec<f32> {
                 all.chunks(stride).flat_map(|row| row[part.clone()].to_vec()).collect()
