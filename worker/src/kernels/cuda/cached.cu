@@ -55,11 +55,12 @@ static __device__ inline float2 load_pair(const elem* x) {
 // most); then `most`, the largest score; then the sum of the weights. Grid: (kv_heads, rows, parts).
 //
 // The 4 warps take the part's blocks in turn. For the scores of a block two neighbouring lanes have one position, each
-// every other piece of 16 bytes of bf16; for the values a lane has columns. At most 8 query heads at a time.
+// every other piece of 16 bytes of bf16; for the values a lane has columns. At most 8 query heads at a time, whose weights
+// of a position lie together.
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
     attention_cached(float* partial, const elem* q, const elem* cache_k, const elem* cache_v, const int* tables,
                      const int* seen, int table_stride, int heads, int kv_heads, int q_stride, int parts, float scale) {
-    __shared__ __align__(16) float query[TOGETHER][HEAD_DIM], weights[WARPS][TOGETHER][BLOCK];
+    __shared__ __align__(16) float query[TOGETHER][HEAD_DIM], weights[WARPS][BLOCK][TOGETHER];
     __shared__ float sums_of[WARPS][TOGETHER][HEAD_DIM], most_of[WARPS][TOGETHER], total_of[WARPS][TOGETHER];
     const int key_head = blockIdx.x, row = blockIdx.y, part = blockIdx.z, group = heads / kv_heads;
     const int end = min(seen[row], (part + 1) * PART), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -95,7 +96,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
                 most[h] = top;
                 total[h] = total[h] * correct + weight;
                 for (int i = 0; i < 2 * PAIRS; i++) sums[h][i] *= correct;
-                if (lane % 2 == 0) weights[warp][h][lane / 2] = weight;
+                if (lane % 2 == 0) weights[warp][lane / 2][h] = weight;
             }
             __syncwarp();
             const int positions = min(BLOCK, end - from);
@@ -108,8 +109,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
 #pragma unroll
                     for (int h = 0; h < TOGETHER; h++) {
                         if (count <= h) continue;
-                        sums[h][2 * pair] += weights[warp][h][s] * v.x;
-                        sums[h][2 * pair + 1] += weights[warp][h][s] * v.y;
+                        sums[h][2 * pair] += weights[warp][s][h] * v.x;
+                        sums[h][2 * pair + 1] += weights[warp][s][h] * v.y;
                     }
                 }
             __syncwarp();
