@@ -213,7 +213,7 @@ fn attention_backward() {
             };
             let grid = [shape.keys().div_ceil(64), shape.kv_heads, case.sequences];
             launch("attention_backward_kv", grid, 256, &[(&dkv).into(), case.values(&dkv)]);
-            launch("attention_backward_q", case.query_grid(), 384, &[(&dq).into()]);
+            launch("attention_backward_q", case.query_grid(), 352, &[(&dq).into()]);
 
             let (expected_q, expected_k, expected_v) =
                 case.expected_gradient(&dout, &elem.round_all(&out), &log_sum);

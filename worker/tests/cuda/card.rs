@@ -97,8 +97,11 @@ impl Card {
         static CARD: OnceLock<Option<Card>> = OnceLock::new();
         let card = CARD.get_or_init(|| {
             let folder = fake_cuda::libraries()?;
-            // SAFETY: no other thread of this process reads the environment now: all tests come through here first.
-            unsafe { std::env::set_var("FAKE_CUDA_ORDERS", "3") };
+            // The least shared memory of all cards that are supported.
+            for (name, value) in [("FAKE_CUDA_ORDERS", "3"), ("FAKE_CUDA_CAPABILITY", "89")] {
+                // SAFETY: no other thread of this process reads the environment now: all come through here first.
+                unsafe { std::env::set_var(name, value) };
+            }
             // SAFETY: nothing is run when these are loaded.
             let open = |name: &str| unsafe { Library::new(folder.join(name)).unwrap() };
             let mut card = Card { driver: open("libcuda.so"), compiler: open("libnvrtc.so"), context: 0 };

@@ -93,13 +93,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     store_rows(dv + key_at, kv_stride, row, exist, dvalues.x[0], 1.0f, 1.0f);
 }
 
-// A warp has two times 16 queries. Grid: (up(queries, QUERIES), heads, sequences); 384 rows of tiles.
+// A warp has two times 16 queries. The next keys are asked for while these are multiplied, the next values once these are
+// done with: keys have two rooms, values one. Grid: (up(queries, QUERIES), heads, sequences); 352 rows of tiles, which is all
+// that compute capabilities 8.6 and 8.9 have for heads of 128.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_backward_q(elem* dq, const elem* q, const elem* k, const elem* v, const elem* dout, const float* log_sum,
                          const float* delta, int queries, int start, int heads, int kv_heads, int q_stride, int kv_stride,
                          float scale) {
     DYNAMIC_SHARED(bf16, shared);
-    bf16 *query = shared, *dquery = query + QUERIES * STRIDE, *passing = dquery + QUERIES * STRIDE;
+    bf16 *query = shared, *dquery = query + QUERIES * STRIDE, *values = dquery + QUERIES * STRIDE;
+    bf16* rooms = values + PASSING * STRIDE;
     // The longest first.
     const int first = (gridDim.x - 1 - blockIdx.x) * QUERIES, exist = min(QUERIES, queries - first);
     const int visible = start + first + exist, head = blockIdx.y, key_head = head / (heads / kv_heads);
@@ -109,10 +112,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     copy_tile<QUERIES>(query, q + query_at, q_stride, exist);
     copy_tile<QUERIES>(dquery, dout + query_row * width + head * HEAD_DIM, width, exist);
 
-    auto ask = [&](int i) {
-        const long long at = (key_row + i * PASSING) * kv_stride + key_head * HEAD_DIM;
-        copy_pair(passing + i % 2 * 2 * PASSING * STRIDE, k + at, v + at, kv_stride, kv_stride, visible - i * PASSING);
-    };
+    const elem* key = k + key_row * kv_stride + key_head * HEAD_DIM;
+    const elem* value = v + key_row * kv_stride + key_head * HEAD_DIM;
+    copy_tile<PASSING>(rooms, key, kv_stride, visible);
+    copy_tile<PASSING>(values, value, kv_stride, visible);
+    commit_copies();
     float log[4] = {}, d[4] = {};  // of rows 0, 8, 16, 24 after `row`
 #pragma unroll
     for (int i = 0; i < 4; i++)
@@ -122,30 +126,32 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
             d[i] = delta[at];
         }
     Sums<2, DEPTH> sums = {};
-    const int tiles = (int)up(visible, PASSING);
-    ask(0);
-    for (int i = 0; i < tiles; i++) {
-        if (i + 1 < tiles) ask(i + 1);
-        else commit_copies();
-        wait_for_copies<1>();
-        __syncthreads();
-        const bf16 *keys = passing + i % 2 * 2 * PASSING * STRIDE, *values = keys + PASSING * STRIDE;
+    for (int from = 0, room = 0; from < visible; from += PASSING, room = 1 - room) {
+        wait_for_copies<0>();
+        __syncthreads();  // keys and values are here, and all are done with the keys before
+        const bf16* keys = rooms + room * PASSING * STRIDE;
+        const int left = visible - from - PASSING;
+        key += (long long)PASSING * kv_stride;
+        value += (long long)PASSING * kv_stride;
+        if (0 < left) copy_tile<PASSING>(rooms + (1 - room) * PASSING * STRIDE, key, kv_stride, left);
         Sums<2, PASSING> p = {}, dscore = {};
         multiply_rows(p, query, warp_row, keys);
         multiply_rows(dscore, dquery, warp_row, values);
+        __syncthreads();  // all are done with the values
+        if (0 < left) copy_tile<PASSING>(values, value, kv_stride, left);
+        commit_copies();
 #pragma unroll
         for (int t = 0; t < 2; t++)
 #pragma unroll
             for (int n = 0; n < PASSING / 8; n++)
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
-                    const int s = i * PASSING + 8 * n + column + j % 2, of = 2 * t + j / 2;
+                    const int s = from + 8 * n + column + j % 2, of = 2 * t + j / 2;
                     const bool sees = s <= start + first + row + 8 * of;
                     const float x = sees ? power_of_two(p.x[t][n][j] * (scale * LOG2_E) - log[of]) : 0.0f;
                     dscore.x[t][n][j] = x * (dscore.x[t][n][j] - d[of]);
                 }
         multiply_columns(sums, dscore, keys);
-        __syncthreads();
     }
     wait_for_copies<0>();
 #pragma unroll
