@@ -47,6 +47,7 @@ struct Copy {
     void* to;
     const void* from;
     bool exists;
+    size_t bytes;
     long group;
 };
 
