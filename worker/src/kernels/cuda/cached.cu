@@ -91,14 +91,14 @@ static __device__ inline void attend(Found& found, const elem* q, int count, con
     const float by = scale * 1.4426950408889634f;  // powers of two
     for (int from = place.begin + warp * BLOCK; from < place.end; from += WARPS * BLOCK) {
         const elem *keys = place.cache_k + place.at(from), *values = place.cache_v + place.at(from);
-        const int positions = place.end - from;
+        const int positions = place.end - from;  // that exist; values behind them were never written, and count as zeros
         uint4 key[2][KEY_PIECES], value[4][VALUE_PIECES];
 #pragma unroll
         for (int n = 0; n < 2; n++)
 #pragma unroll
             for (int i = 0; i < KEY_PIECES; i++) {
-                const int position = 8 * n + g, column = 32 * i + 8 * t;
-                key[n][i] = load_piece(keys + position * HEAD_DIM + column, position < positions && column < HEAD_DIM);
+                const int column = 32 * i + 8 * t;
+                key[n][i] = load_piece(keys + (8 * n + g) * HEAD_DIM + column, column < HEAD_DIM);
             }
 #pragma unroll
         for (int n = 0; n < 4; n++)
@@ -107,7 +107,7 @@ static __device__ inline void attend(Found& found, const elem* q, int count, con
                 const int position = 2 * t + n % 2 + n / 2 * 8, column = 64 * i + 8 * g;
                 value[n][i] = load_piece(values + position * HEAD_DIM + column, position < positions && column < HEAD_DIM);
             }
-        float p[2][4] = {};
+        float p[2][4] = {};  // scores, then weights
 #pragma unroll
         for (int i = 0; i < KEY_PIECES; i++) {
             const unsigned first[4] = {low[i].x, high[i].x, low[i].y, high[i].y};
