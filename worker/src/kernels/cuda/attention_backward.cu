@@ -133,12 +133,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         key += (long long)PASSING * kv_stride;
         value += (long long)PASSING * kv_stride;
         if (0 < left) copy_tile<PASSING>(rooms + (1 - room) * PASSING * STRIDE, key, kv_stride, left);
+        const bool any = from <= start + first + warp_row + 31;  // whether the warp's last query sees the first key
         Sums<2, PASSING> p = {}, dscore = {};
-        multiply_rows(p, query, warp_row, keys);
-        multiply_rows(dscore, dquery, warp_row, values);
+        if (any) {
+            multiply_rows(p, query, warp_row, keys);
+            multiply_rows(dscore, dquery, warp_row, values);
+        }
         __syncthreads();  // all are done with the values
         if (0 < left) copy_tile<PASSING>(values, value, kv_stride, left);
         commit_copies();
+        if (!any) continue;
 #pragma unroll
         for (int t = 0; t < 2; t++)
 #pragma unroll
