@@ -403,6 +403,9 @@ pub trait Kernels: Send + Sync {
     }
 }
 
+/// Rows of a linear layer that share each load of a weight in dot products: as many sums as fit in the registers.
+const ROWS: usize = 4;
+
 /// The most rows for which dot products are faster than packed panels.
 pub const MAX_DECODE_ROWS: usize = 16;
 
