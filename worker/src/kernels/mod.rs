@@ -21,6 +21,7 @@ pub use bf16::{Bf16, round_all};
 pub use cpu::Cpu;
 pub use int8::{GROUP, Int8, quantise};
 pub use isa::Isa;
+pub use pool::pin_threads;
 
 /// What the operands of matrix products are rounded to. Sums, everything between the products, master weights and
 /// moments are `f32` in all.
