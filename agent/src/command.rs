@@ -145,12 +145,16 @@ fn train(options: &TrainOptions) -> Vec<(&'static str, String)> {
 }
 
 fn serve(options: &ServeOptions, address: &str, port: u16) -> Vec<(&'static str, String)> {
-    vec![
+    let mut arguments = vec![
         ("--model", options.model.to_string()),
         ("--name", options.name().to_string()),
         ("--host", address.into()),
         ("--port", port.to_string()),
         ("--max-queue", options.max_queue.to_string()),
         ("--precision", options.precision.to_string()),
-    ]
+    ];
+    if let Some(bytes) = options.kv_memory_bytes {
+        arguments.push(("--kv-memory", (bytes >> 20).to_string()));
+    }
+    arguments
 }
