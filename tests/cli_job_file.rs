@@ -75,7 +75,7 @@ fn training_and_serving_ask_for_a_device_and_are_tried_again() {
     let Program::Serve(options) = &serve.roles[0].program else { panic!("{serve:?}") };
     assert_eq!(options.kv_memory_bytes, Some(3 << 29));
     let error = spec("serve: {model: ./m, kv_memory: 512KiB}").unwrap_err();
-    assert!(error.to_string().contains("serve.kv_memory is 524288; expected 1 MiB to 16 TiB"), "{error}");
+    assert!(error.to_string().contains("serve.kv_memory is 524288: expected 1 MiB to 16 TiB"), "{error}");
     assert!(spec("train: {data: /d}\ndevices: 0").unwrap().roles[0].request.devices.is_empty());
 }
 
