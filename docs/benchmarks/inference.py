@@ -136,6 +136,7 @@ import transformers  # noqa: E402
 
 with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
     torch.manual_seed(1)
+    transformers.utils.logging.disable_progress_bar()
     config = transformers.LlamaConfig(
         vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12,
         num_key_value_heads=4, max_position_embeddings=4096, rms_norm_eps=1e-5, tie_word_embeddings=False,

@@ -37,6 +37,7 @@ parser.add_argument("--llama", help="the program of llama.cpp's server")
 args = parser.parse_args()
 SAYS = 64
 torch.set_num_threads(args.threads)
+transformers.utils.logging.disable_progress_bar()
 
 
 def make_model(directory):

@@ -43,6 +43,7 @@ def theirs():
     import torch
     import transformers
     torch.set_num_threads(args.threads)
+    transformers.utils.logging.disable_progress_bar()
     model = transformers.LlamaForCausalLM.from_pretrained(args.directory, dtype=torch.float32, attn_implementation="sdpa")
     model.train()
     matrices = [p for p in model.parameters() if p.dim() == 2]
@@ -77,6 +78,7 @@ def make(directory):
     import torch
     import transformers
     torch.manual_seed(1)
+    transformers.utils.logging.disable_progress_bar()
     config = transformers.LlamaConfig(
         vocab_size=264, hidden_size=HIDDEN, intermediate_size=INNER, num_hidden_layers=LAYERS,
         num_attention_heads=HEADS, num_key_value_heads=KV, max_position_embeddings=4096, rms_norm_eps=1e-5,
