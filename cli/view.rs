@@ -261,6 +261,7 @@ pub struct Serve {
     pub served_name: String,
     pub max_queue: u32,
     pub precision: String,
+    pub kv_memory_bytes: Option<u64>,
     pub autoscale: Option<Autoscale>,
 }
 
@@ -808,6 +809,7 @@ impl From<&core::Role> for Role {
                     served_name: options.served_name.to_string(),
                     max_queue: options.max_queue,
                     precision: options.precision.to_string(),
+                    kv_memory_bytes: options.kv_memory_bytes,
                     autoscale: options.autoscale.map(|promise| Autoscale {
                         concurrency: promise.concurrency,
                         ttft_ms: promise.ttft_ms,

@@ -70,6 +70,12 @@ fn training_and_serving_ask_for_a_device_and_are_tried_again() {
     assert_eq!((serve.roles[0].request.devices[0].count, serve.retries), (1, 10));
     let Program::Serve(options) = &serve.roles[0].program else { panic!("{serve:?}") };
     assert_eq!((&*options.model, options.max_queue), ("/home/ada/work/m", 64));
+    assert_eq!(options.kv_memory_bytes, None);
+    let serve = spec("serve: {model: ./m, kv_memory: 1.5GiB}").unwrap();
+    let Program::Serve(options) = &serve.roles[0].program else { panic!("{serve:?}") };
+    assert_eq!(options.kv_memory_bytes, Some(3 << 29));
+    let error = spec("serve: {model: ./m, kv_memory: 512KiB}").unwrap_err();
+    assert!(error.to_string().contains("serve.kv_memory is 524288: expected 1 MiB to 16 TiB"), "{error}");
     assert!(spec("train: {data: /d}\ndevices: 0").unwrap().roles[0].request.devices.is_empty());
 }
 

@@ -1,6 +1,6 @@
 //! What people see, from structs made by hand: golden, so that a change of a column is seen in review.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use aquifer_cli::logs::{Printer, Reader, Tail};
 use aquifer_cli::output::Output;
@@ -446,7 +446,10 @@ fn names_of_json_fields_are_kept() {
     let json =
         serde_json::to_value((running(), node(), explanation(), Usage::default(), Submitted::default()))
             .unwrap();
-    let keys = |at: usize| json[at].as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
+    let keys = |at: usize| {
+        let keys: BTreeSet<&String> = json[at].as_object().unwrap().keys().collect();
+        keys.into_iter().cloned().collect::<Vec<_>>().join(" ")
+    };
     assert_eq!(
         keys(0),
         "array_first array_index attempt capacity checkpoint_dir cpu_milli_ms device_model device_ms devices ended_ms \

@@ -145,12 +145,39 @@ fn train(options: &TrainOptions) -> Vec<(&'static str, String)> {
 }
 
 fn serve(options: &ServeOptions, address: &str, port: u16) -> Vec<(&'static str, String)> {
-    vec![
+    let mut arguments = vec![
         ("--model", options.model.to_string()),
         ("--name", options.name().to_string()),
         ("--host", address.into()),
         ("--port", port.to_string()),
         ("--max-queue", options.max_queue.to_string()),
         ("--precision", options.precision.to_string()),
-    ]
+    ];
+    if let Some(bytes) = options.kv_memory_bytes {
+        arguments.push(("--kv-memory", (bytes >> 20).to_string()));
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_for_keys_and_values_is_told_in_whole_mebibytes_where_the_job_says_how_much() {
+        let told = |kv_memory_bytes: Option<u64>| {
+            let options = ServeOptions {
+                model: "/m".into(),
+                served_name: "".into(),
+                max_queue: 64,
+                precision: "f32".into(),
+                kv_memory_bytes,
+                autoscale: None,
+            };
+            let arguments = serve(&options, "127.0.0.1", 1);
+            arguments.into_iter().find(|(name, _)| *name == "--kv-memory").map(|(_, value)| value)
+        };
+        assert_eq!(told(Some((512 << 20) + 99)), Some("512".into()));
+        assert_eq!(told(None), None);
+    }
 }

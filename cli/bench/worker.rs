@@ -42,6 +42,7 @@ pub fn kernels(args: &KernelsArgs, output: &Output) -> Result<()> {
 pub fn train(args: &TrainArgs, output: &Output) -> Result<()> {
     check_threads(args.threads)?;
     ensure!(0 < args.steps, "--steps is 0; it is at least 1");
+    ensure!(args.precision != Precision::Int8, "--precision is int8; it is f32 or bf16: int8 is for serving");
     print(output, || bench::train(args))
 }
 
@@ -99,6 +100,8 @@ fn check_threads(threads: usize) -> Result<()> {
 }
 
 fn print(output: &Output, measure: impl FnOnce() -> Vec<Figure>) -> Result<()> {
+    // As the worker does.
+    aquifer_worker::kernels::pin_threads(aquifer_worker::contract::pins(|name| std::env::var(name).ok()));
     aside("what one core can do …");
     let roofline = Roofline::measure();
     aside("the worker …");

@@ -173,6 +173,8 @@ pub struct Serve {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<Given<ServePrecision>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_memory: Option<Given<Size>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub autoscale: Option<Autoscale>,
 }
 

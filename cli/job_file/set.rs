@@ -180,6 +180,7 @@ impl Serve {
         put(&mut self.served_name, over.served_name);
         put(&mut self.max_queue, over.max_queue);
         put(&mut self.precision, over.precision);
+        put(&mut self.kv_memory, over.kv_memory);
         put(&mut self.autoscale, over.autoscale);
     }
 }

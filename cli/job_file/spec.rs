@@ -289,6 +289,7 @@ impl Part<'_> {
             served_name: given.served_name.clone().unwrap_or_default(),
             max_queue: given.max_queue.map_or(64, |given| given.0.0 as u32),
             precision: given.precision.unwrap_or_default().0.to_string(),
+            kv_memory_bytes: given.kv_memory.map(|given| given.0.0),
             autoscale: given.autoscale.map(|given| v1::Autoscale {
                 concurrency: given.concurrency.map_or(8, |given| given.0.0 as u32),
                 ttft_ms: given.ttft.map(|given| given.0.0),
@@ -536,6 +537,7 @@ fn role_of(role: &core::Role) -> Role {
                 served_name: (!options.served_name.is_empty()).then(|| options.served_name.to_string()),
                 max_queue: Some(Given(Whole(options.max_queue.into()))),
                 precision: options.precision.parse().ok().map(Given),
+                kv_memory: options.kv_memory_bytes.map(|bytes| Given(Size(bytes))),
                 autoscale: options.autoscale.map(|promise| Autoscale {
                     concurrency: Some(Given(Whole(promise.concurrency.into()))),
                     ttft: promise.ttft_ms.map(|ms| Given(Span(ms))),

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Many clients at once: `aquifer worker serve` beside transformers' `generate_batch`, on the same weights.
+"""Many clients at once: `aquifer worker serve` beside transformers' `generate_batch`, and beside llama.cpp's server where
+its program is named, on the same weights.
 
-    pip install torch transformers tokenizers psutil
+    pip install torch transformers tokenizers psutil gguf
     cargo build --release
-    python docs/benchmarks/serving.py target/release/aquifer [--clients 32] [--threads 1] [--shared]
+    python docs/benchmarks/serving.py target/release/aquifer [--clients 32] [--threads 1] [--shared] [--llama llama-server]
 
-Both get the same prompts of 128 to 384 tokens, all at once, and say 64 tokens each, greedily. In turns; medians are printed.
+All get the same prompts of 128 to 384 tokens, all at once, and say 64 tokens each, greedily. In turns; medians are printed.
 """
 import argparse
 import http.client
@@ -15,6 +16,7 @@ import random
 import socket
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -31,9 +33,11 @@ parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--precision", default="f32")
 parser.add_argument("--shared", action="store_true", help="all prompts begin with the same 256 tokens")
 parser.add_argument("--alone", action="store_true", help="without transformers")
+parser.add_argument("--llama", help="the program of llama.cpp's server")
 args = parser.parse_args()
 SAYS = 64
 torch.set_num_threads(args.threads)
+transformers.utils.logging.disable_progress_bar()
 
 
 def make_model(directory):
@@ -63,34 +67,27 @@ def prompts(size):
     return [start + [chance.randrange(size) for _ in range(chance.randint(128, 384))] for _ in range(args.clients)]
 
 
-class Ours:
-    def __init__(self, directory):
+class Served:
+    """A server as a process, on a free port."""
+
+    def __init__(self):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        command = [args.aquifer, "worker", "serve", "--model", directory, "--name", "m", "--port", str(self.port),
-                   "--precision", args.precision, "--max-queue", "1000"]
-        self.process = subprocess.Popen(command, env=dict(os.environ, AQUIFER_CPUS=str(args.threads)),
-                                        stdout=subprocess.DEVNULL)
+
+    def start(self, command, environment):
+        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while True:
+            assert self.process.poll() is None, f"{command} has ended"
             try:
                 self.ask([1], 1)
                 return
-            except OSError:
+            except (OSError, AssertionError):
                 time.sleep(0.1)
 
-    def ask(self, prompt, says):
-        """The text, when its first piece came and when its last."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
-        body = {"model": "m", "prompt": prompt, "max_tokens": says, "temperature": 0, "ignore_eos": True, "stream": True}
-        connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
-        response, text, first = connection.getresponse(), "", None
-        assert response.status == 200, response.read()
-        for line in response:
-            if line.startswith(b"data: {"):
-                first = first or time.perf_counter()
-                text += json.loads(line[6:])["choices"][0]["text"]
-        return text, first, time.perf_counter()
+    def stop(self):
+        self.process.terminate()
+        self.process.wait()
 
     def run(self, asked):
         answers, begun = [None] * len(asked), time.perf_counter()
@@ -107,6 +104,57 @@ class Ours:
         return [text for text, _, _ in answers], took, firsts, each
 
 
+class Ours(Served):
+    def __init__(self, directory):
+        super().__init__()
+        command = [args.aquifer, "worker", "serve", "--model", directory, "--name", "m", "--port", str(self.port),
+                   "--precision", args.precision, "--max-queue", "1000"]
+        self.start(command, dict(os.environ, AQUIFER_CPUS=str(args.threads)))
+
+    def ask(self, prompt, says):
+        """The text, when its first piece came and when its last."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+        body = {"model": "m", "prompt": prompt, "max_tokens": says, "temperature": 0, "ignore_eos": True, "stream": True}
+        connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
+        response, text, first = connection.getresponse(), "", None
+        assert response.status == 200, response.read()
+        for line in response:
+            if line.startswith(b"data: {"):
+                first = first or time.perf_counter()
+                text += json.loads(line[6:])["choices"][0]["text"]
+        return text, first, time.perf_counter()
+
+
+class Llama(Served):
+    """llama.cpp's server, with a place for each client."""
+
+    def __init__(self, directory, tokenizer):
+        super().__init__()
+        sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+        import gguf_file
+        file, self.tokenizer = directory + "/model.gguf", tokenizer
+        if not os.path.exists(file):
+            gguf_file.write(directory, file, {"int8": "q8_0"}.get(args.precision, args.precision))
+        room = (max(map(len, asked)) + SAYS + 8) * args.clients
+        threads = str(args.threads)
+        self.start([args.llama, "-m", file, "--port", str(self.port), "-np", str(args.clients), "-c", str(room), "-t", threads,
+                    "-tb", threads, "--no-warmup"], dict(os.environ))
+
+    def ask(self, prompt, says):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+        body = {"prompt": prompt, "n_predict": says, "temperature": 0, "ignore_eos": True, "stream": True,
+                "return_tokens": True}
+        connection.request("POST", "/completion", json.dumps(body), {"content-type": "application/json"})
+        response, tokens, first = connection.getresponse(), [], None
+        assert response.status == 200, response.read()
+        for line in response:
+            if line.startswith(b"data: {"):
+                first = first or time.perf_counter()
+                part = json.loads(line[6:])
+                tokens += [] if part.get("stop") else part["tokens"]
+        return self.tokenizer.decode(tokens), first, time.perf_counter()
+
+
 def theirs(model, tokenizer, asked):
     config = transformers.GenerationConfig(max_new_tokens=SAYS, min_new_tokens=SAYS, do_sample=False, eos_token_id=-1,
                                            pad_token_id=0)
@@ -120,23 +168,31 @@ def theirs(model, tokenizer, asked):
 with tempfile.TemporaryDirectory() as directory:
     model, tokenizer, size = make_model(directory)
     asked = prompts(size)
-    rates, their_rates, firsts, each, same = [], [], [], [], None
+    sides = {"aquifer": lambda: Ours(directory)}
+    if args.llama:
+        sides["llama.cpp"] = lambda: Llama(directory, tokenizer)
+    rates, firsts, each, texts = ({name: [] for name in sides} for _ in range(4))
+    their_texts, their_rates = None, []
     for _ in range(args.rounds):
-        ours = Ours(directory)
-        texts, took, first, one = ours.run(asked)
-        ours.process.terminate()
-        ours.process.wait()
-        rates.append(args.clients * SAYS / took)
-        firsts.append((first[len(first) // 2], first[-1]))
-        each.append(one)
+        for name, start in sides.items():
+            server = start()
+            texts[name], took, first, one = server.run(asked)
+            server.stop()
+            rates[name].append(args.clients * SAYS / took)
+            firsts[name].append((first[len(first) // 2], first[-1]))
+            each[name].append(one)
         if not args.alone:
             their_texts, took = theirs(model, tokenizer, asked)
             their_rates.append(args.clients * SAYS / took)
-            same = sum(a == b for a, b in zip(texts, their_texts))
+
+    def same(others):
+        return f"{sum(a == b for a, b in zip(texts['aquifer'], others))} of {args.clients} answers are ours"
+
     print(f"{args.clients} clients, {args.threads} threads, {args.precision}, {args.rounds} rounds")
-    print(f"aquifer: {statistics.median(rates):.0f} tokens/s said, first token after "
-          f"{statistics.median(f for f, _ in firsts):.2f} s (last client {statistics.median(f for _, f in firsts):.2f} s), "
-          f"then {1000 * statistics.median(each):.0f} ms each")
+    for name in sides:
+        print(f"{name}: {statistics.median(rates[name]):.0f} tokens/s said, first token after "
+              f"{statistics.median(f for f, _ in firsts[name]):.2f} s (last client "
+              f"{statistics.median(f for _, f in firsts[name]):.2f} s), then {1000 * statistics.median(each[name]):.0f} ms each; "
+              f"{same(texts[name])}")
     if not args.alone:
-        print(f"transformers {transformers.__version__}: {statistics.median(their_rates):.0f} tokens/s; "
-              f"{same} of {args.clients} answers are the same")
+        print(f"transformers {transformers.__version__}: {statistics.median(their_rates):.0f} tokens/s; {same(their_texts)}")

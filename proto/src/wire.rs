@@ -75,6 +75,7 @@ fn role(role: &Role) -> v1::Role {
             served_name: options.served_name.to_string(),
             max_queue: options.max_queue,
             autoscale: options.autoscale.map(autoscale),
+            kv_memory_bytes: options.kv_memory_bytes,
             precision: options.precision.to_string(),
         }),
     };

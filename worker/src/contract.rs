@@ -94,6 +94,14 @@ impl Contract {
     }
 }
 
+/// Whether threads of the kernels may stay on cores of their own: not where `AQUIFER_PIN` is `off`, or `AQUIFER_CPUS` has a
+/// fraction, which no thread can have by itself.
+pub fn pins(get: impl Fn(&str) -> Option<String>) -> bool {
+    let fraction = |cpus: &String| cpus.parse::<f64>().is_ok_and(|cpus| cpus.fract() != 0.0);
+    get("AQUIFER_PIN").is_none_or(|value| value != "off")
+        && !get("AQUIFER_CPUS").is_some_and(|cpus| fraction(&cpus))
+}
+
 fn threads(cpus: Option<String>) -> Result<usize, ContractError> {
     let Some(value) = cpus else {
         return Ok(std::thread::available_parallelism().map_or(1, usize::from));
@@ -128,6 +136,21 @@ mod tests {
     fn fractions_of_a_core_are_rounded_down_to_at_least_one_thread() {
         for (cpus, threads) in [("1", 1), ("0.5", 1), ("2.9", 2), ("16", 16)] {
             assert_eq!(read(&[("AQUIFER_CPUS", cpus)]).unwrap().threads, threads);
+        }
+    }
+
+    #[test]
+    fn threads_are_pinned_but_where_that_is_off_or_cores_have_a_fraction() {
+        for (variables, expected) in [
+            (&[][..], true),
+            (&[("AQUIFER_CPUS", "2")], true),
+            (&[("AQUIFER_CPUS", "2.5")], false),
+            (&[("AQUIFER_PIN", "off")], false),
+        ] {
+            let find = |name: &str| {
+                variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string())
+            };
+            assert_eq!(pins(find), expected, "{variables:?}");
         }
     }
 

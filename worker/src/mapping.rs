@@ -63,9 +63,18 @@ impl Drop for Mapping {
     }
 }
 
+/// `len` times `value`, in large pages where the system gives them.
+pub fn in_large_pages<T: Clone>(len: usize, value: T) -> Vec<T> {
+    let mut all = Vec::with_capacity(len);
+    // Before it is written: what lies in small pages stays there.
+    prefer_large_pages(all.spare_capacity_mut());
+    all.resize(len, value);
+    all
+}
+
 /// Asks for large pages under memory that was not touched yet: where every token reads all of it, looking up small ones
 /// takes a good part of the time. Nothing but speed depends on the answer.
-pub fn prefer_large_pages<T>(memory: &[T]) {
+fn prefer_large_pages<T>(memory: &[T]) {
     /// What advice is about starts at a page.
     const PAGE: usize = 4096;
     let start = memory.as_ptr().cast::<u8>();

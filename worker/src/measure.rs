@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::WorkerError;
 use crate::bench::{InferArgs, Server, Shape, TrainArgs, infer, median_seconds, train_on};
 use crate::kernels::{Attention, Cpu, GROUP, Int8, Kernels, Linear, Precision, Qkv, Weight, peak, quantise};
+use crate::mapping::in_large_pages;
 use crate::random::Random;
 
 /// Options of the measurement.
@@ -119,7 +120,7 @@ fn product(precision: Precision) -> Option<f64> {
 fn stream() -> f64 {
     /// More than the last cache of most processors that few cores share.
     const BYTES: usize = 256 << 20;
-    let values = vec![1.0; BYTES / 4];
+    let values = in_large_pages(BYTES / 4, 1.0);
     BYTES as f64 * 1e-9 / median_seconds(3, || _ = std::hint::black_box(peak::sum(&values)))
 }
 

@@ -366,6 +366,117 @@ fn a_directory_without_a_model_or_a_taken_port_is_an_error_in_one_sentence() {
     assert!(ended.stderr.starts_with(&format!("cannot listen at 127.0.0.1:{port}: Address")), "{ended:?}");
 }
 
+fn chat(fields: Value) -> Value {
+    let messages = json!([{ "role": "user", "content": "Rain in Rome?" }]);
+    let mut body = json!({ "model": "loud", "messages": messages, "max_completion_tokens": 300 });
+    fields.as_object().unwrap().iter().for_each(|(name, value)| body[name] = value.clone());
+    body
+}
+
+/// A function whose arguments are of bounded length: the model would never end them.
+fn weather() -> Value {
+    let parameters = json!({
+        "type": "object", "required": ["city", "days"], "additionalProperties": false,
+        "properties": { "city": { "type": "string", "maxLength": 12 }, "days": { "enum": [1, 3, 7] } },
+    });
+    json!({ "type": "function", "function": { "name": "weather", "parameters": parameters } })
+}
+
+fn check_weather(arguments: &str) {
+    let arguments: Value =
+        serde_json::from_str(arguments).unwrap_or_else(|error| panic!("{arguments}: {error}"));
+    assert!(arguments["city"].as_str().unwrap().chars().count() <= 12, "{arguments}");
+    assert!([1, 3, 7].contains(&arguments["days"].as_u64().unwrap()), "{arguments}");
+}
+
+#[test]
+fn structured_answers_are_what_was_asked_for_whole_and_in_streams_and_others_are_not_held_up() {
+    let server = Server::start(&[]);
+    let schema = weather()["function"]["parameters"].clone();
+    let format =
+        json!({ "type": "json_schema", "json_schema": { "name": "w", "strict": true, "schema": schema } });
+    for seed in 0..6 {
+        let mut body = chat(json!({ "response_format": format, "seed": seed, "n": 2, "logprobs": true }));
+        let whole = server.post("/v1/chat/completions", body.clone()).json(200);
+        let texts: Vec<&str> =
+            (0..2).map(|i| whole["choices"][i]["message"]["content"].as_str().unwrap()).collect();
+        texts.iter().for_each(|text| check_weather(text));
+        assert_eq!(whole["choices"][0]["finish_reason"], "stop");
+        body["stream"] = true.into();
+        let parts = server.post("/v1/chat/completions", body).parts();
+        for (index, text) in texts.iter().enumerate() {
+            let own = parts.iter().filter(|part| part["choices"][0]["index"] == index);
+            let pieces = own.filter_map(|part| part["choices"][0]["delta"]["content"].as_str());
+            assert_eq!(pieces.collect::<String>(), *text);
+        }
+    }
+    let any =
+        json!({ "response_format": { "type": "json_object" }, "temperature": 0, "max_completion_tokens": 8 });
+    let any = server.post("/v1/chat/completions", chat(any)).json(200);
+    assert!(any["choices"][0]["message"]["content"].as_str().unwrap().starts_with('{'), "{any}");
+    let choice = json!({ "model": "loud", "prompt": "w", "max_tokens": 9, "guided_choice": ["rain", "sun"] });
+    assert!(["rain", "sun"].contains(&server.text(choice).as_str()));
+
+    let all = (0..1001).map(|i| (format!("property{i}"), json!({ "type": "integer" })));
+    let large = json!({ "type": "object", "properties": all.collect::<serde_json::Map<_, _>>() });
+    let refused = server.post("/v1/chat/completions", chat(json!({ "guided_json": large }))).json(400);
+    assert_eq!(refused["error"]["param"], "guided_json");
+    assert!(refused["error"]["message"].as_str().unwrap().contains("an object of 1001;"), "{refused}");
+    let schema = json!({ "type": "object", "dependencies": { "a": ["b"] } });
+    let format = json!({ "type": "json_schema", "json_schema": { "name": "w", "schema": schema } });
+    let refused = server.post("/v1/chat/completions", chat(json!({ "response_format": format }))).json(400);
+    assert!(refused["error"]["message"].as_str().unwrap().contains("dependencies"), "{refused}");
+}
+
+#[test]
+fn functions_are_called_whole_and_in_streams_and_their_results_are_taken_back() {
+    let server = Server::start(&[]);
+    let named = json!({ "type": "function", "function": { "name": "weather" } });
+    for (choice, parallel) in [(json!("required"), true), (json!("required"), false), (named, true)] {
+        let mut body = chat(json!({
+            "tools": [weather()], "tool_choice": choice, "parallel_tool_calls": parallel, "seed": 3,
+            "max_completion_tokens": 600,
+        }));
+        let whole = server.post("/v1/chat/completions", body.clone()).json(200);
+        let (message, reason) = (&whole["choices"][0]["message"], &whole["choices"][0]["finish_reason"]);
+        let calls = message["tool_calls"].as_array().unwrap();
+        assert!(message["content"].is_null(), "{whole}");
+        // The model may begin one more call than fits.
+        assert!(reason == "tool_calls" || (parallel && reason == "length"), "{whole}");
+        assert!(parallel || calls.len() == 1, "{whole}");
+        for call in calls {
+            assert_eq!((&call["type"], &call["function"]["name"]), (&json!("function"), &json!("weather")));
+            check_weather(call["function"]["arguments"].as_str().unwrap());
+        }
+
+        body["stream"] = true.into();
+        let parts = server.post("/v1/chat/completions", body.clone()).parts();
+        let pieces: Vec<&Value> = parts
+            .iter()
+            .map(|part| &part["choices"][0]["delta"]["tool_calls"][0])
+            .filter(|it| !it.is_null())
+            .collect();
+        assert_eq!(pieces.len(), 2 * calls.len());
+        for (number, (piece, call)) in pieces.chunks(2).zip(calls).enumerate() {
+            assert!(piece.iter().all(|piece| piece["index"] == number), "{piece:?}");
+            assert_eq!(piece[0]["function"], json!({ "name": "weather", "arguments": "" }));
+            assert!(piece[0]["id"].as_str().unwrap().starts_with("call_"), "{piece:?}");
+            assert_eq!(piece[1]["function"], json!({ "arguments": call["function"]["arguments"] }));
+        }
+        assert_eq!(&parts.last().unwrap()["choices"][0]["finish_reason"], reason);
+
+        let result = json!({ "role": "tool", "tool_call_id": calls[0]["id"], "content": "no rain" });
+        body["stream"] = false.into();
+        body["tool_choice"] = "auto".into();
+        body["max_completion_tokens"] = 8.into();
+        body["messages"].as_array_mut().unwrap().extend([message.clone(), result]);
+        let after = server.post("/v1/chat/completions", body).json(200);
+        assert_eq!(after["choices"][0]["finish_reason"], "length");
+        let used = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().unwrap();
+        assert!(used(&whole) + 60 < used(&after), "{after}");
+    }
+}
+
 /// Skipped aloud where Python or the package is not there: `AQUIFER_PYTHON` names another interpreter than `python3`.
 #[test]
 fn the_openai_client_is_served() {

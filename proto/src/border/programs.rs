@@ -98,7 +98,11 @@ pub(super) fn serve(field: &str, wire: &v1::Serve) -> Checked<ServeOptions> {
     let precision = precision(field, &wire.precision, SERVE_PRECISIONS)?;
     let autoscale =
         wire.autoscale.as_ref().map(|wire| promise(&format!("{field}.autoscale"), wire)).transpose()?;
-    Ok(ServeOptions { model, served_name, max_queue, precision, autoscale })
+    if let Some(bytes) = wire.kv_memory_bytes.filter(|bytes| !(1 << 20..=1 << 44).contains(bytes)) {
+        return Err(Invalid::new(format!("{field}.kv_memory_bytes"), bytes, "expected 1 MiB to 16 TiB"));
+    }
+    let kv_memory_bytes = wire.kv_memory_bytes;
+    Ok(ServeOptions { model, served_name, max_queue, precision, kv_memory_bytes, autoscale })
 }
 
 fn promise(field: &str, wire: &v1::Autoscale) -> Checked<Promise> {

@@ -228,6 +228,8 @@ pub struct ServeOptions {
     pub max_queue: u32,
     /// What weights are kept in: `f32`, `bf16` or `int8`.
     pub precision: Name,
+    /// Memory for cached keys and values, of which whole MiB count; `None`: a quarter of what it may use.
+    pub kv_memory_bytes: Option<u64>,
     /// How it scales itself, between the least and the most replicas of its role; `None`: it does not.
     pub autoscale: Option<Promise>,
 }

@@ -28,6 +28,7 @@ fn service(least: u32, most: u32) -> JobSpec {
         model: "/m".into(),
         served_name: "m".into(),
         max_queue: 1,
+        kv_memory_bytes: None,
         precision: "f32".into(),
         autoscale: None,
     };

@@ -251,6 +251,7 @@ fn a_service_gives_way_to_priority_alone() {
         model: "/m".into(),
         served_name: "m".into(),
         max_queue: 1,
+        kv_memory_bytes: None,
         precision: "f32".into(),
         autoscale: None,
     };

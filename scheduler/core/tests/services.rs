@@ -15,6 +15,7 @@ fn service(least: u32, most: u32) -> JobSpec {
         model: "/m".into(),
         served_name: "m".into(),
         max_queue: 64,
+        kv_memory_bytes: None,
         precision: "f32".into(),
         autoscale: Some(Promise {
             concurrency: 5,

@@ -361,6 +361,7 @@ fn whoever_moves_may_and_gains_by_it_and_delays_nobody() {
                         model,
                         served_name,
                         max_queue: 1,
+                        kv_memory_bytes: None,
                         autoscale: None,
                         precision: "f32".into(),
                     });

@@ -525,6 +525,7 @@ fn serve(spec: &mut JobSpec, value: &str) -> Result<(), String> {
             model: "/m".into(),
             served_name: "m".into(),
             max_queue: 64,
+            kv_memory_bytes: None,
             precision: "f32".into(),
             autoscale: Some(promise),
         });

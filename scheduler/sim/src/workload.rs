@@ -246,6 +246,7 @@ fn elastic(rng: &mut Rng, role: Role) -> Role {
         model: "/m".into(),
         served_name: "m".into(),
         max_queue: 1,
+        kv_memory_bytes: role.request.cpus_milli.is_multiple_of(3).then_some(64 << 20),
         precision: "f32".into(),
         // Not drawn, so that all else is as it was.
         autoscale: role.request.cpus_milli.is_multiple_of(3).then(|| Promise {
@@ -408,6 +409,7 @@ fn submit_contended(sim: &mut Sim, rng: &mut Rng, queues: &[&str]) {
         model: "/m".into(),
         served_name: "m".into(),
         max_queue: 1,
+        kv_memory_bytes: None,
         precision: "f32".into(),
         autoscale: Some(promise),
     };

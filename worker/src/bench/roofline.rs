@@ -2,6 +2,7 @@
 
 use super::{Bound, repeated};
 use crate::kernels::{self, Isa};
+use crate::mapping::in_large_pages;
 
 /// The most that one core does in a second.
 #[derive(Clone, Copy, Debug)]
@@ -15,11 +16,12 @@ pub struct Roofline {
 }
 
 impl Roofline {
-    /// Measures it: loops that stay in registers, and a sum over a large array.
+    /// Measures it: loops that stay in registers, and a sum over a large array
+    /// in large pages, as weights lie.
     pub fn measure() -> Roofline {
         /// Bytes of the array: more than the last cache of any processor of today that is shared by few cores.
         const BYTES: usize = 768 << 20;
-        let values = vec![1.0; BYTES / 4];
+        let values = in_large_pages(BYTES / 4, 1.0);
         let read = repeated(3, || _ = std::hint::black_box(kernels::peak::sum(&values)));
         let rate = |operations: f64, work: fn() -> f32| {
             let spent = repeated(5, || _ = std::hint::black_box(work()));

@@ -1,6 +1,7 @@
 //! Matrices of 8-bit integers with a scale for every group of neighbours in a row.
 
 use super::isa::{multiply_add, simd};
+use std::ops::Range;
 
 /// Elements of a row that share a scale.
 pub const GROUP: usize = 64;
@@ -17,7 +18,7 @@ pub struct Int8<'a> {
 
 impl<'a> Int8<'a> {
     /// Rows `rows` of a matrix of so many columns.
-    pub fn rows(self, rows: std::ops::Range<usize>, columns: usize) -> Int8<'a> {
+    pub fn rows(self, rows: Range<usize>, columns: usize) -> Int8<'a> {
         let groups = columns.div_ceil(GROUP);
         Int8 {
             values: &self.values[rows.start * columns..rows.end * columns],
@@ -72,20 +73,36 @@ impl Activations {
         all
     }
 
-    /// `y[o] = w[o] . x[row]`, or `+=` with `accumulate`: sums of a group are exact, and those of the groups `f32` in an
-    /// order that depends on the columns alone.
-    pub fn dots(&self, y: &mut [f32], row: usize, w: Int8<'_>, accumulate: bool) {
+    /// `y[r][o] = w[o] . x[r]` for the rows `rows`, at most [`ROWS`](super::ROWS), or `+=` with `accumulate`: sums of a
+    /// group are exact, and those of the groups `f32` in an order that depends on the columns alone, so that a row has
+    /// the bits that it has alone.
+    pub fn dots(&self, y: &mut [&mut [f32]], rows: Range<usize>, w: Int8<'_>, accumulate: bool) {
         let groups = self.columns.div_ceil(GROUP);
-        let x = &self.values[row * groups * GROUP..(row + 1) * groups * GROUP];
-        let scales = &self.scales[row * groups..(row + 1) * groups];
+        let x = &self.values[rows.start * groups * GROUP..rows.end * groups * GROUP];
+        let scales = &self.scales[rows.start * groups..rows.end * groups];
         #[cfg(target_arch = "x86_64")]
         #[allow(unsafe_code)]
         if super::isa::has_vnni() && self.columns.is_multiple_of(GROUP) {
-            assert!(y.len() * self.columns <= w.values.len() && y.len() * groups <= w.scales.len());
-            // SAFETY: the instructions were found on this processor; the matrix has a row for every element of `y`.
-            return unsafe { vnni::dots(y, x, scales, w, accumulate) };
+            let outputs = y.first().map_or(0, |y| y.len());
+            assert!(y.len() == rows.len() && y.iter().all(|y| y.len() == outputs));
+            assert!(outputs * self.columns <= w.values.len() && outputs * groups <= w.scales.len());
+            // SAFETY: the instructions were found on this processor; the matrix has a row for every element of a `y`,
+            // and there are as many vectors as there are `y`, all of the same length.
+            return unsafe {
+                match y {
+                    [] => (),
+                    [one] => vnni::dots([one], x, scales, w, accumulate),
+                    [one, two] => vnni::dots([one, two], x, scales, w, accumulate),
+                    [one, two, three] => vnni::dots([one, two, three], x, scales, w, accumulate),
+                    [one, two, three, four] => vnni::dots([one, two, three, four], x, scales, w, accumulate),
+                    _ => unreachable!("at most {} rows", super::ROWS),
+                }
+            };
         }
-        dots(y, x, scales, w, self.columns, accumulate);
+        let each = x.chunks_exact(groups * GROUP).zip(scales.chunks_exact(groups));
+        for (y, (x, scales)) in y.iter_mut().zip(each) {
+            dots(y, x, scales, w, self.columns, accumulate);
+        }
     }
 }
 
@@ -152,45 +169,66 @@ fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
 #[allow(unsafe_code)]
 mod vnni {
     use super::{GROUP, Int8, add_lanes};
+    use crate::kernels::isa::{AHEAD, prefetch};
     use std::arch::x86_64::*;
 
+    /// `N` vectors, which share each load of a weight.
+    ///
     /// # Safety
-    /// The processor has the features, and the matrix a row of `x.len()` elements for every element of `y`.
+    /// The processor has the features; all `y` have one length, the matrix a row for every element of a `y`, and `x` and
+    /// `x_scales` have `N` vectors of one row's length, which is whole groups.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    pub unsafe fn dots(y: &mut [f32], x: &[i16], x_scales: &[f32], w: Int8<'_>, accumulate: bool) {
-        let (columns, groups) = (x.len(), x_scales.len());
-        let (mut values, mut scales) = (w.values.as_ptr(), w.scales.as_ptr());
-        for y in y.iter_mut() {
-            let mut lanes = [_mm512_setzero_ps(); 2];
-            for g in 0..groups {
-                // SAFETY: inside the row, which is whole groups.
+    pub unsafe fn dots<const N: usize>(
+        y: [&mut [f32]; N],
+        x: &[i16],
+        x_scales: &[f32],
+        w: Int8<'_>,
+        accumulate: bool,
+    ) {
+        let (columns, groups) = (x.len() / N, x_scales.len() / N);
+        for o in 0..y[0].len() {
+            let (values, scales) = (w.values[o * columns..].as_ptr(), w.scales[o * groups..].as_ptr());
+            let (mut even, mut odd) = ([_mm512_setzero_ps(); N], [_mm512_setzero_ps(); N]);
+            let add = |g: usize, lanes: &mut [__m512; N]| {
+                // SAFETY: inside the rows, which are whole groups.
                 unsafe {
-                    let (w, x) = (values.add(g * GROUP), x.as_ptr().add(g * GROUP));
-                    _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(AHEAD));
+                    let w = values.add(g * GROUP);
+                    prefetch(w.wrapping_add(AHEAD));
                     let (low, high) = (_mm256_loadu_si256(w.cast()), _mm256_loadu_si256(w.add(32).cast()));
                     let (low, high) = (_mm512_cvtepi8_epi16(low), _mm512_cvtepi8_epi16(high));
-                    let sum = _mm512_dpwssd_epi32(_mm512_setzero_si512(), low, _mm512_loadu_si512(x.cast()));
-                    let sum = _mm512_dpwssd_epi32(sum, high, _mm512_loadu_si512(x.add(32).cast()));
-                    let scale = _mm512_set1_ps(*scales.add(g) * x_scales[g]);
-                    lanes[g % 2] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, lanes[g % 2]);
+                    for (n, lanes) in lanes.iter_mut().enumerate() {
+                        let x = x.as_ptr().add(n * columns + g * GROUP);
+                        let sum = _mm512_setzero_si512();
+                        let sum = _mm512_dpwssd_epi32(sum, low, _mm512_loadu_si512(x.cast()));
+                        let sum = _mm512_dpwssd_epi32(sum, high, _mm512_loadu_si512(x.add(32).cast()));
+                        let scale = _mm512_set1_ps(*scales.add(g) * *x_scales.as_ptr().add(n * groups + g));
+                        *lanes = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, *lanes);
+                    }
                 }
+            };
+            // By pairs, so that all lanes stay in registers.
+            for g in (0..groups & !1).step_by(2) {
+                add(g, &mut even);
+                add(g + 1, &mut odd);
             }
-            let mut sums = [0.0; 16];
-            // SAFETY: 16 elements.
-            unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), _mm512_add_ps(lanes[0], lanes[1])) };
-            let sum = add_lanes(sums);
-            *y = if accumulate { *y + sum } else { sum };
-            (values, scales) = (values.wrapping_add(columns), scales.wrapping_add(groups));
+            if groups % 2 == 1 {
+                add(groups - 1, &mut even);
+            }
+            for n in 0..N {
+                let mut sums = [0.0; 16];
+                // SAFETY: 16 elements.
+                unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), _mm512_add_ps(even[n], odd[n])) };
+                let (y, sum) = (&mut y[n][o], add_lanes(sums));
+                *y = if accumulate { *y + sum } else { sum };
+            }
         }
     }
-
-    /// Bytes that are asked for ahead of their use; the next rows follow in memory.
-    const AHEAD: usize = 2048;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::ROWS;
     use crate::random::Random;
 
     #[test]
@@ -210,10 +248,10 @@ mod tests {
     }
 
     #[test]
-    fn sums_are_near_the_exact_ones_and_the_same_bits_with_and_without_vnni() {
+    fn sums_are_near_the_exact_ones_and_the_same_bits_in_company_and_without_vnni() {
         let mut random = Random::new(2);
         for columns in [64, 768, 65, 7, 200] {
-            let (x, w) = (random.normals(2 * columns), random.normals(5 * columns));
+            let (x, w) = (random.normals(ROWS * columns), random.normals(5 * columns));
             let groups = columns.div_ceil(GROUP);
             let (mut values, mut scales) = (vec![0; 5 * columns], vec![0.0; 5 * groups]);
             for row in 0..5 {
@@ -226,13 +264,16 @@ mod tests {
             }
             let w = Int8 { values: &values, scales: &scales };
             let all = Activations::of(&x, columns);
+            let mut together = [[1.0; 5]; ROWS];
+            all.dots(&mut together.each_mut().map(|y| &mut y[..]), 0..ROWS, w, true);
             for (row, x) in x.chunks_exact(columns).enumerate() {
-                let (mut y, mut plain) = (vec![1.0; 5], vec![1.0; 5]);
-                all.dots(&mut y, row, w, true);
+                let (mut y, mut plain) = ([1.0; 5], vec![1.0; 5]);
+                all.dots(&mut [&mut y], row..row + 1, w, true);
+                assert_eq!(y, together[row], "{columns}");
                 let part = row * groups * GROUP..(row + 1) * groups * GROUP;
                 let x_scales = &all.scales[row * groups..(row + 1) * groups];
                 dots(&mut plain, &all.values[part], x_scales, w, columns, true);
-                assert_eq!(y, plain, "{columns}");
+                assert_eq!(y[..], plain, "{columns}");
                 for (o, y) in y.iter().enumerate() {
                     let mut exact = vec![0.0; columns];
                     w.copy_row(&mut exact, o);

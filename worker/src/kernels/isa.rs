@@ -74,6 +74,26 @@ pub fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// How many bytes ahead of its use a loop asks for what it reads once, from one end to the other: the processor asks for no
+/// more than it has just seen, and not across the end of a page. Found by trying: less is slower, more is no faster.
+pub const AHEAD: usize = 8 << 10;
+
+/// Asks for the cache line at `address`, where the architecture has words for it. It may lie outside of what is ours.
+#[inline(always)]
+pub fn prefetch<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which reads nothing.
+    #[allow(unsafe_code)]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// Bytes that a [`prefetch`] brings.
+pub const LINE: usize = 64;
+
 /// Compiles a function once for each [`Isa`] and calls the best one. Inside, `FMA` says whether
 /// [`multiply_add`] is fused.
 macro_rules! simd {

@@ -21,6 +21,7 @@ pub use bf16::{Bf16, round_all};
 pub use cpu::Cpu;
 pub use int8::{GROUP, Int8, quantise};
 pub use isa::Isa;
+pub use pool::pin_threads;
 
 /// What the operands of matrix products are rounded to. Sums, everything between the products, master weights and
 /// moments are `f32` in all.
@@ -402,6 +403,9 @@ pub trait Kernels: Send + Sync {
         reference::sum_of_squares(x)
     }
 }
+
+/// Rows of a linear layer that share each load of a weight in dot products: as many sums as fit in the registers.
+const ROWS: usize = 4;
 
 /// The most rows for which dot products are faster than packed panels.
 pub const MAX_DECODE_ROWS: usize = 16;

@@ -1,9 +1,10 @@
 //! Threads that wait for work: starting one for every operation would cost more than most operations do.
 
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
@@ -40,6 +41,29 @@ impl<'a, T> Parts<'a, T> {
         // SAFETY: it lies inside the slice, and the caller keeps it apart from the other parts.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
+}
+
+/// Whether pools keep their helpers on cores.
+static PINS: AtomicBool = AtomicBool::new(false);
+
+/// Says whether the helpers of pools that are made from now on stay on cores of their own, where this process may use just as
+/// many cores as the pool has threads.
+pub fn pin_threads(pins: bool) {
+    PINS.store(pins, Ordering::Relaxed);
+}
+
+/// A core for each helper of a pool; the caller keeps what is left. None where there are fewer cores than threads, or more:
+/// then others may be meant to use the rest, and all would choose the same ones.
+fn helpers_cores(threads: usize, allowed: &CpuSet) -> Vec<usize> {
+    let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect();
+    if cores.len() == threads { cores[1..].to_vec() } else { Vec::new() }
+}
+
+fn pin(core: usize) {
+    let mut only = CpuSet::new();
+    only.set(core);
+    // Only costs speed where it fails.
+    let _ = sched_setaffinity(None, &only);
 }
 
 /// Some threads that run the tasks of one operation at a time. The caller is one of them.
@@ -107,10 +131,16 @@ impl Pool {
     /// A pool that runs on `threads` threads, the caller's included; at least one.
     pub fn new(threads: usize) -> Pool {
         let shared = Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), idle: Condvar::new() });
-        let helper = |index| {
+        let pins = PINS.load(Ordering::Relaxed).then(|| sched_getaffinity(None).ok()).flatten();
+        let cores = pins.map(|allowed| helpers_cores(threads, &allowed)).unwrap_or_default();
+        let helper = |index: usize| {
             let shared = Arc::clone(&shared);
-            let name = format!("kernels-{index}");
-            std::thread::Builder::new().name(name).spawn(move || shared.help()).expect("a thread starts")
+            let (name, core) = (format!("kernels-{index}"), cores.get(index - 1).copied());
+            let work = move || {
+                core.into_iter().for_each(pin);
+                shared.help();
+            };
+            std::thread::Builder::new().name(name).spawn(work).expect("a thread starts")
         };
         let helpers = (1..threads.max(1)).map(helper).collect();
         Pool { shared, helpers }
@@ -220,6 +250,28 @@ mod tests {
                 assert!(calls.iter().all(|calls| calls.load(Ordering::Relaxed) == 1), "{threads} {tasks}");
             }
         }
+    }
+
+    #[test]
+    fn helpers_have_cores_of_their_own_where_there_are_just_as_many_as_threads() {
+        let mut allowed = CpuSet::new();
+        [3, 5, 64].into_iter().for_each(|core| allowed.set(core));
+        assert_eq!(helpers_cores(3, &allowed), [5, 64]);
+        assert!(helpers_cores(2, &allowed).is_empty() && helpers_cores(4, &allowed).is_empty());
+
+        let own = sched_getaffinity(None).unwrap();
+        let threads = own.count() as usize;
+        pin_threads(true);
+        let pool = Pool::new(threads);
+        pin_threads(false);
+        let (seen, together) = (Mutex::new(Vec::new()), std::sync::Barrier::new(threads));
+        pool.run(threads, &|_| {
+            together.wait();
+            lock(&seen).push(sched_getaffinity(None).unwrap().count());
+        });
+        let pinned = lock(&seen).iter().filter(|count| **count == 1).count();
+        // A caller that may use one core only has no helper.
+        assert_eq!(pinned, if threads == 1 { 1 } else { threads - 1 });
     }
 
     #[test]

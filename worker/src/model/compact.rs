@@ -2,7 +2,7 @@
 
 use super::{Layout, Span, Tensor};
 use crate::kernels::{Bf16, GROUP, Int8, Precision, Weight, quantise, round_all};
-use crate::mapping::prefer_large_pages;
+use crate::mapping::in_large_pages;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -75,12 +75,10 @@ impl Compact {
 }
 
 impl Matrices {
-    /// Room for all, not yet touched.
+    /// Room for all.
     fn new(layout: &Layout, precision: Precision) -> Matrices {
         if precision != Precision::Int8 {
-            let all = vec![Bf16::default(); layout.len];
-            prefer_large_pages(&all);
-            return Matrices::Bf16(all);
+            return Matrices::Bf16(in_large_pages(layout.len, Bf16::default()));
         }
         let (mut starts, mut len) = (BTreeMap::new(), 0);
         for tensor in &layout.tensors {
@@ -89,10 +87,7 @@ impl Matrices {
                 len += rows * columns.div_ceil(GROUP);
             }
         }
-        let (values, scales) = (vec![0; layout.len], vec![0.0; len]);
-        prefer_large_pages(&values);
-        prefer_large_pages(&scales);
-        Matrices::Int8 { values, scales, starts }
+        Matrices::Int8 { values: in_large_pages(layout.len, 0), scales: in_large_pages(len, 0.0), starts }
     }
 
     /// Puts rows of the matrix of `span`, from `first` on.

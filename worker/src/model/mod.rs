@@ -22,7 +22,7 @@ pub use parameters::{LayerSpans, Layout, Projection, Span, Tensor};
 pub use rope::{RopeScaling, Yarn};
 
 use crate::kernels::{Kernels, Linear, Path, Precision, Rope, Weight};
-use crate::mapping::prefer_large_pages;
+use crate::mapping::in_large_pages;
 use compact::Compact;
 use std::ops::Range;
 
@@ -136,8 +136,7 @@ impl Model {
         let layout = Layout::new(&config);
         let (mut parameters, mut compact) = (Vec::new(), None);
         if precision == Precision::F32 {
-            parameters = vec![0.0; layout.len];
-            prefer_large_pages(&parameters);
+            parameters = in_large_pages(layout.len, 0.0);
             for tensor in &layout.tensors {
                 read(tensor, 0..tensor.span.len, tensor.span.of_mut(&mut parameters))?;
             }

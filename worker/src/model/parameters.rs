@@ -4,6 +4,7 @@
 //! one pass, and a checkpoint is its slices by name.
 
 use super::ModelConfig;
+use crate::mapping::in_large_pages;
 use crate::random::{Random, mix};
 
 /// A stretch of the flat vector.
@@ -134,7 +135,7 @@ impl Layout {
     ///
     /// Source: Radford et al., "Language models are unsupervised multitask learners", 2019, section 2.3.
     pub fn initial(&self, seed: u64) -> Vec<f32> {
-        let mut values = vec![1.0; self.len];
+        let mut values = in_large_pages(self.len, 1.0);
         let residual = 0.02 / (2.0 * self.layers.len() as f32).sqrt();
         for (index, tensor) in self.tensors.iter().enumerate() {
             if tensor.shape.len() == 1 {

@@ -1,5 +1,6 @@
 //! The engine's handle: takes requests while there is room for them, and says what became of them.
 
+use super::grammar::Constraint;
 use super::metrics::Metrics;
 use super::runner::{Runner, Sequence};
 use super::sampling::{Likelihood, Sampling};
@@ -30,6 +31,10 @@ pub struct Request {
     pub stop_tokens: Vec<u32>,
     /// Whether the model's own end does not end the text.
     pub ignore_end: bool,
+    /// What the text keeps to; it ends where nothing may follow.
+    pub constraint: Option<Constraint>,
+    /// Special tokens that are shown as text.
+    pub marks: Vec<(u32, &'static str)>,
     /// Whether likelihoods are told, with so many of the likeliest tokens.
     pub likelihoods: Option<usize>,
     /// Whether those of the prompt's tokens are told as well: then nothing of it is taken from the cache.
@@ -74,6 +79,8 @@ pub enum Finish {
     Length,
     /// Its deadline has passed.
     Deadline,
+    /// Going on by its grammar would have held up the others.
+    Grammar,
 }
 
 /// Why a request was not taken.

@@ -1,6 +1,7 @@
 use super::*;
 use crate::kernels::Precision;
 use crate::model::ModelConfig;
+use crate::serve::grammar::{Grammar, Grammars};
 use crate::tokenizer::EOS;
 
 /// An engine over an untrained model.
@@ -241,4 +242,46 @@ fn the_hidden_vector_of_a_prompt_is_the_same_from_the_cache() {
     let (first, again) = (run(&engine, request.clone()), run(&engine, request));
     assert_eq!((first.hidden.len(), &first.hidden), (128, &again.hidden));
     assert!(first.cached == 0 && 64 <= again.cached);
+}
+
+#[test]
+fn a_schema_holds_in_company_with_likelihoods_and_after_giving_blocks_up() {
+    let schema = serde_json::json!({
+        "type": "object", "required": ["name", "sizes"], "additionalProperties": false,
+        "properties": {
+            "name": { "type": "string", "maxLength": 20 },
+            "sizes": {
+                "type": "array", "minItems": 2, "maxItems": 9,
+                "items": { "type": "integer", "minimum": 0, "maximum": 999 },
+            },
+        },
+    });
+    let constraint = Grammars::new(Tokenizer::bytes()).constraint(&Grammar::Json(schema)).unwrap();
+    let prompts = prompts();
+    // Every third one says what it likes.
+    let request = |i: usize| Request {
+        constraint: (i % 3 != 2).then(|| constraint.clone()),
+        sampling: Sampling { temperature: 1.0, seed: i as u64, ..Sampling::default() },
+        likelihoods: Some(1),
+        ..greedy(&prompts[i], 160)
+    };
+    let alone: Vec<_> = (0..24).map(|i| run(&engine_of(64, 1, Precision::F32), request(i))).collect();
+    for (i, answer) in alone.iter().enumerate().filter(|(i, _)| i % 3 != 2) {
+        assert_eq!(answer.reason, Some(Finish::Stop), "{answer:?}");
+        let value: serde_json::Value = serde_json::from_str(&answer.text).unwrap();
+        assert!(value["name"].as_str().unwrap().chars().count() <= 20, "{value}");
+        assert!((2..=9).contains(&value["sizes"].as_array().unwrap().len()), "{value}");
+        assert_eq!(value.as_object().unwrap().len(), 2, "{value}");
+        // The likelihoods are the model's, of the tokens that were taken.
+        let said: Vec<u8> = answer.likelihoods.iter().map(|likelihood| likelihood.token as u8).collect();
+        assert_eq!(String::from_utf8_lossy(&said), answer.text, "{i}");
+    }
+    for blocks in [1024, 64] {
+        let engine = engine_of(blocks, 100, Precision::F32);
+        let together = collect_all(engine.submit((0..24).map(request).collect()).unwrap(), 24);
+        for (alone, together) in alone.iter().zip(&together) {
+            assert_eq!((&alone.text, alone.reason), (&together.text, together.reason), "{blocks}");
+        }
+        assert_eq!(engine.metrics().preemptions == 0, blocks == 1024);
+    }
 }

@@ -1,8 +1,10 @@
 //! The paths of the server, and what goes through them.
 
 use super::engine::{Engine, Event, Finish, Refusal};
+use super::grammar::Grammars;
 use super::openai::{self, Answer, ApiError, Interface, Shown, Usage};
 use super::request::{self, Call, Served};
+use super::tools::{Calls, Part};
 use crate::random::mix;
 use crate::tokenizer::Tokenizer;
 use axum::body::{Body, Bytes};
@@ -33,6 +35,7 @@ pub struct App {
     /// Name of the model for clients.
     pub name: String,
     tokenizer: Tokenizer,
+    grammars: Grammars,
     window: usize,
     /// Length of a hidden vector.
     width: usize,
@@ -106,13 +109,16 @@ async fn embeddings(State(app): State<Arc<App>>, headers: HeaderMap, body: RawBo
 }
 
 async fn answer(
-    app: &App,
+    app: &Arc<App>,
     interface: Interface,
     headers: &HeaderMap,
     body: RawBody,
 ) -> Result<Response, ApiError> {
     let (body, timeout, unique) = (read(body)?, timeout(headers)?, app.unique());
-    let call = request::parse(interface, &body, app.served(), unique, timeout)?;
+    let asked = Arc::clone(app);
+    // A grammar may take a while to compile, and others are to be served meanwhile.
+    let parse = move || request::parse(interface, &body, asked.served(), unique, timeout);
+    let call = tokio::task::spawn_blocking(parse).await.map_err(|_| ApiError::failed())??;
     let prefix = if interface == Interface::Chat { "chatcmpl" } else { "cmpl" };
     let words = Answer {
         interface,
@@ -122,7 +128,7 @@ async fn answer(
         tokenizer: app.tokenizer.clone(),
     };
     let events = app.engine.submit(call.requests.clone()).map_err(refused)?;
-    let gathering = Gathering::new(words, call);
+    let gathering = Gathering::new(words, call, unique);
     if gathering.call.stream { Ok(stream(gathering, events)) } else { whole(gathering, events).await }
 }
 
@@ -205,6 +211,11 @@ fn refused(refusal: Refusal) -> ApiError {
 #[derive(Default)]
 struct Choice {
     text: String,
+    /// Finds calls in the text, where functions are offered.
+    finder: Option<Calls>,
+    /// Calls so far; the first `told` of them were streamed.
+    calls: Vec<Value>,
+    told: usize,
     shown: Vec<Shown>,
     /// Characters of the text whose likelihoods were told.
     offset: usize,
@@ -218,15 +229,18 @@ struct Gathering {
     words: Answer,
     call: Call,
     choices: Vec<Choice>,
+    unique: u64,
 }
 
 impl Gathering {
-    fn new(words: Answer, call: Call) -> Gathering {
+    /// `unique` numbers the answer.
+    fn new(words: Answer, call: Call, unique: u64) -> Gathering {
         let echo =
             |index: usize| call.echo.as_ref().map(|texts| texts[index / call.n].clone()).unwrap_or_default();
-        let choice = |index| Choice { text: echo(index), ..Choice::default() };
+        let finder = || call.offer.clone().map(Calls::new);
+        let choice = |index| Choice { text: echo(index), finder: finder(), ..Choice::default() };
         let choices = (0..call.requests.len()).map(choice).collect();
-        Gathering { words, call, choices }
+        Gathering { words, call, choices, unique }
     }
 
     /// Takes an event in; the index of its answer, and whether that has ended.
@@ -240,16 +254,42 @@ impl Gathering {
                 choice.shown.extend(likelihoods.into_iter().map(|one| (one.token, Some(one))));
             }
             Event::Text { text, likelihood } => {
-                choice.text.push_str(&text);
+                match &mut choice.finder {
+                    None => choice.text.push_str(&text),
+                    Some(finder) => {
+                        let parts = finder.push(&text);
+                        self.found(index, parts);
+                    }
+                }
+                let choice = &mut self.choices[index];
                 choice.shown.extend(likelihood.map(|one| (one.token, Some(one))));
             }
             Event::End { reason: Finish::Deadline, .. } => return Err(ApiError::deadline()),
+            Event::End { reason: Finish::Grammar, .. } => return Err(ApiError::grammar()),
             Event::End { reason, tokens, cached } => {
+                let parts = choice.finder.as_mut().map(Calls::finish).unwrap_or_default();
+                self.found(index, parts);
+                let choice = &mut self.choices[index];
                 (choice.reason, choice.generated, choice.cached) = (Some(reason), tokens, cached);
                 return Ok((index, true));
             }
         }
         Ok((index, false))
+    }
+
+    /// Takes in what was found in the text of an answer.
+    fn found(&mut self, index: usize, parts: Vec<Part>) {
+        let choice = &mut self.choices[index];
+        for part in parts {
+            match (part, &self.call.offer) {
+                (Part::Call { name, arguments }, Some(offer)) => {
+                    let id = offer.id(mix(self.unique ^ index as u64), choice.calls.len());
+                    choice.calls.push(openai::call(&id, &name, &arguments));
+                }
+                (Part::Text(text), _) => choice.text.push_str(&text),
+                (Part::Call { .. }, None) => unreachable!("only what is offered is found"),
+            }
+        }
     }
 
     fn has_ended(&self) -> bool {
@@ -284,8 +324,16 @@ impl Gathering {
             let logprobs = if told { self.logprobs(index) } else { Value::Null };
             lines.push_str(&line(&self.words.piece(index, &text, logprobs)));
         }
+        let choice = &mut self.choices[index];
+        for (number, call) in choice.calls.iter().enumerate().skip(choice.told) {
+            for piece in self.words.call_pieces(index, number, call) {
+                lines.push_str(&line(&piece));
+            }
+        }
+        choice.told = choice.calls.len();
+        let called = 0 < choice.told;
         if let Some(reason) = self.choices[index].reason.filter(|_| ended) {
-            lines.push_str(&line(&self.words.closing(index, reason)));
+            lines.push_str(&line(&self.words.closing(index, reason, called)));
         }
         if ended && self.has_ended() {
             if self.call.include_usage {
@@ -309,7 +357,7 @@ async fn whole(mut gathering: Gathering, mut events: Events) -> Result<Response,
     for index in 0..gathering.choices.len() {
         let (logprobs, choice) = (gathering.logprobs(index), &gathering.choices[index]);
         let reason = choice.reason.unwrap_or(Finish::Length);
-        choices.push(gathering.words.choice(index, &choice.text, logprobs, reason));
+        choices.push(gathering.words.choice(index, &choice.text, &choice.calls, logprobs, reason));
     }
     Ok(Json(gathering.words.whole(choices, gathering.usage())).into_response())
 }
@@ -356,12 +404,14 @@ fn stream(gathering: Gathering, events: Events) -> Response {
 impl App {
     /// The paths of a model that has a window of `window` tokens and hidden vectors of length `width`.
     pub fn new(engine: Engine, tokenizer: Tokenizer, name: String, window: usize, width: usize) -> App {
-        App { engine, name, tokenizer, window, width, created: now_s(), answers: AtomicU64::new(0) }
+        let (grammars, answers) = (Grammars::new(tokenizer.clone()), AtomicU64::new(0));
+        App { engine, name, tokenizer, grammars, window, width, created: now_s(), answers }
     }
 
     fn served(&self) -> Served<'_> {
         let capacity = self.engine.capacity();
-        Served { name: &self.name, tokenizer: &self.tokenizer, window: self.window, capacity }
+        let App { name, tokenizer, grammars, window, .. } = self;
+        Served { name, tokenizer, grammars, window: *window, capacity }
     }
 
     /// Counts what was no request; the engine counts all others.

@@ -99,7 +99,7 @@ pub struct Metrics {
 impl Metrics {
     /// Nothing has happened yet.
     pub fn new(blocks: usize) -> Metrics {
-        let outcomes = ["stop", "length", "cancelled", "deadline", "refused", "invalid"];
+        let outcomes = ["stop", "length", "cancelled", "deadline", "grammar", "refused", "invalid"];
         Metrics {
             first_token: Histogram::new(FIRST),
             next_token: Histogram::new(NEXT),

@@ -5,6 +5,8 @@
 
 pub mod blocks;
 pub mod engine;
+pub mod form;
+pub mod grammar;
 pub mod http;
 pub mod memory;
 pub mod metrics;
@@ -13,6 +15,7 @@ pub mod request;
 mod runner;
 pub mod sampling;
 pub mod text;
+pub mod tools;
 
 use crate::args::ServeArgs;
 use crate::checkpoint::{Place, Store, load_model, load_tokenizer};
@@ -39,6 +42,7 @@ use tempfile::TempDir;
 /// See [`WorkerError`], which also knows the exit code.
 pub fn main(args: ServeArgs) -> Result<(), WorkerError> {
     let contract = Contract::from_env()?;
+    crate::kernels::pin_threads(crate::contract::pins(|name| std::env::var(name).ok()));
     let io = |what: &str| {
         let what = what.to_string();
         move |error| WorkerError::Io { what, error }

@@ -57,6 +57,14 @@ impl ApiError {
         ApiError { code: Some("deadline_exceeded"), ..ApiError::new(StatusCode::GATEWAY_TIMEOUT, message) }
     }
 
+    /// Status 422 for an answer whose grammar became too costly.
+    pub fn grammar() -> ApiError {
+        let message =
+            "what may come next in the answer takes too long to find out: the grammar or schema is too large";
+        let code = Some("grammar_too_complex");
+        ApiError { code, ..ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, message) }
+    }
+
     /// Status 500.
     pub fn failed() -> ApiError {
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the engine has failed")
@@ -135,51 +143,82 @@ impl Answer {
     }
 
     /// One of the answers to a request.
-    pub fn choice(&self, index: usize, text: &str, logprobs: Value, reason: Finish) -> Value {
+    pub fn choice(
+        &self,
+        index: usize,
+        text: &str,
+        calls: &[Value],
+        logprobs: Value,
+        reason: Finish,
+    ) -> Value {
         let mut choice = match self.interface {
             Interface::Completions => json!({ "text": text }),
-            Interface::Chat => {
+            Interface::Chat if calls.is_empty() => {
                 json!({ "message": { "role": "assistant", "content": text, "refusal": null } })
             }
+            Interface::Chat => {
+                let content = Some(text).filter(|text| !text.is_empty());
+                let message =
+                    json!({ "role": "assistant", "content": content, "refusal": null, "tool_calls": calls });
+                json!({ "message": message })
+            }
         };
-        complete(&mut choice, index, logprobs, Some(reason));
+        complete(&mut choice, index, logprobs, Some(reason), !calls.is_empty());
         choice
     }
 
     /// The first part of a stream, where there is one before the text.
     pub fn opening(&self, index: usize) -> Option<Value> {
         let delta = json!({ "role": "assistant", "content": "" });
-        (self.interface == Interface::Chat).then(|| self.chunk(index, delta, Value::Null, None))
+        (self.interface == Interface::Chat).then(|| self.chunk(index, delta, Value::Null))
     }
 
     /// A part of a stream with text.
     pub fn piece(&self, index: usize, text: &str, logprobs: Value) -> Value {
-        self.chunk(index, json!({ "content": text }), logprobs, None)
+        self.chunk(index, json!({ "content": text }), logprobs)
+    }
+
+    /// The parts of a stream with call `number` of an answer: what is called, then with what.
+    pub fn call_pieces(&self, index: usize, number: usize, call: &Value) -> [Value; 2] {
+        let mut named = call.clone();
+        named["index"] = number.into();
+        let arguments = std::mem::replace(&mut named["function"]["arguments"], json!(""));
+        let with = json!({ "index": number, "function": { "arguments": arguments } });
+        [named, with].map(|call| self.chunk(index, json!({ "tool_calls": [call] }), Value::Null))
     }
 
     /// The part of a stream that says why it ends.
-    pub fn closing(&self, index: usize, reason: Finish) -> Value {
-        self.chunk(index, json!({}), Value::Null, Some(reason))
+    pub fn closing(&self, index: usize, reason: Finish, called: bool) -> Value {
+        let mut choice = json!({ "text": "" });
+        if self.interface == Interface::Chat {
+            choice = json!({ "delta": {} });
+        }
+        complete(&mut choice, index, Value::Null, Some(reason), called);
+        self.part(self.chunk_object(), vec![choice])
     }
 
     /// The part of a stream with the usage.
     pub fn usage_part(&self, usage: Usage) -> Value {
-        let object =
-            if self.interface == Interface::Chat { "chat.completion.chunk" } else { "text_completion" };
-        let mut part = self.part(object, Vec::new());
+        let mut part = self.part(self.chunk_object(), Vec::new());
         part["usage"] = usage_of(usage);
         part
     }
 
-    fn chunk(&self, index: usize, delta: Value, logprobs: Value, reason: Option<Finish>) -> Value {
-        let (object, mut choice) = match self.interface {
-            Interface::Chat => ("chat.completion.chunk", json!({ "delta": delta })),
-            Interface::Completions => {
-                ("text_completion", json!({ "text": delta["content"].as_str().unwrap_or_default() }))
-            }
+    fn chunk(&self, index: usize, delta: Value, logprobs: Value) -> Value {
+        let mut choice = match self.interface {
+            Interface::Chat => json!({ "delta": delta }),
+            Interface::Completions => json!({ "text": delta["content"].as_str().unwrap_or_default() }),
         };
-        complete(&mut choice, index, logprobs, reason);
-        self.part(object, vec![choice])
+        complete(&mut choice, index, logprobs, None, false);
+        self.part(self.chunk_object(), vec![choice])
+    }
+
+    /// What a part of a stream is called.
+    fn chunk_object(&self) -> &'static str {
+        match self.interface {
+            Interface::Chat => "chat.completion.chunk",
+            Interface::Completions => "text_completion",
+        }
     }
 
     fn part(&self, object: &str, choices: Vec<Value>) -> Value {
@@ -250,11 +289,21 @@ impl Answer {
     }
 }
 
-fn complete(choice: &mut Value, index: usize, logprobs: Value, reason: Option<Finish>) {
+/// Why an answer ends that calls functions.
+const CALLED: &str = "tool_calls";
+
+/// A call in an answer.
+pub fn call(id: &str, name: &str, arguments: &str) -> Value {
+    json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } })
+}
+
+fn complete(choice: &mut Value, index: usize, logprobs: Value, reason: Option<Finish>, called: bool) {
     choice["index"] = index.into();
     choice["logprobs"] = logprobs;
     choice["finish_reason"] = match reason {
+        Some(Finish::Stop) if called => CALLED.into(),
         Some(Finish::Stop) => "stop".into(),
+        Some(Finish::Grammar) => "grammar".into(),
         Some(Finish::Length) => "length".into(),
         Some(Finish::Deadline) => "deadline".into(),
         None => Value::Null,

@@ -4,8 +4,11 @@
 //! question would be worse. Fields that only tell something about the client are passed over.
 
 use super::engine::Request;
+use super::form::{self, Form};
+use super::grammar::Grammars;
 use super::openai::{ApiError, Interface};
 use super::sampling::Sampling;
+use super::tools::Offer;
 use crate::random::mix;
 use crate::tokenizer::{ChatError, Tokenizer};
 use axum::http::StatusCode;
@@ -24,15 +27,8 @@ const MAX_TOP: usize = 20;
 const MAX_TIMEOUT_S: f64 = 86_400.0;
 
 /// Fields that change nothing about the answer.
-const HARMLESS: [&str; 7] = [
-    "user",
-    "metadata",
-    "store",
-    "service_tier",
-    "safety_identifier",
-    "prompt_cache_key",
-    "parallel_tool_calls",
-];
+const HARMLESS: [&str; 6] =
+    ["user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"];
 
 /// What a server is asked about.
 #[derive(Clone, Copy)]
@@ -41,6 +37,8 @@ pub struct Served<'a> {
     pub name: &'a str,
     /// Its tokenizer.
     pub tokenizer: &'a Tokenizer,
+    /// Compiles grammars for it.
+    pub grammars: &'a Grammars,
     /// Tokens that prompt and answer have at most, by the model.
     pub window: usize,
     /// The same, by the memory for keys and values.
@@ -60,6 +58,8 @@ pub struct Call {
     pub stream: bool,
     /// Whether a stream ends with the usage.
     pub include_usage: bool,
+    /// What answers may call.
+    pub offer: Option<Offer>,
 }
 
 /// Reads the body of a request. `default_seed` is taken where it has none, and `timeout` likewise.
@@ -75,9 +75,10 @@ pub fn parse(
 ) -> Result<Call, ApiError> {
     let fields = Fields::read(body, served.name)?;
     fields.refuse_unsupported(interface)?;
+    let Form { grammar, offer, tools } = form::form(&fields.0, served.tokenizer)?;
     let prompts = match interface {
         Interface::Completions => fields.prompts("prompt", served.tokenizer)?,
-        Interface::Chat => vec![(fields.conversation(served.tokenizer)?, String::new())],
+        Interface::Chat => vec![(fields.conversation(served.tokenizer, tools.as_ref())?, String::new())],
     };
     let n = fields.whole("n", 1, 1, MAX_ANSWERS as u64)? as usize;
     if MAX_ANSWERS < n * prompts.len() {
@@ -88,7 +89,15 @@ pub fn parse(
     let echo = interface == Interface::Completions && fields.flag("echo")?;
     let likelihoods = fields.likelihoods(interface)?;
     let seed = fields.seed()?.unwrap_or(default_seed);
+    let constraint = grammar.map(|(grammar, field)| {
+        let wrong = |error| ApiError::field(field, format!("{field}: {error}"));
+        served.grammars.constraint(&grammar).map_err(wrong)
+    });
+    let marks = offer.as_ref().map_or(&[][..], |offer| offer.format.marks());
+    let marks = marks.iter().filter_map(|mark| Some((served.tokenizer.special_token(mark)?, *mark)));
     let common = Request {
+        constraint: constraint.transpose()?,
+        marks: marks.collect(),
         sampling: fields.sampling(served.tokenizer)?,
         stop: fields.stop()?,
         stop_tokens: fields.stop_tokens(served.tokenizer)?,
@@ -110,7 +119,7 @@ pub fn parse(
     }
     let stream = fields.flag("stream")?;
     let echo = echo.then(|| prompts.into_iter().map(|(_, text)| text).collect());
-    Ok(Call { requests, n, echo, stream, include_usage: fields.include_usage(stream)? })
+    Ok(Call { requests, n, echo, stream, include_usage: fields.include_usage(stream)?, offer })
 }
 
 /// Reads the body of a request for embeddings: what to run, and whether vectors are wanted as base64.
@@ -169,16 +178,6 @@ fn too_long(field: &str, message: String) -> ApiError {
     ApiError { code: Some("context_length_exceeded"), ..ApiError::field(field, message) }
 }
 
-fn content_of(content: &Value) -> Option<String> {
-    match content {
-        Value::String(text) => Some(text.clone()),
-        Value::Array(parts) => {
-            parts.iter().map(|part| part["text"].as_str().filter(|_| part["type"] == "text")).collect()
-        }
-        _ => None,
-    }
-}
-
 struct Fields(Map<String, Value>);
 
 impl Fields {
@@ -203,7 +202,7 @@ impl Fields {
 
     /// Refuses what would otherwise be ignored and change the meaning of the answer.
     fn refuse_unsupported(&self, interface: Interface) -> Result<(), ApiError> {
-        const BOTH: [&str; 21] = [
+        const BOTH: [&str; 25] = [
             "model",
             "n",
             "temperature",
@@ -225,18 +224,21 @@ impl Fields {
             "timeout",
             "max_completion_tokens",
             "best_of",
+            "response_format",
+            "guided_json",
+            "guided_regex",
+            "guided_choice",
         ];
         let own: &[&str] = match interface {
             Interface::Completions => &["prompt", "echo"],
-            Interface::Chat => &["messages", "top_logprobs"],
+            Interface::Chat => &["messages", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls"],
         };
         for (name, value) in &self.0 {
             let known = [&BOTH[..], own, &HARMLESS].iter().any(|names| names.contains(&name.as_str()));
             let neutral = match name.as_str() {
                 "best_of" => *value == 1 || Some(value) == self.get("n"),
-                "tools" | "functions" => value.as_array().is_some_and(Vec::is_empty),
-                "tool_choice" | "function_call" => value == "none" || value == "auto",
-                "response_format" => value["type"] == "text",
+                "functions" => value.as_array().is_some_and(Vec::is_empty),
+                "function_call" => value == "none" || value == "auto",
                 "modalities" => *value == json!(["text"]),
                 "echo" => value == false,
                 "suffix" => value == "",
@@ -291,33 +293,10 @@ impl Fields {
     }
 
     /// The prompt of a conversation, so that the model goes on as the assistant.
-    fn conversation(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>, ApiError> {
-        let Some(Value::Array(messages)) = self.get("messages") else {
-            return Err(ApiError::field("messages", "messages is missing, or not a list"));
-        };
-        if messages.is_empty() {
-            return Err(ApiError::field("messages", "messages is empty"));
-        }
-        let mut plain = Vec::new();
-        for (index, message) in messages.iter().enumerate() {
-            let at = |field: &str| format!("messages[{index}].{field}");
-            let role = match message["role"].as_str() {
-                Some(role @ ("system" | "developer" | "user" | "assistant")) => role,
-                _ => {
-                    let message = format!("{} is not system, developer, user or assistant", at("role"));
-                    return Err(ApiError::field(&at("role"), message));
-                }
-            };
-            let content = content_of(&message["content"]).ok_or_else(|| {
-                ApiError::field(
-                    &at("content"),
-                    format!("{} is not a string, or a list of texts", at("content")),
-                )
-            })?;
-            plain.push(json!({ "role": role, "content": content }));
-        }
+    fn conversation(&self, tokenizer: &Tokenizer, tools: Option<&Value>) -> Result<Vec<u32>, ApiError> {
+        let messages = form::messages(self.get("messages"))?;
         let refused = |error: ChatError| ApiError::field("messages", error.to_string());
-        tokenizer.chat_tokens(&Value::Array(plain), true, None).map_err(refused)
+        tokenizer.chat_tokens(&messages, true, tools).map_err(refused)
     }
 
     fn sampling(&self, tokenizer: &Tokenizer) -> Result<Sampling, ApiError> {

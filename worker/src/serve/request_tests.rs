@@ -2,7 +2,8 @@ use super::*;
 
 fn parse_json(interface: Interface, body: Value) -> Result<Call, ApiError> {
     let tokenizer = Tokenizer::bytes();
-    let served = Served { name: "m", tokenizer: &tokenizer, window: 100, capacity: 80 };
+    let grammars = Grammars::new(tokenizer.clone());
+    let served = Served { name: "m", tokenizer: &tokenizer, grammars: &grammars, window: 100, capacity: 80 };
     parse(interface, body.to_string().as_bytes(), served, 7, None)
 }
 
@@ -67,12 +68,18 @@ fn every_field_that_cannot_be_is_named() {
             json!({ "258": 2 }),
             "logit_bias is not from tokens, 0 to 257, to numbers, -100 to 100",
         ),
-        ("guided_regex", json!("a*"), "guided_regex is not supported"),
+        ("guided_regex", json!("a("), "guided_regex: "),
+        ("guided_choice", json!([]), "guided_choice is not a list of strings"),
+        ("guided_json", json!("x"), "guided_json is no JSON schema"),
         ("tools", json!([{}]), "tools is not supported"),
         ("top_logprobs", json!(1), "top_logprobs is not supported"),
     ] {
         let error = refusal(Interface::Completions, with(Interface::Completions, field, value));
-        assert_eq!(error, (400, message.into(), Some(field.into())));
+        let (status, said, param) = error;
+        // What the compiler of grammars says is its own.
+        let said =
+            said.get(..message.len()).filter(|_| message.ends_with(": ")).map(String::from).unwrap_or(said);
+        assert_eq!((status, said.as_str(), param.as_deref()), (400, message, Some(field)));
     }
     let long = refusal(Interface::Completions, with(Interface::Completions, "prompt", json!("x".repeat(80))));
     assert_eq!(
@@ -122,8 +129,115 @@ fn a_model_that_is_not_served_is_not_found() {
 
 #[test]
 fn a_message_that_cannot_be_is_named_with_its_place() {
-    let body = json!({ "model": "m", "messages": [{ "role": "user", "content": "" }, { "role": "tool" }] });
+    let body = json!({ "model": "m", "messages": [{ "role": "user", "content": "" }, { "role": "robot" }] });
     let (_, message, param) = refusal(Interface::Chat, body);
-    assert_eq!(message, "messages[1].role is not system, developer, user or assistant");
+    assert_eq!(message, "messages[1].role is not system, developer, user, assistant or tool");
     assert_eq!(param.unwrap(), "messages[1].role");
+}
+
+fn weather() -> Value {
+    let parameters = json!({ "type": "object", "properties": { "city": { "type": "string" } } });
+    json!({ "type": "function", "function": { "name": "weather", "parameters": parameters } })
+}
+
+#[test]
+fn what_is_wrong_about_the_form_of_an_answer_is_named() {
+    let schema =
+        |schema: Value| json!({ "type": "json_schema", "json_schema": { "name": "n", "schema": schema } });
+    let two = json!([weather(), weather()]);
+    for (fields, field, message) in [
+        (
+            json!({ "response_format": { "type": "xml" } }),
+            "response_format",
+            "response_format.type is not text,",
+        ),
+        (
+            json!({ "response_format": schema(json!([])) }),
+            "response_format",
+            "response_format.json_schema.schema is",
+        ),
+        (
+            json!({ "response_format": schema(json!({ "type": "string", "minLength": 9, "maxLength": 2 })) }),
+            "response_format",
+            "response_format: ",
+        ),
+        (
+            json!({ "response_format": { "type": "json_object" }, "guided_regex": "a" }),
+            "guided_regex",
+            "guided_regex and response_format exclude each other",
+        ),
+        (
+            json!({ "response_format": { "type": "json_object" }, "tools": [weather()] }),
+            "response_format",
+            "response_format and tools exclude each other, unless tool_choice is none",
+        ),
+        (json!({ "tools": {} }), "tools", "tools is not a list"),
+        (json!({ "tools": [{}] }), "tools[0].type", "tools[0].type is not function"),
+        (
+            json!({ "tools": two }),
+            "tools[1].function.name",
+            "tools[1].function.name is \"weather\", as of another",
+        ),
+        (
+            json!({ "tool_choice": "required" }),
+            "tool_choice",
+            "tool_choice asks for a call, and there are no tools",
+        ),
+        (
+            json!({ "tools": [weather()], "tool_choice": { "type": "function", "function": { "name": "time" } } }),
+            "tool_choice",
+            "tool_choice names \"time\", which is none of tools",
+        ),
+        (
+            json!({ "tools": [weather()], "parallel_tool_calls": 1 }),
+            "parallel_tool_calls",
+            "parallel_tool_calls is 1;",
+        ),
+        (
+            json!({ "messages": [{ "role": "tool", "content": "x" }] }),
+            "messages[0].tool_call_id",
+            "messages[0].tool_call_id is not a string",
+        ),
+        (
+            json!({ "messages": [{
+                "role": "assistant", "tool_calls": [{ "id": "1", "function": { "name": "f", "arguments": "{" } }],
+            }] }),
+            "messages[0].tool_calls[0].function.arguments",
+            "messages[0].tool_calls[0].function.arguments is not a string with a JSON object",
+        ),
+    ] {
+        let mut body = with(Interface::Chat, "temperature", json!(0));
+        fields.as_object().unwrap().iter().for_each(|(name, value)| body[name] = value.clone());
+        let (status, said, param) = refusal(Interface::Chat, body);
+        assert_eq!((status, param.as_deref()), (400, Some(field)), "{said}");
+        assert!(said.starts_with(message), "{said}");
+    }
+}
+
+#[test]
+fn tools_and_calls_of_them_are_part_of_the_conversation_unless_none_is_to_be_called() {
+    let call = json!({
+        "id": "c1", "type": "function", "function": { "name": "weather", "arguments": "{\"city\":\"Rome\"}" },
+    });
+    let messages = json!([
+        { "role": "user", "content": "Rain?" }, { "role": "assistant", "content": null, "tool_calls": [call] },
+        { "role": "tool", "tool_call_id": "c1", "content": "no" },
+    ]);
+    let tokenizer = Tokenizer::bytes();
+    let prompt = |choice: &str| {
+        let body = json!({ "model": "m", "messages": messages, "tools": [weather()], "tool_choice": choice });
+        let grammars = Grammars::new(tokenizer.clone());
+        let served =
+            Served { name: "m", tokenizer: &tokenizer, grammars: &grammars, window: 999, capacity: 999 };
+        let call = parse(Interface::Chat, body.to_string().as_bytes(), served, 7, None).unwrap();
+        let bytes: Vec<u8> = call.requests[0].prompt[1..].iter().map(|token| *token as u8).collect();
+        let constrained = call.requests[0].constraint.is_some();
+        (String::from_utf8(bytes).unwrap(), call.offer.is_some(), constrained)
+    };
+    let said = "user: Rain?\nassistant: <tool_call>{\"name\":\"weather\",\"arguments\":{\"city\":\"Rome\"}}</tool_call>\n\
+        tool: no\nassistant:";
+    assert_eq!(prompt("none"), (said.to_string(), false, false));
+    let with_tools = format!("tools: {}\n{said}", json!([weather()]));
+    assert_eq!(prompt("auto"), (with_tools.clone(), true, false));
+    assert_eq!(prompt("required"), (with_tools, true, true));
 }

@@ -11,6 +11,7 @@
 
 use super::blocks::{Blocks, Content, ROOT, SAID};
 use super::engine::{Event, Finish, MAX_RUNNING, Request, Shared};
+use super::grammar::Constraint;
 use super::sampling::{Likelihood, Sampler};
 use super::text::TextStream;
 use crate::kernels::{BLOCK, Cpu};
@@ -153,6 +154,7 @@ impl Sequence {
             Finish::Stop => "stop",
             Finish::Length => "length",
             Finish::Deadline => "deadline",
+            Finish::Grammar => "grammar",
         });
     }
 
@@ -177,14 +179,23 @@ impl Sequence {
         if self.request.max_tokens == 0 {
             return self.end(Finish::Length);
         }
-        let token = self.sampler.next(tokenizer, logits);
+        let constraint = &mut self.request.constraint;
+        let Ok(allowed) = constraint.as_mut().map(Constraint::allowed).transpose() else {
+            return self.end(Finish::Grammar);
+        };
+        let token = self.sampler.next(tokenizer, logits, allowed.as_ref());
+        let Ok(complete) = constraint.as_mut().map_or(Ok(false), |constraint| constraint.take(token)) else {
+            return self.end(Finish::Grammar);
+        };
         self.tokens.push(token);
         let ends = tokenizer.is_end(token) && !self.request.ignore_end;
         let mut stopped = ends || self.request.stop_tokens.contains(&token);
-        let bytes = tokenizer.token_bytes(token).filter(|_| !stopped).unwrap_or_default();
+        let marks = &self.request.marks;
+        let mark = marks.iter().find(|(mark, _)| *mark == token).map(|(_, text)| text.as_bytes());
+        let bytes = tokenizer.token_bytes(token).or(mark).filter(|_| !stopped).unwrap_or_default();
         let piece = self.text.push_all(bytes);
-        stopped |= piece.stopped;
-        let likelihood = self.request.likelihoods.filter(|_| !stopped || piece.stopped);
+        let likelihood = self.request.likelihoods.filter(|_| !stopped);
+        stopped |= piece.stopped || complete;
         let likelihood = likelihood.map(|top| Likelihood::of(logits, token, top));
         if !piece.text.is_empty() || likelihood.is_some() {
             self.send(Event::Text { text: piece.text, likelihood });

@@ -1,5 +1,6 @@
 //! Choosing the next token from its logits.
 
+use super::grammar::Allowed;
 use crate::random::Random;
 use crate::tokenizer::Tokenizer;
 use std::cmp::Ordering;
@@ -100,8 +101,8 @@ impl Sampler {
         Sampler { sampling, random, counts, changed: Vec::new(), candidates: Vec::new() }
     }
 
-    /// The next token. No padding is taken; of equally likely tokens the lowest.
-    pub fn next(&mut self, tokenizer: &Tokenizer, logits: &[f32]) -> u32 {
+    /// The next token, of those that are `allowed`. No padding is taken; of equally likely tokens the lowest.
+    pub fn next(&mut self, tokenizer: &Tokenizer, logits: &[f32], allowed: Option<&Allowed>) -> u32 {
         let Sampling { repetition_penalty, presence_penalty, frequency_penalty, ref bias, .. } =
             self.sampling;
         let counts = repetition_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0;
@@ -110,11 +111,11 @@ impl Sampler {
             changed.clear();
             changed.extend_from_slice(logits);
             self.change(&mut changed);
-            let token = self.choose(tokenizer, &changed);
+            let token = self.choose(tokenizer, &changed, allowed);
             self.changed = changed;
             token
         } else {
-            self.choose(tokenizer, logits)
+            self.choose(tokenizer, logits, allowed)
         };
         if counts {
             *self.counts.entry(token).or_default() += 1;
@@ -143,8 +144,10 @@ impl Sampler {
         }
     }
 
-    fn choose(&mut self, tokenizer: &Tokenizer, logits: &[f32]) -> u32 {
-        let allowed = (0u32..).zip(logits).filter(|(token, _)| tokenizer.is_sayable(*token));
+    fn choose(&mut self, tokenizer: &Tokenizer, logits: &[f32], allowed: Option<&Allowed>) -> u32 {
+        let may =
+            |token: u32| tokenizer.is_sayable(token) && allowed.is_none_or(|allowed| allowed.has(token));
+        let allowed = (0u32..).zip(logits).filter(|(token, _)| may(*token));
         let (mut best, mut highest) = (0, f32::NEG_INFINITY);
         for (token, &logit) in allowed.clone() {
             if highest < logit {
@@ -231,7 +234,7 @@ mod tests {
 
     fn draw(sampling: Sampling, logits: &[f32]) -> Vec<u32> {
         let mut sampler = Sampler::new(sampling, &[]);
-        (0..2000).map(|_| sampler.next(&Tokenizer::bytes(), logits)).collect()
+        (0..2000).map(|_| sampler.next(&Tokenizer::bytes(), logits, None)).collect()
     }
 
     fn share(drawn: &[u32], token: u32) -> f64 {
@@ -292,7 +295,7 @@ mod tests {
         let logits = logits(&[(1, 2.0), (2, 1.5), (3, 0.9), (4, -1.0)]);
         let said = |sampling: Sampling, prompt: &[u32]| -> Vec<u32> {
             let mut sampler = Sampler::new(sampling, prompt);
-            (0..4).map(|_| sampler.next(&Tokenizer::bytes(), &logits)).collect()
+            (0..4).map(|_| sampler.next(&Tokenizer::bytes(), &logits, None)).collect()
         };
         let plain = Sampling::default;
         assert_eq!(said(Sampling { presence_penalty: 1.0, ..plain() }, &[]), [1, 2, 1, 1]);

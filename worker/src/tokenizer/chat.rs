@@ -24,6 +24,8 @@ pub enum ChatError {
 /// A template, compiled once.
 pub struct Template {
     environment: Environment<'static>,
+    /// What words conversations with tools.
+    source: String,
     /// Texts of the special tokens, such as `bos_token`.
     marks: BTreeMap<String, String>,
 }
@@ -58,12 +60,18 @@ impl Template {
             strftime(&format, now)
         });
         environment.add_filter("tojson", to_json);
+        let wording = with_tools.as_ref().unwrap_or(&source).clone();
         for (name, source) in [("default", Some(source)), ("tools", with_tools)] {
             if let Some(source) = source {
                 environment.add_template_owned(name, without_generation(&source)).map_err(said)?;
             }
         }
-        Ok(Template { environment, marks })
+        Ok(Template { environment, source: wording, marks })
+    }
+
+    /// What words conversations with tools.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// The text of a conversation.
@@ -90,17 +98,25 @@ impl Template {
 }
 
 /// The plain form, for models that were trained on plain text: it has no marks of its own that such a model would
-/// not know.
+/// not know. Tools are a line of their own, and calls of them stand behind what was said.
 ///
 /// # Errors
 /// Names the first message whose role or content is no string.
-pub fn plain(messages: &Value, add_generation_prompt: bool) -> Result<String, ChatError> {
-    let mut text = String::new();
+pub fn plain(
+    messages: &Value,
+    add_generation_prompt: bool,
+    tools: Option<&Value>,
+) -> Result<String, ChatError> {
+    let mut text = tools.map(|tools| format!("tools: {tools}\n")).unwrap_or_default();
     for (index, message) in messages.as_array().into_iter().flatten().enumerate() {
         let (Some(role), Some(content)) = (message["role"].as_str(), message["content"].as_str()) else {
             return Err(ChatError::Message(index));
         };
-        text.push_str(&format!("{role}: {content}\n"));
+        text.push_str(&format!("{role}: {content}"));
+        for call in message["tool_calls"].as_array().into_iter().flatten() {
+            text.push_str(&format!("<tool_call>{}</tool_call>", call["function"]));
+        }
+        text.push('\n');
     }
     if add_generation_prompt {
         text.push_str("assistant:");
@@ -317,7 +333,7 @@ mod tests {
                 "Hi",
             ),
             ("{%- generation -%} {{ messages[1].content }} {%- endgeneration -%} x", "Yesx"),
-            ("{{ messages[0] | tojson }}", r#"{"content": " Hi ", "role": "user"}"#),
+            ("{{ messages[0] | tojson }}", r#"{"role": "user", "content": " Hi "}"#),
             ("{{ messages[0].content.split(' ') | tojson(indent=2) }}", "[\n  \"\",\n  \"Hi\",\n  \"\"\n]"),
             ("{{ messages[0].missing is defined }} {{ tools is none }} {{ none }}", "False True None"),
             (

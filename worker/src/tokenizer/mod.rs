@@ -191,6 +191,22 @@ impl Tokenizer {
         self.0.template.is_some()
     }
 
+    /// The template that words conversations with tools, where the model's files have one.
+    pub fn template_source(&self) -> Option<&str> {
+        self.0.template.as_ref().map(Template::source)
+    }
+
+    /// Whether tools are worded in a conversation.
+    pub fn words_tools(&self) -> bool {
+        self.template_source().is_none_or(|source| source.contains("tools"))
+    }
+
+    /// The special token that `text` names: it is no text of what a model says.
+    pub fn special_token(&self, text: &str) -> Option<u32> {
+        let token = self.0.file.as_ref()?.token_to_id(text)?;
+        self.token_bytes(token).is_none().then_some(token)
+    }
+
     /// The text of a conversation: worded by the model's template, or else `<role>: <content>` and a line break for
     /// every message, then `assistant:` where the model is to go on.
     ///
@@ -206,7 +222,7 @@ impl Tokenizer {
     ) -> Result<String, ChatError> {
         match &self.0.template {
             Some(template) => template.render(messages, add_generation_prompt, tools),
-            None => chat::plain(messages, add_generation_prompt),
+            None => chat::plain(messages, add_generation_prompt, tools),
         }
     }
 

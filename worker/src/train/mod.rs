@@ -88,6 +88,7 @@ pub(crate) enum Input {
 /// See [`WorkerError`], which also knows the exit code.
 pub fn main(args: TrainArgs) -> Result<(), WorkerError> {
     let contract = Contract::from_env()?;
+    crate::kernels::pin_threads(crate::contract::pins(|name| std::env::var(name).ok()));
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::flag::register(signal, Arc::clone(&stop))

@@ -5,7 +5,7 @@
 //! vectors and no lanes are added up.
 
 use super::vectors;
-use crate::kernels::isa::{multiply_add, simd};
+use crate::kernels::isa::{multiply_add, prefetch, simd};
 use crate::kernels::pool::{Parts, Pool};
 use crate::kernels::{Attention, BLOCK, Cached, Seen};
 use std::cell::RefCell;
@@ -55,18 +55,21 @@ fn one(shape: Attention, out: &mut [f32], q: &[f32], key_head: usize, seen: Seen
     let table = &seen.table[..padded / BLOCK];
     let mut scores = SCORES.take();
     scores.resize(scores.len().max(out.len() / d * padded), 0.0);
-    for (index, block) in table.iter().enumerate() {
-        let k = &cached.k[slab(*block)..][..d * BLOCK];
-        block_scores(&mut scores, padded, index * BLOCK, q, k, shape.scale());
+    let keys_of = |index: usize| &cached.k[slab(table[index])..][..d * BLOCK];
+    let values_of = |index: usize| &cached.v[slab(table[index])..][..d * BLOCK];
+    let last = table.len() - 1;
+    for index in 0..=last {
+        let next = if index < last { keys_of(index + 1) } else { values_of(0) };
+        block_scores(&mut scores, padded, index * BLOCK, q, keys_of(index), next, shape.scale());
     }
     for scores in scores.chunks_exact_mut(padded).take(q.len() / d) {
         vectors::softmax(&mut scores[..seen.keys], 1.0);
     }
     out.fill(0.0);
-    for (index, block) in table.iter().enumerate() {
+    for index in 0..=last {
         let keys = BLOCK.min(seen.keys - index * BLOCK);
-        let v = &cached.v[slab(*block)..][..keys * d];
-        block_sum(out, d, &scores, padded, index * BLOCK, v);
+        let next = values_of(last.min(index + 1));
+        block_sum(out, d, &scores, padded, index * BLOCK, &values_of(index)[..keys * d], next);
     }
     SCORES.set(scores);
 }
@@ -74,15 +77,23 @@ fn one(shape: Attention, out: &mut [f32], q: &[f32], key_head: usize, seen: Seen
 simd! {
     /// Scores of all heads of `q`, `[heads, D]`, with a block of keys, `[D, BLOCK]`: written at `at` of each head's row of
     /// `scores`, which is `stride` long.
-    fn block_scores(scores: &mut [f32], stride: usize, at: usize, q: &[f32], k: &[f32], scale: f32) {
+    fn block_scores(
+        scores: &mut [f32],
+        stride: usize,
+        at: usize,
+        q: &[f32],
+        k: &[f32],
+        next: &[f32],
+        scale: f32,
+    ) {
         let d = k.len() / BLOCK;
         for (q, scores) in q.chunks(HEADS * d).zip(scores.chunks_mut(HEADS * stride)) {
             let scores = &mut scores[at..];
             match q.len() / d {
-                1 => scores_of::<FMA, 1>(scores, stride, q, k, scale),
-                2 => scores_of::<FMA, 2>(scores, stride, q, k, scale),
-                3 => scores_of::<FMA, 3>(scores, stride, q, k, scale),
-                _ => scores_of::<FMA, HEADS>(scores, stride, q, k, scale),
+                1 => scores_of::<FMA, 1>(scores, stride, q, k, next, scale),
+                2 => scores_of::<FMA, 2>(scores, stride, q, k, next, scale),
+                3 => scores_of::<FMA, 3>(scores, stride, q, k, next, scale),
+                _ => scores_of::<FMA, HEADS>(scores, stride, q, k, next, scale),
             }
         }
     }
@@ -95,12 +106,17 @@ fn scores_of<const FMA: bool, const N: usize>(
     stride: usize,
     q: &[f32],
     k: &[f32],
+    next: &[f32],
     scale: f32,
 ) {
     let d = k.len() / BLOCK;
     let q: [&[f32]; N] = std::array::from_fn(|n| &q[n * d..(n + 1) * d]);
     let mut sums = [[[0.0f32; BLOCK]; 2]; N];
-    for (i, k) in k.as_chunks::<{ 2 * BLOCK }>().0.iter().enumerate() {
+    for (i, (k, next)) in
+        k.as_chunks::<{ 2 * BLOCK }>().0.iter().zip(next.as_chunks::<{ 2 * BLOCK }>().0).enumerate()
+    {
+        prefetch(next);
+        prefetch(&next[BLOCK]);
         for n in 0..N {
             for half in 0..2 {
                 let q = q[n][2 * i + half];
@@ -121,14 +137,22 @@ fn scores_of<const FMA: bool, const N: usize>(
 simd! {
     /// Adds a block of values, `[keys, D]`, to `out`, `[heads, D]`, each as often as `at` of its head's row of `weights`
     /// says; in the order of the keys.
-    fn block_sum(out: &mut [f32], d: usize, weights: &[f32], stride: usize, at: usize, v: &[f32]) {
+    fn block_sum(
+        out: &mut [f32],
+        d: usize,
+        weights: &[f32],
+        stride: usize,
+        at: usize,
+        v: &[f32],
+        next: &[f32],
+    ) {
         for (out, weights) in out.chunks_mut(HEADS * d).zip(weights.chunks(HEADS * stride)) {
             let weights = &weights[at..];
             match out.len() / d {
-                1 => sum_of::<FMA, 1>(out, d, weights, stride, v),
-                2 => sum_of::<FMA, 2>(out, d, weights, stride, v),
-                3 => sum_of::<FMA, 3>(out, d, weights, stride, v),
-                _ => sum_of::<FMA, HEADS>(out, d, weights, stride, v),
+                1 => sum_of::<FMA, 1>(out, d, weights, stride, v, next),
+                2 => sum_of::<FMA, 2>(out, d, weights, stride, v, next),
+                3 => sum_of::<FMA, 3>(out, d, weights, stride, v, next),
+                _ => sum_of::<FMA, HEADS>(out, d, weights, stride, v, next),
             }
         }
     }
@@ -141,13 +165,15 @@ fn sum_of<const FMA: bool, const N: usize>(
     weights: &[f32],
     stride: usize,
     v: &[f32],
+    next: &[f32],
 ) {
     let weights: [&[f32]; N] = std::array::from_fn(|n| &weights[n * stride..n * stride + v.len() / d]);
     for first in (0..d / LANES * LANES).step_by(LANES) {
         let mut sums: [[f32; LANES]; N] =
             std::array::from_fn(|n| *out[n * d + first..].first_chunk().expect("whole lanes"));
-        for (s, v) in v.chunks_exact(d).enumerate() {
+        for (s, (v, next)) in v.chunks_exact(d).zip(next.chunks_exact(d)).enumerate() {
             let v: &[f32; LANES] = v[first..].first_chunk().expect("whole lanes");
+            prefetch(&next[first]);
             for n in 0..N {
                 for j in 0..LANES {
                     sums[n][j] = multiply_add::<FMA>(weights[n][s], v[j], sums[n][j]);

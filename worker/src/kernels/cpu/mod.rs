@@ -16,8 +16,8 @@ use super::gemm::{Elements, Product, View};
 use super::int8::{Activations, Int8};
 use super::pool::{Parts, Pool};
 use super::{
-    AdamW, Attention, Cached, Head, Kernels, Linear, Path, Precision, Qkv, QkvGradient, Rope, Seen, Turn,
-    Weight,
+    AdamW, Attention, Cached, Head, Kernels, Linear, Path, Precision, Qkv, QkvGradient, ROWS, Rope, Seen,
+    Turn, Weight,
 };
 
 /// Elements that a thread must have to be worth waking, in loops over slices.
@@ -85,9 +85,7 @@ impl Kernels for Cpu {
             Weight::Int8(w) if path == Path::Dots => {
                 let x = Activations::of(x, inputs);
                 self.few_rows(shape, y, |y, rows, outputs| {
-                    for (y, row) in y.iter_mut().zip(rows) {
-                        x.dots(y, row, w.rows(outputs.clone(), inputs), accumulate);
-                    }
+                    x.dots(y, rows, w.rows(outputs, inputs), accumulate);
                 });
             }
             Weight::Int8(w) => self.int8_panels(shape, y, x, w, accumulate),
@@ -305,7 +303,7 @@ impl Cpu {
     }
 
     /// A linear layer by one dot product for each output: reads the weight once and copies nothing. `dots(y, rows,
-    /// outputs)` computes some outputs of at most [`vectors::ROWS`] rows, whose parts of the result are `y`.
+    /// outputs)` computes some outputs of at most [`ROWS`] rows, whose parts of the result are `y`.
     fn few_rows(
         &self,
         shape: Linear,
@@ -321,9 +319,9 @@ impl Cpu {
             // A few outputs at a time, so that their weights are read from memory once for all rows.
             for first in part.clone().step_by(8) {
                 let some = first..part.end.min(first + 8);
-                for first in (0..rows).step_by(vectors::ROWS) {
-                    let together = first..rows.min(first + vectors::ROWS);
-                    let mut parts: [&mut [f32]; vectors::ROWS] = Default::default();
+                for first in (0..rows).step_by(ROWS) {
+                    let together = first..rows.min(first + ROWS);
+                    let mut parts: [&mut [f32]; ROWS] = Default::default();
                     for (part, row) in parts.iter_mut().zip(together.clone()) {
                         // SAFETY: the parts of a row do not overlap.
                         #[allow(unsafe_code)]

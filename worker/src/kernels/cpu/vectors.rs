@@ -2,7 +2,7 @@
 //! fixed order at the end.
 
 use crate::kernels::bf16::Bf16;
-use crate::kernels::isa::{multiply_add, simd};
+use crate::kernels::isa::{AHEAD, LINE, multiply_add, prefetch, simd};
 use crate::kernels::{AdamW, Rope, Turn, reference};
 
 /// Lanes of a sum: one vector of AVX-512, two of AVX2, four of SSE or NEON.
@@ -67,11 +67,8 @@ fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// Rows of a linear layer that share each load of a weight: as many sums as fit in the registers.
-pub const ROWS: usize = 4;
-
 simd! {
-    /// `y[r][o] = w[o] . x[r]`, or `+=` with `accumulate`, for at most [`ROWS`] rows; each has the bits it has alone.
+    /// `y[r][o] = w[o] . x[r]`, or `+=` with `accumulate`, for at most [`ROWS`](crate::kernels::ROWS) rows; each has the bits it has alone.
     pub fn dots(y: &mut [&mut [f32]], x: &[f32], w: &[f32], accumulate: bool) {
         match y.len() {
             4 => dots_of::<FMA, 4, 2, f32>(y, x, w, |w| w, accumulate),
@@ -111,6 +108,10 @@ fn dots_of<const FMA: bool, const N: usize, const SETS: usize, T: Copy>(
     for (o, w) in w.chunks_exact(inputs).enumerate() {
         let mut lanes = [[[0.0f32; LANES]; SETS]; N];
         for first in (0..whole).step_by(SETS * LANES) {
+            let next = w.as_ptr().wrapping_add(first).cast::<u8>().wrapping_add(AHEAD);
+            for line in (0..SETS * LANES * size_of::<T>()).step_by(LINE) {
+                prefetch(next.wrapping_add(line));
+            }
             for i in 0..SETS {
                 let part = first + i * LANES..first + (i + 1) * LANES;
                 let w: &[T; LANES] = w[part.clone()].first_chunk().expect("whole lanes");
