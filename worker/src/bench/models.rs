@@ -1,10 +1,10 @@
 //! A training step and inference of whole models, of the shapes that other frameworks are measured with.
 
 use super::{Bound, Figure, Spent, spent};
-use crate::kernels::{AdamW, BLOCK, Cpu, GROUP, Kernels, Precision};
+use crate::kernels::{AdamW, BLOCK, Cpu, GROUP, Kernels, KvBlocks, Precision};
 use crate::model::inference::{Scratch, Segment};
 use crate::model::training::{Sample, Workspace};
-use crate::model::{KvBlocks, Model, ModelConfig};
+use crate::model::{Model, ModelConfig};
 use crate::random::Random;
 
 /// The window of the models: the longest prompt and what follows it.
@@ -102,7 +102,7 @@ pub(crate) fn train_on(args: &TrainArgs, sequences: usize) -> Vec<Figure> {
             losses.push(model.loss_and_gradient(&kernels, &mut workspace, &mut gradient, sample));
             let step =
                 AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, update };
-            kernels.adamw(&mut model.parameters, &mut first, &mut second, &gradient, &step);
+            kernels.adamw(&mut model.weights.parameters, &mut first, &mut second, &gradient, &step);
         }));
     }
     let step = median(&times[1..]);
@@ -182,14 +182,15 @@ pub fn infer(args: &InferArgs) -> Vec<Figure> {
     let mut random = Random::new(42);
     let prompt: Vec<u32> = (0..args.prompt).map(|_| (random.bits() % vocabulary) as u32).collect();
     let table: Vec<u32> = (0..(args.prompt + args.generate).div_ceil(BLOCK) as u32).collect();
-    let mut cache = KvBlocks::new(&model.config, table.len());
+    let mut cache = KvBlocks::new(model.config.cache(table.len()));
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
     for _ in 0..4 {
         let (mut scratch, mut start, mut token) = (Scratch::default(), 0, 0);
         let mut next = |tokens: &[u32], prompt: usize| {
             let segment = Segment { table: &table, start, tokens, prompt, wanted: 1 };
             start += tokens.len();
-            let logits = model.extend(&kernels, &mut cache, &mut scratch, &[segment]).logits;
+            let outputs = model.extend(&kernels, &mut cache, &mut scratch, &[segment]);
+            let logits = outputs.expect("a processor does not fail").logits;
             let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
             best.unwrap_or(0) as u32
         };

@@ -5,6 +5,7 @@
 
 use super::ModelConfig;
 use crate::random::{Random, mix};
+use std::ops::Range;
 
 /// A stretch of the flat vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,14 +17,19 @@ pub struct Span {
 }
 
 impl Span {
+    /// Its elements.
+    pub fn range(self) -> Range<usize> {
+        self.start..self.start + self.len
+    }
+
     /// The stretch of `all`.
     pub fn of(self, all: &[f32]) -> &[f32] {
-        &all[self.start..self.start + self.len]
+        &all[self.range()]
     }
 
     /// The stretch of `all`, to be written.
     pub fn of_mut(self, all: &mut [f32]) -> &mut [f32] {
-        &mut all[self.start..self.start + self.len]
+        &mut all[self.range()]
     }
 }
 

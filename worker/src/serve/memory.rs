@@ -3,7 +3,7 @@
 use super::engine::MAX_RUNNING;
 use crate::args::UsageError;
 use crate::kernels::BLOCK;
-use crate::model::{KvBlocks, ModelConfig};
+use crate::model::ModelConfig;
 
 /// Blocks of keys and values: as many as fit in `mib`, or by default in a quarter of the memory that this process may
 /// use, but no more than [`MAX_RUNNING`] requests of the whole window take. Their memory is used as they are.
@@ -11,7 +11,7 @@ use crate::model::{KvBlocks, ModelConfig};
 /// # Errors
 /// Where not one block fits in `mib`.
 pub fn blocks(config: &ModelConfig, mib: Option<u64>) -> Result<usize, UsageError> {
-    let block = KvBlocks::block_bytes(config) as u64;
+    let block = (config.block_elements() * size_of::<f32>()) as u64;
     let Some(mib) = mib else {
         let most = (MAX_RUNNING * config.window().div_ceil(BLOCK)) as u64;
         return Ok((usable_bytes() / 4 / block).clamp(1, most) as usize);

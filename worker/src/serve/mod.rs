@@ -106,7 +106,7 @@ pub async fn run(
     let blocks = memory::blocks(&model.config, args.kv_memory)?;
     let (window, width) = (model.config.window(), model.config.hidden_size);
     let limits = Limits { max_queue: args.max_queue, blocks };
-    let engine = Engine::start(model, tokenizer.clone(), kernels, limits);
+    let engine = Engine::start(model, tokenizer.clone(), kernels, limits)?;
     let app = Arc::new(App::new(engine, tokenizer, name, window, width));
 
     let address = format!("{}:{}", args.host, args.port);
@@ -161,10 +161,10 @@ pub async fn run(
     }
     status.message = "stopped".into();
     file.flush(&status);
-    Ok(())
+    app.engine.failure().map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// Keeps the speed in the status file up to date until `stop`.
+/// Keeps the speed in the status file up to date until `stop`, or the engine's own end.
 async fn report_until<T>(
     app: &App,
     file: &mut StatusFile,
@@ -177,6 +177,9 @@ async fn report_until<T>(
         tokio::select! {
             _ = &mut stop => return,
             () = tokio::time::sleep(Duration::from_secs(1)) => (),
+        }
+        if app.engine.failure().is_some() {
+            return;
         }
         let (running, waiting) = app.engine.load();
         let metrics = app.engine.metrics();

@@ -300,7 +300,7 @@ impl Engine {
             let update =
                 AdamW { learning_rate, beta1: BETA1, beta2: BETA2, eps: EPS, weight_decay, update: step };
             let (first, second) = (tensor.span.of_mut(first), tensor.span.of_mut(second));
-            let parameters = tensor.span.of_mut(&mut model.parameters);
+            let parameters = tensor.span.of_mut(&mut model.weights.parameters);
             self.kernels.adamw(parameters, first, second, tensor.span.of(&self.gradient), &update);
         }
         (record.step, record.loss) = (step, loss);

@@ -213,7 +213,7 @@ pub fn save_model(model: &Model, directory: &Path) {
         .map(|tensor| TensorRef {
             name: &tensor.name,
             shape: &tensor.shape,
-            values: tensor.span.of(&model.parameters),
+            values: tensor.span.of(&model.weights.parameters),
         })
         .collect();
     write(&directory.join("model.safetensors"), &tensors).unwrap();
@@ -223,9 +223,9 @@ pub fn save_model(model: &Model, directory: &Path) {
 /// the likeliest tokens are taken.
 pub fn loud_model() -> Model {
     let mut model = Model::new(ModelConfig::preset("tiny").unwrap(), 5);
-    model.parameters.iter_mut().for_each(|value| *value *= 3.0);
+    model.weights.parameters.iter_mut().for_each(|value| *value *= 3.0);
     let width = model.config.hidden_size;
     let end = aquifer_worker::tokenizer::EOS as usize * width;
-    model.layout.embedding.of_mut(&mut model.parameters)[end..end + width].fill(0.0);
+    model.layout.embedding.of_mut(&mut model.weights.parameters)[end..end + width].fill(0.0);
     model
 }
