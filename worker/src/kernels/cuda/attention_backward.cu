@@ -1,0 +1,255 @@
+// Causal attention, backward, in three kernels and without atomics, so that every sum has one order:
+//   attention_backward_prepare   delta = dout . out of each query's head
+//   attention_backward_kv        a tile of 64 keys: goes over all queries that see it, of all heads that share it
+//   attention_backward_q         a tile of 64 queries: goes over all keys that it sees
+// Both compute the scores anew from log_sum, p = exp(q . k * scale - log_sum), and dscore = p * (dout . v - delta): that is 7
+// products where one kernel with atomics has 5, the price of equal bits on every run. Memory is linear in the length.
+// Source: Dao, "FlashAttention-2", arXiv 2307.08691, section 3.1 and algorithm 2.
+//
+// Shapes as in attention.cu; dout, delta and log_sum are dense. With bf16, tiles that a block stays with and two pairs of those that
+// pass by are in dynamic shared memory: 256 rows.
+#include "tiles.cuh"
+
+// delta[i] = dout[i] . out[i] for each of `count` heads of queries. A warp for each, 8 a block. Grid: up(count, 8).
+extern "C" __global__ void attention_backward_prepare(float* delta, const elem* dout, const elem* out, long long count) {
+    const long long index = thread_index() / 32;
+    if (count <= index) return;
+    float sum = 0;
+    for (int at = threadIdx.x % 32; at < HEAD_DIM; at += 32)
+        sum += value(dout[index * HEAD_DIM + at]) * value(out[index * HEAD_DIM + at]);
+    sum = sum_lanes(sum);
+    if (threadIdx.x % 32 == 0) delta[index] = sum;
+}
+
+#if BF16
+
+enum { PASSING = 32 };  // rows of a tile that passes by
+
+// A pair of tiles that pass by: queries and their dout, or keys and values.
+static __device__ inline void copy_pair(bf16* pair, const bf16* first, const bf16* second, long long first_stride,
+                                        long long second_stride, int exist) {
+    copy_tile<PASSING>(pair, first, first_stride, exist);
+    copy_tile<PASSING>(pair + PASSING * STRIDE, second, second_stride, exist);
+    commit_copies();
+}
+
+// A warp has 16 keys, which are the rows of its scores: these are the transposed ones, so that they are, rounded, the left
+// operand of the products that make dk and dv. Grid: (up(start + queries, 64), kv_heads, sequences).
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    attention_backward_kv(elem* dk, elem* dv, const elem* q, const elem* k, const elem* v, const elem* dout,
+                          const float* log_sum, const float* delta, int queries, int start, int heads, int kv_heads,
+                          int q_stride, int kv_stride, float scale) {
+    DYNAMIC_SHARED(bf16, shared);
+    bf16 *keys = shared, *values = keys + ROWS * STRIDE, *passing = values + ROWS * STRIDE;
+    const int first = blockIdx.x * ROWS, exist = min(ROWS, start + queries - first), group = heads / kv_heads;
+    const int warp_row = threadIdx.x / 32 * WARP_ROWS, row = warp_row + threadIdx.x % 32 / 4;
+    const int column = threadIdx.x % 4 * 2;
+    const long long key_row = (long long)blockIdx.z * (start + queries) + first, query_row = (long long)blockIdx.z * queries;
+    const long long key_at = key_row * kv_stride + blockIdx.y * HEAD_DIM, width = (long long)heads * HEAD_DIM;
+    copy_tile<ROWS>(keys, k + key_at, kv_stride, exist);
+    copy_tile<ROWS>(values, v + key_at, kv_stride, exist);
+
+    // Tiles of queries from the first that sees a key of the block, for one head after the other.
+    const int begin = max(0, first - start) / PASSING * PASSING, tiles = (int)up(queries - begin, PASSING);
+    auto ask = [&](int i) {
+        const int head = blockIdx.y * group + i / tiles, from = begin + i % tiles * PASSING;
+        copy_pair(passing + i % 2 * 2 * PASSING * STRIDE, q + (query_row + from) * q_stride + head * HEAD_DIM,
+                  dout + (query_row + from) * width + head * HEAD_DIM, q_stride, width, queries - from);
+    };
+    float dkeys[DEPTH / 8][4] = {}, dvalues[DEPTH / 8][4] = {};
+    ask(0);
+    for (int i = 0; i < group * tiles; i++) {
+        if (i + 1 < group * tiles) ask(i + 1);
+        else commit_copies();
+        wait_for_copies<1>();
+        __syncthreads();
+        const bf16 *query = passing + i % 2 * 2 * PASSING * STRIDE, *dquery = query + PASSING * STRIDE;
+        const int head = blockIdx.y * group + i / tiles, from = begin + i % tiles * PASSING;
+        float p[PASSING / 8][4] = {}, dscore[PASSING / 8][4] = {};
+        multiply_rows<PASSING / 16>(p, keys, warp_row, query);
+        multiply_rows<PASSING / 16>(dscore, values, warp_row, dquery);
+#pragma unroll
+        for (int n = 0; n < PASSING / 8; n++)
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const int t = from + 8 * n + column + j;
+                const bool exists = t < queries;
+                const long long at = (query_row + (exists ? t : 0)) * heads + head;
+                const float log = log_sum[at] * LOG2_E, d = delta[at];
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    const bool sees = exists && first + row + 8 * half <= start + t;
+                    float& x = p[n][2 * half + j];
+                    x = sees ? power_of_two(x * (scale * LOG2_E) - log) : 0.0f;
+                    dscore[n][2 * half + j] = x * (dscore[n][2 * half + j] - d);
+                }
+            }
+        multiply_columns<PASSING / 16>(dvalues, p, dquery);
+        multiply_columns<PASSING / 16>(dkeys, dscore, query);
+        __syncthreads();  // before the next but one comes into the same room
+    }
+    wait_for_copies<0>();
+    store_rows(dk + key_at, kv_stride, row, exist, dkeys, scale, scale);
+    store_rows(dv + key_at, kv_stride, row, exist, dvalues, 1.0f, 1.0f);
+}
+
+// A warp has 16 queries. Grid: (up(queries, 64), heads, sequences).
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    attention_backward_q(elem* dq, const elem* q, const elem* k, const elem* v, const elem* dout, const float* log_sum,
+                         const float* delta, int queries, int start, int heads, int kv_heads, int q_stride, int kv_stride,
+                         float scale) {
+    DYNAMIC_SHARED(bf16, shared);
+    bf16 *query = shared, *dquery = query + ROWS * STRIDE, *passing = dquery + ROWS * STRIDE;
+    // The longest first.
+    const int first = (gridDim.x - 1 - blockIdx.x) * ROWS, exist = min(ROWS, queries - first);
+    const int visible = start + first + exist, head = blockIdx.y, key_head = head / (heads / kv_heads);
+    const int warp_row = threadIdx.x / 32 * WARP_ROWS, row = warp_row + threadIdx.x % 32 / 4;
+    const int column = threadIdx.x % 4 * 2;
+    const long long query_row = (long long)blockIdx.z * queries + first, key_row = (long long)blockIdx.z * (start + queries);
+    const long long query_at = query_row * q_stride + head * HEAD_DIM, width = (long long)heads * HEAD_DIM;
+    copy_tile<ROWS>(query, q + query_at, q_stride, exist);
+    copy_tile<ROWS>(dquery, dout + query_row * width + head * HEAD_DIM, width, exist);
+
+    auto ask = [&](int i) {
+        const long long at = (key_row + i * PASSING) * kv_stride + key_head * HEAD_DIM;
+        copy_pair(passing + i % 2 * 2 * PASSING * STRIDE, k + at, v + at, kv_stride, kv_stride, visible - i * PASSING);
+    };
+    float log[2] = {}, d[2] = {};
+    for (int half = 0; half < 2; half++)
+        if (row + 8 * half < exist) {
+            const long long at = (query_row + row + 8 * half) * heads + head;
+            log[half] = log_sum[at] * LOG2_E;
+            d[half] = delta[at];
+        }
+    float sums[DEPTH / 8][4] = {};
+    const int tiles = (int)up(visible, PASSING);
+    ask(0);
+    for (int i = 0; i < tiles; i++) {
+        if (i + 1 < tiles) ask(i + 1);
+        else commit_copies();
+        wait_for_copies<1>();
+        __syncthreads();
+        const bf16 *keys = passing + i % 2 * 2 * PASSING * STRIDE, *values = keys + PASSING * STRIDE;
+        float p[PASSING / 8][4] = {}, dscore[PASSING / 8][4] = {};
+        multiply_rows<PASSING / 16>(p, query, warp_row, keys);
+        multiply_rows<PASSING / 16>(dscore, dquery, warp_row, values);
+#pragma unroll
+        for (int n = 0; n < PASSING / 8; n++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                const int s = i * PASSING + 8 * n + column + j % 2, half = j / 2;
+                const bool sees = s <= start + first + row + 8 * half;
+                const float x = sees ? power_of_two(p[n][j] * (scale * LOG2_E) - log[half]) : 0.0f;
+                dscore[n][j] = x * (dscore[n][j] - d[half]);
+            }
+        multiply_columns<PASSING / 16>(sums, dscore, keys);
+        __syncthreads();
+    }
+    wait_for_copies<0>();
+    store_rows(dq + query_at, q_stride, row, exist, sums, scale, scale);
+}
+
+#else
+
+enum { LANES = 4, PASSING = 32, PART = HEAD_DIM / LANES };
+
+// Without tensor cores: 4 neighbouring lanes have a key, each a quarter of its elements. Blocks of 256 threads.
+extern "C" __global__ void __launch_bounds__(256)
+    attention_backward_kv(elem* dk, elem* dv, const elem* q, const elem* k, const elem* v, const elem* dout,
+                          const float* log_sum, const float* delta, int queries, int start, int heads, int kv_heads,
+                          int q_stride, int kv_stride, float scale) {
+    __shared__ __align__(16) float query[PASSING * HEAD_DIM], dquery[PASSING * HEAD_DIM];
+    const int first = blockIdx.x * ROWS, exist = min(ROWS, start + queries - first), group = heads / kv_heads;
+    const int row = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    const long long key_row = (long long)blockIdx.z * (start + queries) + first, query_row = (long long)blockIdx.z * queries;
+    const long long at = (key_row + row) * kv_stride + blockIdx.y * HEAD_DIM, width = (long long)heads * HEAD_DIM;
+    float key[PART], val[PART], dkey[PART] = {}, dval[PART] = {};
+#pragma unroll
+    for (int i = 0; i < PART; i++) {
+        key[i] = row < exist ? k[at + i * LANES + lane] : 0.0f;
+        val[i] = row < exist ? v[at + i * LANES + lane] : 0.0f;
+    }
+    for (int head = blockIdx.y * group; head < (int)(blockIdx.y + 1) * group; head++)
+        for (int from = max(0, first - start); from < queries; from += PASSING) {
+            __syncthreads();
+            const int count = min(PASSING, queries - from);
+            for (int i = threadIdx.x; i < count * HEAD_DIM; i += blockDim.x) {
+                const long long t = query_row + from + i / HEAD_DIM, element = head * HEAD_DIM + i % HEAD_DIM;
+                query[i] = q[t * q_stride + element];
+                dquery[i] = dout[t * width + element];
+            }
+            __syncthreads();
+            for (int t = 0; t < count; t++) {
+                float score = 0, along = 0;
+#pragma unroll
+                for (int i = 0; i < PART; i++) {
+                    score += key[i] * query[t * HEAD_DIM + i * LANES + lane];
+                    along += val[i] * dquery[t * HEAD_DIM + i * LANES + lane];
+                }
+                score = sum_lanes<LANES>(score) * scale;
+                along = sum_lanes<LANES>(along);
+                if (start + from + t < first + row) continue;
+                const long long index = (query_row + from + t) * heads + head;
+                const float p = expf(score - log_sum[index]), dscore = p * (along - delta[index]) * scale;
+#pragma unroll
+                for (int i = 0; i < PART; i++) {
+                    dval[i] += p * dquery[t * HEAD_DIM + i * LANES + lane];
+                    dkey[i] += dscore * query[t * HEAD_DIM + i * LANES + lane];
+                }
+            }
+        }
+    if (exist <= row) return;
+#pragma unroll
+    for (int i = 0; i < PART; i++) {
+        dk[at + i * LANES + lane] = dkey[i];
+        dv[at + i * LANES + lane] = dval[i];
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    attention_backward_q(elem* dq, const elem* q, const elem* k, const elem* v, const elem* dout, const float* log_sum,
+                         const float* delta, int queries, int start, int heads, int kv_heads, int q_stride, int kv_stride,
+                         float scale) {
+    __shared__ __align__(16) float keys[PASSING * HEAD_DIM], values[PASSING * HEAD_DIM];
+    const int first = (gridDim.x - 1 - blockIdx.x) * ROWS, exist = min(ROWS, queries - first);
+    const int visible = start + first + exist, head = blockIdx.y, key_head = head / (heads / kv_heads);
+    const int row = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    const long long query_row = (long long)blockIdx.z * queries + first, key_row = (long long)blockIdx.z * (start + queries);
+    const long long at = (query_row + row) * q_stride + head * HEAD_DIM, index = (query_row + row) * heads + head;
+    float query[PART], dquery[PART], sums[PART] = {};
+#pragma unroll
+    for (int i = 0; i < PART; i++) {
+        query[i] = row < exist ? q[at + i * LANES + lane] : 0.0f;
+        dquery[i] = row < exist ? dout[index * HEAD_DIM + i * LANES + lane] : 0.0f;
+    }
+    const float log = row < exist ? log_sum[index] : 0.0f, d = row < exist ? delta[index] : 0.0f;
+    for (int from = 0; from < visible; from += PASSING) {
+        __syncthreads();
+        const int count = min(PASSING, visible - from);
+        for (int i = threadIdx.x; i < count * HEAD_DIM; i += blockDim.x) {
+            const long long element = (key_row + from + i / HEAD_DIM) * kv_stride + key_head * HEAD_DIM + i % HEAD_DIM;
+            keys[i] = k[element];
+            values[i] = v[element];
+        }
+        __syncthreads();
+        for (int s = 0; s < count; s++) {
+            float score = 0, along = 0;
+#pragma unroll
+            for (int i = 0; i < PART; i++) {
+                score += query[i] * keys[s * HEAD_DIM + i * LANES + lane];
+                along += dquery[i] * values[s * HEAD_DIM + i * LANES + lane];
+            }
+            score = sum_lanes<LANES>(score) * scale;
+            along = sum_lanes<LANES>(along);
+            if (start + first + row < from + s) continue;
+            const float dscore = expf(score - log) * (along - d) * scale;
+#pragma unroll
+            for (int i = 0; i < PART; i++) sums[i] += dscore * keys[s * HEAD_DIM + i * LANES + lane];
+        }
+    }
+    if (exist <= row) return;
+#pragma unroll
+    for (int i = 0; i < PART; i++) dq[at + i * LANES + lane] = sums[i];
+}
+
+#endif

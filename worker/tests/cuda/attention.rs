@@ -1,0 +1,236 @@
+//! Attention, forward and backward.
+
+use crate::assert_near;
+use crate::card::{Arg, Card, ELEMS, Elem, Memory, Size, long, size};
+use aquifer_worker::kernels::{Attention, Qkv, QkvGradient, reference};
+use aquifer_worker::random::Random;
+
+/// Heads of all lengths that models have, and small ones, with queries around the edges of tiles.
+const SHAPES: [(usize, usize, usize, usize, usize, usize); 9] = [
+    // head_dim, heads, kv_heads, start, queries, sequences
+    (8, 4, 2, 0, 7, 2),
+    (8, 2, 1, 70, 3, 1),
+    (16, 2, 2, 0, 65, 1),
+    (24, 1, 1, 5, 64, 1),
+    (64, 3, 1, 0, 70, 2),
+    (64, 1, 1, 63, 66, 1),
+    (80, 2, 2, 0, 33, 1),
+    (96, 2, 1, 100, 1, 1),
+    (128, 2, 1, 20, 80, 1),
+];
+
+struct Case {
+    elem: Elem,
+    shape: Attention,
+    sequences: usize,
+    /// Rows of queries, and of keys or values, in a matrix of all three of them.
+    q_stride: usize,
+    kv_stride: usize,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl Case {
+    fn new(elem: Elem, index: usize) -> Case {
+        let (head_dim, heads, kv_heads, start, queries, sequences) = SHAPES[index];
+        let shape = Attention { queries, start, heads, kv_heads, head_dim };
+        let mut random = Random::new(index as u64);
+        // Scores of a few units: with smaller ones a softmax that is wrong is nearly right.
+        let mut some = |count: usize, by: f32| -> Vec<f32> {
+            random.normals(count).iter().map(|x| elem.round(by * x)).collect()
+        };
+        Case {
+            elem,
+            shape,
+            sequences,
+            q_stride: shape.query_width() + 8,
+            kv_stride: 2 * shape.key_width(),
+            q: some(sequences * queries * shape.query_width(), 2.0),
+            k: some(sequences * shape.keys() * shape.key_width(), 1.0),
+            v: some(sequences * shape.keys() * shape.key_width(), 1.0),
+        }
+    }
+
+    fn query_rows(&self) -> usize {
+        self.sequences * self.shape.queries
+    }
+
+    fn block(&self) -> usize {
+        if self.elem == Elem::Bf16 { 128 } else { 256 }
+    }
+
+    /// Queries with something behind each row, and rows of keys and values side by side.
+    fn upload(&self, card: &'static Card) -> (Memory, Memory) {
+        let (width, narrow) = (self.shape.query_width(), self.shape.key_width());
+        let q: Vec<f32> = self.q.chunks(width).flat_map(|row| [row, &[f32::NAN; 8]].concat()).collect();
+        let kv: Vec<f32> =
+            self.k.chunks(narrow).zip(self.v.chunks(narrow)).flat_map(|(k, v)| [k, v].concat()).collect();
+        (card.elements(self.elem, &q), card.elements(self.elem, &kv))
+    }
+
+    fn values(&self, kv: &Memory) -> Arg {
+        kv.from(self.shape.key_width() * self.elem.bytes())
+    }
+
+    /// The arguments that all three kernels end with.
+    fn tail(&self) -> [Arg; 7] {
+        let Attention { queries, start, heads, kv_heads, .. } = self.shape;
+        [
+            queries.into(),
+            start.into(),
+            heads.into(),
+            kv_heads.into(),
+            self.q_stride.into(),
+            self.kv_stride.into(),
+            self.shape.scale().into(),
+        ]
+    }
+
+    fn expected(&self) -> (Vec<f32>, Vec<f32>) {
+        let shape = self.shape;
+        let (width, narrow) = (shape.queries * shape.query_width(), shape.keys() * shape.key_width());
+        let (mut out, mut log_sum) = (vec![0.0; self.q.len()], vec![0.0; self.query_rows() * shape.heads]);
+        for (i, (out, log_sum)) in
+            out.chunks_mut(width).zip(log_sum.chunks_mut(shape.queries * shape.heads)).enumerate()
+        {
+            let keys = i * narrow..(i + 1) * narrow;
+            let inputs =
+                Qkv { q: &self.q[i * width..(i + 1) * width], k: &self.k[keys.clone()], v: &self.v[keys] };
+            reference::attention_forward(shape, out, log_sum, inputs);
+        }
+        (out, log_sum)
+    }
+
+    fn expected_gradient(
+        &self,
+        dout: &[f32],
+        out: &[f32],
+        log_sum: &[f32],
+    ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+        let shape = self.shape;
+        let (width, narrow) = (shape.queries * shape.query_width(), shape.keys() * shape.key_width());
+        let (mut dq, mut dk, mut dv) =
+            (vec![0.0; self.q.len()], vec![0.0; self.k.len()], vec![0.0; self.v.len()]);
+        for i in 0..self.sequences {
+            let (wide, keys) = (i * width..(i + 1) * width, i * narrow..(i + 1) * narrow);
+            let inputs = Qkv { q: &self.q[wide.clone()], k: &self.k[keys.clone()], v: &self.v[keys.clone()] };
+            let gradient =
+                QkvGradient { q: &mut dq[wide.clone()], k: &mut dk[keys.clone()], v: &mut dv[keys] };
+            let logs = shape.queries * shape.heads;
+            let log_sum = &log_sum[i * logs..(i + 1) * logs];
+            reference::attention_backward(shape, gradient, &dout[wide.clone()], &out[wide], log_sum, inputs);
+        }
+        (dq, dk, dv)
+    }
+}
+
+/// Weights of a softmax are rounded to bf16 before they meet the values, each by half of its last bit, and outputs once
+/// more. Floats: exponentials of scores near 10, whose last bit is worth 1e-6.
+fn tolerance(elem: Elem) -> f32 {
+    match elem {
+        Elem::Float => 4e-6,
+        Elem::Bf16 => 5e-3,
+    }
+}
+
+#[test]
+fn attention_forward() {
+    let Some(card) = Card::get() else { return };
+    for elem in ELEMS {
+        for index in 0..SHAPES.len() {
+            let case = Case::new(elem, index);
+            let (shape, rows) = (case.shape, case.query_rows());
+            let program = card.program("attention.cu", elem, shape.head_dim);
+            let (q, kv) = case.upload(card);
+            let (out, log_sum) = (card.no_elements(elem, case.q.len()), card.no_floats(rows * shape.heads));
+            let grid = [shape.queries.div_ceil(64), shape.heads, case.sequences];
+            let mut args =
+                vec![(&out).into(), (&log_sum).into(), (&q).into(), (&kv).into(), case.values(&kv)];
+            args.extend(case.tail());
+            program.launch("attention_forward", Size { grid, block: case.block(), shared: 0 }, &args);
+            let (expected, log) = case.expected();
+            let name = format!("{elem:?} {:?}", SHAPES[index]);
+            assert_near(&format!("attention {name}"), &out.as_elements(elem), &expected, tolerance(elem));
+            // Sums are not rounded to elements.
+            assert_near(&format!("log sum {name}"), &log_sum.as_floats(), &log, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn attention_backward() {
+    let Some(card) = Card::get() else { return };
+    for elem in ELEMS {
+        for index in 0..SHAPES.len() {
+            let case = Case::new(elem, index);
+            let (shape, rows) = (case.shape, case.query_rows());
+            let program = card.program("attention_backward.cu", elem, shape.head_dim);
+            let (q, kv) = case.upload(card);
+            let (out, log_sum) = case.expected();
+            let dout = elem.round_all(&Random::new(100 + index as u64).normals(out.len()));
+            let rounded = card.elements(elem, &out);
+            let (dout_memory, log_memory) = (card.elements(elem, &dout), card.floats(&log_sum));
+            let delta = card.no_floats(rows * shape.heads);
+            let count = rows * shape.heads;
+            program.launch(
+                "attention_backward_prepare",
+                size(count.div_ceil(8), 256),
+                &[(&delta).into(), (&dout_memory).into(), (&rounded).into(), long(count)],
+            );
+            let dq = card.elements(elem, &vec![f32::NAN; rows * case.q_stride]);
+            let dkv = card.no_elements(elem, case.sequences * shape.keys() * case.kv_stride);
+            let inputs = [
+                (&q).into(),
+                (&kv).into(),
+                case.values(&kv),
+                (&dout_memory).into(),
+                (&log_memory).into(),
+                (&delta).into(),
+            ];
+            let shared = match elem {
+                Elem::Float => 0,
+                Elem::Bf16 => 256 * (shape.head_dim.div_ceil(16) * 16 + 8) * 2,
+            };
+            let launch = |kernel: &str, grid: [usize; 3], outputs: &[Arg]| {
+                let args = [outputs, &inputs, &case.tail()].concat();
+                program.launch(kernel, Size { grid, block: case.block(), shared }, &args);
+            };
+            let grid = [shape.keys().div_ceil(64), shape.kv_heads, case.sequences];
+            launch("attention_backward_kv", grid, &[(&dkv).into(), case.values(&dkv)]);
+            let grid = [shape.queries.div_ceil(64), shape.heads, case.sequences];
+            launch("attention_backward_q", grid, &[(&dq).into()]);
+
+            let (expected_q, expected_k, expected_v) =
+                case.expected_gradient(&dout, &elem.round_all(&out), &log_sum);
+            let name = format!("{elem:?} {:?}", SHAPES[index]);
+            let (width, narrow) = (shape.query_width(), shape.key_width());
+            let of_rows = |all: &[f32], stride: usize, part: std::ops::Range<usize>| -> Vec<f32> {
+                all.chunks(stride).flat_map(|row| row[part.clone()].to_vec()).collect()
+            };
+            let (dq, dkv) = (dq.as_elements(elem), dkv.as_elements(elem));
+            // One more rounding than forward: of the gradient of the scores.
+            let tolerance = 1.5 * tolerance(elem);
+            assert_near(
+                &format!("dq {name}"),
+                &of_rows(&dq, case.q_stride, 0..width),
+                &expected_q,
+                tolerance,
+            );
+            assert!(of_rows(&dq, case.q_stride, width..case.q_stride).iter().all(|x| x.is_nan()), "{name}");
+            assert_near(
+                &format!("dk {name}"),
+                &of_rows(&dkv, case.kv_stride, 0..narrow),
+                &expected_k,
+                tolerance,
+            );
+            let second = narrow..2 * narrow;
+            assert_near(
+                &format!("dv {name}"),
+                &of_rows(&dkv, case.kv_stride, second),
+                &expected_v,
+                tolerance,
+            );
+        }
+    }
+}
