@@ -57,7 +57,7 @@ pub trait Backend: Send + Sync + Sized {
     const PROMPT_ROWS: usize = 1;
 
     /// The parameters of `model` on this device. A device that has memory of its own copies them to `held`, which is empty
-    /// or what an earlier call has left there.
+    /// or what an earlier call has left there; unless they are there and not `new` since then.
     ///
     /// # Errors
     /// The device has no room, or has failed.
@@ -65,6 +65,7 @@ pub trait Backend: Send + Sync + Sized {
         &self,
         held: &'a mut Option<Model<Self::Weights>>,
         model: &'a Model,
+        new: bool,
     ) -> Result<&'a Model<Self::Weights>, DeviceError>;
 
     /// As [`place`](Backend::place), of a model that nobody else reads.
@@ -234,6 +235,9 @@ pub trait Backend: Send + Sync + Sized {
         log_sum: &Self::Floats,
         inputs: [&Self::Elements; 3],
     );
+
+    /// Bytes that keys and values may take by default, and bytes of one element of them. The model is there already.
+    fn cache_bytes(&self) -> (u64, usize);
 
     /// So much room for keys and values.
     ///

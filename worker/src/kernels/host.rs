@@ -4,6 +4,7 @@ use super::{
     Attention, BLOCK, Backend, CacheShape, Cached, DeviceError, Head, Kernels, Linear, Qkv, QkvGradient,
     Rope, Seen, Turn, Weight,
 };
+use crate::mapping::usable_bytes;
 use crate::model::{HostWeights, Model};
 use std::ops::Range;
 
@@ -18,7 +19,12 @@ impl<K: Kernels> Backend for K {
     type Cache = KvBlocks;
     type Rows<'a> = &'a [Seen<'a>];
 
-    fn place<'a>(&self, _: &'a mut Option<Model>, model: &'a Model) -> Result<&'a Model, DeviceError> {
+    fn place<'a>(
+        &self,
+        _: &'a mut Option<Model>,
+        model: &'a Model,
+        _: bool,
+    ) -> Result<&'a Model, DeviceError> {
         Ok(model)
     }
 
@@ -187,6 +193,11 @@ impl<K: Kernels> Backend for K {
             let inputs = sequence(index, queries, keys, inputs);
             Kernels::attention_backward(self, shape, own, &dout[wide.clone()], &out[wide], log_sum, inputs);
         }
+    }
+
+    /// A quarter of what this process may use.
+    fn cache_bytes(&self) -> (u64, usize) {
+        (usable_bytes() / 4, size_of::<f32>())
     }
 
     fn cache(&self, shape: CacheShape) -> Result<KvBlocks, DeviceError> {

@@ -12,6 +12,8 @@
 mod backend;
 mod bf16;
 mod cpu;
+mod cuda;
+mod device;
 mod gemm;
 mod host;
 mod int8;
@@ -23,6 +25,8 @@ pub mod reference;
 pub use backend::{Backend, DeviceError, Stretch, Weights};
 pub use bf16::{Bf16, round_all};
 pub use cpu::Cpu;
+pub use cuda::{Card, Cuda, Element};
+pub use device::{Chosen, Device};
 pub use host::KvBlocks;
 pub use int8::{GROUP, Int8, quantise};
 pub use isa::Isa;
