@@ -11,7 +11,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use support::{Ended, TempDir, Worker, loud_model, save_model};
+use support::{Ended, TempDir, Worker, free_port, loud_model, save_model};
 
 #[test]
 fn worker_process() {
@@ -93,6 +93,40 @@ fn a_training_that_was_ended_on_a_card_goes_on_with_the_same_bits() {
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(ended.stdout.contains("from step 4"), "{}", ended.stdout);
     assert!(model(&rest, 6) == model(&whole, 6));
+}
+
+/// A training by two ranks, on these devices; where its checkpoints are, and what the ranks said.
+fn train_two(dir: &TempDir, name: &str, libraries: &Path, devices: [&str; 2]) -> (PathBuf, [Ended; 2]) {
+    let (data, checkpoints, port) = (dir.text(), dir.join(name), free_port().to_string());
+    let rank = |(rank, device): (&str, &str)| {
+        let options =
+            ["train", "--data", data.to_str().unwrap(), "--checkpoint-dir", checkpoints.to_str().unwrap()];
+        let more = ["--context", "24", "--batch", "4", "--warmup", "1", "--steps", "4", "--device", device];
+        let group = [("RANK", rank), ("WORLD_SIZE", "2"), ("MASTER_PORT", port.as_str())];
+        Worker::spawn(&[&options[..], &more].concat(), &environment(libraries, &group))
+    };
+    let workers = [("0", devices[0]), ("1", devices[1])].map(rank);
+    let ended = workers.map(Worker::end);
+    for ended in &ended {
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    }
+    (checkpoints, ended)
+}
+
+#[test]
+fn two_cards_give_the_bits_of_one_and_a_card_beside_a_processor_is_said_to_differ() {
+    let Some(libraries) = fake_cuda::libraries() else { return };
+    let dir = TempDir::new();
+    let options = ["--device", "cuda", "--steps", "4"];
+    let (one, ended) = train(&dir, "one", &libraries, &options, &[]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let (two, _) = train_two(&dir, "two", &libraries, ["cuda", "cuda"]);
+    assert!(model(&two, 4) == model(&one, 4));
+    let (_, ended) = train_two(&dir, "mixed", &libraries, ["cuda", "cpu"]);
+    let said = ended
+        .iter()
+        .any(|ended| ended.stdout.contains("results now depend in their last bits on who computes"));
+    assert!(said, "{}{}", ended[0].stdout, ended[1].stdout);
 }
 
 /// A server's answer to a prompt, with the likeliest tokens.

@@ -55,9 +55,14 @@ enum Cli {
     Serve(ServeArgs),
 }
 
+/// What a test means that does not say what computes, on a machine with a card too.
+fn on_processor(options: &[&str]) -> &'static [&'static str] {
+    if options.contains(&"--device") { &[] } else { &["--device", "cpu"] }
+}
+
 /// The options of a training, as they are written on the command line.
 pub fn train_args(options: &[&str]) -> TrainArgs {
-    match Cli::parse_from(["worker", "train"].iter().chain(options)) {
+    match Cli::parse_from(["worker", "train"].iter().chain(on_processor(options)).chain(options)) {
         Cli::Train(args) => args,
         Cli::Serve(_) => unreachable!("the command is train"),
     }
@@ -65,7 +70,7 @@ pub fn train_args(options: &[&str]) -> TrainArgs {
 
 /// The options of a server, as they are written on the command line.
 pub fn serve_args(options: &[&str]) -> ServeArgs {
-    match Cli::parse_from(["worker", "serve"].iter().chain(options)) {
+    match Cli::parse_from(["worker", "serve"].iter().chain(on_processor(options)).chain(options)) {
         Cli::Serve(args) => args,
         Cli::Train(_) => unreachable!("the command is serve"),
     }
@@ -159,7 +164,8 @@ impl Worker {
         let line: Vec<&str> = through.iter().chain(&own).copied().collect();
         let mut command = Command::new(line[0]);
         command.args(&line[1..]).env(WORKER_OPTIONS, options.join("\n")).env("AQUIFER_CPUS", "1");
-        command.envs(environment.iter().copied());
+        // Without what is said otherwise no card is seen, on a machine with one too.
+        command.env("CUDA_VISIBLE_DEVICES", "").envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
