@@ -6,7 +6,12 @@
 #[path = "support/fake_cuda.rs"]
 mod fake_cuda;
 
-use aquifer_worker::kernels::{BLOCK, Backend, Bf16, Card, Cpu, Cuda, Element, Precision, Reference};
+use aquifer_worker::MeasureArgs;
+use aquifer_worker::bench::{self, Sizes};
+use aquifer_worker::kernels::{
+    AdamW, BLOCK, Backend, Bf16, Card, Cpu, Cuda, Element, Kernels, Precision, Reference,
+};
+use aquifer_worker::measure::{self, CardSizes, Measured};
 use aquifer_worker::model::inference::{ScratchOf, Segment};
 use aquifer_worker::model::training::{Sample, WorkspaceOf};
 use aquifer_worker::model::{Model, ModelConfig};
@@ -228,4 +233,66 @@ fn served_logits_are_the_processors_and_have_the_same_bits_alone_and_in_company(
 #[test]
 fn served_logits_in_bf16_are_near_the_processors_and_have_the_same_bits_alone_and_in_company() {
     assert_serving::<Bf16>(Precision::Bf16, 3e-2);
+}
+
+/// A model that learns in a few steps.
+fn small() -> ModelConfig {
+    of_family("llama", false).config
+}
+
+/// The state stays on the card, where its updates are as the specification's.
+#[test]
+fn a_measured_training_learns_as_it_does_on_a_processor() {
+    let Some(card) = card() else { return };
+    let (sequences, context, steps) = (2, 24, 3);
+    let kernels = Cuda::<f32>::new(card, small().head_dim).unwrap();
+    let figures = bench::train_card(&kernels, (small(), sequences, context), steps).unwrap();
+    let figure = |name: &str| figures.iter().find(|figure| figure.name == name).unwrap().value;
+
+    let (mut model, cpu) = (Model::new(small(), 1234), Cpu::new(1));
+    let len = model.layout.len;
+    let (mut first, mut second) = (vec![0.0; len], vec![0.0; len]);
+    let token = |i: usize, shift: usize| (((i % context + shift) * 7 + i / context * 31) % 256) as u32;
+    let all = |shift| (0..sequences * context).map(|i| token(i, shift)).collect::<Vec<_>>();
+    let (tokens, targets) = (all(0), all(1));
+    let sample = Sample { tokens: &tokens, targets: &targets, length: context };
+    let mut losses = Vec::new();
+    for update in 1..=steps + 1 {
+        let (loss, gradient) = loss_and_gradient(&cpu, &model, sample);
+        losses.push(f64::from(loss));
+        let step =
+            AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, update };
+        cpu.adamw(&mut model.weights.parameters, &mut first, &mut second, &gradient, &step);
+    }
+    let (begin, end) = (figure("loss of the first step"), figure("loss of the last step"));
+    assert!((begin - losses[0]).abs() < 1e-5 && (end - losses[3]).abs() < 1e-4, "{begin} {end} {losses:?}");
+    assert!(end < begin - 0.05, "{losses:?}");
+    // Attention is computed more often than the model asks for.
+    assert!(figure("arithmetic of the model (MFU)") < figure("arithmetic of the card (HFU)"));
+}
+
+/// Of a card that is none the figures mean nothing, but they are there.
+#[test]
+fn all_kernels_are_measured_and_what_a_card_can_do() {
+    let Some(card) = card() else { return };
+    let sizes = Sizes {
+        products: vec![[40, 32, 24]],
+        attention: vec![[2, 70, 2]],
+        head: [20, 32, 100],
+        stream: [64, 128],
+    };
+    let kernels = Cuda::<Bf16>::new(Arc::clone(&card), 32).unwrap();
+    let figures = bench::kernels_on(&kernels, &sizes).unwrap();
+    assert_eq!(figures.len(), 3 + 2 + 1 + 5);
+    assert!(figures.iter().all(|figure| 0.0 < figure.value && figure.value.is_finite()), "{figures:?}");
+
+    let args = |probe| MeasureArgs { core: None, device: None, probe, seconds: 600 };
+    let sizes = CardSizes { product: 64, copied: 4096, attention: 64, model: (small(), 1, 16) };
+    let whole = measure::on_card(&args(false), &card, sizes.clone()).unwrap();
+    let Measured { bf16_tflops, f32_tflops, memory_gbs, host_link_gbs, attention_tflops, .. } = whole.clone();
+    let rates = [bf16_tflops, f32_tflops, memory_gbs, host_link_gbs, attention_tflops];
+    let speeds = [whole.train_tokens_per_s, whole.decode_tokens_per_s];
+    assert!(rates.iter().chain(&speeds).all(|figure| figure.is_some_and(|rate| 0.0 < rate)), "{whole:?}");
+    let probe = measure::on_card(&args(true), &card, sizes).unwrap();
+    assert!(probe.bf16_tflops.is_some() && probe.memory_gbs.is_none(), "{probe:?}");
 }

@@ -25,7 +25,7 @@ pub mod reference;
 pub use backend::{Backend, DeviceError, Stretch, Weights};
 pub use bf16::{Bf16, round_all};
 pub use cpu::Cpu;
-pub use cuda::{Card, Cuda, Element};
+pub use cuda::{Card, Cuda, Element, Resident};
 pub use device::{Chosen, Device};
 pub use host::KvBlocks;
 pub use int8::{GROUP, Int8, quantise};

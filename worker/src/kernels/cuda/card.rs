@@ -7,7 +7,7 @@ use super::DeviceError;
 use super::load::{Found, done};
 use super::memory::Slice;
 use super::products::Products;
-use super::programs::Programs;
+use super::programs::{Kind, Programs};
 use cudarc::driver::sys as driver;
 use std::collections::BTreeMap;
 use std::ffi::c_void;
@@ -150,9 +150,9 @@ impl Card {
     ///
     /// # Errors
     /// The compiler's.
-    pub fn prepare(&self, bf16: bool, head_dim: usize) -> Result<(), DeviceError> {
+    pub fn prepare(&self, kind: Kind) -> Result<(), DeviceError> {
         self.enter()?;
-        self.programs.lock().expect("no panic while locked").prepare(bf16, head_dim)
+        self.programs.lock().expect("no panic while locked").prepare(kind)
     }
 
     /// The library of products, made when it is first asked for.
@@ -174,14 +174,13 @@ impl Card {
     }
 
     /// Queues a kernel of the programs for these elements and heads.
-    pub fn launch(&self, (bf16, head_dim): (bool, usize), launch: Launch, arguments: &[Argument]) {
+    pub fn launch(&self, kind: Kind, launch: Launch, arguments: &[Argument]) {
         let Launch { kernel, grid, block, shared } = launch;
         if grid.contains(&0) {
             return;
         }
         self.attempt(|| {
-            let function =
-                self.programs.lock().expect("no panic while locked").function(bf16, head_dim, kernel)?;
+            let function = self.programs.lock().expect("no panic while locked").function(kind, kernel)?;
             let mut cells: Vec<u64> = arguments.iter().map(|argument| argument.bits()).collect();
             let mut places: Vec<*mut c_void> =
                 cells.iter_mut().map(|cell| ptr::from_mut(cell).cast()).collect();

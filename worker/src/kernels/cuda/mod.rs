@@ -9,14 +9,17 @@ mod load;
 mod memory;
 mod products;
 mod programs;
+mod resident;
 mod serving;
 mod weights;
 
 use super::{Bf16, DeviceError, Linear, Stretch, Weight};
+use crate::random::Random;
 pub use card::Card;
 use card::{Argument, Launch};
 use memory::{Buffer, Slice};
 use products::{Factor, Product};
+pub use resident::Resident;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -52,12 +55,19 @@ pub trait Element: Copy + Send + Sync + 'static {
     /// Whether they are bf16.
     const IS_BF16: bool;
 
+    /// The nearest one.
+    fn of(value: f32) -> Self;
+
     /// Copies a matrix to a card; `room` is for what is rounded there.
     fn place(kernels: &Cuda<Self>, to: &mut Slice<Self>, matrix: Weight<'_>, room: &mut Buffer<f32>);
 }
 
 impl Element for f32 {
     const IS_BF16: bool = false;
+
+    fn of(value: f32) -> f32 {
+        value
+    }
 
     fn place(kernels: &Cuda<f32>, to: &mut Slice<f32>, matrix: Weight<'_>, _: &mut Buffer<f32>) {
         match matrix {
@@ -69,6 +79,10 @@ impl Element for f32 {
 
 impl Element for Bf16 {
     const IS_BF16: bool = true;
+
+    fn of(value: f32) -> Bf16 {
+        Bf16::round(value)
+    }
 
     fn place(kernels: &Cuda<Bf16>, to: &mut Slice<Bf16>, matrix: Weight<'_>, room: &mut Buffer<f32>) {
         match matrix {
@@ -98,9 +112,14 @@ impl<E: Element> Cuda<E> {
     /// # Errors
     /// The kernels cannot be compiled, heads are of a length that they do not take, or the card has no room.
     pub fn new(card: Arc<Card>, head_dim: usize) -> Result<Cuda<E>, DeviceError> {
-        card.prepare(E::IS_BF16, head_dim)?;
+        card.prepare((E::IS_BF16, head_dim))?;
         drop(card.products()?);
-        Ok(Cuda { card, head_dim, elements: PhantomData })
+        Ok(Cuda::as_needed(card, head_dim))
+    }
+
+    /// As [`new`](Cuda::new), but compiles what is needed when it is.
+    pub fn as_needed(card: Arc<Card>, head_dim: usize) -> Cuda<E> {
+        Cuda { card, head_dim, elements: PhantomData }
     }
 
     fn launch(&self, kernel: &'static str, grid: [usize; 3], block: usize, arguments: &[Argument]) {
@@ -147,6 +166,28 @@ impl<E: Element> Cuda<E> {
     /// The card.
     pub fn card(&self) -> &Card {
         &self.card
+    }
+
+    /// Length of a head.
+    pub fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
+    /// Waits until everything that was queued is done.
+    ///
+    /// # Errors
+    /// It has failed, now or before.
+    pub fn finish(&self) -> Result<(), DeviceError> {
+        self.card.finish()
+    }
+
+    /// Some numbers of deviation one, over and over, to measure with.
+    pub fn scatter(&self, x: &mut Slice<E>) {
+        let some: Vec<E> = Random::new(1).normals(x.len().min(1 << 16)).into_iter().map(E::of).collect();
+        for first in (0..x.len()).step_by(some.len().max(1)) {
+            let last = x.len().min(first + some.len());
+            self.card.upload(&mut x[first..last], &some[..last - first]);
+        }
     }
 }
 

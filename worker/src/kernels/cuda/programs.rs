@@ -24,7 +24,7 @@ macro_rules! sources {
 const SOURCES: &[Source] = &sources!(
     "elementwise.cu": [
         "to_elem", "to_float", "add_bias", "add_bias_float", "swiglu_forward", "swiglu_backward", "rope", "embedding_forward",
-        "embedding_backward",
+        "embedding_backward", "adamw",
     ],
     "norm.cu": [
         "rms_norm_forward", "rms_norm_backward", "head_norm_forward", "head_norm_backward", "column_sums",
@@ -46,10 +46,13 @@ const HEADERS: [(&str, &str); 3] = [
 /// Lengths of heads that the kernels take.
 const HEAD_DIMS: std::ops::RangeInclusive<usize> = 8..=128;
 
-/// The programs that were compiled, by whether elements are bf16 and by the length of a head. They live as long as the process.
+/// What kernels are compiled for: whether elements are bf16, and the length of a head.
+pub type Kind = (bool, usize);
+
+/// The programs that were compiled. They live as long as the process.
 pub struct Programs {
     capability: (u32, u32),
-    functions: BTreeMap<(bool, usize), BTreeMap<&'static str, driver::CUfunction>>,
+    functions: BTreeMap<(Kind, &'static str), driver::CUfunction>,
 }
 
 impl Programs {
@@ -61,64 +64,66 @@ impl Programs {
     ///
     /// # Errors
     /// What the compiler or the driver says, or heads of a length that no kernel takes.
-    pub fn prepare(&mut self, bf16: bool, head_dim: usize) -> Result<(), DeviceError> {
-        if self.functions.contains_key(&(bf16, head_dim)) {
-            return Ok(());
-        }
-        if !HEAD_DIMS.contains(&head_dim) || !head_dim.is_multiple_of(8) {
-            let (least, most) = (HEAD_DIMS.start(), HEAD_DIMS.end());
-            let allowed = format!("on a card they are multiples of 8 from {least} to {most}");
-            return Err(DeviceError(format!("the model's heads have length {head_dim}; {allowed}")));
-        }
+    pub fn prepare(&mut self, kind: Kind) -> Result<(), DeviceError> {
+        check(kind)?;
         let capability = self.capability;
-        let images: Vec<Result<Vec<u8>, DeviceError>> = std::thread::scope(|scope| {
-            let compile = |source| scope.spawn(move || compile(source, capability, bf16, head_dim));
-            let compiled: Vec<_> = SOURCES.iter().map(compile).collect();
-            compiled.into_iter().map(|thread| thread.join().expect("no panic in it")).collect()
+        let missing = |source: &&Source| !self.functions.contains_key(&(kind, source.kernels[0]));
+        let images: Vec<_> = std::thread::scope(|scope| {
+            let compile = |source| (source, scope.spawn(move || compile(source, capability, kind)));
+            let compiled: Vec<_> = SOURCES.iter().filter(missing).map(compile).collect();
+            let wait = |(source, thread): (_, std::thread::ScopedJoinHandle<'_, _>)| {
+                (source, thread.join().expect("no panic in it"))
+            };
+            compiled.into_iter().map(wait).collect()
         });
-        let mut functions = BTreeMap::new();
-        for (source, image) in SOURCES.iter().zip(images) {
-            let (image, mut module) = (image?, ptr::null_mut());
-            // SAFETY: the image is a whole one of the compiler, which both live through the call.
-            #[allow(unsafe_code)]
-            done("cuModuleLoadData", unsafe {
-                driver::cuModuleLoadData(&mut module, image.as_ptr().cast())
-            })?;
-            for kernel in source.kernels {
-                let (name, mut function) = (CString::new(*kernel).expect("no zeros"), ptr::null_mut());
-                // SAFETY: the module is loaded, and the name ends with a zero.
-                #[allow(unsafe_code)]
-                let found = unsafe { driver::cuModuleGetFunction(&mut function, module, name.as_ptr()) };
-                done(kernel, found)?;
-                functions.insert(*kernel, function);
-            }
-        }
-        self.functions.insert((bf16, head_dim), functions);
-        Ok(())
+        images.into_iter().try_for_each(|(source, image)| self.load(kind, source, &image?))
     }
 
-    /// A kernel.
+    /// A kernel; compiles the file that has it, if that was not done.
     ///
     /// # Errors
-    /// As [`prepare`](Programs::prepare), where that was not done.
-    pub fn function(
-        &mut self,
-        bf16: bool,
-        head_dim: usize,
-        kernel: &'static str,
-    ) -> Result<driver::CUfunction, DeviceError> {
-        self.prepare(bf16, head_dim)?;
-        let functions = &self.functions[&(bf16, head_dim)];
-        Ok(*functions.get(kernel).unwrap_or_else(|| panic!("{kernel} stands in no list of kernels")))
+    /// As [`prepare`](Programs::prepare).
+    pub fn function(&mut self, kind: Kind, kernel: &'static str) -> Result<driver::CUfunction, DeviceError> {
+        if !self.functions.contains_key(&(kind, kernel)) {
+            let source = SOURCES.iter().find(|source| source.kernels.contains(&kernel));
+            let source = source.unwrap_or_else(|| panic!("{kernel} stands in no list of kernels"));
+            check(kind)?;
+            self.load(kind, source, &compile(source, self.capability, kind)?)?;
+        }
+        Ok(self.functions[&(kind, kernel)])
     }
+
+    fn load(&mut self, kind: Kind, source: &Source, image: &[u8]) -> Result<(), DeviceError> {
+        let mut module = ptr::null_mut();
+        // SAFETY: the image is a whole one of the compiler, and both live through the call.
+        #[allow(unsafe_code)]
+        done("cuModuleLoadData", unsafe { driver::cuModuleLoadData(&mut module, image.as_ptr().cast()) })?;
+        for kernel in source.kernels {
+            let (name, mut function) = (CString::new(*kernel).expect("no zeros"), ptr::null_mut());
+            // SAFETY: the module is loaded, and the name ends with a zero.
+            #[allow(unsafe_code)]
+            let found = unsafe { driver::cuModuleGetFunction(&mut function, module, name.as_ptr()) };
+            done(kernel, found)?;
+            self.functions.insert((kind, kernel), function);
+        }
+        Ok(())
+    }
+}
+
+fn check((_, head_dim): Kind) -> Result<(), DeviceError> {
+    if HEAD_DIMS.contains(&head_dim) && head_dim.is_multiple_of(8) {
+        return Ok(());
+    }
+    let (least, most) = (HEAD_DIMS.start(), HEAD_DIMS.end());
+    let allowed = format!("on a card they are multiples of 8 from {least} to {most}");
+    Err(DeviceError(format!("the model's heads have length {head_dim}; {allowed}")))
 }
 
 /// The code of one file for cards of a compute capability.
 fn compile(
     source: &Source,
     (major, minor): (u32, u32),
-    bf16: bool,
-    head_dim: usize,
+    (bf16, head_dim): Kind,
 ) -> Result<Vec<u8>, DeviceError> {
     // Code of 9.0a has the products of warp groups, and runs on 9.0 alone.
     let architecture = if (major, minor) == (9, 0) { "90a".into() } else { format!("{major}{minor}") };

@@ -66,6 +66,18 @@ impl<E: Element> CardWeights<E> {
         }
     }
 
+    /// The copy of a matrix that passes read.
+    pub fn matrix_mut(&mut self, at: &Range<usize>) -> &mut Slice<E> {
+        let part = self.part(at);
+        &mut self.elements[part]
+    }
+
+    /// The copy of a vector that passes read.
+    pub fn vector_mut(&mut self, at: &Range<usize>) -> &mut Slice<f32> {
+        let part = self.part(at);
+        &mut self.floats[part]
+    }
+
     fn part(&self, at: &Range<usize>) -> Range<usize> {
         let start = self.starts[&at.start];
         start..start + at.len()
