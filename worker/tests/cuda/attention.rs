@@ -6,7 +6,7 @@ use aquifer_worker::kernels::{Attention, Qkv, QkvGradient, reference};
 use aquifer_worker::random::Random;
 
 /// Heads of all lengths that models have, and small ones, with queries around the edges of tiles.
-const SHAPES: [(usize, usize, usize, usize, usize, usize); 9] = [
+const SHAPES: [(usize, usize, usize, usize, usize, usize); 11] = [
     // head_dim, heads, kv_heads, start, queries, sequences
     (8, 4, 2, 0, 7, 2),
     (8, 2, 1, 70, 3, 1),
@@ -14,9 +14,11 @@ const SHAPES: [(usize, usize, usize, usize, usize, usize); 9] = [
     (24, 1, 1, 5, 64, 1),
     (64, 3, 1, 0, 70, 2),
     (64, 1, 1, 63, 66, 1),
+    (64, 2, 1, 0, 129, 1),
     (80, 2, 2, 0, 33, 1),
     (96, 2, 1, 100, 1, 1),
     (128, 2, 1, 20, 80, 1),
+    (128, 1, 1, 3, 161, 1),
 ];
 
 struct Case {
@@ -58,6 +60,20 @@ impl Case {
 
     fn block(&self) -> usize {
         if self.elem == Elem::Bf16 { 128 } else { 256 }
+    }
+
+    /// Blocks for all queries.
+    fn query_grid(&self) -> [usize; 3] {
+        let tile = if self.elem == Elem::Bf16 { 128 } else { 64 };
+        [self.shape.queries.div_ceil(tile), self.shape.heads, self.sequences]
+    }
+
+    /// Bytes of so many rows of tiles, which only bf16 has.
+    fn shared(&self, rows: usize) -> usize {
+        match self.elem {
+            Elem::Float => 0,
+            Elem::Bf16 => rows * (self.shape.head_dim.next_multiple_of(16) + 8) * 2,
+        }
     }
 
     /// Queries with something behind each row, and rows of keys and values side by side.
@@ -138,19 +154,22 @@ fn tolerance(elem: Elem) -> f32 {
 fn attention_forward() {
     let Some(card) = Card::get() else { return };
     for elem in ELEMS {
-        for index in 0..SHAPES.len() {
+        for (index, of) in SHAPES.iter().enumerate() {
             let case = Case::new(elem, index);
             let (shape, rows) = (case.shape, case.query_rows());
             let program = card.program("attention.cu", elem, shape.head_dim);
             let (q, kv) = case.upload(card);
             let (out, log_sum) = (card.no_elements(elem, case.q.len()), card.no_floats(rows * shape.heads));
-            let grid = [shape.queries.div_ceil(64), shape.heads, case.sequences];
             let mut args =
                 vec![(&out).into(), (&log_sum).into(), (&q).into(), (&kv).into(), case.values(&kv)];
             args.extend(case.tail());
-            program.launch("attention_forward", Size { grid, block: case.block(), shared: 0 }, &args);
+            program.launch(
+                "attention_forward",
+                Size { grid: case.query_grid(), block: case.block(), shared: case.shared(256) },
+                &args,
+            );
             let (expected, log) = case.expected();
-            let name = format!("{elem:?} {:?}", SHAPES[index]);
+            let name = format!("{elem:?} {of:?}");
             assert_near(&format!("attention {name}"), &out.as_elements(elem), &expected, tolerance(elem));
             // Sums are not rounded to elements.
             assert_near(&format!("log sum {name}"), &log_sum.as_floats(), &log, 1e-5);
@@ -162,7 +181,7 @@ fn attention_forward() {
 fn attention_backward() {
     let Some(card) = Card::get() else { return };
     for elem in ELEMS {
-        for index in 0..SHAPES.len() {
+        for (index, of) in SHAPES.iter().enumerate() {
             let case = Case::new(elem, index);
             let (shape, rows) = (case.shape, case.query_rows());
             let program = card.program("attention_backward.cu", elem, shape.head_dim);
@@ -188,22 +207,17 @@ fn attention_backward() {
                 (&log_memory).into(),
                 (&delta).into(),
             ];
-            let shared = match elem {
-                Elem::Float => 0,
-                Elem::Bf16 => 256 * (shape.head_dim.div_ceil(16) * 16 + 8) * 2,
-            };
-            let launch = |kernel: &str, grid: [usize; 3], outputs: &[Arg]| {
+            let launch = |kernel: &str, grid: [usize; 3], rows: usize, outputs: &[Arg]| {
                 let args = [outputs, &inputs, &case.tail()].concat();
-                program.launch(kernel, Size { grid, block: case.block(), shared }, &args);
+                program.launch(kernel, Size { grid, block: case.block(), shared: case.shared(rows) }, &args);
             };
             let grid = [shape.keys().div_ceil(64), shape.kv_heads, case.sequences];
-            launch("attention_backward_kv", grid, &[(&dkv).into(), case.values(&dkv)]);
-            let grid = [shape.queries.div_ceil(64), shape.heads, case.sequences];
-            launch("attention_backward_q", grid, &[(&dq).into()]);
+            launch("attention_backward_kv", grid, 256, &[(&dkv).into(), case.values(&dkv)]);
+            launch("attention_backward_q", case.query_grid(), 384, &[(&dq).into()]);
 
             let (expected_q, expected_k, expected_v) =
                 case.expected_gradient(&dout, &elem.round_all(&out), &log_sum);
-            let name = format!("{elem:?} {:?}", SHAPES[index]);
+            let name = format!("{elem:?} {of:?}");
             let (width, narrow) = (shape.query_width(), shape.key_width());
             let of_rows = |all: &[f32], stride: usize, part: std::ops::Range<usize>| -> Vec<f32> {
                 all.chunks(stride).flat_map(|row| row[part.clone()].to_vec()).collect()

@@ -1,12 +1,12 @@
-// Causal attention with grouped queries, forward, without ever holding scores: for a tile of 64 queries of one head, tiles
-// of 64 keys come into shared memory one after the other, and a softmax that is corrected as it goes (its maximum so far
-// and its sum) is all that is kept of them. Memory is linear in the length; each key and value is read once for every 64
-// queries of a head that see it, from the L2 cache but for the first time.
+// Causal attention with grouped queries, forward, without ever holding scores: for a tile of queries of one head, tiles of
+// keys come into shared memory one after the other, and a softmax that is corrected as it goes (its maximum so far
+// and its sum) is all that is kept of them. Memory is linear in the length; each key and value is read once for every tile
+// of queries of a head that sees it, from the L2 cache but for the first time.
 // Source: Dao, "FlashAttention-2", arXiv 2307.08691, algorithm 1.
 //
 // Queries are the last `queries` of `start + queries` positions; query t sees keys 0 to start + t. Tiles of keys begin at
 // key 0, so that a query's bits depend on itself and the keys that it sees, wherever its own tile begins.
-// Grid: (up(queries, 64), heads, sequences); sequences lie one after the other.
+// Grid: (up(queries, QUERIES), heads, sequences), QUERIES is 128 with bf16, 64 with float; sequences lie one after the other.
 #include "tiles.cuh"
 
 // Where a block's queries and keys are, and how many there are.
@@ -16,8 +16,8 @@ struct Place {
     int head, key_head;
     __device__ Place(int queries, int start, int heads, int kv_heads) {
         // The longest first: they have the most tiles of keys, and nobody waits for them at the end.
-        first = (gridDim.x - 1 - blockIdx.x) * ROWS;
-        exist = min(ROWS, queries - first);
+        first = (gridDim.x - 1 - blockIdx.x) * QUERIES;
+        exist = min(QUERIES, queries - first);
         visible = start + first + exist;
         query_row = (long long)blockIdx.z * queries + first;
         key_row = (long long)blockIdx.z * (start + queries);
@@ -28,96 +28,96 @@ struct Place {
 
 #if BF16
 
-// A warp has 16 queries. The queries stay in registers, as the left operand; keys and values have a tile each, and while one
-// of them is multiplied the other is on its way.
+// A warp has two times 16 queries, so that every key and value that it reads from shared memory is used twice: reading them
+// takes as long as multiplying. Keys and values have a tile each, and while one of them is multiplied the other is on its
+// way. Dynamic shared memory: 256 rows of tiles.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_forward(elem* out, float* log_sum, const elem* q, const elem* k, const elem* v, int queries, int start,
                       int heads, int kv_heads, int q_stride, int kv_stride, float scale) {
-    __shared__ __align__(16) bf16 keys[ROWS * STRIDE], values[ROWS * STRIDE];
+    DYNAMIC_SHARED(bf16, shared);
+    bf16 *query = shared, *keys = query + QUERIES * STRIDE, *values = keys + KEYS * STRIDE;
     const Place place(queries, start, heads, kv_heads);
-    const int warp_row = threadIdx.x / 32 * WARP_ROWS, row = warp_row + threadIdx.x % 32 / 4;
-    const int column = threadIdx.x % 4 * 2;
+    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 32, column = lane % 4 * 2;
     const elem* key = k + place.key_row * kv_stride + place.key_head * HEAD_DIM;
     const elem* value = v + place.key_row * kv_stride + place.key_head * HEAD_DIM;
 
-    // The queries go through the room of the keys.
-    copy_tile<ROWS>(keys, q + place.query_row * q_stride + place.head * HEAD_DIM, q_stride, place.exist);
+    copy_tile<QUERIES>(query, q + place.query_row * q_stride + place.head * HEAD_DIM, q_stride, place.exist);
+    copy_tile<KEYS>(keys, key, kv_stride, place.visible);
     commit_copies();
-    wait_for_copies<0>();
-    __syncthreads();
-    unsigned query[DEPTH / 16][4];
+    Sums<2, DEPTH> sums = {};
+    float most[2][2], total[2][2] = {};
 #pragma unroll
-    for (int i = 0; i < DEPTH / 16; i++) load_left(query[i], keys, warp_row, 16 * i);
-    __syncthreads();
-
-    copy_tile<ROWS>(keys, key, kv_stride, place.visible);
-    commit_copies();
-    float sums[DEPTH / 8][4] = {}, most[2] = {-3e38f, -3e38f}, total[2] = {};
+    for (int i = 0; i < 4; i++) most[i / 2][i % 2] = -3e38f;
     const float by = scale * LOG2_E;
-    for (int from = 0; from < place.visible; from += ROWS) {
+    for (int from = 0; from < place.visible; from += KEYS) {
         wait_for_copies<0>();
         __syncthreads();  // the keys are here, and all are done with the values before
-        copy_tile<ROWS>(values, value + (long long)from * kv_stride, kv_stride, place.visible - from);
+        copy_tile<KEYS>(values, value, kv_stride, place.visible - from);
         commit_copies();
-        float p[ROWS / 8][4] = {};
-#pragma unroll
-        for (int i = 0; i < DEPTH / 16; i++)
-#pragma unroll
-            for (int n = 0; n < ROWS / 16; n++) {
-                unsigned b[4];
-                load_right(b, keys, 16 * n, 16 * i);
-                multiply_add(p[2 * n], query[i], b[0], b[1]);
-                multiply_add(p[2 * n + 1], query[i], b[2], b[3]);
-            }
-        // The last key that the warp's first query sees.
+        Sums<2, KEYS> p = {};
+        multiply_rows(p, query, warp_row, keys);
+        // The last key of this tile that the warp's first query sees.
         const int last = start + place.first + warp_row - from;
-        if (last < ROWS - 1)
 #pragma unroll
-            for (int n = 0; n < ROWS / 8; n++)
-                for (int i = 0; i < 4; i++)
-                    if (last + row - warp_row + i / 2 * 8 < 8 * n + column + i % 2) p[n][i] = -3e38f;
+        for (int t = 0; t < 2; t++)
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            float top = most[half];
-            for (int n = 0; n < ROWS / 8; n++) top = fmaxf(top, fmaxf(p[n][2 * half], p[n][2 * half + 1]));
-            top = max_lanes<4>(top);
-            const float correct = power_of_two((most[half] - top) * by), shift = top * by;
-            most[half] = top;
-            total[half] *= correct;
-            for (int n = 0; n < DEPTH / 8; n++)
-                for (int i = 0; i < 2; i++) sums[n][2 * half + i] *= correct;
-            for (int n = 0; n < ROWS / 8; n++)
-                for (int i = 0; i < 2; i++) {
-                    float& x = p[n][2 * half + i];
-                    x = power_of_two(x * by - shift);
-                    total[half] += x;
-                }
-        }
+            for (int half = 0; half < 2; half++) {
+                if (last < KEYS - 1)
+#pragma unroll
+                    for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+                        for (int i = 0; i < 2; i++)
+                            if (last + 16 * t + 8 * half + lane / 4 < 8 * n + column + i) p.x[t][n][2 * half + i] = -3e38f;
+                float top = most[t][half];
+#pragma unroll
+                for (int n = 0; n < KEYS / 8; n++)
+                    top = fmaxf(top, fmaxf(p.x[t][n][2 * half], p.x[t][n][2 * half + 1]));
+                top = max_lanes<4>(top);
+                const float correct = power_of_two((most[t][half] - top) * by), shift = top * by;
+                most[t][half] = top;
+                total[t][half] *= correct;
+#pragma unroll
+                for (int n = 0; n < DEPTH / 8; n++)
+#pragma unroll
+                    for (int i = 0; i < 2; i++) sums.x[t][n][2 * half + i] *= correct;
+#pragma unroll
+                for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        float& x = p.x[t][n][2 * half + i];
+                        x = power_of_two(x * by - shift);
+                        total[t][half] += x;
+                    }
+            }
         wait_for_copies<0>();
         __syncthreads();  // the values are here, and all are done with the keys
-        if (from + ROWS < place.visible)
-            copy_tile<ROWS>(keys, key + (long long)(from + ROWS) * kv_stride, kv_stride, place.visible - from - ROWS);
+        key += (long long)KEYS * kv_stride;
+        value += (long long)KEYS * kv_stride;
+        if (from + KEYS < place.visible) copy_tile<KEYS>(keys, key, kv_stride, place.visible - from - KEYS);
         commit_copies();
-        multiply_columns<ROWS / 16>(sums, p, values);
+        multiply_columns(sums, p, values);
     }
     wait_for_copies<0>();
 
-    for (int half = 0; half < 2; half++) {
-        total[half] = sum_lanes<4>(total[half]);
-        if (column == 0 && row + 8 * half < place.exist)
-            log_sum[(place.query_row + row + 8 * half) * heads + place.head] = most[half] * scale + logf(total[half]);
-    }
     out += place.query_row * heads * HEAD_DIM + place.head * HEAD_DIM;
-    store_rows(out, heads * HEAD_DIM, row, place.exist, sums, 1.0f / total[0], 1.0f / total[1]);
+#pragma unroll
+    for (int t = 0; t < 2; t++) {
+        const int row = warp_row + 16 * t + lane / 4;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            total[t][half] = sum_lanes<4>(total[t][half]);
+            if (column == 0 && row + 8 * half < place.exist)
+                log_sum[(place.query_row + row + 8 * half) * heads + place.head] = most[t][half] * scale + logf(total[t][half]);
+        }
+        store_rows(out, heads * HEAD_DIM, row, place.exist, sums.x[t], 1.0f / total[t][0], 1.0f / total[t][1]);
+    }
 }
 
 #else
 
-enum { LANES = 4, KEYS = 32, PART = HEAD_DIM / LANES };
-
-// Without tensor cores: 4 neighbouring lanes have a query, each a quarter of its elements, in registers; keys and values
-// are read from shared memory, where the lanes of a warp ask for 4 different places only. Blocks of 256 threads.
-extern "C" __global__ void __launch_bounds__(256)
+// Without tensor cores: queries and sums are in registers; keys and values are read from shared memory, where the lanes of
+// a warp ask for 4 different places only. Blocks of 256 threads, no dynamic shared memory.
+extern "C" __global__ void __launch_bounds__(THREADS)
     attention_forward(elem* out, float* log_sum, const elem* q, const elem* k, const elem* v, int queries, int start,
                       int heads, int kv_heads, int q_stride, int kv_stride, float scale) {
     __shared__ __align__(16) float keys[KEYS * HEAD_DIM], values[KEYS * HEAD_DIM];

@@ -1,13 +1,13 @@
 // Causal attention, backward, in three kernels and without atomics, so that every sum has one order:
 //   attention_backward_prepare   delta = dout . out of each query's head
 //   attention_backward_kv        a tile of 64 keys: goes over all queries that see it, of all heads that share it
-//   attention_backward_q         a tile of 64 queries: goes over all keys that it sees
+//   attention_backward_q         a tile of queries: goes over all keys that it sees
 // Both compute the scores anew from log_sum, p = exp(q . k * scale - log_sum), and dscore = p * (dout . v - delta): that is 7
 // products where one kernel with atomics has 5, the price of equal bits on every run. Memory is linear in the length.
 // Source: Dao, "FlashAttention-2", arXiv 2307.08691, section 3.1 and algorithm 2.
 //
-// Shapes as in attention.cu; dout, delta and log_sum are dense. With bf16, tiles that a block stays with and two pairs of those that
-// pass by are in dynamic shared memory: 256 rows.
+// Shapes as in attention.cu; dout, delta and log_sum are dense. With bf16, the pair of tiles that a block stays with and two
+// pairs of those that pass by, of 32 rows, are in dynamic shared memory.
 #include "tiles.cuh"
 
 // delta[i] = dout[i] . out[i] for each of `count` heads of queries. A warp for each, 8 a block. Grid: up(count, 8).
@@ -33,21 +33,21 @@ static __device__ inline void copy_pair(bf16* pair, const bf16* first, const bf1
     commit_copies();
 }
 
-// A warp has 16 keys, which are the rows of its scores: these are the transposed ones, so that they are, rounded, the left
-// operand of the products that make dk and dv. Grid: (up(start + queries, 64), kv_heads, sequences).
+// A block has 64 keys, a warp 16, which are the rows of its scores: these are the transposed ones, so that they are, rounded, the left
+// operand of the products that make dk and dv. Grid: (up(start + queries, 64), kv_heads, sequences); 256 rows of tiles.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_backward_kv(elem* dk, elem* dv, const elem* q, const elem* k, const elem* v, const elem* dout,
                           const float* log_sum, const float* delta, int queries, int start, int heads, int kv_heads,
                           int q_stride, int kv_stride, float scale) {
     DYNAMIC_SHARED(bf16, shared);
-    bf16 *keys = shared, *values = keys + ROWS * STRIDE, *passing = values + ROWS * STRIDE;
-    const int first = blockIdx.x * ROWS, exist = min(ROWS, start + queries - first), group = heads / kv_heads;
-    const int warp_row = threadIdx.x / 32 * WARP_ROWS, row = warp_row + threadIdx.x % 32 / 4;
+    bf16 *keys = shared, *values = keys + KEYS * STRIDE, *passing = values + KEYS * STRIDE;
+    const int first = blockIdx.x * KEYS, exist = min(KEYS, start + queries - first), group = heads / kv_heads;
+    const int warp_row = threadIdx.x / 32 * 16, row = warp_row + threadIdx.x % 32 / 4;
     const int column = threadIdx.x % 4 * 2;
     const long long key_row = (long long)blockIdx.z * (start + queries) + first, query_row = (long long)blockIdx.z * queries;
     const long long key_at = key_row * kv_stride + blockIdx.y * HEAD_DIM, width = (long long)heads * HEAD_DIM;
-    copy_tile<ROWS>(keys, k + key_at, kv_stride, exist);
-    copy_tile<ROWS>(values, v + key_at, kv_stride, exist);
+    copy_tile<KEYS>(keys, k + key_at, kv_stride, exist);
+    copy_tile<KEYS>(values, v + key_at, kv_stride, exist);
 
     // Tiles of queries from the first that sees a key of the block, for one head after the other.
     const int begin = max(0, first - start) / PASSING * PASSING, tiles = (int)up(queries - begin, PASSING);
@@ -56,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         copy_pair(passing + i % 2 * 2 * PASSING * STRIDE, q + (query_row + from) * q_stride + head * HEAD_DIM,
                   dout + (query_row + from) * width + head * HEAD_DIM, q_stride, width, queries - from);
     };
-    float dkeys[DEPTH / 8][4] = {}, dvalues[DEPTH / 8][4] = {};
+    Sums<1, DEPTH> dkeys = {}, dvalues = {};
     ask(0);
     for (int i = 0; i < group * tiles; i++) {
         if (i + 1 < group * tiles) ask(i + 1);
@@ -65,9 +65,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         __syncthreads();
         const bf16 *query = passing + i % 2 * 2 * PASSING * STRIDE, *dquery = query + PASSING * STRIDE;
         const int head = blockIdx.y * group + i / tiles, from = begin + i % tiles * PASSING;
-        float p[PASSING / 8][4] = {}, dscore[PASSING / 8][4] = {};
-        multiply_rows<PASSING / 16>(p, keys, warp_row, query);
-        multiply_rows<PASSING / 16>(dscore, values, warp_row, dquery);
+        Sums<1, PASSING> p = {}, dscore = {};
+        multiply_rows(p, keys, warp_row, query);
+        multiply_rows(dscore, values, warp_row, dquery);
 #pragma unroll
         for (int n = 0; n < PASSING / 8; n++)
 #pragma unroll
@@ -79,49 +79,49 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
                     const bool sees = exists && first + row + 8 * half <= start + t;
-                    float& x = p[n][2 * half + j];
+                    float& x = p.x[0][n][2 * half + j];
                     x = sees ? power_of_two(x * (scale * LOG2_E) - log) : 0.0f;
-                    dscore[n][2 * half + j] = x * (dscore[n][2 * half + j] - d);
+                    dscore.x[0][n][2 * half + j] = x * (dscore.x[0][n][2 * half + j] - d);
                 }
             }
-        multiply_columns<PASSING / 16>(dvalues, p, dquery);
-        multiply_columns<PASSING / 16>(dkeys, dscore, query);
+        multiply_columns(dvalues, p, dquery);
+        multiply_columns(dkeys, dscore, query);
         __syncthreads();  // before the next but one comes into the same room
     }
     wait_for_copies<0>();
-    store_rows(dk + key_at, kv_stride, row, exist, dkeys, scale, scale);
-    store_rows(dv + key_at, kv_stride, row, exist, dvalues, 1.0f, 1.0f);
+    store_rows(dk + key_at, kv_stride, row, exist, dkeys.x[0], scale, scale);
+    store_rows(dv + key_at, kv_stride, row, exist, dvalues.x[0], 1.0f, 1.0f);
 }
 
-// A warp has 16 queries. Grid: (up(queries, 64), heads, sequences).
+// A warp has two times 16 queries. Grid: (up(queries, QUERIES), heads, sequences); 384 rows of tiles.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_backward_q(elem* dq, const elem* q, const elem* k, const elem* v, const elem* dout, const float* log_sum,
                          const float* delta, int queries, int start, int heads, int kv_heads, int q_stride, int kv_stride,
                          float scale) {
     DYNAMIC_SHARED(bf16, shared);
-    bf16 *query = shared, *dquery = query + ROWS * STRIDE, *passing = dquery + ROWS * STRIDE;
+    bf16 *query = shared, *dquery = query + QUERIES * STRIDE, *passing = dquery + QUERIES * STRIDE;
     // The longest first.
-    const int first = (gridDim.x - 1 - blockIdx.x) * ROWS, exist = min(ROWS, queries - first);
+    const int first = (gridDim.x - 1 - blockIdx.x) * QUERIES, exist = min(QUERIES, queries - first);
     const int visible = start + first + exist, head = blockIdx.y, key_head = head / (heads / kv_heads);
-    const int warp_row = threadIdx.x / 32 * WARP_ROWS, row = warp_row + threadIdx.x % 32 / 4;
-    const int column = threadIdx.x % 4 * 2;
+    const int warp_row = threadIdx.x / 32 * 32, row = warp_row + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
     const long long query_row = (long long)blockIdx.z * queries + first, key_row = (long long)blockIdx.z * (start + queries);
     const long long query_at = query_row * q_stride + head * HEAD_DIM, width = (long long)heads * HEAD_DIM;
-    copy_tile<ROWS>(query, q + query_at, q_stride, exist);
-    copy_tile<ROWS>(dquery, dout + query_row * width + head * HEAD_DIM, width, exist);
+    copy_tile<QUERIES>(query, q + query_at, q_stride, exist);
+    copy_tile<QUERIES>(dquery, dout + query_row * width + head * HEAD_DIM, width, exist);
 
     auto ask = [&](int i) {
         const long long at = (key_row + i * PASSING) * kv_stride + key_head * HEAD_DIM;
         copy_pair(passing + i % 2 * 2 * PASSING * STRIDE, k + at, v + at, kv_stride, kv_stride, visible - i * PASSING);
     };
-    float log[2] = {}, d[2] = {};
-    for (int half = 0; half < 2; half++)
-        if (row + 8 * half < exist) {
-            const long long at = (query_row + row + 8 * half) * heads + head;
-            log[half] = log_sum[at] * LOG2_E;
-            d[half] = delta[at];
+    float log[4] = {}, d[4] = {};  // of rows 0, 8, 16, 24 after `row`
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        if (row + 8 * i < exist) {
+            const long long at = (query_row + row + 8 * i) * heads + head;
+            log[i] = log_sum[at] * LOG2_E;
+            d[i] = delta[at];
         }
-    float sums[DEPTH / 8][4] = {};
+    Sums<2, DEPTH> sums = {};
     const int tiles = (int)up(visible, PASSING);
     ask(0);
     for (int i = 0; i < tiles; i++) {
@@ -130,31 +130,34 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         wait_for_copies<1>();
         __syncthreads();
         const bf16 *keys = passing + i % 2 * 2 * PASSING * STRIDE, *values = keys + PASSING * STRIDE;
-        float p[PASSING / 8][4] = {}, dscore[PASSING / 8][4] = {};
-        multiply_rows<PASSING / 16>(p, query, warp_row, keys);
-        multiply_rows<PASSING / 16>(dscore, dquery, warp_row, values);
+        Sums<2, PASSING> p = {}, dscore = {};
+        multiply_rows(p, query, warp_row, keys);
+        multiply_rows(dscore, dquery, warp_row, values);
 #pragma unroll
-        for (int n = 0; n < PASSING / 8; n++)
+        for (int t = 0; t < 2; t++)
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-                const int s = i * PASSING + 8 * n + column + j % 2, half = j / 2;
-                const bool sees = s <= start + first + row + 8 * half;
-                const float x = sees ? power_of_two(p[n][j] * (scale * LOG2_E) - log[half]) : 0.0f;
-                dscore[n][j] = x * (dscore[n][j] - d[half]);
-            }
-        multiply_columns<PASSING / 16>(sums, dscore, keys);
+            for (int n = 0; n < PASSING / 8; n++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    const int s = i * PASSING + 8 * n + column + j % 2, of = 2 * t + j / 2;
+                    const bool sees = s <= start + first + row + 8 * of;
+                    const float x = sees ? power_of_two(p.x[t][n][j] * (scale * LOG2_E) - log[of]) : 0.0f;
+                    dscore.x[t][n][j] = x * (dscore.x[t][n][j] - d[of]);
+                }
+        multiply_columns(sums, dscore, keys);
         __syncthreads();
     }
     wait_for_copies<0>();
-    store_rows(dq + query_at, q_stride, row, exist, sums, scale, scale);
+#pragma unroll
+    for (int t = 0; t < 2; t++) store_rows(dq + query_at, q_stride, row + 16 * t, exist, sums.x[t], scale, scale);
 }
 
 #else
 
-enum { LANES = 4, PASSING = 32, PART = HEAD_DIM / LANES };
+enum { PASSING = 32 };
 
-// Without tensor cores: 4 neighbouring lanes have a key, each a quarter of its elements. Blocks of 256 threads.
-extern "C" __global__ void __launch_bounds__(256)
+// Without tensor cores, and without dynamic shared memory. Blocks of 256 threads.
+extern "C" __global__ void __launch_bounds__(THREADS)
     attention_backward_kv(elem* dk, elem* dv, const elem* q, const elem* k, const elem* v, const elem* dout,
                           const float* log_sum, const float* delta, int queries, int start, int heads, int kv_heads,
                           int q_stride, int kv_stride, float scale) {
@@ -206,12 +209,12 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(THREADS)
     attention_backward_q(elem* dq, const elem* q, const elem* k, const elem* v, const elem* dout, const float* log_sum,
                          const float* delta, int queries, int start, int heads, int kv_heads, int q_stride, int kv_stride,
                          float scale) {
     __shared__ __align__(16) float keys[PASSING * HEAD_DIM], values[PASSING * HEAD_DIM];
-    const int first = (gridDim.x - 1 - blockIdx.x) * ROWS, exist = min(ROWS, queries - first);
+    const int first = (gridDim.x - 1 - blockIdx.x) * QUERIES, exist = min(QUERIES, queries - first);
     const int visible = start + first + exist, head = blockIdx.y, key_head = head / (heads / kv_heads);
     const int row = threadIdx.x / LANES, lane = threadIdx.x % LANES;
     const long long query_row = (long long)blockIdx.z * queries + first, key_row = (long long)blockIdx.z * (start + queries);

@@ -17,8 +17,8 @@ const BIAS_ROWS: usize = 256;
 /// Logits that are held at a time, as far as the rows are more than [`LOSS_ROWS`].
 const LOGITS: usize = 1 << 26;
 const LOSS_ROWS: usize = 256;
-/// Queries or keys that one block of threads takes.
-const TILE: usize = 64;
+/// Keys that one block of threads takes.
+const KEYS: usize = 64;
 
 impl<E: Element> Backend for Cuda<E> {
     type Floats = Slice<f32>;
@@ -287,10 +287,11 @@ impl<E: Element> Backend for Cuda<E> {
         log_sum: &mut Slice<f32>,
         [q, k, v]: [&Slice<E>; 3],
     ) {
-        let grid = [shape.queries.div_ceil(TILE), shape.heads, sequences(shape, q)];
+        let grid = [shape.queries.div_ceil(queries_in_a_tile::<E>()), shape.heads, sequences(shape, q)];
         let mut arguments = vec![out.into(), log_sum.into(), q.into(), k.into(), v.into()];
         arguments.extend(of_shape(shape));
-        self.launch("attention_forward", grid, attention_block::<E>(), &arguments);
+        let (block, shared) = (attention_block::<E>(), tile_bytes::<E>(shape, 256));
+        self.launch_with(Launch { kernel: "attention_forward", grid, block, shared }, &arguments);
     }
 
     fn attention_backward(
@@ -308,11 +309,13 @@ impl<E: Element> Backend for Cuda<E> {
         self.launch("attention_backward_prepare", [log_sum.len().div_ceil(8), 1, 1], 256, &arguments);
         let inputs = [q.into(), k.into(), v.into(), dout.into(), log_sum.into(), (&*delta).into()];
         let all = |outputs: &[Argument]| [outputs, &inputs, &of_shape(shape)].concat();
-        let shared = if E::IS_BF16 { 256 * (shape.head_dim.next_multiple_of(16) + 8) * 2 } else { 0 };
-        let grid = [shape.keys().div_ceil(TILE), shape.kv_heads, sequences];
+        let (grid, shared) =
+            ([shape.keys().div_ceil(KEYS), shape.kv_heads, sequences], tile_bytes::<E>(shape, 256));
         let launch = Launch { kernel: "attention_backward_kv", grid, block, shared };
         self.launch_with(launch, &all(&[dk.into(), dv.into()]));
-        let grid = [shape.queries.div_ceil(TILE), shape.heads, sequences];
+        let (tiles, shared) =
+            (shape.queries.div_ceil(queries_in_a_tile::<E>()), tile_bytes::<E>(shape, 384));
+        let grid = [tiles, shape.heads, sequences];
         let launch = Launch { kernel: "attention_backward_q", grid, block, shared };
         self.launch_with(launch, &all(&[dq.into()]));
     }
@@ -521,6 +524,16 @@ fn of_shape(shape: Attention) -> [Argument; 7] {
     let [queries, start, heads, kv_heads, wide, narrow] =
         [queries, start, heads, kv_heads, shape.query_width(), shape.key_width()].map(int);
     [queries, start, heads, kv_heads, wide, narrow, Argument::Float(shape.scale())]
+}
+
+/// Queries that one block of threads takes.
+fn queries_in_a_tile<E: Element>() -> usize {
+    if E::IS_BF16 { 128 } else { 64 }
+}
+
+/// Shared memory for so many rows of heads, each a little longer so that they begin in different banks; floats need none.
+fn tile_bytes<E: Element>(shape: Attention, rows: usize) -> usize {
+    if E::IS_BF16 { rows * (shape.head_dim.next_multiple_of(16) + 8) * 2 } else { 0 }
 }
 
 fn attention_block<E: Element>() -> usize {

@@ -5,7 +5,7 @@
 #pragma once
 
 // Shared memory whose size the launch says.
-#define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
+#define DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
 
 // Two floats, each rounded to the nearest bf16 (ties to even): `low` in the lower half. cvt.rn.bf16x2.f32.
 static __device__ inline unsigned round_pair(float low, float high) {

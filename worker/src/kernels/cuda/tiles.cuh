@@ -7,12 +7,15 @@
 
 #include "common.cuh"
 
+#if BF16
+
 enum {
     DEPTH = (HEAD_DIM + 15) / 16 * 16,  // of the products over a head
     STRIDE = DEPTH + 8,                 // elements from one row of a tile to the next
-    THREADS = 128,                      // of a block: 4 warps
-    WARP_ROWS = 16,                     // rows of a block's tile that one warp works on
-    ROWS = 64,                          // rows of a block's tile
+    WARPS = 4,
+    THREADS = 32 * WARPS,
+    KEYS = 64,     // rows of a tile of keys or values
+    QUERIES = 128  // rows of a tile of queries: each warp has two times 16 of them, for which it reads every key once
 };
 
 // Softmax is computed with powers of two: e^x = 2^(x * LOG2_E).
@@ -22,6 +25,7 @@ static constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 // ends the group, waits for it and has a barrier before anybody reads.
 template <int ROWS_OF_TILE> static __device__ inline void copy_tile(bf16* tile, const bf16* from, long long stride, int exist) {
     const int pieces = DEPTH / 8;
+#pragma unroll 1
     for (int i = threadIdx.x; i < ROWS_OF_TILE * pieces; i += THREADS) {
         const int row = i / pieces, column = i % pieces * 8;
         const bool exists = row < exist && column < HEAD_DIM;
@@ -49,43 +53,58 @@ static __device__ inline void load_right_transposed(unsigned (&b)[4], const bf16
     load_matrices_transposed(b, tile + (row + lane % 16) * STRIDE + column + lane / 16 * 8);
 }
 
-// sums[16, 8 * 2 * PAIRS] += left[16, DEPTH] right[8 * 2 * PAIRS, DEPTH]^T: rows of one tile, from `row` on, with all rows of
-// another.
-template <int PAIRS>
-static __device__ inline void multiply_rows(float (&sums)[2 * PAIRS][4], const bf16* left, int row, const bf16* right) {
+// Sums of `TILES` times 16 rows of a warp, `WIDTH` columns: a lane has 4 of each 16 by 8.
+template <int TILES, int WIDTH> struct Sums {
+    float x[TILES][WIDTH / 8][4];
+};
+
+// sums += left right^T over a head: 16 * TILES rows of one tile, from `row` on, with the first WIDTH rows of another.
+template <int TILES, int WIDTH>
+static __device__ inline void multiply_rows(Sums<TILES, WIDTH>& sums, const bf16* left, int row, const bf16* right) {
 #pragma unroll
     for (int k = 0; k < DEPTH; k += 16) {
-        unsigned a[4], b[4];
-        load_left(a, left, row, k);
+        unsigned a[TILES][4], b[4];
 #pragma unroll
-        for (int n = 0; n < PAIRS; n++) {
-            load_right(b, right, 16 * n, k);
-            multiply_add(sums[2 * n], a, b[0], b[1]);
-            multiply_add(sums[2 * n + 1], a, b[2], b[3]);
+        for (int t = 0; t < TILES; t++) load_left(a[t], left, row + 16 * t, k);
+#pragma unroll
+        for (int n = 0; n < WIDTH; n += 16) {
+            load_right(b, right, n, k);
+#pragma unroll
+            for (int t = 0; t < TILES; t++) {
+                multiply_add(sums.x[t][n / 8], a[t], b[0], b[1]);
+                multiply_add(sums.x[t][n / 8 + 1], a[t], b[2], b[3]);
+            }
         }
     }
 }
 
-// sums[16, DEPTH] += p[16, 8 * 2 * PAIRS] tile[8 * 2 * PAIRS, DEPTH], where p is a result of `multiply_rows`: in that layout a
-// lane holds, rounded, what the left operand wants of it.
-template <int PAIRS>
-static __device__ inline void multiply_columns(float (&sums)[DEPTH / 8][4], const float (&p)[2 * PAIRS][4], const bf16* tile) {
+// sums += p tile, where p is a result of `multiply_rows`, one column for each row of the tile: in that layout a lane holds,
+// rounded, what the left operand wants of it.
+template <int TILES, int WIDTH>
+static __device__ inline void multiply_columns(Sums<TILES, DEPTH>& sums, const Sums<TILES, WIDTH>& p, const bf16* tile) {
 #pragma unroll
-    for (int k = 0; k < PAIRS; k++) {
-        const float(&left)[4] = p[2 * k], (&right)[4] = p[2 * k + 1];
-        const unsigned a[4] = {round_pair(left[0], left[1]), round_pair(left[2], left[3]), round_pair(right[0], right[1]),
-                               round_pair(right[2], right[3])};
-        unsigned b[4];
+    for (int k = 0; k < WIDTH; k += 16) {
+        unsigned a[TILES][4], b[4];
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float(&pair)[4] = p.x[t][k / 8 + i / 2];
+                a[t][i] = round_pair(pair[i % 2 * 2], pair[i % 2 * 2 + 1]);
+            }
 #pragma unroll
         for (int n = 0; n < DEPTH; n += 16) {
-            load_right_transposed(b, tile, 16 * k, n);
-            multiply_add(sums[n / 8], a, b[0], b[1]);
-            multiply_add(sums[n / 8 + 1], a, b[2], b[3]);
+            load_right_transposed(b, tile, k, n);
+#pragma unroll
+            for (int t = 0; t < TILES; t++) {
+                multiply_add(sums.x[t][n / 8], a[t], b[0], b[1]);
+                multiply_add(sums.x[t][n / 8 + 1], a[t], b[2], b[3]);
+            }
         }
     }
 }
 
-// Writes rows `row` and `row + 8` (of the lane) of sums[16, DEPTH] times `by`; those from `exist` on are not there.
+// Writes rows `row` and `row + 8`, which are the lane's, of a tile of 16 times `by`; those from `exist` on are not there.
 static __device__ inline void store_rows(bf16* to, long long stride, int row, int exist, const float (&sums)[DEPTH / 8][4],
                                          float by_low, float by_high) {
     const int column = threadIdx.x % 4 * 2;
@@ -97,3 +116,10 @@ static __device__ inline void store_rows(bf16* to, long long stride, int row, in
             *(unsigned*)(to + (row + 8) * stride + 8 * n + column) = round_pair(sums[n][2] * by_high, sums[n][3] * by_high);
     }
 }
+
+#else
+
+// Without tensor cores 4 neighbouring lanes have a row, each a quarter of its elements.
+enum { LANES = 4, PART = HEAD_DIM / LANES, THREADS = 256, ROWS = THREADS / LANES, QUERIES = ROWS, KEYS = 32 };
+
+#endif
