@@ -296,3 +296,18 @@ fn all_kernels_are_measured_and_what_a_card_can_do() {
     let probe = measure::on_card(&args(true), &card, sizes).unwrap();
     assert!(probe.bf16_tflops.is_some() && probe.memory_gbs.is_none(), "{probe:?}");
 }
+
+/// Longer than two pieces of the memory that copies go through, and not a multiple of one.
+#[test]
+fn long_vectors_arrive_whole_in_both_directions() {
+    let Some(card) = card() else { return };
+    let kernels = Cuda::<f32>::as_needed(Arc::clone(&card), 32);
+    let values: Vec<f32> = (0..21_000_003).map(|i| i as f32).collect();
+    let (mut up, mut back) = (Default::default(), Vec::new());
+    kernels.resize(&mut up, values.len());
+    for shift in [0.0, 1.0] {
+        let values: Vec<f32> = values.iter().map(|value| value + shift).collect();
+        card.upload(&mut up, &values);
+        assert!(kernels.read(&up, &mut back).unwrap() == values);
+    }
+}

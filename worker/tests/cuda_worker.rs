@@ -160,6 +160,32 @@ fn a_card_says_the_same_tokens_as_a_processor() {
     assert_eq!(answer(&dir, &libraries, "cuda"), expected);
 }
 
+/// A card whose memory is gone while it serves: the cache takes three quarters of what the weights leave, and passes need
+/// more than the rest.
+#[test]
+fn a_card_that_fails_while_it_serves_ends_the_server_with_the_reason() {
+    let Some(libraries) = fake_cuda::libraries() else { return };
+    let dir = TempDir::new();
+    let model = dir.join("loud");
+    save_model(&loud_model(), &model);
+    let options = ["serve", "--model", model.to_str().unwrap(), "--port", "0", "--device", "cuda"];
+    let memory = (40 << 20).to_string();
+    let mut worker = Worker::spawn(&options, &environment(&libraries, &[("FAKE_CUDA_MEMORY", &memory)]));
+    let line = worker.wait_for("serving loud on http://");
+    let address = line.split("http://").nth(1).unwrap().split('/').next().unwrap();
+    let body = json!({"model": "loud", "prompt": "Water ", "max_tokens": 12}).to_string();
+    let mut stream = TcpStream::connect(address).unwrap();
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-type: application/json\r\n";
+    write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    // Whatever the client is told, it is not an answer.
+    let mut text = String::new();
+    _ = stream.read_to_string(&mut text);
+    assert!(!text.starts_with("HTTP/1.1 200"), "{text}");
+    let ended = worker.end();
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("card 0, Fake card, has no room for "), "{}", ended.stderr);
+}
+
 /// What a training on a card that cannot be had says, and its exit code.
 fn refusal(
     dir: &TempDir,

@@ -3,16 +3,19 @@
 //! Everything goes into one stream, in order. The first call that fails is remembered; after it nothing is queued any more, and
 //! whoever waits for a result gets the failure.
 
-use super::DeviceError;
 use super::load::{Found, done};
 use super::memory::Slice;
 use super::products::Products;
 use super::programs::{Kind, Programs};
+use super::staging::{self, Staging};
+use super::{Bf16, DeviceError};
 use cudarc::driver::sys as driver;
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::ptr;
+use std::slice;
 use std::sync::{Mutex, MutexGuard};
+use zerocopy::IntoBytes;
 
 /// Memory is taken from the driver in multiples of this, which is also how it is aligned.
 const GRAIN: usize = 512;
@@ -29,6 +32,7 @@ pub struct Card {
     failure: Mutex<Option<DeviceError>>,
     programs: Mutex<Programs>,
     products: Mutex<Option<Products>>,
+    staging: Mutex<Option<Staging>>,
 }
 
 // SAFETY: the driver's handles may be used by any thread, one call at a time for each object: those of programs and products
@@ -38,6 +42,13 @@ unsafe impl Send for Card {}
 // SAFETY: as above.
 #[allow(unsafe_code)]
 unsafe impl Sync for Card {}
+
+/// What lies in the memory of a card: numbers without padding.
+pub trait Number: Copy {}
+
+impl Number for f32 {}
+impl Number for i32 {}
+impl Number for Bf16 {}
 
 /// An argument of a kernel.
 #[derive(Clone, Copy, Debug)]
@@ -107,7 +118,16 @@ impl Card {
         }
         let (free, failure) = (Mutex::default(), Mutex::default());
         let programs = Mutex::new(Programs::new(found.capability));
-        Ok(Card { found, context, stream, free, failure, programs, products: Mutex::default() })
+        Ok(Card {
+            found,
+            context,
+            stream,
+            free,
+            failure,
+            programs,
+            products: Mutex::default(),
+            staging: Mutex::default(),
+        })
     }
 
     /// The work goes on without this, and what it failed of is not forgotten.
@@ -301,11 +321,27 @@ impl Card {
         self.check()
     }
 
+    fn staged(&self, copy: impl FnOnce(&mut Staging) -> Result<(), DeviceError>) {
+        self.attempt(|| {
+            let mut staging = self.staging.lock().expect("no panic while locked");
+            match &mut *staging {
+                Some(staging) => copy(staging),
+                none => copy(none.insert(Staging::new()?)),
+            }
+        });
+    }
+
     /// `to = from`, of values without pointers; `from` may change as soon as this returns.
-    pub fn upload<T: Copy>(&self, to: &mut Slice<T>, from: &[T]) {
+    pub fn upload<T: Number>(&self, to: &mut Slice<T>, from: &[T]) {
         assert_eq!(to.len(), from.len());
         if from.is_empty() {
             return;
+        }
+        if staging::LONG <= size_of_val(from) {
+            // SAFETY: numbers have no bytes without a value.
+            #[allow(unsafe_code)]
+            let bytes = unsafe { slice::from_raw_parts(from.as_ptr().cast(), size_of_val(from)) };
+            return self.staged(|staging| staging.upload(self.stream, to.address(), bytes));
         }
         // SAFETY: both are as long, and the driver copies pageable memory away before it returns.
         #[allow(unsafe_code)]
@@ -321,6 +357,10 @@ impl Card {
     /// The card has failed, now or before.
     pub fn download(&self, to: &mut [f32], from: &Slice<f32>) -> Result<(), DeviceError> {
         assert_eq!(to.len(), from.len());
+        if staging::LONG <= size_of_val(to) {
+            self.staged(|staging| staging.download(self.stream, to.as_mut_bytes(), from.address()));
+            return self.check();
+        }
         // SAFETY: both are as long, any bits are floats, and the copy is done before `to` can be read.
         #[allow(unsafe_code)]
         self.attempt(|| {

@@ -76,6 +76,10 @@ const LIBRARIES: [Library; 3] = [
                 "cuModuleGetFunction",
                 "cuFuncSetAttribute",
                 "cuLaunchKernel",
+                "cuMemAllocHost_v2",
+                "cuEventCreate",
+                "cuEventRecord",
+                "cuEventSynchronize",
             ]
         ),
     },

@@ -11,12 +11,13 @@ mod products;
 mod programs;
 mod resident;
 mod serving;
+mod staging;
 mod weights;
 
 use super::{Bf16, DeviceError, Linear, Stretch, Weight};
 use crate::random::Random;
 pub use card::Card;
-use card::{Argument, Launch};
+use card::{Argument, Launch, Number};
 use memory::{Buffer, Slice};
 use products::{Factor, Product};
 pub use resident::Resident;
@@ -51,7 +52,7 @@ impl Card {
 }
 
 /// What elements are: single precision or bf16.
-pub trait Element: Copy + Send + Sync + 'static {
+pub trait Element: Number + Send + Sync + 'static {
     /// Whether they are bf16.
     const IS_BF16: bool;
 
