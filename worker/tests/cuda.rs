@@ -1,7 +1,7 @@
 //! The CUDA kernels against their specification, on a fake card: their own source, run on a processor.
 //!
-//! `tests/fake_cuda` says how. What no test here can see is time, and whatever a real card does differently from the
-//! manuals that the fake one follows.
+//! `tests/fake_cuda` says how. What no test can see there is time, and whatever a real card does differently from the
+//! manuals that the fake one follows: with `AQUIFER_CARD=1` the same tests run on the card of the machine.
 #![allow(unsafe_code)] // Calls of the driver.
 
 #[path = "cuda/attention.rs"]

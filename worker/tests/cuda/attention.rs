@@ -5,9 +5,11 @@ use crate::card::{Arg, Card, ELEMS, Elem, Memory, Size, long, size};
 use aquifer_worker::kernels::{Attention, Qkv, QkvGradient, reference};
 use aquifer_worker::random::Random;
 
+/// head_dim, heads, kv_heads, start, queries, sequences
+type Shape = (usize, usize, usize, usize, usize, usize);
+
 /// Heads of all lengths that models have, and small ones, with queries around the edges of tiles.
-const SHAPES: [(usize, usize, usize, usize, usize, usize); 11] = [
-    // head_dim, heads, kv_heads, start, queries, sequences
+const SHAPES: [Shape; 11] = [
     (8, 4, 2, 0, 7, 2),
     (8, 2, 1, 70, 3, 1),
     (16, 2, 2, 0, 65, 1),
@@ -20,6 +22,20 @@ const SHAPES: [(usize, usize, usize, usize, usize, usize); 11] = [
     (128, 2, 1, 20, 80, 1),
     (128, 1, 1, 3, 161, 1),
 ];
+
+/// Those, and as many of any kind as `SEEDS` says, from `SEED` on. With a single key all gradients of scores are differences of
+/// equal numbers, so there are two at least.
+fn shapes() -> Vec<Shape> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let first = number("SEED").unwrap_or(0);
+    let random = (first..first + number("SEEDS").unwrap_or(6)).map(|seed| {
+        let mut random = Random::new(seed ^ 0xa77e);
+        let mut below = |count: usize| (random.bits() % count as u64) as usize;
+        let (head_dim, kv_heads, group) = ([8, 24, 64, 128][below(4)], 1 + below(2), 1 + below(3));
+        (head_dim, kv_heads * group, kv_heads, below(2) * below(150), 2 + below(150), 1 + below(2))
+    });
+    SHAPES.into_iter().chain(random).collect()
+}
 
 struct Case {
     elem: Elem,
@@ -34,10 +50,9 @@ struct Case {
 }
 
 impl Case {
-    fn new(elem: Elem, index: usize) -> Case {
-        let (head_dim, heads, kv_heads, start, queries, sequences) = SHAPES[index];
+    fn new(elem: Elem, (head_dim, heads, kv_heads, start, queries, sequences): Shape) -> Case {
         let shape = Attention { queries, start, heads, kv_heads, head_dim };
-        let mut random = Random::new(index as u64);
+        let mut random = Random::new((head_dim + start + queries) as u64);
         // Scores of a few units: with smaller ones a softmax that is wrong is nearly right.
         let mut some = |count: usize, by: f32| -> Vec<f32> {
             random.normals(count).iter().map(|x| elem.round(by * x)).collect()
@@ -150,29 +165,50 @@ fn tolerance(elem: Elem) -> f32 {
     }
 }
 
+/// Outputs and logarithms of sums.
+fn forward(card: &'static Card, case: &Case) -> (Vec<f32>, Vec<f32>) {
+    let (elem, shape) = (case.elem, case.shape);
+    let program = card.program("attention.cu", elem, shape.head_dim);
+    let (q, kv) = case.upload(card);
+    let out = card.no_elements(elem, case.q.len());
+    let log_sum = card.no_floats(case.query_rows() * shape.heads);
+    let inputs = [(&out).into(), (&log_sum).into(), (&q).into(), (&kv).into(), case.values(&kv)];
+    let launch = Size { grid: case.query_grid(), block: case.block(), shared: case.shared(256) };
+    program.launch("attention_forward", launch, &[&inputs[..], &case.tail()].concat());
+    (out.as_elements(elem), log_sum.as_floats())
+}
+
 #[test]
 fn attention_forward() {
     let Some(card) = Card::get() else { return };
     for elem in ELEMS {
-        for (index, of) in SHAPES.iter().enumerate() {
-            let case = Case::new(elem, index);
-            let (shape, rows) = (case.shape, case.query_rows());
-            let program = card.program("attention.cu", elem, shape.head_dim);
-            let (q, kv) = case.upload(card);
-            let (out, log_sum) = (card.no_elements(elem, case.q.len()), card.no_floats(rows * shape.heads));
-            let mut args =
-                vec![(&out).into(), (&log_sum).into(), (&q).into(), (&kv).into(), case.values(&kv)];
-            args.extend(case.tail());
-            program.launch(
-                "attention_forward",
-                Size { grid: case.query_grid(), block: case.block(), shared: case.shared(256) },
-                &args,
-            );
+        for of in shapes() {
+            let case = Case::new(elem, of);
+            let (out, log_sum) = forward(card, &case);
             let (expected, log) = case.expected();
             let name = format!("{elem:?} {of:?}");
-            assert_near(&format!("attention {name}"), &out.as_elements(elem), &expected, tolerance(elem));
+            assert_near(&format!("attention {name}"), &out, &expected, tolerance(elem));
             // Sums are not rounded to elements.
-            assert_near(&format!("log sum {name}"), &log_sum.as_floats(), &log, 1e-5);
+            assert_near(&format!("log sum {name}"), &log_sum, &log, 1e-5);
+        }
+    }
+}
+
+/// A prompt that is computed in pieces, or after a beginning that is known, gives the same bits.
+#[test]
+fn the_bits_of_a_query_do_not_depend_on_where_its_tile_begins() {
+    let Some(card) = Card::get() else { return };
+    for elem in ELEMS {
+        let whole = Case::new(elem, (64, 2, 1, 0, 150, 1));
+        let (out, _) = forward(card, &whole);
+        let (width, narrow) = (whole.shape.query_width(), whole.shape.key_width());
+        for (start, end) in [(0, 37), (37, 150), (149, 150), (64, 130)] {
+            let mut part = Case::new(elem, (64, 2, 1, start, end - start, 1));
+            part.q = whole.q[start * width..end * width].to_vec();
+            part.k = whole.k[..end * narrow].to_vec();
+            part.v = whole.v[..end * narrow].to_vec();
+            let (part, _) = forward(card, &part);
+            assert_eq!(part, out[start * width..end * width], "{elem:?} {start}..{end}");
         }
     }
 }
@@ -181,13 +217,13 @@ fn attention_forward() {
 fn attention_backward() {
     let Some(card) = Card::get() else { return };
     for elem in ELEMS {
-        for (index, of) in SHAPES.iter().enumerate() {
-            let case = Case::new(elem, index);
+        for of in shapes() {
+            let case = Case::new(elem, of);
             let (shape, rows) = (case.shape, case.query_rows());
             let program = card.program("attention_backward.cu", elem, shape.head_dim);
             let (q, kv) = case.upload(card);
             let (out, log_sum) = case.expected();
-            let dout = elem.round_all(&Random::new(100 + index as u64).normals(out.len()));
+            let dout = elem.round_all(&Random::new(100).normals(out.len()));
             let rounded = card.elements(elem, &out);
             let (dout_memory, log_memory) = (card.elements(elem, &dout), card.floats(&log_sum));
             let delta = card.no_floats(rows * shape.heads);
@@ -213,7 +249,7 @@ fn attention_backward() {
             };
             let grid = [shape.keys().div_ceil(64), shape.kv_heads, case.sequences];
             launch("attention_backward_kv", grid, 256, &[(&dkv).into(), case.values(&dkv)]);
-            launch("attention_backward_q", case.query_grid(), 384, &[(&dq).into()]);
+            launch("attention_backward_q", case.query_grid(), 352, &[(&dq).into()]);
 
             let (expected_q, expected_k, expected_v) =
                 case.expected_gradient(&dout, &elem.round_all(&out), &log_sum);

@@ -3,13 +3,14 @@
 use crate::fake_cuda;
 use aquifer_worker::kernels::Bf16;
 use libloading::{Library, Symbol};
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// What elements are in a program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Elem {
     Float,
     Bf16,
@@ -18,11 +19,15 @@ pub enum Elem {
 /// Both of them.
 pub const ELEMS: [Elem; 2] = [Elem::Float, Elem::Bf16];
 
-/// The fake card.
+/// A card.
 pub struct Card {
     driver: Library,
     compiler: Library,
     context: usize,
+    /// As its compiler names it.
+    architecture: String,
+    /// Programs by file, elements and length of a head.
+    modules: Mutex<BTreeMap<(String, Elem, usize), usize>>,
 }
 
 /// A compiled program.
@@ -92,28 +97,62 @@ macro_rules! call {
 }
 
 impl Card {
-    /// The fake card, with every kernel run in three orders of its threads; `None`, said aloud, if it cannot be built.
+    /// The fake card, with every kernel run in three orders of its threads, or with `AQUIFER_CARD` the machine's own. `None`,
+    /// said aloud, if the fake one cannot be built.
     pub fn get() -> Option<&'static Card> {
         static CARD: OnceLock<Option<Card>> = OnceLock::new();
-        let card = CARD.get_or_init(|| {
-            let folder = fake_cuda::libraries()?;
-            // SAFETY: no other thread of this process reads the environment now: all tests come through here first.
-            unsafe { std::env::set_var("FAKE_CUDA_ORDERS", "3") };
-            // SAFETY: nothing is run when these are loaded.
-            let open = |name: &str| unsafe { Library::new(folder.join(name)).unwrap() };
-            let mut card = Card { driver: open("libcuda.so"), compiler: open("libnvrtc.so"), context: 0 };
-            assert_eq!(call!(card.driver, "cuInit"(0 => c_uint)), 0);
-            let context = &raw mut card.context;
-            assert_eq!(call!(card.driver, "cuDevicePrimaryCtxRetain"(context => *mut usize, 0 => c_int)), 0);
-            Some(card)
-        });
-        let card = card.as_ref()?;
+        let card = CARD.get_or_init(Card::open).as_ref()?;
         assert_eq!(call!(card.driver, "cuCtxSetCurrent"(card.context => usize)), 0);
         Some(card)
     }
 
-    /// Program `file` of the worker.
+    /// Whether it is one that NVIDIA made.
+    pub fn is_real() -> bool {
+        std::env::var_os("AQUIFER_CARD").is_some()
+    }
+
+    fn open() -> Option<Card> {
+        let [driver, compiler] = if Card::is_real() {
+            let compiler = std::env::var("AQUIFER_NVRTC").unwrap_or("libnvrtc.so.12".into());
+            ["libcuda.so.1".into(), compiler.into()]
+        } else {
+            let folder = fake_cuda::libraries()?;
+            // The least shared memory of all cards that are supported.
+            for (name, value) in [("FAKE_CUDA_ORDERS", "3"), ("FAKE_CUDA_CAPABILITY", "89")] {
+                // SAFETY: no other thread of this process reads the environment now: all come through here first.
+                unsafe { std::env::set_var(name, value) };
+            }
+            ["libcuda.so", "libnvrtc.so"].map(|name| folder.join(name))
+        };
+        // SAFETY: nothing is run when these are loaded.
+        let load = |path: PathBuf| {
+            unsafe { Library::new(&path) }.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        };
+        let (driver, compiler) = (load(driver), load(compiler));
+        let (mut context, mut capability) = (0usize, [0, 0]);
+        assert_eq!(call!(driver, "cuInit"(0 => c_uint)), 0);
+        let retained = call!(driver, "cuDevicePrimaryCtxRetain"(&raw mut context => *mut usize, 0 => c_int));
+        assert_eq!(retained, 0);
+        for (value, attribute) in capability.iter_mut().zip([75, 76]) {
+            let value = &raw mut *value;
+            let got = call!(driver, "cuDeviceGetAttribute"(
+                value => *mut c_int, attribute => c_int, 0 => c_int));
+            assert_eq!(got, 0);
+        }
+        let architecture = match capability {
+            [9, 0] => "sm_90a".into(),
+            [major, minor] => format!("sm_{major}{minor}"),
+        };
+        Some(Card { driver, compiler, context, architecture, modules: Mutex::default() })
+    }
+
+    /// Program `file` of the worker, compiled once.
     pub fn program(&'static self, file: &str, elem: Elem, head_dim: usize) -> Program {
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (file.to_owned(), elem, head_dim);
+        if let Some(&module) = modules.get(&key) {
+            return Program { card: self, module };
+        }
         let text = |file: &str| {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels/cuda");
             std::fs::read_to_string(folder.join(file)).unwrap()
@@ -121,7 +160,10 @@ impl Card {
         let headers = ["common.cuh", "ptx.cuh", "tiles.cuh"].map(|name| (name, text(name)));
         let bf16 = u8::from(elem == Elem::Bf16);
         let options = [format!("-DBF16={bf16}"), format!("-DHEAD_DIM={head_dim}"), "--std=c++17".into()];
-        self.compile(file, &text(file), &headers, &options).unwrap_or_else(|log| panic!("{file}: {log}"))
+        let program = self.compile(file, &text(file), &headers, &options);
+        let program = program.unwrap_or_else(|log| panic!("{file}: {log}"));
+        modules.insert(key, program.module);
+        program
     }
 
     /// Compiles a program, or says what the compiler said.
@@ -137,7 +179,8 @@ impl Card {
         let (source, name) = (text(source), text(name));
         let names: Vec<CString> = headers.iter().map(|(name, _)| text(name)).collect();
         let headers: Vec<CString> = headers.iter().map(|(_, header)| text(header)).collect();
-        let options: Vec<CString> = options.iter().map(|option| text(option)).collect();
+        let mut options: Vec<CString> = options.iter().map(|option| text(option)).collect();
+        options.push(text(&format!("--gpu-architecture={}", self.architecture)));
         let (mut program, mut size) = (null_mut::<c_void>(), 0usize);
         let result = call!(self.compiler, "nvrtcCreateProgram"(
             &raw mut program => *mut *mut c_void, source.as_ptr() => *const c_char, name.as_ptr() => *const c_char,
@@ -153,9 +196,9 @@ impl Card {
         if compiled != 0 {
             return Err(CStr::from_bytes_until_nul(&log).unwrap().to_string_lossy().into_owned());
         }
-        call!(self.compiler, "nvrtcGetPTXSize"(program => *mut c_void, &raw mut size => *mut usize));
+        call!(self.compiler, "nvrtcGetCUBINSize"(program => *mut c_void, &raw mut size => *mut usize));
         let mut image = vec![0u8; size];
-        call!(self.compiler, "nvrtcGetPTX"(program => *mut c_void, image.as_mut_ptr() => *mut u8));
+        call!(self.compiler, "nvrtcGetCUBIN"(program => *mut c_void, image.as_mut_ptr() => *mut u8));
         call!(self.compiler, "nvrtcDestroyProgram"(&raw mut program => *mut *mut c_void));
         let mut module = 0;
         let loaded = call!(self.driver, "cuModuleLoadData"(
@@ -167,6 +210,8 @@ impl Card {
     fn allocate(&'static self, bytes: usize) -> Memory {
         let mut at = 0;
         assert_eq!(call!(self.driver, "cuMemAlloc_v2"(&raw mut at => *mut u64, bytes => usize)), 0);
+        let filled = call!(self.driver, "cuMemsetD8_v2"(at => u64, 0xff => u8, bytes => usize));
+        assert_eq!(filled, 0);
         Memory { card: self, at, bytes }
     }
 
@@ -301,9 +346,10 @@ impl Program {
             function => usize, 8 => c_int, size.shared as c_int => c_int));
         let mut pointers: Vec<*const Arg> = args.iter().map(|arg| arg as *const Arg).collect();
         let [x, y, z] = size.grid.map(|n| n as c_uint);
-        call!(self.card.driver, "cuLaunchKernel"(
+        let launched = call!(self.card.driver, "cuLaunchKernel"(
             function => usize, x => c_uint, y => c_uint, z => c_uint, size.block as c_uint => c_uint,
             1 => c_uint, 1 => c_uint, size.shared as c_uint => c_uint, 0 => usize,
-            pointers.as_mut_ptr() => *mut *const Arg, 0 => usize))
+            pointers.as_mut_ptr() => *mut *const Arg, 0 => usize));
+        if launched == 0 { call!(self.card.driver, "cuCtxSynchronize"()) } else { launched }
     }
 }

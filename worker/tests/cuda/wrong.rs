@@ -1,6 +1,7 @@
 //! Programs with the mistakes that the fake card is there to notice: what it lets pass, no test of a kernel can see.
 
 use crate::card::{Arg, Card, Size, long, size};
+use std::io::Write;
 use std::process::Command;
 
 /// Name, what is said, threads of a block, and the body of a kernel with `float* x` of 100 zeros.
@@ -74,9 +75,12 @@ fn source() -> String {
         format!("extern \"C\" __global__ void {name}(float* x, long long) {{ {body} }}\n")
     };
     let all: String = MISTAKES.iter().map(kernel).collect();
-    format!(
-        "#include \"ptx.cuh\"\n{all}extern \"C\" __global__ void right(float* x, long long n) {{ x[0] = n; }}\n"
-    )
+    let right = ("right", "x[0] = n;");
+    let shared = ("shared", "DYNAMIC_SHARED(float, y); y[n] = 0; x[0] = y[n];");
+    let more = [right, shared].map(|(name, body)| {
+        format!("extern \"C\" __global__ void {name}(float* x, long long n) {{ {body} }}\n")
+    });
+    format!("#include \"ptx.cuh\"\n{all}{}", more.concat())
 }
 
 /// Runs one mistake: a card that failed stays so, and so does its process.
@@ -96,6 +100,11 @@ fn make_a_mistake_if_asked() {
         "argument_of_the_host" => {
             let host = Arg::from(7.0f32);
             assert_eq!(program.try_launch("right", size(1, 32), &[host, long(7)]), 0);
+        }
+        "too_little_shared" => {
+            let shape = Size { shared: 16, ..size(1, 32) };
+            assert_eq!(program.try_launch("shared", shape, &[(&memory).into(), long(3)]), 0);
+            assert_eq!(program.try_launch("shared", shape, &[(&memory).into(), long(4)]), 0);
         }
         "too_much_shared" => {
             let shape = Size { shared: 300 << 10, ..size(1, 32) };
@@ -120,6 +129,10 @@ fn the_fake_card_notices_mistakes() {
     if Card::get().is_none() {
         return;
     }
+    if Card::is_real() {
+        _ = writeln!(std::io::stderr(), "skipped: mistakes that only the fake card notices");
+        return;
+    }
     let run = |name: &str| {
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "wrong::make_a_mistake_if_asked", "--nocapture"])
@@ -137,6 +150,7 @@ fn the_fake_card_notices_mistakes() {
         ("argument_of_the_host", "argument 0 is not memory of the card"),
         ("freed", "argument 0 is not memory of the card"),
         ("too_much_shared", "too much shared memory"),
+        ("too_little_shared", "behind the dynamic shared memory of the launch"),
     ];
     for (name, said) in MISTAKES.map(|(name, said, ..)| (name, said)).into_iter().chain(more) {
         let (success, text) = run(name);

@@ -47,6 +47,7 @@ struct Copy {
     void* to;
     const void* from;
     bool exists;
+    size_t bytes;
     long group;
 };
 
@@ -77,7 +78,7 @@ struct Block {
     uint64_t random;
     void* main_stack_pointer;
     char* stacks;
-    std::vector<char> dynamic_shared;
+    char *shared_end, *dynamic_shared;
     void (*call)(const Launch*);
     sigjmp_buf out;
     char message[512];
@@ -85,7 +86,7 @@ struct Block {
 
 static Block block;
 static Thread* self;
-static const size_t STACK = 128 << 10;
+static const size_t STACK = 128 << 10, SHARED = 1 << 20;
 
 /// Ends the launch with a message.
 [[noreturn]] static void fail(const char* format, const char* what, long a = 0, long b = 0) {
@@ -258,7 +259,9 @@ static void enter() {
 static void run_block() {
     size_t count = block.threads.size();
     if (__start_fake_shared) memset(__start_fake_shared, 0xff, __stop_fake_shared - __start_fake_shared);
-    block.dynamic_shared.assign(block.launch->shared_bytes, (char)0xff);
+    // It ends where nobody may read or write.
+    block.dynamic_shared = block.shared_end - (block.launch->shared_bytes + 15) / 16 * 16;
+    memset(block.dynamic_shared, 0xff, block.shared_end - block.dynamic_shared);
     block.warps.assign((count + 31) / 32, Warp{});
     block.ready.clear();
     block.next = 0;
@@ -288,7 +291,10 @@ static void on_signal(int signal, siginfo_t* info, void*) {
     switch (signal) {
     case SIGILL: case SIGTRAP: fail("%s", "a misaligned vector, or an index outside of an array");
     case SIGFPE: fail("%s", "a division by zero");
-    default: fail("%s: address 0x%lx", "outside of the card's memory", (long)info->si_addr);
+    default:
+        if (block.shared_end <= (char*)info->si_addr && (char*)info->si_addr < block.shared_end + SHARED)
+            fail("%s", "behind the dynamic shared memory of the launch");
+        fail("%s: address 0x%lx", "outside of the card's memory", (long)info->si_addr);
     }
 }
 
@@ -300,9 +306,15 @@ static const char* run(const Launch* launch, void (*call)(const Launch*)) {
     action.sa_flags = SA_SIGINFO | SA_NODEFER;
     for (int i = 0; i < 5; i++) sigaction(signals[i], &action, &before[i]);
     size_t count = (size_t)launch->block.x * launch->block.y * launch->block.z;
-    if (!block.stacks)
-        block.stacks = (char*)mmap(nullptr, 1024 * STACK, PROT_READ | PROT_WRITE,
-                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (!block.stacks) {
+        auto reserve = [](size_t bytes, int protection) {
+            return (char*)mmap(nullptr, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        };
+        block.stacks = reserve(1024 * STACK, PROT_READ | PROT_WRITE);
+        char* shared = reserve(2 * SHARED, PROT_NONE);
+        mprotect(shared, SHARED, PROT_READ | PROT_WRITE);
+        block.shared_end = shared + SHARED;
+    }
     block.launch = launch;
     block.call = call;
     block.threads.resize(count);
@@ -342,7 +354,7 @@ template <class... A> static const char* kinds(void (*)(A...)) {
 #define blockIdx (fake::block.index)
 #define blockDim (fake::block.launch->block)
 #define gridDim (fake::block.launch->grid)
-#define DYNAMIC_SHARED(type, name) type* name = (type*)fake::block.dynamic_shared.data()
+#define DYNAMIC_SHARED(type, name) type* name = (type*)fake::block.dynamic_shared
 
 static inline void __syncthreads() { fake::barrier(); }
 static inline void __syncwarp(unsigned = ~0u) {

@@ -55,6 +55,18 @@ size_t environment(const char* name, size_t otherwise) {
     return text ? strtoull(text, nullptr, 10) : otherwise;
 }
 
+int capability() {
+    static const int value = (int)environment("FAKE_CUDA_CAPABILITY", 90);
+    return value;
+}
+
+/// Bytes of shared memory that a block can be given. Source: CUDA C++ Programming Guide, table of technical specifications.
+int most_shared() {
+    static const std::map<int, int> known = {{75, 64}, {80, 163}, {86, 99}, {87, 163}, {89, 99}};
+    auto found = known.find(capability());
+    return (found == known.end() ? 227 : found->second) << 10;
+}
+
 std::recursive_mutex lock;
 bool initialized, failed;
 fake::Memory memory(environment("FAKE_CUDA_MEMORY", (size_t)1 << 30));
@@ -170,12 +182,11 @@ EXPORT Result cuDeviceTotalMem_v2(size_t* bytes, int) {
 }
 
 EXPORT Result cuDeviceGetAttribute(int* value, int attribute, int) {
-    static const int capability = (int)environment("FAKE_CUDA_CAPABILITY", 90);
     static const std::map<int, int> known = {
         {1, 1024}, {2, 1024}, {3, 1024}, {4, 64}, {5, 0x7fffffff}, {6, 65535}, {7, 65535},  // block, grid
-        {8, 48 << 10}, {81, 228 << 10}, {97, 227 << 10}, {10, 32}, {12, 65536}, {82, 65536},  // shared, warp, registers
+        {8, 48 << 10}, {81, most_shared() + 1024}, {97, most_shared()}, {10, 32}, {12, 65536}, {82, 65536},  // shared, warp, registers
         {13, 1000000}, {16, 4}, {36, 1000000}, {37, 64}, {38, 1 << 20}, {39, 2048}, {41, 1},  // clocks, processors, L2
-        {75, capability / 10}, {76, capability % 10}, {115, 1},  // compute capability, memory pools
+        {75, capability() / 10}, {76, capability() % 10}, {115, 1},  // compute capability, memory pools
     };
     auto found = known.find(attribute);
     *value = found == known.end() ? 0 : found->second;
@@ -433,7 +444,7 @@ EXPORT Result cuFuncSetAttribute(void* function, int attribute, int value) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     if (!functions.count(function)) return complain(INVALID_HANDLE, "cuFuncSetAttribute: not a function");
     if (attribute != 8) return SUCCESS;
-    if (value < 0 || (227 << 10) < value) return complain(INVALID_VALUE, "cuFuncSetAttribute: too much shared memory");
+    if (value < 0 || most_shared() < value) return complain(INVALID_VALUE, "cuFuncSetAttribute: too much shared memory");
     ((Function*)function)->max_dynamic_shared = std::max(value, 48 << 10);
     return SUCCESS;
 }

@@ -94,22 +94,30 @@ namespace fake {
 
 static void arrive(const Copy& copy) {
     if (copy.exists) {
-        memcpy(copy.to, copy.from, 16);
+        memcpy(copy.to, copy.from, copy.bytes);
     } else {
-        memset(copy.to, 0, 16);
+        memset(copy.to, 0, copy.bytes);
     }
+}
+
+// A copy may arrive at any time from now until it is waited for. In the first order it comes as late as it can: who does
+// not wait reads what was there. In the second it comes at once, into what others still read, and then at either time.
+static void copy_async(void* shared, const void* global, bool exists, size_t bytes) {
+    if ((uintptr_t)shared % bytes || (uintptr_t)global % bytes) fail("%s", "cp.async of misaligned addresses");
+    const Copy copy = {shared, global, exists, bytes, self->groups};
+    const unsigned seed = block.launch->seed;
+    if (seed == 1 || (2 <= seed && draw() % 2)) return arrive(copy);
+    self->copies.push_back(copy);
 }
 
 }  // namespace fake
 
-// A copy may arrive at any time from now until it is waited for. In the first order it comes as late as it can: who does
-// not wait reads what was there. In the second it comes at once, into what others still read, and then at either time.
 static inline void copy_async(void* shared, const void* global, bool exists) {
-    if ((uintptr_t)shared % 16 || (uintptr_t)global % 16) fake::fail("%s", "cp.async of misaligned addresses");
-    const fake::Copy copy = {shared, global, exists, fake::self->groups};
-    const unsigned seed = fake::block.launch->seed;
-    if (seed == 1 || (2 <= seed && fake::draw() % 2)) return fake::arrive(copy);
-    fake::self->copies.push_back(copy);
+    fake::copy_async(shared, global, exists, 16);
+}
+
+static inline void copy_float_async(float* shared, const float* global, bool exists) {
+    fake::copy_async(shared, global, exists, 4);
 }
 
 static inline void commit_copies() {

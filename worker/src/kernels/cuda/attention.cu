@@ -28,50 +28,32 @@ struct Place {
 
 #if BF16
 
-// A warp has two times 16 queries, so that every key and value that it reads from shared memory is used twice: reading them
-// takes as long as multiplying. Keys and values have a tile each, and while one of them is multiplied the other is on its
-// way. Dynamic shared memory: 256 rows of tiles.
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    attention_forward(elem* out, float* log_sum, const elem* q, const elem* k, const elem* v, int queries, int start,
-                      int heads, int kv_heads, int q_stride, int kv_stride, float scale) {
-    DYNAMIC_SHARED(bf16, shared);
-    bf16 *query = shared, *keys = query + QUERIES * STRIDE, *values = keys + KEYS * STRIDE;
-    const Place place(queries, start, heads, kv_heads);
-    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 32, column = lane % 4 * 2;
-    const elem* key = k + place.key_row * kv_stride + place.key_head * HEAD_DIM;
-    const elem* value = v + place.key_row * kv_stride + place.key_head * HEAD_DIM;
-
-    copy_tile<QUERIES>(query, q + place.query_row * q_stride + place.head * HEAD_DIM, q_stride, place.exist);
-    copy_tile<KEYS>(keys, key, kv_stride, place.visible);
-    commit_copies();
-    Sums<2, DEPTH> sums = {};
-    float most[2][2], total[2][2] = {};
+// Scores of keys that a query does not see. `last` is the last key of the tile that the warp's first query sees.
+static __device__ inline void hide(Sums<2, KEYS>& scores, int last) {
+    const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int i = 0; i < 4; i++) most[i / 2][i % 2] = -3e38f;
-    const float by = scale * LOG2_E;
-    for (int from = 0; from < place.visible; from += KEYS) {
-        wait_for_copies<0>();
-        __syncthreads();  // the keys are here, and all are done with the values before
-        copy_tile<KEYS>(values, value, kv_stride, place.visible - from);
-        commit_copies();
-        Sums<2, KEYS> p = {};
-        multiply_rows(p, query, warp_row, keys);
-        // The last key of this tile that the warp's first query sees.
-        const int last = start + place.first + warp_row - from;
+    for (int t = 0; t < 2; t++)
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (last + 16 * t + lane / 4 + i / 2 * 8 < 8 * n + lane % 4 * 2 + i % 2) scores.x[t][n][i] = -3e38f;
+}
+
+// The softmax of the keys so far, for a lane's rows 16 * t + lane / 4 + 8 * half: the largest score, and the sum of the weights
+// in the lane's own columns.
+struct Softmax {
+    float most[2][2], total[2][2];
+
+    // Makes weights of a tile's scores, and brings what was added up before to the new maximum.
+    __device__ inline void add(Sums<2, KEYS>& p, Sums<2, DEPTH>& sums, float by) {
 #pragma unroll
         for (int t = 0; t < 2; t++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                if (last < KEYS - 1)
-#pragma unroll
-                    for (int n = 0; n < KEYS / 8; n++)
-#pragma unroll
-                        for (int i = 0; i < 2; i++)
-                            if (last + 16 * t + 8 * half + lane / 4 < 8 * n + column + i) p.x[t][n][2 * half + i] = -3e38f;
                 float top = most[t][half];
 #pragma unroll
-                for (int n = 0; n < KEYS / 8; n++)
-                    top = fmaxf(top, fmaxf(p.x[t][n][2 * half], p.x[t][n][2 * half + 1]));
+                for (int n = 0; n < KEYS / 8; n++) top = fmaxf(top, fmaxf(p.x[t][n][2 * half], p.x[t][n][2 * half + 1]));
                 top = max_lanes<4>(top);
                 const float correct = power_of_two((most[t][half] - top) * by), shift = top * by;
                 most[t][half] = top;
@@ -89,13 +71,47 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
                         total[t][half] += x;
                     }
             }
+    }
+};
+
+// A warp has two times 16 queries, so that every key and value that it reads from shared memory is used twice: reading them
+// takes as long as multiplying. Keys and values have a tile each, and while one of them is multiplied the other is on its
+// way. Dynamic shared memory: 256 rows of tiles.
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    attention_forward(elem* out, float* log_sum, const elem* q, const elem* k, const elem* v, int queries, int start,
+                      int heads, int kv_heads, int q_stride, int kv_stride, float scale) {
+    DYNAMIC_SHARED(bf16, shared);
+    bf16 *query = shared, *keys = query + QUERIES * STRIDE, *values = keys + KEYS * STRIDE;
+    const Place place(queries, start, heads, kv_heads);
+    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 32;
+    const elem* key = k + place.key_row * kv_stride + place.key_head * HEAD_DIM;
+    const elem* value = v + place.key_row * kv_stride + place.key_head * HEAD_DIM;
+
+    copy_tile<QUERIES>(query, q + place.query_row * q_stride + place.head * HEAD_DIM, q_stride, place.exist);
+    copy_tile<KEYS>(keys, key, kv_stride, place.visible);
+    commit_copies();
+    Sums<2, DEPTH> sums = {};
+    Softmax softmax = {{{-3e38f, -3e38f}, {-3e38f, -3e38f}}, {}};
+    for (int from = 0; from < place.visible; from += KEYS) {
+        wait_for_copies<0>();
+        __syncthreads();  // the keys are here, and all are done with the values before
+        copy_tile<KEYS>(values, value, kv_stride, place.visible - from);
+        commit_copies();
+        Sums<2, KEYS> p = {};
+        // The last key of this tile that the warp's first query sees; none of its 32 may see any.
+        const int last = start + place.first + warp_row - from;
+        if (0 <= last + 31) {
+            multiply_rows(p, query, warp_row, keys);
+            if (last < KEYS - 1) hide(p, last);
+            softmax.add(p, sums, scale * LOG2_E);
+        }
         wait_for_copies<0>();
         __syncthreads();  // the values are here, and all are done with the keys
         key += (long long)KEYS * kv_stride;
         value += (long long)KEYS * kv_stride;
         if (from + KEYS < place.visible) copy_tile<KEYS>(keys, key, kv_stride, place.visible - from - KEYS);
         commit_copies();
-        multiply_columns(sums, p, values);
+        if (0 <= last + 31) multiply_columns(sums, p, values);
     }
     wait_for_copies<0>();
 
@@ -103,13 +119,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 #pragma unroll
     for (int t = 0; t < 2; t++) {
         const int row = warp_row + 16 * t + lane / 4;
+        float total[2];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            total[t][half] = sum_lanes<4>(total[t][half]);
-            if (column == 0 && row + 8 * half < place.exist)
-                log_sum[(place.query_row + row + 8 * half) * heads + place.head] = most[t][half] * scale + logf(total[t][half]);
+            total[half] = sum_lanes<4>(softmax.total[t][half]);
+            if (lane % 4 == 0 && row + 8 * half < place.exist)
+                log_sum[(place.query_row + row + 8 * half) * heads + place.head] =
+                    softmax.most[t][half] * scale + logf(total[half]);
         }
-        store_rows(out, heads * HEAD_DIM, row, place.exist, sums.x[t], 1.0f / total[t][0], 1.0f / total[t][1]);
+        store_rows(out, heads * HEAD_DIM, row, place.exist, sums.x[t], 1.0f / total[0], 1.0f / total[1]);
     }
 }
 

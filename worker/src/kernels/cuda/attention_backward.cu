@@ -6,8 +6,8 @@
 // products where one kernel with atomics has 5, the price of equal bits on every run. Memory is linear in the length.
 // Source: Dao, "FlashAttention-2", arXiv 2307.08691, section 3.1 and algorithm 2.
 //
-// Shapes as in attention.cu; dout, delta and log_sum are dense. With bf16, the pair of tiles that a block stays with and two
-// pairs of those that pass by, of 32 rows, are in dynamic shared memory.
+// Shapes as in attention.cu; dout, delta and log_sum are dense. With bf16 the tiles that a block stays with and those that pass
+// by, of 32 rows, are in dynamic shared memory.
 #include "tiles.cuh"
 
 // delta[i] = dout[i] . out[i] for each of `count` heads of queries. A warp for each, 8 a block. Grid: up(count, 8).
@@ -25,20 +25,14 @@ extern "C" __global__ void attention_backward_prepare(float* delta, const elem* 
 
 enum { PASSING = 32 };  // rows of a tile that passes by
 
-// A pair of tiles that pass by: queries and their dout, or keys and values.
-static __device__ inline void copy_pair(bf16* pair, const bf16* first, const bf16* second, long long first_stride,
-                                        long long second_stride, int exist) {
-    copy_tile<PASSING>(pair, first, first_stride, exist);
-    copy_tile<PASSING>(pair + PASSING * STRIDE, second, second_stride, exist);
-    commit_copies();
-}
-
-// A block has 64 keys, a warp 16, which are the rows of its scores: these are the transposed ones, so that they are, rounded, the left
-// operand of the products that make dk and dv. Grid: (up(start + queries, 64), kv_heads, sequences); 256 rows of tiles.
+// A block has 64 keys, a warp 16, which are the rows of its scores: these are the transposed ones, so that they are, rounded,
+// the left operand of the products that make dk and dv. While a pair of tiles of queries and dout is multiplied the next one
+// is on its way. Grid: (up(start + queries, 64), kv_heads, sequences); 256 rows of tiles.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_backward_kv(elem* dk, elem* dv, const elem* q, const elem* k, const elem* v, const elem* dout,
                           const float* log_sum, const float* delta, int queries, int start, int heads, int kv_heads,
                           int q_stride, int kv_stride, float scale) {
+    __shared__ float of_rows[2][2][PASSING];  // log_sum and delta of the queries that pass by
     DYNAMIC_SHARED(bf16, shared);
     bf16 *keys = shared, *values = keys + KEYS * STRIDE, *passing = values + KEYS * STRIDE;
     const int first = blockIdx.x * KEYS, exist = min(KEYS, start + queries - first), group = heads / kv_heads;
@@ -52,9 +46,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     // Tiles of queries from the first that sees a key of the block, for one head after the other.
     const int begin = max(0, first - start) / PASSING * PASSING, tiles = (int)up(queries - begin, PASSING);
     auto ask = [&](int i) {
-        const int head = blockIdx.y * group + i / tiles, from = begin + i % tiles * PASSING;
-        copy_pair(passing + i % 2 * 2 * PASSING * STRIDE, q + (query_row + from) * q_stride + head * HEAD_DIM,
-                  dout + (query_row + from) * width + head * HEAD_DIM, q_stride, width, queries - from);
+        const int head = blockIdx.y * group + i / tiles, from = begin + i % tiles * PASSING, exist = queries - from;
+        const long long row = query_row + from;
+        bf16* query = passing + i % 2 * 2 * PASSING * STRIDE;
+        copy_tile<PASSING>(query, q + row * q_stride + head * HEAD_DIM, q_stride, exist);
+        copy_tile<PASSING>(query + PASSING * STRIDE, dout + row * width + head * HEAD_DIM, width, exist);
+        const int t = threadIdx.x % PASSING, what = threadIdx.x / PASSING;
+        const bool exists = t < exist;
+        const float* source = (what == 0 ? log_sum : delta) + (row + (exists ? t : 0)) * heads + head;
+        if (what < 2) copy_float_async(&of_rows[i % 2][what][t], source, exists);
+        commit_copies();
     };
     Sums<1, DEPTH> dkeys = {}, dvalues = {};
     ask(0);
@@ -64,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         wait_for_copies<1>();
         __syncthreads();
         const bf16 *query = passing + i % 2 * 2 * PASSING * STRIDE, *dquery = query + PASSING * STRIDE;
-        const int head = blockIdx.y * group + i / tiles, from = begin + i % tiles * PASSING;
+        const int from = begin + i % tiles * PASSING;
         Sums<1, PASSING> p = {}, dscore = {};
         multiply_rows(p, keys, warp_row, query);
         multiply_rows(dscore, values, warp_row, dquery);
@@ -72,13 +73,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         for (int n = 0; n < PASSING / 8; n++)
 #pragma unroll
             for (int j = 0; j < 2; j++) {
-                const int t = from + 8 * n + column + j;
-                const bool exists = t < queries;
-                const long long at = (query_row + (exists ? t : 0)) * heads + head;
-                const float log = log_sum[at] * LOG2_E, d = delta[at];
+                const int t = 8 * n + column + j;
+                const float log = of_rows[i % 2][0][t] * LOG2_E, d = of_rows[i % 2][1][t];
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
-                    const bool sees = exists && first + row + 8 * half <= start + t;
+                    const bool sees = from + t < queries && first + row + 8 * half <= start + from + t;
                     float& x = p.x[0][n][2 * half + j];
                     x = sees ? power_of_two(x * (scale * LOG2_E) - log) : 0.0f;
                     dscore.x[0][n][2 * half + j] = x * (dscore.x[0][n][2 * half + j] - d);
@@ -93,13 +92,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     store_rows(dv + key_at, kv_stride, row, exist, dvalues.x[0], 1.0f, 1.0f);
 }
 
-// A warp has two times 16 queries. Grid: (up(queries, QUERIES), heads, sequences); 384 rows of tiles.
+// A warp has two times 16 queries. The next keys are asked for while these are multiplied, the next values once these are
+// done with: keys have two rooms, values one. Grid: (up(queries, QUERIES), heads, sequences); 352 rows of tiles, which is all
+// that compute capabilities 8.6 and 8.9 have for heads of 128.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_backward_q(elem* dq, const elem* q, const elem* k, const elem* v, const elem* dout, const float* log_sum,
                          const float* delta, int queries, int start, int heads, int kv_heads, int q_stride, int kv_stride,
                          float scale) {
     DYNAMIC_SHARED(bf16, shared);
-    bf16 *query = shared, *dquery = query + QUERIES * STRIDE, *passing = dquery + QUERIES * STRIDE;
+    bf16 *query = shared, *dquery = query + QUERIES * STRIDE, *values = dquery + QUERIES * STRIDE;
+    bf16* rooms = values + PASSING * STRIDE;
     // The longest first.
     const int first = (gridDim.x - 1 - blockIdx.x) * QUERIES, exist = min(QUERIES, queries - first);
     const int visible = start + first + exist, head = blockIdx.y, key_head = head / (heads / kv_heads);
@@ -109,10 +111,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     copy_tile<QUERIES>(query, q + query_at, q_stride, exist);
     copy_tile<QUERIES>(dquery, dout + query_row * width + head * HEAD_DIM, width, exist);
 
-    auto ask = [&](int i) {
-        const long long at = (key_row + i * PASSING) * kv_stride + key_head * HEAD_DIM;
-        copy_pair(passing + i % 2 * 2 * PASSING * STRIDE, k + at, v + at, kv_stride, kv_stride, visible - i * PASSING);
-    };
+    const elem* key = k + key_row * kv_stride + key_head * HEAD_DIM;
+    const elem* value = v + key_row * kv_stride + key_head * HEAD_DIM;
+    copy_tile<PASSING>(rooms, key, kv_stride, visible);
+    copy_tile<PASSING>(values, value, kv_stride, visible);
+    commit_copies();
     float log[4] = {}, d[4] = {};  // of rows 0, 8, 16, 24 after `row`
 #pragma unroll
     for (int i = 0; i < 4; i++)
@@ -122,30 +125,36 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
             d[i] = delta[at];
         }
     Sums<2, DEPTH> sums = {};
-    const int tiles = (int)up(visible, PASSING);
-    ask(0);
-    for (int i = 0; i < tiles; i++) {
-        if (i + 1 < tiles) ask(i + 1);
-        else commit_copies();
-        wait_for_copies<1>();
-        __syncthreads();
-        const bf16 *keys = passing + i % 2 * 2 * PASSING * STRIDE, *values = keys + PASSING * STRIDE;
+    for (int from = 0, room = 0; from < visible; from += PASSING, room = 1 - room) {
+        wait_for_copies<0>();
+        __syncthreads();  // keys and values are here, and all are done with the keys before
+        const bf16* keys = rooms + room * PASSING * STRIDE;
+        const int left = visible - from - PASSING;
+        key += (long long)PASSING * kv_stride;
+        value += (long long)PASSING * kv_stride;
+        if (0 < left) copy_tile<PASSING>(rooms + (1 - room) * PASSING * STRIDE, key, kv_stride, left);
+        const bool any = from <= start + first + warp_row + 31;  // whether the warp's last query sees the first key
         Sums<2, PASSING> p = {}, dscore = {};
-        multiply_rows(p, query, warp_row, keys);
-        multiply_rows(dscore, dquery, warp_row, values);
+        if (any) {
+            multiply_rows(p, query, warp_row, keys);
+            multiply_rows(dscore, dquery, warp_row, values);
+        }
+        __syncthreads();  // all are done with the values
+        if (0 < left) copy_tile<PASSING>(values, value, kv_stride, left);
+        commit_copies();
+        if (!any) continue;
 #pragma unroll
         for (int t = 0; t < 2; t++)
 #pragma unroll
             for (int n = 0; n < PASSING / 8; n++)
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
-                    const int s = i * PASSING + 8 * n + column + j % 2, of = 2 * t + j / 2;
+                    const int s = from + 8 * n + column + j % 2, of = 2 * t + j / 2;
                     const bool sees = s <= start + first + row + 8 * of;
                     const float x = sees ? power_of_two(p.x[t][n][j] * (scale * LOG2_E) - log[of]) : 0.0f;
                     dscore.x[t][n][j] = x * (dscore.x[t][n][j] - d[of]);
                 }
         multiply_columns(sums, dscore, keys);
-        __syncthreads();
     }
     wait_for_copies<0>();
 #pragma unroll

@@ -14,6 +14,8 @@ struct bf16 {
     unsigned short bits;
 };
 
+static_assert(0 < HEAD_DIM && HEAD_DIM <= 128 && HEAD_DIM % 8 == 0, "no kernel for heads of this length");
+
 #if BF16
 typedef bf16 elem;
 #else

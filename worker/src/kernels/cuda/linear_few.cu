@@ -29,9 +29,9 @@ static __device__ inline float signed_byte(unsigned bytes, int i) {
     return __uint_as_float(__byte_perm(bytes ^ 0x80808080u, 0x4b000000u, 0x7440 + i)) - 8388736.0f;
 }
 
-// 16 bytes, of which `bytes` exist, zeros for the others.
-static __device__ inline uint4 load_bytes(const void* from, long long bytes) {
-    if (16 <= bytes && is_aligned(from)) return *(const uint4*)from;
+// 16 bytes, of which `bytes` exist, zeros for the others. WHOLE: all or none exist, and the address is a multiple of 16.
+template <bool WHOLE> static __device__ inline uint4 load_bytes(const void* from, int bytes) {
+    if (WHOLE) return 0 < bytes ? *(const uint4*)from : make_uint4(0, 0, 0, 0);
     unsigned words[4] = {};
     for (int i = 0; i < 16; i++)
         if (i < bytes) words[i / 4] |= (unsigned)((const unsigned char*)from)[i] << (8 * (i % 4));
@@ -43,10 +43,14 @@ struct Sums {
     float c[2][4];
 };
 
-// Neighbours `at` to `at + 7` of row g of x, zeros for a row that is not there.
-static __device__ inline uint4 load_x(const elem* x, int row, int rows, int at, int inputs) {
-    if (rows <= row || inputs <= at) return make_uint4(0, 0, 0, 0);
-    return load_bytes(x + (long long)row * inputs + at, 2LL * (inputs - at));
+// Neighbours `at` to `at + 7` of rows g and g + 8 of x, zeros for a row that is not there.
+template <bool WHOLE>
+static __device__ inline void load_x(uint4 (&y)[2], const elem* x, int rows, int at, int inputs) {
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+        const int row = threadIdx.x % 32 / 4 + 8 * n;
+        y[n] = load_bytes<WHOLE>(x + (long long)row * inputs + at, row < rows ? 2 * (inputs - at) : 0);
+    }
 }
 
 // Two products: 32 inputs, 8 of them in each lane.
@@ -59,26 +63,25 @@ static __device__ inline void multiply(Sums& sums, uint4 low, uint4 high, const 
     }
 }
 
-// A warp's share of the inputs for weights that are elements: 128 of 1024 at a time.
+// A warp's share of the inputs for weights that are elements: 128 of 1024 at a time. All loads come before the products, so
+// that they are on their way together.
+template <bool WHOLE>
 static __device__ inline void add_products(Sums& sums, const elem* x, const elem* w, const float*, int rows, int inputs,
                                            int outputs) {
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, tiles = rows <= 8 ? 1 : 2;
     const long long low = blockIdx.x * OUTPUTS + g, high = low + 8;
     for (int from = warp * 128; from < inputs; from += WARPS * 128) {
-        uint4 a[4], b[4];
+        uint4 a[4], b[4], right[4][2];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const int at = from + 32 * i + 8 * t;
-            const long long bytes = 2LL * (inputs - at);
-            a[i] = low < outputs && 0 < bytes ? load_bytes(w + low * inputs + at, bytes) : make_uint4(0, 0, 0, 0);
-            b[i] = high < outputs && 0 < bytes ? load_bytes(w + high * inputs + at, bytes) : make_uint4(0, 0, 0, 0);
+            const int at = from + 32 * i + 8 * t, bytes = 2 * (inputs - at);
+            a[i] = load_bytes<WHOLE>(w + low * inputs + at, low < outputs ? bytes : 0);
+            b[i] = load_bytes<WHOLE>(w + high * inputs + at, high < outputs ? bytes : 0);
         }
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int at = from + 32 * i + 8 * t;
-            const uint4 right[2] = {load_x(x, g, rows, at, inputs), load_x(x, g + 8, rows, at, inputs)};
-            multiply(sums, a[i], b[i], right, tiles);
-        }
+        for (int i = 0; i < 4; i++) load_x<WHOLE>(right[i], x, rows, from + 32 * i + 8 * t, inputs);
+#pragma unroll
+        for (int i = 0; i < 4; i++) multiply(sums, a[i], b[i], right[i], tiles);
     }
 }
 
@@ -93,33 +96,36 @@ static __device__ inline uint4 widen(unsigned low, unsigned high) {
     return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
 }
 
-// The same for weights of 8 bits: a lane takes 16 neighbours of a group of 64.
+// The same for weights of 8 bits: a warp takes 4 groups at a time, a lane 16 neighbours of each.
+template <bool WHOLE>
 static __device__ inline void add_products(Sums& sums, const elem* x, const signed char* w, const float* scales, int rows,
                                            int inputs, int outputs) {
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, tiles = rows <= 8 ? 1 : 2;
-    const long long low = blockIdx.x * OUTPUTS + g, high = low + 8, groups = up(inputs, GROUP);
-#pragma unroll 2
-    for (int group = warp; group < groups; group += WARPS) {
-        const int at = group * GROUP + 16 * t, bytes = inputs - at;
-        uint4 a = make_uint4(0, 0, 0, 0), b = a;
-        float by_low = 0, by_high = 0;
-        if (low < outputs) {
-            if (0 < bytes) a = load_bytes(w + low * inputs + at, bytes);
-            by_low = scales[low * groups + group];
+    const long long low = blockIdx.x * OUTPUTS + g, high = low + 8;
+    const int groups = (int)up(inputs, GROUP);
+    for (int from = warp * 4; from < groups; from += WARPS * 4) {
+        uint4 a[4], b[4];
+        float by_low[4], by_high[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int group = from + i, at = group * GROUP + 16 * t, bytes = inputs - at;
+            a[i] = load_bytes<WHOLE>(w + low * inputs + at, low < outputs ? bytes : 0);
+            b[i] = load_bytes<WHOLE>(w + high * inputs + at, high < outputs ? bytes : 0);
+            by_low[i] = group < groups && low < outputs ? scales[low * groups + group] : 0.0f;
+            by_high[i] = group < groups && high < outputs ? scales[high * groups + group] : 0.0f;
         }
-        if (high < outputs) {
-            if (0 < bytes) b = load_bytes(w + high * inputs + at, bytes);
-            by_high = scales[high * groups + group];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int at = (from + i) * GROUP + 16 * t;
+            uint4 right[2][2];
+            load_x<WHOLE>(right[0], x, rows, at, inputs);
+            load_x<WHOLE>(right[1], x, rows, at + 8, inputs);
+            Sums exact = {};
+            multiply(exact, widen(a[i].x, a[i].y), widen(b[i].x, b[i].y), right[0], tiles);
+            multiply(exact, widen(a[i].z, a[i].w), widen(b[i].z, b[i].w), right[1], tiles);
+#pragma unroll
+            for (int j = 0; j < 8; j++) sums.c[j / 4][j % 4] += exact.c[j / 4][j % 4] * (j % 4 < 2 ? by_low[i] : by_high[i]);
         }
-        Sums exact = {};
-        for (int half = 0; half < 2; half++) {
-            const uint4 right[2] = {load_x(x, g, rows, at + 8 * half, inputs), load_x(x, g + 8, rows, at + 8 * half, inputs)};
-            const uint4 left_low = half ? widen(a.z, a.w) : widen(a.x, a.y);
-            const uint4 left_high = half ? widen(b.z, b.w) : widen(b.x, b.y);
-            multiply(exact, left_low, left_high, right, tiles);
-        }
-        for (int n = 0; n < 2; n++)
-            for (int i = 0; i < 4; i++) sums.c[n][i] += exact.c[n][i] * (i < 2 ? by_low : by_high);
     }
 }
 
@@ -127,7 +133,9 @@ template <class Y, class W>
 static __device__ inline void linear(Y* y, const elem* x, const W* w, const float* scales, int rows, int inputs,
                                      int outputs, int accumulate, float (*shared)[16][OUTPUTS]) {
     Sums sums = {};
-    add_products(sums, x, w, scales, rows, inputs, outputs);
+    // Rows that begin at multiples of 16 bytes, as nearly all do.
+    if (inputs * sizeof(W) % 16 == 0) add_products<true>(sums, x, w, scales, rows, inputs, outputs);
+    else add_products<false>(sums, x, w, scales, rows, inputs, outputs);
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     for (int n = 0; n < 2; n++)
         for (int i = 0; i < 4; i++) shared[warp][8 * n + 2 * t + i % 2][i < 2 ? g : g + 8] = sums.c[n][i];

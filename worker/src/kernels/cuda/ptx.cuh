@@ -60,6 +60,13 @@ static __device__ inline void copy_async(void* shared, const void* global, bool 
                  : "memory");
 }
 
+// The same with one float.
+static __device__ inline void copy_float_async(float* shared, const float* global, bool exists) {
+    unsigned to = (unsigned)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(global), "r"(exists ? 4 : 0)
+                 : "memory");
+}
+
 // Ends a group of copies.
 static __device__ inline void commit_copies() {
     asm volatile("cp.async.commit_group;" ::: "memory");
