@@ -11,6 +11,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 use support::{Ended, TempDir, Worker, free_port, loud_model, save_model};
 
 #[test]
@@ -181,7 +182,7 @@ fn a_card_that_fails_while_it_serves_ends_the_server_with_the_reason() {
     let mut text = String::new();
     _ = stream.read_to_string(&mut text);
     assert!(!text.starts_with("HTTP/1.1 200"), "{text}");
-    let ended = worker.end();
+    let ended = worker.end_within(Duration::from_secs(30));
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(ended.stderr.contains("card 0, Fake card, has no room for "), "{}", ended.stderr);
 }
@@ -246,8 +247,21 @@ fn a_card_without_enough_memory_ends_a_training_with_how_much_was_asked_for_and_
     let dir = TempDir::new();
     // The library of products takes 32 MiB of it.
     let memory = (34 << 20).to_string();
-    let (code, text) = refusal(&dir, &libraries, &["--device", "cuda"], &[("FAKE_CUDA_MEMORY", &memory)]);
-    assert_eq!(code, Some(1), "{text}");
+    let options = ["--steps", "1", "--device", "cuda"];
+    let (_, ended) = train(&dir, "refused", &libraries, &options, &[("FAKE_CUDA_MEMORY", &memory)]);
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     let words = ["card 0, Fake card, has no room for ", " of 34 MiB are free"];
-    assert!(words.iter().all(|words| text.contains(words)), "{text}");
+    assert!(words.iter().all(|words| ended.stderr.contains(words)), "{}", ended.stderr);
+    // Nothing was started that would have read what is not there.
+    assert!(!ended.stderr.contains("fake card:"), "{}", ended.stderr);
+}
+
+/// The fake card runs every kernel in two orders of its threads and blocks, and compares.
+#[test]
+fn no_kernel_of_a_training_depends_on_the_order_of_its_threads() {
+    let Some(libraries) = fake_cuda::libraries() else { return };
+    let dir = TempDir::new();
+    let options = ["--steps", "1", "--device", "cuda"];
+    let (_, ended) = train(&dir, "orders", &libraries, &options, &[("FAKE_CUDA_ORDERS", "2")]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
 }

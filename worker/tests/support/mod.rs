@@ -12,6 +12,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// A directory that is removed with its content when dropped.
 pub struct TempDir(PathBuf);
@@ -192,6 +193,16 @@ impl Worker {
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
         assert!(status.success());
+    }
+
+    /// Waits for the end, which must come by then.
+    pub fn end_within(mut self, most: Duration) -> Ended {
+        let start = Instant::now();
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(start.elapsed() < most, "the worker has not ended after {} s", most.as_secs());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.end()
     }
 
     /// Waits for the end.

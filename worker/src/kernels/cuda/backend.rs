@@ -313,7 +313,7 @@ impl<E: Element> Backend for Cuda<E> {
             ([shape.keys().div_ceil(KEYS), shape.kv_heads, sequences], tile_bytes::<E>(shape, 256));
         let launch = Launch { kernel: "attention_backward_kv", grid, block, shared };
         self.launch_with(launch, &all(&[dk.into(), dv.into()]));
-        let (tiles, shared) = (shape.queries.div_ceil(queries_in_a_tile::<E>()), tile_bytes::<E>(shape, 384));
+        let (tiles, shared) = (shape.queries.div_ceil(queries_in_a_tile::<E>()), tile_bytes::<E>(shape, 352));
         let grid = [tiles, shape.heads, sequences];
         let launch = Launch { kernel: "attention_backward_q", grid, block, shared };
         self.launch_with(launch, &all(&[dq.into()]));

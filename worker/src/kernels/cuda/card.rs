@@ -19,8 +19,8 @@ use zerocopy::IntoBytes;
 
 /// Memory is taken from the driver in multiples of this, which is also how it is aligned.
 const GRAIN: usize = 512;
-/// A piece of memory is used again for what needs at least one part in so many of it.
-const WASTE: usize = 4;
+/// A small piece of memory is used again for what needs a quarter of it, a large one for what needs nearly all.
+const SMALL: usize = 1 << 20;
 
 /// A card that is in use.
 pub struct Card {
@@ -268,8 +268,9 @@ impl Card {
 
     /// Memory that was given back.
     fn take(&self, bytes: usize) -> Option<(u64, usize)> {
+        let most = if bytes < SMALL { 4 * bytes } else { bytes + bytes / 8 };
         let mut free = self.free.lock().expect("no panic while locked");
-        let (&bytes, addresses) = free.range_mut(bytes..=WASTE * bytes).next()?;
+        let (&bytes, addresses) = free.range_mut(bytes..=most).next()?;
         let address = addresses.pop()?;
         if addresses.is_empty() {
             free.remove(&bytes);
@@ -299,9 +300,11 @@ impl Card {
     /// Bytes that are free and in all.
     pub fn memory(&self) -> (usize, usize) {
         let (mut free, mut total) = (0, 0);
-        // SAFETY: the places live through the call, which leaves them where it fails.
-        #[allow(unsafe_code)]
-        let _ = unsafe { driver::cuMemGetInfo_v2(&mut free, &mut total) };
+        if self.enter().is_ok() {
+            // SAFETY: the places live through the call, which leaves them where it fails.
+            #[allow(unsafe_code)]
+            let _ = unsafe { driver::cuMemGetInfo_v2(&mut free, &mut total) };
+        }
         (free, total)
     }
 
