@@ -77,7 +77,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
                 const float log = of_rows[i % 2][0][t] * LOG2_E, d = of_rows[i % 2][1][t];
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
-                    const bool sees = from + t < queries && first + row + 8 * half <= start + from + t;
+                    // Queries behind the last are zeros, and so is what they add.
+                    const bool sees = first + row + 8 * half <= start + from + t;
                     float& x = p.x[0][n][2 * half + j];
                     x = sees ? power_of_two(x * (scale * LOG2_E) - log) : 0.0f;
                     dscore.x[0][n][2 * half + j] = x * (dscore.x[0][n][2 * half + j] - d);
