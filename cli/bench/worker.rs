@@ -1,10 +1,10 @@
 //! `aquifer bench kernels`, `train`, `infer` and `serve`: the bundled worker's speed, beside what the machine can do.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use aquifer_worker::bench::{
-    self, CheckpointsArgs, ExchangeArgs, Figure, InferArgs, Roofline, ServeArgs, TrainArgs,
+    self, CheckpointsArgs, ExchangeArgs, Figure, InferArgs, Roofline, ServeArgs, Sizes, TrainArgs,
 };
-use aquifer_worker::kernels::Precision;
+use aquifer_worker::kernels::{Chosen, Cuda, Device, DeviceError, Element, Precision};
 use serde::Serialize;
 
 use crate::output::{Output, Side, Table, aside};
@@ -15,6 +15,9 @@ pub struct KernelsArgs {
     /// What the factors of matrix products are rounded to
     #[arg(long, value_name = "NAME", default_value = "f32")]
     pub precision: Precision,
+    /// What computes: cpu, cuda or cuda:N, or auto for a card if there is one
+    #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu)]
+    pub device: Device,
     /// Tokens of the longest attention
     #[arg(long, value_name = "TOKENS", default_value_t = 32_768,
         value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
@@ -33,9 +36,33 @@ struct Row {
     share: Option<f64>,
 }
 
-/// Measures every kernel on one core.
+/// Measures with `$core` on a core, with `$card` on a card that is called `$kernels` there.
+macro_rules! measure {
+    ($device:expr, $precision:expr, $head_dim:expr, $output:expr, $core:expr, |$kernels:ident| $card:expr) => {{
+        let refused = |error| anyhow!("--device is {}; {error}", $device);
+        match $device.open($precision, $head_dim).map_err(refused)? {
+            Chosen::Processor(why) => {
+                if let Some(why) = why {
+                    aside(&format!("no card: {why}"));
+                }
+                print($output, $core)
+            }
+            Chosen::CudaF32($kernels) => print_card($output, &$kernels, $card),
+            Chosen::CudaBf16($kernels) => print_card($output, &$kernels, $card),
+        }
+    }};
+}
+
+/// Measures every kernel on one core, or on a card.
 pub fn kernels(args: &KernelsArgs, output: &Output) -> Result<()> {
-    print(output, || bench::kernels(args.precision, args.window as usize))
+    /// Length of the heads that are measured.
+    const HEAD_DIM: usize = 64;
+    let &KernelsArgs { precision, device, window } = args;
+    let window = window as usize;
+    let core = || bench::kernels(precision, window);
+    measure!(device, precision, HEAD_DIM, output, core, |kernels| {
+        bench::kernels_on(&kernels, &Sizes::large(window))
+    })
 }
 
 /// Measures training steps.
@@ -43,7 +70,10 @@ pub fn train(args: &TrainArgs, output: &Output) -> Result<()> {
     check_threads(args.threads)?;
     ensure!(0 < args.steps, "--steps is 0; it is at least 1");
     ensure!(args.precision != Precision::Int8, "--precision is int8; it is f32 or bf16: int8 is for serving");
-    print(output, || bench::train(args))
+    let of = args.model.config();
+    measure!(args.device, args.precision, of.0.head_dim, output, || bench::train(args), |kernels| {
+        bench::train_card(&kernels, of, args.steps as u64)
+    })
 }
 
 /// Measures a prompt and decoding after it.
@@ -57,7 +87,10 @@ pub fn infer(args: &InferArgs, output: &Output) -> Result<()> {
         args.generate,
         bench::MAX_TOKENS
     );
-    print(output, || bench::infer(args))
+    let (config, lengths) = (args.server.model.config().0, (args.prompt, args.generate));
+    measure!(args.device, args.server.precision, config.head_dim, output, || bench::infer(args), |kernels| {
+        bench::infer_card(&kernels, config, lengths)
+    })
 }
 
 /// Measures many clients at a time.
@@ -99,22 +132,37 @@ fn check_threads(threads: usize) -> Result<()> {
     Ok(())
 }
 
+/// Prints what `measure` finds beside what the card can do.
+fn print_card<E: Element>(
+    output: &Output,
+    kernels: &Cuda<E>,
+    measure: Result<Vec<Figure>, DeviceError>,
+) -> Result<()> {
+    let figures = measure?;
+    let (roofline, source) = Roofline::of_card(kernels)?;
+    show(output, &roofline, &format!("of {}, {source}", kernels.card().name()), figures)
+}
+
 fn print(output: &Output, measure: impl FnOnce() -> Vec<Figure>) -> Result<()> {
     // As the worker does.
     aquifer_worker::kernels::pin_threads(aquifer_worker::contract::pins(|name| std::env::var(name).ok()));
     aside("what one core can do …");
     let roofline = Roofline::measure();
     aside("the worker …");
+    show(output, &roofline, "of one core", measure())
+}
+
+/// Prints figures beside the most that whatever they are of can do.
+fn show(output: &Output, roofline: &Roofline, of: &str, figures: Vec<Figure>) -> Result<()> {
     let most = [
-        ("peak of one core, f32", roofline.f32_gflops, "GFLOP/s"),
-        ("peak of one core, bf16", roofline.bf16_gflops, "GFLOP/s"),
-        ("memory read by one core", roofline.read_gbs, "GB/s"),
+        (format!("peak {of}, f32"), roofline.f32_gflops, "GFLOP/s"),
+        (format!("peak {of}, bf16"), roofline.bf16_gflops, "GFLOP/s"),
+        (format!("memory {of}"), roofline.read_gbs, "GB/s"),
     ];
-    let most =
-        most.map(|(name, value, unit)| Row { name: name.into(), value, unit, bound: None, share: None });
-    let rows = measure().into_iter().map(|figure| Row {
+    let most = most.map(|(name, value, unit)| Row { name, value, unit, bound: None, share: None });
+    let rows = figures.into_iter().map(|figure| Row {
         bound: roofline.of(figure.bound),
-        share: figure.share(&roofline),
+        share: figure.share(roofline),
         name: figure.name,
         value: figure.value,
         unit: figure.unit,

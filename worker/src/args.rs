@@ -1,7 +1,7 @@
 //! The options of the worker's two commands.
 
 use crate::checkpoint::Place;
-use crate::kernels::Precision;
+use crate::kernels::{Device, Precision};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -52,6 +52,11 @@ pub struct TrainArgs {
     /// What the factors of matrix products are rounded to; sums, weights and moments are f32
     #[arg(long, value_name = "NAME", default_value = "f32")]
     pub precision: Precision,
+
+    /// What computes: cpu, or cuda or cuda:N, a card of NVIDIA's by its number among those that this process may see; auto is
+    /// the first card if there is one and its libraries are found, else cpu
+    #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
+    pub device: Device,
 
     /// Tokens in a sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 128)]
@@ -201,6 +206,11 @@ pub struct ServeArgs {
     /// What weights are kept in, and the factors of long matrix products rounded to
     #[arg(long, value_name = "NAME", default_value = "f32")]
     pub precision: Precision,
+
+    /// What computes: cpu, or cuda or cuda:N, a card of NVIDIA's by its number among those that this process may see; auto is
+    /// the first card if there is one and its libraries are found, else cpu
+    #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
+    pub device: Device,
 
     /// Requests that may wait for their turn; more are told to come back later
     #[arg(long, value_name = "REQUESTS", default_value_t = 64)]

@@ -4,6 +4,7 @@ use crate::args::UsageError;
 use crate::checkpoint::CheckpointError;
 use crate::contract::ContractError;
 use crate::data::DataError;
+use crate::kernels::DeviceError;
 use crate::model::ConfigError;
 
 /// Why a worker ended early. Each prints as one sentence, with the field, its value and what is allowed.
@@ -24,6 +25,9 @@ pub enum WorkerError {
     /// A checkpoint that cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A device that is not there, or failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The group did not form, or broke.
     #[error("{0}")]
     Group(String),

@@ -86,3 +86,20 @@ fn prefer_large_pages<T>(memory: &[T]) {
         let _ = unsafe { madvise(start.wrapping_add(skip).cast_mut().cast(), len, Advice::LinuxHugepage) };
     }
 }
+
+/// The memory of this machine or, if that is less, what the control group of this process may use.
+pub fn usable_bytes() -> u64 {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let machine = read("/proc/meminfo").and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.to_string();
+        Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? << 10)
+    });
+    // A group is bound by those around it as well.
+    let own = read("/proc/self/cgroup")
+        .and_then(|text| Some(text.lines().find_map(|line| line.strip_prefix("0::"))?.to_string()));
+    let own = own.unwrap_or_else(|| "/".into());
+    let groups =
+        std::path::Path::new(&own).ancestors().map(|group| format!("/sys/fs/cgroup{}", group.display()));
+    let limits = groups.filter_map(|group| read(&format!("{group}/memory.max"))?.trim().parse::<u64>().ok());
+    limits.chain(machine).min().unwrap_or(4 << 30)
+}

@@ -1,17 +1,23 @@
 //! `aquifer worker measure`: what one device does, in seconds, as one line of JSON for the agent.
 //!
-//! The device is a core of the processor, by the worker's own kernels on one thread. Rates are per second of that core's
-//! time, so that other programs on the machine change them little.
+//! The device is a card, or a core of the processor, by the worker's own kernels on one thread. Rates of a core are per second
+//! of its time, so that other programs on the machine change them little; those of a card are on the wall.
 
 use std::io::Write;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use crate::WorkerError;
-use crate::bench::{InferArgs, Server, Shape, TrainArgs, infer, median_seconds, train_on};
-use crate::kernels::{Attention, Cpu, GROUP, Int8, Kernels, Linear, Precision, Qkv, Weight, peak, quantise};
+use crate::args::UsageError;
+use crate::bench::{self, InferArgs, Server, Shape, TrainArgs, infer, median_seconds, train_on};
+use crate::kernels::{
+    Attention, Bf16, Card, Cpu, Cuda, Device, DeviceError, GROUP, Int8, Kernels, Linear, Precision, Qkv,
+    Weight, peak, quantise,
+};
 use crate::mapping::in_large_pages;
+use crate::model::ModelConfig;
 use crate::random::Random;
 
 /// Options of the measurement.
@@ -20,6 +26,11 @@ pub struct MeasureArgs {
     /// Core to measure [default: any that this process may use]
     #[arg(long, value_name = "CORE")]
     pub core: Option<usize>,
+
+    /// What to measure: cpu is a core, cuda or cuda:N a card by its number among those that this process may see, and auto the
+    /// first card if there is one and its libraries are found, else a core [default: auto, and cpu with --core]
+    #[arg(long, value_name = "DEVICE", conflicts_with = "core")]
+    pub device: Option<Device>,
 
     /// Only a short matrix product, to compare with an earlier measurement
     #[arg(long)]
@@ -41,13 +52,13 @@ pub struct Measured {
     pub int8_tflops: Option<f64>,
     /// Bytes read from memory, in GB/s.
     pub memory_gbs: Option<f64>,
-    /// Causal attention of 512 tokens, in TFLOP/s.
+    /// Causal attention of 512 tokens, on a card of 2,048, in TFLOP/s.
     pub attention_tflops: Option<f64>,
     /// Training of a model of 10.8 million parameters, in tokens a second.
     pub train_tokens_per_s: Option<f64>,
     /// Decoding with it, in tokens a second.
     pub decode_tokens_per_s: Option<f64>,
-    /// Between host and device; a core is the host.
+    /// From the host to the device; a core is the host.
     pub host_link_gbs: Option<f64>,
     /// How long it took, in seconds.
     pub took_s: f64,
@@ -70,32 +81,115 @@ pub fn main(args: MeasureArgs) -> Result<(), WorkerError> {
         rustix::thread::sched_setaffinity(None, &set)
             .map_err(|error| io(&format!("core {core}"))(error.into()))?;
     }
-    let line = serde_json::to_string(&measure(&args)).map_err(|error| io("figures")(error.into()))?;
+    let line = serde_json::to_string(&measure(&args)?).map_err(|error| io("figures")(error.into()))?;
     writeln!(std::io::stdout(), "{line}").map_err(io("standard output"))
 }
 
 /// The figures that there is time for, the most important first.
-pub fn measure(args: &MeasureArgs) -> Measured {
+///
+/// # Errors
+/// A card was asked for that cannot be had, or it has failed.
+pub fn measure(args: &MeasureArgs) -> Result<Measured, WorkerError> {
+    let device = args.device.unwrap_or(if args.core.is_some() { Device::Cpu } else { Device::Auto });
+    let card = match device {
+        Device::Cpu => None,
+        Device::Auto => Card::find(0).ok(),
+        Device::Cuda(index) => {
+            let refused = |error: DeviceError| UsageError::new("--device", device, error.to_string());
+            Some(Card::find(index).map_err(refused)?)
+        }
+    };
+    match card {
+        None => Ok(in_turn(args, CORE, &()).expect("a processor does not fail")),
+        Some(card) => Ok(on_card(args, &Arc::new(card), CardSizes::default())?),
+    }
+}
+
+/// A figure of `D`: where it stands, and how it is measured.
+type Step<D> = (fn(&mut Measured) -> &mut Option<f64>, fn(&D) -> Result<Option<f64>, DeviceError>);
+
+fn in_turn<D>(args: &MeasureArgs, steps: &[Step<D>], device: &D) -> Result<Measured, DeviceError> {
     let (began, most) = (Instant::now(), Duration::from_secs(args.seconds));
     let mut it = Measured::default();
-    let figures: [fn(&mut Measured); 7] = [
-        |it| it.bf16_tflops = product(Precision::Bf16),
-        |it| it.f32_tflops = product(Precision::F32),
-        |it| it.memory_gbs = Some(stream()),
-        |it| it.int8_tflops = product(Precision::Int8),
-        |it| it.attention_tflops = Some(attention()),
-        |it| it.decode_tokens_per_s = decode(),
-        |it| it.train_tokens_per_s = training(),
-    ];
-    for figure in &figures[..if args.probe { 1 } else { figures.len() }] {
+    for (place, figure) in &steps[..if args.probe { 1 } else { steps.len() }] {
         if most <= began.elapsed() {
             break;
         }
-        figure(&mut it);
+        *place(&mut it) = figure(device)?;
     }
     it.took_s = began.elapsed().as_secs_f64();
-    it
+    Ok(it)
 }
+
+/// Of a core.
+const CORE: &[Step<()>] = &[
+    (|it| &mut it.bf16_tflops, |()| Ok(product(Precision::Bf16))),
+    (|it| &mut it.f32_tflops, |()| Ok(product(Precision::F32))),
+    (|it| &mut it.memory_gbs, |()| Ok(Some(stream()))),
+    (|it| &mut it.int8_tflops, |()| Ok(product(Precision::Int8))),
+    (|it| &mut it.attention_tflops, |()| Ok(Some(attention()))),
+    (|it| &mut it.decode_tokens_per_s, |()| Ok(decode())),
+    (|it| &mut it.train_tokens_per_s, |()| Ok(training())),
+];
+
+/// How much a card is measured with.
+#[derive(Clone, Debug)]
+pub struct CardSizes {
+    /// Rows, inputs and outputs of a product.
+    pub product: usize,
+    /// Floats that are copied.
+    pub copied: usize,
+    /// Tokens of attention.
+    pub attention: usize,
+    /// A model, and how many sequences of how many tokens a step takes.
+    pub model: (ModelConfig, usize, usize),
+}
+
+impl Default for CardSizes {
+    fn default() -> CardSizes {
+        CardSizes { product: 4096, copied: 64 << 20, attention: 2048, model: Shape::M10.config() }
+    }
+}
+
+/// The figures of a card that there is time for. Of the kernels only those are compiled that a figure needs.
+///
+/// # Errors
+/// It has failed.
+pub fn on_card(args: &MeasureArgs, card: &Arc<Card>, sizes: CardSizes) -> Result<Measured, DeviceError> {
+    let head_dim = sizes.model.0.head_dim;
+    let (half, single) =
+        (Cuda::as_needed(Arc::clone(card), head_dim), Cuda::as_needed(Arc::clone(card), head_dim));
+    in_turn(args, CARD, &ToMeasure { half, single, sizes })
+}
+
+/// A card, with elements of bf16 and in single precision.
+struct ToMeasure {
+    half: Cuda<Bf16>,
+    single: Cuda<f32>,
+    sizes: CardSizes,
+}
+
+const CARD: &[Step<ToMeasure>] = &[
+    (|it| &mut it.bf16_tflops, |of| bench::tflops(&of.half, of.sizes.product).map(Some)),
+    (|it| &mut it.memory_gbs, |of| bench::memory_gbs(&of.half, of.sizes.copied).map(Some)),
+    (|it| &mut it.host_link_gbs, |of| bench::upload_gbs(&of.half, of.sizes.copied).map(Some)),
+    (|it| &mut it.f32_tflops, |of| bench::tflops(&of.single, of.sizes.product).map(Some)),
+    (|it| &mut it.attention_tflops, |of| bench::attention_tflops(&of.half, of.sizes.attention).map(Some)),
+    (
+        |it| &mut it.decode_tokens_per_s,
+        |of| {
+            let figures = bench::infer_card(&of.half, of.sizes.model.0.clone(), (16, 16))?;
+            Ok(figure(&figures, "decode, on the wall"))
+        },
+    ),
+    (
+        |it| &mut it.train_tokens_per_s,
+        |of| {
+            let figures = bench::train_card(&of.half, of.sizes.model.clone(), 3)?;
+            Ok(figure(&figures, "training, on the wall"))
+        },
+    ),
+];
 
 /// TFLOP/s of a product of 512 rows.
 fn product(precision: Precision) -> Option<f64> {
@@ -138,13 +232,22 @@ fn attention() -> f64 {
 }
 
 fn training() -> Option<f64> {
-    let args = TrainArgs { model: Shape::M10, precision: Precision::Bf16, threads: 1, steps: 1 };
+    let args = TrainArgs {
+        model: Shape::M10,
+        device: Device::Cpu,
+        precision: Precision::Bf16,
+        threads: 1,
+        steps: 1,
+    };
     figure(&train_on(&args, 4), "training, per second of a core")
 }
 
 fn decode() -> Option<f64> {
     let server = Server { model: Shape::M10, precision: Precision::Bf16, threads: 1 };
-    figure(&infer(&InferArgs { server, prompt: 16, generate: 16 }), "decode, per second of a core")
+    figure(
+        &infer(&InferArgs { server, device: Device::Cpu, prompt: 16, generate: 16 }),
+        "decode, per second of a core",
+    )
 }
 
 fn figure(figures: &[crate::bench::Figure], name: &str) -> Option<f64> {
@@ -157,14 +260,16 @@ mod tests {
 
     #[test]
     fn a_probe_measures_what_speeds_are_counted_by_and_nothing_else() {
-        let it = measure(&MeasureArgs { core: None, probe: true, seconds: 8 });
+        let it =
+            measure(&MeasureArgs { core: None, device: Some(Device::Cpu), probe: true, seconds: 8 }).unwrap();
         assert!(it.bf16_tflops.is_some_and(|rate| 0.0 < rate && rate < 100.0), "{it:?}");
         assert_eq!(Measured { bf16_tflops: None, took_s: 0.0, ..it }, Measured::default());
     }
 
     #[test]
     fn what_there_is_no_time_for_is_left_out() {
-        let it = measure(&MeasureArgs { core: None, probe: false, seconds: 0 });
+        let it = measure(&MeasureArgs { core: None, device: Some(Device::Cpu), probe: false, seconds: 0 })
+            .unwrap();
         assert_eq!(Measured { took_s: 0.0, ..it }, Measured::default());
     }
 }

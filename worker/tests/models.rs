@@ -38,7 +38,7 @@ fn logits_error(name: &str, precision: Precision, threads: usize) -> f32 {
     let (mut wrong, mut all) = (Vec::new(), Vec::new());
     // A short sequence goes through dot products, a long one through packed panels.
     for (length, positions) in [(8, &[0, 7][..]), (40, &[0, 7, 23, 39])] {
-        let logits = model.forward(&kernels, &mut workspace, &tokens[..length]);
+        let logits = model.forward(&kernels, &mut workspace, &tokens[..length]).unwrap();
         for at in positions {
             let row = numbers(&expected["logits"][at.to_string()]);
             wrong.extend(logits[at * row.len()..(at + 1) * row.len()].iter().zip(&row).map(|(x, y)| x - y));

@@ -54,7 +54,7 @@ fn config() -> ModelConfig {
 
 fn state_of(config: ModelConfig, step: u64) -> TrainingState {
     let model = Model::new(config, step);
-    let (first, second) = (model.parameters.clone(), model.layout.initial(77));
+    let (first, second) = (model.weights.parameters.clone(), model.layout.initial(77));
     let record = Record {
         step,
         tokens_seen: 128 * step,

@@ -55,7 +55,7 @@ fn a_trained_checkpoint_gives_the_same_logits_in_transformers() {
         let tokens = load_tokenizer(&directory, &model.config).unwrap().encode("line 7 says: Grüße", true);
         assert_eq!(serde_json::json!(tokens), theirs["tokens"]);
         let mut workspace = Workspace::default();
-        let logits = model.forward(&Cpu::new(1), &mut workspace, &tokens);
+        let logits = model.forward(&Cpu::new(1), &mut workspace, &tokens).unwrap();
         let last = &logits[logits.len() - model.config.vocab_size..];
         let largest = last.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
         for (ours, theirs) in last.iter().zip(theirs["logits"].as_array().unwrap()) {

@@ -4,7 +4,7 @@ use super::{Bound, Figure, Spent, spent};
 use crate::checkpoint::{Keeping, Place, Settings, Writer};
 use crate::data::Dataset;
 use crate::elastic::{Computed, Event};
-use crate::kernels::Precision;
+use crate::kernels::{Cpu, Precision};
 use crate::model::ModelConfig;
 use crate::shards::ShardSum;
 use crate::tokenizer::Tokenizer;
@@ -81,9 +81,9 @@ pub fn checkpoints(args: &CheckpointsArgs) -> Result<Vec<Figure>, String> {
             scratch: directory.path().into(),
         }),
         threads: args.threads,
-        lanes,
     };
-    let (orders, engine) = engine::start(plan, inputs);
+    let backends = (0..lanes).map(|_| Cpu::new((args.threads / lanes).max(1))).collect();
+    let (orders, engine) = engine::start(plan, backends, inputs);
     let figures = Trainer { orders, told, batch: args.batch, lanes, step: 0, saved: 0 }.measure(args.rounds);
     engine.join().map_err(|_| "the trainer has panicked")?;
     figures

@@ -3,6 +3,7 @@
 //! Time is the processor time of all threads that took part: it hardly changes while other programs run, and on one
 //! thread of an idle machine it is the time on the wall. A figure is the median of its repetitions.
 
+mod card;
 mod checkpoint;
 mod exchange;
 mod kernels;
@@ -10,6 +11,8 @@ mod models;
 mod roofline;
 mod serve;
 
+pub use card::{Sizes, infer_card, kernels_on, train_card};
+pub(crate) use card::{attention_tflops, memory_gbs, tflops, upload_gbs};
 pub use checkpoint::{CheckpointsArgs, checkpoints};
 pub use exchange::{ExchangeArgs, exchange};
 pub use kernels::kernels;

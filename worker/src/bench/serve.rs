@@ -53,7 +53,8 @@ fn run(args: &ServeArgs, shared: usize, name: &str) -> Vec<Figure> {
     let kernels = Cpu::with_precision(args.server.threads, args.server.precision);
     let blocks = (args.clients + 1) * (args.prompt + args.generate).div_ceil(BLOCK);
     let engine =
-        Engine::start(model, Tokenizer::bytes(), kernels, Limits { max_queue: args.clients, blocks });
+        Engine::start(model, Tokenizer::bytes(), kernels, Limits { max_queue: args.clients, blocks })
+            .expect("a processor does not fail");
     let (next, times, cached) = (AtomicUsize::new(0), Mutex::new(Vec::new()), AtomicUsize::new(0));
     let start = Instant::now();
     std::thread::scope(|scope| {

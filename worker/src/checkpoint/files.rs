@@ -36,7 +36,7 @@ pub(super) fn write_files(state: &TrainingState, companions: &Companions, put: P
     let TrainingState { model, first, second, record } = state;
     let tensors = &model.layout.tensors;
     let weights: Vec<_> =
-        tensors.iter().map(|tensor| tensor_ref(&tensor.name, tensor, &model.parameters)).collect();
+        tensors.iter().map(|tensor| tensor_ref(&tensor.name, tensor, &model.weights.parameters)).collect();
     let names: Vec<_> = tensors.iter().map(moment_names).collect();
     let moments: Vec<_> = tensors
         .iter()

@@ -74,13 +74,13 @@ pub struct TrainingState {
 impl TrainingState {
     /// Its vectors: parameters, first and second moments.
     pub fn vectors(&self) -> [&[f32]; 3] {
-        [&self.model.parameters, &self.first, &self.second]
+        [&self.model.weights.parameters, &self.first, &self.second]
     }
 }
 
 impl Clone for TrainingState {
     fn clone(&self) -> TrainingState {
-        let model = Model::with_parameters(self.model.config.clone(), self.model.parameters.clone());
+        let model = Model::with_parameters(self.model.config.clone(), self.model.weights.parameters.clone());
         let (first, second) = (self.first.clone(), self.second.clone());
         TrainingState { model, first, second, record: self.record.clone() }
     }

@@ -35,7 +35,7 @@ fn config() -> ModelConfig {
 
 fn state(step: u64) -> TrainingState {
     let model = Model::new(config(), step);
-    let (first, second) = (model.parameters.clone(), model.layout.initial(77));
+    let (first, second) = (model.weights.parameters.clone(), model.layout.initial(77));
     let record = Record {
         step,
         tokens_seen: 128 * step,
@@ -72,13 +72,15 @@ fn a_state_survives_its_checkpoint_and_only_the_newest_are_kept() {
     let (loaded, skipped) = dir.load_newest(&settings(), &config()).unwrap();
     let (loaded, saved) = (loaded.unwrap(), state(30));
     assert!(skipped.is_empty());
-    assert!(loaded.model.parameters == saved.model.parameters);
+    assert!(loaded.model.weights.parameters == saved.model.weights.parameters);
     assert!(loaded.first == saved.first && loaded.second == saved.second);
     assert_eq!((loaded.record.step, loaded.record.loss), (30, 2.5));
-    assert!(load_model(&dir.path, Precision::F32).unwrap().parameters == saved.model.parameters);
     assert!(
-        load_model(&dir.path.join("step-000020"), Precision::F32).unwrap().parameters
-            == state(20).model.parameters
+        load_model(&dir.path, Precision::F32).unwrap().weights.parameters == saved.model.weights.parameters
+    );
+    assert!(
+        load_model(&dir.path.join("step-000020"), Precision::F32).unwrap().weights.parameters
+            == state(20).model.weights.parameters
     );
 }
 

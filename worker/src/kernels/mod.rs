@@ -1,24 +1,33 @@
 //! The arithmetic of a transformer, forward and backward, written out by hand.
 //!
 //! [`mod@reference`] is the specification: naive loops, shapes and sources in its comments. Every method of
-//! [`Kernels`] does what the function of the same name there does, and is that function unless a backend has a
-//! faster one. [`Cpu`] is the backend that trains and serves.
+//! [`Kernels`] does what the function of the same name there does, and is that function unless there is a
+//! faster one. [`Cpu`] trains and serves on processors. [`Backend`] is what the model is written over: a memory, and the
+//! operations on what lies there.
 //!
 //! Matrices are row-major slices of `f32`; `[N, C]` is `N` rows of `C`. All sums have a fixed order that depends
 //! on shapes alone, so a result is the same for any number of threads. It is bit-identical between machines of
 //! one instruction set, and equal within rounding across instruction sets.
 
+mod backend;
 mod bf16;
 mod cpu;
+mod cuda;
+mod device;
 mod gemm;
+mod host;
 mod int8;
 mod isa;
 pub mod peak;
 mod pool;
 pub mod reference;
 
+pub use backend::{Backend, DeviceError, Stretch, Weights};
 pub use bf16::{Bf16, round_all};
 pub use cpu::Cpu;
+pub use cuda::{Card, Cuda, Element, Resident};
+pub use device::{Chosen, Device};
+pub use host::KvBlocks;
 pub use int8::{GROUP, Int8, quantise};
 pub use isa::Isa;
 pub use pool::pin_threads;
@@ -97,6 +106,19 @@ pub struct Cached<'a> {
     pub k: &'a [f32],
     /// Values, `[blocks, KV, BLOCK, D]`.
     pub v: &'a [f32],
+}
+
+/// How much room for keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Layers.
+    pub layers: usize,
+    /// Blocks of [`BLOCK`] positions.
+    pub blocks: usize,
+    /// KV: key and value heads.
+    pub kv_heads: usize,
+    /// D: length of a head.
+    pub head_dim: usize,
 }
 
 /// What one query sees of the cache.
@@ -265,7 +287,8 @@ pub struct AdamW {
     pub update: u64,
 }
 
-/// The operations a backend offers. See [`mod@reference`] for what each one computes.
+/// The operations on the host's memory. See [`mod@reference`] for what each one computes. Whoever has them is a
+/// [`Backend`].
 pub trait Kernels: Send + Sync {
     /// `y[R, O] = x[R, I] * w[O, I]^T`, or `+=` with `accumulate`. A row of `y` depends on its row of `x` and the
     /// shape's path alone, bit for bit.

@@ -57,20 +57,20 @@ impl Compact {
         Ok(Compact { matrices, vectors })
     }
 
-    /// The matrix of `span`.
-    pub fn matrix(&self, span: Span) -> Weight<'_> {
-        let part = span.start..span.start + span.len;
+    /// The matrix that begins where `part` does.
+    pub fn matrix(&self, part: Range<usize>) -> Weight<'_> {
+        let start = part.start;
         match &self.matrices {
             Matrices::Bf16(all) => Weight::Bf16(&all[part]),
             Matrices::Int8 { values, scales, starts } => {
-                Weight::Int8(Int8 { values: &values[part], scales: &scales[starts[&span.start]..] })
+                Weight::Int8(Int8 { values: &values[part], scales: &scales[starts[&start]..] })
             }
         }
     }
 
-    /// The vector of `span`.
-    pub fn vector(&self, span: Span) -> &[f32] {
-        &self.vectors[&span.start]
+    /// The vector that begins there.
+    pub fn vector(&self, start: usize) -> &[f32] {
+        &self.vectors[&start]
     }
 }
 

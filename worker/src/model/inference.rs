@@ -6,8 +6,8 @@
 //! does not matter how a prompt is cut, what else is in the pass, whether keys and values were computed now or found in
 //! a cache, or whether a position is computed for the first time or again.
 
-use super::{KvBlocks, LayerActivations, Model};
-use crate::kernels::{Attention, Kernels, Linear, Path, Qkv, Seen, Turn};
+use super::{Activations, LayerActivations, Model};
+use crate::kernels::{Attention, Backend, DeviceError, Linear, Path, Seen, Weights};
 use std::ops::Range;
 
 /// The next tokens of one sequence.
@@ -32,30 +32,35 @@ pub struct Outputs<'a> {
     pub logits: &'a [f32],
 }
 
-/// Memory of inference passes, kept from one to the next.
+/// Memory of inference passes, kept from one to the next; in floats `F` and elements `E`.
 #[derive(Default)]
-pub struct Scratch {
-    prompts: Rows,
-    said: Rows,
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    last: Vec<f32>,
-    norm: Vec<f32>,
-    rstd: Vec<f32>,
-    logits: Vec<f32>,
+pub struct Scratch<F = Vec<f32>, E = Vec<f32>> {
+    prompts: Rows<F, E>,
+    said: Rows<F, E>,
+    keys: E,
+    values: E,
+    last: F,
+    norm: E,
+    rstd: F,
+    logits: F,
+    /// What comes to the host.
+    host: [Vec<f32>; 2],
 }
+
+/// That of a backend.
+pub type ScratchOf<K> = Scratch<<K as Backend>::FloatBuffer, <K as Backend>::ElementBuffer>;
 
 /// The rows of a pass that go the same path.
 #[derive(Default)]
-struct Rows {
+struct Rows<F, E> {
     tokens: Vec<u32>,
     /// For each stretch of rows: its segment and its first position.
     stretches: Vec<(usize, usize, Range<usize>)>,
-    x: Vec<f32>,
-    layer: LayerActivations,
+    x: F,
+    layer: LayerActivations<F, E>,
 }
 
-impl Rows {
+impl<F, E> Rows<F, E> {
     fn clear(&mut self) {
         self.tokens.clear();
         self.stretches.clear();
@@ -76,19 +81,34 @@ impl Rows {
             (*of == segment && row < rows.end).then_some(row)
         })
     }
+
+    /// What each row sees.
+    fn seen<'a>(&self, segments: &[Segment<'a>]) -> Vec<Seen<'a>> {
+        let of = |(segment, start, rows): &(usize, usize, Range<usize>)| {
+            let (table, start) = (segments[*segment].table, *start);
+            (0..rows.len()).map(move |i| Seen { table, keys: start + i + 1 })
+        };
+        self.stretches.iter().flat_map(of).collect()
+    }
 }
 
-impl Model {
+impl<W> Model<W> {
     /// Runs every segment on from its cache, to which it adds keys and values.
-    pub fn extend<'a>(
+    ///
+    /// # Errors
+    /// The device has failed; the cache holds nothing that can be relied on.
+    pub fn extend<'a, K: Backend<Weights = W>>(
         &self,
-        kernels: &dyn Kernels,
-        cache: &mut KvBlocks,
-        scratch: &'a mut Scratch,
+        kernels: &K,
+        cache: &mut K::Cache,
+        scratch: &'a mut ScratchOf<K>,
         segments: &[Segment<'_>],
-    ) -> Outputs<'a> {
+    ) -> Result<Outputs<'a>, DeviceError>
+    where
+        W: Weights<K>,
+    {
         let (config, hidden) = (&self.config, self.config.hidden_size);
-        let Scratch { prompts, said, keys, values, last, norm, rstd, logits } = scratch;
+        let Scratch { prompts, said, keys, values, last, norm, rstd, logits, host } = scratch;
         prompts.clear();
         said.clear();
         for (index, segment) in segments.iter().enumerate() {
@@ -96,61 +116,46 @@ impl Model {
             prompts.add(index, segment.start, prompt);
             said.add(index, segment.start + prompt.len(), rest);
         }
-        let embedding = self.weight(self.layout.embedding);
+        let (prompts_seen, said_seen) = (prompts.seen(segments), said.seen(segments));
+        let filled = prompts.tokens.len().next_multiple_of(K::PROMPT_ROWS);
+        prompts.tokens.resize(filled, 0);
+        let embedding = self.weights.matrix(self.layout.embedding.range());
         for rows in [&mut *prompts, &mut *said] {
-            rows.x.resize(rows.tokens.len() * hidden, 0.0);
-            rows.layer.resize(config, rows.tokens.len());
-            for (x, token) in rows.x.chunks_exact_mut(hidden).zip(&rows.tokens) {
-                embedding.copy_row(x, *token as usize);
+            kernels.resize(&mut rows.x, rows.tokens.len() * hidden);
+            rows.layer.resize(kernels, config, rows.tokens.len());
+            if !rows.tokens.is_empty() {
+                kernels.embed(&mut rows.x, &rows.tokens, embedding, hidden);
             }
         }
+        let (prompts_at, said_at) = (kernels.rows(&prompts_seen), kernels.rows(&said_seen));
         for layer in 0..config.num_hidden_layers {
             if !prompts.tokens.is_empty() {
-                let Rows { stretches, x, layer: saved, .. } = &mut *prompts;
-                saved.x.copy_from_slice(x);
-                self.layer_forward(kernels, (layer, Path::Panels), saved, x, |saved| {
-                    for stretch in &*stretches {
-                        self.put(kernels, cache, layer, saved, stretch, segments);
-                        self.attend(
-                            kernels,
-                            cache,
-                            layer,
-                            saved,
-                            stretch,
-                            segments,
-                            [&mut *keys, &mut *values],
-                        );
+                let Rows { tokens, stretches, x, layer: saved } = &mut *prompts;
+                std::mem::swap(&mut saved.x, x);
+                self.layer_forward(kernels, (layer, tokens.len(), Path::Panels), saved, x, |saved| {
+                    self.put(kernels, cache, (layer, prompts_seen.len()), saved, &prompts_at);
+                    for (segment, start, rows) in &*stretches {
+                        let seen = Seen { table: segments[*segment].table, keys: start + rows.len() };
+                        self.attend(kernels, (cache, layer), saved, rows, seen, [&mut *keys, &mut *values]);
                     }
                 });
             }
             // What was said comes behind its prompt: those keys are in the cache by now.
             if !said.tokens.is_empty() {
-                let Rows { stretches, x, layer: saved, .. } = &mut *said;
-                saved.x.copy_from_slice(x);
-                self.layer_forward(kernels, (layer, Path::Dots), saved, x, |saved| {
-                    for stretch in &*stretches {
-                        self.put(kernels, cache, layer, saved, stretch, segments);
-                    }
-                    let seen: Vec<Seen<'_>> = stretches
-                        .iter()
-                        .flat_map(|(segment, start, rows)| {
-                            let table = segments[*segment].table;
-                            (0..rows.len()).map(move |i| Seen { table, keys: start + i + 1 })
-                        })
-                        .collect();
+                let Rows { tokens, x, layer: saved, .. } = &mut *said;
+                std::mem::swap(&mut saved.x, x);
+                self.layer_forward(kernels, (layer, tokens.len(), Path::Dots), saved, x, |saved| {
+                    self.put(kernels, cache, (layer, said_seen.len()), saved, &said_at);
                     let shape = self.attention_shape(1, 0);
-                    kernels.attention_cached(
-                        shape,
-                        &mut saved.attention,
-                        &saved.q,
-                        &seen,
-                        cache.layer(layer),
-                    );
+                    let cached = (&*cache, layer);
+                    kernels.attention_cached(shape, &mut saved.attention, &saved.q, &said_at, cached);
                 });
             }
         }
 
-        last.clear();
+        let wanted: usize = segments.iter().map(|segment| segment.wanted).sum();
+        kernels.resize(last, wanted * hidden);
+        let mut to = 0;
         for (index, segment) in segments.iter().enumerate() {
             let end = segment.start + segment.tokens.len();
             for position in end - segment.wanted..end {
@@ -158,19 +163,21 @@ impl Model {
                     .into_iter()
                     .find_map(|rows| Some((rows, rows.find(index, position)?)));
                 let (rows, row) = found.expect("every token has a row");
-                last.extend_from_slice(&rows.x[row * hidden..(row + 1) * hidden]);
+                kernels.copy(&mut last[to..to + hidden], &rows.x[row * hidden..(row + 1) * hidden]);
+                to += hidden;
             }
         }
-        let rows = last.len() / hidden;
-        norm.resize(rows * hidden, 0.0);
-        rstd.resize(rows, 0.0);
-        logits.resize(rows * config.vocab_size, 0.0);
-        if 0 < rows {
-            kernels.rms_norm_forward(norm, rstd, last, self.vector(self.layout.norm), config.rms_norm_eps);
-            let into = Linear { path: Path::Dots, ..Linear::new(rows, hidden, config.vocab_size) };
-            kernels.linear(into, logits, norm, self.weight(self.layout.head), false);
+        kernels.resize_elements(norm, wanted * hidden);
+        kernels.resize(rstd, wanted);
+        kernels.resize(logits, wanted * config.vocab_size);
+        if 0 < wanted {
+            let w = self.weights.vector(self.layout.norm.range());
+            kernels.rms_norm_forward(norm, rstd, last, w, config.rms_norm_eps);
+            let into = Linear { path: Path::Dots, ..Linear::new(wanted, hidden, config.vocab_size) };
+            kernels.logits(into, logits, norm, self.weights.matrix(self.layout.head.range()));
         }
-        Outputs { hidden: norm, logits }
+        let [hidden, outputs] = host;
+        Ok(Outputs { hidden: kernels.read_elements(norm, hidden)?, logits: kernels.read(logits, outputs)? })
     }
 
     fn attention_shape(&self, queries: usize, start: usize) -> Attention {
@@ -179,57 +186,50 @@ impl Model {
         Attention { queries, start, heads, kv_heads, head_dim: config.head_dim }
     }
 
-    /// Rotates queries and keys of a stretch, and puts its keys and values into the cache.
-    fn put(
+    /// Rotates the first `count` rows of queries and keys, and puts keys and values into the cache.
+    fn put<K: Backend<Weights = W>>(
         &self,
-        kernels: &dyn Kernels,
-        cache: &mut KvBlocks,
-        layer: usize,
-        saved: &mut LayerActivations,
-        (segment, start, rows): &(usize, usize, Range<usize>),
-        segments: &[Segment<'_>],
-    ) {
-        let (queries, keys) = (self.config.query_width(), self.config.key_width());
-        let narrow = rows.start * keys..rows.end * keys;
-        kernels.rope(
-            &mut saved.q[rows.start * queries..rows.end * queries],
-            queries,
-            *start,
-            &self.rope,
-            Turn::Forward,
-        );
-        kernels.rope(&mut saved.k[narrow.clone()], keys, *start, &self.rope, Turn::Forward);
-        cache.write(layer, segments[*segment].table, *start, &saved.k[narrow.clone()], &saved.v[narrow]);
+        kernels: &K,
+        cache: &mut K::Cache,
+        (layer, count): (usize, usize),
+        saved: &mut Activations<K>,
+        rows: &K::Rows<'_>,
+    ) where
+        W: Weights<K>,
+    {
+        let (queries, keys, rope) = (self.config.query_width(), self.config.key_width(), self.weights.rope());
+        let narrow = 0..count * keys;
+        kernels.rope_rows(&mut saved.q[0..count * queries], queries, rows, rope);
+        kernels.rope_rows(&mut saved.k[narrow.clone()], keys, rows, rope);
+        kernels.cache_write(cache, layer, rows, &saved.k[narrow.clone()], &saved.v[narrow]);
     }
 
-    /// Attention of a stretch of a prompt.
-    #[allow(clippy::too_many_arguments)] // Three of them are the place in the pass.
-    fn attend(
+    /// Attention of the rows of a prompt that end where `seen` does.
+    fn attend<K: Backend<Weights = W>>(
         &self,
-        kernels: &dyn Kernels,
-        cache: &KvBlocks,
-        layer: usize,
-        saved: &mut LayerActivations,
-        (segment, start, rows): &(usize, usize, Range<usize>),
-        segments: &[Segment<'_>],
-        [keys, values]: [&mut Vec<f32>; 2],
+        kernels: &K,
+        (cache, layer): (&K::Cache, usize),
+        saved: &mut Activations<K>,
+        rows: &Range<usize>,
+        seen: Seen<'_>,
+        [keys, values]: [&mut K::ElementBuffer; 2],
     ) {
         let (queries, width, heads) =
             (self.config.query_width(), self.config.key_width(), self.config.num_attention_heads);
-        let (narrow, end) = (rows.start * width..rows.end * width, start + rows.len());
+        let (narrow, start) = (rows.start * width..rows.end * width, seen.keys - rows.len());
         let (k, v) = match start {
             0 => (&saved.k[narrow.clone()], &saved.v[narrow]),
             _ => {
-                keys.resize(end * width, 0.0);
-                values.resize(end * width, 0.0);
-                cache.read(layer, segments[*segment].table, 0..end, keys, values);
-                (&keys[..], &values[..])
+                kernels.resize_elements(keys, seen.keys * width);
+                kernels.resize_elements(values, seen.keys * width);
+                kernels.cache_read(cache, layer, seen, keys, values);
+                (&**keys, &**values)
             }
         };
         let wide = rows.start * queries..rows.end * queries;
         let log_sum = &mut saved.log_sum[rows.start * heads..rows.end * heads];
-        let inputs = Qkv { q: &saved.q[wide.clone()], k, v };
-        let shape = self.attention_shape(rows.len(), *start);
+        let inputs = [&saved.q[wide.clone()], k, v];
+        let shape = self.attention_shape(rows.len(), start);
         kernels.attention_forward(shape, &mut saved.attention[wide], log_sum, inputs);
     }
 }
@@ -237,7 +237,7 @@ impl Model {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::{BLOCK, Cpu, Precision};
+    use crate::kernels::{BLOCK, Cpu, KvBlocks, Precision};
     use crate::model::ModelConfig;
     use crate::model::training::Workspace;
     use crate::random::{Random, permute};
@@ -277,7 +277,7 @@ mod tests {
 
     fn model(seed: u64) -> (Model, KvBlocks) {
         let config = ModelConfig::preset("tiny").unwrap();
-        let cache = KvBlocks::new(&config, CACHE);
+        let cache = KvBlocks::new(config.cache(CACHE));
         (Model::new(config, seed), cache)
     }
 
@@ -286,11 +286,11 @@ mod tests {
         let ((model, mut cache), kernels) = (model(3), Cpu::new(1));
         let tokens = tokens(1, 60);
         let mut workspace = Workspace::default();
-        let expected = model.forward(&kernels, &mut workspace, &tokens);
+        let expected = model.forward(&kernels, &mut workspace, &tokens).unwrap();
         let mut sequence = Sequence::new(0, tokens[..40].to_vec(), &tokens[40..]);
         let mut scratch = Scratch::default();
         for to in [33, 34, 40].into_iter().chain(41..=60) {
-            let outputs = model.extend(&kernels, &mut cache, &mut scratch, &[sequence.to(to)]);
+            let outputs = model.extend(&kernels, &mut cache, &mut scratch, &[sequence.to(to)]).unwrap();
             for (left, right) in outputs.logits.iter().zip(&expected[(to - 1) * 264..to * 264]) {
                 assert!((left - right).abs() < 1e-4, "position {}: {left} and {right}", to - 1);
             }
@@ -304,8 +304,8 @@ mod tests {
         let logits = |model: &Model, cache: &mut KvBlocks, kernels: &Cpu| {
             let mut sequence = Sequence::new(0, tokens(2, 40), &[65]);
             let mut scratch = Scratch::default();
-            model.extend(kernels, cache, &mut scratch, &[sequence.to(40)]);
-            model.extend(kernels, cache, &mut scratch, &[sequence.to(41)]).logits.to_vec()
+            model.extend(kernels, cache, &mut scratch, &[sequence.to(40)]).unwrap();
+            model.extend(kernels, cache, &mut scratch, &[sequence.to(41)]).unwrap().logits.to_vec()
         };
         for precision in [Precision::Bf16, Precision::Int8] {
             let (mut model, mut cache) = model(3);
@@ -335,7 +335,8 @@ mod tests {
         let last = |mut sequence: Sequence| {
             let (mut scratch, mut logits) = (Scratch::default(), Vec::new());
             for to in sequence.prompt..=sequence.tokens.len() {
-                logits = model.extend(kernels, cache, &mut scratch, &[sequence.to(to)]).logits.to_vec();
+                let outputs = model.extend(kernels, cache, &mut scratch, &[sequence.to(to)]).unwrap();
+                logits = outputs.logits.to_vec();
             }
             logits
         };
@@ -368,7 +369,7 @@ mod tests {
                             ids.push(id);
                         }
                     }
-                    let outputs = model.extend(&kernels, &mut cache, &mut scratch, &segments);
+                    let outputs = model.extend(&kernels, &mut cache, &mut scratch, &segments).unwrap();
                     for (id, logits) in ids.into_iter().zip(outputs.logits.chunks_exact(264)) {
                         last[id] = logits.to_vec();
                     }

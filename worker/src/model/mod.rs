@@ -8,7 +8,6 @@
 //!
 //! Source: Touvron et al., "LLaMA", arXiv 2302.13971, section 2.2.
 
-mod cache;
 mod compact;
 mod config;
 pub mod inference;
@@ -16,82 +15,123 @@ mod parameters;
 mod rope;
 pub mod training;
 
-pub use cache::KvBlocks;
 pub use config::{ConfigError, ModelConfig, PRESETS};
 pub use parameters::{LayerSpans, Layout, Projection, Span, Tensor};
 pub use rope::{RopeScaling, Yarn};
 
-use crate::kernels::{Kernels, Linear, Path, Precision, Rope, Weight};
+use crate::kernels::{
+    BLOCK, Backend, CacheShape, DeviceError, Kernels, Linear, Path, Precision, Rope, Weight, Weights,
+};
 use crate::mapping::in_large_pages;
 use compact::Compact;
 use std::ops::Range;
 
-/// A model: its shape and its parameters.
-pub struct Model {
+/// A model: its shape and its parameters, which lie where a [`Backend`] reads them.
+pub struct Model<W = HostWeights> {
     /// The shape.
     pub config: ModelConfig,
-    /// Where each tensor lies in `parameters`.
+    /// Where each tensor lies among the parameters.
     pub layout: Layout,
-    /// All parameters, in the order of `layout`; empty in a model that was [compacted](Model::compact).
+    /// The parameters.
+    pub weights: W,
+}
+
+/// Parameters in the host's memory.
+pub struct HostWeights {
+    /// All of them, in the order of the layout; empty in a model that was [compacted](Model::compact).
     pub parameters: Vec<f32>,
     compact: Option<Compact>,
     rope: Rope,
 }
 
-/// What a layer computed for `rows` rows, kept for the backward pass.
-#[derive(Default)]
-struct LayerActivations {
-    /// The layer's input.
-    x: Vec<f32>,
-    rstd: Vec<f32>,
-    norm: Vec<f32>,
-    /// After the rotation.
-    q: Vec<f32>,
-    /// After the rotation, in the training pass.
-    k: Vec<f32>,
-    /// Before their norms, where the family has them.
-    plain_q: Vec<f32>,
-    plain_k: Vec<f32>,
-    q_rstd: Vec<f32>,
-    k_rstd: Vec<f32>,
-    v: Vec<f32>,
-    attention: Vec<f32>,
-    log_sum: Vec<f32>,
-    /// The stream between attention and SwiGLU.
-    middle: Vec<f32>,
-    middle_rstd: Vec<f32>,
-    middle_norm: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
-    inner: Vec<f32>,
+impl<K: Kernels> Weights<K> for HostWeights {
+    fn matrix(&self, at: Range<usize>) -> Weight<'_> {
+        match &self.compact {
+            None => Weight::F32(&self.parameters[at]),
+            Some(compact) => compact.matrix(at),
+        }
+    }
+
+    fn elements(&self, at: Range<usize>) -> &[f32] {
+        &self.parameters[at]
+    }
+
+    fn vector(&self, at: Range<usize>) -> &[f32] {
+        match &self.compact {
+            None => &self.parameters[at],
+            Some(compact) => compact.vector(at.start),
+        }
+    }
+
+    fn rope(&self) -> &Rope {
+        &self.rope
+    }
 }
 
-impl LayerActivations {
-    fn resize(&mut self, config: &ModelConfig, rows: usize) {
+/// What a layer computed for `rows` rows, kept for the backward pass; in floats `F` and elements `E`.
+#[derive(Default)]
+struct LayerActivations<F, E> {
+    /// The layer's input.
+    x: F,
+    rstd: F,
+    norm: E,
+    /// After the rotation.
+    q: E,
+    /// After the rotation, in the training pass.
+    k: E,
+    /// Before their norms, where the family has them.
+    plain_q: E,
+    plain_k: E,
+    q_rstd: F,
+    k_rstd: F,
+    v: E,
+    attention: E,
+    log_sum: F,
+    /// The stream between attention and SwiGLU.
+    middle: F,
+    middle_rstd: F,
+    middle_norm: E,
+    gate: E,
+    up: E,
+    inner: E,
+}
+
+/// Those of a backend.
+type Activations<K> = LayerActivations<<K as Backend>::FloatBuffer, <K as Backend>::ElementBuffer>;
+
+impl<F, E> LayerActivations<F, E> {
+    fn resize<K>(&mut self, kernels: &K, config: &ModelConfig, rows: usize)
+    where
+        K: Backend<FloatBuffer = F, ElementBuffer = E>,
+    {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let (queries, keys) = (config.query_width(), config.key_width());
         let norms = usize::from(config.has_qk_norms());
         for (buffer, width) in [
             (&mut self.x, hidden),
             (&mut self.rstd, 1),
+            (&mut self.q_rstd, norms * config.num_attention_heads),
+            (&mut self.k_rstd, norms * config.num_key_value_heads),
+            (&mut self.log_sum, config.num_attention_heads),
+            (&mut self.middle, hidden),
+            (&mut self.middle_rstd, 1),
+        ] {
+            kernels.resize(buffer, rows * width);
+        }
+        for (buffer, width) in [
             (&mut self.norm, hidden),
             (&mut self.q, queries),
             (&mut self.k, keys),
             (&mut self.plain_q, norms * queries),
             (&mut self.plain_k, norms * keys),
-            (&mut self.q_rstd, norms * config.num_attention_heads),
-            (&mut self.k_rstd, norms * config.num_key_value_heads),
             (&mut self.v, keys),
             (&mut self.attention, queries),
-            (&mut self.log_sum, config.num_attention_heads),
-            (&mut self.middle, hidden),
-            (&mut self.middle_rstd, 1),
             (&mut self.middle_norm, hidden),
             (&mut self.gate, inner),
             (&mut self.up, inner),
             (&mut self.inner, inner),
         ] {
-            buffer.resize(rows * width, 0.0);
+            kernels.resize_elements(buffer, rows * width);
         }
     }
 }
@@ -105,6 +145,17 @@ impl ModelConfig {
     /// Length of a row of keys or values.
     fn key_width(&self) -> usize {
         self.num_key_value_heads * self.head_dim
+    }
+
+    /// So many blocks of keys and values.
+    pub fn cache(&self, blocks: usize) -> CacheShape {
+        let (kv_heads, head_dim) = (self.num_key_value_heads, self.head_dim);
+        CacheShape { layers: self.num_hidden_layers, blocks, kv_heads, head_dim }
+    }
+
+    /// Elements of a block of keys and values, in all layers.
+    pub fn block_elements(&self) -> usize {
+        self.num_hidden_layers * 2 * BLOCK * self.key_width()
     }
 }
 
@@ -120,7 +171,7 @@ impl Model {
         let layout = Layout::new(&config);
         assert_eq!(layout.len, parameters.len(), "parameters of another shape");
         let rope = rope::angles(&config);
-        Model { config, layout, parameters, compact: None, rope }
+        Model { config, layout, weights: HostWeights { parameters, compact: None, rope } }
     }
 
     /// A model whose parameters come from `read`, which fills a stretch of a tensor's elements; kept as `precision` says.
@@ -144,7 +195,7 @@ impl Model {
             compact = Some(Compact::read(&layout, precision, read)?);
         }
         let rope = rope::angles(&config);
-        Ok(Model { config, layout, parameters, compact, rope })
+        Ok(Model { config, layout, weights: HostWeights { parameters, compact, rope } })
     }
 
     /// Keeps the matrices in bf16 or int8 from now on: less memory, for inference only. In f32 nothing changes.
@@ -152,105 +203,79 @@ impl Model {
         if precision == Precision::F32 {
             return;
         }
-        let all = std::mem::take(&mut self.parameters);
+        let all = std::mem::take(&mut self.weights.parameters);
         let copy = |tensor: &Tensor, part: Range<usize>, values: &mut [f32]| {
             values.copy_from_slice(&tensor.span.of(&all)[part]);
             Ok::<_, std::convert::Infallible>(())
         };
         let Ok(compact) = Compact::read(&self.layout, precision, copy);
-        self.compact = Some(compact);
+        self.weights.compact = Some(compact);
     }
+}
 
-    /// A matrix.
-    fn weight(&self, span: Span) -> Weight<'_> {
-        match &self.compact {
-            None => Weight::F32(span.of(&self.parameters)),
-            Some(compact) => compact.matrix(span),
-        }
-    }
-
-    /// The weight of a norm, or a bias.
-    fn vector(&self, span: Span) -> &[f32] {
-        match &self.compact {
-            None => span.of(&self.parameters),
-            Some(compact) => compact.vector(span),
-        }
+impl<W> Model<W> {
+    /// Room for keys and values on a device.
+    ///
+    /// # Errors
+    /// It has no room.
+    pub fn cache<K: Backend>(&self, kernels: &K, blocks: usize) -> Result<K::Cache, DeviceError> {
+        kernels.cache(self.config.cache(blocks))
     }
 
     /// One layer: reads `saved.x`, fills the rest of `saved`, and leaves the layer's output in `y`.
     ///
     /// `attend` gets `saved` with unrotated `q`, `k` and `v`, and fills `attention` and `log_sum`: where the keys
     /// of earlier positions come from is all that training and inference do differently. Linear layers go by `path`.
-    fn layer_forward(
+    fn layer_forward<K: Backend<Weights = W>>(
         &self,
-        kernels: &dyn Kernels,
-        (layer, path): (usize, Path),
-        saved: &mut LayerActivations,
-        y: &mut [f32],
-        attend: impl FnOnce(&mut LayerActivations),
-    ) {
-        let (config, spans) = (&self.config, &self.layout.layers[layer]);
+        kernels: &K,
+        (layer, rows, path): (usize, usize, Path),
+        saved: &mut Activations<K>,
+        y: &mut K::Floats,
+        attend: impl FnOnce(&mut Activations<K>),
+    ) where
+        W: Weights<K>,
+    {
+        let (config, weights, spans) = (&self.config, &self.weights, &self.layout.layers[layer]);
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let (queries, keys, eps) = (config.query_width(), config.key_width(), config.rms_norm_eps);
-        let rows = y.len() / hidden;
         let linear = |inputs, outputs| Linear { path, ..Linear::new(rows, inputs, outputs) };
+        let project =
+            |y: &mut K::Elements, x: &K::Elements, layer: Projection, [inputs, outputs]: [usize; 2]| {
+                let bias = layer.bias.map(|bias| weights.vector(bias.range()));
+                kernels.project(linear(inputs, outputs), y, x, weights.matrix(layer.weight.range()), bias);
+            };
+        let onto =
+            |y: &mut K::Floats, base: &K::Floats, x: &K::Elements, layer: Projection, inputs: usize| {
+                let bias = layer.bias.map(|bias| weights.vector(bias.range()));
+                let w = weights.matrix(layer.weight.range());
+                kernels.project_onto(linear(inputs, hidden), y, base, x, w, bias);
+            };
 
-        kernels.rms_norm_forward(
-            &mut saved.norm,
-            &mut saved.rstd,
-            &saved.x,
-            self.vector(spans.input_norm),
-            eps,
-        );
-        let norm = &saved.norm;
-        self.project(kernels, linear(hidden, keys), &mut saved.v, norm, spans.v, false);
+        let w = weights.vector(spans.input_norm.range());
+        kernels.rms_norm_forward(&mut saved.norm, &mut saved.rstd, &saved.x, w, eps);
+        project(&mut saved.v, &saved.norm, spans.v, [hidden, keys]);
         match spans.qk_norms {
             None => {
-                self.project(kernels, linear(hidden, queries), &mut saved.q, norm, spans.q, false);
-                self.project(kernels, linear(hidden, keys), &mut saved.k, norm, spans.k, false);
+                project(&mut saved.q, &saved.norm, spans.q, [hidden, queries]);
+                project(&mut saved.k, &saved.norm, spans.k, [hidden, keys]);
             }
             Some([q_norm, k_norm]) => {
-                self.project(kernels, linear(hidden, queries), &mut saved.plain_q, norm, spans.q, false);
-                self.project(kernels, linear(hidden, keys), &mut saved.plain_k, norm, spans.k, false);
-                let (q_norm, k_norm) = (self.vector(q_norm), self.vector(k_norm));
-                kernels.rms_norm_forward(&mut saved.q, &mut saved.q_rstd, &saved.plain_q, q_norm, eps);
-                kernels.rms_norm_forward(&mut saved.k, &mut saved.k_rstd, &saved.plain_k, k_norm, eps);
+                project(&mut saved.plain_q, &saved.norm, spans.q, [hidden, queries]);
+                project(&mut saved.plain_k, &saved.norm, spans.k, [hidden, keys]);
+                let (q_norm, k_norm) = (weights.vector(q_norm.range()), weights.vector(k_norm.range()));
+                kernels.head_norm_forward(&mut saved.q, &mut saved.q_rstd, &saved.plain_q, q_norm, eps);
+                kernels.head_norm_forward(&mut saved.k, &mut saved.k_rstd, &saved.plain_k, k_norm, eps);
             }
         }
         attend(saved);
-        saved.middle.copy_from_slice(&saved.x);
-        self.project(kernels, linear(queries, hidden), &mut saved.middle, &saved.attention, spans.o, true);
+        onto(&mut saved.middle, &saved.x, &saved.attention, spans.o, queries);
 
-        let w = self.vector(spans.post_attention_norm);
+        let w = weights.vector(spans.post_attention_norm.range());
         kernels.rms_norm_forward(&mut saved.middle_norm, &mut saved.middle_rstd, &saved.middle, w, eps);
-        let (norm, into) = (&saved.middle_norm, linear(hidden, inner));
-        self.project(kernels, into, &mut saved.gate, norm, spans.gate, false);
-        self.project(kernels, into, &mut saved.up, norm, spans.up, false);
+        project(&mut saved.gate, &saved.middle_norm, spans.gate, [hidden, inner]);
+        project(&mut saved.up, &saved.middle_norm, spans.up, [hidden, inner]);
         kernels.swiglu_forward(&mut saved.inner, &saved.gate, &saved.up);
-        y.copy_from_slice(&saved.middle);
-        self.project(kernels, linear(inner, hidden), y, &saved.inner, spans.down, true);
-    }
-
-    /// A linear layer, added to `y` with `accumulate`.
-    fn project(
-        &self,
-        kernels: &dyn Kernels,
-        shape: Linear,
-        y: &mut [f32],
-        x: &[f32],
-        layer: Projection,
-        accumulate: bool,
-    ) {
-        if let Some(bias) = layer.bias {
-            let bias = self.vector(bias);
-            for y in y.chunks_exact_mut(bias.len()) {
-                match accumulate {
-                    true => y.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias),
-                    false => y.copy_from_slice(bias),
-                }
-            }
-        }
-        let accumulate = accumulate || layer.bias.is_some();
-        kernels.linear(shape, y, x, self.weight(layer.weight), accumulate);
+        onto(y, &saved.middle, &saved.inner, spans.down, inner);
     }
 }

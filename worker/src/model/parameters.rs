@@ -6,6 +6,7 @@
 use super::ModelConfig;
 use crate::mapping::in_large_pages;
 use crate::random::{Random, mix};
+use std::ops::Range;
 
 /// A stretch of the flat vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,14 +18,19 @@ pub struct Span {
 }
 
 impl Span {
+    /// Its elements.
+    pub fn range(self) -> Range<usize> {
+        self.start..self.start + self.len
+    }
+
     /// The stretch of `all`.
     pub fn of(self, all: &[f32]) -> &[f32] {
-        &all[self.start..self.start + self.len]
+        &all[self.range()]
     }
 
     /// The stretch of `all`, to be written.
     pub fn of_mut(self, all: &mut [f32]) -> &mut [f32] {
-        &mut all[self.start..self.start + self.len]
+        &mut all[self.range()]
     }
 }
 

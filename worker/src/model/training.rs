@@ -1,24 +1,30 @@
 //! The training pass of one sequence: loss, and the gradient of every parameter.
 
-use super::{LayerActivations, Model, Projection};
-use crate::kernels::{Attention, Head, Kernels, Linear, Path, Qkv, QkvGradient, Turn};
+use super::{LayerActivations, Model, Projection, Span};
+use crate::kernels::{Attention, Backend, DeviceError, Linear, Path, Turn, Weights};
 
-/// Memory of a training pass, kept from one sequence to the next.
+/// Memory of a training pass, kept from one sequence to the next; in floats `F` and elements `E`.
 ///
 /// All of it is linear in the length of the sequence.
 #[derive(Default)]
-pub struct Workspace {
-    layers: Vec<LayerActivations>,
+pub struct Workspace<F = Vec<f32>, E = Vec<f32>> {
+    layers: Vec<LayerActivations<F, E>>,
     /// The stream after the last layer, its norm, and the logits.
-    x: Vec<f32>,
-    rstd: Vec<f32>,
-    norm: Vec<f32>,
-    logits: Vec<f32>,
-    /// Gradients of the stream and of one layer's activations.
-    dx: Vec<f32>,
-    dnorm: Vec<f32>,
-    d: LayerActivations,
+    x: F,
+    rstd: F,
+    norm: E,
+    logits: F,
+    /// Gradients of the stream, as products read it too, and of one layer's activations.
+    dx: F,
+    dx_rounded: E,
+    dnorm: E,
+    d: LayerActivations<F, E>,
+    /// What comes to the host.
+    host: Vec<f32>,
 }
+
+/// That of a backend.
+pub type WorkspaceOf<K> = Workspace<<K as Backend>::FloatBuffer, <K as Backend>::ElementBuffer>;
 
 /// Sequences to learn from.
 #[derive(Clone, Copy)]
@@ -31,141 +37,156 @@ pub struct Sample<'a> {
     pub length: usize,
 }
 
-impl Model {
+impl<W> Model<W> {
     /// Logits of every position of a sequence from its start: `[tokens, vocabulary]`.
-    pub fn forward<'a>(
+    ///
+    /// # Errors
+    /// The device has failed.
+    pub fn forward<'a, K: Backend<Weights = W>>(
         &self,
-        kernels: &dyn Kernels,
-        workspace: &'a mut Workspace,
+        kernels: &K,
+        workspace: &'a mut WorkspaceOf<K>,
         tokens: &[u32],
-    ) -> &'a [f32] {
+    ) -> Result<&'a [f32], DeviceError>
+    where
+        W: Weights<K>,
+    {
         self.hidden(kernels, workspace, tokens, tokens.len());
         let config = &self.config;
         let into = Linear::new(tokens.len(), config.hidden_size, config.vocab_size);
-        workspace.logits.resize(tokens.len() * config.vocab_size, 0.0);
-        kernels.linear(into, &mut workspace.logits, &workspace.norm, self.weight(self.layout.head), false);
-        &workspace.logits
+        kernels.resize(&mut workspace.logits, tokens.len() * config.vocab_size);
+        let head = self.weights.matrix(self.layout.head.range());
+        kernels.logits(into, &mut workspace.logits, &workspace.norm, head);
+        kernels.read(&workspace.logits, &mut workspace.host)
     }
 
     /// Fills the workspace up to the last norm, for sequences of `length` tokens one after the other.
-    fn hidden(&self, kernels: &dyn Kernels, workspace: &mut Workspace, tokens: &[u32], length: usize) {
+    fn hidden<K: Backend<Weights = W>>(
+        &self,
+        kernels: &K,
+        workspace: &mut WorkspaceOf<K>,
+        tokens: &[u32],
+        length: usize,
+    ) where
+        W: Weights<K>,
+    {
         let (config, rows) = (&self.config, tokens.len());
-        let hidden = config.hidden_size;
-        workspace.layers.resize_with(config.num_hidden_layers, LayerActivations::default);
-        workspace.x.resize(rows * hidden, 0.0);
-        workspace.norm.resize(rows * hidden, 0.0);
-        workspace.rstd.resize(rows, 0.0);
+        let (hidden, queries, keys) = (config.hidden_size, config.query_width(), config.key_width());
+        let Workspace { layers, x, rstd, norm, .. } = workspace;
+        layers.resize_with(config.num_hidden_layers, Default::default);
+        layers.iter_mut().for_each(|layer| layer.resize(kernels, config, rows));
+        kernels.resize(x, rows * hidden);
+        kernels.resize_elements(norm, rows * hidden);
+        kernels.resize(rstd, rows);
 
-        let (shape, heads) = (self.attention(length), config.num_attention_heads);
-        let (queries, keys) = (length * config.query_width(), length * config.key_width());
-        let embedding = self.weight(self.layout.embedding);
-        for (x, token) in workspace.x.chunks_exact_mut(hidden).zip(tokens) {
-            embedding.copy_row(x, *token as usize);
-        }
-        for (layer, saved) in workspace.layers.iter_mut().enumerate() {
-            saved.resize(config, rows);
-            saved.x.copy_from_slice(&workspace.x);
-            self.layer_forward(kernels, (layer, Path::of(rows)), saved, &mut workspace.x, |saved| {
-                for sequence in 0..rows / length {
-                    let (wide, narrow) = (part(sequence, queries), part(sequence, keys));
-                    let (q, k) = (&mut saved.q[wide.clone()], &mut saved.k[narrow.clone()]);
-                    kernels.rope(q, config.query_width(), 0, &self.rope, Turn::Forward);
-                    kernels.rope(k, config.key_width(), 0, &self.rope, Turn::Forward);
-                    let log_sum = &mut saved.log_sum[part(sequence, length * heads)];
-                    let inputs = Qkv { q, k, v: &saved.v[narrow] };
-                    kernels.attention_forward(shape, &mut saved.attention[wide], log_sum, inputs);
-                }
+        let (shape, rope) = (self.attention(length), self.weights.rope());
+        let embedding = self.weights.matrix(self.layout.embedding.range());
+        kernels.embed(&mut layers[0].x, tokens, embedding, hidden);
+        for layer in 0..layers.len() {
+            let (saved, next) = layers[layer..].split_first_mut().expect("it is one of them");
+            // What a layer leaves is the input of the next one.
+            let y = next.first_mut().map_or(&mut *x, |next| &mut next.x);
+            self.layer_forward(kernels, (layer, rows, Path::of(rows)), saved, y, |saved| {
+                kernels.rope(&mut saved.q, queries, length, rope, Turn::Forward);
+                kernels.rope(&mut saved.k, keys, length, rope, Turn::Forward);
+                let inputs = [&*saved.q, &*saved.k, &*saved.v];
+                kernels.attention_forward(shape, &mut saved.attention, &mut saved.log_sum, inputs);
             });
         }
-        let norm = self.vector(self.layout.norm);
-        kernels.rms_norm_forward(
-            &mut workspace.norm,
-            &mut workspace.rstd,
-            &workspace.x,
-            norm,
-            config.rms_norm_eps,
-        );
+        let w = self.weights.vector(self.layout.norm.range());
+        kernels.rms_norm_forward(norm, rstd, x, w, config.rms_norm_eps);
     }
 
     /// Mean loss of predicting `targets[i]` after `tokens[..= i]` of its own sequence; adds its gradient to `gradient`.
     ///
     /// * `tokens`, `targets`: sequences of `length` tokens, one after the other. `gradient`: in the order of the layout.
-    pub fn loss_and_gradient(
+    pub fn loss_and_gradient<K: Backend<Weights = W>>(
         &self,
-        kernels: &dyn Kernels,
-        workspace: &mut Workspace,
-        gradient: &mut [f32],
+        kernels: &K,
+        workspace: &mut WorkspaceOf<K>,
+        gradient: &mut K::Floats,
         Sample { tokens, targets, length }: Sample<'_>,
-    ) -> f32 {
-        let (config, all, rows) = (&self.config, &self.parameters, tokens.len());
-        let (hidden, layout) = (config.hidden_size, &self.layout);
+    ) -> f32
+    where
+        W: Weights<K>,
+    {
+        let (config, layout, weights, rows) = (&self.config, &self.layout, &self.weights, tokens.len());
+        let hidden = config.hidden_size;
         self.hidden(kernels, workspace, tokens, length);
         let Workspace { x, rstd, norm, dx, dnorm, .. } = &mut *workspace;
-        dnorm.resize(rows * hidden, 0.0);
+        kernels.resize_elements(dnorm, rows * hidden);
         let into = Linear::new(rows, hidden, config.vocab_size);
-        let (head, dhead) = (Head { x: norm, w: layout.head.of(all), targets }, layout.head.of_mut(gradient));
-        let loss = kernels.linear_cross_entropy(into, dnorm, dhead, head);
-        dx.clear();
-        dx.resize(rows * hidden, 0.0);
-        kernels.rms_norm_backward(dx, layout.norm.of_mut(gradient), dnorm, x, layout.norm.of(all), rstd);
+        let (w, dw) = (weights.elements(layout.head.range()), &mut gradient[layout.head.range()]);
+        let loss = kernels.linear_cross_entropy(into, dnorm, dw, (norm, w), targets);
+        kernels.resize(dx, rows * hidden);
+        kernels.zero(dx);
+        let (w, dw) = (weights.vector(layout.norm.range()), &mut gradient[layout.norm.range()]);
+        kernels.rms_norm_backward(dx, dw, dnorm, x, w, rstd);
         for layer in (0..config.num_hidden_layers).rev() {
-            self.layer_backward(kernels, layer, workspace, gradient, length);
+            self.layer_backward(kernels, (layer, rows, length), workspace, gradient);
         }
-        kernels.embedding_backward(layout.embedding.of_mut(gradient), tokens, &workspace.dx, hidden);
+        let dw = &mut gradient[layout.embedding.range()];
+        kernels.embedding_backward(dw, tokens, &workspace.dx, hidden);
         loss
     }
 
     /// Turns `workspace.dx` from the gradient of a layer's output into that of its input.
-    fn layer_backward(
+    fn layer_backward<K: Backend<Weights = W>>(
         &self,
-        kernels: &dyn Kernels,
-        layer: usize,
-        workspace: &mut Workspace,
-        gradient: &mut [f32],
-        length: usize,
-    ) {
-        let (config, spans, all) = (&self.config, self.layout.layers[layer], &self.parameters);
+        kernels: &K,
+        (layer, rows, length): (usize, usize, usize),
+        workspace: &mut WorkspaceOf<K>,
+        gradient: &mut K::Floats,
+    ) where
+        W: Weights<K>,
+    {
+        let (config, weights, spans) = (&self.config, &self.weights, self.layout.layers[layer]);
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let (queries, keys) = (config.query_width(), config.key_width());
-        let Workspace { layers, dx, dnorm, d, .. } = workspace;
-        let (saved, rows) = (&layers[layer], dx.len() / hidden);
-        d.resize(config, rows);
+        let Workspace { layers, dx, dx_rounded, dnorm, d, .. } = workspace;
+        let saved = &layers[layer];
+        d.resize(kernels, config, rows);
+        let matrix = |layer: Projection| weights.elements(layer.weight.range());
+        let rope = weights.rope();
 
-        let down = Linear::new(rows, inner, hidden);
-        learn(kernels, down, spans.down, gradient, dx, &saved.inner);
-        kernels.linear_backward_input(down, &mut d.inner, dx, spans.down.weight.of(all), false);
+        let (down, dy) = (Linear::new(rows, inner, hidden), kernels.rounded(dx, dx_rounded));
+        learn(kernels, down, spans.down, gradient, dy, &saved.inner);
+        kernels.linear_backward_input(down, &mut d.inner, dy, matrix(spans.down), false);
         kernels.swiglu_backward(&mut d.gate, &mut d.up, &d.inner, &saved.gate, &saved.up);
         let into = Linear::new(rows, hidden, inner);
         learn(kernels, into, spans.gate, gradient, &d.gate, &saved.middle_norm);
         learn(kernels, into, spans.up, gradient, &d.up, &saved.middle_norm);
-        kernels.linear_backward_input(into, dnorm, &d.gate, spans.gate.weight.of(all), false);
-        kernels.linear_backward_input(into, dnorm, &d.up, spans.up.weight.of(all), true);
-        let (w, dw) = (spans.post_attention_norm.of(all), spans.post_attention_norm.of_mut(gradient));
-        kernels.rms_norm_backward(dx, dw, dnorm, &saved.middle, w, &saved.middle_rstd);
+        kernels.linear_backward_input(into, dnorm, &d.gate, matrix(spans.gate), false);
+        kernels.linear_backward_input(into, dnorm, &d.up, matrix(spans.up), true);
+        let norm = |kernels: &K,
+                    dx: &mut K::Floats,
+                    gradient: &mut K::Floats,
+                    dy: &K::Elements,
+                    span: Span,
+                    x,
+                    rstd| {
+            let (w, dw) = (weights.vector(span.range()), &mut gradient[span.range()]);
+            kernels.rms_norm_backward(dx, dw, dy, x, w, rstd);
+        };
+        norm(kernels, dx, gradient, dnorm, spans.post_attention_norm, &*saved.middle, &*saved.middle_rstd);
 
-        let out = Linear::new(rows, queries, hidden);
-        learn(kernels, out, spans.o, gradient, dx, &saved.attention);
-        kernels.linear_backward_input(out, &mut d.attention, dx, spans.o.weight.of(all), false);
+        let (out, dy) = (Linear::new(rows, queries, hidden), kernels.rounded(dx, dx_rounded));
+        learn(kernels, out, spans.o, gradient, dy, &saved.attention);
+        kernels.linear_backward_input(out, &mut d.attention, dy, matrix(spans.o), false);
+        let inputs = [&*saved.q, &*saved.k, &*saved.v];
+        let own = [&mut *d.q, &mut *d.k, &mut *d.v];
         let shape = self.attention(length);
-        for sequence in 0..rows / length {
-            let (wide, narrow) = (part(sequence, length * queries), part(sequence, length * keys));
-            let (q, k, v) = (&saved.q[wide.clone()], &saved.k[narrow.clone()], &saved.v[narrow.clone()]);
-            let (dq, dk) = (&mut d.q[wide.clone()], &mut d.k[narrow.clone()]);
-            let log_sum = &saved.log_sum[part(sequence, length * shape.heads)];
-            let (dout, out) = (&d.attention[wide.clone()], &saved.attention[wide]);
-            let gradient = QkvGradient { q: dq, k: dk, v: &mut d.v[narrow] };
-            kernels.attention_backward(shape, gradient, dout, out, log_sum, Qkv { q, k, v });
-            kernels.rope(dq, queries, 0, &self.rope, Turn::Backward);
-            kernels.rope(dk, keys, 0, &self.rope, Turn::Backward);
-        }
+        kernels.attention_backward(shape, own, &d.attention, &saved.attention, &saved.log_sum, inputs);
+        kernels.rope(&mut d.q, queries, length, rope, Turn::Backward);
+        kernels.rope(&mut d.k, keys, length, rope, Turn::Backward);
         let (mut dq, mut dk) = (&d.q, &d.k);
         if let Some([q_norm, k_norm]) = spans.qk_norms {
             for (plain, dy, x, norm, rstd) in [
                 (&mut d.plain_q, dq, &saved.plain_q, q_norm, &saved.q_rstd),
                 (&mut d.plain_k, dk, &saved.plain_k, k_norm, &saved.k_rstd),
             ] {
-                plain.fill(0.0);
-                kernels.rms_norm_backward(plain, norm.of_mut(gradient), dy, x, norm.of(all), rstd);
+                let (w, dw) = (weights.vector(norm.range()), &mut gradient[norm.range()]);
+                kernels.head_norm_backward(plain, dw, dy, x, w, rstd);
             }
             (dq, dk) = (&d.plain_q, &d.plain_k);
         }
@@ -173,11 +194,10 @@ impl Model {
         for (dy, layer, width) in [(dq, spans.q, queries), (dk, spans.k, keys), (&d.v, spans.v, keys)] {
             let into = Linear::new(rows, hidden, width);
             learn(kernels, into, layer, gradient, dy, &saved.norm);
-            kernels.linear_backward_input(into, dnorm, dy, layer.weight.of(all), add);
+            kernels.linear_backward_input(into, dnorm, dy, matrix(layer), add);
             add = true;
         }
-        let (w, dw) = (spans.input_norm.of(all), spans.input_norm.of_mut(gradient));
-        kernels.rms_norm_backward(dx, dw, dnorm, &saved.x, w, &saved.rstd);
+        norm(kernels, dx, gradient, dnorm, spans.input_norm, &*saved.x, &*saved.rstd);
     }
 
     fn attention(&self, queries: usize) -> Attention {
@@ -188,26 +208,18 @@ impl Model {
 }
 
 /// Adds the gradients of a linear layer's weight and bias.
-fn learn(
-    kernels: &dyn Kernels,
+fn learn<K: Backend>(
+    kernels: &K,
     shape: Linear,
     layer: Projection,
-    gradient: &mut [f32],
-    dy: &[f32],
-    x: &[f32],
+    gradient: &mut K::Floats,
+    dy: &K::Elements,
+    x: &K::Elements,
 ) {
-    kernels.linear_backward_weight(shape, layer.weight.of_mut(gradient), dy, x);
+    kernels.linear_backward_weight(shape, &mut gradient[layer.weight.range()], dy, x);
     if let Some(bias) = layer.bias {
-        let dbias = bias.of_mut(gradient);
-        for dy in dy.chunks_exact(dbias.len()) {
-            dbias.iter_mut().zip(dy).for_each(|(dbias, dy)| *dbias += dy);
-        }
+        kernels.bias_backward(&mut gradient[bias.range()], dy);
     }
-}
-
-/// The stretch of sequence `index`, where each has `len` elements.
-fn part(index: usize, len: usize) -> std::ops::Range<usize> {
-    index * len..(index + 1) * len
 }
 
 #[cfg(test)]
@@ -242,7 +254,7 @@ mod tests {
             1,
         );
         // Larger than at the start of a training, so that every part of the model matters to the loss.
-        for value in &mut model.parameters {
+        for value in &mut model.weights.parameters {
             *value *= 5.0;
         }
         let mut random = Random::new(3);
@@ -254,7 +266,7 @@ mod tests {
                 0.0
             };
             if tensor.name.ends_with(".bias") || mean == 1.0 {
-                let values = tensor.span.of_mut(&mut model.parameters);
+                let values = tensor.span.of_mut(&mut model.weights.parameters);
                 values.iter_mut().for_each(|value| *value = mean + 0.3 * random.normal());
             }
         }
@@ -275,13 +287,14 @@ mod tests {
                 let direction = tensor.span.of(&gradient).to_vec();
                 let length = direction.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt();
                 let mut loss_at = |h: f64| {
-                    let at = model.parameters.clone();
-                    for (p, d) in tensor.span.of_mut(&mut model.parameters).iter_mut().zip(&direction) {
+                    let at = model.weights.parameters.clone();
+                    for (p, d) in tensor.span.of_mut(&mut model.weights.parameters).iter_mut().zip(&direction)
+                    {
                         *p += (h * f64::from(*d) / length) as f32;
                     }
                     let mut unused = vec![0.0; model.layout.len];
                     let loss = model.loss_and_gradient(&Reference, &mut workspace, &mut unused, sample);
-                    model.parameters = at;
+                    model.weights.parameters = at;
                     f64::from(loss)
                 };
                 let h = 0.02 / length.max(0.2);

@@ -4,8 +4,8 @@ use super::grammar::Constraint;
 use super::metrics::Metrics;
 use super::runner::{Runner, Sequence};
 use super::sampling::{Likelihood, Sampling};
-use crate::kernels::{BLOCK, Cpu};
-use crate::model::{KvBlocks, Model};
+use crate::kernels::{BLOCK, Backend, DeviceError};
+use crate::model::Model;
 use crate::tokenizer::Tokenizer;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -134,16 +134,25 @@ pub(super) struct Queue {
     pub abandoned: bool,
     /// How long requests have taken from start to end, in seconds: a moving mean.
     pub mean_s: f64,
+    pub failure: Option<DeviceError>,
 }
 
 impl Engine {
-    /// Starts the thread.
-    pub fn start(model: Model, tokenizer: Tokenizer, kernels: Cpu, limits: Limits) -> Engine {
+    /// Starts the thread, on a device that has the model and room for the cache.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub fn start<K: Backend + 'static>(
+        model: Model<K::Weights>,
+        tokenizer: Tokenizer,
+        kernels: K,
+        limits: Limits,
+    ) -> Result<Engine, DeviceError> {
         let metrics = Mutex::new(Metrics::new(limits.blocks));
         let shared = Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new(), metrics });
-        let cache = KvBlocks::new(&model.config, limits.blocks);
+        let cache = (model.cache(&kernels, limits.blocks)?, limits.blocks);
         let runner = Runner::new(model, tokenizer, kernels, cache, Arc::clone(&shared));
-        Engine { shared, thread: Some(std::thread::spawn(move || runner.run())), limits }
+        Ok(Engine { shared, thread: Some(std::thread::spawn(move || runner.run())), limits })
     }
 
     /// Takes requests, all or none; the events of each come with its index. Dropping the receiver cancels them.
@@ -207,6 +216,11 @@ impl Engine {
         self.shared.lock().stopping
     }
 
+    /// Why it ended by itself, if it did.
+    pub fn failure(&self) -> Option<DeviceError> {
+        self.shared.lock().failure.clone()
+    }
+
     /// Requests that are running and waiting.
     pub fn load(&self) -> (usize, usize) {
         let queue = self.shared.lock();
@@ -230,6 +244,13 @@ impl Drop for Engine {
 }
 
 impl Shared {
+    /// The device cannot go on: nothing is taken any more, and what was taken gets no end.
+    pub fn fail(&self, error: DeviceError) {
+        let mut queue = self.lock();
+        (queue.stopping, queue.abandoned, queue.failure) = (true, true, Some(error));
+        queue.waiting.clear();
+    }
+
     pub fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().expect("no panic while locked")
     }

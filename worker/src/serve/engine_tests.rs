@@ -1,5 +1,5 @@
 use super::*;
-use crate::kernels::Precision;
+use crate::kernels::{Cpu, Precision};
 use crate::model::ModelConfig;
 use crate::serve::grammar::{Grammar, Grammars};
 use crate::tokenizer::EOS;
@@ -8,13 +8,13 @@ use crate::tokenizer::EOS;
 fn engine_of(blocks: usize, max_queue: usize, precision: Precision) -> Engine {
     let mut model = Model::new(ModelConfig::preset("tiny").unwrap(), 5);
     // Its texts differ more, the larger its weights are.
-    model.parameters.iter_mut().for_each(|value| *value *= 3.0);
+    model.weights.parameters.iter_mut().for_each(|value| *value *= 3.0);
     // It never ends a text by itself.
     let width = model.config.hidden_size;
-    model.layout.embedding.of_mut(&mut model.parameters)[EOS as usize * width..][..width].fill(0.0);
+    model.layout.embedding.of_mut(&mut model.weights.parameters)[EOS as usize * width..][..width].fill(0.0);
     model.compact(precision);
     let limits = Limits { max_queue, blocks };
-    Engine::start(model, Tokenizer::bytes(), Cpu::with_precision(2, precision), limits)
+    Engine::start(model, Tokenizer::bytes(), Cpu::with_precision(2, precision), limits).unwrap()
 }
 
 fn engine(max_queue: usize) -> Engine {

@@ -17,11 +17,11 @@ pub mod sampling;
 pub mod text;
 pub mod tools;
 
-use crate::args::ServeArgs;
+use crate::args::{ServeArgs, UsageError};
 use crate::checkpoint::{Place, Store, load_model, load_tokenizer};
 use crate::contract::Contract;
 use crate::error::WorkerError;
-use crate::kernels::Cpu;
+use crate::kernels::{Backend, Chosen, Cpu};
 use crate::model::Model;
 use crate::status::{State as Life, Status, StatusFile};
 use crate::tokenizer::Tokenizer;
@@ -78,6 +78,48 @@ fn load(args: &ServeArgs, contract: &Contract) -> Result<(Model, Tokenizer), Wor
     Ok((model, tokenizer))
 }
 
+/// What serves.
+struct Serving {
+    engine: Engine,
+    tokenizer: Tokenizer,
+    /// The model's window and the length of its hidden vectors.
+    window: usize,
+    width: usize,
+    /// What computes.
+    device: String,
+}
+
+/// Loads the model onto what is to compute, and starts the engine there.
+fn start(args: &ServeArgs, contract: &Contract) -> Result<Serving, WorkerError> {
+    let (model, tokenizer) = load(args, contract)?;
+    let (window, width) = (model.config.window(), model.config.hidden_size);
+    let chosen = args
+        .device
+        .open(args.precision, model.config.head_dim)
+        .map_err(|error| UsageError::new("--device", args.device, error.to_string()))?;
+    let device = chosen.describe(contract.threads);
+    let engine = match chosen {
+        Chosen::Processor(_) => {
+            start_on(Cpu::with_precision(contract.threads, args.precision), args, model, &tokenizer)
+        }
+        Chosen::CudaF32(kernels) => start_on(kernels, args, model, &tokenizer),
+        Chosen::CudaBf16(kernels) => start_on(kernels, args, model, &tokenizer),
+    }?;
+    Ok(Serving { engine, tokenizer, window, width, device })
+}
+
+fn start_on<K: Backend + 'static>(
+    kernels: K,
+    args: &ServeArgs,
+    model: Model,
+    tokenizer: &Tokenizer,
+) -> Result<Engine, WorkerError> {
+    let model = kernels.adopt(model)?;
+    let blocks = memory::blocks(&model.config, args.kv_memory, kernels.cache_bytes())?;
+    let limits = Limits { max_queue: args.max_queue, blocks };
+    Ok(Engine::start(model, tokenizer.clone(), kernels, limits)?)
+}
+
 /// As [`main`], with the environment and the signal as arguments; calls `on_ready` once requests are answered.
 ///
 /// # Errors
@@ -95,9 +137,9 @@ pub async fn run(
     // A store that does not answer is not waited for by one who is asked to stop.
     let (sender, loaded) = tokio::sync::oneshot::channel();
     let asked = (args.clone(), contract.clone());
-    std::thread::spawn(move || _ = sender.send(load(&asked.0, &asked.1)));
+    std::thread::spawn(move || _ = sender.send(start(&asked.0, &asked.1)));
     let mut stop = Box::pin(stop);
-    let (model, tokenizer) = tokio::select! {
+    let Serving { engine, tokenizer, window, width, device } = tokio::select! {
         loaded = loaded => loaded.map_err(|_| WorkerError::Group("the model could not be loaded".into()))??,
         () = &mut stop => {
             (status.state, status.message) = (Life::Stopping, "stopped".into());
@@ -105,13 +147,7 @@ pub async fn run(
             return Ok(());
         }
     };
-    let kernels = Cpu::with_precision(contract.threads, args.precision);
-    let name = args.model_name();
-    let blocks = memory::blocks(&model.config, args.kv_memory)?;
-    let (window, width) = (model.config.window(), model.config.hidden_size);
-    let limits = Limits { max_queue: args.max_queue, blocks };
-    let engine = Engine::start(model, tokenizer.clone(), kernels, limits);
-    let app = Arc::new(App::new(engine, tokenizer, name, window, width));
+    let app = Arc::new(App::new(engine, tokenizer, args.model_name(), window, width));
 
     let address = format!("{}:{}", args.host, args.port);
     let failed = |error| WorkerError::Io { what: format!("cannot listen at {address}"), error };
@@ -148,7 +184,7 @@ pub async fn run(
     file.update(&status);
     let mut out = std::io::stdout();
     // A closed output is no reason to stop.
-    let _ = writeln!(out, "serving {} on {endpoint}", app.name).and_then(|()| out.flush());
+    let _ = writeln!(out, "{device}\nserving {} on {endpoint}", app.name).and_then(|()| out.flush());
     on_ready(address);
 
     report_until(&app, &mut file, &mut status, stopping.wait_for(|stopping| *stopping)).await;
@@ -165,10 +201,10 @@ pub async fn run(
     }
     status.message = "stopped".into();
     file.flush(&status);
-    Ok(())
+    app.engine.failure().map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// Keeps the speed in the status file up to date until `stop`.
+/// Keeps the speed in the status file up to date until `stop`, or the engine's own end.
 async fn report_until<T>(
     app: &App,
     file: &mut StatusFile,
@@ -181,6 +217,9 @@ async fn report_until<T>(
         tokio::select! {
             _ = &mut stop => return,
             () = tokio::time::sleep(Duration::from_secs(1)) => (),
+        }
+        if app.engine.failure().is_some() {
+            return;
         }
         let (running, waiting) = app.engine.load();
         let metrics = app.engine.metrics();

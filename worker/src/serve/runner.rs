@@ -14,9 +14,9 @@ use super::engine::{Event, Finish, MAX_RUNNING, Request, Shared};
 use super::grammar::Constraint;
 use super::sampling::{Likelihood, Sampler};
 use super::text::TextStream;
-use crate::kernels::{BLOCK, Cpu};
-use crate::model::inference::{Scratch, Segment};
-use crate::model::{KvBlocks, Model};
+use crate::kernels::{BLOCK, Backend, DeviceError};
+use crate::model::Model;
+use crate::model::inference::{ScratchOf, Segment};
 use crate::tokenizer::Tokenizer;
 use std::sync::Arc;
 use std::time::Instant;
@@ -208,36 +208,38 @@ impl Sequence {
     }
 }
 
-pub(super) struct Runner {
-    model: Model,
+pub(super) struct Runner<K: Backend> {
+    model: Model<K::Weights>,
     tokenizer: Tokenizer,
-    kernels: Cpu,
-    cache: KvBlocks,
+    kernels: K,
+    cache: K::Cache,
     blocks: Blocks,
-    scratch: Scratch,
+    scratch: ScratchOf<K>,
     /// The oldest first.
     running: Vec<Sequence>,
     shared: Arc<Shared>,
 }
 
-impl Runner {
+impl<K: Backend> Runner<K> {
+    /// `cache` has so many `blocks`.
     pub fn new(
-        model: Model,
+        model: Model<K::Weights>,
         tokenizer: Tokenizer,
-        kernels: Cpu,
-        cache: KvBlocks,
+        kernels: K,
+        (cache, blocks): (K::Cache, usize),
         shared: Arc<Shared>,
-    ) -> Runner {
-        let blocks = Blocks::new(cache.len());
-        let (scratch, running) = (Scratch::default(), Vec::new());
-        Runner { model, tokenizer, kernels, cache, blocks, scratch, running, shared }
+    ) -> Runner<K> {
+        let (scratch, running) = (ScratchOf::<K>::default(), Vec::new());
+        Runner { model, tokenizer, kernels, cache, blocks: Blocks::new(blocks), scratch, running, shared }
     }
 
     pub fn run(mut self) {
         while self.admit() {
             self.make_room();
             let pass = self.plan();
-            self.pass(&pass);
+            if let Err(error) = self.pass(&pass) {
+                return self.shared.fail(error);
+            }
             self.remove_ended();
         }
     }
@@ -312,7 +314,7 @@ impl Runner {
         pass
     }
 
-    fn pass(&mut self, pass: &[(usize, usize)]) {
+    fn pass(&mut self, pass: &[(usize, usize)]) -> Result<(), DeviceError> {
         let segments: Vec<_> = pass
             .iter()
             .map(|&(index, count)| {
@@ -333,7 +335,7 @@ impl Runner {
             })
             .collect();
         let wanted: Vec<_> = segments.iter().map(|segment| segment.wanted).collect();
-        let outputs = self.model.extend(&self.kernels, &mut self.cache, &mut self.scratch, &segments);
+        let outputs = self.model.extend(&self.kernels, &mut self.cache, &mut self.scratch, &segments)?;
         let (mut logits, mut hidden) = (outputs.logits, outputs.hidden);
         let (vocabulary, width) = (self.model.config.vocab_size, self.model.config.hidden_size);
         let (mut firsts, mut nexts) = (Vec::new(), Vec::new());
@@ -371,6 +373,7 @@ impl Runner {
         metrics.said_tokens += (firsts.len() + nexts.len()) as u64;
         firsts.into_iter().for_each(|took| metrics.first_token.observe(took));
         nexts.into_iter().for_each(|took| metrics.next_token.observe(took));
+        Ok(())
     }
 
     fn remove_ended(&mut self) {

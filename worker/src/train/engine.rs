@@ -11,8 +11,8 @@ use crate::checkpoint::{
 use crate::data::Dataset;
 use crate::elastic::{Computed, Event, Link, Snapshot, Spent};
 use crate::error::WorkerError;
-use crate::kernels::{AdamW, Cpu, Kernels, Precision};
-use crate::model::training::{Sample, Workspace};
+use crate::kernels::{AdamW, Backend, Cpu, DeviceError, Kernels, Precision};
+use crate::model::training::{Sample, WorkspaceOf};
 use crate::model::{Layout, Model, ModelConfig};
 use crate::safetensors::Weights;
 use crate::vector::Vector;
@@ -52,23 +52,26 @@ pub struct Plan {
     pub checkpoints: Option<Keeping>,
     /// Threads of this worker.
     pub threads: usize,
-    /// Shards that are computed at the same time, at most as many as threads.
-    pub lanes: usize,
 }
 
-/// Starts the engine; it ends when its orders do, and waits for the last checkpoint.
-pub fn start(plan: Plan, inputs: Sender<Input>) -> (Sender<Order>, std::thread::JoinHandle<()>) {
+/// Starts the engine, which computes as many shards at the same time as there are backends; it ends when its orders do, and
+/// waits for the last checkpoint.
+pub fn start<K: Backend + 'static>(
+    plan: Plan,
+    backends: Vec<K>,
+    inputs: Sender<Input>,
+) -> (Sender<Order>, std::thread::JoinHandle<()>) {
     let (sender, orders) = channel();
-    let handle = std::thread::spawn(move || Engine::new(plan, inputs).run(orders));
+    let handle = std::thread::spawn(move || Engine::new(plan, backends, inputs).run(orders));
     (sender, handle)
 }
 
-struct Engine {
+struct Engine<K: Backend> {
     plan: Plan,
     state: Option<Arc<TrainingState>>,
     /// One shard at a time is computed on each of these.
-    desks: Vec<Desk>,
-    /// All threads, for what is left when the shards are summed.
+    desks: Vec<Desk<K>>,
+    /// The processor with all threads, for what is left when the shards are summed.
     kernels: Cpu,
     gradient: Vec<f32>,
     /// Open since the state was loaded, until the first one is written.
@@ -78,17 +81,24 @@ struct Engine {
 }
 
 /// Where one shard is computed.
-struct Desk {
-    workspace: Workspace,
-    kernels: Cpu,
+struct Desk<K: Backend> {
+    kernels: K,
+    /// The parameters, if the backend has memory of its own, and of which step they are.
+    held: (Option<Model<K::Weights>>, Option<u64>),
+    workspace: WorkspaceOf<K>,
+    gradient: K::FloatBuffer,
 }
 
-impl Engine {
-    fn new(plan: Plan, inputs: Sender<Input>) -> Engine {
-        let kernels = |threads| Cpu::with_precision(threads, plan.settings.precision);
-        let each = (plan.threads / plan.lanes).max(1);
-        let desk = |_| Desk { workspace: Workspace::default(), kernels: kernels(each) };
-        let (desks, kernels) = ((0..plan.lanes).map(desk).collect(), kernels(plan.threads));
+impl<K: Backend> Engine<K> {
+    fn new(plan: Plan, backends: Vec<K>, inputs: Sender<Input>) -> Engine<K> {
+        let desk = |kernels| Desk {
+            kernels,
+            held: (None, None),
+            workspace: WorkspaceOf::<K>::default(),
+            gradient: K::FloatBuffer::default(),
+        };
+        let desks = backends.into_iter().map(desk).collect();
+        let kernels = Cpu::with_precision(plan.threads, plan.settings.precision);
         let (state, checkpoints, saver) = (None, None, None);
         Engine { plan, state, desks, kernels, gradient: Vec::new(), checkpoints, saver, inputs }
     }
@@ -123,7 +133,7 @@ impl Engine {
             }
             Order::Compute(step, shards) => {
                 let start = Instant::now();
-                let sums = self.compute(step, shards);
+                let sums = self.compute(step, shards)?;
                 self.tell(Input::Event(Event::Computed(step, sums, start.elapsed())));
             }
             Order::Share(link) => self.tell(Input::State(link, Arc::clone(self.state()))),
@@ -141,6 +151,7 @@ impl Engine {
 
     fn begin(&mut self, state: Arc<TrainingState>) {
         let step = state.record.step;
+        self.desks.iter_mut().for_each(|desk| desk.held.1 = None);
         self.tell(Input::Began(state.record.clone(), state.model.layout.len));
         self.state = Some(state);
         self.tell(Input::Event(Event::Ready(step)));
@@ -235,17 +246,17 @@ impl Engine {
     }
 
     /// The sums of single shards, each with its loss behind it.
-    fn compute(&mut self, step: u64, shards: Range<usize>) -> Vec<Computed> {
+    fn compute(&mut self, step: u64, shards: Range<usize>) -> Result<Vec<Computed>, DeviceError> {
         let state = self.state.as_deref().expect("loaded or installed before it is used");
         if state.record.step != step {
             // Overtaken: nobody needs it.
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let Settings { seed, batch, micro_batch, context, .. } = self.plan.settings;
         let (model, data) = (&state.model, &*self.plan.data);
         let len = model.layout.len + 1;
-        let mut sums: Vec<Option<Computed>> = shards.clone().map(|_| None).collect();
-        let compute = |shard: usize, desk: &mut Desk, computed: &mut Option<Computed>| {
+        let mut sums: Vec<Option<Result<Computed, DeviceError>>> = shards.clone().map(|_| None).collect();
+        let compute = |shard: usize, desk: &mut Desk<K>| {
             let mut sum = Vector::zeros(len);
             let first = step * batch as u64 + (shard * micro_batch) as u64;
             let (mut tokens, mut targets) = (Vec::new(), Vec::new());
@@ -256,18 +267,23 @@ impl Engine {
             }
             let sample = Sample { tokens: &tokens, targets: &targets, length: context };
             let (loss, gradient) = sum.split_last_mut().expect("the loss stands last");
-            *loss = model.loss_and_gradient(&desk.kernels, &mut desk.workspace, gradient, sample);
-            *computed = Some(Computed::new(shard, sum));
+            let Desk { kernels, held: (held, at), workspace, gradient: room } = desk;
+            let is_new = at.replace(step) != Some(step);
+            let model = kernels.place(held, model, is_new)?;
+            *loss = kernels.collect(room, gradient, |gradient| {
+                model.loss_and_gradient(kernels, workspace, gradient, sample)
+            })?;
+            Ok(Computed::new(shard, sum))
         };
         std::thread::scope(|scope| {
             let mut work = shards.zip(&mut self.desks).zip(&mut sums);
             let own = work.next();
             for ((shard, desk), sum) in work {
                 let compute = &compute;
-                scope.spawn(move || compute(shard, desk, sum));
+                scope.spawn(move || *sum = Some(compute(shard, desk)));
             }
             if let Some(((shard, desk), sum)) = own {
-                compute(shard, desk, sum);
+                *sum = Some(compute(shard, desk));
             }
         });
         sums.into_iter().flatten().collect()
@@ -300,7 +316,7 @@ impl Engine {
             let update =
                 AdamW { learning_rate, beta1: BETA1, beta2: BETA2, eps: EPS, weight_decay, update: step };
             let (first, second) = (tensor.span.of_mut(first), tensor.span.of_mut(second));
-            let parameters = tensor.span.of_mut(&mut model.parameters);
+            let parameters = tensor.span.of_mut(&mut model.weights.parameters);
             self.kernels.adamw(parameters, first, second, tensor.span.of(&self.gradient), &update);
         }
         (record.step, record.loss) = (step, loss);

@@ -24,6 +24,7 @@ use crate::elastic::{
     Action, Agreement, Audit, Event, Identity, Link, Message, Node, Outcome, PROTOCOL, Snapshot, Spent,
 };
 use crate::error::WorkerError;
+use crate::kernels::{Chosen, Cpu};
 use crate::model::{Layout, ModelConfig};
 use crate::tokenizer::Tokenizer;
 use engine::{Order, Plan};
@@ -116,6 +117,11 @@ pub fn run(
         let (path, tokens, context) = (args.data.clone(), data.len(), args.context);
         return Err(crate::data::DataError::Short { path, tokens, context }.into());
     }
+    let chosen = args
+        .device
+        .open(args.precision, config.head_dim)
+        .map_err(|error| UsageError::new("--device", args.device, error.to_string()))?;
+    report.computes_on(&chosen, contract.threads);
     let mut membership = Membership::new(contract)?;
     report.waiting(&membership);
     let (inputs, received) = channel();
@@ -127,7 +133,11 @@ pub fn run(
         })?;
     }
     let shards = args.batch / args.micro_batch;
-    let lanes = contract.threads.min(shards / contract.world_size).max(1);
+    let lanes = match &chosen {
+        Chosen::Processor(_) => contract.threads.min(shards / contract.world_size).max(1),
+        // A card is one queue.
+        _ => 1,
+    };
     let node = Node::new(crate::elastic::Settings {
         identity: Identity {
             protocol: PROTOCOL.into(),
@@ -135,7 +145,7 @@ pub fn run(
             attempt: contract.attempt,
             rank: contract.rank as u32,
             agreement: agreement(args, &config, &data),
-            kernels: crate::kernels::Isa::best().name().into(),
+            kernels: chosen.class(),
         },
         shards,
         steps: args.steps,
@@ -160,10 +170,16 @@ pub fn run(
             scratch: contract.scratch(),
         }),
         threads: contract.threads,
-        lanes,
     };
     report.learns(&data);
-    let (orders, engine) = engine::start(plan, inputs.clone());
+    let (orders, engine) = match chosen {
+        Chosen::Processor(_) => {
+            let one = |_| Cpu::with_precision((contract.threads / lanes).max(1), args.precision);
+            engine::start(plan, (0..lanes).map(one).collect(), inputs.clone())
+        }
+        Chosen::CudaF32(kernels) => engine::start(plan, vec![kernels], inputs.clone()),
+        Chosen::CudaBf16(kernels) => engine::start(plan, vec![kernels], inputs.clone()),
+    };
     let mut member = Driver {
         node,
         net,

@@ -6,6 +6,7 @@ use crate::args::TrainArgs;
 use crate::checkpoint::{Place, Record, unix_ms};
 use crate::contract::Contract;
 use crate::data::Dataset;
+use crate::kernels::Chosen;
 use crate::status::{State, Status, StatusFile};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -32,6 +33,8 @@ pub struct Report {
     /// It led when the last line was printed.
     led: bool,
     said: bool,
+    /// Said of a training that goes on.
+    doing: String,
 }
 
 /// A step of the curve.
@@ -68,6 +71,7 @@ impl Report {
             since: (Instant::now(), 0),
             led: false,
             said: false,
+            doing: String::new(),
         };
         report.file.update(&report.status);
         report
@@ -75,6 +79,12 @@ impl Report {
 
     pub fn learns(&mut self, data: &Dataset) {
         self.data = (data.len(), data.files);
+    }
+
+    /// A card is named in the status, too.
+    pub fn computes_on(&mut self, chosen: &Chosen, threads: usize) {
+        self.line(&chosen.describe(threads));
+        self.doing = chosen.name().map_or("training".into(), |card| format!("training on {card}"));
     }
 
     pub fn waiting(&mut self, membership: &Membership) {
@@ -102,7 +112,7 @@ impl Report {
         self.since = (Instant::now(), record.step);
         self.status.state = State::Running;
         self.status.ready = true;
-        self.status.message = "training".into();
+        self.status.message = self.doing.clone();
         self.status.step = Some(record.step);
         self.file.update(&self.status);
     }

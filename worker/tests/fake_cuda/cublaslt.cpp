@@ -187,6 +187,8 @@ EXPORT Status cublasLtMatmul(void*, Product* product, const void* alpha, const v
     if (!holds(a, *at) || !holds(b, *bt) || !holds(d, *dt) || (keep != 0 && !holds(c, *ct)))
         return refuse(INVALID_VALUE, "a matrix is not in the card's memory");
     const size_t m = dt->rows, n = dt->columns, k = product->transpose_a ? at->rows : at->columns;
+    // The real library chooses an algorithm, and with it the order of sums, by the shape.
+    const size_t from = (7 * m + 13 * n) % k;
     std::vector<float> left(m * k), right(n * k);
     for (int batch = 0; batch < dt->batches; batch++) {
         auto offset = [&](Layout* layout) { return (size_t)batch * (size_t)layout->batch_stride; };
@@ -203,7 +205,7 @@ EXPORT Status cublasLtMatmul(void*, Product* product, const void* alpha, const v
         for (size_t j = 0; j < n; j++)
             for (size_t i = 0; i < m; i++) {
                 float sum = 0;
-                for (size_t l = 0; l < k; l++) sum += left[i * k + l] * right[j * k + l];
+                for (size_t l = 0; l < k; l++) sum += left[i * k + (l + from) % k] * right[j * k + (l + from) % k];
                 sum *= by;
                 if (keep != 0) sum += keep * get(c, ct->type, offset(ct) + j * (size_t)ct->leading + i);
                 put(d, dt->type, offset(dt) + j * (size_t)dt->leading + i, sum);

@@ -12,6 +12,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// A directory that is removed with its content when dropped.
 pub struct TempDir(PathBuf);
@@ -55,9 +56,14 @@ enum Cli {
     Serve(ServeArgs),
 }
 
+/// What a test means that does not say what computes, on a machine with a card too.
+fn on_processor(options: &[&str]) -> &'static [&'static str] {
+    if options.contains(&"--device") { &[] } else { &["--device", "cpu"] }
+}
+
 /// The options of a training, as they are written on the command line.
 pub fn train_args(options: &[&str]) -> TrainArgs {
-    match Cli::parse_from(["worker", "train"].iter().chain(options)) {
+    match Cli::parse_from(["worker", "train"].iter().chain(on_processor(options)).chain(options)) {
         Cli::Train(args) => args,
         Cli::Serve(_) => unreachable!("the command is train"),
     }
@@ -65,7 +71,7 @@ pub fn train_args(options: &[&str]) -> TrainArgs {
 
 /// The options of a server, as they are written on the command line.
 pub fn serve_args(options: &[&str]) -> ServeArgs {
-    match Cli::parse_from(["worker", "serve"].iter().chain(options)) {
+    match Cli::parse_from(["worker", "serve"].iter().chain(on_processor(options)).chain(options)) {
         Cli::Serve(args) => args,
         Cli::Train(_) => unreachable!("the command is serve"),
     }
@@ -159,7 +165,8 @@ impl Worker {
         let line: Vec<&str> = through.iter().chain(&own).copied().collect();
         let mut command = Command::new(line[0]);
         command.args(&line[1..]).env(WORKER_OPTIONS, options.join("\n")).env("AQUIFER_CPUS", "1");
-        command.envs(environment.iter().copied());
+        // Without what is said otherwise no card is seen, on a machine with one too.
+        command.env("CUDA_VISIBLE_DEVICES", "").envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
@@ -188,6 +195,16 @@ impl Worker {
         assert!(status.success());
     }
 
+    /// Waits for the end, which must come by then.
+    pub fn end_within(mut self, most: Duration) -> Ended {
+        let start = Instant::now();
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(start.elapsed() < most, "the worker has not ended after {} s", most.as_secs());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.end()
+    }
+
     /// Waits for the end.
     pub fn end(mut self) -> Ended {
         let (mut stdout, mut stderr) = (String::new(), String::new());
@@ -213,7 +230,7 @@ pub fn save_model(model: &Model, directory: &Path) {
         .map(|tensor| TensorRef {
             name: &tensor.name,
             shape: &tensor.shape,
-            values: tensor.span.of(&model.parameters),
+            values: tensor.span.of(&model.weights.parameters),
         })
         .collect();
     write(&directory.join("model.safetensors"), &tensors).unwrap();
@@ -223,9 +240,9 @@ pub fn save_model(model: &Model, directory: &Path) {
 /// the likeliest tokens are taken.
 pub fn loud_model() -> Model {
     let mut model = Model::new(ModelConfig::preset("tiny").unwrap(), 5);
-    model.parameters.iter_mut().for_each(|value| *value *= 3.0);
+    model.weights.parameters.iter_mut().for_each(|value| *value *= 3.0);
     let width = model.config.hidden_size;
     let end = aquifer_worker::tokenizer::EOS as usize * width;
-    model.layout.embedding.of_mut(&mut model.parameters)[end..end + width].fill(0.0);
+    model.layout.embedding.of_mut(&mut model.weights.parameters)[end..end + width].fill(0.0);
     model
 }

@@ -1,0 +1,414 @@
+//! A card: its memory, its one queue of work, and its programs.
+//!
+//! Everything goes into one stream, in order. The first call that fails is remembered; after it nothing is queued any more, and
+//! whoever waits for a result gets the failure.
+
+use super::load::{Found, done};
+use super::memory::Slice;
+use super::products::Products;
+use super::programs::{Kind, Programs};
+use super::staging::{self, Staging};
+use super::{Bf16, DeviceError};
+use cudarc::driver::sys as driver;
+use std::collections::BTreeMap;
+use std::ffi::c_void;
+use std::ptr;
+use std::slice;
+use std::sync::{Mutex, MutexGuard};
+use zerocopy::IntoBytes;
+
+/// Memory is taken from the driver in multiples of this, which is also how it is aligned.
+const GRAIN: usize = 512;
+/// A small piece of memory is used again for what needs a quarter of it, a large one for what needs nearly all.
+const SMALL: usize = 1 << 20;
+
+/// A card that is in use.
+pub struct Card {
+    pub(super) found: Found,
+    context: driver::CUcontext,
+    stream: driver::CUstream,
+    /// Memory that nobody uses, by its bytes.
+    free: Mutex<BTreeMap<usize, Vec<u64>>>,
+    failure: Mutex<Option<DeviceError>>,
+    programs: Mutex<Programs>,
+    products: Mutex<Option<Products>>,
+    staging: Mutex<Option<Staging>>,
+}
+
+// SAFETY: the driver's handles may be used by any thread, one call at a time for each object: those of programs and products
+// are behind locks, and the driver locks its stream.
+#[allow(unsafe_code)]
+unsafe impl Send for Card {}
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl Sync for Card {}
+
+/// What lies in the memory of a card: numbers without padding.
+pub trait Number: Copy {}
+
+impl Number for f32 {}
+impl Number for i32 {}
+impl Number for Bf16 {}
+
+/// An argument of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub enum Argument {
+    Pointer(u64),
+    Int(i32),
+    Long(i64),
+    Float(f32),
+}
+
+impl Argument {
+    /// An `int`, where the kernel counts in them.
+    pub fn count(count: usize) -> Argument {
+        Argument::Int(i32::try_from(count).expect("the kernel counts in 32 bits"))
+    }
+
+    /// Its bits, the lowest first: the kernel reads as many of them as it declares.
+    fn bits(self) -> u64 {
+        match self {
+            Argument::Pointer(address) => address,
+            Argument::Int(value) => u64::from(value as u32),
+            Argument::Long(value) => value as u64,
+            Argument::Float(value) => u64::from(value.to_bits()),
+        }
+    }
+}
+
+impl<T> From<&Slice<T>> for Argument {
+    fn from(slice: &Slice<T>) -> Argument {
+        Argument::Pointer(slice.address())
+    }
+}
+
+impl<T> From<&mut Slice<T>> for Argument {
+    fn from(slice: &mut Slice<T>) -> Argument {
+        Argument::Pointer(slice.address())
+    }
+}
+
+/// How a kernel is started.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch {
+    /// Its name.
+    pub kernel: &'static str,
+    /// Blocks.
+    pub grid: [usize; 3],
+    /// Threads in a block.
+    pub block: usize,
+    /// Bytes of shared memory beside what it declares.
+    pub shared: usize,
+}
+
+impl Card {
+    /// Begins to use a card.
+    ///
+    /// # Errors
+    /// It cannot be used.
+    pub fn open(found: Found) -> Result<Card, DeviceError> {
+        let (mut context, mut stream) = (ptr::null_mut(), ptr::null_mut());
+        const NON_BLOCKING: u32 = driver::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: the driver was started by whoever found the card, and the places live through the calls.
+        #[allow(unsafe_code)]
+        unsafe {
+            done("cuDevicePrimaryCtxRetain", driver::cuDevicePrimaryCtxRetain(&mut context, found.device))?;
+            done("cuCtxSetCurrent", driver::cuCtxSetCurrent(context))?;
+            done("cuStreamCreate", driver::cuStreamCreate(&mut stream, NON_BLOCKING))?;
+        }
+        let (free, failure) = (Mutex::default(), Mutex::default());
+        let programs = Mutex::new(Programs::new(found.capability));
+        Ok(Card {
+            found,
+            context,
+            stream,
+            free,
+            failure,
+            programs,
+            products: Mutex::default(),
+            staging: Mutex::default(),
+        })
+    }
+
+    /// The work goes on without this, and what it failed of is not forgotten.
+    pub fn fail(&self, error: DeviceError) {
+        self.failure.lock().expect("no panic while locked").get_or_insert(error);
+    }
+
+    /// What went wrong, now or before.
+    ///
+    /// # Errors
+    /// If anything did.
+    pub fn check(&self) -> Result<(), DeviceError> {
+        match &*self.failure.lock().expect("no panic while locked") {
+            None => Ok(()),
+            Some(error) => Err(error.clone()),
+        }
+    }
+
+    /// Does something, unless the card has failed, and remembers it if that fails.
+    fn attempt(&self, work: impl FnOnce() -> Result<(), DeviceError>) {
+        if self.check().is_ok()
+            && let Err(error) = self.enter().and_then(|()| work())
+        {
+            self.fail(error);
+        }
+    }
+
+    /// Makes it the card of this thread.
+    fn enter(&self) -> Result<(), DeviceError> {
+        // SAFETY: the context is retained as long as the process lives.
+        #[allow(unsafe_code)]
+        done("cuCtxSetCurrent", unsafe { driver::cuCtxSetCurrent(self.context) })
+    }
+
+    pub(super) fn stream(&self) -> driver::CUstream {
+        self.stream
+    }
+
+    /// Compiles the kernels for elements that are bf16 or not, and heads of a length, if that was not done yet.
+    ///
+    /// # Errors
+    /// The compiler's.
+    pub fn prepare(&self, kind: Kind) -> Result<(), DeviceError> {
+        self.enter()?;
+        self.programs.lock().expect("no panic while locked").prepare(kind)
+    }
+
+    /// The library of products, made when it is first asked for.
+    pub fn products(&self) -> Result<MutexGuard<'_, Option<Products>>, DeviceError> {
+        let mut products = self.products.lock().expect("no panic while locked");
+        if products.is_none() {
+            self.enter()?;
+            *products = Some(Products::new(self)?);
+        }
+        Ok(products)
+    }
+
+    /// Queues a product.
+    pub fn multiply(&self, product: super::products::Product) {
+        self.attempt(|| {
+            let mut products = self.products()?;
+            products.as_mut().expect("it was made").multiply(self, product)
+        });
+    }
+
+    /// Queues a kernel of the programs for these elements and heads.
+    pub fn launch(&self, kind: Kind, launch: Launch, arguments: &[Argument]) {
+        let Launch { kernel, grid, block, shared } = launch;
+        if grid.contains(&0) {
+            return;
+        }
+        self.attempt(|| {
+            let function = self.programs.lock().expect("no panic while locked").function(kind, kernel)?;
+            let mut cells: Vec<u64> = arguments.iter().map(|argument| argument.bits()).collect();
+            let mut places: Vec<*mut c_void> =
+                cells.iter_mut().map(|cell| ptr::from_mut(cell).cast()).collect();
+            let [x, y, z] = grid.map(|blocks| u32::try_from(blocks).expect("a grid of 32 bits"));
+            // SAFETY: the arguments are those that the kernel declares, which its tests show, and their places live through
+            // the call; what they point to lives until the stream is past it, because memory is only used again by what is
+            // queued behind.
+            #[allow(unsafe_code)]
+            let result = unsafe {
+                if 48 << 10 < shared {
+                    let most = driver::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                    done("cuFuncSetAttribute", driver::cuFuncSetAttribute(function, most, shared as i32))?;
+                }
+                let (block, shared) = (block as u32, shared as u32);
+                let (places, none) = (places.as_mut_ptr(), ptr::null_mut());
+                driver::cuLaunchKernel(function, x, y, z, block, 1, 1, shared, self.stream, places, none)
+            };
+            done(kernel, result)
+        });
+    }
+
+    /// Memory, and how much it is.
+    ///
+    /// # Errors
+    /// There is not enough, or the card has failed.
+    pub fn allocate(&self, bytes: usize) -> Result<(u64, usize), DeviceError> {
+        self.check()?;
+        self.enter()?;
+        // Large pieces in steps of a 16th, so that lengths that grow by little use the same memory again.
+        let step = GRAIN.max(bytes.next_power_of_two() / 32);
+        let bytes = bytes.next_multiple_of(step);
+        if let Some(found) = self.take(bytes) {
+            return Ok(found);
+        }
+        let mut result = self.ask(bytes);
+        if result.is_err() {
+            self.trim();
+            result = self.ask(bytes);
+        }
+        match result {
+            Ok(address) => Ok((address, bytes)),
+            Err(driver::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => {
+                let (free, total) = self.memory();
+                let Found { index, name, .. } = &self.found;
+                Err(DeviceError(format!(
+                    "card {index}, {name}, has no room for {}: {} of {} are free",
+                    mebibytes(bytes),
+                    mebibytes(free),
+                    mebibytes(total)
+                )))
+            }
+            Err(other) => done("cuMemAlloc", other).map(|()| (0, 0)),
+        }
+    }
+
+    fn ask(&self, bytes: usize) -> Result<u64, driver::CUresult> {
+        let mut address = 0;
+        // SAFETY: the place lives through the call.
+        #[allow(unsafe_code)]
+        match unsafe { driver::cuMemAlloc_v2(&mut address, bytes) } {
+            driver::CUresult::CUDA_SUCCESS => Ok(address),
+            other => Err(other),
+        }
+    }
+
+    /// Memory that was given back.
+    fn take(&self, bytes: usize) -> Option<(u64, usize)> {
+        let most = if bytes < SMALL { 4 * bytes } else { bytes + bytes / 8 };
+        let mut free = self.free.lock().expect("no panic while locked");
+        let (&bytes, addresses) = free.range_mut(bytes..=most).next()?;
+        let address = addresses.pop()?;
+        if addresses.is_empty() {
+            free.remove(&bytes);
+        }
+        Some((address, bytes))
+    }
+
+    /// Takes memory back, for whoever asks next: what is queued is in order.
+    pub fn give_back(&self, address: u64, bytes: usize) {
+        self.free.lock().expect("no panic while locked").entry(bytes).or_default().push(address);
+    }
+
+    /// Gives memory that nobody uses back to the driver.
+    pub fn trim(&self) {
+        let free = std::mem::take(&mut *self.free.lock().expect("no panic while locked"));
+        self.attempt(|| {
+            self.wait()?;
+            for address in free.into_values().flatten() {
+                // SAFETY: nobody has it any more, and nothing that uses it is queued.
+                #[allow(unsafe_code)]
+                done("cuMemFree", unsafe { driver::cuMemFree_v2(address) })?;
+            }
+            Ok(())
+        });
+    }
+
+    /// Bytes that are free and in all.
+    pub fn memory(&self) -> (usize, usize) {
+        let (mut free, mut total) = (0, 0);
+        if self.enter().is_ok() {
+            // SAFETY: the places live through the call, which leaves them where it fails.
+            #[allow(unsafe_code)]
+            let _ = unsafe { driver::cuMemGetInfo_v2(&mut free, &mut total) };
+        }
+        (free, total)
+    }
+
+    /// Waits until everything that was queued is done.
+    fn wait(&self) -> Result<(), DeviceError> {
+        // SAFETY: the stream lives as long as the card.
+        #[allow(unsafe_code)]
+        done("cuStreamSynchronize", unsafe { driver::cuStreamSynchronize(self.stream) })
+    }
+
+    /// Waits until everything that was queued is done.
+    ///
+    /// # Errors
+    /// It has failed, now or before.
+    pub fn finish(&self) -> Result<(), DeviceError> {
+        self.attempt(|| self.wait());
+        self.check()
+    }
+
+    fn staged(&self, copy: impl FnOnce(&mut Staging) -> Result<(), DeviceError>) {
+        self.attempt(|| {
+            let mut staging = self.staging.lock().expect("no panic while locked");
+            match &mut *staging {
+                Some(staging) => copy(staging),
+                none => copy(none.insert(Staging::new()?)),
+            }
+        });
+    }
+
+    /// `to = from`, of values without pointers; `from` may change as soon as this returns.
+    pub fn upload<T: Number>(&self, to: &mut Slice<T>, from: &[T]) {
+        assert_eq!(to.len(), from.len());
+        if from.is_empty() {
+            return;
+        }
+        if staging::LONG <= size_of_val(from) {
+            // SAFETY: numbers have no bytes without a value.
+            #[allow(unsafe_code)]
+            let bytes = unsafe { slice::from_raw_parts(from.as_ptr().cast(), size_of_val(from)) };
+            return self.staged(|staging| staging.upload(self.stream, to.address(), bytes));
+        }
+        // SAFETY: both are as long, and the driver copies pageable memory away before it returns.
+        #[allow(unsafe_code)]
+        self.attempt(|| {
+            let (to, from, bytes) = (to.address(), from.as_ptr().cast(), size_of_val(from));
+            done("copy to the card", unsafe { driver::cuMemcpyHtoDAsync_v2(to, from, bytes, self.stream) })
+        });
+    }
+
+    /// `to = from`, once all that was queued is done.
+    ///
+    /// # Errors
+    /// The card has failed, now or before.
+    pub fn download(&self, to: &mut [f32], from: &Slice<f32>) -> Result<(), DeviceError> {
+        assert_eq!(to.len(), from.len());
+        if staging::LONG <= size_of_val(to) {
+            self.staged(|staging| staging.download(self.stream, to.as_mut_bytes(), from.address()));
+            return self.check();
+        }
+        // SAFETY: both are as long, any bits are floats, and the copy is done before `to` can be read.
+        #[allow(unsafe_code)]
+        self.attempt(|| {
+            if !to.is_empty() {
+                let (to, from, bytes) = (to.as_mut_ptr().cast(), from.address(), size_of_val(to));
+                done("copy from the card", unsafe {
+                    driver::cuMemcpyDtoHAsync_v2(to, from, bytes, self.stream)
+                })?;
+            }
+            self.wait()
+        });
+        self.check()
+    }
+
+    /// `to = from`.
+    pub fn copy<T>(&self, to: &mut Slice<T>, from: &Slice<T>) {
+        assert_eq!(to.len(), from.len());
+        if from.len() == 0 {
+            return;
+        }
+        // SAFETY: both are as long, and in the card's memory.
+        #[allow(unsafe_code)]
+        self.attempt(|| {
+            let (to, bytes) = (to.address(), to.bytes());
+            done("copy", unsafe { driver::cuMemcpyDtoDAsync_v2(to, from.address(), bytes, self.stream) })
+        });
+    }
+
+    /// Zeros, of any type whose zero has no bits.
+    pub fn zero<T>(&self, x: &mut Slice<T>) {
+        if x.len() == 0 {
+            return;
+        }
+        // SAFETY: it is in the card's memory.
+        #[allow(unsafe_code)]
+        self.attempt(|| {
+            done("zeros", unsafe { driver::cuMemsetD8Async(x.address(), 0, x.bytes(), self.stream) })
+        });
+    }
+}
+
+/// Bytes for people.
+fn mebibytes(bytes: usize) -> String {
+    match bytes {
+        0..1_048_576 => format!("{bytes} bytes"),
+        _ => format!("{} MiB", bytes >> 20),
+    }
+}

@@ -1,0 +1,211 @@
+//! The backend for NVIDIA's cards: libraries found at run time, kernels compiled for the card that is there.
+//!
+//! Matrix products of many rows are cuBLASLt's ([`products`]), everything else is the kernels in this folder, which say what
+//! they compute and in which order. All sums have an order that depends on shapes alone.
+
+mod backend;
+mod card;
+mod load;
+mod memory;
+mod products;
+mod programs;
+mod resident;
+mod serving;
+mod staging;
+mod weights;
+
+use super::{Bf16, DeviceError, Linear, Stretch, Weight};
+use crate::random::Random;
+pub use card::Card;
+use card::{Argument, Launch, Number};
+use memory::{Buffer, Slice};
+use products::{Factor, Product};
+pub use resident::Resident;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+impl Card {
+    /// The card of a number among those that this process may see.
+    ///
+    /// # Errors
+    /// What is missing, in one sentence.
+    pub fn find(index: usize) -> Result<Card, DeviceError> {
+        Card::open(load::find(index)?)
+    }
+
+    /// Such as `NVIDIA H200`.
+    pub fn name(&self) -> &str {
+        &self.found.name
+    }
+
+    /// What is computed on, for people.
+    pub fn describe(&self) -> String {
+        format!("card {}, {}, {} MiB", self.found.index, self.found.name, self.found.memory_bytes >> 20)
+    }
+
+    /// Those whose results have the same bits: the kernels are compiled for an architecture, and the library of products
+    /// chooses by it and by its own version.
+    pub fn class(&self) -> String {
+        let (major, minor) = self.found.capability;
+        format!("cuda-{major}.{minor}-{}sm-cublaslt-{}", self.found.processors, products::version())
+    }
+}
+
+/// What elements are: single precision or bf16.
+pub trait Element: Number + Send + Sync + 'static {
+    /// Whether they are bf16.
+    const IS_BF16: bool;
+
+    /// The nearest one.
+    fn of(value: f32) -> Self;
+
+    /// Copies a matrix to a card; `room` is for what is rounded there.
+    fn place(kernels: &Cuda<Self>, to: &mut Slice<Self>, matrix: Weight<'_>, room: &mut Buffer<f32>);
+}
+
+impl Element for f32 {
+    const IS_BF16: bool = false;
+
+    fn of(value: f32) -> f32 {
+        value
+    }
+
+    fn place(kernels: &Cuda<f32>, to: &mut Slice<f32>, matrix: Weight<'_>, _: &mut Buffer<f32>) {
+        match matrix {
+            Weight::F32(matrix) => kernels.card.upload(to, matrix),
+            _ => kernels.card.fail(DeviceError("weights that were rounded are not single precision".into())),
+        }
+    }
+}
+
+impl Element for Bf16 {
+    const IS_BF16: bool = true;
+
+    fn of(value: f32) -> Bf16 {
+        Bf16::round(value)
+    }
+
+    fn place(kernels: &Cuda<Bf16>, to: &mut Slice<Bf16>, matrix: Weight<'_>, room: &mut Buffer<f32>) {
+        match matrix {
+            Weight::F32(matrix) => {
+                room.resize(&kernels.card, matrix.len());
+                kernels.card.upload(room, matrix);
+                kernels.round(to, room);
+            }
+            Weight::Bf16(matrix) => kernels.card.upload(to, matrix),
+            Weight::Int8(_) => {
+                kernels.card.fail(DeviceError("weights of 8 bits are not for cards yet".into()))
+            }
+        }
+    }
+}
+
+/// A card with elements `E`, for models whose heads have one length.
+pub struct Cuda<E> {
+    card: Arc<Card>,
+    head_dim: usize,
+    elements: PhantomData<E>,
+}
+
+impl<E: Element> Cuda<E> {
+    /// Compiles the kernels, which takes some seconds, unless this process has done so.
+    ///
+    /// # Errors
+    /// The kernels cannot be compiled, heads are of a length that they do not take, or the card has no room.
+    pub fn new(card: Arc<Card>, head_dim: usize) -> Result<Cuda<E>, DeviceError> {
+        card.prepare((E::IS_BF16, head_dim))?;
+        drop(card.products()?);
+        Ok(Cuda::as_needed(card, head_dim))
+    }
+
+    /// As [`new`](Cuda::new), but compiles what is needed when it is.
+    pub fn as_needed(card: Arc<Card>, head_dim: usize) -> Cuda<E> {
+        Cuda { card, head_dim, elements: PhantomData }
+    }
+
+    fn launch(&self, kernel: &'static str, grid: [usize; 3], block: usize, arguments: &[Argument]) {
+        self.launch_with(Launch { kernel, grid, block, shared: 0 }, arguments);
+    }
+
+    fn launch_with(&self, launch: Launch, arguments: &[Argument]) {
+        self.card.launch((E::IS_BF16, self.head_dim), launch, arguments);
+    }
+
+    /// A kernel of which every thread takes eight of `count` elements.
+    fn each(&self, kernel: &'static str, count: usize, arguments: &[Argument]) {
+        self.launch(kernel, [count.div_ceil(2048), 1, 1], 256, arguments);
+    }
+
+    /// `y = x`, rounded.
+    fn round(&self, y: &mut Slice<E>, x: &Slice<f32>) {
+        self.each("to_elem", x.len(), &[y.into(), x.into(), long(x.len())]);
+    }
+
+    /// Numbers for a kernel, in the card's memory.
+    fn integers(&self, values: impl Iterator<Item = usize>) -> Buffer<i32> {
+        let small = |value| i32::try_from(value).expect("the kernels count in 32 bits");
+        let values: Vec<i32> = values.map(small).collect();
+        let mut buffer = Buffer::room(&self.card, values.len());
+        self.card.upload(&mut buffer, &values);
+        buffer
+    }
+
+    /// `d[R, O] = x[R, I] * w[O, I]^T`, with `c` added. `d` and `c` are floats or elements.
+    fn forward(&self, shape: Linear, d: (u64, bool), c: Option<u64>, x: &Slice<E>, w: &Slice<E>) {
+        let Linear { rows, inputs, outputs, .. } = shape;
+        let (a, b) = (factor(x, inputs, false), factor(w, inputs, true));
+        self.multiply([rows, outputs, inputs], a, b, c, d);
+    }
+
+    fn multiply(&self, [m, n, k]: [usize; 3], a: Factor, b: Factor, c: Option<u64>, d: (u64, bool)) {
+        let (d, is_float) = (d.0, d.1 || !E::IS_BF16);
+        if 0 < m * n * k {
+            self.card.multiply(Product { m, n, k, a, b, is_bf16: E::IS_BF16, c, d, is_float });
+        }
+    }
+
+    /// The card.
+    pub fn card(&self) -> &Card {
+        &self.card
+    }
+
+    /// Length of a head.
+    pub fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
+    /// Waits until everything that was queued is done.
+    ///
+    /// # Errors
+    /// It has failed, now or before.
+    pub fn finish(&self) -> Result<(), DeviceError> {
+        self.card.finish()
+    }
+
+    /// Some numbers of deviation one, over and over, to measure with.
+    pub fn scatter(&self, x: &mut Slice<E>) {
+        let some: Vec<E> = Random::new(1).normals(x.len().min(1 << 16)).into_iter().map(E::of).collect();
+        for first in (0..x.len()).step_by(some.len().max(1)) {
+            let last = x.len().min(first + some.len());
+            self.card.upload(&mut x[first..last], &some[..last - first]);
+        }
+    }
+}
+
+/// A matrix of rows of `stride`.
+fn factor<E>(x: &Slice<E>, stride: usize, is_transposed: bool) -> Factor {
+    Factor { address: x.address(), stride, is_transposed }
+}
+
+/// A `long long`.
+fn long(count: usize) -> Argument {
+    Argument::Long(count as i64)
+}
+
+/// An `int`.
+fn int(count: usize) -> Argument {
+    Argument::count(count)
+}
+
+/// No memory.
+const NONE: Argument = Argument::Pointer(0);

@@ -1,0 +1,337 @@
+//! The host's memory as a backend: slices of `f32`, whatever computes on them. Nothing is copied that need not be.
+
+use super::{
+    Attention, BLOCK, Backend, CacheShape, Cached, DeviceError, Head, Kernels, Linear, Qkv, QkvGradient,
+    Rope, Seen, Turn, Weight,
+};
+use crate::mapping::usable_bytes;
+use crate::model::{HostWeights, Model};
+use std::ops::Range;
+
+impl<K: Kernels> Backend for K {
+    type Floats = [f32];
+    type Elements = [f32];
+    type FloatBuffer = Vec<f32>;
+    type ElementBuffer = Vec<f32>;
+    type Weights = HostWeights;
+    type Weight<'a> = Weight<'a>;
+    type Rope = Rope;
+    type Cache = KvBlocks;
+    type Rows<'a> = &'a [Seen<'a>];
+
+    fn place<'a>(
+        &self,
+        _: &'a mut Option<Model>,
+        model: &'a Model,
+        _: bool,
+    ) -> Result<&'a Model, DeviceError> {
+        Ok(model)
+    }
+
+    fn adopt(&self, model: Model) -> Result<Model, DeviceError> {
+        Ok(model)
+    }
+
+    fn resize(&self, buffer: &mut Vec<f32>, len: usize) {
+        buffer.resize(len, 0.0);
+    }
+
+    fn resize_elements(&self, buffer: &mut Vec<f32>, len: usize) {
+        buffer.resize(len, 0.0);
+    }
+
+    fn zero(&self, x: &mut [f32]) {
+        x.fill(0.0);
+    }
+
+    fn copy(&self, to: &mut [f32], from: &[f32]) {
+        to.copy_from_slice(from);
+    }
+
+    fn rounded<'a>(&self, x: &'a [f32], _: &'a mut Vec<f32>) -> &'a [f32] {
+        x
+    }
+
+    fn read<'a>(&self, x: &'a [f32], _: &'a mut Vec<f32>) -> Result<&'a [f32], DeviceError> {
+        Ok(x)
+    }
+
+    fn read_elements<'a>(&self, x: &'a [f32], _: &'a mut Vec<f32>) -> Result<&'a [f32], DeviceError> {
+        Ok(x)
+    }
+
+    fn collect<T>(
+        &self,
+        _: &mut Vec<f32>,
+        host: &mut [f32],
+        add: impl FnOnce(&mut [f32]) -> T,
+    ) -> Result<T, DeviceError> {
+        Ok(add(host))
+    }
+
+    fn embed(&self, x: &mut [f32], tokens: &[u32], w: Weight<'_>, width: usize) {
+        for (x, token) in x.chunks_exact_mut(width).zip(tokens) {
+            w.copy_row(x, *token as usize);
+        }
+    }
+
+    fn project(&self, shape: Linear, y: &mut [f32], x: &[f32], w: Weight<'_>, bias: Option<&[f32]>) {
+        if let Some(bias) = bias {
+            y.chunks_exact_mut(bias.len()).for_each(|y| y.copy_from_slice(bias));
+        }
+        self.linear(shape, y, x, w, bias.is_some());
+    }
+
+    fn project_onto(
+        &self,
+        shape: Linear,
+        y: &mut [f32],
+        base: &[f32],
+        x: &[f32],
+        w: Weight<'_>,
+        bias: Option<&[f32]>,
+    ) {
+        y.copy_from_slice(base);
+        if let Some(bias) = bias {
+            add_rows(y, bias);
+        }
+        self.linear(shape, y, x, w, true);
+    }
+
+    fn logits(&self, shape: Linear, y: &mut [f32], x: &[f32], w: Weight<'_>) {
+        self.linear(shape, y, x, w, false);
+    }
+
+    fn linear_backward_input(&self, shape: Linear, dx: &mut [f32], dy: &[f32], w: &[f32], accumulate: bool) {
+        Kernels::linear_backward_input(self, shape, dx, dy, w, accumulate);
+    }
+
+    fn linear_backward_weight(&self, shape: Linear, dw: &mut [f32], dy: &[f32], x: &[f32]) {
+        Kernels::linear_backward_weight(self, shape, dw, dy, x);
+    }
+
+    fn bias_backward(&self, db: &mut [f32], dy: &[f32]) {
+        for dy in dy.chunks_exact(db.len()) {
+            db.iter_mut().zip(dy).for_each(|(db, dy)| *db += dy);
+        }
+    }
+
+    fn rms_norm_forward(&self, y: &mut [f32], rstd: &mut [f32], x: &[f32], w: &[f32], eps: f32) {
+        Kernels::rms_norm_forward(self, y, rstd, x, w, eps);
+    }
+
+    fn rms_norm_backward(
+        &self,
+        dx: &mut [f32],
+        dw: &mut [f32],
+        dy: &[f32],
+        x: &[f32],
+        w: &[f32],
+        rstd: &[f32],
+    ) {
+        Kernels::rms_norm_backward(self, dx, dw, dy, x, w, rstd);
+    }
+
+    fn head_norm_forward(&self, y: &mut [f32], rstd: &mut [f32], x: &[f32], w: &[f32], eps: f32) {
+        Kernels::rms_norm_forward(self, y, rstd, x, w, eps);
+    }
+
+    fn head_norm_backward(
+        &self,
+        dx: &mut [f32],
+        dw: &mut [f32],
+        dy: &[f32],
+        x: &[f32],
+        w: &[f32],
+        rstd: &[f32],
+    ) {
+        dx.fill(0.0);
+        Kernels::rms_norm_backward(self, dx, dw, dy, x, w, rstd);
+    }
+
+    fn rope(&self, x: &mut [f32], width: usize, length: usize, rope: &Rope, turn: Turn) {
+        for x in x.chunks_exact_mut(length * width) {
+            Kernels::rope(self, x, width, 0, rope, turn);
+        }
+    }
+
+    fn rope_rows(&self, x: &mut [f32], width: usize, rows: &&[Seen<'_>], rope: &Rope) {
+        let mut x = x;
+        // Neighbours of one sequence together.
+        for rows in
+            rows.chunk_by(|row, next| std::ptr::eq(row.table, next.table) && row.keys + 1 == next.keys)
+        {
+            let (own, rest) = x.split_at_mut(rows.len() * width);
+            Kernels::rope(self, own, width, rows[0].keys - 1, rope, Turn::Forward);
+            x = rest;
+        }
+    }
+
+    fn attention_forward(&self, shape: Attention, out: &mut [f32], log_sum: &mut [f32], inputs: [&[f32]; 3]) {
+        let [queries, keys, sums] = lengths(shape);
+        let outputs = out.chunks_exact_mut(queries).zip(log_sum.chunks_exact_mut(sums));
+        for (index, (out, log_sum)) in outputs.enumerate() {
+            let inputs = sequence(index, queries, keys, inputs);
+            Kernels::attention_forward(self, shape, out, log_sum, inputs);
+        }
+    }
+
+    fn attention_backward(
+        &self,
+        shape: Attention,
+        [dq, dk, dv]: [&mut [f32]; 3],
+        dout: &[f32],
+        out: &[f32],
+        log_sum: &[f32],
+        inputs: [&[f32]; 3],
+    ) {
+        let [queries, keys, sums] = lengths(shape);
+        for (index, log_sum) in log_sum.chunks_exact(sums).enumerate() {
+            let (wide, narrow) = (part(index, queries), part(index, keys));
+            let (dk, dv) = (&mut dk[narrow.clone()], &mut dv[narrow]);
+            let own = QkvGradient { q: &mut dq[wide.clone()], k: dk, v: dv };
+            let inputs = sequence(index, queries, keys, inputs);
+            Kernels::attention_backward(self, shape, own, &dout[wide.clone()], &out[wide], log_sum, inputs);
+        }
+    }
+
+    /// A quarter of what this process may use.
+    fn cache_bytes(&self) -> (u64, usize) {
+        (usable_bytes() / 4, size_of::<f32>())
+    }
+
+    fn cache(&self, shape: CacheShape) -> Result<KvBlocks, DeviceError> {
+        Ok(KvBlocks::new(shape))
+    }
+
+    fn rows<'a>(&self, rows: &'a [Seen<'a>]) -> &'a [Seen<'a>] {
+        rows
+    }
+
+    fn cache_write(&self, cache: &mut KvBlocks, layer: usize, rows: &&[Seen<'_>], k: &[f32], v: &[f32]) {
+        cache.write(layer, rows, k, v);
+    }
+
+    fn cache_read(&self, cache: &KvBlocks, layer: usize, seen: Seen<'_>, k: &mut [f32], v: &mut [f32]) {
+        cache.read(layer, seen.table, 0..seen.keys, k, v);
+    }
+
+    fn attention_cached(
+        &self,
+        shape: Attention,
+        out: &mut [f32],
+        q: &[f32],
+        rows: &&[Seen<'_>],
+        (cache, layer): (&KvBlocks, usize),
+    ) {
+        Kernels::attention_cached(self, shape, out, q, rows, cache.layer(layer));
+    }
+
+    fn swiglu_forward(&self, y: &mut [f32], gate: &[f32], up: &[f32]) {
+        Kernels::swiglu_forward(self, y, gate, up);
+    }
+
+    fn swiglu_backward(&self, dgate: &mut [f32], dup: &mut [f32], dy: &[f32], gate: &[f32], up: &[f32]) {
+        Kernels::swiglu_backward(self, dgate, dup, dy, gate, up);
+    }
+
+    fn embedding_backward(&self, dw: &mut [f32], tokens: &[u32], dy: &[f32], width: usize) {
+        Kernels::embedding_backward(self, dw, tokens, dy, width);
+    }
+
+    fn linear_cross_entropy(
+        &self,
+        shape: Linear,
+        dx: &mut [f32],
+        dw: &mut [f32],
+        (x, w): (&[f32], &[f32]),
+        targets: &[u32],
+    ) -> f32 {
+        Kernels::linear_cross_entropy(self, shape, dx, dw, Head { x, w, targets })
+    }
+}
+
+fn add_rows(y: &mut [f32], row: &[f32]) {
+    for y in y.chunks_exact_mut(row.len()) {
+        y.iter_mut().zip(row).for_each(|(y, value)| *y += value);
+    }
+}
+
+/// Elements of a sequence's queries, of its keys, and of its logarithms of sums.
+fn lengths(shape: Attention) -> [usize; 3] {
+    [shape.queries * shape.query_width(), shape.keys() * shape.key_width(), shape.queries * shape.heads]
+}
+
+fn sequence<'a>(index: usize, queries: usize, keys: usize, [q, k, v]: [&'a [f32]; 3]) -> Qkv<'a> {
+    Qkv { q: &q[part(index, queries)], k: &k[part(index, keys)], v: &v[part(index, keys)] }
+}
+
+/// The stretch of sequence `index`, where each has `len` elements.
+fn part(index: usize, len: usize) -> Range<usize> {
+    index * len..(index + 1) * len
+}
+
+/// Keys and values of all layers, in a fixed number of blocks of [`BLOCK`] positions.
+///
+/// A sequence has a table: its position `p` lies in block `table[p / BLOCK]`. Who may use which block is not decided
+/// here. Memory is taken from the system when a block is first written.
+pub struct KvBlocks {
+    /// For every layer, keys `[blocks, KV, D, BLOCK]` and values `[blocks, KV, BLOCK, D]`.
+    layers: Vec<(Vec<f32>, Vec<f32>)>,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl KvBlocks {
+    /// So much room.
+    pub fn new(CacheShape { layers, blocks, kv_heads, head_dim }: CacheShape) -> KvBlocks {
+        let elements = blocks * BLOCK * kv_heads * head_dim;
+        let layer = || (vec![0.0; elements], vec![0.0; elements]);
+        KvBlocks { layers: std::iter::repeat_with(layer).take(layers).collect(), kv_heads, head_dim }
+    }
+
+    /// One layer.
+    pub fn layer(&self, layer: usize) -> Cached<'_> {
+        let (k, v) = &self.layers[layer];
+        Cached { k, v }
+    }
+
+    /// Writes keys and values `[rows, KV, D]` of one layer, each at the last position that its row sees.
+    pub fn write(&mut self, layer: usize, rows: &[Seen<'_>], k: &[f32], v: &[f32]) {
+        let (d, width) = (self.head_dim, self.kv_heads * self.head_dim);
+        let (cached_k, cached_v) = &mut self.layers[layer];
+        for (seen, (k, v)) in rows.iter().zip(k.chunks_exact(width).zip(v.chunks_exact(width))) {
+            let (block, slot) = place(seen.table, seen.keys - 1);
+            for head in 0..self.kv_heads {
+                let slab = (block * self.kv_heads + head) * d * BLOCK;
+                let (k, v) = (&k[head * d..(head + 1) * d], &v[head * d..(head + 1) * d]);
+                let cached_k = &mut cached_k[slab..slab + d * BLOCK];
+                cached_k.iter_mut().skip(slot).step_by(BLOCK).zip(k).for_each(|(cached, k)| *cached = *k);
+                cached_v[slab + slot * d..slab + (slot + 1) * d].copy_from_slice(v);
+            }
+        }
+    }
+
+    /// Reads keys and values of some positions of one layer into `[positions, KV, D]`.
+    pub fn read(&self, layer: usize, table: &[u32], positions: Range<usize>, k: &mut [f32], v: &mut [f32]) {
+        let (d, width) = (self.head_dim, self.kv_heads * self.head_dim);
+        let (cached_k, cached_v) = &self.layers[layer];
+        let rows = k.chunks_exact_mut(width).zip(v.chunks_exact_mut(width));
+        for (position, (k, v)) in positions.zip(rows) {
+            let (block, slot) = place(table, position);
+            for head in 0..self.kv_heads {
+                let slab = (block * self.kv_heads + head) * d * BLOCK;
+                let (k, v) = (&mut k[head * d..(head + 1) * d], &mut v[head * d..(head + 1) * d]);
+                let cached_k = &cached_k[slab..slab + d * BLOCK];
+                k.iter_mut()
+                    .zip(cached_k.iter().skip(slot).step_by(BLOCK))
+                    .for_each(|(k, cached)| *k = *cached);
+                v.copy_from_slice(&cached_v[slab + slot * d..slab + (slot + 1) * d]);
+            }
+        }
+    }
+}
+
+fn place(table: &[u32], position: usize) -> (usize, usize) {
+    (table[position / BLOCK] as usize, position % BLOCK)
+}

@@ -1,0 +1,267 @@
+//! The worker's commands on a card: the same results as on processors, and one sentence where a card cannot be had.
+
+#[path = "support/fake_cuda.rs"]
+mod fake_cuda;
+mod support;
+
+use aquifer_worker::train::{CURVE, Point};
+use serde_json::{Value, json};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+use support::{Ended, TempDir, Worker, free_port, loud_model, save_model};
+
+#[test]
+fn worker_process() {
+    support::become_worker_if_asked();
+}
+
+/// The environment in which the fake card is found.
+fn environment<'a>(libraries: &'a Path, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+    [("LD_LIBRARY_PATH", libraries.to_str().unwrap())].iter().chain(more).copied().collect()
+}
+
+/// A short training; where its checkpoints are, and how it ended.
+fn train(
+    dir: &TempDir,
+    name: &str,
+    libraries: &Path,
+    options: &[&str],
+    more: &[(&str, &str)],
+) -> (PathBuf, Ended) {
+    let (data, checkpoints) = (dir.text(), dir.join(name));
+    let mut line = vec!["train", "--data", data.to_str().unwrap()];
+    line.extend(["--checkpoint-dir", checkpoints.to_str().unwrap(), "--context", "24", "--batch", "4"]);
+    line.extend(["--warmup", "1"]);
+    line.extend(options);
+    let ended = Worker::spawn(&line, &environment(libraries, more)).end();
+    (checkpoints, ended)
+}
+
+fn losses(checkpoints: &Path) -> Vec<f32> {
+    let text = fs::read_to_string(checkpoints.join(CURVE)).unwrap();
+    text.lines().map(|line| serde_json::from_str::<Point>(line).unwrap().loss).collect()
+}
+
+fn model(checkpoints: &Path, step: u64) -> Vec<u8> {
+    fs::read(checkpoints.join(format!("step-{step:06}/model.safetensors"))).unwrap()
+}
+
+#[test]
+fn a_training_on_a_card_has_the_processors_losses_and_the_same_bits_every_time() {
+    let Some(libraries) = fake_cuda::libraries() else { return };
+    let dir = TempDir::new();
+    for (precision, most) in [("f32", 1e-4), ("bf16", 2e-2)] {
+        let run = |name: &str, device: &str, steps: &str| {
+            let name = format!("{name}-{precision}");
+            let options =
+                ["--device", device, "--precision", precision, "--micro-batch", "2", "--steps", steps];
+            let (checkpoints, ended) = train(&dir, &name, &libraries, &options, &[]);
+            assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+            let computes =
+                if device == "cpu" { "on 1 thread of the processor" } else { "on card 0, Fake card" };
+            assert!(ended.stdout.contains(computes), "{}", ended.stdout);
+            checkpoints
+        };
+        let (card, processor) = (run("card", "cuda", "5"), run("processor", "cpu", "5"));
+        let (left, right) = (losses(&card), losses(&processor));
+        assert_eq!(left.len(), 5);
+        for (step, (left, right)) in left.iter().zip(&right).enumerate() {
+            assert!((left - right).abs() < most * right, "{precision}, step {step}: {left}, not {right}");
+        }
+        let again = run("again", "cuda", "5");
+        assert!(model(&again, 5) == model(&card, 5), "{precision}: two trainings differ");
+    }
+}
+
+#[test]
+fn a_training_that_was_ended_on_a_card_goes_on_with_the_same_bits() {
+    let Some(libraries) = fake_cuda::libraries() else { return };
+    let dir = TempDir::new();
+    let options = ["--device", "cuda", "--steps", "6", "--checkpoint-every", "2", "--keep", "9"];
+    let (whole, ended) = train(&dir, "whole", &libraries, &options, &[]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    // As if it had been killed behind its second checkpoint.
+    let rest = dir.join("rest");
+    fs::create_dir_all(&rest).unwrap();
+    let copied =
+        Command::new("cp").args(["-r".as_ref(), whole.join("step-000004").as_os_str()]).arg(&rest).status();
+    assert!(copied.unwrap().success());
+    let (rest, ended) = train(&dir, "rest", &libraries, &options, &[]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stdout.contains("from step 4"), "{}", ended.stdout);
+    assert!(model(&rest, 6) == model(&whole, 6));
+}
+
+/// A training by two ranks, on these devices; where its checkpoints are, and what the ranks said.
+fn train_two(dir: &TempDir, name: &str, libraries: &Path, devices: [&str; 2]) -> (PathBuf, [Ended; 2]) {
+    let (data, checkpoints, port) = (dir.text(), dir.join(name), free_port().to_string());
+    let rank = |(rank, device): (&str, &str)| {
+        let options =
+            ["train", "--data", data.to_str().unwrap(), "--checkpoint-dir", checkpoints.to_str().unwrap()];
+        let more = ["--context", "24", "--batch", "4", "--warmup", "1", "--steps", "4", "--device", device];
+        let group = [("RANK", rank), ("WORLD_SIZE", "2"), ("MASTER_PORT", port.as_str())];
+        Worker::spawn(&[&options[..], &more].concat(), &environment(libraries, &group))
+    };
+    let workers = [("0", devices[0]), ("1", devices[1])].map(rank);
+    let ended = workers.map(Worker::end);
+    for ended in &ended {
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    }
+    (checkpoints, ended)
+}
+
+#[test]
+fn two_cards_give_the_bits_of_one_and_a_card_beside_a_processor_is_said_to_differ() {
+    let Some(libraries) = fake_cuda::libraries() else { return };
+    let dir = TempDir::new();
+    let options = ["--device", "cuda", "--steps", "4"];
+    let (one, ended) = train(&dir, "one", &libraries, &options, &[]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let (two, _) = train_two(&dir, "two", &libraries, ["cuda", "cuda"]);
+    assert!(model(&two, 4) == model(&one, 4));
+    let (_, ended) = train_two(&dir, "mixed", &libraries, ["cuda", "cpu"]);
+    let said = ended
+        .iter()
+        .any(|ended| ended.stdout.contains("results now depend in their last bits on who computes"));
+    assert!(said, "{}{}", ended[0].stdout, ended[1].stdout);
+}
+
+/// A server's answer to a prompt, with the likeliest tokens.
+fn answer(dir: &TempDir, libraries: &Path, device: &str) -> Value {
+    let model = dir.join("loud");
+    let options = ["serve", "--model", model.to_str().unwrap(), "--port", "0", "--device", device];
+    let mut worker = Worker::spawn(&options, &environment(libraries, &[]));
+    let line = worker.wait_for("serving loud on http://");
+    let address = line.split("http://").nth(1).unwrap().split('/').next().unwrap();
+    let body = json!({"model": "loud", "prompt": "Water ", "max_tokens": 12, "temperature": 0}).to_string();
+    let mut stream = TcpStream::connect(address).unwrap();
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-type: application/json\r\n";
+    write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    worker.signal("TERM");
+    let ended = worker.end();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let body = text.split("\r\n\r\n").nth(1).unwrap_or_else(|| panic!("{text}"));
+    let body: Value = serde_json::from_str(body).unwrap();
+    json!([body["choices"][0]["text"], body["choices"][0]["finish_reason"], body["usage"]])
+}
+
+#[test]
+fn a_card_says_the_same_tokens_as_a_processor() {
+    let Some(libraries) = fake_cuda::libraries() else { return };
+    let dir = TempDir::new();
+    save_model(&loud_model(), &dir.join("loud"));
+    let expected = answer(&dir, &libraries, "cpu");
+    assert!(5 < expected[0].as_str().unwrap().len(), "{expected}");
+    assert_eq!(answer(&dir, &libraries, "cuda"), expected);
+}
+
+/// A card whose memory is gone while it serves: the cache takes three quarters of what the weights leave, and passes need
+/// more than the rest.
+#[test]
+fn a_card_that_fails_while_it_serves_ends_the_server_with_the_reason() {
+    let Some(libraries) = fake_cuda::libraries() else { return };
+    let dir = TempDir::new();
+    let model = dir.join("loud");
+    save_model(&loud_model(), &model);
+    let options = ["serve", "--model", model.to_str().unwrap(), "--port", "0", "--device", "cuda"];
+    let memory = (40 << 20).to_string();
+    let mut worker = Worker::spawn(&options, &environment(&libraries, &[("FAKE_CUDA_MEMORY", &memory)]));
+    let line = worker.wait_for("serving loud on http://");
+    let address = line.split("http://").nth(1).unwrap().split('/').next().unwrap();
+    let body = json!({"model": "loud", "prompt": "Water ", "max_tokens": 12}).to_string();
+    let mut stream = TcpStream::connect(address).unwrap();
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-type: application/json\r\n";
+    write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    // Whatever the client is told, it is not an answer.
+    let mut text = String::new();
+    _ = stream.read_to_string(&mut text);
+    assert!(!text.starts_with("HTTP/1.1 200"), "{text}");
+    let ended = worker.end_within(Duration::from_secs(30));
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("card 0, Fake card, has no room for "), "{}", ended.stderr);
+}
+
+/// What a training on a card that cannot be had says, and its exit code.
+fn refusal(
+    dir: &TempDir,
+    libraries: &Path,
+    options: &[&str],
+    more: &[(&str, &str)],
+) -> (Option<i32>, String) {
+    let (_, ended) = train(dir, "refused", libraries, &[&["--steps", "1"], options].concat(), more);
+    (ended.code, ended.stderr.lines().last().unwrap_or_default().to_string())
+}
+
+#[test]
+fn a_card_that_cannot_be_had_is_refused_with_a_reason_or_done_without() {
+    let Some(libraries) = fake_cuda::libraries() else { return };
+    let (dir, card) = (TempDir::new(), ["--device", "cuda"]);
+    let say = |libraries: &Path, options: &[&str], more: &[(&str, &str)]| {
+        let (code, text) = refusal(&dir, libraries, options, more);
+        assert_eq!(code, Some(2), "{text}");
+        text
+    };
+    let old = say(&libraries, &card, &[("FAKE_CUDA_CAPABILITY", "75")]);
+    let expected =
+        "--device is cuda:0; card 0, Fake card, has compute capability 7.5; it must have 8.0 at least";
+    assert!(old.starts_with(expected), "{old}");
+    let expected = "--device is cuda:0; no NVIDIA card is visible";
+    assert_eq!(say(&libraries, &card, &[("FAKE_CUDA_DEVICES", "0")]), expected);
+    let expected = "--device is cuda:0; the driver is for CUDA 11.4; it must be for 12 at least";
+    assert_eq!(say(&libraries, &card, &[("FAKE_CUDA_DRIVER", "11040")]), expected);
+    let expected = "--device is cuda:3; there is no card 3: 2 visible, counted from 0";
+    assert_eq!(say(&libraries, &["--device", "cuda:3"], &[("FAKE_CUDA_DEVICES", "2")]), expected);
+
+    // Libraries that are missing, one after the other, and one that lacks a function.
+    let part = dir.join("libraries");
+    fs::create_dir_all(&part).unwrap();
+    if !Path::new("/usr/lib/x86_64-linux-gnu/libcuda.so.1").exists() {
+        assert_eq!(say(&part, &card, &[]), "--device is cuda:0; no CUDA driver: libcuda.so.1 was not found");
+        let (_, ended) = train(&dir, "auto", &part, &["--steps", "1"], &[]);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        assert!(ended.stdout.contains("; no CUDA driver: libcuda.so.1 was not found\n"), "{}", ended.stdout);
+    }
+    let link = |name: &str| std::os::unix::fs::symlink(libraries.join(name), part.join(name)).unwrap();
+    link("libcuda.so");
+    let expected = "--device is cuda:0; no NVRTC, CUDA's compiler at run time: libnvrtc.so was not found";
+    assert_eq!(say(&part, &card, &[]), expected);
+    link("libnvrtc.so");
+    assert_eq!(say(&part, &card, &[]), "--device is cuda:0; no cuBLASLt: libcublasLt.so was not found");
+    let (source, library) = (dir.join("lt.cpp"), part.join("libcublasLt.so"));
+    fs::write(&source, "extern \"C\" int cublasLtCreate(void*) { return 0; }\n").unwrap();
+    let compiled = Command::new("c++").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status();
+    assert!(compiled.unwrap().success());
+    let expected = "--device is cuda:0; libcublasLt.so has no cublasLtGetVersion: this cuBLASLt is too old";
+    assert_eq!(say(&part, &card, &[]), expected);
+}
+
+#[test]
+fn a_card_without_enough_memory_ends_a_training_with_how_much_was_asked_for_and_was_free() {
+    let Some(libraries) = fake_cuda::libraries() else { return };
+    let dir = TempDir::new();
+    // The library of products takes 32 MiB of it, the parameters three: what is missing is found amid a pass.
+    let memory = (38 << 20).to_string();
+    let options = ["--steps", "1", "--device", "cuda"];
+    let (_, ended) = train(&dir, "refused", &libraries, &options, &[("FAKE_CUDA_MEMORY", &memory)]);
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    let words = ["card 0, Fake card, has no room for ", " of 38 MiB are free"];
+    assert!(words.iter().all(|words| ended.stderr.contains(words)), "{}", ended.stderr);
+    // Nothing was started that would have read what is not there.
+    assert!(!ended.stderr.contains("fake card:"), "{}", ended.stderr);
+}
+
+/// The fake card runs every kernel in two orders of its threads and blocks, and compares.
+#[test]
+fn no_kernel_of_a_training_depends_on_the_order_of_its_threads() {
+    let Some(libraries) = fake_cuda::libraries() else { return };
+    let dir = TempDir::new();
+    let options = ["--steps", "1", "--device", "cuda"];
+    let (_, ended) = train(&dir, "orders", &libraries, &options, &[("FAKE_CUDA_ORDERS", "2")]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+}
