@@ -12,6 +12,8 @@ mod view;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
+#[cfg(feature = "etcd")]
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +24,8 @@ use aquifer_proto::v1::pool_server::PoolServer;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{oneshot, watch};
 use tokio::task::spawn_blocking;
+#[cfg(feature = "etcd")]
+use tokio::time::timeout;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::{Request, Status};
@@ -55,6 +59,10 @@ const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 256 << 10;
 /// Bytes of a call's headers, at most.
 const MAX_HEADERS: u32 = 16 << 10;
+
+/// Who is elected within that time needs no copy of the pool to answer from before.
+#[cfg(feature = "etcd")]
+const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// So long a connection that should speak TLS, and does not, is told so.
 const PLAIN_AGE: Duration = Duration::from_secs(10);
@@ -182,13 +190,20 @@ pub async fn serve(
         #[cfg(feature = "etcd")]
         Source::Contested(candidate) => {
             ready(address);
-            let (history, look) = candidate.look();
-            let (root, meters) = (config.checkpoint_root.clone(), config.metrics.meters());
-            let follower = Follower::start(config.policy, root, history, meters, look);
-            services.follow(follower, config.metrics.clone());
             let mut resignation = None;
             let led = async {
-                let (store, lost, resigns) = candidate.campaign(&leader).await?.split();
+                let mut campaign = pin!(candidate.campaign(&leader));
+                let won = match timeout(AT_ONCE, &mut campaign).await {
+                    Ok(won) => won,
+                    Err(_) => {
+                        let (history, look) = candidate.look();
+                        let (root, meters) = (config.checkpoint_root.clone(), config.metrics.meters());
+                        let follower = Follower::start(config.policy, root, history, meters, look);
+                        services.follow(follower, config.metrics.clone());
+                        campaign.await
+                    }
+                };
+                let (store, lost, resigns) = won?.split();
                 resignation = Some(resigns);
                 let failure = lead(Box::new(store)).await?;
                 tokio::select! {

@@ -47,6 +47,7 @@ impl<S: Clone> Switch<S> {
     }
 
     /// From now on calls that allow it are answered from a copy, by this service of the follower.
+    #[cfg(feature = "etcd")]
     pub fn follow(&self, follower: Follower, service: S) {
         *self.follower.lock().expect("no holder panics") = Some((follower, service));
     }
