@@ -104,19 +104,26 @@ mod with_etcd {
         unread.sum()
     }
 
+    /// A question whose answer may be old.
+    fn that_may_be_old<T>(question: T) -> Request<T> {
+        let mut request = Request::new(question);
+        request.metadata_mut().insert(STALE, "yes".parse().expect("a word"));
+        request
+    }
+
     #[test]
     fn one_that_stands_by_answers_who_asks_for_no_more_and_says_how_old_that_is() {
         let Some(mut etcd) = EtcdServer::start(1) else { return };
         let mut pool = schedulers(2, &etcd);
         let leader = pool.until_leader();
         let standby = pool.another_client_of(1 - leader);
-        let stale = |job| {
-            let mut request = Request::new(v1::GetRequest { job });
-            request.metadata_mut().insert(STALE, "yes".parse().expect("a word"));
+        let ask = |job| {
+            let request = that_may_be_old(v1::GetRequest { job });
             let answer = standby.block_on(PoolClient::new(standby.connection()).get(request))?;
             let age: Option<u64> = answer.metadata().get(AGE).and_then(|age| age.to_str().ok()?.parse().ok());
-            Ok::<_, Status>((answer.into_inner(), Duration::from_millis(age.expect("an age"))))
+            Ok::<_, Status>((answer.into_inner(), age.map(Duration::from_millis)))
         };
+        let stale = |job| ask(job).map(|(found, age)| (found, age.expect("an age")));
         let job = pool.submit(until_file(&pool, "go"));
         // What was acknowledged before an answer's moment is in it.
         let submitted = Instant::now();
@@ -133,8 +140,7 @@ mod with_etcd {
         // Who does not ask for it is led to the one that leads, and so is what changes something.
         let fresh = standby.alone(async |mut stub| stub.get(v1::GetRequest { job }).await);
         assert_eq!(fresh.expect_err("it does not lead").code(), Code::Unavailable);
-        let mut cancel = Request::new(v1::CancelRequest { job, whole_array: false });
-        cancel.metadata_mut().insert(STALE, "yes".parse().expect("a word"));
+        let cancel = that_may_be_old(v1::CancelRequest { job, whole_array: false });
         let cancelled = standby.block_on(PoolClient::new(standby.connection()).cancel(cancel));
         let status = cancelled.expect_err("it does not lead");
         assert!(status.metadata().get(LEADER).is_some(), "{status:?}");
@@ -165,11 +171,8 @@ mod with_etcd {
         etcd.until_healthy();
         pool.until_leader();
         until("an answer as of now", || {
-            let mut request = Request::new(v1::GetRequest { job });
-            request.metadata_mut().insert(STALE, "yes".parse().expect("a word"));
-            let answer =
-                standby.block_on(PoolClient::new(standby.connection()).get(request)).expect("an answer");
-            answer.metadata().get(AGE).is_none().then_some(())
+            let (_, age) = ask(job).expect("an answer");
+            age.is_none().then_some(())
         });
         pool.cancel(job);
     }

@@ -20,7 +20,7 @@ use crate::clock::Clock;
 use crate::limits::CALL;
 use crate::metrics::{Hours, Meters};
 use crate::notes::Notes;
-use crate::store::{Past, Store, StoreError};
+use crate::store::{History, Past, Store, StoreError};
 pub use follow::Follower;
 
 /// Inputs that one commit takes in, at most.
@@ -125,23 +125,12 @@ impl Runtime {
             nodes = cluster.nodes().len(),
             "restored"
         );
-        let (inputs, receiver) = mpsc::channel(INBOX);
-        let shared = Arc::new(Shared {
-            checkpoint_root,
-            past: Past::of(store.history()),
-            notes: Notes::of_term(opened.term),
-            meters,
+        let shared = Shared {
             hours: Mutex::new(Hours::of(&cluster)),
-            sessions: Mutex::default(),
-            progress: Mutex::default(),
-        });
-        let runtime = Runtime {
-            inputs,
-            of_clients: Arc::new(Semaphore::new(OF_CLIENTS)),
-            shared: shared.clone(),
-            term: opened.term,
-            policy,
+            ..Shared::new(checkpoint_root, store.history(), opened.term, meters)
         };
+        let (runtime, receiver) = Runtime::new(policy, opened.term, shared);
+        let shared = runtime.shared.clone();
         let (failed, failure) = oneshot::channel();
         let timer = tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -159,6 +148,13 @@ impl Runtime {
             .spawn(body)
             .map_err(|error| StoreError::Failed { path: "thread".into(), cause: error.to_string() })?;
         Ok((runtime, failure))
+    }
+
+    /// A handle, and what arrives through it.
+    fn new(policy: Policy, term: u64, shared: Shared) -> (Runtime, mpsc::Receiver<Input>) {
+        let (inputs, receiver) = mpsc::channel(INBOX);
+        let of_clients = Arc::new(Semaphore::new(OF_CLIENTS));
+        (Runtime { inputs, of_clients, shared: Arc::new(shared), term, policy }, receiver)
     }
 
     /// Hands an input to the loop.
@@ -505,6 +501,19 @@ impl Session {
 }
 
 impl Shared {
+    /// With nobody connected.
+    fn new(checkpoint_root: String, history: Arc<dyn History>, term: u64, meters: Meters) -> Shared {
+        Shared {
+            checkpoint_root,
+            past: Past::of(history),
+            notes: Notes::of_term(term),
+            meters,
+            hours: Mutex::default(),
+            sessions: Mutex::default(),
+            progress: Mutex::default(),
+        }
+    }
+
     /// The session of a node.
     pub fn session(&self, node: &str) -> Option<Arc<Session>> {
         self.sessions.lock().expect("no holder panics").get(node).cloned()

@@ -3,21 +3,19 @@
 //! The copy is read at one moment of the store, and read again when somebody asks and it is old. Reading has a thread of
 //! its own, so that a store that does not answer holds nobody up for long: what is known is answered, with its age.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aquifer_core::{Cluster, Policy};
 use aquifer_proto::store::decode_all;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
-use super::{INBOX, Input, OF_CLIENTS, Runtime, Shared};
+use super::{Input, Runtime, Shared};
 use crate::clock::Clock;
-use crate::metrics::{Hours, Meters};
-use crate::notes::Notes;
-use crate::store::{Contents, History, Past, StoreError};
+use crate::metrics::Meters;
+use crate::store::{Contents, History, StoreError};
 
 /// A copy of at most this age is not read again.
 const FRESH: Duration = Duration::from_secs(1);
@@ -54,18 +52,8 @@ impl Follower {
         meters: Meters,
         look: impl FnMut() -> Result<Contents, StoreError> + Send + 'static,
     ) -> Follower {
-        let (inputs, asked) = mpsc::channel(INBOX);
-        let shared = Arc::new(Shared {
-            checkpoint_root,
-            past: Past::of(history),
-            notes: Notes::of_term(0),
-            meters,
-            hours: Mutex::new(Hours::default()),
-            sessions: Mutex::default(),
-            progress: Mutex::new(BTreeMap::new()),
-        });
-        let of_clients = Arc::new(Semaphore::new(OF_CLIENTS));
-        let runtime = Runtime { inputs, of_clients, shared, term: 0, policy };
+        let shared = Shared::new(checkpoint_root, history, 0, meters);
+        let (runtime, asked) = Runtime::new(policy, 0, shared);
         let has_copy = Arc::new(AtomicBool::new(false));
         let (wishes, wished) = channel();
         let (copies, came) = channel();

@@ -87,14 +87,10 @@ impl<'a> Promises<'a> {
     /// both times the devices. So at most twice is lost of what would be lost by whoever knew how long it will wait.
     pub fn defragment(&mut self, free: &mut Free<'a>, plan: &Plan) -> Vec<Migration> {
         let cluster = free.cluster;
-        let waiting = spare::waiting(free, plan);
-        if waiting.is_empty() {
-            return Vec::new();
-        }
-        let sites = sites(free, plan);
+        let mut found: Option<Vec<Site>> = None;
         let (mut migrations, mut moved, mut rooms) = (Vec::new(), BTreeSet::new(), 0);
-        for (_, job) in waiting.into_iter().take(MAX_LOOKS) {
-            if sites.is_empty() || rooms == MAX_ROOMS {
+        for (_, job) in spare::waiting(free, plan).into_iter().take(MAX_LOOKS) {
+            if rooms == MAX_ROOMS {
                 break;
             }
             let Phase::Pending(since) = job.phase else { continue };
@@ -105,7 +101,9 @@ impl<'a> Promises<'a> {
             {
                 continue;
             }
-            let Some((moves, ranks)) = self.gather(free, job, (&sites, &moved), worth) else { continue };
+            // All jobs that run are looked at once, and only if somebody could use it.
+            let sites = found.get_or_insert_with(|| sites(free, plan));
+            let Some((moves, ranks)) = self.gather(free, job, (sites, &moved), worth) else { continue };
             let mut leave = Vec::new();
             for it in &moves {
                 let job = cluster.jobs().get(it.job).expect("a job that moves");
