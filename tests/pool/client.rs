@@ -284,7 +284,7 @@ impl Client {
 #[track_caller]
 pub fn ask(port: u16, request: &str, headers: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
-    let head = format!("{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
+    let head = format!("{request} HTTP/1.0\r\nhost: x\r\n{headers}\r\n");
     stream.write_all(head.as_bytes()).expect("it reads");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("text");
