@@ -64,7 +64,7 @@ pub struct Args {
     #[arg(long, env = "AQUIFER_ADVERTISE", value_name = "URL")]
     pub advertise: Option<String>,
     /// Silence of the scheduler that leads after which another one takes over, with etcd: 2s to 60s, whole
-    /// seconds. Default: 3s
+    /// seconds. Default: 2s
     #[arg(long, env = "AQUIFER_LEADER_LEASE", value_name = "DURATION")]
     pub leader_lease: Option<String>,
     /// Silence after which a node is lost and its jobs are placed again: 1s to 1h. Default: 30s
@@ -172,7 +172,7 @@ impl Args {
         let advertise =
             settings.take("advertise", advertise, &reached_at(scheme, listen), |text| url(scheme, text))?;
         let term = |text: &str| between(text, 2_000, 60_000);
-        let leader_lease = settings.take("leader-lease", self.leader_lease.as_ref(), "3s", term)?;
+        let leader_lease = settings.take("leader-lease", self.leader_lease.as_ref(), "2s", term)?;
         let lease = settings.take("lease", self.lease.as_ref(), "30s", |t| between(t, 1_000, 3_600_000))?;
         let backoff = settings.take("backoff", self.backoff.as_ref(), "1s", |t| between(t, 0, 3_600_000))?;
         let order = settings.take("order", self.order.as_ref(), "fair-share", |text| match text {

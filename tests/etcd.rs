@@ -42,7 +42,7 @@ mod with_etcd {
     use crate::pool::{Checks, Client, Pool, ask, is_alive, is_lost, shell, until};
 
     /// After so long without a sign of life another scheduler leads.
-    const LEASE: Duration = Duration::from_secs(3);
+    const LEASE: Duration = Duration::from_secs(2);
 
     fn schedulers(count: u16, etcd: &EtcdServer) -> Pool {
         let pool = Pool::of_schedulers(

@@ -26,7 +26,7 @@ const REDIRECTIONS: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// With several schedulers: one of them takes over within seconds, and workers should not wait for longer.
-const LONGEST_PAUSE_OF_SEVERAL: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE_OF_SEVERAL: Duration = Duration::from_millis(500);
 /// Silence of a connection after which it is asked for a sign of life, and then for which that is waited for.
 const SILENCE: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(20)];
 /// The same with several schedulers: together well below a node's lease, so that the next one is found before workers

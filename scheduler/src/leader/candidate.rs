@@ -13,7 +13,7 @@ use crate::store::etcd::{Etcd, Keys, Link, PATIENCE, Seen, read, text};
 use crate::store::{Contents, EtcdAddress, History, StoreError};
 
 /// So often it is looked who leads.
-const EVERY: Duration = Duration::from_millis(200);
+const EVERY: Duration = Duration::from_millis(100);
 
 /// For so long one that stands by waits for what it reads: somebody waits for the answer.
 const LOOK: Duration = Duration::from_secs(2);

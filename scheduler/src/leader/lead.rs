@@ -12,6 +12,10 @@ use tokio::time::{sleep, timeout};
 use crate::store::StoreError;
 use crate::store::etcd::{Keys, Link, PATIENCE};
 
+/// So many times within its length a lease is renewed: what is left of it when a leader dies is most of it, and one or two
+/// renewals may be lost. etcd's leader answers them by itself, without a write.
+const RENEWALS: u32 = 6;
+
 /// What a scheduler that was elected holds.
 #[derive(Debug)]
 pub struct Lead {
@@ -74,7 +78,7 @@ impl Lead {
         lost: oneshot::Sender<StoreError>,
     ) {
         loop {
-            sleep(self.length / 3).await;
+            sleep(self.length / RENEWALS).await;
             if self.is_given_up.load(Ordering::Relaxed) {
                 return;
             }
