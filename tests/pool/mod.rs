@@ -41,6 +41,10 @@ pub struct Pool {
     tls: ClientTls,
     /// Variables of whoever is started next.
     env: Vec<(String, String)>,
+    /// The program of whoever is started next.
+    binary: PathBuf,
+    /// Where agents and clients find the scheduler, if not where it listens.
+    relay: Option<String>,
 }
 
 /// What clients can do is done through the pool.
@@ -105,6 +109,8 @@ impl Pool {
             token: token.map(Into::into),
             tls: ClientTls::default(),
             env: Vec::new(),
+            binary: BINARY.into(),
+            relay: None,
         };
         if let Some(token) = token {
             fs::write(pool.file("token"), token).expect("a token file");
@@ -150,7 +156,18 @@ impl Pool {
 
     /// Where the scheduler is; with several, the URL of each with commas between them.
     pub fn url(&self) -> String {
-        urls(self.scheme(), &self.ports)
+        self.relay.clone().unwrap_or_else(|| urls(self.scheme(), &self.ports))
+    }
+
+    /// From now on agents and clients go through a relay.
+    pub fn go_through(&mut self, relay: String) {
+        self.relay = Some(relay);
+        self.client = self.another_client();
+    }
+
+    /// From now on daemons and commands are of another program.
+    pub fn use_binary(&mut self, binary: &Path) {
+        self.binary = binary.into();
     }
 
     /// Where one of several schedulers is.
@@ -199,7 +216,7 @@ impl Pool {
     }
 
     fn program(&self, words: &[&str]) -> Command {
-        let mut command = program(self.dir(), words);
+        let mut command = program_of(&self.binary, self.dir(), words);
         command.envs(self.env.iter().cloned());
         command
     }
@@ -323,7 +340,7 @@ impl Pool {
 
     /// The same with a variable.
     pub fn begin_with(&self, words: &[&str], name: &str, value: &str) -> Running {
-        let mut command = program(self.dir(), words);
+        let mut command = program_of(&self.binary, self.dir(), words);
         command.env("AQUIFER_SERVER", self.url()).env(name, value);
         self.tls.ca.iter().for_each(|ca| _ = command.env("AQUIFER_TLS_CA", ca));
         start(self.dir(), "cli", command)

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_aquifer");
+pub const BINARY: &str = env!("CARGO_BIN_EXE_aquifer");
 
 /// How long anything may take on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -170,7 +170,12 @@ pub fn kill_all_of(dir: &Path) {
 
 /// A command with nothing of our own surroundings but the `PATH`.
 pub fn program(dir: &Path, words: &[&str]) -> Command {
-    let mut command = Command::new(BINARY);
+    program_of(Path::new(BINARY), dir, words)
+}
+
+/// The same of another program.
+pub fn program_of(binary: &Path, dir: &Path, words: &[&str]) -> Command {
+    let mut command = Command::new(binary);
     command.args(words).env_clear().env("HOME", dir.join("home")).env("USER", "ada").env("TMPDIR", dir);
     command.env("PATH", std::env::var_os("PATH").expect("a PATH")).current_dir(dir).stdin(Stdio::null());
     command
