@@ -264,30 +264,47 @@ fn submit_all(client: &pool::Client, ledger: &str, stop: &AtomicBool) -> Acknowl
 
 #[test]
 fn nothing_is_lost_or_done_twice_however_often_the_scheduler_is_killed() {
-    let mut pool = Pool::of_one(&[]);
+    // Nobody gives way to what is measured.
+    let mut pool = Pool::of_one(&["--preemption", "off"]);
     let ledger = pool.file("ledger");
     let long = pool.submit(until_file(&pool, "go", 0));
     pool.until_state(long, Running);
     let worker = pool.worker(long, 1, 0);
     let stop = AtomicBool::new(false);
     let client = pool.another_client();
-    let acknowledged = thread::scope(|scope| {
+    let kills = std::env::var("KILLS").map_or(12, |kills| kills.parse().expect("KILLS is a number"));
+    let (acknowledged, probes) = thread::scope(|scope| {
         let submitter = scope.spawn(|| submit_all(&client, &ledger, &stop));
-        // From the middle of the start to well into the work.
-        for delay_ms in [0, 5, 20, 1, 60, 110, 10, 250, 2, 35, 170, 80] {
-            let next = Instant::now() + Duration::from_millis(delay_ms);
+        let mut probes = BTreeMap::new();
+        for kill in 0..kills {
+            // From the middle of the start to well into the work, at moments that are never the same.
+            let delay_us = 250_000 * ((kill * 7919 + 13) % 1009) / 1009 * (kill % 3) / 2;
+            let next = Instant::now() + Duration::from_micros(delay_us);
             until("the next moment", || (next <= Instant::now()).then_some(()));
             pool.kill_server();
+            let killed = Instant::now();
             pool.start_server();
+            if kill % 4 == 3 {
+                let probe = pool.submit(v1::JobSpec { priority: 9, ..shell("true") });
+                pool.until_succeeded(probe);
+                probes.insert(killed.elapsed(), probe);
+            }
         }
         stop.store(true, Ordering::Relaxed);
-        submitter.join().expect("the submitter")
+        (submitter.join().expect("the submitter"), probes)
     });
+    let took: Vec<&Duration> = probes.keys().collect();
+    println!(
+        "{kills} kills, {} jobs; from a kill to the end of a job that was submitted after it: p50 {:?}, longest {:?}",
+        acknowledged.len(),
+        took[took.len() / 2],
+        took[took.len() - 1]
+    );
     assert!(10 < acknowledged.len(), "only {} jobs were submitted", acknowledged.len());
     let jobs = pool.jobs();
     let by_name: BTreeMap<&str, &v1::Job> =
         jobs.iter().map(|job| (&job.spec.as_ref().expect("a specification").name[..], job)).collect();
-    assert_eq!(jobs.len(), acknowledged.len() + 1, "each key made one job");
+    assert_eq!(jobs.len(), acknowledged.len() + probes.len() + 1, "each key made one job");
     for (key, job) in &acknowledged {
         assert_eq!(by_name[&key[..]].id, *job, "{key}");
         assert_eq!(pool.until_succeeded(*job).attempt, 1, "{key}");

@@ -1,8 +1,8 @@
 //! The host's memory as a backend: slices of `f32`, whatever computes on them. Nothing is copied that need not be.
 
 use super::{
-    Attention, BLOCK, Backend, CacheShape, Cached, DeviceError, Head, Kernels, Linear, Qkv, QkvGradient,
-    Rope, Seen, Turn, Weight,
+    Attention, Backend, CacheShape, DeviceError, Head, Kernels, KvBlocks, Linear, Qkv, QkvGradient, Rope,
+    Seen, Turn, Weight,
 };
 use crate::mapping::usable_bytes;
 use crate::model::{HostWeights, Model};
@@ -197,11 +197,11 @@ impl<K: Kernels> Backend for K {
 
     /// A quarter of what this process may use.
     fn cache_bytes(&self) -> (u64, usize) {
-        (usable_bytes() / 4, size_of::<f32>())
+        (usable_bytes() / 4, if self.keeps_bf16() { size_of::<u16>() } else { size_of::<f32>() })
     }
 
     fn cache(&self, shape: CacheShape) -> Result<KvBlocks, DeviceError> {
-        Ok(KvBlocks::new(shape))
+        Ok(KvBlocks::new(shape, self.keeps_bf16()))
     }
 
     fn rows<'a>(&self, rows: &'a [Seen<'a>]) -> &'a [Seen<'a>] {
@@ -269,69 +269,4 @@ fn sequence<'a>(index: usize, queries: usize, keys: usize, [q, k, v]: [&'a [f32]
 /// The stretch of sequence `index`, where each has `len` elements.
 fn part(index: usize, len: usize) -> Range<usize> {
     index * len..(index + 1) * len
-}
-
-/// Keys and values of all layers, in a fixed number of blocks of [`BLOCK`] positions.
-///
-/// A sequence has a table: its position `p` lies in block `table[p / BLOCK]`. Who may use which block is not decided
-/// here. Memory is taken from the system when a block is first written.
-pub struct KvBlocks {
-    /// For every layer, keys `[blocks, KV, D, BLOCK]` and values `[blocks, KV, BLOCK, D]`.
-    layers: Vec<(Vec<f32>, Vec<f32>)>,
-    kv_heads: usize,
-    head_dim: usize,
-}
-
-impl KvBlocks {
-    /// So much room.
-    pub fn new(CacheShape { layers, blocks, kv_heads, head_dim }: CacheShape) -> KvBlocks {
-        let elements = blocks * BLOCK * kv_heads * head_dim;
-        let layer = || (vec![0.0; elements], vec![0.0; elements]);
-        KvBlocks { layers: std::iter::repeat_with(layer).take(layers).collect(), kv_heads, head_dim }
-    }
-
-    /// One layer.
-    pub fn layer(&self, layer: usize) -> Cached<'_> {
-        let (k, v) = &self.layers[layer];
-        Cached { k, v }
-    }
-
-    /// Writes keys and values `[rows, KV, D]` of one layer, each at the last position that its row sees.
-    pub fn write(&mut self, layer: usize, rows: &[Seen<'_>], k: &[f32], v: &[f32]) {
-        let (d, width) = (self.head_dim, self.kv_heads * self.head_dim);
-        let (cached_k, cached_v) = &mut self.layers[layer];
-        for (seen, (k, v)) in rows.iter().zip(k.chunks_exact(width).zip(v.chunks_exact(width))) {
-            let (block, slot) = place(seen.table, seen.keys - 1);
-            for head in 0..self.kv_heads {
-                let slab = (block * self.kv_heads + head) * d * BLOCK;
-                let (k, v) = (&k[head * d..(head + 1) * d], &v[head * d..(head + 1) * d]);
-                let cached_k = &mut cached_k[slab..slab + d * BLOCK];
-                cached_k.iter_mut().skip(slot).step_by(BLOCK).zip(k).for_each(|(cached, k)| *cached = *k);
-                cached_v[slab + slot * d..slab + (slot + 1) * d].copy_from_slice(v);
-            }
-        }
-    }
-
-    /// Reads keys and values of some positions of one layer into `[positions, KV, D]`.
-    pub fn read(&self, layer: usize, table: &[u32], positions: Range<usize>, k: &mut [f32], v: &mut [f32]) {
-        let (d, width) = (self.head_dim, self.kv_heads * self.head_dim);
-        let (cached_k, cached_v) = &self.layers[layer];
-        let rows = k.chunks_exact_mut(width).zip(v.chunks_exact_mut(width));
-        for (position, (k, v)) in positions.zip(rows) {
-            let (block, slot) = place(table, position);
-            for head in 0..self.kv_heads {
-                let slab = (block * self.kv_heads + head) * d * BLOCK;
-                let (k, v) = (&mut k[head * d..(head + 1) * d], &mut v[head * d..(head + 1) * d]);
-                let cached_k = &cached_k[slab..slab + d * BLOCK];
-                k.iter_mut()
-                    .zip(cached_k.iter().skip(slot).step_by(BLOCK))
-                    .for_each(|(k, cached)| *k = *cached);
-                v.copy_from_slice(&cached_v[slab + slot * d..slab + (slot + 1) * d]);
-            }
-        }
-    }
-}
-
-fn place(table: &[u32], position: usize) -> (usize, usize) {
-    (table[position / BLOCK] as usize, position % BLOCK)
 }

@@ -97,29 +97,29 @@ pub const LINE: usize = 64;
 /// Compiles a function once for each [`Isa`] and calls the best one. Inside, `FMA` says whether
 /// [`multiply_add`] is fused.
 macro_rules! simd {
-    ($(#[$meta:meta])* $visible:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $return:ty)? $body:block) => {
+    ($(#[$meta:meta])* $visible:vis fn $name:ident$(<$T:ident: $bound:path>)?($($arg:ident: $type:ty),* $(,)?) $(-> $return:ty)? $body:block) => {
         $(#[$meta])*
-        $visible fn $name($($arg: $type),*) $(-> $return)? {
+        $visible fn $name$(<$T: $bound>)?($($arg: $type),*) $(-> $return)? {
             #[inline(always)]
             #[allow(non_snake_case)]
-            fn body<const FMA: bool>($($arg: $type),*) $(-> $return)? $body
+            fn body<const FMA: bool $(, $T: $bound)?>($($arg: $type),*) $(-> $return)? $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-            fn avx512($($arg: $type),*) $(-> $return)? { body::<true>($($arg),*) }
+            fn avx512$(<$T: $bound>)?($($arg: $type),*) $(-> $return)? { body::<true $(, $T)?>($($arg),*) }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2($($arg: $type),*) $(-> $return)? { body::<true>($($arg),*) }
+            fn avx2$(<$T: $bound>)?($($arg: $type),*) $(-> $return)? { body::<true $(, $T)?>($($arg),*) }
             use $crate::kernels::isa::{Isa, PORTABLE_FMA};
             match Isa::best() {
                 // SAFETY: the instructions were found on this processor.
                 #[cfg(target_arch = "x86_64")]
                 #[allow(unsafe_code)]
-                Isa::Avx512 | Isa::Avx512Bf16 => unsafe { avx512($($arg),*) },
+                Isa::Avx512 | Isa::Avx512Bf16 => unsafe { avx512$(::<$T>)?($($arg),*) },
                 // SAFETY: the instructions were found on this processor.
                 #[cfg(target_arch = "x86_64")]
                 #[allow(unsafe_code)]
-                Isa::Avx2 => unsafe { avx2($($arg),*) },
-                Isa::Portable => body::<PORTABLE_FMA>($($arg),*),
+                Isa::Avx2 => unsafe { avx2$(::<$T>)?($($arg),*) },
+                Isa::Portable => body::<PORTABLE_FMA $(, $T)?>($($arg),*),
             }
         }
     };

@@ -18,6 +18,7 @@ mod gemm;
 mod host;
 mod int8;
 mod isa;
+mod kv;
 pub mod peak;
 mod pool;
 pub mod reference;
@@ -27,9 +28,9 @@ pub use bf16::{Bf16, round_all};
 pub use cpu::Cpu;
 pub use cuda::{Card, Cuda, Element, Resident};
 pub use device::{Chosen, Device};
-pub use host::KvBlocks;
 pub use int8::{GROUP, Int8, quantise};
 pub use isa::Isa;
+pub use kv::{Blocks, Cached, Kept, KvBlocks};
 pub use pool::pin_threads;
 
 /// What the operands of matrix products are rounded to. Sums, everything between the products, master weights and
@@ -98,15 +99,6 @@ impl Linear {
 
 /// Positions in a block of cached keys and values.
 pub const BLOCK: usize = 16;
-
-/// Cached keys and values of one layer, in blocks of [`BLOCK`] positions that any sequence may use.
-#[derive(Clone, Copy)]
-pub struct Cached<'a> {
-    /// Rotated keys, `[blocks, KV, D, BLOCK]`: the scores of a block are one sum of vectors.
-    pub k: &'a [f32],
-    /// Values, `[blocks, KV, BLOCK, D]`.
-    pub v: &'a [f32],
-}
 
 /// How much room for keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -350,6 +342,12 @@ pub trait Kernels: Send + Sync {
     /// Causal attention. A query's result depends on itself and the keys and values that it sees alone, bit for bit.
     fn attention_forward(&self, shape: Attention, out: &mut [f32], log_sum: &mut [f32], inputs: Qkv<'_>) {
         reference::attention_forward(shape, out, log_sum, inputs);
+    }
+
+    /// Whether keys and values are kept in bf16. Then [`attention_forward`](Kernels::attention_forward) rounds them to it as well, so
+    /// that it does not matter whether they come from the cache.
+    fn keeps_bf16(&self) -> bool {
+        false
     }
 
     /// Attention of single queries, `out` and `q`: `[seen, H, D]`, each over what it sees of a cache. Of `shape` the

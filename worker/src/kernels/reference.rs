@@ -3,7 +3,9 @@
 //! Backward functions take `d…`, the gradient of the loss with respect to `…`. The tests below prove each of
 //! them against differences of its forward function.
 
-use super::{AdamW, Attention, BLOCK, Cached, Head, Linear, Qkv, QkvGradient, Rope, Seen, Turn};
+use super::{
+    AdamW, Attention, BLOCK, Blocks, Cached, Head, Kept, Linear, Qkv, QkvGradient, Rope, Seen, Turn,
+};
 
 /// Linear layer, forward: `y[r, o] = sum_i x[r, i] * w[o, i]`, added to `y` with `accumulate`.
 ///
@@ -149,8 +151,16 @@ pub fn attention_cached(shape: Attention, out: &mut [f32], q: &[f32], seen: &[Se
         rows
     };
     for (r, seen) in seen.iter().enumerate() {
-        let k = row(&|head, s, i| cached.k[(head * d + i) * BLOCK + s], seen);
-        let v = row(&|head, s, i| cached.v[(head * BLOCK + s) * d + i], seen);
+        let (key, value) = (|head, s, i| (head * d + i) * BLOCK + s, |head, s, i| (head * BLOCK + s) * d + i);
+        let [k, v] = match cached {
+            Cached::F32(Blocks { k, v }) => {
+                [row(&|head, s, i| k[key(head, s, i)], seen), row(&|head, s, i| v[value(head, s, i)], seen)]
+            }
+            Cached::Bf16(Blocks { k, v }) => [
+                row(&|head, s, i| k[key(head, s, i)].value(), seen),
+                row(&|head, s, i| v[value(head, s, i)].value(), seen),
+            ],
+        };
         let one = Attention { queries: 1, start: seen.keys - 1, ..shape };
         let wide = r * shape.query_width()..(r + 1) * shape.query_width();
         let mut log_sum = vec![0.0; shape.heads];

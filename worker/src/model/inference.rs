@@ -275,15 +275,16 @@ mod tests {
 
     const CACHE: usize = 160;
 
-    fn model(seed: u64) -> (Model, KvBlocks) {
+    /// A model, and a cache as processors have it in a precision.
+    fn model(seed: u64, precision: Precision) -> (Model, KvBlocks) {
         let config = ModelConfig::preset("tiny").unwrap();
-        let cache = KvBlocks::new(config.cache(CACHE));
+        let cache = Cpu::with_precision(1, precision).cache(config.cache(CACHE)).unwrap();
         (Model::new(config, seed), cache)
     }
 
     #[test]
     fn decoding_over_the_cache_gives_the_logits_of_the_whole_sequence() {
-        let ((model, mut cache), kernels) = (model(3), Cpu::new(1));
+        let ((model, mut cache), kernels) = (model(3, Precision::F32), Cpu::new(1));
         let tokens = tokens(1, 60);
         let mut workspace = Workspace::default();
         let expected = model.forward(&kernels, &mut workspace, &tokens).unwrap();
@@ -308,9 +309,10 @@ mod tests {
             model.extend(kernels, cache, &mut scratch, &[sequence.to(41)]).unwrap().logits.to_vec()
         };
         for precision in [Precision::Bf16, Precision::Int8] {
-            let (mut model, mut cache) = model(3);
+            let (mut model, mut cache) = model(3, Precision::F32);
             let exact = logits(&model, &mut cache, &Cpu::new(1));
             model.compact(precision);
+            let mut cache = Cpu::with_precision(1, precision).cache(model.config.cache(CACHE)).unwrap();
             let near = logits(&model, &mut cache, &Cpu::with_precision(2, precision));
             let size = |x: &mut dyn Iterator<Item = f32>| {
                 (x.map(|x| x * x).sum::<f32>() / exact.len() as f32).sqrt()
@@ -346,7 +348,7 @@ mod tests {
     #[test]
     fn bits_are_the_same_alone_in_company_cut_anywhere_and_computed_again() {
         for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
-            let (mut model, mut cache) = model(4);
+            let (mut model, mut cache) = model(4, precision);
             model.compact(precision);
             let expected = alone(&model, &mut cache, &Cpu::with_precision(1, precision));
             for seed in 0..6 {

@@ -2,10 +2,11 @@
 //!
 //! A task is a query with one key head: it reads each key and each value once for all query heads of that key head.
 //! The keys of a block lie beside each other for each of their elements, so that a score is a lane of a sum of
-//! vectors and no lanes are added up.
+//! vectors and no lanes are added up. Numbers that are kept in bf16 are widened as they are read.
 
 use super::vectors;
-use crate::kernels::isa::{multiply_add, prefetch, simd};
+use crate::kernels::isa::{AHEAD, LINE, multiply_add, prefetch, simd};
+use crate::kernels::kv::{Blocks, Kept};
 use crate::kernels::pool::{Parts, Pool};
 use crate::kernels::{Attention, BLOCK, Cached, Seen};
 use std::cell::RefCell;
@@ -13,7 +14,7 @@ use std::cell::RefCell;
 /// Query heads that are computed together: as many sums as fit in the registers.
 const HEADS: usize = 4;
 
-/// Elements of a value that are summed together.
+/// Elements of a value that are summed together, times vectors beside each other where heads leave registers for them.
 const LANES: usize = 16;
 
 /// Products that all tasks together must have for threads to be worth waking.
@@ -41,7 +42,11 @@ pub fn forward(
         // SAFETY: every query's heads of every key head are met once.
         #[allow(unsafe_code)]
         let out = unsafe { out.get(start..start + group * d) };
-        one(shape, out, &q[start..start + group * d], key_head, seen[row], cached);
+        let q = &q[start..start + group * d];
+        match cached {
+            Cached::F32(blocks) => one(shape, out, q, key_head, seen[row], blocks),
+            Cached::Bf16(blocks) => one(shape, out, q, key_head, seen[row], blocks),
+        }
     };
     let tasks = seen.len() * shape.kv_heads;
     let products: usize = seen.iter().map(|seen| seen.keys * shape.query_width()).sum();
@@ -49,7 +54,14 @@ pub fn forward(
 }
 
 /// The query heads of one key head: `out` and `q` are `[heads, D]`.
-fn one(shape: Attention, out: &mut [f32], q: &[f32], key_head: usize, seen: Seen<'_>, cached: Cached<'_>) {
+fn one<T: Kept>(
+    shape: Attention,
+    out: &mut [f32],
+    q: &[f32],
+    key_head: usize,
+    seen: Seen<'_>,
+    cached: Blocks<'_, T>,
+) {
     let (d, padded) = (shape.head_dim, seen.keys.next_multiple_of(BLOCK));
     let slab = |block: u32| (block as usize * shape.kv_heads + key_head) * d * BLOCK;
     let table = &seen.table[..padded / BLOCK];
@@ -57,18 +69,20 @@ fn one(shape: Attention, out: &mut [f32], q: &[f32], key_head: usize, seen: Seen
     scores.resize(scores.len().max(out.len() / d * padded), 0.0);
     let keys_of = |index: usize| &cached.k[slab(table[index])..][..d * BLOCK];
     let values_of = |index: usize| &cached.v[slab(table[index])..][..d * BLOCK];
-    let last = table.len() - 1;
-    for index in 0..=last {
-        let next = if index < last { keys_of(index + 1) } else { values_of(0) };
+    // Blocks lie anywhere, so what comes is asked for a few of them ahead: first keys, then values.
+    let (count, ahead) = (table.len(), AHEAD.div_ceil(d * BLOCK * size_of::<T>()));
+    for index in 0..count {
+        let next = index + ahead;
+        let next = if next < count { keys_of(next) } else { values_of((next - count).min(count - 1)) };
         block_scores(&mut scores, padded, index * BLOCK, q, keys_of(index), next, shape.scale());
     }
     for scores in scores.chunks_exact_mut(padded).take(q.len() / d) {
         vectors::softmax(&mut scores[..seen.keys], 1.0);
     }
     out.fill(0.0);
-    for index in 0..=last {
+    for index in 0..count {
         let keys = BLOCK.min(seen.keys - index * BLOCK);
-        let next = values_of(last.min(index + 1));
+        let next = values_of((index + ahead).min(count - 1));
         block_sum(out, d, &scores, padded, index * BLOCK, &values_of(index)[..keys * d], next);
     }
     SCORES.set(scores);
@@ -76,24 +90,24 @@ fn one(shape: Attention, out: &mut [f32], q: &[f32], key_head: usize, seen: Seen
 
 simd! {
     /// Scores of all heads of `q`, `[heads, D]`, with a block of keys, `[D, BLOCK]`: written at `at` of each head's row of
-    /// `scores`, which is `stride` long.
-    fn block_scores(
+    /// `scores`, which is `stride` long. `next` comes later, and is as long.
+    fn block_scores<T: Kept>(
         scores: &mut [f32],
         stride: usize,
         at: usize,
         q: &[f32],
-        k: &[f32],
-        next: &[f32],
+        k: &[T],
+        next: &[T],
         scale: f32,
     ) {
         let d = k.len() / BLOCK;
         for (q, scores) in q.chunks(HEADS * d).zip(scores.chunks_mut(HEADS * stride)) {
             let scores = &mut scores[at..];
             match q.len() / d {
-                1 => scores_of::<FMA, 1>(scores, stride, q, k, next, scale),
-                2 => scores_of::<FMA, 2>(scores, stride, q, k, next, scale),
-                3 => scores_of::<FMA, 3>(scores, stride, q, k, next, scale),
-                _ => scores_of::<FMA, HEADS>(scores, stride, q, k, next, scale),
+                1 => scores_of::<FMA, 1, T>(scores, stride, q, k, next, scale),
+                2 => scores_of::<FMA, 2, T>(scores, stride, q, k, next, scale),
+                3 => scores_of::<FMA, 3, T>(scores, stride, q, k, next, scale),
+                _ => scores_of::<FMA, HEADS, T>(scores, stride, q, k, next, scale),
             }
         }
     }
@@ -101,12 +115,12 @@ simd! {
 
 /// Even and odd elements of the keys have sums of their own.
 #[inline(always)]
-fn scores_of<const FMA: bool, const N: usize>(
+fn scores_of<const FMA: bool, const N: usize, T: Kept>(
     scores: &mut [f32],
     stride: usize,
     q: &[f32],
-    k: &[f32],
-    next: &[f32],
+    k: &[T],
+    next: &[T],
     scale: f32,
 ) {
     let d = k.len() / BLOCK;
@@ -115,13 +129,13 @@ fn scores_of<const FMA: bool, const N: usize>(
     for (i, (k, next)) in
         k.as_chunks::<{ 2 * BLOCK }>().0.iter().zip(next.as_chunks::<{ 2 * BLOCK }>().0).enumerate()
     {
-        prefetch(next);
-        prefetch(&next[BLOCK]);
-        for n in 0..N {
-            for half in 0..2 {
+        ask_for(next);
+        for half in 0..2 {
+            let k: [f32; BLOCK] = std::array::from_fn(|j| k[half * BLOCK + j].value());
+            for n in 0..N {
                 let q = q[n][2 * i + half];
                 for j in 0..BLOCK {
-                    sums[n][half][j] = multiply_add::<FMA>(q, k[half * BLOCK + j], sums[n][half][j]);
+                    sums[n][half][j] = multiply_add::<FMA>(q, k[j], sums[n][half][j]);
                 }
             }
         }
@@ -136,59 +150,96 @@ fn scores_of<const FMA: bool, const N: usize>(
 
 simd! {
     /// Adds a block of values, `[keys, D]`, to `out`, `[heads, D]`, each as often as `at` of its head's row of `weights`
-    /// says; in the order of the keys.
-    fn block_sum(
+    /// says; in the order of the keys. `next` comes later, and is as long at least.
+    fn block_sum<T: Kept>(
         out: &mut [f32],
         d: usize,
         weights: &[f32],
         stride: usize,
         at: usize,
-        v: &[f32],
-        next: &[f32],
+        v: &[T],
+        next: &[T],
     ) {
         for (out, weights) in out.chunks_mut(HEADS * d).zip(weights.chunks(HEADS * stride)) {
             let weights = &weights[at..];
             match out.len() / d {
-                1 => sum_of::<FMA, 1>(out, d, weights, stride, v, next),
-                2 => sum_of::<FMA, 2>(out, d, weights, stride, v, next),
-                3 => sum_of::<FMA, 3>(out, d, weights, stride, v, next),
-                _ => sum_of::<FMA, HEADS>(out, d, weights, stride, v, next),
+                1 => sum_of::<FMA, 1, 4, T>(out, d, weights, stride, v, next),
+                2 => sum_of::<FMA, 2, 2, T>(out, d, weights, stride, v, next),
+                3 => sum_of::<FMA, 3, 1, T>(out, d, weights, stride, v, next),
+                _ => sum_of::<FMA, HEADS, 1, T>(out, d, weights, stride, v, next),
             }
         }
     }
 }
 
+/// Adds the values of `N` heads, `W` vectors of each at a time: whatever these are, an element's sum is the same.
 #[inline(always)]
-fn sum_of<const FMA: bool, const N: usize>(
+fn sum_of<const FMA: bool, const N: usize, const W: usize, T: Kept>(
     out: &mut [f32],
     d: usize,
     weights: &[f32],
     stride: usize,
-    v: &[f32],
-    next: &[f32],
+    v: &[T],
+    next: &[T],
 ) {
     let weights: [&[f32]; N] = std::array::from_fn(|n| &weights[n * stride..n * stride + v.len() / d]);
-    for first in (0..d / LANES * LANES).step_by(LANES) {
-        let mut sums: [[f32; LANES]; N] =
-            std::array::from_fn(|n| *out[n * d + first..].first_chunk().expect("whole lanes"));
-        for (s, (v, next)) in v.chunks_exact(d).zip(next.chunks_exact(d)).enumerate() {
-            let v: &[f32; LANES] = v[first..].first_chunk().expect("whole lanes");
-            prefetch(&next[first]);
+    let wide = d / (W * LANES) * (W * LANES);
+    let mut first = 0;
+    while first < wide {
+        sum_lanes::<FMA, N, W, T>(out, d, first, weights, v, next);
+        first += W * LANES;
+    }
+    while first < d / LANES * LANES {
+        sum_lanes::<FMA, N, 1, T>(out, d, first, weights, v, next);
+        first += LANES;
+    }
+    for i in first..d {
+        for (n, weights) in weights.iter().enumerate() {
+            for (weight, v) in weights.iter().zip(v.chunks_exact(d)) {
+                out[n * d + i] = multiply_add::<FMA>(*weight, v[i].value(), out[n * d + i]);
+            }
+        }
+    }
+}
+
+/// The same of the elements from `first` on, `W` vectors of them.
+#[inline(always)]
+fn sum_lanes<const FMA: bool, const N: usize, const W: usize, T: Kept>(
+    out: &mut [f32],
+    d: usize,
+    first: usize,
+    weights: [&[f32]; N],
+    v: &[T],
+    next: &[T],
+) {
+    let lanes = |row: &[f32]| -> [[f32; LANES]; W] {
+        std::array::from_fn(|w| std::array::from_fn(|j| row[w * LANES + j]))
+    };
+    let mut sums: [[[f32; LANES]; W]; N] = std::array::from_fn(|n| lanes(&out[n * d + first..][..W * LANES]));
+    for (s, (v, next)) in v.chunks_exact(d).zip(next.chunks_exact(d)).enumerate() {
+        let v = &v[first..first + W * LANES];
+        ask_for(&next[first..first + W * LANES]);
+        for w in 0..W {
+            let v: [f32; LANES] = std::array::from_fn(|j| v[w * LANES + j].value());
             for n in 0..N {
                 for j in 0..LANES {
-                    sums[n][j] = multiply_add::<FMA>(weights[n][s], v[j], sums[n][j]);
+                    sums[n][w][j] = multiply_add::<FMA>(weights[n][s], v[j], sums[n][w][j]);
                 }
             }
         }
-        for n in 0..N {
-            out[n * d + first..n * d + first + LANES].copy_from_slice(&sums[n]);
+    }
+    for n in 0..N {
+        for w in 0..W {
+            let at = n * d + first + w * LANES;
+            out[at..at + LANES].copy_from_slice(&sums[n][w]);
         }
     }
-    for i in d / LANES * LANES..d {
-        for (n, weights) in weights.iter().enumerate() {
-            for (weight, v) in weights.iter().zip(v.chunks_exact(d)) {
-                out[n * d + i] = multiply_add::<FMA>(*weight, v[i], out[n * d + i]);
-            }
-        }
+}
+
+/// Asks for all of it.
+#[inline(always)]
+fn ask_for<T>(next: &[T]) {
+    for line in next.chunks(LINE / size_of::<T>()) {
+        prefetch(line.as_ptr());
     }
 }

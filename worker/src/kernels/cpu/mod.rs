@@ -157,6 +157,10 @@ impl Kernels for Cpu {
         attention::forward(&self.pool, self.precision, shape, out, log_sum, inputs);
     }
 
+    fn keeps_bf16(&self) -> bool {
+        self.precision != Precision::F32
+    }
+
     fn attention_cached(
         &self,
         shape: Attention,

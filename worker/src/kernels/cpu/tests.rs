@@ -1,6 +1,6 @@
 use super::*;
 
-use crate::kernels::{BLOCK, Bf16, MAX_DECODE_ROWS, Reference};
+use crate::kernels::{BLOCK, Bf16, Blocks, Kept, MAX_DECODE_ROWS, Reference};
 use crate::random::Random;
 
 /// Within `1e-4` of the largest element: sums of a few hundred products in another order.
@@ -90,7 +90,7 @@ fn all_operations_have_the_same_bits_for_any_number_of_threads() {
 }
 
 /// Caches of sequences with so many keys, in shuffled blocks, with a query for each.
-fn cached_attention(kernels: &dyn Kernels, shape: Attention, keys: &[usize]) -> Vec<f32> {
+fn cached_attention(kernels: &dyn Kernels, shape: Attention, keys: &[usize], narrow: bool) -> Vec<f32> {
     let mut random = Random::new(9);
     let blocks: usize = keys.iter().map(|keys| keys.div_ceil(BLOCK)).sum();
     let (k, v) = (
@@ -103,7 +103,12 @@ fn cached_attention(kernels: &dyn Kernels, shape: Attention, keys: &[usize]) -> 
         keys.iter().map(|keys| free.by_ref().take(keys.div_ceil(BLOCK)).collect()).collect();
     let seen: Vec<_> = tables.iter().zip(keys).map(|(table, &keys)| Seen { table, keys }).collect();
     let mut out = vec![7.0; q.len()];
-    kernels.attention_cached(shape, &mut out, &q, &seen, Cached { k: &k, v: &v });
+    let [narrow_k, narrow_v]: [Vec<u16>; 2] = [&k, &v].map(|x| x.iter().map(|x| Kept::keep(*x)).collect());
+    let cached = match narrow {
+        true => Cached::Bf16(Blocks { k: &narrow_k, v: &narrow_v }),
+        false => Cached::F32(Blocks { k: &k, v: &v }),
+    };
+    kernels.attention_cached(shape, &mut out, &q, &seen, cached);
     out
 }
 
@@ -112,10 +117,12 @@ fn attention_over_blocks_equals_the_reference_and_has_the_same_bits_for_any_numb
     for (heads, kv_heads, head_dim) in [(1, 1, 2), (6, 2, 40), (4, 4, 16), (5, 1, 66), (12, 4, 64)] {
         let shape = Attention { queries: 1, start: 0, heads, kv_heads, head_dim };
         let keys = [1, 15, 16, 17, 500, 1033];
-        let (one, many) =
-            (cached_attention(&Cpu::new(1), shape, &keys), cached_attention(&Cpu::new(3), shape, &keys));
-        assert_close(&format!("{shape:?}"), &one, &cached_attention(&Reference, shape, &keys));
-        assert!(one == many, "{shape:?}");
+        for narrow in [false, true] {
+            let of = |kernels: &dyn Kernels| cached_attention(kernels, shape, &keys, narrow);
+            let (one, many) = (of(&Cpu::new(1)), of(&Cpu::new(3)));
+            assert_close(&format!("{shape:?}"), &one, &of(&Reference));
+            assert!(one == many, "{shape:?}");
+        }
     }
 }
 
