@@ -77,9 +77,7 @@ fn jobs_are_in_the_name_of_the_token_whatever_they_say() {
 fn administrators_alone_change_the_pool() {
     let (pool, ada, bob) = pool_of_users();
     let node = || v1::NodeRequest { name: "a".into(), device: None };
-    let queue = || v1::SetQueueRequest {
-        queue: Some(v1::Queue { name: "q".into(), ..Default::default() }),
-    };
+    let queue = || v1::SetQueueRequest { queue: Some(v1::Queue { name: "q".into(), ..Default::default() }) };
     let reserve = || v1::ReserveRequest {
         name: "r".into(),
         nodes: vec!["a".into()],
@@ -136,7 +134,10 @@ fn a_file_is_read_again_and_one_that_cannot_be_used_changes_nothing() {
     let status = bob.once(async |mut stub| stub.list(v1::ListRequest::default()).await).unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);
     fs::write(pool.file("users"), "bob pearl").expect("a file");
-    until("the log says why", || pool.server_at(0).err().contains("\"pearl\" is no SHA-256").then_some(()));
+    until("the log says why", || {
+        _ = is_known(&bob); // It is looked at when somebody asks.
+        pool.server_at(0).err().contains("is no SHA-256: expected 64 digits").then_some(())
+    });
     assert!(is_known(&ada) && !is_known(&bob));
 }
 

@@ -67,7 +67,7 @@ impl PoolService {
                 None => return Err(refused(Refusal::UnknownJob(job))),
             },
         };
-        caller.own(&user, &format!("job-{job}"))
+        caller.own(&user, &job.to_string())
     }
 
     async fn query<T: Send + 'static>(
