@@ -201,7 +201,7 @@ impl Pool {
         }
         let next = match status.code() {
             Code::Unauthenticated => "put your token into AQUIFER_TOKEN, or name its file with --token-file",
-            Code::PermissionDenied => "ask an administrator of the pool",
+            Code::PermissionDenied => "ask an administrator of the pool, or the user it is of",
             Code::NotFound => "`aquifer jobs --all`, `aquifer nodes` and `aquifer queues` tell what there is",
             Code::AlreadyExists if said.contains("reservation") => {
                 "choose another name, or give that one up with `aquifer unreserve`"
@@ -335,6 +335,12 @@ impl Backoff {
 /// A key that no other invocation has.
 pub fn random_key() -> String {
     let bytes: [u8; 16] = random();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A secret that nobody guesses.
+pub fn random_token() -> String {
+    let bytes: [u8; 32] = random();
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -38,6 +38,7 @@ pub mod settings;
 pub mod simulate;
 pub mod store;
 pub mod submit;
+pub mod token;
 pub mod trial;
 pub mod units;
 pub mod up;
@@ -93,6 +94,7 @@ pub enum Command {
     Debug(debug::Command),
     Devices(devices::Args),
     Doctor(doctor::Args),
+    Token(token::Args),
     Completions(completions::Args),
     Man(completions::ManArgs),
 }
@@ -108,6 +110,7 @@ pub fn run(command: Command, global: &Global, cli: clap::Command) -> Result<Exit
         Command::Store(command) => return store::run(&command, global),
         Command::Devices(args) => return devices::run(&args, global),
         Command::Doctor(args) => return doctor::run(&args, global),
+        Command::Token(args) => return token::run(&args, global),
         command => command,
     };
     let output = Output::new(global.json, global.no_color);
@@ -137,6 +140,7 @@ pub fn run(command: Command, global: &Global, cli: clap::Command) -> Result<Exit
             Command::Debug(command) => debug::run(command, global, session).await,
             Command::Watch(args) => watch::run(args, session).await,
             Command::Store(_)
+            | Command::Token(_)
             | Command::Devices(_)
             | Command::Doctor(_)
             | Command::Completions(_)

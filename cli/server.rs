@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_core::Policy;
 use aquifer_core::plan::Order;
+use aquifer_scheduler::callers::Users;
 use aquifer_scheduler::grpc::{ServerConfig, ServerError, serve};
 use aquifer_scheduler::leader::Source;
 use aquifer_scheduler::limits::Limits;
@@ -41,6 +43,10 @@ pub struct Args {
     /// Address on which operators read `/metrics`, `/healthz` and `/readyz`; beyond loopback a token is needed. Default: off
     #[arg(long, env = "AQUIFER_METRICS", value_name = "ADDRESS:PORT")]
     pub metrics: Option<String>,
+    /// File of users with tokens of their own, as `aquifer token` writes it: their jobs are in their names, and only
+    /// administrators change what is of others; needs --token-file, whose token then is for agents. Default: nobody has one
+    #[arg(long, env = "AQUIFER_USERS", value_name = "FILE")]
+    pub users: Option<PathBuf>,
     /// File with the certificates of authorities, in PEM, one of which must have signed the certificate of whoever
     /// connects; needs --tls-cert. Default: clients need no certificate
     #[arg(long, env = "AQUIFER_TLS_CLIENT_CA", value_name = "FILE")]
@@ -213,8 +219,10 @@ impl Args {
         let log_level =
             settings.take("log-level", self.log_level.as_ref(), "info", |text| Ok(text.into()))?;
         let token_file = settings.take_optional("token-file", None, |text| Ok(PathBuf::from(text)))?;
+        let users = settings::file(&mut settings, "users", &self.users)?;
         settings.finish()?;
         let token = settings::token(global.token_file.as_deref().or(token_file.as_deref()))?;
+        let users = users.map(|file| open_users(file, token.is_some())).transpose()?;
         let policy = Policy {
             order,
             lease,
@@ -231,7 +239,8 @@ impl Args {
         let checkpoint_root = checkpoint_root.display().to_string();
         let metrics = Metrics::default();
         let own = tls.clone().map(|files| open(files, Protocol::Http2)).transpose()?;
-        let config = ServerConfig { listen, token, tls: own, limits, policy, checkpoint_root, metrics };
+        let config =
+            ServerConfig { listen, token, users, tls: own, limits, policy, checkpoint_root, metrics };
         Ok(Resolved {
             config,
             metrics: observed,
@@ -303,6 +312,19 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
     drop(spans);
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
+}
+
+/// Users with tokens of their own.
+fn open_users(file: PathBuf, has_token: bool) -> Result<Arc<Users>, Failure> {
+    if !has_token {
+        let sentence = "--users needs a token of the pool: without one everybody may do everything";
+        return Err(Failure::usage(
+            sentence,
+            "Name a secret with --token-file, and give it to agents alone.",
+        ));
+    }
+    let next = "Correct it, or let `aquifer token NAME --users FILE` write one.";
+    Users::open(file).map(Arc::new).map_err(|error| Failure::usage(error.to_string(), next))
 }
 
 /// Begins to answer operators, if that is wanted, and says where.

@@ -1,5 +1,6 @@
 //! The scheduler process: runs the core, keeps its records, speaks gRPC.
 
+pub mod callers;
 pub mod clock;
 pub mod grpc;
 pub mod leader;

@@ -12,6 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::callers::{Caller, User};
 use crate::runtime::{Input, Runtime, Session};
 
 /// So long a session may take to begin.
@@ -40,6 +41,11 @@ impl v1::agents_server::Agents for AgentsService {
         &self,
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Outbox>, Status> {
+        if let Caller::User(User { name, .. }) = Caller::of(&request) {
+            return Err(Status::permission_denied(format!(
+                "this token is of {name}: an agent needs the pool's, in the file that --token-file names"
+            )));
+        }
         let mut inbox = request.into_inner();
         let first = timeout(PATIENCE, inbox.next()).await;
         let late = |_| Status::deadline_exceeded(format!("no hello within {} s", PATIENCE.as_secs()));

@@ -30,6 +30,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::{Request, Status};
 
+use crate::callers::{Caller, Users};
 use crate::leader::Source;
 use crate::limits::{Clients, Limits, Place};
 use crate::metrics::Metrics;
@@ -71,8 +72,10 @@ const PLAIN_AGE: Duration = Duration::from_secs(10);
 pub struct ServerConfig {
     /// Address to listen on.
     pub listen: SocketAddr,
-    /// Secret that every client and agent must present. Needed to listen beyond loopback.
+    /// Secret that every agent, and every client without a token of its own, must present. Needed to listen beyond loopback.
     pub token: Option<String>,
+    /// Who has a token of their own.
+    pub users: Option<Arc<Users>>,
     /// TLS of all connections; `None`: everything travels in clear text.
     pub tls: Option<Tls>,
     /// What clients may take.
@@ -134,7 +137,7 @@ pub async fn serve(
     let listener = listen(config.listen).map_err(listen_error)?;
     let address = listener.local_addr().map_err(listen_error)?;
 
-    let guard = Guard::new(config.token.as_deref());
+    let door = Door { guard: Guard::new(config.token.as_deref()), users: config.users.clone() };
     let (leader, seen) = watch::channel(String::new());
     let services = Services { pool: Switch::new(&seen), agents: Switch::new(&seen) };
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -152,10 +155,10 @@ pub async fn serve(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .add_service(Metered(health_service))
-        .add_service(Metered(InterceptedService::new(reflection().build_v1()?, guard.clone())))
-        .add_service(Metered(InterceptedService::new(reflection().build_v1alpha()?, guard.clone())))
-        .add_service(Metered(InterceptedService::new(services.pool.clone(), guard.clone())))
-        .add_service(InterceptedService::new(services.agents.clone(), guard));
+        .add_service(Metered(InterceptedService::new(reflection().build_v1()?, door.clone())))
+        .add_service(Metered(InterceptedService::new(reflection().build_v1alpha()?, door.clone())))
+        .add_service(Metered(InterceptedService::new(services.pool.clone(), door.clone())))
+        .add_service(InterceptedService::new(services.agents.clone(), door));
     let lead = async |store: Box<dyn Store>| -> Result<oneshot::Receiver<StoreError>, StoreError> {
         let (metrics, meters) = (config.metrics.clone(), config.metrics.meters());
         let root = config.checkpoint_root.clone();
@@ -277,16 +280,30 @@ impl Guard {
     }
 }
 
-impl tonic::service::Interceptor for Guard {
-    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        let given = request.metadata().get("authorization").map(|value| value.as_bytes());
-        match self.admits(given) {
-            true => {
-                request.extensions().get::<Arc<Place>>().inspect(|place| place.know());
-                Ok(request)
-            }
-            false => Err(Status::unauthenticated("this pool needs a token: authorization: Bearer …")),
+/// Lets calls pass with a token, and says whose it is.
+#[derive(Clone)]
+struct Door {
+    guard: Guard,
+    users: Option<Arc<Users>>,
+}
+
+impl Door {
+    fn caller(&self, given: Option<&[u8]>) -> Option<Caller> {
+        if self.guard.admits(given) {
+            return Some(Caller::Pool);
         }
+        self.users.as_ref()?.find(given?.strip_prefix(b"Bearer ")?).map(Caller::User)
+    }
+}
+
+impl tonic::service::Interceptor for Door {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let given = request.metadata().get("authorization").map(|value| value.as_bytes());
+        let unknown = || Status::unauthenticated("this pool needs a token: authorization: Bearer …");
+        let caller = self.caller(given).ok_or_else(unknown)?;
+        request.extensions().get::<Arc<Place>>().inspect(|place| place.know());
+        request.extensions_mut().insert(caller);
+        Ok(request)
     }
 }
 

@@ -18,6 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{logs, past, view};
+use crate::callers::{Caller, User};
 use crate::metrics::Metrics;
 use crate::runtime::{Ended, Runtime};
 use crate::store::{Contents, Past, backup};
@@ -55,6 +56,20 @@ impl PoolService {
         }
     }
 
+    /// Lets pass who may change a job, or see what it keeps to itself.
+    async fn own(&self, caller: &Caller, job: JobId) -> Result<(), Status> {
+        let Caller::User(User { is_admin: false, .. }) = caller else { return Ok(()) };
+        let user = self.query(move |cluster| cluster.jobs().get(job).map(|job| job.spec.user.clone()));
+        let user = match user.await? {
+            Some(user) => user,
+            None => match past::job(&self.runtime, job).await? {
+                Some(job) => job.spec.user.clone(),
+                None => return Err(refused(Refusal::UnknownJob(job))),
+            },
+        };
+        caller.own(&user, &job.to_string())
+    }
+
     async fn query<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Cluster) -> T + Send + 'static,
@@ -67,6 +82,7 @@ impl PoolService {
         request: Request<v1::NodeRequest>,
         availability: Availability,
     ) -> Reply<v1::NodeResponse> {
+        Caller::of(&request).administer("cordon and drain nodes")?;
         let v1::NodeRequest { name, device } = request.into_inner();
         let node = border::name("name", &name)?;
         let command = match device {
@@ -142,9 +158,23 @@ fn refused(refusal: Refusal) -> Status {
     }
 }
 
-fn spec_of(spec: Option<v1::JobSpec>) -> Result<Arc<JobSpec>, Status> {
-    let spec = spec.ok_or_else(|| border::Invalid::new("spec", "absent", "expected a job"))?;
+/// What is asked for, in the name of who asks.
+fn spec_of(caller: &Caller, spec: Option<v1::JobSpec>) -> Result<Arc<JobSpec>, Status> {
+    let mut spec = spec.ok_or_else(|| border::Invalid::new("spec", "absent", "expected a job"))?;
+    if let Caller::User(user) = caller {
+        spec.user = user.name.to_string();
+    }
     Ok(Arc::new(border::job_spec(&spec)?))
+}
+
+/// A job as others see it: without the values of its environment, which may be secret.
+fn seen_by(caller: &Caller, mut job: v1::Job) -> v1::Job {
+    if let Some(spec) = &mut job.spec
+        && !caller.owns(&spec.user)
+    {
+        spec.env.values_mut().for_each(String::clear);
+    }
+    job
 }
 
 /// Checks a name that may be left out.
@@ -159,7 +189,8 @@ impl v1::pool_server::Pool for PoolService {
 
     type BackupStream = Pin<Box<dyn Stream<Item = Result<v1::BackupPiece, Status>> + Send>>;
 
-    async fn backup(&self, _: Request<v1::BackupRequest>) -> Reply<Self::BackupStream> {
+    async fn backup(&self, request: Request<v1::BackupRequest>) -> Reply<Self::BackupStream> {
+        Caller::of(&request).administer("take backups")?;
         let records = self.query(all_records).await?;
         let term = self.runtime.term;
         let write = move |past: &Past| {
@@ -180,7 +211,8 @@ impl v1::pool_server::Pool for PoolService {
     }
 
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Reply<v1::SubmitResponse> {
-        let mut spec = spec_of(request.into_inner().spec)?;
+        let caller = Caller::of(&request);
+        let mut spec = spec_of(&caller, request.into_inner().spec)?;
         if !spec.after.is_empty() {
             past::settle_dependencies(&self.runtime, Arc::make_mut(&mut spec)).await?;
         }
@@ -193,6 +225,7 @@ impl v1::pool_server::Pool for PoolService {
     }
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Reply<v1::Job> {
+        let caller = Caller::of(&request);
         let id = border::job_id("job", request.into_inner().job)?;
         let shared = self.runtime.shared.clone();
         let job = self.query(move |cluster| {
@@ -202,14 +235,16 @@ impl v1::pool_server::Pool for PoolService {
             Some(view::job(cluster, &shared, job, reason.as_ref()))
         });
         if let Some(job) = job.await? {
-            return Ok(Response::new(job));
+            return Ok(Response::new(seen_by(&caller, job)));
         }
         let (job, shared) = (past::job(&self.runtime, id).await?, self.runtime.shared.clone());
         let job = job.ok_or_else(|| refused(Refusal::UnknownJob(id)))?;
-        Ok(Response::new(self.query(move |cluster| view::job(cluster, &shared, &job, None)).await?))
+        let job = self.query(move |cluster| view::job(cluster, &shared, &job, None)).await?;
+        Ok(Response::new(seen_by(&caller, job)))
     }
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Reply<v1::ListResponse> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
         let page_size = match request.page_size {
             0 => 100,
@@ -224,12 +259,16 @@ impl v1::pool_server::Pool for PoolService {
         }
         name_if_given("queue", &request.queue)?;
         let before = JobId(from_token(&request.page_token, u64::MAX)?);
-        Ok(Response::new(past::list(&self.runtime, request, page_size as usize, before).await?))
+        let mut page = past::list(&self.runtime, request, page_size as usize, before).await?;
+        page.jobs = page.jobs.into_iter().map(|job| seen_by(&caller, job)).collect();
+        Ok(Response::new(page))
     }
 
     async fn cancel(&self, request: Request<v1::CancelRequest>) -> Reply<v1::CancelResponse> {
+        let caller = Caller::of(&request);
         let v1::CancelRequest { job, whole_array } = request.into_inner();
         let job = border::job_id("job", job)?;
+        self.own(&caller, job).await?;
         match self.command_on(job, Command::Cancel { job, whole_array }).await? {
             Answer::Cancelled(cancelled) => Ok(Response::new(v1::CancelResponse { cancelled })),
             other => Err(Status::internal(format!("unexpected answer {other:?}"))),
@@ -237,8 +276,10 @@ impl v1::pool_server::Pool for PoolService {
     }
 
     async fn scale(&self, request: Request<v1::ScaleRequest>) -> Reply<v1::ScaleResponse> {
+        let caller = Caller::of(&request);
         let v1::ScaleRequest { job, ranks } = request.into_inner();
         let job = border::job_id("job", job)?;
+        self.own(&caller, job).await?;
         if ranks == Some(0) {
             return Err(border::Invalid::new("ranks", 0, "expected at least 1, or none given").into());
         }
@@ -279,11 +320,13 @@ impl v1::pool_server::Pool for PoolService {
     }
 
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Reply<Self::LogsStream> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
-        border::job_id("job", request.job)?;
+        let job = border::job_id("job", request.job)?;
         if request.attempt == Some(0) {
             return Err(border::Invalid::new("attempt", 0, "expected an attempt's number, from 1").into());
         }
+        self.own(&caller, job).await?;
         let (sink, chunks) = mpsc::channel(16);
         tokio::spawn(logs::stream(self.runtime.clone(), request, sink));
         Ok(Response::new(Box::pin(ReceiverStream::new(chunks))))
@@ -303,7 +346,8 @@ impl v1::pool_server::Pool for PoolService {
     }
 
     async fn plan(&self, request: Request<v1::PlanRequest>) -> Reply<v1::PlanResponse> {
-        let mut spec = (*spec_of(request.into_inner().spec)?).clone();
+        let caller = Caller::of(&request);
+        let mut spec = (*spec_of(&caller, request.into_inner().spec)?).clone();
         // Neither the key of an earlier submission nor the length of an array matters to the question.
         (spec.client_key, spec.array) = ("".into(), None);
         let shared = self.runtime.shared.clone();
@@ -375,6 +419,7 @@ impl v1::pool_server::Pool for PoolService {
     }
 
     async fn set_queue(&self, request: Request<v1::SetQueueRequest>) -> Reply<v1::SetQueueResponse> {
+        Caller::of(&request).administer("change queues")?;
         let queue = request.into_inner().queue;
         let queue = queue.ok_or_else(|| border::Invalid::new("queue", "absent", "expected a queue"))?;
         self.command(Command::SetQueue(border::queue(&queue)?)).await?;
@@ -403,6 +448,7 @@ impl v1::pool_server::Pool for PoolService {
     }
 
     async fn reserve(&self, request: Request<v1::ReserveRequest>) -> Reply<v1::ReserveResponse> {
+        Caller::of(&request).administer("book nodes")?;
         let booking = reservations::booking(&request.into_inner())?;
         let Answer::Reserved(it) = self.command(Command::Reserve(booking)).await? else {
             return Err(Status::internal("a booking is answered as one"));
@@ -412,6 +458,7 @@ impl v1::pool_server::Pool for PoolService {
     }
 
     async fn unreserve(&self, request: Request<v1::UnreserveRequest>) -> Reply<v1::UnreserveResponse> {
+        Caller::of(&request).administer("give reservations up")?;
         let name = border::name("name", &request.into_inner().name)?;
         self.command(Command::Unreserve(name)).await?;
         Ok(Response::new(v1::UnreserveResponse {}))
@@ -428,8 +475,10 @@ impl v1::pool_server::Pool for PoolService {
     }
 
     async fn demand(&self, request: Request<v1::DemandRequest>) -> Reply<v1::DemandResponse> {
+        let caller = Caller::of(&request);
         let v1::DemandRequest { job, waiting } = request.into_inner();
         let job = border::job_id("job", job)?;
+        self.own(&caller, job).await?;
         self.command_on(job, Command::Demand { job, waiting }).await?;
         Ok(Response::new(v1::DemandResponse {}))
     }
