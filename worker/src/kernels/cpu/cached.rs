@@ -228,11 +228,8 @@ fn sum_lanes<const FMA: bool, const N: usize, const W: usize, T: Kept>(
             }
         }
     }
-    for n in 0..N {
-        for w in 0..W {
-            let at = n * d + first + w * LANES;
-            out[at..at + LANES].copy_from_slice(&sums[n][w]);
-        }
+    for (out, sums) in out.chunks_exact_mut(d).zip(sums) {
+        out[first..first + W * LANES].copy_from_slice(sums.as_flattened());
     }
 }
 
