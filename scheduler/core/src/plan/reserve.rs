@@ -43,7 +43,7 @@ const SOONER: u64 = 2;
 
 /// Nodes for jobs to come are chosen anew when one of so many of them has changed, so that what an event costs does not grow
 /// with their number.
-const STEADY: usize = 16;
+const STEADY: usize = 64;
 
 /// Room that is kept. Soft state: a scheduler that takes over thinks it over anew.
 #[derive(Clone, Debug, Default)]
@@ -560,7 +560,7 @@ pub(super) fn ranks_when_idle(node: &Node, request: &Request) -> u32 {
 mod tests {
     use super::*;
 
-    /// Of few nodes for jobs to come each change counts, of many every sixteenth part of them, and the last of all.
+    /// Of few nodes for jobs to come each change counts, of many every 64th part of them, and the last of all.
     #[test]
     fn nodes_for_jobs_to_come_are_chosen_anew_when_a_part_of_them_has_changed() {
         let changes = |for_wide: usize| {
@@ -571,8 +571,8 @@ mod tests {
             });
             changes.expect("a hundred changes are enough")
         };
-        assert_eq!([0, 1, 31, 32, 160].map(changes), [1, 1, 1, 2, 10]);
-        let mut kept = Kept { for_wide: 160, chosen: true, ..Kept::default() };
+        assert_eq!([0, 1, 127, 128, 640].map(changes), [1, 1, 1, 2, 10]);
+        let mut kept = Kept { for_wide: 640, chosen: true, ..Kept::default() };
         kept.wide_changed(true);
         assert!(!kept.chosen, "none are to come any more");
     }
