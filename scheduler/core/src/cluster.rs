@@ -223,7 +223,7 @@ impl Cluster {
             self.round_at = None;
             self.learn_prices();
             if self.turnover.forget(now) {
-                self.kept.choose();
+                self.kept.wide_changed(self.turnover.is_empty());
             }
             self.room.protect_idle(!self.turnover.is_empty());
             let (room, kept) = (std::mem::take(&mut self.room), std::mem::take(&mut self.kept));
@@ -410,7 +410,7 @@ impl Cluster {
 
     pub(crate) fn change_node(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
         self.touched_nodes.insert(id);
-        change(self.nodes.get_mut(id));
+        self.nodes.change(id, change);
         self.kept.forget();
         self.plan_at(self.now);
         self.refresh_room(id);

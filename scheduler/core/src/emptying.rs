@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, btree_set};
 
+use crate::inventory::Inventory;
 use crate::nodes::Until;
 use crate::types::*;
 
@@ -50,6 +51,9 @@ enum Group {
 type Place = (u64, NodeId);
 
 impl Group {
+    const FIRST: Group = Group::Ends;
+    const LAST: Group = Group::Ages(u64::MAX);
+
     /// In how many milliseconds a node of the group is expected to be empty.
     ///
     /// What has no time limit is expected to run for as long again as it has run: durations are spread so widely that
@@ -63,38 +67,61 @@ impl Group {
     }
 }
 
+/// About how large a node is: where it is told apart, those that ask for the largest pass over the small ones at once. Of
+/// few kinds, however many nodes there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Size {
+    devices: u16,
+    /// Of processor time the logarithm, in quarters of a doubling.
+    cpus: u16,
+}
+
+impl Size {
+    pub fn of(inventory: &Inventory) -> Size {
+        let cpus_milli = u64::from(inventory.cpus_milli) + 4;
+        let doublings = cpus_milli.ilog2();
+        let cpus = 4 * doublings + (cpus_milli >> (doublings - 2)) as u32;
+        Size { devices: inventory.devices.len() as u16, cpus: cpus as u16 }
+    }
+}
+
 /// Nodes that get empty by themselves, in the order in which they do. Derived from what is held.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Emptying {
-    groups: BTreeMap<Group, BTreeSet<Place>>,
+    groups: BTreeMap<(Size, Group), BTreeSet<Place>>,
 }
 
 impl Emptying {
-    /// What is held on a node has changed; `None`: there was no such node. `O(log nodes)`.
-    pub fn change(&mut self, node: NodeId, before: Option<Expiry>, after: Expiry) {
-        if let Some((group, place)) = before.and_then(|before| before.place(node)) {
-            let places = self.groups.get_mut(&group).expect("the group of a node");
+    /// What is held on a node has changed, or its size; `None`: there was no such node. `O(log nodes)`.
+    pub fn change(&mut self, node: NodeId, before: Option<(Size, Expiry)>, (size, after): (Size, Expiry)) {
+        if let Some((size, (group, place))) =
+            before.and_then(|(size, before)| Some((size, before.place(node)?)))
+        {
+            let places = self.groups.get_mut(&(size, group)).expect("the group of a node");
             places.remove(&place);
             if places.is_empty() {
-                self.groups.remove(&group);
+                self.groups.remove(&(size, group));
             }
         }
         if let Some((group, place)) = after.place(node) {
-            self.groups.entry(group).or_default().insert(place);
+            self.groups.entry((size, group)).or_default().insert(place);
         }
     }
 
     /// Nodes that get empty by themselves, the soonest at `now` first; those that are empty now or should be by the
     /// time limits of their jobs in the order of these.
     ///
-    /// `O(groups)`, which are no more than ranks can be on one node, then `O(log groups)` for each.
-    pub fn soonest(&self, now: Time) -> SoonestFirst<'_> {
-        let mut all = SoonestFirst { now, heads: BinaryHeap::new(), rest: Vec::new() };
-        for (group, places) in &self.groups {
-            all.rest.push((*group, places.iter()));
-            all.advance(all.rest.len() - 1);
+    /// `O(groups)`, which are no more than ranks can be on one node, for each size, then `O(log groups)` for each.
+    ///
+    /// * `sizes`: only nodes of these; `None`: all.
+    pub fn soonest(&self, now: Time, sizes: Option<&BTreeSet<Size>>) -> SoonestFirst<'_> {
+        let mut found = SoonestFirst { now, heads: BinaryHeap::new(), rest: Vec::new() };
+        let of_size = |size: &Size| self.groups.range((*size, Group::FIRST)..=(*size, Group::LAST));
+        match sizes {
+            None => self.groups.iter().for_each(|group| found.open(group)),
+            Some(sizes) => sizes.iter().flat_map(of_size).for_each(|group| found.open(group)),
         }
-        all
+        found
     }
 }
 
@@ -106,7 +133,12 @@ pub(crate) struct SoonestFirst<'a> {
     rest: Vec<(Group, btree_set::Iter<'a, Place>)>,
 }
 
-impl SoonestFirst<'_> {
+impl<'a> SoonestFirst<'a> {
+    fn open(&mut self, ((_, group), places): (&(Size, Group), &'a BTreeSet<Place>)) {
+        self.rest.push((*group, places.iter()));
+        self.advance(self.rest.len() - 1);
+    }
+
     fn advance(&mut self, at: usize) {
         let (group, places) = &mut self.rest[at];
         let Some(place) = places.next() else { return };
@@ -134,7 +166,7 @@ mod tests {
             random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (random >> 33) % n
         };
-        let mut known: Vec<Option<Expiry>> = vec![None; 50];
+        let mut known: Vec<Option<(Size, Expiry)>> = vec![None; 50];
         let mut emptying = Emptying::default();
         for round in 0..2000 {
             let node = below(50) as usize;
@@ -144,25 +176,27 @@ mod tests {
                 1 | 2 => Until::Time(Time(below(4000) * 1000)),
                 _ => Until::Unknown,
             };
-            let after = Expiry { until, ranks, since_sum: ranks * below(1 + round) * 1000 };
+            let size = Size { devices: below(3) as u16, cpus: below(2) as u16 };
+            let after = (size, Expiry { until, ranks, since_sum: ranks * below(1 + round) * 1000 });
             emptying.change(NodeId(node as u32), known[node], after);
             known[node] = Some(after);
             let now = Time(round * 1000 + below(1_000_000));
-            let mut sorted: Vec<(u64, u64, NodeId)> = (0..)
-                .zip(&known)
-                .filter_map(|(at, known)| {
-                    let (expiry, node) = ((*known)?, NodeId(at));
-                    Some((expiry.empty_in(now)?, expiry.place(node)?.1.0, node))
-                })
-                .collect();
-            sorted.sort_unstable();
-            let times = |nodes: &[NodeId]| -> Vec<Option<u64>> {
-                nodes.iter().map(|node| known[node.0 as usize].and_then(|it| it.empty_in(now))).collect()
-            };
-            let expected: Vec<NodeId> = sorted.into_iter().map(|(_, _, node)| node).collect();
-            let found: Vec<NodeId> = emptying.soonest(now).collect();
-            assert_eq!(times(&found), times(&expected), "round {round}");
-            assert_eq!(found.iter().collect::<BTreeSet<_>>(), expected.iter().collect(), "round {round}");
+            let large = |size: &Size| 1 <= size.devices && size.cpus == 1;
+            let sizes: BTreeSet<Size> = known.iter().flatten().map(|(size, _)| *size).filter(large).collect();
+            for sizes in [None, Some(&sizes)] {
+                let mut sorted: Vec<(u64, u64, NodeId)> = (0..)
+                    .zip(&known)
+                    .filter_map(|(at, known)| {
+                        let ((size, expiry), node) = ((*known)?, NodeId(at));
+                        sizes.is_none_or(|sizes| sizes.contains(&size)).then_some(())?;
+                        Some((expiry.empty_in(now)?, expiry.place(node)?.1.0, node))
+                    })
+                    .collect();
+                sorted.sort_unstable();
+                let expected: Vec<NodeId> = sorted.into_iter().map(|(_, _, node)| node).collect();
+                let found: Vec<NodeId> = emptying.soonest(now, sizes).collect();
+                assert_eq!(found, expected, "round {round}");
+            }
         }
     }
 }

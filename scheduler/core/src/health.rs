@@ -162,6 +162,10 @@ impl Cluster {
 
     /// Places those elsewhere that hold a device that went bad. They are not charged with a failure.
     pub(crate) fn leave_bad_devices(&mut self, id: NodeId) {
+        let node = self.nodes.get(id);
+        if (0..node.inventory.devices.len() as u16).all(|index| node.breaks_work(index).is_none()) {
+            return;
+        }
         for worker in self.workers_on(id) {
             let job = self.jobs.get(worker.job).expect("a worker's job");
             if job.phase != Phase::Active {

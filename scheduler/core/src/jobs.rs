@@ -2,6 +2,7 @@
 
 mod dependencies;
 pub mod history;
+mod table;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +12,7 @@ use std::time::Duration;
 use crate::event::Spent;
 pub use crate::jobs::dependencies::Dependency;
 use crate::jobs::history::Ended;
+use crate::jobs::table::Table;
 use crate::nodes::{Span, Until};
 use crate::reservations::Guests;
 pub use crate::shape::Shape;
@@ -181,7 +183,7 @@ pub struct Jobs {
     /// Time of waiting that counts as much as one of priority.
     ageing_ms: u64,
     /// Shared with copies of the cluster, as what-if questions make them.
-    table: BTreeMap<JobId, Arc<Job>>,
+    table: Table,
     /// Shapes of ready jobs, each with the number of queues that have one; shared by all jobs of that shape.
     shapes: BTreeMap<Arc<Shape>, usize>,
     ready: Ready,
@@ -292,37 +294,37 @@ impl Jobs {
 
     /// The job.
     pub fn get(&self, id: JobId) -> Option<&Job> {
-        self.table.get(&id).map(|job| &**job)
+        self.table.get(id)
     }
 
     /// All jobs but those that have retired, oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Job> {
-        self.table.values().map(|job| &**job)
+        self.table.iter()
     }
 
     /// Jobs from `first` on, oldest first.
     pub fn range(&self, jobs: impl std::ops::RangeBounds<JobId>) -> impl DoubleEndedIterator<Item = &Job> {
-        self.table.range(jobs).map(|(_, job)| &**job)
+        self.table.range(jobs)
     }
 
     /// Jobs that hold resources, oldest first.
     pub fn holding(&self) -> impl Iterator<Item = &Job> {
-        self.holding.iter().map(|id| &*self.table[id])
+        self.holding.iter().map(|id| &self.table[*id])
     }
 
     /// Jobs that give their resources back, oldest first.
     pub fn stopping(&self) -> impl Iterator<Item = &Job> {
-        self.stopping.iter().map(|id| &*self.table[id])
+        self.stopping.iter().map(|id| &self.table[*id])
     }
 
     /// Jobs that run with fewer ranks than they want, oldest first.
     pub fn small(&self) -> impl Iterator<Item = &Job> {
-        self.small.iter().map(|id| &*self.table[id])
+        self.small.iter().map(|id| &self.table[*id])
     }
 
     /// Jobs that serve a model and have not ended, oldest first.
     pub fn services(&self) -> impl Iterator<Item = &Job> {
-        self.services.iter().map(|id| &*self.table[id])
+        self.services.iter().map(|id| &self.table[*id])
     }
 
     pub(crate) fn is_small(&self, job: JobId) -> bool {
@@ -348,7 +350,7 @@ impl Jobs {
 
     /// Jobs of the queue that run: the lowest priority first, of one priority the latest.
     pub(crate) fn active_in(&self, queue: &str) -> impl Iterator<Item = &Job> {
-        self.active.get(queue).into_iter().flatten().map(|(_, Reverse(id))| &*self.table[id])
+        self.active.get(queue).into_iter().flatten().map(|(_, Reverse(id))| &self.table[*id])
     }
 
     /// Jobs to which others give way, each with when that was decided, once for each of those. `O(jobs that stop)`.
@@ -409,16 +411,16 @@ impl Jobs {
             self.ended.enter_open(&job);
         }
         let id = job.id;
-        self.table.insert(id, Arc::new(job));
+        self.table.insert(job);
         self.index(now, id);
     }
 
     /// Changes a job and brings the indexes up to date. `O(log jobs)`, and the change.
     pub(crate) fn update<R>(&mut self, now: Time, id: JobId, change: impl FnOnce(&mut Job) -> R) -> R {
         self.unindex(id);
-        let result = change(Arc::make_mut(self.table.get_mut(&id).expect("a job that exists")));
+        let result = change(self.table.get_mut(id).expect("a job that exists"));
         self.index(now, id);
-        if matches!(self.table[&id].phase, Phase::Done(_)) {
+        if matches!(self.table[id].phase, Phase::Done(_)) {
             self.enter_ended(id);
         }
         result
@@ -426,7 +428,7 @@ impl Jobs {
 
     /// State of one rank's worker. No index depends on it.
     pub(crate) fn rank_state_mut(&mut self, worker: WorkerId) -> &mut RankState {
-        let job = Arc::make_mut(self.table.get_mut(&worker.job).expect("a job that exists"));
+        let job = self.table.get_mut(worker.job).expect("a job that exists");
         assert_eq!(job.attempt, worker.attempt, "{worker} is of another attempt");
         let at = job.position(worker.rank);
         &mut job.ranks[at].worker
@@ -439,7 +441,7 @@ impl Jobs {
 
     /// Enters a job into the indexes that its phase belongs to.
     fn index(&mut self, now: Time, id: JobId) {
-        let job = &self.table[&id];
+        let job = &self.table[id];
         if job.spec.served().is_some() && !matches!(job.phase, Phase::Done(_)) {
             self.services.insert(id);
         }
@@ -493,7 +495,7 @@ impl Jobs {
 
     /// Removes a job from every index. A job that is done stays done.
     fn unindex(&mut self, id: JobId) {
-        let job = &self.table[&id];
+        let job = &self.table[id];
         let turn = self.turn(job);
         assert!(!matches!(job.phase, Phase::Done(_)), "{id} is done and changes no more");
         self.holding.remove(&id);
@@ -551,7 +553,7 @@ impl Jobs {
     pub fn check(&self, now: Time) {
         let (ageing_ms, guests) = (self.ageing_ms, self.guests.clone());
         let mut recount = Jobs { ageing_ms, guests, ..Jobs::default() };
-        for job in self.table.values() {
+        for job in self.table.iter() {
             let is_due = job.phase != Phase::Active || !job.is_to_sleep();
             assert!(is_due, "{} runs, and is to sleep", job.id);
             recount.insert(now, Job::clone(job));

@@ -161,7 +161,7 @@ impl Cluster {
     }
 
     /// Takes in a whole report. Returns the node if it must be answered.
-    pub(crate) fn on_report(&mut self, now: Time, report: NodeReport) -> Option<NodeId> {
+    pub(crate) fn on_report(&mut self, now: Time, mut report: NodeReport) -> Option<NodeId> {
         let id = match self.nodes.by_name(&report.node) {
             Some(id) => id,
             None => self.add_node(report.node.clone()),
@@ -174,7 +174,7 @@ impl Cluster {
         let rebooted = known.boot != report.boot;
         let joined = !known.up;
         let inventory_changed = known.inventory != report.inventory;
-        let only_speeds = known.inventory.differs_in_speed_alone(&report.inventory);
+        let only_speeds = inventory_changed && known.inventory.differs_in_speed_alone(&report.inventory);
         let caught_up = self.nodes.revision(id) == report.revision;
 
         if rebooted || joined || inventory_changed {
@@ -218,11 +218,14 @@ impl Cluster {
                 self.on_load(now, worker.id, load);
             }
         }
-        let states: BTreeMap<WorkerId, WorkerState> =
-            report.workers.into_iter().map(|worker| (worker.id, worker.state)).collect();
+        report.workers.sort_by_key(|worker| worker.id);
+        let state_of = |id: WorkerId| {
+            let at = report.workers.binary_search_by_key(&id, |worker| worker.id).ok()?;
+            Some(&report.workers[at].state)
+        };
         for worker in self.workers_on(id) {
             let known = self.rank_state(worker);
-            match states.get(&worker) {
+            match state_of(worker) {
                 Some(WorkerState::Starting) if known < RankState::Starting => {
                     self.set_rank_state(worker, RankState::Starting);
                 }
@@ -460,7 +463,7 @@ impl Cluster {
         self.plan_at(now);
         self.kept.leave(id);
         if outcome.is_some() && self.turnover.enter(now, &job) {
-            self.kept.choose();
+            self.kept.wide_changed(false);
         }
         let lost_ms = if outcome.is_none() { self.unsaved_ms(&job) } else { 0 };
         let spent = self.spent(&job);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::emptying::{Emptying, Expiry, SoonestFirst};
+use crate::emptying::{Emptying, Expiry, Size, SoonestFirst};
 use crate::event::Availability;
 use crate::types::*;
 
@@ -270,12 +270,18 @@ impl Nodes {
         assert_eq!(node.id.0 as usize, self.entries.len(), "identities have no gaps");
         self.by_name.insert(node.name.clone(), node.id);
         let (lease, held) = (Lease::default(), Held::default());
-        self.emptying.change(node.id, None, held.expiry());
+        self.emptying.change(node.id, None, (Size::of(&node.inventory), held.expiry()));
         self.entries.push(Arc::new(Entry { node, lease, held, revision }));
     }
 
-    pub(crate) fn get_mut(&mut self, id: NodeId) -> &mut Node {
-        &mut self.entry_mut(id).node
+    pub(crate) fn change(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
+        let entry = self.entry_mut(id);
+        let (before, expiry) = (Size::of(&entry.node.inventory), entry.held.expiry());
+        change(&mut entry.node);
+        let after = Size::of(&entry.node.inventory);
+        if before != after {
+            self.emptying.change(id, Some((before, expiry)), (after, expiry));
+        }
     }
 
     pub(crate) fn set_revision(&mut self, id: NodeId, revision: Revision) {
@@ -309,11 +315,11 @@ impl Nodes {
     }
 
     fn change_held(&mut self, worker: WorkerId, rank: &Allocation, span: Span, add: bool) {
-        let held = &mut self.entry_mut(rank.node).held;
-        let before = held.expiry();
+        let Entry { node, held, .. } = self.entry_mut(rank.node);
+        let (size, before) = (Size::of(&node.inventory), held.expiry());
         held.change(worker, rank, span, add);
         let after = held.expiry();
-        self.emptying.change(rank.node, Some(before), after);
+        self.emptying.change(rank.node, Some((size, before)), (size, after));
     }
 
     /// In how many milliseconds the node is expected to be empty; `None`: not by itself.
@@ -321,9 +327,9 @@ impl Nodes {
         self.held(id).expiry().empty_in(now)
     }
 
-    /// Nodes that get empty by themselves, the soonest first.
-    pub(crate) fn soonest(&self, now: Time) -> SoonestFirst<'_> {
-        self.emptying.soonest(now)
+    /// Nodes that get empty by themselves, the soonest first. See [`Emptying::soonest`].
+    pub(crate) fn soonest(&self, now: Time, sizes: Option<&BTreeSet<Size>>) -> SoonestFirst<'_> {
+        self.emptying.soonest(now, sizes)
     }
 
     /// Checks what is derived from what is held against a recount.
@@ -332,7 +338,9 @@ impl Nodes {
     /// When it is not what it should be.
     pub(crate) fn check(&self) {
         let mut recount = Emptying::default();
-        self.entries.iter().for_each(|entry| recount.change(entry.node.id, None, entry.held.expiry()));
+        for Entry { node, held, .. } in self.entries.iter().map(|entry| &**entry) {
+            recount.change(node.id, None, (Size::of(&node.inventory), held.expiry()));
+        }
         assert_eq!(self.emptying, recount, "when nodes get empty");
     }
 

@@ -24,7 +24,7 @@ impl Jobs {
                 (None, _) => Dependency::Waits,
             };
         }
-        match self.table[&job].phase {
+        match self.table[job].phase {
             Phase::Done(Outcome::Succeeded) => Dependency::Met,
             Phase::Done(_) => Dependency::Failed(job),
             Phase::Pending(_) | Phase::Active | Phase::Stopping(_) => Dependency::Waits,
@@ -46,7 +46,7 @@ impl Jobs {
 
     /// Jobs to look at again now that `job` has ended.
     pub fn dependents_of(&self, job: JobId) -> Vec<JobId> {
-        let named = [Some(job), self.table[&job].array.map(|array| array.first)];
+        let named = [Some(job), self.table[job].array.map(|array| array.first)];
         let sets = named.iter().flatten().filter_map(|name| self.dependents.get(name));
         sets.flatten().copied().collect()
     }

@@ -155,8 +155,8 @@ impl Jobs {
 
     /// Elements of the array that `id` belongs to; just `id` if it is no element of one.
     pub fn array_of(&self, id: JobId) -> Vec<JobId> {
-        let Some(array) = self.table.get(&id).and_then(|job| job.array) else { return vec![id] };
-        let count = self.table[&id].spec.array.map_or(1, |range| range.count());
+        let Some(array) = self.table.get(id).and_then(|job| job.array) else { return vec![id] };
+        let count = self.table[id].spec.array.map_or(1, |range| range.count());
         (array.first.0..array.first.0 + count).map(JobId).collect()
     }
 
@@ -206,7 +206,7 @@ impl Jobs {
 
     /// Takes out a job that has ended. With the first of an array, all of it must go.
     fn remove(&mut self, id: JobId) -> Arc<Job> {
-        let job = self.table.remove(&id).expect("a job that exists");
+        let job = self.table.remove(id).expect("a job that exists");
         assert!(matches!(job.phase, Phase::Done(_)), "{id} has not ended");
         if self.by_key(&job.spec.client_key) == Some(id) {
             self.by_key.remove(&job.spec.client_key);

@@ -6,6 +6,8 @@
 //! come and go, the next ones are expected, and nodes are kept for them before they come; what is kept for nobody yet
 //! is denied to others for a while only.
 
+mod soonest;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,11 +15,12 @@ use std::time::Duration;
 use super::fit::{Taken, isolates, suits};
 use super::preempt;
 use crate::cluster::Cluster;
-use crate::emptying::SoonestFirst;
+use crate::emptying::Size;
 use crate::jobs::{Job, Phase, Shape, Turn};
 use crate::nodes::{Node, Until};
-use crate::topology::{Level, Standing};
+use crate::topology::Standing;
 use crate::types::*;
+use soonest::Soonest;
 
 /// Waiting jobs that room is kept for, at most: those that go first.
 const MOST_JOBS: usize = 64;
@@ -38,6 +41,10 @@ const HEADROOM: usize = 8;
 /// Nodes are chosen anew for one that is empty in so small a part of the time that another still needs.
 const SOONER: u64 = 2;
 
+/// Nodes for jobs to come are chosen anew when one of so many of them has changed, so that what an event costs does not grow
+/// with their number.
+const STEADY: usize = 64;
+
 /// Room that is kept. Soft state: a scheduler that takes over thinks it over anew.
 #[derive(Clone, Debug, Default)]
 pub struct Kept {
@@ -50,6 +57,9 @@ pub struct Kept {
     sets: Vec<Arc<Hosts>>,
     /// Whether nodes were chosen since there was a reason to.
     chosen: bool,
+    /// Wide jobs that came or went since then, and nodes that were chosen for those to come.
+    changes: usize,
+    for_wide: usize,
     /// When the next of those that wait has waited long enough for room to be kept.
     patience: Option<Time>,
     /// Nodes are kept no more of which those that were kept from them do not know yet.
@@ -72,15 +82,22 @@ struct Hosts {
     ranks: Vec<Vec<u32>>,
     /// The same, of all nodes together.
     totals: Vec<u64>,
+    /// By role, which sizes the nodes have that could take some.
+    sizes: Vec<BTreeSet<Size>>,
     /// Nodes that could take ranks of the first role.
     nodes: usize,
 }
 
 impl Hosts {
-    fn of(ranks: Vec<Vec<u32>>) -> Hosts {
+    fn of(cluster: &Cluster, ranks: Vec<Vec<u32>>) -> Hosts {
         let totals = ranks.iter().map(|nodes| nodes.iter().copied().map(u64::from).sum()).collect();
         let nodes = ranks[0].iter().filter(|ranks| **ranks != 0).count();
-        Hosts { ranks, totals, nodes }
+        let sizes = |ranks: &Vec<u32>| {
+            let hosts = cluster.nodes().iter().zip(ranks).filter(|(_, ranks)| **ranks != 0);
+            hosts.map(|(node, _)| Size::of(&node.inventory)).collect()
+        };
+        let sizes = ranks.iter().map(sizes).collect();
+        Hosts { ranks, totals, sizes, nodes }
     }
 
     /// Whether all nodes together, idle, could take the job by number.
@@ -143,6 +160,14 @@ impl Kept {
         self.chosen = false;
     }
 
+    /// One more wide job came or went: others are to come, or other nodes will do for them.
+    ///
+    /// * `none`: no more are to come.
+    pub(crate) fn wide_changed(&mut self, none: bool) {
+        self.changes += 1;
+        self.chosen &= !none && self.changes < self.for_wide / STEADY;
+    }
+
     /// A job waits no more.
     pub(crate) fn leave(&mut self, job: JobId) {
         if self.starts.remove(&job).is_some() {
@@ -161,7 +186,7 @@ impl Kept {
             // What was a whole node's room is none any more.
             if self.owners.get(&node) == Some(&Owner::Wide) {
                 self.owners.remove(&node);
-                self.chosen = false;
+                self.wide_changed(false);
             }
         }
     }
@@ -201,7 +226,7 @@ impl Kept {
         if self.chosen && !impatient && !self.is_sooner(cluster, freed) {
             return;
         }
-        self.chosen = true;
+        (self.chosen, self.changes) = (true, 0);
         let starts = std::mem::take(&mut self.starts);
         let before = std::mem::take(&mut self.owners);
         let waiting = self.waiting(cluster, unfit, placed);
@@ -219,6 +244,7 @@ impl Kept {
             }
             self.keep_for_those_to_come(cluster, &mut soonest);
         }
+        self.for_wide = self.owners.values().filter(|owner| **owner == Owner::Wide).count();
         // What starts later, or at a time that is known now, may leave others time.
         let is_other = |(job, start): (&JobId, &Until)| self.starts.get(job) != Some(start);
         self.lost |= before.iter().any(|(node, owner)| self.owners.get(node) != Some(owner))
@@ -285,7 +311,7 @@ impl Kept {
             };
             cluster.nodes().iter().map(of_node).collect()
         };
-        let hosts = Hosts::of(shape.roles.iter().zip(&shape.standings).map(of_role).collect());
+        let hosts = Hosts::of(cluster, shape.roles.iter().zip(&shape.standings).map(of_role).collect());
         let known = self.sets.iter().position(|known| **known == hosts);
         let hosts = known.unwrap_or_else(|| {
             self.sets.push(Arc::new(hosts));
@@ -306,12 +332,13 @@ impl Kept {
             None => {
                 let from: Vec<usize> =
                     (0..hosts.ranks.len()).map(|role| self.begin(soonest, set, role)).collect();
-                self.gather(cluster, job, &hosts, &from, |at| soonest.get(at))
+                let orders: Vec<usize> = hosts.sizes.iter().map(|sizes| soonest.order(Some(sizes))).collect();
+                self.gather(cluster, job, &hosts, &from, |role, at| soonest.get(orders[role], at))
             }
             Some(level) => {
                 let gathered = soonest.domains(cluster, level).values().filter_map(|nodes| {
                     let from = vec![0; hosts.ranks.len()];
-                    let chosen = self.gather(cluster, job, &hosts, &from, |at| Some(nodes.get(at)?.1))?;
+                    let chosen = self.gather(cluster, job, &hosts, &from, |_, at| Some(nodes.get(at)?.1))?;
                     let last = nodes.iter().rev().find(|(_, node)| chosen.contains(node)).map(|(at, _)| *at);
                     Some((last, chosen))
                 });
@@ -331,25 +358,26 @@ impl Kept {
     /// Nodes, the first ones, that have room for all ranks of the job once they are idle, and are kept for nobody.
     ///
     /// * `from`: by role, from which place on to look.
-    /// * `nodes`: by their place in the order in which they get empty.
+    /// * `nodes`: by role, and by their place in the order in which they get empty.
     fn gather(
         &self,
         cluster: &Cluster,
         job: &Job,
         hosts: &Hosts,
         from: &[usize],
-        mut nodes: impl FnMut(usize) -> Option<NodeId>,
+        mut nodes: impl FnMut(usize, usize) -> Option<NodeId>,
     ) -> Option<BTreeSet<NodeId>> {
         let books = !cluster.reservations().is_empty();
         let mut chosen: BTreeSet<NodeId> = BTreeSet::new();
-        for ((role, hosts), from) in job.spec.roles.iter().zip(&hosts.ranks).zip(from) {
+        let roles = job.spec.roles.iter().zip(&hosts.ranks).zip(from).enumerate();
+        for (number, ((role, hosts), from)) in roles {
             let mut left = role.least();
             let mut used: BTreeSet<&Name> = BTreeSet::new();
             for at in *from.. {
                 if left == 0 {
                     break;
                 }
-                let node = nodes(at)?;
+                let node = nodes(number, at)?;
                 let ranks = hosts[node.0 as usize];
                 if ranks == 0 || self.owners.contains_key(&node) || chosen.contains(&node) {
                     continue;
@@ -368,14 +396,18 @@ impl Kept {
         Some(chosen)
     }
 
-    /// The place of the first node that could take a rank of a role and is kept for nobody. While nodes are chosen it only moves
-    /// on: what is kept stays so.
+    /// The place, among nodes of the sizes of its hosts, of the first that could take a rank of a role and is kept for nobody.
+    /// While nodes are chosen it only moves on: what is kept stays so.
     ///
     /// * `set`: of [`Kept::sets`].
     fn begin(&self, soonest: &mut Soonest, set: usize, role: usize) -> usize {
-        let ranks = &self.sets[set].ranks[role];
+        let Hosts { ranks, sizes, .. } = &*self.sets[set];
+        let (ranks, order) = (&ranks[role], soonest.order(Some(&sizes[role])));
         let mut at = soonest.begins.get(&(set, role)).copied().unwrap_or(0);
-        while soonest.get(at).is_some_and(|it| ranks[it.0 as usize] == 0 || soonest.kept[it.0 as usize]) {
+        while soonest
+            .get(order, at)
+            .is_some_and(|it| ranks[it.0 as usize] == 0 || soonest.kept[it.0 as usize])
+        {
             at += 1;
         }
         soonest.begins.insert((set, role), at);
@@ -400,13 +432,17 @@ impl Kept {
             // Their number in a part of the time, and by how much it may be larger.
             let expected = (count + (PARTS * count).isqrt()).div_ceil(PARTS);
             let share = hosts.nodes / HEADROOM;
-            let nodes = (self.begin(soonest, set, 0)..).map_while(|at| soonest.get(at));
-            let is_free = |node: &NodeId| {
-                hosts.ranks[0][node.0 as usize] != 0
-                    && !self.owners.contains_key(node)
-                    && cluster.reservations().of_node(*node).next().is_none()
-            };
-            let chosen: Vec<NodeId> = nodes.filter(is_free).take(expected.min(share)).collect();
+            let (begin, order) = (self.begin(soonest, set, 0), soonest.order(Some(&hosts.sizes[0])));
+            let mut chosen: Vec<NodeId> = Vec::new();
+            for at in begin.. {
+                let Some(node) = soonest.get(order, at).filter(|_| chosen.len() < expected.min(share)) else {
+                    break;
+                };
+                let is_free = hosts.ranks[0][node.0 as usize] != 0
+                    && !soonest.kept[node.0 as usize]
+                    && cluster.reservations().of_node(node).next().is_none();
+                chosen.extend(is_free.then_some(node));
+            }
             self.own(soonest, chosen, Owner::Wide);
         }
     }
@@ -461,52 +497,6 @@ fn empty_in(cluster: &Cluster, node: NodeId) -> Option<u64> {
 fn empty_at(cluster: &Cluster, node: NodeId) -> Time {
     let empty_in = cluster.nodes().empty_in(cluster.now(), node).unwrap_or(0);
     Time(cluster.now().0.saturating_add(empty_in))
-}
-
-/// Nodes that get empty by themselves, the soonest first. Found as far as they are asked for.
-struct Soonest<'a> {
-    rest: SoonestFirst<'a>,
-    first: Vec<NodeId>,
-    /// By node, whether it is kept for anybody.
-    kept: Vec<bool>,
-    /// See [`Kept::begin`].
-    begins: BTreeMap<(usize, usize), usize>,
-    /// Those of each domain, with their places among all, of levels that were asked for.
-    domains: BTreeMap<Level, Domains>,
-}
-
-type Domains = BTreeMap<Name, Vec<(usize, NodeId)>>;
-
-impl<'a> Soonest<'a> {
-    fn of(cluster: &'a Cluster) -> Soonest<'a> {
-        Soonest {
-            rest: cluster.nodes().soonest(cluster.now()),
-            first: Vec::new(),
-            kept: vec![false; cluster.nodes().len()],
-            begins: BTreeMap::new(),
-            domains: BTreeMap::new(),
-        }
-    }
-
-    fn get(&mut self, at: usize) -> Option<NodeId> {
-        while self.first.len() <= at {
-            self.first.push(self.rest.next()?);
-        }
-        Some(self.first[at])
-    }
-
-    fn domains(&mut self, cluster: &Cluster, level: &Level) -> &Domains {
-        if !self.domains.contains_key(level) {
-            let mut domains = Domains::new();
-            for (at, node) in (0..).map_while(|at| Some((at, self.get(at)?))) {
-                if let Some(domain) = level.domain_of(cluster.nodes().get(node)) {
-                    domains.entry(domain.clone()).or_default().push((at, node));
-                }
-            }
-            self.domains.insert(level.clone(), domains);
-        }
-        &self.domains[level]
-    }
 }
 
 /// When a job has waited so long that it may use what is kept for jobs to come.
@@ -564,4 +554,26 @@ pub(super) fn ranks_when_idle(node: &Node, request: &Request) -> u32 {
         classes.into_values().map(of_class).max().unwrap_or(0).min(others) as u32
     });
     best.max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of few nodes for jobs to come each change counts, of many every 64th part of them, and the last of all.
+    #[test]
+    fn nodes_for_jobs_to_come_are_chosen_anew_when_a_part_of_them_has_changed() {
+        let changes = |for_wide: usize| {
+            let mut kept = Kept { for_wide, chosen: true, ..Kept::default() };
+            let changes = (1..100).find(|_| {
+                kept.wide_changed(false);
+                !kept.chosen
+            });
+            changes.expect("a hundred changes are enough")
+        };
+        assert_eq!([0, 1, 127, 128, 640].map(changes), [1, 1, 1, 2, 10]);
+        let mut kept = Kept { for_wide: 640, chosen: true, ..Kept::default() };
+        kept.wide_changed(true);
+        assert!(!kept.chosen, "none are to come any more");
+    }
 }
