@@ -7,6 +7,8 @@
 mod swarm;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
+use swarm::stalls::{self, Harm, stall};
 
 #[test]
 fn whatever_goes_wrong_all_have_the_same_state_and_it_ends() {
@@ -48,4 +50,33 @@ fn whatever_goes_wrong_all_have_the_same_state_and_it_ends() {
     for case in cases {
         assert!(seen.get(case).is_some_and(|count| 0 < *count), "{case} never happened: {seen:?}");
     }
+}
+
+/// Of 100 runs, what 99 do not exceed, in milliseconds: how much longer a step takes, over the time that is allowed.
+fn stalls(harm: Harm, to_leader: bool, allowed: impl Fn(Duration) -> Duration) {
+    let run = |seed| {
+        let (stall, usual) = stall(seed, harm, to_leader, false);
+        (stall, allowed(usual), seed)
+    };
+    let mut runs: Vec<(Duration, Duration, u64)> = (0..1_000).map(run).collect();
+    runs.sort();
+    let whom = if to_leader { "the leader" } else { "another member" };
+    println!("{harm:?} {whom}: median {:?}, p99 {:?}, worst {:?}", runs[500].0, runs[989].0, runs[999]);
+    let (stall, allowed, seed) = runs[989];
+    assert!(stall <= allowed, "{harm:?} {whom}: {stall:?} of {allowed:?} in a run with seed {seed}");
+}
+
+#[test]
+fn a_kill_stalls_a_step_by_one_shard_and_20_ms() {
+    // Four members share the shards of a step.
+    let allowed = |step: Duration| step / (stalls::SHARDS / 4) as u32 + Duration::from_millis(20);
+    stalls(Harm::Kill, false, allowed);
+    stalls(Harm::Kill, true, allowed);
+}
+
+#[test]
+fn a_member_that_is_stopped_stalls_a_step_by_one_and_a_half() {
+    let allowed = |step: Duration| step * 3 / 2;
+    stalls(Harm::Stop, false, allowed);
+    stalls(Harm::Stop, true, allowed);
 }

@@ -13,6 +13,7 @@ mod members;
 pub(crate) mod net;
 mod report;
 mod saver;
+mod socket;
 
 pub use report::{CURVE, Point};
 
