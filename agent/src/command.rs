@@ -141,6 +141,10 @@ fn train(options: &TrainOptions) -> Vec<(&'static str, String)> {
     if 0 < options.audit_every {
         arguments.push(("--audit-every", options.audit_every.to_string()));
     }
+    if 0 < options.inner_steps {
+        arguments.push(("--inner-steps", options.inner_steps.to_string()));
+        arguments.push(("--replicas", options.replicas.to_string()));
+    }
     arguments
 }
 

@@ -263,7 +263,7 @@ impl Node {
             Event::Computed(step, sums, took) => {
                 if sums.is_empty() {
                     // The engine has another state than it was to compute with.
-                    self.work.drop();
+                    self.work.drop_of(step);
                 }
                 let told = self.work.computed(step, sums, took, self.settings.audited(step));
                 self.tell_of_work(told);

@@ -104,6 +104,13 @@ impl Work {
         self.block = None;
     }
 
+    /// Forgets a block of this step.
+    pub fn drop_of(&mut self, step: u64) {
+        if self.block.as_ref().is_some_and(|block| block.turn.step == step) {
+            self.drop();
+        }
+    }
+
     /// The shards to compute now, at most `lanes`, if it is time to.
     pub fn next(&mut self, lanes: usize) -> Option<(u64, Range<usize>)> {
         let block = self.block.as_mut().filter(|_| self.computing.is_none())?;
