@@ -5,6 +5,7 @@ use crate::elastic::Spent;
 use crate::kernels::Precision;
 use crate::model::{Model, ModelConfig};
 use crate::safetensors::Written;
+use crate::vector::Vector;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -95,11 +96,32 @@ impl TrainingState {
     }
 }
 
+impl TrainingState {
+    /// One of the same shape and record whose parameters and moments are of any value.
+    pub fn like(&self) -> TrainingState {
+        let any = || Vec::from(Vector::any(self.model.layout.len));
+        let (first, second) = (any(), any());
+        TrainingState { model: self.model.like(any()), first, second, record: self.record.clone() }
+    }
+}
+
 impl Clone for TrainingState {
     fn clone(&self) -> TrainingState {
-        let model = Model::with_parameters(self.model.config.clone(), self.model.weights.parameters.clone());
-        let (first, second) = (self.first.clone(), self.second.clone());
-        TrainingState { model, first, second, record: self.record.clone() }
+        let mut copy = self.like();
+        let TrainingState { model, first, second, .. } = &mut copy;
+        for (to, from) in [&mut model.weights.parameters, first, second].into_iter().zip(self.vectors()) {
+            to.copy_from_slice(from);
+        }
+        copy
+    }
+}
+
+impl Drop for TrainingState {
+    /// The next one may have the memory.
+    fn drop(&mut self) {
+        for values in [&mut self.model.weights.parameters, &mut self.first, &mut self.second] {
+            drop(Vector::from(std::mem::take(values)));
+        }
     }
 }
 

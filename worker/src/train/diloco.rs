@@ -13,7 +13,6 @@ use super::learning_rate;
 use crate::checkpoint::{Settings, TrainingState};
 use crate::data::Dataset;
 use crate::kernels::{Backend, DeviceError, Kernels};
-use crate::model::Model;
 use crate::model::training::Sample;
 use crate::vector::Vector;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,7 +39,7 @@ impl Round<'_> {
     ) -> Result<Option<Vector>, DeviceError> {
         let Round { state, settings, data, newest } = self;
         let (start, len) = (&state.model.weights.parameters, state.model.layout.len);
-        let mut model = Model::with_parameters(state.model.config.clone(), start.clone());
+        let mut model = state.model.like(start.clone());
         let [mut first, mut second, mut gradient, mut part] = [(); 4].map(|()| vec![0.0; len]);
         let sequences = settings.batch / settings.replicas;
         let passes = sequences / settings.micro_batch;
@@ -63,7 +62,7 @@ impl Round<'_> {
             let scale = shorten(settings, norm) / passes as f32;
             gradient.iter_mut().for_each(|value| *value *= scale);
             let update = update(settings, learning_rate(settings, step), own + 1);
-            adamw(&desk.host, &mut model, [&mut first, &mut second], &gradient, update);
+            adamw(&desk.host, &mut model, [&mut first, &mut second], None, &gradient, update);
         }
         let mut went = Vector::any(len + 1);
         let (loss, way) = went.split_last_mut().expect("the loss stands last");

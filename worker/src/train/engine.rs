@@ -70,6 +70,9 @@ pub fn start<K: Backend + 'static>(
     (sender, handle)
 }
 
+/// Floats that are updated while they are in a cache from being copied.
+const PIECE: usize = 1 << 14;
+
 struct Engine<K: Backend> {
     plan: Plan,
     state: Option<Arc<TrainingState>>,
@@ -329,17 +332,24 @@ impl<K: Backend> Engine<K> {
         if !loss.is_finite() || !gradient_norm.is_finite() {
             return Err(WorkerError::Diverged { step, loss, gradient_norm });
         }
-        let state = Arc::make_mut(self.state.as_mut().expect("loaded or installed before it is used"));
-        let TrainingState { model, first, second, record } = state;
-        let steps = step * settings.inner_steps.max(1);
-        let learning_rate = learning_rate(settings, steps - 1);
+        let learning_rate = learning_rate(settings, step * settings.inner_steps.max(1) - 1);
+        let mut state = self.state.take().expect("loaded or installed before it is used");
+        // Who writes or sends the state has it as it was: then the next one is made beside it.
+        let is_shared = Arc::get_mut(&mut state).is_none();
+        let old = is_shared.then(|| {
+            let next = if settings.inner_steps == 0 { state.like() } else { TrainingState::clone(&state) };
+            std::mem::replace(&mut state, Arc::new(next))
+        });
+        let TrainingState { model, first, second, record } =
+            Arc::get_mut(&mut state).expect("nobody else has it");
         match settings.inner_steps {
             0 => {
                 let scale = shorten(settings, gradient_norm) / shards;
                 self.gradient.clear();
                 self.gradient.extend(sum.iter().map(|value| value * scale));
+                let from = old.as_deref().map(TrainingState::vectors);
                 let update = update(settings, learning_rate, step);
-                adamw(&self.kernels, model, [first, second], &self.gradient, update);
+                adamw(&self.kernels, model, [first, second], from, &self.gradient, update);
             }
             _ => diloco::outer_step(&mut model.weights.parameters, first, sum, shards),
         }
@@ -347,6 +357,7 @@ impl<K: Backend> Engine<K> {
         record.spent.add(spent);
         record.tokens_seen += settings.step_tokens();
         let spent = record.spent;
+        self.state = Some(state);
         Ok(StepReport { step, loss, gradient_norm, learning_rate, spent })
     }
 
@@ -387,20 +398,31 @@ pub(super) fn update(settings: &Settings, learning_rate: f32, update: u64) -> Ad
     AdamW { learning_rate, beta1: BETA1, beta2: BETA2, eps: EPS, weight_decay, update }
 }
 
-/// An update of all parameters.
+/// An update of all parameters. Before it they and their moments are as in `from`, if that is given.
 pub(super) fn adamw(
     kernels: &Cpu,
     model: &mut Model,
     [first, second]: [&mut [f32]; 2],
+    from: Option<[&[f32]; 3]>,
     gradient: &[f32],
     update: AdamW,
 ) {
     for tensor in &model.layout.tensors {
         // Norms are not matrices: pulling them to zero would only fight the layer behind them.
         let weight_decay = if tensor.shape.len() == 1 { 0.0 } else { update.weight_decay };
-        let (first, second) = (tensor.span.of_mut(first), tensor.span.of_mut(second));
-        let parameters = tensor.span.of_mut(&mut model.weights.parameters);
         let update = AdamW { weight_decay, ..update };
-        kernels.adamw(parameters, first, second, tensor.span.of(gradient), &update);
+        let mut own = [&mut model.weights.parameters[..], &mut first[..], &mut second[..]]
+            .map(|values| tensor.span.of_mut(values).chunks_mut(PIECE));
+        let mut old = from.map(|from| from.map(|values| tensor.span.of(values).chunks(PIECE)));
+        for gradient in tensor.span.of(gradient).chunks(PIECE) {
+            let mut own = own.each_mut().map(|pieces| pieces.next().expect("as long as the gradient"));
+            if let Some(old) = &mut old {
+                own.iter_mut().zip(old).for_each(|(own, old)| {
+                    own.copy_from_slice(old.next().expect("as long as the gradient"));
+                });
+            }
+            let [parameters, first, second] = own;
+            kernels.adamw(parameters, first, second, gradient, &update);
+        }
     }
 }
