@@ -307,3 +307,18 @@ fn workers(job: &view::Job, output: &Output) -> String {
     }
     table.render(output, |column, cell| if column == STATE { output.state(cell) } else { cell.into() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_a_training_has_rounds_is_said() {
+        let train =
+            view::Train { model: "tiny".into(), data: "/data".into(), steps: 20, ..Default::default() };
+        assert_eq!(training(&train), "train tiny on /data, 20 steps");
+        let rounds = training(&view::Train { inner_steps: 50, replicas: 4, ..train });
+        let said = "train tiny on /data, 20 rounds of 50 steps on 4 replicas (DiLoCo, little communication)";
+        assert_eq!(rounds, said);
+    }
+}

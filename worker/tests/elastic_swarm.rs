@@ -40,6 +40,7 @@ fn whatever_goes_wrong_all_have_the_same_state_and_it_ends() {
         "a stand-in gives a shard",
         "a shard is left to another one",
         "a spare steps in",
+        "a leader is sent a sum that it lacks",
         "a device computes what is not finite",
         "a device computes a wrong number",
         "a member is suspected",

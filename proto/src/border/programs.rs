@@ -136,3 +136,23 @@ fn promise(field: &str, wire: &v1::Autoscale) -> Checked<Promise> {
         sleep_after_ms: within("sleep_after_ms", wire.sleep_after_ms, 1_000, 604_800_000)?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_have_replicas_for_all_ranks_of_the_same_size() {
+        let refusal = |inner_steps, replicas, ranks| {
+            let wire =
+                v1::Train { data: "/data".into(), batch: 8, inner_steps, replicas, ..v1::Train::default() };
+            let options = train("train", &wire).unwrap();
+            trains_on("train", &options, ranks).err().map(|invalid| invalid.to_string())
+        };
+        assert_eq!([refusal(0, 0, 2), refusal(5, 2, 2), refusal(5, 8, 3)], [None, None, None]);
+        for (inner_steps, replicas, ranks) in [(0, 4, 2), (5, 0, 1), (5, 2, 3), (5, 3, 2)] {
+            let said = refusal(inner_steps, replicas, ranks).unwrap_or_default();
+            assert!(said.contains("train.replicas"), "{inner_steps} {replicas} {ranks}: {said}");
+        }
+    }
+}

@@ -96,7 +96,6 @@ impl Lead {
     }
 }
 
-/// The mean of what was and what is, which counts a third.
 /// What one member takes for all shards of a step, in microseconds: of the members the one in the middle.
 fn work_us(shards: usize, lead: &Lead) -> u64 {
     let mut paces: Vec<f64> = lead.peers.values().filter_map(|peer| peer.pace).chain(lead.own_pace).collect();
@@ -104,6 +103,7 @@ fn work_us(shards: usize, lead: &Lead) -> u64 {
     paces.get(paces.len() / 2).map_or(0, |pace| (shards as f64 * pace * 1e6) as u64)
 }
 
+/// The mean of what was and what is, which counts a third.
 fn smooth(pace: &mut Option<f64>, now: f64) {
     *pace = Some(pace.map_or(now, |old| old + (now - old) / 3.0));
 }

@@ -298,6 +298,20 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_with_a_shard_that_is_there_or_is_claimed_twice_is_not_lost() {
+        let mut round = Round::new(8);
+        round.claim(1, 0..2, Duration::ZERO);
+        round.claim(2, 1..4, Duration::ZERO);
+        assert!(round.is_busy(1) && !round.is_busy(2));
+        round.put(3, node(1, 1), Duration::ZERO);
+        // Dropped, for it has the second one again: the first one is with nobody.
+        round.put(1, node(0, 2), Duration::ZERO);
+        assert_eq!((round.take_free(9), round.take_free(9)), (Some(0..1), None));
+        round.free(0..8);
+        assert_eq!(round.count_free(), 7);
+    }
+
+    #[test]
     fn who_sends_some_of_its_shards_has_as_long_for_the_others_as_if_they_had_just_been_given() {
         let mut round = Round::new(8);
         round.give(1, 0..8, Duration::ZERO);

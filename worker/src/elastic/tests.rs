@@ -162,3 +162,13 @@ fn one_that_was_stopped_itself_does_not_leave_its_leader() {
     let mut ticks = (1..).map(|tick| tick * 50 * MS).take_while(|time| *time <= SILENCE);
     assert!(ticks.any(|time| left(&mut node, asleep + time)), "it waits no longer than others");
 }
+
+#[test]
+fn what_was_overtaken_takes_no_block_of_the_next_step_with_it() {
+    let mut work = work::Work::default();
+    work.give(Turn { step: 5, number: 0 }, 0..2);
+    work.drop_of(4);
+    assert!(work.is_busy());
+    work.drop_of(5);
+    assert!(!work.is_busy());
+}

@@ -402,6 +402,9 @@ impl World {
         match &event {
             Event::Got(link, _) if !self.links.contains_key(link) => return,
             Event::Closed(link, _) => _ = self.links.remove(link),
+            Event::Got(_, Message::Commit { .. }) if process.node.leads() => {
+                *seen.entry("a leader is sent a sum that it lacks").or_default() += 1;
+            }
             Event::Got(_, Message::Trimmed { .. }) => {
                 *seen.entry("a shard is left to another one").or_default() += 1;
             }

@@ -1,6 +1,6 @@
 //! How much longer a step takes in which a member is lost.
 
-use super::{Happens, Rank, Seen, World, reference, settings};
+use super::{END, Happens, Rank, Seen, World, reference, settings};
 use aquifer_worker::random::Random;
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ pub fn stall(seed: u64, harm: Harm, to_leader: bool, tells: bool) -> (Duration, 
     let mut due = None;
     while let Some(((at, _), happens)) = world.queue.pop_first() {
         world.now = at;
+        assert!(at < END, "seed {seed}: it has not ended; {}", world.describe());
         if due.is_none() && world.applied.contains_key(&5) {
             // Some time in the next two steps.
             due = Some(at + Duration::from_micros(world.random.bits() % 400_000));
