@@ -236,7 +236,7 @@ fn asked(spec: &view::Spec) -> Vec<(&'static str, String)> {
     for role in &spec.roles {
         let program = match (&role.command, &role.train, &role.serve) {
             (Some(arguments), ..) => shell_words(arguments),
-            (_, Some(train), _) => format!("train {} on {}, {} steps", train.model, train.data, train.steps),
+            (_, Some(train), _) => training(train),
             (.., Some(serve)) => format!("serve {}", serve.model),
             _ => String::new(),
         };
@@ -251,6 +251,17 @@ fn asked(spec: &view::Spec) -> Vec<(&'static str, String)> {
         ));
     }
     asked
+}
+
+/// What is trained; that there are rounds is no detail, for the result is another one.
+fn training(train: &view::Train) -> String {
+    let view::Train { model, data, steps, inner_steps, replicas, .. } = train;
+    match inner_steps {
+        0 => format!("train {model} on {data}, {steps} steps"),
+        _ => format!(
+            "train {model} on {data}, {steps} rounds of {inner_steps} steps on {replicas} replicas (DiLoCo, little communication)"
+        ),
+    }
 }
 
 fn in_image(role: &view::Role) -> String {
@@ -295,4 +306,19 @@ fn workers(job: &view::Job, output: &Output) -> String {
         ]);
     }
     table.render(output, |column, cell| if column == STATE { output.state(cell) } else { cell.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_a_training_has_rounds_is_said() {
+        let train =
+            view::Train { model: "tiny".into(), data: "/data".into(), steps: 20, ..Default::default() };
+        assert_eq!(training(&train), "train tiny on /data, 20 steps");
+        let rounds = training(&view::Train { inner_steps: 50, replicas: 4, ..train });
+        let said = "train tiny on /data, 20 rounds of 50 steps on 4 replicas (DiLoCo, little communication)";
+        assert_eq!(rounds, said);
+    }
 }

@@ -251,6 +251,8 @@ pub struct Train {
     pub micro_batch: u32,
     pub spares: u32,
     pub audit_every: u64,
+    pub inner_steps: u64,
+    pub replicas: u32,
 }
 
 /// Options of the bundled inference server.
@@ -801,6 +803,8 @@ impl From<&core::Role> for Role {
                     micro_batch: options.micro_batch,
                     spares: options.spares,
                     audit_every: options.audit_every,
+                    inner_steps: options.inner_steps,
+                    replicas: options.replicas,
                 });
             }
             core::Program::Serve(options) => {

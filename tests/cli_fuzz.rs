@@ -35,7 +35,7 @@ fn seeds(count: u64) -> Vec<u64> {
     }
 }
 
-const KEYS: [&str; 40] = [
+const KEYS: [&str; 42] = [
     "kind",
     "name",
     "queue",
@@ -71,6 +71,8 @@ const KEYS: [&str; 40] = [
     "micro_batch",
     "spares",
     "audit_every",
+    "inner_steps",
+    "replicas",
     "count",
     "class",
     "vendor",

@@ -141,6 +141,10 @@ fn train(options: &TrainOptions) -> Vec<(&'static str, String)> {
     if 0 < options.audit_every {
         arguments.push(("--audit-every", options.audit_every.to_string()));
     }
+    if 0 < options.inner_steps {
+        arguments.push(("--inner-steps", options.inner_steps.to_string()));
+        arguments.push(("--replicas", options.replicas.to_string()));
+    }
     arguments
 }
 
@@ -162,6 +166,32 @@ fn serve(options: &ServeOptions, address: &str, port: u16) -> Vec<(&'static str,
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rounds_are_told_where_the_job_has_some() {
+        let told = |inner_steps, replicas| {
+            let options = TrainOptions {
+                model: "tiny".into(),
+                data: "/data".into(),
+                steps: 20,
+                batch: 8,
+                context: 128,
+                learning_rate: 3e-3,
+                seed: 0,
+                checkpoint_every: 50,
+                precision: "f32".into(),
+                micro_batch: 1,
+                spares: 0,
+                audit_every: 0,
+                inner_steps,
+                replicas,
+            };
+            let arguments = train(&options).into_iter();
+            arguments.filter(|(flag, _)| ["--inner-steps", "--replicas"].contains(flag)).collect::<Vec<_>>()
+        };
+        assert_eq!(told(0, 0), []);
+        assert_eq!(told(50, 4), [("--inner-steps", "50".into()), ("--replicas", "4".into())]);
+    }
 
     #[test]
     fn memory_for_keys_and_values_is_told_in_whole_mebibytes_where_the_job_says_how_much() {

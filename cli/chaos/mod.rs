@@ -60,6 +60,9 @@ pub struct Args {
     /// Sequences of a step, each a shard of its own
     #[arg(long, value_name = "SEQUENCES", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch: u32,
+    /// Rounds with little communication in place of steps: each of four replicas a rank takes so many steps by itself [default: none]
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub inner_steps: Option<u64>,
     /// Steps between two checkpoints
     #[arg(long, value_name = "STEPS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub checkpoint_every: u64,
@@ -258,6 +261,8 @@ async fn submit(args: &Args, trial: &Trial, data: &Path, name: &str, slow: Optio
         seed: 1,
         checkpoint_every: args.checkpoint_every,
         spares: args.spares,
+        inner_steps: args.inner_steps.unwrap_or(0),
+        replicas: args.inner_steps.map_or(0, |_| 4 * args.ranks),
         ..v1::Train::default()
     };
     let cores = aquifer_agent::host::Host::read().cores.len() as u32;

@@ -157,6 +157,10 @@ pub struct Train {
     pub spares: Option<Given<Whole<0, 1_000_000>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit_every: Option<Given<Whole<0, 1_000_000_000>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inner_steps: Option<Given<Whole<0, 1_048_576>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<Given<Whole<0, 1_000_000>>>,
 }
 
 /// Options of the bundled inference server.

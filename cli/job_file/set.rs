@@ -171,6 +171,8 @@ impl Train {
         put(&mut self.micro_batch, over.micro_batch);
         put(&mut self.spares, over.spares);
         put(&mut self.audit_every, over.audit_every);
+        put(&mut self.inner_steps, over.inner_steps);
+        put(&mut self.replicas, over.replicas);
     }
 }
 

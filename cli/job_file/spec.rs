@@ -260,12 +260,15 @@ impl Part<'_> {
             }
             model => model.clone().unwrap_or_default(),
         };
+        let inner_steps = given.inner_steps.map_or(0, |given| given.0.0 as u64);
+        let replicas = given.replicas.map_or(if inner_steps == 0 { 0 } else { ranks }, |given| given.0.0);
+        let batch = (8.max(ranks) as u64).next_multiple_of(replicas.max(1) as u64);
         Ok(v1::Train {
             model,
             data: absolute(&format!("{field}train.data"), data, &context.base)?,
             steps: given.steps.map_or(200, |given| given.0.0 as u64),
-            // The batch is over all ranks: the default grows with them, so that it always fits.
-            batch: given.batch.map_or(8.max(ranks) as u32, |given| given.0.0 as u32),
+            // The batch is over all ranks and replicas: the default grows with them, so that it always fits.
+            batch: given.batch.map_or(batch as u32, |given| given.0.0 as u32),
             context: given.context.map_or(128, |given| given.0.0 as u32),
             learning_rate: given.learning_rate.map_or(3e-3, |given| given.0.0),
             seed: given.seed.map_or(0, |given| given.0.0),
@@ -274,6 +277,8 @@ impl Part<'_> {
             micro_batch: given.micro_batch.map_or(1, |given| given.0.0 as u32),
             spares: given.spares.map_or(0, |given| given.0.0 as u32),
             audit_every: given.audit_every.map_or(0, |given| given.0.0 as u64),
+            inner_steps,
+            replicas: replicas as u32,
         })
     }
 
@@ -529,6 +534,8 @@ fn role_of(role: &core::Role) -> Role {
                 micro_batch: Some(Given(Whole(options.micro_batch.into()))),
                 spares: Some(Given(Whole(options.spares.into()))),
                 audit_every: Some(Given(Whole(options.audit_every as i64))),
+                inner_steps: Some(Given(Whole(options.inner_steps as i64))),
+                replicas: Some(Given(Whole(options.replicas.into()))),
             });
         }
         core::Program::Serve(options) => {

@@ -69,6 +69,8 @@ fn role(role: &Role) -> v1::Role {
             micro_batch: options.micro_batch,
             spares: options.spares,
             audit_every: options.audit_every,
+            inner_steps: options.inner_steps,
+            replicas: options.replicas,
         }),
         Program::Serve(options) => v1::role::Program::Serve(v1::Serve {
             model: options.model.to_string(),

@@ -95,6 +95,15 @@ pub struct TrainArgs {
     #[arg(long, value_name = "COUNT", default_value_t = 2)]
     pub keep: usize,
 
+    /// For slow links: a step is a round, in which each of --replicas copies of the model takes so many steps by itself, and the
+    /// ranks exchange only how far it went (DiLoCo). Another optimizer than a step's own, with another result
+    #[arg(long, value_name = "STEPS", requires = "replicas")]
+    pub inner_steps: Option<u64>,
+
+    /// Copies of the model in a round, at least one for each rank; each takes --batch / --replicas sequences a step
+    #[arg(long, value_name = "COUNT", requires = "inner_steps")]
+    pub replicas: Option<usize>,
+
     /// Ranks that have every state and compute nothing unless another one is missing
     #[arg(long, value_name = "RANKS", default_value_t = 0)]
     pub spares: usize,
@@ -137,6 +146,7 @@ impl TrainArgs {
             ("--context", self.context as u64, 1, 1 << 20),
             ("--checkpoint-every", self.checkpoint_every, 1, 1 << 40),
             ("--audit-every", self.audit_every.unwrap_or(1), 1, 1 << 40),
+            ("--inner-steps", self.inner_steps.unwrap_or(1), 1, 1 << 20),
             ("--keep", self.keep as u64, 1, 1 << 20),
             ("--join-timeout", self.join_timeout, 1, 86_400),
             ("--peer-timeout", self.peer_timeout, 1, 86_400),
@@ -154,7 +164,17 @@ impl TrainArgs {
             let allowed = format!("it divides --batch, {}", self.batch);
             return Err(UsageError::new("--micro-batch", self.micro_batch, allowed));
         }
-        if self.batch / self.micro_batch < world_size {
+        if let Some(replicas) = self.replicas {
+            if !(world_size..=self.batch).contains(&replicas) {
+                let allowed = format!("it is {world_size}, one for each rank, to --batch, {}", self.batch);
+                return Err(UsageError::new("--replicas", replicas, allowed));
+            }
+            if !self.batch.is_multiple_of(replicas * self.micro_batch) {
+                let allowed =
+                    format!("times --micro-batch, {}, it divides --batch, {}", self.micro_batch, self.batch);
+                return Err(UsageError::new("--replicas", replicas, allowed));
+            }
+        } else if self.batch / self.micro_batch < world_size {
             let allowed = format!("it is at most --batch / ranks, {} / {world_size}", self.batch);
             return Err(UsageError::new("--micro-batch", self.micro_batch, allowed));
         }
@@ -299,6 +319,9 @@ mod tests {
         );
         assert_eq!(refusal(&["--clip=-1"], 1), "--clip is -1; it is above 0");
         assert_eq!(refusal(&["--audit-every", "0"], 1), "--audit-every is 0; it is 1 to 1099511627776");
+        let rounds = |replicas| refusal(&["--inner-steps", "5", "--replicas", replicas], 2);
+        assert_eq!(rounds("1"), "--replicas is 1; it is 2, one for each rank, to --batch, 8");
+        assert_eq!(rounds("3"), "--replicas is 3; times --micro-batch, 1, it divides --batch, 8");
         assert_eq!(refusal(&["--keep", "0"], 1), "--keep is 0; it is 1 to 1048576");
     }
 }

@@ -37,6 +37,8 @@ fn settings() -> Settings {
         warmup: 0,
         weight_decay: 0.1,
         clip: 1.0,
+        inner_steps: 0,
+        replicas: 0,
     }
 }
 

@@ -64,6 +64,28 @@ fn any_number_of_ranks_and_threads_gives_the_same_bits() {
     assert!((exact - rounded).abs() < 2e-3, "{exact} and {rounded}");
 }
 
+/// Rounds with little communication.
+const ROUNDS: [&str; 10] =
+    ["--inner-steps", "3", "--replicas", "4", "--batch", "8", "--steps", "8", "--warmup", "1"];
+
+#[test]
+fn rounds_of_replicas_have_the_same_bits_on_any_number_of_ranks() {
+    let dir = TempDir::new();
+    let data = dir.text();
+    let mut results = Vec::new();
+    for (ranks, threads) in [(1, 1), (1, 3), (2, 1), (3, 2), (4, 1)] {
+        let checkpoints = dir.join(&format!("checkpoints-{ranks}-{threads}"));
+        let args = train_args(&options(&data, &checkpoints, &ROUNDS));
+        for (steps, result) in train_group(&args, ranks, threads, None) {
+            assert!(result.is_ok(), "{result:?}");
+            results.push((losses(&steps), weights(&checkpoints, 8)));
+        }
+    }
+    assert!(results.iter().all(|result| *result == results[0]));
+    let loss = |at: usize| f32::from_bits(results[0].0[at].1);
+    assert!(loss(7) < loss(0) - 1.0, "from {} to {}", loss(0), loss(7));
+}
+
 #[test]
 fn the_loss_goes_down_on_a_small_text() {
     let dir = TempDir::new();
@@ -80,6 +102,7 @@ fn the_loss_goes_down_on_a_small_text() {
 fn a_stopped_training_continues_to_the_bits_of_an_uninterrupted_one() {
     continues_to_the_same_bits(&[]);
     continues_to_the_same_bits(&COMPACT);
+    continues_to_the_same_bits(&ROUNDS);
 }
 
 fn continues_to_the_same_bits(more: &[&str]) {

@@ -48,19 +48,32 @@ pub(super) fn train(field: &str, wire: &v1::Train) -> Checked<TrainOptions> {
         micro_batch: limit("micro_batch", or(wire.micro_batch.into(), 1), 1_000_000)? as u32,
         spares: wire.spares,
         audit_every: limit("audit_every", wire.audit_every, 1_000_000_000)?,
+        inner_steps: limit("inner_steps", wire.inner_steps, 1 << 20)?,
+        replicas: limit("replicas", wire.replicas.into(), 1_000_000)? as u32,
     })
 }
 
 /// Checks that so many ranks can share the steps of a training.
 pub(super) fn trains_on(field: &str, options: &TrainOptions, ranks: u32) -> Checked<()> {
-    let TrainOptions { batch, micro_batch, spares, .. } = *options;
+    let TrainOptions { batch, micro_batch, spares, inner_steps, replicas, .. } = *options;
     let refuse = |name: &str, value: u32, allowed: String| {
         Err(Invalid::new(format!("{field}.{name}"), value, allowed))
     };
     if batch < ranks {
         return refuse("batch", batch, format!("expected at least the number of ranks, {ranks}"));
     }
-    if !batch.is_multiple_of(micro_batch) || batch / micro_batch < ranks {
+    if inner_steps == 0 && replicas != 0 {
+        return refuse("replicas", replicas, "expected 0 where inner_steps is".into());
+    }
+    if inner_steps != 0 {
+        let sequences = u64::from(replicas) * u64::from(micro_batch);
+        if replicas < ranks || !u64::from(batch).is_multiple_of(sequences) {
+            let allowed = format!(
+                "expected at least the number of ranks, {ranks}, and that it divides batch / micro_batch, {batch} / {micro_batch}"
+            );
+            return refuse("replicas", replicas, allowed);
+        }
+    } else if !batch.is_multiple_of(micro_batch) || batch / micro_batch < ranks {
         let allowed =
             format!("expected a divisor of the batch, {batch}, that leaves one for each of {ranks} ranks");
         return refuse("micro_batch", micro_batch, allowed);
@@ -122,4 +135,24 @@ fn promise(field: &str, wire: &v1::Autoscale) -> Checked<Promise> {
         tpot_ms: within("tpot_ms", wire.tpot_ms, 1, 60_000)?,
         sleep_after_ms: within("sleep_after_ms", wire.sleep_after_ms, 1_000, 604_800_000)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_have_replicas_for_all_ranks_of_the_same_size() {
+        let refusal = |inner_steps, replicas, ranks| {
+            let wire =
+                v1::Train { data: "/data".into(), batch: 8, inner_steps, replicas, ..v1::Train::default() };
+            let options = train("train", &wire).unwrap();
+            trains_on("train", &options, ranks).err().map(|invalid| invalid.to_string())
+        };
+        assert_eq!([refusal(0, 0, 2), refusal(5, 2, 2), refusal(5, 8, 3)], [None, None, None]);
+        for (inner_steps, replicas, ranks) in [(0, 4, 2), (5, 0, 1), (5, 2, 3), (5, 3, 2)] {
+            let said = refusal(inner_steps, replicas, ranks).unwrap_or_default();
+            assert!(said.contains("train.replicas"), "{inner_steps} {replicas} {ranks}: {said}");
+        }
+    }
 }

@@ -215,6 +215,10 @@ pub struct TrainOptions {
     pub spares: u32,
     /// Steps of which one has a shard that two ranks compute and compare; 0: none.
     pub audit_every: u64,
+    /// Steps that each replica takes by itself in a round, which is then what `steps` counts; 0: there are no rounds.
+    pub inner_steps: u64,
+    /// Replicas of a round; 0 without rounds.
+    pub replicas: u32,
 }
 
 /// Options of the bundled inference server.

@@ -66,6 +66,8 @@ pub fn checkpoints(args: &CheckpointsArgs) -> Result<Vec<Figure>, String> {
         warmup: 100,
         weight_decay: 0.1,
         clip: 1.0,
+        inner_steps: 0,
+        replicas: 0,
     };
     let (inputs, told) = channel();
     let lanes = args.threads.min(args.batch);
@@ -81,6 +83,7 @@ pub fn checkpoints(args: &CheckpointsArgs) -> Result<Vec<Figure>, String> {
             scratch: directory.path().into(),
         }),
         threads: args.threads,
+        newest: Arc::default(),
     };
     let backends = (0..lanes).map(|_| Cpu::new((args.threads / lanes).max(1))).collect();
     let (orders, engine) = engine::start(plan, backends, inputs);

@@ -162,8 +162,13 @@ impl Peer {
                 _ = done.send((step, Instant::now()));
             }
             Action::Compute { step, shards } => {
+                let own = self.rank as usize;
+                if shards != (own..own + 1) {
+                    return Err(format!("rank {own} is given shards {shards:?} of step {step}, not its own"));
+                }
                 let sums = shards.map(|shard| self.vector(shard)).collect();
-                self.told.push_back(Event::Computed(step, sums, Duration::from_millis(1)));
+                // As if it had taken long: nobody is late.
+                self.told.push_back(Event::Computed(step, sums, Duration::from_secs(1)));
             }
             Action::Save(_) | Action::Say(_) => (),
             Action::Exit(outcome) => return Ok(Some(outcome)),

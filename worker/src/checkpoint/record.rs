@@ -5,6 +5,7 @@ use crate::elastic::Spent;
 use crate::kernels::Precision;
 use crate::model::{Model, ModelConfig};
 use crate::safetensors::Written;
+use crate::vector::Vector;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,6 +27,23 @@ pub struct Settings {
     pub warmup: u64,
     pub weight_decay: f32,
     pub clip: f32,
+    /// 0: a step is an update with the gradient of a batch.
+    #[serde(default)]
+    pub inner_steps: u64,
+    #[serde(default)]
+    pub replicas: usize,
+}
+
+impl Settings {
+    /// Parts of a step that members compute by themselves.
+    pub fn shards(&self) -> usize {
+        if self.inner_steps == 0 { self.batch / self.micro_batch } else { self.replicas }
+    }
+
+    /// Tokens of a step.
+    pub fn step_tokens(&self) -> u64 {
+        (self.batch * self.context) as u64 * self.inner_steps.max(1)
+    }
 }
 
 fn one() -> usize {
@@ -63,9 +81,9 @@ pub struct Record {
 pub struct TrainingState {
     /// The model.
     pub model: Model,
-    /// AdamW's first moment of every parameter.
+    /// AdamW's first moment of every parameter; of rounds of replicas, the momentum of their outer steps.
     pub first: Vec<f32>,
-    /// AdamW's second moment of every parameter.
+    /// AdamW's second moment of every parameter; zeros where there are rounds.
     pub second: Vec<f32>,
     /// Where the training stands.
     pub record: Record,
@@ -78,11 +96,32 @@ impl TrainingState {
     }
 }
 
+impl TrainingState {
+    /// One of the same shape and record whose parameters and moments are of any value.
+    pub fn like(&self) -> TrainingState {
+        let any = || Vec::from(Vector::any(self.model.layout.len));
+        let (first, second) = (any(), any());
+        TrainingState { model: self.model.like(any()), first, second, record: self.record.clone() }
+    }
+}
+
 impl Clone for TrainingState {
     fn clone(&self) -> TrainingState {
-        let model = Model::with_parameters(self.model.config.clone(), self.model.weights.parameters.clone());
-        let (first, second) = (self.first.clone(), self.second.clone());
-        TrainingState { model, first, second, record: self.record.clone() }
+        let mut copy = self.like();
+        let TrainingState { model, first, second, .. } = &mut copy;
+        for (to, from) in [&mut model.weights.parameters, first, second].into_iter().zip(self.vectors()) {
+            to.copy_from_slice(from);
+        }
+        copy
+    }
+}
+
+impl Drop for TrainingState {
+    /// The next one may have the memory.
+    fn drop(&mut self) {
+        for values in [&mut self.model.weights.parameters, &mut self.first, &mut self.second] {
+            drop(Vector::from(std::mem::take(values)));
+        }
     }
 }
 
@@ -105,6 +144,8 @@ pub(super) fn same_training(
             ("--micro-batch".to_string(), settings.micro_batch.to_string()),
             ("--precision".to_string(), settings.precision.name().to_string()),
             ("--context".to_string(), settings.context.to_string()),
+            ("--inner-steps".to_string(), settings.inner_steps.to_string()),
+            ("--replicas".to_string(), settings.replicas.to_string()),
         ];
         let value = serde_json::to_value(config).expect("plain fields");
         let shape = value.as_object().expect("a struct").iter();

@@ -14,6 +14,8 @@ impl Node {
     /// Follows a leader that has let it in.
     pub(super) fn follow(&mut self, link: Link, leader: Rank) {
         self.role = Role::Follow(Follow { link, leader, heard: self.now });
+        let told = self.step.map_or(Vec::new(), |step| self.work.offer(step));
+        told.into_iter().for_each(|message| self.send(link, message));
         if self.stop == Some(false) {
             self.send(link, Message::Stop);
         }
@@ -52,9 +54,10 @@ impl Node {
                     self.send(link, message);
                 }
             }
+            part @ Message::Part { .. } => self.work.hold(&part),
             Message::Commit { step, total, spent } => match self.step {
                 Some(own) if own + 1 == step => {
-                    self.work.drop();
+                    self.work.forget();
                     self.clock.follow(self.now, &spent);
                     self.apply(step, total, spent);
                 }
@@ -65,10 +68,17 @@ impl Node {
             // One that has become old on its way is not gone back to.
             Message::State(snapshot) if self.step.is_some_and(|own| snapshot.step <= own) => (),
             Message::State(snapshot) => {
-                self.work.drop();
+                self.work.forget();
                 self.install(snapshot);
             }
-            Message::Want if self.step.is_some() => self.send_action(Action::SendState(link)),
+            Message::Want(theirs) => match (self.step, &self.last) {
+                (Some(step), Some((total, spent))) if theirs.is_some_and(|theirs| theirs + 1 == step) => {
+                    let (total, spent) = (Arc::clone(total), *spent);
+                    self.send(link, Message::Commit { step, total, spent });
+                }
+                (Some(_), _) => self.send_action(Action::SendState(link)),
+                (None, _) => self.part_with(link, "it wants a state"),
+            },
             Message::End(outcome, saved) => {
                 self.saved = self.saved.max(saved);
                 self.exit(outcome);
@@ -99,16 +109,16 @@ impl Node {
     /// A leader that was silent for too long is told that it is one no more, for when it wakes up.
     pub(super) fn watch_leader(&mut self) {
         let Role::Follow(follow) = &self.role else { return };
-        let bears = if self.settings.is_fixed { self.settings.peer } else { SILENCE };
-        if self.now < follow.heard + bears {
+        if !self.is_silent(follow.heard) {
             return;
         }
+        let bears = self.silence();
         let (link, leader) = (follow.link, follow.leader);
         self.avoid(leader);
         let next = self.first();
         self.send(link, Message::Leave(next));
         self.send_action(Action::Close(link));
-        self.lost_leader(leader, &format!("silent for {} s", bears.as_secs()));
+        self.lost_leader(leader, &format!("silent for {:.1} s", bears.as_secs_f64()));
     }
 
     fn lost_leader(&mut self, leader: Rank, reason: &str) {

@@ -38,8 +38,12 @@ pub(super) struct Peer {
     pub heard: Duration,
     /// Seconds a shard, smoothed.
     pub pace: Option<f64>,
+    /// When part of a long message last came from it.
+    pub received: Duration,
     /// It did not end in time, and gets nothing until it is heard of.
     pub is_late: bool,
+    /// It has said what it has of the step.
+    has_told: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -70,12 +74,28 @@ impl Lead {
         self.ending.is_some()
     }
 
+    /// The state is another one than it was: who had the same is behind.
+    fn compare_anew(&mut self, old: Option<u64>) {
+        for peer in self.peers.values_mut() {
+            peer.phase = match peer.phase {
+                Phase::Active | Phase::Syncing => Phase::Unknown(old),
+                Phase::Ahead(step) => Phase::Unknown(Some(step)),
+                unknown => unknown,
+            };
+        }
+    }
+
+    /// The member that would lead after this one.
+    pub fn deputy(&self, members: &[Member]) -> Option<Link> {
+        let links = members.iter().filter_map(|member| self.link_of(member.rank));
+        links.into_iter().find(|link| self.peers[link].phase == Phase::Active)
+    }
+
     pub fn link_of(&self, rank: Rank) -> Option<Link> {
         self.peers.iter().find(|(_, peer)| peer.rank == rank).map(|(link, _)| *link)
     }
 }
 
-/// The mean of what was and what is, which counts a third.
 /// What one member takes for all shards of a step, in microseconds: of the members the one in the middle.
 fn work_us(shards: usize, lead: &Lead) -> u64 {
     let mut paces: Vec<f64> = lead.peers.values().filter_map(|peer| peer.pace).chain(lead.own_pace).collect();
@@ -83,13 +103,13 @@ fn work_us(shards: usize, lead: &Lead) -> u64 {
     paces.get(paces.len() / 2).map_or(0, |pace| (shards as f64 * pace * 1e6) as u64)
 }
 
+/// The mean of what was and what is, which counts a third.
 fn smooth(pace: &mut Option<f64>, now: f64) {
     *pace = Some(pace.map_or(now, |old| old + (now - old) / 3.0));
 }
 
 impl Node {
     pub(super) fn take_the_lead(&mut self) {
-        self.work.drop();
         let lead = Lead {
             since: self.now,
             has_gathered: self.step.is_some(),
@@ -111,6 +131,9 @@ impl Node {
             Some(_) => self.clock.trouble(),
         }
         self.role = Role::Lead(Box::new(lead));
+        let told = self.step.map_or(Vec::new(), |step| self.work.offer(step));
+        told.into_iter().for_each(|message| self.on_member(self.me(), message));
+        self.work.release();
     }
 
     /// Lets a member in.
@@ -120,7 +143,16 @@ impl Node {
         // Of two connections the older one is dead, and nobody has noticed yet.
         let old = lead.link_of(rank);
         let phase = Phase::Unknown(step);
-        let peer = Peer { rank, kernels, phase, heard: now, pace: None, is_late: false };
+        let peer = Peer {
+            rank,
+            kernels,
+            phase,
+            heard: now,
+            pace: None,
+            received: now,
+            is_late: false,
+            has_told: false,
+        };
         lead.peers.insert(link, peer);
         if let Some(old) = old {
             self.let_go(old);
@@ -149,16 +181,16 @@ impl Node {
                 (None, Some(_)) => {
                     if lead.source.is_none() {
                         lead.source = Some(*link);
-                        actions.push(Action::Send(*link, Message::Want));
+                        actions.push(Action::Send(*link, Message::Want(None)));
                     }
                     continue;
                 }
                 (Some(own), Some(theirs)) if own == theirs => Phase::Active,
                 (Some(own), Some(theirs)) if own < theirs => {
-                    // One step is computed again sooner than a state is sent.
-                    if own + 1 < theirs && lead.source.is_none() {
-                        lead.source = Some(*link);
-                        actions.push(Action::Send(*link, Message::Want));
+                    // One step is computed again if the sum that led to it does not come sooner.
+                    if lead.source.is_none() {
+                        lead.source = Some(*link).filter(|_| own + 1 < theirs);
+                        actions.push(Action::Send(*link, Message::Want(Some(own))));
                     }
                     Phase::Ahead(theirs)
                 }
@@ -187,7 +219,7 @@ impl Node {
             }
             Event::Alive(link) => {
                 if let Some(peer) = lead.peers.get_mut(&link) {
-                    peer.heard = now;
+                    (peer.heard, peer.received) = (now, now);
                 }
             }
             Event::Closed(link, reason) => self.lost_peer(link, &reason),
@@ -201,10 +233,16 @@ impl Node {
                 match message {
                     Message::Pong => (),
                     Message::Synced => {
+                        peer.has_told = true;
                         if peer.phase == Phase::Syncing {
                             peer.phase = Phase::Active;
                         }
                     }
+                    Message::Doing { .. } => {
+                        peer.has_told = true;
+                        self.on_member(rank, message);
+                    }
+                    Message::Commit { step, total, spent } => self.catch_up(step, total, spent),
                     Message::Have(step) => {
                         peer.phase = Phase::Unknown(step);
                         lead.round.lose(rank);
@@ -236,18 +274,34 @@ impl Node {
             if self.step.is_none_or(|own| own < snapshot.step) {
                 lead.running = false;
                 lead.round.clear();
-                // Who had the same state as this one is behind now.
-                for peer in lead.peers.values_mut() {
-                    peer.phase = match peer.phase {
-                        Phase::Active | Phase::Syncing => Phase::Unknown(self.step),
-                        Phase::Ahead(step) => Phase::Unknown(Some(step)),
-                        unknown => unknown,
-                    };
-                }
-                self.work.drop();
+                lead.compare_anew(self.step);
+                self.work.forget();
                 self.install(snapshot);
             }
             self.admit_all();
+        }
+    }
+
+    /// The sum of the step that it computes, which another member has already.
+    fn catch_up(&mut self, step: u64, total: Arc<Vector>, spent: Spent) {
+        let own = self.step;
+        let Role::Lead(lead) = &mut self.role else { return };
+        if lead.is_ending() || own.is_none_or(|own| own + 1 != step) {
+            return;
+        }
+        lead.running = false;
+        lead.round.clear();
+        lead.compare_anew(own);
+        self.work.forget();
+        self.clock.follow(self.now, &spent);
+        self.apply(step, total, spent);
+        self.admit_all();
+        self.save_if_due(step);
+    }
+
+    fn save_if_due(&mut self, step: u64) {
+        if self.settings.checkpoint_every.is_some_and(|every| step.is_multiple_of(every)) {
+            self.send_action(Action::Save(step));
         }
     }
 
@@ -257,6 +311,7 @@ impl Node {
         let Role::Lead(lead) = &self.role else { return };
         let Some(next) = next.filter(|next| *next != self.me()) else { return };
         if next == rank || lead.peers.is_empty() {
+            self.work.forget();
             self.begin_seeking(Some(next));
         }
     }
@@ -292,12 +347,14 @@ impl Node {
 
     /// What a member, perhaps this one, says of its shards.
     pub(super) fn on_member(&mut self, rank: Rank, message: Message) {
-        let (now, me, shards, turn) = (self.now, self.me(), self.settings.shards, self.turn());
-        let audited = turn.and_then(|turn| self.settings.audited(turn.step));
+        let (now, me, shards, step) = (self.now, self.me(), self.settings.shards, self.step);
+        let audited = step.and_then(|step| self.settings.audited(step));
         let Role::Lead(lead) = &mut self.role else { return };
-        let is_current = |of| turn == Some(of);
+        let number = lead.number;
+        let is_current = |of: Turn| Some(of.step) == step && of.number == number;
         match message {
             Message::Part { turn, start, size, is_disputed, pace_us, values } => {
+                let values = Arc::unwrap_or_clone(values);
                 let node = Partial { start, size, values };
                 if !node.is_node(shards) || is_disputed && size != 1 {
                     return;
@@ -307,7 +364,9 @@ impl Node {
                     None => Some((&mut lead.own_pace, &lead.own_kernels)).filter(|_| rank == me),
                 };
                 let Some((pace, kernels)) = of else { return };
-                smooth(pace, pace_us as f64 / 1e6);
+                if 0 < pace_us {
+                    smooth(pace, pace_us as f64 / 1e6);
+                }
                 if !is_current(turn) {
                     // It was overtaken.
                 } else if is_disputed || size == 1 && lead.round.is_in_dispute(start) {
@@ -320,6 +379,7 @@ impl Node {
                     }
                 }
             }
+            Message::Doing { turn, shards } if is_current(turn) => lead.round.claim(rank, shards, now),
             Message::Trimmed { turn, end } if is_current(turn) => lead.round.trimmed(rank, end),
             _ => (),
         }
@@ -344,7 +404,7 @@ impl Node {
         let has_state = |peer: &Peer| !matches!(peer.phase, Phase::Unknown(_));
         let links: Vec<Link> =
             stay.into_iter().filter(|(_, peer)| has_state(peer)).map(|(link, _)| *link).collect();
-        self.work.drop();
+        self.work.forget();
         for link in links {
             self.send(link, Message::Commit { step, total: total.clone(), spent });
         }
@@ -352,9 +412,7 @@ impl Node {
         // Who takes part no more leaves between two steps.
         gone.into_iter().for_each(|link| self.let_go(link));
         self.admit_all();
-        if self.settings.checkpoint_every.is_some_and(|every| step.is_multiple_of(every)) {
-            self.send_action(Action::Save(step));
-        }
+        self.save_if_due(step);
     }
 
     /// What is to be done now that time has passed or something has changed.
@@ -428,7 +486,11 @@ impl Node {
             lead.has_gathered = true;
             lead.start = self.clock.begin(now);
         } else if now < lead.since + REGROUP {
-            let is_awaited = |it: &&Member| !is_there(it) && !self.away.contains_key(&it.rank);
+            let has_told = |rank| lead.link_of(rank).is_some_and(|link| lead.peers[&link].has_told);
+            let is_awaited = |it: &&Member| match is_there(it) {
+                true => it.rank != me && !has_told(it.rank),
+                false => !self.away.contains_key(&it.rank),
+            };
             if self.members.iter().any(|it| is_awaited(&it)) {
                 return;
             }
@@ -439,7 +501,15 @@ impl Node {
             None if self.settings.steps <= step => return self.end(Outcome::Done),
             None => (),
         }
-        self.give_out();
+        if !lead.round.is_begun() {
+            return self.give_out();
+        }
+        lead.running = true;
+        lead.round.free(0..self.settings.shards);
+        match lead.round.is_complete() {
+            true => self.commit(),
+            false => self.keep_busy(),
+        }
     }
 
     /// Ends the training for all members, after a last checkpoint where it goes on from there.

@@ -52,6 +52,7 @@ pub struct Clock {
     /// All time before is accounted for.
     until: Option<Duration>,
     recent: VecDeque<u64>,
+    usual_us: Option<u64>,
     trouble: bool,
 }
 
@@ -79,7 +80,7 @@ impl Clock {
     /// A step is done.
     pub fn step(&mut self, now: Duration) -> Spent {
         let took = self.lap(now);
-        let usual = self.usual().unwrap_or(took);
+        let usual = self.usual_us.unwrap_or(took);
         let extra = if (took as f64) <= ORDINARY * usual as f64 { 0 } else { took - usual };
         let trouble = std::mem::take(&mut self.trouble);
         if !trouble {
@@ -101,13 +102,14 @@ impl Clock {
         if RECENT < self.recent.len() {
             self.recent.pop_front();
         }
+        let mut sorted: Vec<u64> = self.recent.iter().copied().collect();
+        let middle = sorted.len() / 2;
+        self.usual_us = Some(*sorted.select_nth_unstable(middle).1);
     }
 
     /// The median of the remembered times.
-    fn usual(&self) -> Option<u64> {
-        let mut sorted: Vec<u64> = self.recent.iter().copied().collect();
-        let middle = sorted.len() / 2;
-        (!sorted.is_empty()).then(|| *sorted.select_nth_unstable(middle).1)
+    pub fn usual(&self) -> Option<Duration> {
+        self.usual_us.map(Duration::from_micros)
     }
 
     fn lap(&mut self, now: Duration) -> u64 {

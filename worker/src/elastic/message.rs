@@ -79,8 +79,8 @@ pub enum Message {
     Follow(Rank),
     /// The step whose state the sender has, if it is another one than it said first.
     Have(Option<u64>),
-    /// To a member that is ahead: send your state.
-    Want,
+    /// To a member that is ahead: send your state, or, if it is that of the step after this one, the sum that led to it.
+    Want(Option<u64>),
     /// The state, for one that lacks it.
     State(Box<Snapshot>),
     /// What was lacking is there.
@@ -116,11 +116,18 @@ pub enum Message {
         size: usize,
         /// It is of one shard, not finite or audited: another member is to compute it as well.
         is_disputed: bool,
-        /// Mean time of a shard, in microseconds.
+        /// Mean time of a shard, in microseconds; 0 where the sender has not computed it.
         pace_us: u64,
         /// Their sum.
         #[serde(skip)]
-        values: Vector,
+        values: Arc<Vector>,
+    },
+    /// To a leader that is new to the sender, after the sums that the sender has of the step: what it goes on with.
+    Doing {
+        /// As in `Work`.
+        turn: Turn,
+        /// What is left of its block.
+        shards: Range<usize>,
     },
     /// What was computed for an earlier step is thrown away: free again.
     Idle,
@@ -164,7 +171,7 @@ impl Message {
     pub fn fill(&mut self, mut vectors: Vec<Vector>) -> Result<(), String> {
         match (self, vectors.len()) {
             (Message::State(snapshot), _) => snapshot.values = vectors.into_iter().map(Vec::from).collect(),
-            (Message::Part { values, .. }, 1) => *values = vectors.remove(0),
+            (Message::Part { values, .. }, 1) => *values = Arc::new(vectors.remove(0)),
             (Message::Commit { total, .. }, 1) => *total = Arc::new(vectors.remove(0)),
             (Message::Part { .. } | Message::Commit { .. }, 0) => {
                 return Err("a sum without its vector".into());

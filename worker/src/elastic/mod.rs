@@ -16,6 +16,7 @@ mod message;
 mod probe;
 mod quota;
 mod round;
+mod seek;
 mod share;
 #[cfg(test)]
 mod tests;
@@ -32,23 +33,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Name and version of the protocol.
-pub const PROTOCOL: &str = "aquifer-elastic-2";
+pub const PROTOCOL: &str = "aquifer-elastic-3";
 
 /// How often a leader gives a sign of life.
-const PING: Duration = Duration::from_millis(300);
-/// A leader that was silent for so long is taken for dead, and a member is given no more shards.
+const PING: Duration = Duration::from_millis(50);
+/// A leader that was silent for as long as a step takes is left, and a member is given no more shards; but no sooner and no
+/// later than this.
+const HUSH: Duration = Duration::from_millis(300);
 const SILENCE: Duration = Duration::from_secs(2);
+/// Who was not asked for so long was stopped, or had too much to do, and does not blame others for what it has not heard.
+const ASLEEP: Duration = Duration::from_millis(100);
 /// A member that was silent for so long is let go.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How often a leader looks for another one.
 const PROBE: Duration = Duration::from_secs(3);
-/// How long a member that did not answer is passed over.
+/// How long a member that did not answer is passed over, also where others say something else, and else.
+const AVOID_AT_ALL: Duration = Duration::from_secs(1);
 const AVOID: Duration = Duration::from_secs(10);
 /// How long to wait before another try, and how long where a training stands still meanwhile.
 const RETRY: Duration = Duration::from_millis(50);
 const SOON: Duration = Duration::from_millis(5);
-/// How long a new leader that has the state waits for the others.
-const REGROUP: Duration = Duration::from_millis(500);
+/// How long a new leader that has the state waits for the others, who compute meanwhile. What they have counts later, too.
+const REGROUP: Duration = Duration::from_millis(50);
 /// How long the first leader waits for members that may come later as well.
 const GATHER: Duration = Duration::from_secs(10);
 
@@ -172,30 +178,19 @@ pub enum Action {
 /// What a node does at present.
 enum Role {
     /// It looks for a leader.
-    Seek(Seek),
+    Seek(seek::Seek),
     Follow(follow::Follow),
     Lead(Box<lead::Lead>),
     /// It has ended.
     Over,
 }
 
-#[derive(Default)]
-struct Seek {
-    /// When it began to.
-    since: Option<Duration>,
-    /// Whom it asks, and how far it has come.
-    target: Option<Rank>,
-    link: Option<Link>,
-    /// When to try the next one.
-    retry: Duration,
-    /// The last answer.
-    said: String,
-}
-
 /// A member of a training.
 pub struct Node {
     settings: Settings,
     now: Duration,
+    /// When it was asked again, after it had not been for long.
+    awake: Duration,
     members: Vec<Member>,
     /// Those that did not answer, and until when they are passed over.
     away: BTreeMap<Rank, Duration>,
@@ -219,6 +214,7 @@ impl Node {
         Node {
             settings,
             now: Duration::ZERO,
+            awake: Duration::ZERO,
             members: Vec::new(),
             away: BTreeMap::new(),
             step: None,
@@ -228,7 +224,7 @@ impl Node {
             work: work::Work::default(),
             clock: ledger::Clock::default(),
             strangers: BTreeMap::new(),
-            role: Role::Seek(Seek::default()),
+            role: Role::Seek(seek::Seek::default()),
             actions: Vec::new(),
         }
     }
@@ -255,6 +251,9 @@ impl Node {
 
     /// Handles one event at a time, `now` since any fixed moment, and returns what is to be done.
     pub fn handle(&mut self, now: Duration, event: Event) -> Vec<Action> {
+        if self.now + ASLEEP < now {
+            self.awake = now;
+        }
         self.now = now.max(self.now);
         self.clock.start(self.now);
         match event {
@@ -264,11 +263,10 @@ impl Node {
             Event::Computed(step, sums, took) => {
                 if sums.is_empty() {
                     // The engine has another state than it was to compute with.
-                    self.work.drop();
+                    self.work.drop_of(step);
                 }
-                for message in self.work.computed(step, sums, took, self.settings.audited(step)) {
-                    self.tell_leader(message);
-                }
+                let told = self.work.computed(step, sums, took, self.settings.audited(step));
+                self.tell_of_work(told);
             }
             Event::Ready(step) => {
                 self.step.get_or_insert(step);
@@ -345,6 +343,24 @@ impl Node {
 
     fn avoid(&mut self, rank: Rank) {
         self.away.insert(rank, self.now + AVOID);
+    }
+
+    /// Whether a member did not answer just now, whatever others say of it.
+    fn is_out_of_reach(&self, rank: Rank) -> bool {
+        self.away.get(&rank).is_some_and(|until| self.now + AVOID < *until + AVOID_AT_ALL)
+    }
+
+    /// How long somebody may be silent.
+    fn silence(&self) -> Duration {
+        match self.settings.is_fixed {
+            true => self.settings.peer,
+            false => self.clock.usual().map_or(SILENCE, |step| step.clamp(HUSH, SILENCE)),
+        }
+    }
+
+    /// Whether somebody who was last heard of then is silent for too long.
+    fn is_silent(&self, heard: Duration) -> bool {
+        heard.max(self.awake) + self.silence() <= self.now
     }
 
     /// The longest-serving member that answers.
@@ -456,107 +472,27 @@ impl Node {
         }
     }
 
-    fn begin_seeking(&mut self, target: Option<Rank>) {
-        self.work.drop();
-        self.role = Role::Seek(Seek { since: Some(self.now), target, ..Seek::default() });
-        if let Some(target) = target {
-            self.send_action(Action::Dial(target));
-        }
-    }
-
-    /// Looks for the next one to ask, and leads if that is this member.
-    fn seek(&mut self) {
-        let (now, me) = (self.now, self.me());
-        let Role::Seek(seek) = &mut self.role else { return };
-        let since = *seek.since.get_or_insert(now);
-        if now < seek.retry || self.members.is_empty() {
-            return;
-        }
-        match (seek.target, seek.link) {
-            (Some(target), Some(link)) => {
-                self.send_action(Action::Close(link));
-                return self.try_next(target, "no answer".into());
+    /// Tells the leader of its shards, and keeps the sums for the next one. One that leads gives its own to the one that would
+    /// lead after it, but for those with which its block ends: the step itself soon does.
+    fn tell_of_work(&mut self, told: Vec<Message>) {
+        for message in told {
+            match &self.role {
+                Role::Lead(lead) => {
+                    let deputy = lead.deputy(&self.members).filter(|_| self.work.is_busy());
+                    if let (Some(link), false) = (deputy, self.settings.is_fixed)
+                        && let Message::Part { is_disputed: false, .. } = message
+                    {
+                        let mut copy = message.clone();
+                        if let Message::Part { pace_us, .. } = &mut copy {
+                            *pace_us = 0;
+                        }
+                        self.send(link, copy);
+                    }
+                }
+                _ if !self.settings.is_fixed => self.work.hold(&message),
+                _ => (),
             }
-            (Some(_), None) => return,
-            (None, _) => (),
+            self.tell_leader(message);
         }
-        let join = self.settings.join;
-        if since + join <= now && !seek.said.is_empty() {
-            let (first, said) = (&self.members[0], &seek.said);
-            let who = format!("rank {} at {}", first.rank, first.address);
-            let reason = format!("rank {me} waited {} s for {who}: {said}", join.as_secs());
-            return self.exit(Outcome::Failed(reason));
-        }
-        let first = match self.first() {
-            Some(first) => first,
-            // Nobody answers whom it could get a state from: all are asked again.
-            None => {
-                self.away.clear();
-                self.members[0].rank
-            }
-        };
-        // One without a state loads it, if those who may have a newer one do not answer for long.
-        let may = self.step.is_some() || self.members[0].rank == first || since + GATHER <= now;
-        let leads = first == self.me() && may;
-        if leads {
-            return self.take_the_lead();
-        }
-        let first = if first == self.me() { self.members[0].rank } else { first };
-        let Role::Seek(seek) = &mut self.role else { unreachable!("seen above") };
-        seek.target = Some(first);
-        self.send_action(Action::Dial(first));
-    }
-
-    fn seek_event(&mut self, event: Event) {
-        let me = self.settings.identity.clone();
-        let (now, step) = (self.now, self.step);
-        let Role::Seek(seek) = &mut self.role else { return };
-        let Some(target) = seek.target else { return };
-        match event {
-            Event::Dialed(link) => {
-                (seek.link, seek.retry) = (Some(link), now + SILENCE);
-                self.send(link, Message::Hello(me, step));
-            }
-            Event::NotDialed(reason) => self.try_next(target, reason),
-            Event::Closed(link, reason) if seek.link == Some(link) => self.try_next(target, reason),
-            Event::Got(link, message) if seek.link == Some(link) => match message {
-                Message::Welcome => {
-                    self.away.remove(&target);
-                    self.follow(link, target);
-                }
-                Message::Follow(leader) if leader != me.rank => {
-                    self.send_action(Action::Close(link));
-                    let Role::Seek(seek) = &mut self.role else { unreachable!("seen above") };
-                    (seek.target, seek.link) = (Some(leader), None);
-                    self.send_action(Action::Dial(leader));
-                }
-                Message::Refuse { reason, for_now: false } => {
-                    let reason = format!("rank {target} refused rank {}: {reason}", me.rank);
-                    self.exit(Outcome::Failed(reason));
-                }
-                Message::Refuse { reason, .. } => {
-                    let wait = if step.is_some() { SOON } else { RETRY };
-                    self.send_action(Action::Close(link));
-                    // One that was passed over may be there by now.
-                    self.away.clear();
-                    let Role::Seek(seek) = &mut self.role else { unreachable!("seen above") };
-                    (seek.target, seek.link, seek.retry, seek.said) = (None, None, now + wait, reason);
-                }
-                _ => {
-                    self.send_action(Action::Close(link));
-                    self.try_next(target, "it said something else than expected".into());
-                }
-            },
-            Event::Got(link, _) => self.send_action(Action::Close(link)),
-            _ => (),
-        }
-    }
-
-    /// The one that was asked does not answer.
-    fn try_next(&mut self, target: Rank, reason: String) {
-        self.avoid(target);
-        let (now, wait) = (self.now, if self.step.is_some() { SOON } else { RETRY });
-        let Role::Seek(seek) = &mut self.role else { return };
-        (seek.target, seek.link, seek.retry, seek.said) = (None, None, now + wait, reason);
     }
 }

@@ -47,7 +47,7 @@ impl Node {
             }
             (Event::Got(link, Message::Welcome), Some(other)) => {
                 lead.links().into_iter().for_each(|peer| self.send_action(Action::Close(peer)));
-                self.work.drop();
+                self.work.forget();
                 // More of it than when it asked, by now.
                 self.send(link, Message::Have(step));
                 self.follow(link, other);

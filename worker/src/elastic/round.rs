@@ -69,12 +69,40 @@ impl Round {
         self.blocks.iter().any(|block| block.owner == rank)
     }
 
-    /// Takes a sum from a member, unless some of it is there already, or in dispute: then another one has the rest of it.
+    /// Takes a sum from a member, unless some of it is there already, or in dispute: then the rest of it is free if nobody has it.
     pub fn put(&mut self, owner: Rank, node: Partial, now: Duration) {
         let shards = node.start..node.start + node.size;
         self.advance(owner, &shards, now);
-        if shards.into_iter().all(|shard| self.is_open(shard)) {
-            self.add(node);
+        match shards.clone().all(|shard| self.is_open(shard)) {
+            true => self.add(node),
+            false => self.free(shards),
+        }
+    }
+
+    /// Whether any of its shards is there, or with somebody.
+    pub fn is_begun(&self) -> bool {
+        self.left < self.shards || !self.blocks.is_empty()
+    }
+
+    /// A member says that it has shards: so it has, unless another one has some of them.
+    pub fn claim(&mut self, owner: Rank, shards: Range<usize>, now: Duration) {
+        let is_nobodys = |shard: usize| self.is_open(shard) && !is_computed(&self.blocks, shard);
+        let is_block = !shards.is_empty() && shards.end <= self.shards;
+        if is_block && !self.is_busy(owner) && shards.clone().all(is_nobodys) {
+            self.give(owner, shards, now);
+        }
+    }
+
+    /// Frees those of some shards that are missing and with nobody.
+    pub fn free(&mut self, shards: Range<usize>) {
+        for shard in shards {
+            let is_free = self.free.iter().any(|free| free.contains(&shard));
+            if self.is_open(shard) && !is_free && !is_computed(&self.blocks, shard) {
+                match self.free.last_mut() {
+                    Some(last) if last.end == shard => last.end += 1,
+                    _ => self.free.push(shard..shard + 1),
+                }
+            }
         }
     }
 
@@ -267,6 +295,20 @@ mod tests {
         round.put(1, node(6, 2), Duration::ZERO);
         assert!(round.is_complete());
         assert_eq!(round.total()[..], [28.0]);
+    }
+
+    #[test]
+    fn what_comes_with_a_shard_that_is_there_or_is_claimed_twice_is_not_lost() {
+        let mut round = Round::new(8);
+        round.claim(1, 0..2, Duration::ZERO);
+        round.claim(2, 1..4, Duration::ZERO);
+        assert!(round.is_busy(1) && !round.is_busy(2));
+        round.put(3, node(1, 1), Duration::ZERO);
+        // Dropped, for it has the second one again: the first one is with nobody.
+        round.put(1, node(0, 2), Duration::ZERO);
+        assert_eq!((round.take_free(9), round.take_free(9)), (Some(0..1), None));
+        round.free(0..8);
+        assert_eq!(round.count_free(), 7);
     }
 
     #[test]

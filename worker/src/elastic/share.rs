@@ -5,6 +5,9 @@ use super::lead::{Lead, Peer, Phase};
 use super::quota::quotas;
 use super::*;
 
+/// A member takes at least so much longer than usual before others compute what it has.
+const LATE: Duration = Duration::from_millis(100);
+
 /// One who can compute.
 struct Hand {
     rank: Rank,
@@ -16,20 +19,20 @@ struct Hand {
 }
 
 impl Peer {
-    fn takes_work(&self, now: Duration) -> bool {
-        self.phase == Phase::Active && !self.is_late && now < self.heard + SILENCE
+    fn takes_work(&self, is_silent: impl Fn(Duration) -> bool) -> bool {
+        self.phase == Phase::Active && !self.is_late && !is_silent(self.heard)
     }
 }
 
 impl Node {
     pub(super) fn judge_the_silent(&mut self) {
-        let now = self.now;
+        let (now, awake, silence) = (self.now, self.awake, self.silence());
         let Role::Lead(lead) = &mut self.role else { return };
         let patience = if self.settings.is_fixed { self.settings.peer } else { PATIENCE };
         let silent: Vec<Link> = lead
             .peers
             .iter()
-            .filter(|(_, peer)| peer.heard + patience <= now)
+            .filter(|(_, peer)| peer.heard.max(awake) + patience <= now)
             .map(|(link, _)| *link)
             .collect();
         let reason = format!("silent for {} s", patience.as_secs());
@@ -42,10 +45,11 @@ impl Node {
             let Some(block) = lead.round.blocks().iter().find(|block| block.owner == peer.rank) else {
                 continue;
             };
-            let is_silent = peer.heard + SILENCE <= now;
+            let is_silent = peer.heard.max(awake) + silence <= now;
             let is_late = peer.pace.is_some_and(|pace| {
                 let expected = pace * block.shards.len() as f64;
-                block.since.as_secs_f64() + (1.5 * expected).max(expected + 0.3) < now.as_secs_f64()
+                let most = (1.5 * expected).max(expected + LATE.as_secs_f64());
+                block.since.max(awake).max(peer.received).as_secs_f64() + most < now.as_secs_f64()
             });
             if is_silent || is_late {
                 peer.is_late = true;
@@ -70,7 +74,7 @@ impl Node {
         for member in self.members.iter().filter(|member| member.rank != me) {
             let Some(link) = lead.link_of(member.rank) else { continue };
             let peer = &lead.peers[&link];
-            if peer.takes_work(self.now) {
+            if peer.takes_work(|heard| self.is_silent(heard)) {
                 let kernels = Arc::clone(&peer.kernels);
                 hands.push(Hand { rank: member.rank, kernels, link: Some(link), pace: peer.pace });
             }

@@ -76,7 +76,7 @@ fn not_finite(sum: f32) -> Vec<Action> {
         size,
         is_disputed: value.is_nan(),
         pace_us: 1000,
-        values: vec![value].into(),
+        values: Arc::new(vec![value].into()),
     };
     let heard =
         [(1, part(4, 4, 1.0)), (2, part(8, 1, f32::NAN)), (2, part(9, 1, 1.0)), (2, part(10, 2, 1.0))];
@@ -121,4 +121,54 @@ fn who_is_asked_to_stop_does_not_wait_for_its_state() {
     let mut actions = node.handle(2 * MS, Event::Stop { alone: false });
     actions.extend(node.handle(3 * MS, Event::Tick));
     assert_eq!(actions, [Action::Exit(Outcome::Stopped)]);
+}
+
+#[test]
+fn a_member_whose_sum_is_coming_in_is_not_late() {
+    let late = |receives: bool| {
+        let (mut node, _) = gathered();
+        let part = |start, size| Message::Part {
+            turn: Turn::default(),
+            start,
+            size,
+            is_disputed: false,
+            pace_us: 10_000,
+            values: Arc::new(vec![1.0].into()),
+        };
+        node.handle(10 * MS, Event::Got(1, part(4, 4)));
+        node.handle(10 * MS, Event::Got(2, part(8, 2)));
+        // Of two shards of 10 ms one is missing for 180 ms: rank 1 has nothing to do, and is given it.
+        let mut actions = Vec::new();
+        for at in 2..20 {
+            let event = if receives { Event::Alive(2) } else { Event::Tick };
+            actions.extend(node.handle(10 * at * MS, event));
+        }
+        given(&actions).contains(&1)
+    };
+    assert!(late(false) && !late(true));
+}
+
+#[test]
+fn one_that_was_stopped_itself_does_not_leave_its_leader() {
+    let mut node = Node::new(Settings { identity: identity(1), ..leader().settings });
+    let member = |rank| Member { rank, address: String::new() };
+    let dial = node.handle(MS, Event::Members((0..4).map(member).collect()));
+    assert_eq!(dial, [Action::Dial(0)]);
+    node.handle(MS, Event::Dialed(7));
+    node.handle(MS, Event::Got(7, Message::Welcome));
+    let left = |node: &mut Node, at| node.handle(at, Event::Tick).contains(&Action::Close(7));
+    let asleep = 5 * SILENCE;
+    assert!(!left(&mut node, asleep));
+    let mut ticks = (1..).map(|tick| tick * 50 * MS).take_while(|time| *time <= SILENCE);
+    assert!(ticks.any(|time| left(&mut node, asleep + time)), "it waits no longer than others");
+}
+
+#[test]
+fn what_was_overtaken_takes_no_block_of_the_next_step_with_it() {
+    let mut work = work::Work::default();
+    work.give(Turn { step: 5, number: 0 }, 0..2);
+    work.drop_of(4);
+    assert!(work.is_busy());
+    work.drop_of(5);
+    assert!(!work.is_busy());
 }

@@ -4,6 +4,7 @@ use super::dispute::Computed;
 use super::message::{Message, Turn};
 use crate::shards::{Partial, ShardSum};
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A member sends what it has after so long, and, of long vectors, no more than so many floats a second: about a hundredth of a
@@ -11,7 +12,7 @@ use std::time::Duration;
 const SEND: Duration = Duration::from_millis(20);
 const FLOATS_A_SECOND: f64 = 4e6;
 
-/// The block of shards that a member was given, as far as it has come.
+/// The block of shards that a member was given, as far as it has come, and what it has of the step beyond that.
 #[derive(Default)]
 pub struct Work {
     block: Option<Block>,
@@ -20,14 +21,17 @@ pub struct Work {
     sum: ShardSum,
     /// Sums of shards that others have to compute as well.
     disputed: Vec<Partial>,
+    /// Sums that the leader has, as they were sent: for its successor, if it is lost before the step is done.
+    held: Vec<Message>,
 }
 
 struct Block {
     turn: Turn,
     /// Those that are not sent.
     shards: Range<usize>,
-    /// The first shard that is not begun.
+    /// The first shard that is not begun, and the first that is not computed.
     next: usize,
+    computed: usize,
     /// What those that are computed and not sent took.
     took: Duration,
 }
@@ -36,7 +40,61 @@ impl Work {
     /// Takes a block; an earlier one is forgotten.
     pub fn give(&mut self, turn: Turn, shards: Range<usize>) {
         self.drop();
-        self.block = Some(Block { turn, next: shards.start, shards, took: Duration::ZERO });
+        self.keep_of(turn);
+        self.block =
+            Some(Block { turn, next: shards.start, computed: shards.start, shards, took: Duration::ZERO });
+    }
+
+    /// Whether some of the block is not computed.
+    pub fn is_busy(&self) -> bool {
+        self.block.is_some()
+    }
+
+    /// Keeps a sum that the leader has as well. One that others have to compute too is computed anew instead.
+    pub fn hold(&mut self, part: &Message) {
+        let Message::Part { turn, is_disputed, .. } = part else { return };
+        self.keep_of(*turn);
+        if !is_disputed {
+            self.held.push(part.clone());
+        }
+    }
+
+    /// What is of another try is not trusted, or of no use.
+    fn keep_of(&mut self, turn: Turn) {
+        self.held.retain(|other| matches!(other, Message::Part { turn: of, .. } if *of == turn));
+    }
+
+    /// What it has of the step that begins with this state, for a leader that knows nothing of it: sums, and what it goes on
+    /// with, as of the leader's first try.
+    pub fn offer(&mut self, step: u64) -> Vec<Message> {
+        for message in self.collect() {
+            // What is in dispute was told nobody, and is lost with this: it would be asked for again.
+            self.hold(&message);
+        }
+        let first = Turn { step, number: 0 };
+        for message in &mut self.held {
+            if let Message::Part { turn, .. } = message {
+                *turn = first;
+            }
+        }
+        let mut told = self.held.clone();
+        let mut shards = 0..0;
+        if let Some(block) = &mut self.block {
+            (block.turn, shards) = (first, block.shards.clone());
+        }
+        told.push(Message::Doing { turn: first, shards });
+        told
+    }
+
+    /// Forgets what was kept: it leads itself.
+    pub fn release(&mut self) {
+        self.held.clear();
+    }
+
+    /// Forgets all that there is of the step.
+    pub fn forget(&mut self) {
+        self.drop();
+        self.held.clear();
     }
 
     /// Forgets the block.
@@ -44,6 +102,13 @@ impl Work {
         self.sum.clear();
         self.disputed.clear();
         self.block = None;
+    }
+
+    /// Forgets a block of this step.
+    pub fn drop_of(&mut self, step: u64) {
+        if self.block.as_ref().is_some_and(|block| block.turn.step == step) {
+            self.drop();
+        }
     }
 
     /// The shards to compute now, at most `lanes`, if it is time to.
@@ -76,6 +141,7 @@ impl Work {
             return vec![Message::Idle];
         };
         block.took += took;
+        block.computed = block.next;
         for Computed { sum, is_finite } in sums {
             match audited == Some(sum.start) || !is_finite {
                 true => self.disputed.push(sum),
@@ -101,14 +167,20 @@ impl Work {
     fn ready(&mut self) -> Vec<Message> {
         let Some(block) = &mut self.block else { return Vec::new() };
         let floats = self.sum.floats() + self.disputed.iter().map(|sum| sum.values.len()).sum::<usize>();
-        let is_done = block.next == block.shards.end;
+        let is_done = block.computed == block.shards.end;
         if !is_done && block.took < SEND.max(Duration::from_secs_f64(floats as f64 / FLOATS_A_SECOND)) {
             return Vec::new();
         }
-        let (turn, count) = (block.turn, block.next - block.shards.start);
+        self.collect()
+    }
+
+    /// All sums that there are.
+    fn collect(&mut self) -> Vec<Message> {
+        let Some(block) = &mut self.block else { return Vec::new() };
+        let (turn, count) = (block.turn, block.computed - block.shards.start);
         let pace_us = (std::mem::take(&mut block.took) / count.max(1) as u32).as_micros() as u64;
-        block.shards.start = block.next;
-        if is_done {
+        block.shards.start = block.computed;
+        if block.shards.is_empty() {
             self.block = None;
         }
         let agreed = self.sum.take().into_iter().map(|sum| (sum, false));
@@ -121,7 +193,7 @@ impl Work {
             size,
             is_disputed,
             pace_us,
-            values,
+            values: Arc::new(values),
         };
         parts.into_iter().map(part).collect()
     }

@@ -25,6 +25,7 @@ use crate::kernels::{
 use crate::mapping::in_large_pages;
 use compact::Compact;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A model: its shape and its parameters, which lie where a [`Backend`] reads them.
 pub struct Model<W = HostWeights> {
@@ -41,7 +42,8 @@ pub struct HostWeights {
     /// All of them, in the order of the layout; empty in a model that was [compacted](Model::compact).
     pub parameters: Vec<f32>,
     compact: Option<Compact>,
-    rope: Rope,
+    /// Shared by all models of its shape that were made of one.
+    rope: Arc<Rope>,
 }
 
 impl<K: Kernels> Weights<K> for HostWeights {
@@ -170,8 +172,15 @@ impl Model {
     pub fn with_parameters(config: ModelConfig, parameters: Vec<f32>) -> Model {
         let layout = Layout::new(&config);
         assert_eq!(layout.len, parameters.len(), "parameters of another shape");
-        let rope = rope::angles(&config);
+        let rope = Arc::new(rope::angles(&config));
         Model { config, layout, weights: HostWeights { parameters, compact: None, rope } }
+    }
+
+    /// A model of the same shape with other parameters.
+    pub fn like(&self, parameters: Vec<f32>) -> Model {
+        assert_eq!(self.layout.len, parameters.len(), "parameters of another shape");
+        let weights = HostWeights { parameters, compact: None, rope: Arc::clone(&self.weights.rope) };
+        Model { config: self.config.clone(), layout: self.layout.clone(), weights }
     }
 
     /// A model whose parameters come from `read`, which fills a stretch of a tensor's elements; kept as `precision` says.
@@ -195,7 +204,7 @@ impl Model {
             compact = Some(Compact::read(&layout, precision, read)?);
         }
         let rope = rope::angles(&config);
-        Ok(Model { config, layout, weights: HostWeights { parameters, compact, rope } })
+        Ok(Model { config, layout, weights: HostWeights { parameters, compact, rope: Arc::new(rope) } })
     }
 
     /// Keeps the matrices in bf16 or int8 from now on: less memory, for inference only. In f32 nothing changes.

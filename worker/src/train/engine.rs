@@ -3,6 +3,7 @@
 //! Orders are carried out one after the other, so each sees the state that the ones before it have left. The state is shared:
 //! who sends or writes it has it as it was, and the next update copies it only then.
 
+use super::diloco::{self, Round};
 use super::saver::{PATIENCE, Saver, pauses};
 use super::{BETA1, BETA2, EPS, Input, StepReport, learning_rate};
 use crate::checkpoint::{
@@ -19,6 +20,7 @@ use crate::vector::Vector;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
@@ -52,6 +54,8 @@ pub struct Plan {
     pub checkpoints: Option<Keeping>,
     /// Threads of this worker.
     pub threads: usize,
+    /// Steps of the newest state that it is to have: what is computed for an earlier one is of no use.
+    pub newest: Arc<AtomicU64>,
 }
 
 /// Starts the engine, which computes as many shards at the same time as there are backends; it ends when its orders do, and
@@ -65,6 +69,9 @@ pub fn start<K: Backend + 'static>(
     let handle = std::thread::spawn(move || Engine::new(plan, backends, inputs).run(orders));
     (sender, handle)
 }
+
+/// Floats that are updated while they are in a cache from being copied.
+const PIECE: usize = 1 << 14;
 
 struct Engine<K: Backend> {
     plan: Plan,
@@ -81,18 +88,42 @@ struct Engine<K: Backend> {
 }
 
 /// Where one shard is computed.
-struct Desk<K: Backend> {
+pub(super) struct Desk<K: Backend> {
     kernels: K,
+    /// The processor with its share of the threads, for updates of a replica.
+    pub host: Cpu,
     /// The parameters, if the backend has memory of its own, and of which step they are.
     held: (Option<Model<K::Weights>>, Option<u64>),
     workspace: WorkspaceOf<K>,
     gradient: K::FloatBuffer,
 }
 
+impl<K: Backend> Desk<K> {
+    /// The loss of some sequences, and their gradient in `gradient`, which is zeros. `step`: of the parameters, where those of
+    /// another call with it are the same.
+    pub fn learn(
+        &mut self,
+        model: &Model,
+        step: Option<u64>,
+        sample: &Sample<'_>,
+        gradient: &mut [f32],
+    ) -> Result<f32, DeviceError> {
+        let Desk { kernels, held: (held, at), workspace, gradient: room, .. } = self;
+        let is_new = step.is_none() || *at != step;
+        *at = step;
+        let model = kernels.place(held, model, is_new)?;
+        kernels.collect(room, gradient, |gradient| {
+            model.loss_and_gradient(kernels, workspace, gradient, *sample)
+        })
+    }
+}
+
 impl<K: Backend> Engine<K> {
     fn new(plan: Plan, backends: Vec<K>, inputs: Sender<Input>) -> Engine<K> {
+        let threads = (plan.threads / backends.len().max(1)).max(1);
         let desk = |kernels| Desk {
             kernels,
+            host: Cpu::with_precision(threads, plan.settings.precision),
             held: (None, None),
             workspace: WorkspaceOf::<K>::default(),
             gradient: K::FloatBuffer::default(),
@@ -252,28 +283,23 @@ impl<K: Backend> Engine<K> {
             // Overtaken: nobody needs it.
             return Ok(Vec::new());
         }
-        let Settings { seed, batch, micro_batch, context, .. } = self.plan.settings;
+        let settings = &self.plan.settings;
         let (model, data) = (&state.model, &*self.plan.data);
         let len = model.layout.len + 1;
-        let mut sums: Vec<Option<Result<Computed, DeviceError>>> = shards.clone().map(|_| None).collect();
+        let round = Round { state, settings, data, newest: &self.plan.newest };
+        let mut sums: Vec<Option<Result<Option<Computed>, DeviceError>>> =
+            shards.clone().map(|_| None).collect();
         let compute = |shard: usize, desk: &mut Desk<K>| {
-            let mut sum = Vector::zeros(len);
-            let first = step * batch as u64 + (shard * micro_batch) as u64;
-            let (mut tokens, mut targets) = (Vec::new(), Vec::new());
-            for number in first..first + micro_batch as u64 {
-                let (more, next) = data.sample(seed, number, context);
-                tokens.extend(more);
-                targets.extend(next);
+            if settings.inner_steps != 0 {
+                return Ok(round.replica(shard, desk)?.map(|sum| Computed::new(shard, sum)));
             }
-            let sample = Sample { tokens: &tokens, targets: &targets, length: context };
+            let mut sum = Vector::zeros(len);
+            let first = step * settings.batch as u64 + (shard * settings.micro_batch) as u64;
+            let (tokens, targets) = samples(data, settings, first);
             let (loss, gradient) = sum.split_last_mut().expect("the loss stands last");
-            let Desk { kernels, held: (held, at), workspace, gradient: room } = desk;
-            let is_new = at.replace(step) != Some(step);
-            let model = kernels.place(held, model, is_new)?;
-            *loss = kernels.collect(room, gradient, |gradient| {
-                model.loss_and_gradient(kernels, workspace, gradient, sample)
-            })?;
-            Ok(Computed::new(shard, sum))
+            let sample = Sample { tokens: &tokens, targets: &targets, length: settings.context };
+            *loss = desk.learn(model, Some(step), &sample, gradient)?;
+            Ok(Some(Computed::new(shard, sum)))
         };
         std::thread::scope(|scope| {
             let mut work = shards.zip(&mut self.desks).zip(&mut sums);
@@ -286,13 +312,15 @@ impl<K: Backend> Engine<K> {
                 *sum = Some(compute(shard, desk));
             }
         });
-        sums.into_iter().flatten().collect()
+        // Of replicas that were overtaken there is nothing.
+        let sums: Option<Vec<Computed>> = sums.into_iter().flatten().collect::<Result<_, _>>()?;
+        Ok(sums.unwrap_or_default())
     }
 
     /// The update of a step: its gradient is the mean of those of the shards, as long as allowed.
     fn apply(&mut self, step: u64, total: &[f32], spent: &Spent) -> Result<StepReport, WorkerError> {
         let Plan { settings, .. } = &self.plan;
-        let shards = (settings.batch / settings.micro_batch) as f32;
+        let shards = settings.shards() as f32;
         let (Some((loss, sum)), true) =
             (total.split_last(), total.len() == self.state().model.layout.len + 1)
         else {
@@ -304,25 +332,32 @@ impl<K: Backend> Engine<K> {
         if !loss.is_finite() || !gradient_norm.is_finite() {
             return Err(WorkerError::Diverged { step, loss, gradient_norm });
         }
-        let shorten = if settings.clip < gradient_norm { settings.clip / gradient_norm } else { 1.0 };
-        self.gradient.clear();
-        self.gradient.extend(sum.iter().map(|value| value * (shorten / shards)));
-        let learning_rate = learning_rate(settings, step - 1);
-        let state = Arc::make_mut(self.state.as_mut().expect("loaded or installed before it is used"));
-        let TrainingState { model, first, second, record } = state;
-        for tensor in &model.layout.tensors {
-            // Norms are not matrices: pulling them to zero would only fight the layer behind them.
-            let weight_decay = if tensor.shape.len() == 1 { 0.0 } else { settings.weight_decay };
-            let update =
-                AdamW { learning_rate, beta1: BETA1, beta2: BETA2, eps: EPS, weight_decay, update: step };
-            let (first, second) = (tensor.span.of_mut(first), tensor.span.of_mut(second));
-            let parameters = tensor.span.of_mut(&mut model.weights.parameters);
-            self.kernels.adamw(parameters, first, second, tensor.span.of(&self.gradient), &update);
+        let learning_rate = learning_rate(settings, step * settings.inner_steps.max(1) - 1);
+        let mut state = self.state.take().expect("loaded or installed before it is used");
+        // Who writes or sends the state has it as it was: then the next one is made beside it.
+        let is_shared = Arc::get_mut(&mut state).is_none();
+        let old = is_shared.then(|| {
+            let next = if settings.inner_steps == 0 { state.like() } else { TrainingState::clone(&state) };
+            std::mem::replace(&mut state, Arc::new(next))
+        });
+        let TrainingState { model, first, second, record } =
+            Arc::get_mut(&mut state).expect("nobody else has it");
+        match settings.inner_steps {
+            0 => {
+                let scale = shorten(settings, gradient_norm) / shards;
+                self.gradient.clear();
+                self.gradient.extend(sum.iter().map(|value| value * scale));
+                let from = old.as_deref().map(TrainingState::vectors);
+                let update = update(settings, learning_rate, step);
+                adamw(&self.kernels, model, [first, second], from, &self.gradient, update);
+            }
+            _ => diloco::outer_step(&mut model.weights.parameters, first, sum, shards),
         }
         (record.step, record.loss) = (step, loss);
         record.spent.add(spent);
-        record.tokens_seen += (settings.batch * settings.context) as u64;
+        record.tokens_seen += settings.step_tokens();
         let spent = record.spent;
+        self.state = Some(state);
         Ok(StepReport { step, loss, gradient_norm, learning_rate, spent })
     }
 
@@ -338,5 +373,56 @@ impl<K: Backend> Engine<K> {
             self.tell(Input::Line(sentence));
         }
         Ok(())
+    }
+}
+
+/// The sequences of a pass, from number `first` on.
+pub(super) fn samples(data: &Dataset, settings: &Settings, first: u64) -> (Vec<u32>, Vec<u32>) {
+    let (mut tokens, mut targets) = (Vec::new(), Vec::new());
+    for number in first..first + settings.micro_batch as u64 {
+        let (more, next) = data.sample(settings.seed, number, settings.context);
+        tokens.extend(more);
+        targets.extend(next);
+    }
+    (tokens, targets)
+}
+
+/// What a gradient is multiplied by to be as long as allowed.
+pub(super) fn shorten(settings: &Settings, norm: f32) -> f32 {
+    if settings.clip < norm { settings.clip / norm } else { 1.0 }
+}
+
+/// The update with this number, from 1.
+pub(super) fn update(settings: &Settings, learning_rate: f32, update: u64) -> AdamW {
+    let weight_decay = settings.weight_decay;
+    AdamW { learning_rate, beta1: BETA1, beta2: BETA2, eps: EPS, weight_decay, update }
+}
+
+/// An update of all parameters. Before it they and their moments are as in `from`, if that is given.
+pub(super) fn adamw(
+    kernels: &Cpu,
+    model: &mut Model,
+    [first, second]: [&mut [f32]; 2],
+    from: Option<[&[f32]; 3]>,
+    gradient: &[f32],
+    update: AdamW,
+) {
+    for tensor in &model.layout.tensors {
+        // Norms are not matrices: pulling them to zero would only fight the layer behind them.
+        let weight_decay = if tensor.shape.len() == 1 { 0.0 } else { update.weight_decay };
+        let update = AdamW { weight_decay, ..update };
+        let mut own = [&mut model.weights.parameters[..], &mut first[..], &mut second[..]]
+            .map(|values| tensor.span.of_mut(values).chunks_mut(PIECE));
+        let mut old = from.map(|from| from.map(|values| tensor.span.of(values).chunks(PIECE)));
+        for gradient in tensor.span.of(gradient).chunks(PIECE) {
+            let mut own = own.each_mut().map(|pieces| pieces.next().expect("as long as the gradient"));
+            if let Some(old) = &mut old {
+                own.iter_mut().zip(old).for_each(|(own, old)| {
+                    own.copy_from_slice(old.next().expect("as long as the gradient"));
+                });
+            }
+            let [parameters, first, second] = own;
+            kernels.adamw(parameters, first, second, gradient, &update);
+        }
     }
 }

@@ -8,11 +8,13 @@
 //! Who does what is decided by [`crate::elastic`]; here are the threads that carry it out: one decides, one computes
 //! (`engine`), and each connection has two (`net`).
 
+mod diloco;
 pub(crate) mod engine;
 mod members;
 pub(crate) mod net;
 mod report;
 mod saver;
+mod socket;
 
 pub use report::{CURVE, Point};
 
@@ -33,7 +35,7 @@ use net::{Heard, Net, Outgoing};
 use report::Report;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -122,6 +124,11 @@ pub fn run(
         .open(args.precision, config.head_dim)
         .map_err(|error| UsageError::new("--device", args.device, error.to_string()))?;
     report.computes_on(&chosen, contract.threads);
+    if let (Some(steps), Some(replicas)) = (args.inner_steps, args.replicas) {
+        report.line(&format!(
+            "little communication (DiLoCo): a step is a round of {steps} steps on each of {replicas} replicas, and one outer step"
+        ));
+    }
     let mut membership = Membership::new(contract)?;
     report.waiting(&membership);
     let (inputs, received) = channel();
@@ -132,7 +139,7 @@ pub fn run(
             WorkerError::Group(format!("rank {} cannot listen at {address}: {error}", contract.rank))
         })?;
     }
-    let shards = args.batch / args.micro_batch;
+    let shards = settings(args).shards();
     let lanes = match &chosen {
         Chosen::Processor(_) => contract.threads.min(shards / contract.world_size).max(1),
         // A card is one queue.
@@ -170,7 +177,9 @@ pub fn run(
             scratch: contract.scratch(),
         }),
         threads: contract.threads,
+        newest: Arc::default(),
     };
+    let newest = Arc::clone(&plan.newest);
     report.learns(&data);
     let (orders, engine) = match chosen {
         Chosen::Processor(_) => {
@@ -184,6 +193,7 @@ pub fn run(
         node,
         net,
         orders,
+        newest,
         membership: &mut membership,
         report: &mut report,
         start: Instant::now(),
@@ -192,8 +202,9 @@ pub fn run(
     };
     let outcome = member.drive(&received, stop, on_step);
     member.net.flush(FLUSH);
-    // What was decided is carried out to its end; without a state that is nothing, and a store may not answer.
+    // What was decided is carried out to its end, but for what is computed for a step; without a state that is nothing, and a store may not answer.
     member.orders = channel().0;
+    member.newest.store(u64::MAX, Ordering::Relaxed);
     if member.node.step().is_some() {
         _ = engine.join();
     }
@@ -218,6 +229,8 @@ struct Driver<'a> {
     node: Node,
     net: Net,
     orders: Sender<Order>,
+    /// Steps of the newest state that was ordered.
+    newest: Arc<AtomicU64>,
     membership: &'a mut Membership,
     report: &'a mut Report,
     start: Instant,
@@ -303,8 +316,14 @@ impl Driver<'_> {
                 Action::Send(link, message) => self.net.send(link, Outgoing::Message(message)),
                 Action::SendState(link) => self.order(Order::Share(link)),
                 Action::Load => self.order(Order::Load),
-                Action::Install(snapshot) => self.order(Order::Install(snapshot)),
-                Action::Apply { step, total, spent } => self.order(Order::Apply(step, total, spent)),
+                Action::Install(snapshot) => {
+                    self.newest.store(snapshot.step, Ordering::Relaxed);
+                    self.order(Order::Install(snapshot));
+                }
+                Action::Apply { step, total, spent } => {
+                    self.newest.store(step, Ordering::Relaxed);
+                    self.order(Order::Apply(step, total, spent));
+                }
                 Action::Compute { step, shards } => self.order(Order::Compute(step, shards)),
                 Action::Save(_) => self.order(Order::Save),
                 Action::Say(text) => self.report.line(&text),
@@ -369,18 +388,21 @@ fn settings(args: &TrainArgs) -> Settings {
         warmup: args.warmup_steps(),
         weight_decay: args.weight_decay,
         clip: args.clip,
+        inner_steps: args.inner_steps.unwrap_or(0),
+        replicas: args.replicas.unwrap_or(0),
     }
 }
 
-/// Learning rate of step `step`, from 0: a straight rise over the warm-up, then half a cosine down to a tenth.
+/// Learning rate of step `step`, from 0, where rounds count all steps of a replica: a straight rise over the warm-up, then half a cosine down to a tenth.
 ///
 /// Source: Loshchilov and Hutter, "SGDR", arXiv 1608.03983, equation 5.
 fn learning_rate(settings: &Settings, step: u64) -> f32 {
-    if step < settings.warmup {
-        return settings.learning_rate * (step + 1) as f32 / settings.warmup as f32;
+    let [warmup, steps] = [settings.warmup, settings.steps].map(|steps| steps * settings.inner_steps.max(1));
+    if step < warmup {
+        return settings.learning_rate * (step + 1) as f32 / warmup as f32;
     }
-    let length = (settings.steps - settings.warmup).max(1);
-    let progress = ((step - settings.warmup) as f64 / length as f64).min(1.0);
+    let length = (steps - warmup).max(1);
+    let progress = ((step - warmup) as f64 / length as f64).min(1.0);
     let cosine = 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()) as f32;
     settings.learning_rate * (FINAL_SHARE + (1.0 - FINAL_SHARE) * cosine)
 }
@@ -402,6 +424,8 @@ mod tests {
             warmup: 10,
             weight_decay: 0.0,
             clip: 1.0,
+            inner_steps: 0,
+            replicas: 0,
         };
         let at = |step| learning_rate(&settings, step);
         assert_eq!((at(0), at(9), at(10)), (0.1, 1.0, 1.0));

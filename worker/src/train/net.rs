@@ -1,4 +1,4 @@
-//! Connections between the members of a training, over TCP.
+//! Connections between the members of a training.
 //!
 //! A star: every member has one connection to the leader, which adds up and sends back. For W members and P parameters a
 //! step moves `(W - 1) * P` floats into the leader and as many out of it. Each connection has a thread that reads it all the
@@ -8,23 +8,23 @@
 //! floats. Before a member has said who it is, it may send no vectors.
 
 use super::Input;
+use super::socket::{Listener, Socket, connect};
 use crate::checkpoint::TrainingState;
 use crate::elastic::{Event, Link, Message};
 use crate::vector::Vector;
 use std::collections::HashMap;
 use std::io::{self, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
-/// How long a connection may take to stand, and a member to take what it is sent.
-const DIAL: Duration = Duration::from_secs(1);
+/// How long a member may take to take what it is sent.
 const WRITE: Duration = Duration::from_secs(30);
-/// How often somebody who waits looks again.
+/// How often somebody who waits looks again, and one who listens whether it still has to.
 const LOOK: Duration = Duration::from_millis(5);
+const LISTEN: Duration = Duration::from_millis(50);
 /// The largest head of a frame, in bytes.
 const MAX_HEAD: usize = 1 << 16;
 /// The most vectors in a frame.
@@ -32,16 +32,16 @@ const MAX_VECTORS: usize = 3;
 /// Bytes of a vector that are read at a time.
 const CHUNK: usize = 1 << 18;
 /// Sign of life while a long vector comes in.
-const ALIVE: Duration = Duration::from_millis(200);
+const ALIVE: Duration = Duration::from_millis(50);
 
 /// What the threads of the network say.
 pub enum Heard {
     /// Something for the member.
     Event(Event),
     /// A connection that this side asked for, by the number of its try, or why there is none.
-    Dialed(u64, Result<TcpStream, String>),
+    Dialed(u64, Result<Socket, String>),
     /// Somebody connected.
-    Accepted(TcpStream),
+    Accepted(Socket),
 }
 
 /// A message on its way out.
@@ -78,7 +78,7 @@ pub struct Net {
 
 struct Open {
     sender: Sender<Outgoing>,
-    stream: TcpStream,
+    stream: Socket,
     /// Bytes that wait to be written.
     waiting: Arc<AtomicU64>,
 }
@@ -96,7 +96,7 @@ impl Net {
     pub fn listen(&self, address: &str, patience: Duration) -> io::Result<()> {
         let start = Instant::now();
         let listener = loop {
-            match bind(address) {
+            match Listener::bind(address) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse && start.elapsed() < patience => {
                     std::thread::sleep(4 * LOOK);
                 }
@@ -106,8 +106,9 @@ impl Net {
         let (heard, ended) = (self.heard.clone(), Arc::clone(&self.ended));
         std::thread::spawn(move || {
             while !ended.load(Ordering::Relaxed) {
-                match listener.accept() {
-                    Ok((stream, _)) => _ = heard.send(Input::Net(Heard::Accepted(stream))),
+                match listener.accept(LISTEN) {
+                    Ok(Some(stream)) => _ = heard.send(Input::Net(Heard::Accepted(stream))),
+                    Ok(None) => (),
                     Err(_) => std::thread::sleep(LOOK),
                 }
             }
@@ -149,10 +150,8 @@ impl Net {
         }
     }
 
-    fn open(&mut self, stream: TcpStream, is_trusted: bool) -> io::Result<Link> {
-        stream.set_nonblocking(false)?;
-        stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(WRITE))?;
+    fn open(&mut self, stream: Socket, is_trusted: bool) -> io::Result<Link> {
+        stream.prepare(WRITE)?;
         self.next += 1;
         let (link, longest, waiting) = (self.next, self.longest, Arc::<AtomicU64>::default());
         let (sender, outgoing) = channel();
@@ -172,7 +171,7 @@ impl Net {
         let most = 48 * self.longest as u64 + (1 << 20);
         if most < open.waiting.fetch_add(message.bytes(), Ordering::Relaxed) {
             // The reader says so.
-            _ = open.stream.shutdown(std::net::Shutdown::Both);
+            _ = open.stream.shutdown();
             return;
         }
         _ = open.sender.send(message);
@@ -199,26 +198,7 @@ impl Drop for Net {
     }
 }
 
-/// Listens at the address that the others know, or everywhere where that is not an address of this machine.
-fn bind(address: &str) -> io::Result<TcpListener> {
-    let listener = match TcpListener::bind(address) {
-        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
-            let port = address.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
-            TcpListener::bind(("0.0.0.0", port.ok_or(error)?))
-        }
-        result => result,
-    }?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
-fn connect(address: &str) -> io::Result<TcpStream> {
-    let mut targets = address.to_socket_addrs()?;
-    let target = targets.next().ok_or_else(|| io::Error::other("the name has no address"))?;
-    TcpStream::connect_timeout(&target, DIAL)
-}
-
-fn read_all(stream: TcpStream, link: Link, first: usize, longest: usize, heard: &Sender<Input>) {
+fn read_all(stream: Socket, link: Link, first: usize, longest: usize, heard: &Sender<Input>) {
     let mut reader = BufReader::with_capacity(CHUNK, stream);
     let (mut longest_now, mut last) = (first, Instant::now());
     let mut alive = || {
@@ -243,7 +223,7 @@ fn read_all(stream: TcpStream, link: Link, first: usize, longest: usize, heard: 
     }
 }
 
-fn write_all(mut stream: TcpStream, outgoing: Receiver<Outgoing>, waiting: &AtomicU64) {
+fn write_all(mut stream: Socket, outgoing: Receiver<Outgoing>, waiting: &AtomicU64) {
     for message in outgoing {
         let bytes = message.bytes();
         let (head, vectors) = message.parts();
@@ -254,7 +234,7 @@ fn write_all(mut stream: TcpStream, outgoing: Receiver<Outgoing>, waiting: &Atom
         }
     }
     // Ends the reading thread as well.
-    _ = stream.shutdown(std::net::Shutdown::Both);
+    _ = stream.shutdown();
 }
 
 fn write_frame(stream: &mut impl Write, message: &Message, vectors: &[&[f32]]) -> io::Result<()> {
@@ -337,7 +317,7 @@ mod tests {
             size: 2,
             is_disputed: false,
             pace_us: 9,
-            values: values.clone().into(),
+            values: Arc::new(values.clone().into()),
         };
         let commit = Message::Commit { step: 4, total: Arc::new(values.into()), spent: Spent::default() };
         for message in

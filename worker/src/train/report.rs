@@ -66,7 +66,7 @@ impl Report {
                 Ok(Some(Place::Directory(directory))) => Some((directory.join(CURVE), None)),
                 _ => None,
             },
-            step_tokens: (args.batch * args.context) as u64,
+            step_tokens: super::settings(args).step_tokens(),
             data: (0, 0),
             since: (Instant::now(), 0),
             led: false,

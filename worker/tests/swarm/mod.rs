@@ -1,6 +1,8 @@
 //! The simulated world: processes, a network, a scheduler that replaces who dies, a disk.
 
 mod faults;
+pub mod stalls;
+mod trouble;
 
 use aquifer_worker::elastic::{
     Action, Computed, Event, Identity, Link, Member, Message, Node, Outcome, PROTOCOL, Rank, Settings,
@@ -82,6 +84,11 @@ struct World {
     faults: Faults,
     done: BTreeSet<Rank>,
     tells: bool,
+    /// When somebody first had the state of a step.
+    applied: BTreeMap<u64, Duration>,
+    tick: Duration,
+    /// Of all members, where they are alike.
+    speed: Option<f64>,
 }
 
 /// The gradient of a shard, with its loss behind it.
@@ -116,43 +123,11 @@ pub fn run(seed: u64, tells: bool, seen: &mut Seen) {
     let (checkpoint_every, lanes, spares) = (pick(1, 9), pick(1, 3) as usize, pick(0, 2) as usize);
     let is_mixed = pick(0, 3) == 0;
     let (faults, audit) = Faults::draw(&mut random, shards, steps);
-    let settings = Settings {
-        identity: Identity {
-            protocol: PROTOCOL.into(),
-            job: "job".into(),
-            attempt: 1,
-            rank: 0,
-            agreement: vec![("--seed".into(), seed.to_string())],
-            kernels: String::new(),
-        },
-        shards,
-        steps,
-        checkpoint_every: Some(checkpoint_every),
-        lanes,
-        spares,
-        audit,
-        is_fixed: false,
-        join: Duration::from_secs(60),
-        peer: Duration::from_secs(60),
-    };
+    let checkpoint_every = Some(checkpoint_every);
+    let settings = Settings { checkpoint_every, lanes, spares, audit, ..settings(seed, shards, steps) };
     let states = reference(shards, steps);
-    let mut world = World {
-        random,
-        now: Duration::ZERO,
-        queue: BTreeMap::new(),
-        number: 0,
-        processes: BTreeMap::new(),
-        links: BTreeMap::new(),
-        next_link: 1,
-        next_rank: members,
-        lists: vec![(0..members).map(member).collect()],
-        disk: None,
-        settings,
-        is_mixed,
-        faults,
-        done: BTreeSet::new(),
-        tells,
-    };
+    let mut world = World::new(random, settings, members);
+    (world.is_mixed, world.faults, world.tells) = (is_mixed, faults, tells);
     (0..members).for_each(|rank| world.within(500, Happens::Start(rank)));
     world.within(0, Happens::Tick);
     world.within(3_000, Happens::Trouble);
@@ -175,11 +150,56 @@ pub fn run(seed: u64, tells: bool, seen: &mut Seen) {
     assert_eq!(world.disk, Some(steps), "seed {seed}: the last checkpoint");
 }
 
+fn settings(seed: u64, shards: usize, steps: u64) -> Settings {
+    Settings {
+        identity: Identity {
+            protocol: PROTOCOL.into(),
+            job: "job".into(),
+            attempt: 1,
+            rank: 0,
+            agreement: vec![("--seed".into(), seed.to_string())],
+            kernels: String::new(),
+        },
+        shards,
+        steps,
+        checkpoint_every: Some(steps),
+        lanes: 1,
+        spares: 1,
+        audit: None,
+        is_fixed: false,
+        join: Duration::from_secs(60),
+        peer: Duration::from_secs(60),
+    }
+}
+
 fn member(rank: Rank) -> Member {
     Member { rank, address: format!("host-{rank}") }
 }
 
 impl World {
+    fn new(random: Random, settings: Settings, members: Rank) -> World {
+        World {
+            random,
+            now: Duration::ZERO,
+            queue: BTreeMap::new(),
+            number: 0,
+            processes: BTreeMap::new(),
+            links: BTreeMap::new(),
+            next_link: 1,
+            next_rank: members,
+            lists: vec![(0..members).map(member).collect()],
+            disk: None,
+            settings,
+            is_mixed: false,
+            faults: Faults::default(),
+            done: BTreeSet::new(),
+            tells: false,
+            applied: BTreeMap::new(),
+            tick: Duration::from_millis(20),
+            speed: None,
+        }
+    }
+
     fn within(&mut self, most_ms: u64, happens: Happens) {
         let wait = if most_ms == 0 { 0 } else { self.random.bits() % most_ms * 1000 };
         self.at(self.now + Duration::from_micros(wait), happens);
@@ -233,11 +253,14 @@ impl World {
             Happens::Replace(rank) => self.replace(rank),
             Happens::Start(rank) => {
                 let (mut settings, speed) = (self.settings.clone(), 0.5 + 2.0 * self.random.unit());
+                let speed = self.speed.unwrap_or(speed);
                 settings.identity.rank = rank;
                 if self.is_mixed {
                     settings.identity.kernels = ["avx2", "avx512"][rank as usize % 2].into();
                 }
-                self.start_device(rank);
+                if self.speed.is_none() {
+                    self.start_device(rank);
+                }
                 let process = Process {
                     node: Node::new(settings),
                     state: None,
@@ -271,89 +294,9 @@ impl World {
                         self.event(rank, None, Event::Tick, states, seen, seed);
                     }
                 }
-                self.at(self.now + Duration::from_millis(20), Happens::Tick);
+                self.at(self.now + self.tick, Happens::Tick);
             }
         }
-    }
-
-    /// Something goes wrong, or somebody comes or goes.
-    fn trouble(&mut self, seen: &mut Seen) {
-        let ranks: Vec<Rank> = self.processes.keys().copied().collect();
-        let Some(victim) = ranks.get(self.random.bits() as usize % ranks.len().max(1)).copied() else {
-            return;
-        };
-        let leads = self.processes[&victim].node.leads();
-        let mut note = |case| *seen.entry(case).or_default() += 1;
-        match self.random.bits() % 10 {
-            0..=2 => {
-                note(if leads { "the leader dies" } else { "a member dies" });
-                if self.processes[&victim].engine_free > self.now {
-                    note("a member dies while it computes");
-                }
-                if self.processes[&victim].state.is_none() {
-                    note("a member dies while it gets the state");
-                }
-                self.kill(victim);
-                if self.chance(4)
-                    && let Some(second) = ranks.iter().find(|rank| **rank != victim)
-                {
-                    note("two die at once");
-                    self.kill(*second);
-                }
-            }
-            3 | 4 => {
-                note(if leads { "the leader hangs" } else { "a member hangs" });
-                let sends = leads && self.processes.values().any(|it| it.state.is_none());
-                if sends {
-                    note("the leader hangs while it sends a state");
-                }
-                let wait = match self.goes_on_without(victim) && self.chance(8) {
-                    true => 2 * END,
-                    false => Duration::from_millis(self.random.bits() % 12_000),
-                };
-                if END < wait {
-                    *seen.entry("one hangs for good").or_default() += 1;
-                }
-                let until = self.now + wait;
-                self.say(|| format!("{victim} hangs until {until:?}"));
-                self.processes.get_mut(&victim).expect("just seen").hangs = Some(until);
-                self.at(until, Happens::Wake(victim));
-            }
-            5 => {
-                let links: Vec<Link> = self.links.keys().copied().collect();
-                if let Some(link) = links.get(self.random.bits() as usize % links.len().max(1)) {
-                    note("a connection breaks");
-                    self.say(|| format!("connection {link} breaks"));
-                    self.cut(*link, true);
-                }
-            }
-            6 | 7 if self.lists.last().is_some_and(|list| list.len() < 8) => {
-                note("a member joins");
-                self.join();
-            }
-            8 if self.goes_on_without(victim) => {
-                note("a member is let go");
-                self.say(|| format!("{victim} is let go"));
-                let mut list = self.lists.last().expect("one").clone();
-                list.retain(|it| it.rank != victim);
-                self.publish(list);
-                let stop = Happens::Event(victim, None, Event::Stop { alone: true });
-                self.at(self.now + Duration::from_millis(600), stop);
-            }
-            9 if self.chance(6) => {
-                note("all die");
-                ranks.into_iter().for_each(|rank| self.kill(rank));
-            }
-            _ => (),
-        }
-    }
-
-    /// Whether somebody else takes part who does not hang.
-    fn goes_on_without(&self, victim: Rank) -> bool {
-        let works = |it: &Member| {
-            it.rank != victim && self.processes.get(&it.rank).is_some_and(|it| it.hangs.is_none())
-        };
-        self.lists.last().is_some_and(|list| list.iter().any(works))
     }
 
     fn join(&mut self) {
@@ -378,6 +321,13 @@ impl World {
         self.say(|| format!("{rank} dies"));
         self.remove(rank);
         self.within(1_500, Happens::Replace(rank));
+    }
+
+    fn hang(&mut self, rank: Rank, wait: Duration) {
+        let until = self.now + wait;
+        self.say(|| format!("{rank} hangs until {until:?}"));
+        self.processes.get_mut(&rank).expect("it is there").hangs = Some(until);
+        self.at(until, Happens::Wake(rank));
     }
 
     /// A process is gone: the others see its connections end.
@@ -452,6 +402,9 @@ impl World {
         match &event {
             Event::Got(link, _) if !self.links.contains_key(link) => return,
             Event::Closed(link, _) => _ = self.links.remove(link),
+            Event::Got(_, Message::Commit { .. }) if process.node.leads() => {
+                *seen.entry("a leader is sent a sum that it lacks").or_default() += 1;
+            }
             Event::Got(_, Message::Trimmed { .. }) => {
                 *seen.entry("a shard is left to another one").or_default() += 1;
             }
@@ -546,6 +499,7 @@ impl World {
                 assert_eq!(state, expected, "seed {seed}: rank {rank} has another state at step {step}");
                 process.state = Some((step, state));
                 process.engine_free = free + Duration::from_millis(1);
+                self.applied.entry(step).or_insert(now);
             }
             Action::Compute { step, .. } => {
                 let each = 20_000.0 / process.speed;
