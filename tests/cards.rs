@@ -10,8 +10,9 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use aquifer_proto::v1;
 use aquifer_proto::v1::JobState::Running;
-use pool::{Pool, command, devices, until};
+use pool::{Pool, command, devices, shell, until};
 
 /// Builds the stand-in for NVML with two cards, `GPU-0000-0` and `GPU-0000-1`, of which the second is index 0. `None`, said
 /// aloud, without compilers.
@@ -60,6 +61,53 @@ fn machine(copies: &str) -> Option<(Pool, [String; 6])> {
 
 fn start(pool: &mut Pool, flags: &[String]) {
     pool.agent("a", &flags.iter().map(String::as_str).collect::<Vec<&str>>());
+}
+
+/// A card that computes wrong sums and does not know it, in one node of five. A gang on four of them ends twice as programs do
+/// whose collective operations hang; real probes by the worker find the node, and the gang goes on without it.
+#[test]
+fn a_node_with_a_broken_card_is_found_by_probes_beside_others_and_cordoned() {
+    let mut pool = Pool::with(&["--rounds", "1h"]);
+    let Some(libraries) = driver(pool.dir()) else { return };
+    let text = |name: &str, value: &str| (name.to_string(), value.to_string());
+    let env = [
+        text("LD_LIBRARY_PATH", libraries.to_str().unwrap()),
+        text("FAKE_CUDA_CARDS", "GPU-0000-0,GPU-0000-1"),
+    ];
+    let dir = pool.dir().to_str().unwrap().to_string();
+    for node in ["a", "b", "c", "d", "e"] {
+        let broken = (node == "b").then(|| text("FAKE_CUDA_WRONG", "1"));
+        pool.set_env(&env.iter().cloned().chain(broken).collect::<Vec<_>>());
+        pool.agent(node, &["--devices", "nvidia", "--library-path", &dir]);
+    }
+    let script = "test $AQUIFER_ATTEMPT -gt 2 && exec sleep 1000; sleep 0.2; exit 85";
+    let gang = v1::JobSpec { retries: 3, ..devices(shell(script), 4, &[(2, "h100-80gb-hbm3")]) };
+    let job = pool.submit(gang);
+    // Waiting for a node that has found its card broken would take 60 s for each probe, and longer than the gang waits.
+    let asked = "attempts 1 and 2 ended alike, others did not answer: 4 nodes are probed in pairs";
+    pool.until_note(asked);
+    pool.until_note("1 bad");
+    let blamed = pool.until_note("b cordoned: it fails probes beside ");
+    assert!(
+        blamed.text.contains("computes 1 of 65536 sums of a product in another way than it must"),
+        "{blamed:?}"
+    );
+    assert_eq!((blamed.kind.as_str(), blamed.node.as_str()), ("node-blamed", "b"));
+    let goes_on = |job: &v1::Job| job.attempt == 3 && job.state() == Running;
+    let again = pool.until_job(job, "the third attempt", goes_on);
+    let mut nodes: Vec<&str> = again.ranks.iter().map(|rank| &rank.node[..]).collect();
+    nodes.sort_unstable();
+    assert_eq!(nodes, ["a", "c", "d", "e"]);
+    let told = pool.aquifer(&["nodes"]).ok();
+    assert!(told.contains("b: cordoned, because it fails probes beside "), "{told}");
+    assert!(["a", "c", "d", "e"].iter().all(|node| pool.node(node).unwrap().cordoned_because.is_empty()));
+    // The reason is as durable as the state, until somebody opens the node again.
+    pool.kill_server();
+    pool.start_server();
+    until("the node is back", || pool.node("b").filter(|node| node.up));
+    assert!(!pool.node("b").unwrap().cordoned_because.is_empty());
+    pool.aquifer(&["uncordon", "b"]).ok();
+    assert_eq!(pool.node("b").unwrap().cordoned_because, "");
 }
 
 /// What the scheduler is told of the speed of each device.

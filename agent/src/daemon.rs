@@ -4,6 +4,7 @@ mod config;
 mod engine;
 mod looked;
 mod measuring;
+mod probing;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
@@ -34,6 +35,7 @@ use crate::status::Status;
 pub use config::{AgentConfig, AgentError};
 use engine::EngineWatch;
 use measuring::{Measuring, Tried};
+use probing::Probes;
 
 /// How often devices are looked at.
 const DEVICES_EVERY: Duration = Duration::from_secs(5);
@@ -52,11 +54,13 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
     tokio::spawn(session::keep_up(link, hello, incoming_sender));
     let (refreshed_sender, mut refreshed) = mpsc::channel(1);
     let (measured_sender, mut measured) = mpsc::channel(1);
+    let (probed_sender, mut probed) = mpsc::channel(1);
     let (engine_sender, mut engines) = mpsc::channel(1);
     let mut devices_due = Instant::now() + DEVICES_EVERY;
     daemon.measure(&measured_sender);
     tokio::pin!(shutdown);
     loop {
+        daemon.begin_probe(&probed_sender);
         daemon.talks.talk();
         let (heartbeat_due, talk_due) = (daemon.talks.heartbeat_due(), daemon.talks.talk_due());
         let lease_due = daemon.talks.lease_due();
@@ -82,6 +86,7 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
                 daemon.on_measured(measured);
                 daemon.measure(&measured_sender);
             }
+            Some(probed) = probed.recv() => daemon.on_probed(probed),
             () = at(heartbeat_due) => daemon.talks.send_message(),
             () = at(talk_due) => (),
             () = at(lease_due) => daemon.on_lease_end(),
@@ -113,6 +118,7 @@ struct Daemon {
     measured: Vec<(ToMeasure, Figures)>,
     measuring: Option<Measuring>,
     tried: Tried,
+    probes: Probes,
     /// Launches that wait for the backends, or for the end of a measurement.
     waiting: VecDeque<(WorkerId, Arc<Order>)>,
     host: Host,
@@ -202,6 +208,7 @@ impl Daemon {
             measured: Vec::new(),
             measuring: None,
             tried: Tried::default(),
+            probes: Probes::default(),
             waiting: VecDeque::new(),
             host,
             engine,
@@ -252,6 +259,8 @@ impl Daemon {
                     self.make_way(&order);
                     self.waiting.push_back((id, order));
                 }
+                Action::Probe(order) => self.order_probe(order),
+                Action::EndProbe => self.end_probe(),
                 Action::Stop { worker, grace_ms: 0, .. } => self.launcher.kill(worker),
                 Action::Stop { worker, why, .. } => self.launcher.stop(worker, why),
                 Action::Forget(worker) => {

@@ -229,6 +229,11 @@ const CARD: &[Step<ToMeasure>] = &[
     ),
 ];
 
+/// TFLOP/s of a core, by what speeds are counted by.
+pub(crate) fn core_tflops() -> Option<f64> {
+    product(Precision::Bf16)
+}
+
 /// TFLOP/s of a product of 512 rows.
 fn product(precision: Precision) -> Option<f64> {
     let shape = Linear::new(512, 512, 512);

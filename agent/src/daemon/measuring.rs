@@ -39,7 +39,8 @@ impl Tried {
 impl Daemon {
     /// Measures the next class, or probes the next device that should show that it is well, on a device that nobody uses.
     pub(super) fn measure(&mut self, done: &mpsc::Sender<Measured>) {
-        if self.measuring.is_some() || self.config.measure == MeasureChoice::Never {
+        let busy = self.measuring.is_some() || self.probes.are_under_way();
+        if busy || self.config.measure == MeasureChoice::Never {
             return;
         }
         let Some((of, probed)) = self.next_class().or_else(|| self.next_probe()) else { return };
@@ -80,17 +81,24 @@ impl Daemon {
 
     /// A worker is to be launched: what is measured on its devices, or on a core, ends first.
     pub(super) fn make_way(&mut self, order: &Order) {
-        if let Some(measuring) = &mut self.measuring
-            && (matches!(measuring.of.on, On::Core(_))
-                || order.allocation.devices.contains(&measuring.of.index))
-        {
-            measuring.stop.take().into_iter().for_each(|stop| _ = stop.send(())); // It may have ended.
+        let is_in_the_way = |measuring: &Measuring| {
+            matches!(measuring.of.on, On::Core(_)) || order.allocation.devices.contains(&measuring.of.index)
+        };
+        if self.measuring.as_ref().is_some_and(is_in_the_way) {
+            self.end_measurement();
         }
     }
 
-    /// Whether launches have to wait for the end of a measurement.
+    pub(super) fn end_measurement(&mut self) {
+        if let Some(stop) = self.measuring.as_mut().and_then(|measuring| measuring.stop.take()) {
+            _ = stop.send(()); // It may have ended.
+        }
+    }
+
+    /// Whether launches have to wait for the end of a measurement or a probe.
     pub(super) fn is_making_way(&self) -> bool {
-        self.measuring.as_ref().is_some_and(|measuring| measuring.stop.is_none())
+        let measures = self.measuring.as_ref().is_some_and(|measuring| measuring.stop.is_none());
+        measures || self.probes.are_under_way()
     }
 
     /// A measurement ended. One of a class that failed is not tried again before the agent's next start.

@@ -19,6 +19,17 @@ use crate::container::ShownDevice;
 use crate::host::Host;
 use crate::json;
 
+/// What of a node is probed beside others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Beside {
+    /// Cards that the worker has kernels for; 0: a core is.
+    pub cards: usize,
+    /// Variables of a process that sees them, and no others.
+    pub env: Vec<(String, String)>,
+    /// What one of them does, in TFLOP/s, if it was measured.
+    pub usual: Option<f64>,
+}
+
 /// All backends of a node. The index of a device never changes while the machine is up.
 pub struct Backends {
     backends: Vec<Box<dyn Backend>>,
@@ -262,6 +273,21 @@ impl Backends {
     /// The device of this index, if it can be measured, and was; well or not.
     pub fn to_probe(&self, index: u16) -> Option<(ToMeasure, f64)> {
         Some((self.measurable(index)?, self.figures(index)?.tflops()?))
+    }
+
+    /// What of this node is probed beside others.
+    pub fn to_probe_beside(&self) -> Beside {
+        let found = |index: u16| &self.devices[usize::from(index)].1;
+        let all = (0..self.devices.len() as u16).filter(|index| found(*index).fault.is_none());
+        let all: Vec<ToMeasure> = all.filter_map(|index| self.measurable(index)).collect();
+        let is_card = |of: &&ToMeasure| matches!(of.on, On::Card(_));
+        let cards: Vec<u16> = all.iter().filter(is_card).map(|of| of.index).collect();
+        let compared = if cards.is_empty() { all.iter().map(|of| of.index).collect() } else { cards.clone() };
+        // What the slowest of several classes does, all of them do; but for those that somebody else uses as well.
+        let is_used = compared.iter().any(|index| found(*index).is_used);
+        let usual = compared.iter().filter_map(|index| self.figures(*index)?.tflops()).min_by(f64::total_cmp);
+        let usual = usual.filter(|_| !is_used);
+        Beside { cards: cards.len(), env: self.visibility(&cards, None).env, usual }
     }
 
     /// What the backends know of them, in the order of their indices.

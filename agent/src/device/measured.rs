@@ -1,17 +1,14 @@
 //! What devices were measured to do: by the worker's own kernels, in a process of its own, once for each class, driver
 //! and program, and kept in the agent's directory.
 
-use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::str::FromStr;
 use std::time::Duration;
 
 use aquifer_core::DeviceClass;
 use serde::{Deserialize, Serialize};
 
-use crate::json;
-use crate::said::{self, memory_file};
+use crate::{json, trial};
 
 /// Whether an agent measures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -176,50 +173,17 @@ pub async fn measure(
         On::Core(core) => command.args(["--core", &core.to_string()]),
         On::Card(env) => command.args(["--device", "cuda:0"]).envs(env.iter().cloned()),
     };
-    // Files instead of pipes: what was said is there, whoever ended it.
-    let start = || {
-        let (out, complaints) = (memory_file()?, memory_file()?);
-        command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(complaints.try_clone()?);
-        io::Result::Ok((command.kill_on_drop(true).spawn()?, out, complaints))
-    };
-    let (mut child, out, complaints) = match { start }() {
-        Ok(started) => started,
-        Err(error) => return Ended::Failed(format!("{}: {error}", program.display())),
-    };
-    let ended = tokio::select! {
-        status = child.wait() => Some(status),
-        () = tokio::time::sleep(patience) => None,
-        () = stop => {
-            end(&mut child).await;
-            return Ended::Stopped;
-        }
-    };
-    let trouble = match ended {
-        None => {
-            end(&mut child).await;
-            Some(format!("it took longer than {} s", patience.as_secs()))
-        }
-        Some(Err(error)) => Some(error.to_string()),
-        Some(Ok(status)) if status.success() => None,
-        Some(Ok(status)) => {
-            let said = said::read(&complaints);
-            Some(
-                said::last_line(&said).map_or_else(|| status.to_string(), |line| format!("{status}: {line}")),
-            )
-        }
+    let (said, trouble) = match trial::run(command, patience, stop).await {
+        trial::Ended::Over { said, trouble } => (said, trouble.map(|trouble| trouble.what)),
+        trial::Ended::NotStarted(error) => return Ended::Failed(format!("{}: {error}", program.display())),
+        trial::Ended::Stopped => return Ended::Stopped,
     };
     // The last line that was written whole has all figures.
-    let said = said::read(&out);
     let figures = said.lines().rev().find_map(|line| serde_json::from_str::<Figures>(line).ok());
     match figures.filter(|figures| figures.tflops().is_some()) {
         Some(figures) => Ended::Measured(figures, trouble),
         None => Ended::Failed(trouble.unwrap_or_else(|| "no matrix product was measured".into())),
     }
-}
-
-/// Ends it, and waits for that as long as it makes sense: a process that hangs in a driver cannot be ended.
-async fn end(child: &mut tokio::process::Child) {
-    _ = tokio::time::timeout(Duration::from_secs(2), child.kill()).await;
 }
 
 #[cfg(test)]
@@ -289,7 +253,7 @@ mod tests {
         let late = run(&format!("{line}; exec sleep 1000"), Duration::from_secs(1)).await;
         assert_eq!(late, Ended::Measured(figures(7.5), Some("it took longer than 1 s".into())));
         let broken = run("echo one >&2; echo 'no compiler' >&2; exit 2", long).await;
-        assert_eq!(broken, Ended::Failed("exit status: 2: no compiler".into()));
+        assert_eq!(broken, Ended::Failed("no compiler".into()));
         assert_eq!(run("echo '{}'", long).await, Ended::Failed("no matrix product was measured".into()));
         let absurd = run(r#"echo '{"bf16_tflops":-1}'"#, long).await;
         assert_eq!(absurd, Ended::Failed("no matrix product was measured".into()));
