@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
-use aquifer_agent::device::measured::{self, Figures, Measurements};
+use aquifer_agent::device::measured::{self, Ended, Figures, Measurements};
 use aquifer_agent::device::topology::seat;
 use aquifer_agent::device::{Backends, DeviceChoice, Roots};
 use aquifer_agent::host::Host;
@@ -122,9 +122,7 @@ impl Place {
         let mut backends = Backends::open(&choice, &host, &roots, None)
             .map_err(|error| Failure::usage(format!("{error}"), next))?;
         backends.use_measured(Measurements::open(&state_dir.join("measured.json")));
-        if measured_now {
-            measure(&mut backends)?;
-        }
+        let unmeasured = if measured_now { measure(&mut backends)? } else { Vec::new() };
         backends.enforce(aquifer_agent::cgroup::enforceable(), false);
         let offered = backends.devices();
         let devices = (0u16..).zip(offered).zip(backends.found()).map(|((index, device), found)| {
@@ -156,26 +154,35 @@ impl Place {
         Ok(Machine {
             node: host.name.clone(),
             devices: devices.collect(),
-            findings: backends.findings().iter().map(finding).collect(),
+            findings: backends.findings().iter().map(finding).chain(unmeasured).collect(),
         })
     }
 }
 
-/// Measures every kind of device, one after the other.
-fn measure(backends: &mut Backends) -> Result<(), Failure> {
+/// Measures every kind of device, one after the other, and says why some were not.
+fn measure(backends: &mut Backends) -> Result<Vec<Finding>, Failure> {
     let failed = |what: String| Failure::refused(what, "`aquifer worker measure` says more");
     let program = std::env::current_exe().map_err(|error| failed(format!("this program: {error}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| failed(format!("cannot start: {error}")))?;
-    for of in backends.to_measure(true) {
-        let figures = runtime.block_on(measured::measure(&program, &of, false));
-        let figures =
-            figures.map_err(|why| failed(format!("{} could not be measured: {why}", of.class.model)))?;
-        if let Err(error) = backends.enter_measured(&of, figures) {
-            aside(format!("what was measured cannot be kept for the agent: {error}"));
-        }
+    let mut findings = Vec::new();
+    for of in backends.to_measure(true, true, |_| true) {
+        let (vendor, model) = (of.class.vendor.to_string(), &of.class.model);
+        let never = std::future::pending();
+        let trouble = match runtime.block_on(measured::measure(&program, &of, false, of.on.patience(), never))
+        {
+            Ended::Measured(figures, trouble) => {
+                if let Err(error) = backends.enter_measured(&of, figures) {
+                    aside(format!("what was measured cannot be kept for the agent: {error}"));
+                }
+                trouble.map(|why| format!("{model} was not measured to the end: {why}"))
+            }
+            Ended::Failed(why) => Some(format!("{model} could not be measured: {why}")),
+            Ended::Stopped => None,
+        };
+        findings.extend(trouble.map(|what| Finding { vendor, what }));
     }
-    Ok(())
+    Ok(findings)
 }
 
 /// Runs `aquifer devices`.

@@ -95,8 +95,10 @@ pub fn text(nodes: &[view::Node], output: &Output) -> String {
         let faults = faults.map(|(device, fault)| {
             format!("device {} ({}) is {}: {fault}", device.index, device.model, device.health)
         });
-        findings
-            .extend(faults.chain(node.findings.iter().cloned()).map(|what| format!("{}: {what}", node.name)));
+        let because = Some(&node.cordoned_because).filter(|why| !why.is_empty());
+        let because = because.map(|why| format!("cordoned, because {why}"));
+        let told = because.into_iter().chain(faults).chain(node.findings.iter().cloned());
+        findings.extend(told.map(|what| format!("{}: {what}", node.name)));
     }
     let mut text =
         table.render(output, |column, cell| if column == STATE { output.state(cell) } else { cell.into() });
@@ -155,6 +157,7 @@ pub fn details(node: &view::Node, output: &Output) -> String {
     let about = [
         ("node", node.name.clone()),
         ("state", node.state.clone()),
+        ("cordoned because", node.cordoned_because.clone()),
         ("availability", if node.up { String::new() } else { node.availability.clone() }),
         ("address", node.address.clone()),
         ("ports", ports.unwrap_or_default()),

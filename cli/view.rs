@@ -402,6 +402,8 @@ pub struct Node {
     pub up: bool,
     /// open, cordoned, draining.
     pub availability: String,
+    /// Why the scheduler itself cordoned it; empty: it did not.
+    pub cordoned_because: String,
     /// By index.
     pub devices: Vec<Device>,
     pub cpus_milli: u32,
@@ -913,6 +915,7 @@ impl From<&v1::Node> for Node {
             },
             up: wire.up,
             availability: availability.into(),
+            cordoned_because: wire.cordoned_because.clone(),
             devices: inventory.devices.iter().enumerate().map(device).collect(),
             cpus_milli: inventory.cpus_milli,
             cpus_milli_held: wire.cpus_milli_held,

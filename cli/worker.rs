@@ -2,7 +2,9 @@
 
 use std::process::ExitCode;
 
-use aquifer_worker::{MeasureArgs, ServeArgs, TrainArgs, WorkerError, measure, serve, train};
+use aquifer_worker::{
+    MeasureArgs, ProbeArgs, ServeArgs, TrainArgs, WorkerError, measure, probe, serve, train,
+};
 
 use crate::output::aside;
 
@@ -23,8 +25,10 @@ enum Mode {
     Train(TrainArgs),
     /// Answer requests with a trained model, over HTTP
     Serve(ServeArgs),
-    /// Measure one core, and print the figures as a line of JSON
+    /// Measure one core or card, and print the figures as a line of JSON
     Measure(MeasureArgs),
+    /// Find out beside others whether this node computes and exchanges as it should
+    Probe(ProbeArgs),
 }
 
 /// Runs the worker to its end.
@@ -33,6 +37,7 @@ pub fn run(args: Args) -> ExitCode {
         Mode::Train(args) => train::main(args),
         Mode::Serve(args) => serve::main(args),
         Mode::Measure(args) => measure::main(args),
+        Mode::Probe(args) => probe::main(args),
     };
     match ran {
         Ok(()) => ExitCode::SUCCESS,

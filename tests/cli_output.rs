@@ -285,6 +285,7 @@ fn node() -> Node {
         state: "up".into(),
         up: true,
         availability: "open".into(),
+        cordoned_because: String::new(),
         devices: vec![device(0, true, None), device(1, false, None), device(2, false, Some("ECC errors"))],
         cpus_milli: 64_000,
         cpus_milli_held: 1500,
@@ -307,6 +308,7 @@ fn node() -> Node {
 fn nodes_are_listed_with_what_is_free_and_what_is_broken() {
     let lost =
         Node { name: "cpu-1".into(), state: "lost".into(), findings: vec![], devices: vec![], ..node() };
+    let lost = Node { cordoned_because: "it fails probes beside a and b".into(), ..lost };
     assert_eq!(
         nodes::text(&[node(), lost], &plain()),
         "\
@@ -315,7 +317,8 @@ gpu-1  up     1/3 h200-141gb, 1 faulty  62.5/64  492 GiB / 512 GiB        1
 cpu-1  lost                             62.5/64  492 GiB / 512 GiB        1
 
 gpu-1: device 2 (h200-141gb) is faulty: ECC errors
-gpu-1: 8 Ascend cards on PCI, libdcmi.so not found"
+gpu-1: 8 Ascend cards on PCI, libdcmi.so not found
+cpu-1: cordoned, because it fails probes beside a and b"
     );
 }
 
@@ -458,7 +461,7 @@ fn names_of_json_fields_are_kept() {
     );
     assert_eq!(
         keys(1),
-        "address availability cpus_milli cpus_milli_held devices engine findings first_port labels last_port \
+        "address availability cordoned_because cpus_milli cpus_milli_held devices engine findings first_port labels last_port \
          lease_left_ms memory_bytes memory_bytes_held name reservations state up version workers"
     );
     assert_eq!(keys(2), "blockers change gave_way_to job reason roles sentence start start_ms start_text");

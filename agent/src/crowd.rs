@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aquifer_core::agent::{Action, NodeAgent};
-use aquifer_core::{Device, DeviceClass, Exit, Inventory, Isolation, Ports, Time, Vendor, WorkerState};
+use aquifer_core::{
+    Device, DeviceClass, Exit, Inventory, Isolation, Ports, ProbeState, Time, Vendor, WorkerState,
+};
 use aquifer_proto::tls::ClientTls;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -156,7 +158,8 @@ impl Member {
                 Action::Stop { worker, .. } => {
                     self.talks.agent.on_worker(worker, WorkerState::Exited(Exit::Code(0)));
                 }
-                Action::Tell(_) | Action::Forget(_) => (),
+                Action::Probe(order) => self.talks.agent.on_probe(order.id, ProbeState::Passed),
+                Action::Tell(_) | Action::Forget(_) | Action::EndProbe => (),
             }
         }
         let running = self.talks.agent.alive().count() as u64;

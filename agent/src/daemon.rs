@@ -4,6 +4,7 @@ mod config;
 mod engine;
 mod looked;
 mod measuring;
+mod probing;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
@@ -33,6 +34,8 @@ use crate::status::Status;
 
 pub use config::{AgentConfig, AgentError};
 use engine::EngineWatch;
+use measuring::{Measuring, Tried};
+use probing::Probes;
 
 /// How often devices are looked at.
 const DEVICES_EVERY: Duration = Duration::from_secs(5);
@@ -51,11 +54,13 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
     tokio::spawn(session::keep_up(link, hello, incoming_sender));
     let (refreshed_sender, mut refreshed) = mpsc::channel(1);
     let (measured_sender, mut measured) = mpsc::channel(1);
+    let (probed_sender, mut probed) = mpsc::channel(1);
     let (engine_sender, mut engines) = mpsc::channel(1);
     let mut devices_due = Instant::now() + DEVICES_EVERY;
     daemon.measure(&measured_sender);
     tokio::pin!(shutdown);
     loop {
+        daemon.begin_probe(&probed_sender);
         daemon.talks.talk();
         let (heartbeat_due, talk_due) = (daemon.talks.heartbeat_due(), daemon.talks.talk_due());
         let lease_due = daemon.talks.lease_due();
@@ -81,6 +86,7 @@ pub async fn run(config: AgentConfig, shutdown: impl Future<Output = ()>) -> Res
                 daemon.on_measured(measured);
                 daemon.measure(&measured_sender);
             }
+            Some(probed) = probed.recv() => daemon.on_probed(probed),
             () = at(heartbeat_due) => daemon.talks.send_message(),
             () = at(talk_due) => (),
             () = at(lease_due) => daemon.on_lease_end(),
@@ -108,12 +114,12 @@ struct Daemon {
     resets: Resets,
     /// Devices of workers that this agent has launched.
     held: BTreeMap<WorkerId, Vec<u16>>,
-    /// Classes that are still to be measured, the last one first.
-    to_measure: Vec<ToMeasure>,
     /// Figures that wait for the backends.
     measured: Vec<(ToMeasure, Figures)>,
-    measuring: Option<tokio::task::JoinHandle<()>>,
-    /// Launches that wait for the backends.
+    measuring: Option<Measuring>,
+    tried: Tried,
+    probes: Probes,
+    /// Launches that wait for the backends, or for the end of a measurement.
     waiting: VecDeque<(WorkerId, Arc<Order>)>,
     host: Host,
     engine: EngineWatch,
@@ -168,10 +174,8 @@ impl Daemon {
         let backends =
             tokio::task::spawn_blocking(move || Backends::open(&choice, &facts, &roots, Some(&known)));
         let mut backends = backends.await.expect("discovery does not panic")?;
-        let mut to_measure = Vec::new();
         if config.measure != MeasureChoice::Never {
             backends.use_measured(Measurements::open(&config.state_dir.join("measured.json")));
-            to_measure = backends.to_measure(config.measure == MeasureChoice::Always);
         }
         backends.enforce(launcher.limits(), partitions.makes_shares());
         for finding in backends.findings() {
@@ -201,9 +205,10 @@ impl Daemon {
             watch,
             resets: Resets::default(),
             held: BTreeMap::new(),
-            to_measure,
             measured: Vec::new(),
             measuring: None,
+            tried: Tried::default(),
+            probes: Probes::default(),
             waiting: VecDeque::new(),
             host,
             engine,
@@ -251,10 +256,11 @@ impl Daemon {
             match action {
                 Action::Tell(members) => self.launcher.tell(members),
                 Action::Launch(id, order) => {
-                    // No device that is in use is measured: this one is, when nothing runs any more.
-                    self.measuring.take().inspect(|measuring| measuring.abort());
+                    self.make_way(&order);
                     self.waiting.push_back((id, order));
                 }
+                Action::Probe(order) => self.order_probe(order),
+                Action::EndProbe => self.end_probe(),
                 Action::Stop { worker, grace_ms: 0, .. } => self.launcher.kill(worker),
                 Action::Stop { worker, why, .. } => self.launcher.stop(worker, why),
                 Action::Forget(worker) => {
@@ -272,6 +278,9 @@ impl Daemon {
     }
 
     fn launch_waiting(&mut self) {
+        if self.is_making_way() {
+            return;
+        }
         let Some(backends) = &self.backends else { return };
         for (id, order) in self.waiting.drain(..) {
             let rank = &order.allocation;
@@ -353,19 +362,19 @@ impl Daemon {
     /// The device that is to be reset now, and by what.
     fn due_reset(&mut self) -> Option<(PathBuf, u16, Name)> {
         let program = self.config.reset.clone()?;
-        let alive: BTreeSet<WorkerId> = self.talks.agent.alive().collect();
-        // What workers of an earlier agent hold is not known.
-        let of_others = alive.iter().any(|id| !self.held.contains_key(id));
-        let held = |index: u16| {
-            let has = |id: &WorkerId| self.held.get(id).is_some_and(|devices| devices.contains(&index));
-            let waits = |(_, order): &(WorkerId, Arc<Order>)| order.allocation.devices.contains(&index);
-            of_others || alive.iter().any(has) || self.waiting.iter().any(waits)
-        };
         let devices = &self.inventory.devices;
-        let index = self.resets.due(unix_ms(), devices, held)?;
+        let held: BTreeSet<u16> = (0..devices.len() as u16).filter(|index| self.is_held(*index)).collect();
+        let index = self.resets.due(unix_ms(), devices, |index| held.contains(&index))?;
         let uuid = devices[usize::from(index)].uuid.clone();
         tracing::info!(%uuid, "resetting device {index}");
         Some((program, index, uuid))
+    }
+
+    /// Whether a worker has a device, or is about to. What workers of an earlier agent hold is not known: it may be this one.
+    fn is_held(&self, index: u16) -> bool {
+        let has = |id: WorkerId| self.held.get(&id).is_none_or(|devices| devices.contains(&index));
+        let waits = |(_, order): &(WorkerId, Arc<Order>)| order.allocation.devices.contains(&index);
+        self.talks.agent.alive().any(has) || self.waiting.iter().any(waits)
     }
 
     fn on_refreshed(&mut self, mut backends: Backends) {
@@ -378,7 +387,7 @@ impl Daemon {
         let inventory =
             inventory_of(&backends, &mut self.watch, &self.host, self.engine.found.as_deref(), &self.config);
         let resets = self.resets.findings(&inventory.devices);
-        let findings = [&self.engine.findings[..], &resets].concat();
+        let findings = [&self.engine.findings[..], &resets, &self.tried.findings].concat();
         let hello = hello_of(&self.talks.agent, &self.config, &backends, &findings);
         let told = self.talks.hello().borrow().findings.clone();
         for finding in hello.findings.iter().filter(|finding| !told.contains(finding)) {

@@ -33,6 +33,7 @@ mod status;
 mod stop;
 mod supervisor;
 mod supervisors;
+mod trial;
 
 pub use cgroup::Limits;
 pub use daemon::{AgentConfig, AgentError, run};

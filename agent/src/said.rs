@@ -52,11 +52,12 @@ pub(crate) fn last_line(text: &str) -> Option<&str> {
 
 /// What is written here needs no thread to be read, which a supervisor must not have, and nobody who goes on writing is
 /// waited for.
-fn memory_file() -> io::Result<File> {
+pub(crate) fn memory_file() -> io::Result<File> {
     Ok(rustix::fs::memfd_create("said", rustix::fs::MemfdFlags::CLOEXEC)?.into())
 }
 
-fn read(file: &File) -> String {
+/// What was written, as text; what is no text is replaced.
+pub(crate) fn read(file: &File) -> String {
     let mut bytes = vec![0; MOST_SAID];
     let length = file.read_at(&mut bytes, 0).unwrap_or(0);
     String::from_utf8_lossy(&bytes[..length]).into_owned()

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
+use aquifer_agent::device::measured::{On, ToMeasure};
 use aquifer_agent::device::{Backend, Backends, ByLibrary, Discovery, Found, Roots};
 use aquifer_agent::host::Host;
 use aquifer_core::{Health, Isolation, Slice, Vendor};
@@ -274,6 +275,8 @@ const WITH_XID_RECOVERY: &[&str] =
     &["-DPREFIX=nvml", "-DNAME=\"NVIDIA H100 80GB HBM3\"", "-DUUID=\"GPU-0000\"", "-DXID", "-DRECOVERY"];
 const WITH_MIG: &[&str] =
     &["-DPREFIX=nvml", "-DNAME=\"NVIDIA H100 80GB HBM3\"", "-DUUID=\"GPU-0000\"", "-DMIG"];
+const WITH_MIG_DRIVER: &[&str] =
+    &["-DPREFIX=nvml", "-DNAME=\"NVIDIA H100 80GB HBM3\"", "-DUUID=\"GPU-0000\"", "-DMIG", "-DRECOVERY"];
 const WITH_XID: &[&str] =
     &["-DPREFIX=nvml", "-DNAME=\"NVIDIA H100 80GB HBM3\"", "-DUUID=\"GPU-0000\"", "-DXID"];
 
@@ -620,6 +623,64 @@ fn a_card_of_nvidia_that_is_too_hot_takes_no_new_work() {
     assert_eq!(health_of_1(&machine, &mut backend, ""), Some((Health::Suspect, hot.into())));
     machine.end("hot");
     assert_well(&SHAPED, &backend.discover(), false);
+}
+
+#[test]
+fn what_a_card_of_nvidia_is_measured_under_and_whether_a_program_uses_it() {
+    let Some(machine) = Machine::new(&SHAPED, &[]) else { return };
+    let mut backend = machine.backend(&SHAPED);
+    let used = |found: &Discovery| -> Vec<bool> {
+        ["GPU-0000-0", "GPU-0000-1"].map(|uuid| card(found, uuid).is_used).into()
+    };
+    assert_eq!(used(&backend.discover()), [false, false]);
+    assert_eq!(backend.measured_under().as_deref(), Some("570.86.15"));
+    for many in ["used", "crowded"] {
+        machine.begin(many);
+        assert_eq!(used(&backend.discover()), [false, true], "{many}");
+        machine.end(many);
+    }
+    // A library that does not tell keeps no card from being measured; one that does not say its version does.
+    let Some(old) = Machine::new(&SHAPED, &["nvmlDeviceGetComputeRunningProcesses_v3"]) else { return };
+    old.begin("used");
+    let mut backend = old.backend(&SHAPED);
+    assert_eq!((used(&backend.discover()), backend.measured_under().is_some()), (vec![false; 2], true));
+    let Some(older) = Machine::new(&SHAPED, &["nvmlSystemGetDriverVersion"]) else { return };
+    let mut backend = older.backend(&SHAPED);
+    assert_eq!((backend.discover().devices.len(), backend.measured_under()), (2, None));
+    for stub in STUBS.iter().filter(|stub| stub.vendor != Vendor::Nvidia) {
+        let Some(machine) = Machine::new(stub, &[]) else { return };
+        let mut backend = machine.backend(stub);
+        backend.discover();
+        assert_eq!(backend.measured_under(), None, "{}: the worker has no kernels for it", stub.name);
+    }
+}
+
+#[test]
+fn one_card_of_a_class_is_measured_that_nobody_uses_and_none_that_is_to_be_parted() {
+    let Some(machine) = Machine::new(&SHAPED, &[]) else { return };
+    let open =
+        |roots: &Roots| Backends::open(&"nvidia".parse().unwrap(), &Host::read(), roots, None).unwrap();
+    let on = |of: &[ToMeasure]| -> Vec<String> {
+        let card = |of: &ToMeasure| match &of.on {
+            On::Card(env) => format!("{} {}", of.index, env[0].1),
+            On::Core(core) => format!("core {core}"),
+        };
+        of.iter().map(card).collect()
+    };
+    let mut backends = open(&machine.roots);
+    assert_eq!(on(&backends.to_measure(false, true, |_| true)), ["0 GPU-0000-1"]);
+    assert_eq!(on(&backends.to_measure(false, true, |index| index != 0)), ["1 GPU-0000-0"]);
+    machine.begin("used");
+    backends.refresh();
+    assert_eq!(on(&backends.to_measure(false, true, |_| true)), ["1 GPU-0000-0"]);
+    assert_eq!(on(&backends.to_measure(false, true, |index| index == 0)), ["0 GPU-0000-1"]);
+    assert_eq!(on(&backends.to_measure(false, false, |index| index == 0)), [""; 0]);
+    let stub = Stub { defines: WITH_MIG_DRIVER, ..SHAPED };
+    let Some(machine) = Machine::new(&stub, &[]) else { return };
+    // A card, and slices of another one, which are a class of their own.
+    assert_eq!(on(&open(&machine.roots).to_measure(false, true, |_| true)), ["0 GPU-0000-1", "1 MIG-0000-0"]);
+    let roots = Roots { parts_on_demand: true, ..machine.roots.clone() };
+    assert_eq!(on(&open(&roots).to_measure(false, true, |index| index != 0)), [""; 0]);
 }
 
 #[test]

@@ -538,6 +538,7 @@ pub fn report(
         inventory,
         revision: Revision { term: wire.revision_term, count: wire.revision_count },
         workers: workers.collect::<Checked<Vec<WorkerReport>>>()?,
+        probe: wire.probe.as_ref().map(assignments::probe_report).transpose()?,
     })
 }
 

@@ -317,6 +317,10 @@ fn encode_node(node: &Node) -> v1::StoredNode {
             .iter()
             .map(|(uuid, since)| v1::StoredQuarantine { uuid: uuid.to_string(), since_ms: since.0 })
             .collect(),
+        blame: node
+            .blame
+            .as_ref()
+            .map(|blame| v1::StoredBlame { at_ms: blame.at.0, why: blame.why.to_string() }),
     }
 }
 
@@ -427,6 +431,7 @@ fn decode_node(id: NodeId, wire: &v1::StoredNode) -> Result<Node, Invalid> {
         availability,
         cordoned: wire.cordoned.iter().map(|uuid| (**uuid).into()).collect(),
         quarantined: wire.quarantined.iter().map(|it| ((*it.uuid).into(), Time(it.since_ms))).collect(),
+        blame: wire.blame.as_ref().map(|it| Blame { at: Time(it.at_ms), why: (*it.why).into() }),
     })
 }
 

@@ -235,7 +235,32 @@ pub fn assignment(acked: u64, assignment: &Assignment) -> v1::Assignment {
         workers: assignment.workers.iter().map(order).collect(),
         members: assignment.members.iter().map(|it| members(it)).collect(),
         gangs: listed.into_iter().map(|(job, hosts)| gang(job, hosts)).collect(),
+        probe: assignment.probe.as_ref().map(probe_order),
     }
+}
+
+fn probe_order(order: &ProbeOrder) -> v1::ProbeOrder {
+    let ProbeOrder { id, rank, ranks, master: (address, port) } = order;
+    v1::ProbeOrder {
+        term: id.term,
+        count: id.count,
+        rank: *rank,
+        ranks: *ranks,
+        master_address: address.to_string(),
+        master_port: (*port).into(),
+    }
+}
+
+/// What a node says of a probe.
+pub(crate) fn probe_report(report: &ProbeReport) -> v1::ProbeReport {
+    use v1::probe_report::State;
+    let state = match &report.state {
+        ProbeState::Running => State::Running(v1::Empty {}),
+        ProbeState::Passed => State::Passed(v1::Empty {}),
+        ProbeState::Failed(why) => State::Failed(why.to_string()),
+        ProbeState::Yielded => State::Yielded(v1::Empty {}),
+    };
+    v1::ProbeReport { term: report.id.term, count: report.id.count, state: Some(state) }
 }
 
 fn gang(job: JobId, hosts: &[Host]) -> v1::Gang {
@@ -288,6 +313,7 @@ pub fn report(report: &NodeReport, inventory_known: bool) -> v1::NodeReport {
         revision_term: report.revision.term,
         revision_count: report.revision.count,
         workers: report.workers.iter().map(worker_report).collect(),
+        probe: report.probe.as_ref().map(probe_report),
     }
 }
 

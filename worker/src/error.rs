@@ -31,6 +31,9 @@ pub enum WorkerError {
     /// The group did not form, or broke.
     #[error("{0}")]
     Group(String),
+    /// A probe could not be made, which says nothing of the node.
+    #[error("{0}")]
+    Unable(String),
     /// The training diverged.
     #[error(
         "loss is {loss} and the gradient's length {gradient_norm} at step {step}; a lower --learning-rate or --clip may help"
@@ -64,10 +67,15 @@ pub enum WorkerError {
 }
 
 impl WorkerError {
-    /// The exit code of the process: 2 for usage, 143 after a signal, else 1.
+    /// The exit code of the process: 2 for usage, 143 after a signal, 75 for what could not be tried, 85 to 87 for what a bad node
+    /// explains (others are silent, a result is no number, a device failed), else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
             WorkerError::Usage(_) => 2,
+            WorkerError::Unable(_) => 75,
+            WorkerError::Group(_) => 85,
+            WorkerError::Diverged { .. } => 86,
+            WorkerError::Device(_) => 87,
             WorkerError::Stopped { .. } => 143,
             _ => 1,
         }

@@ -1,6 +1,6 @@
 //! The bundled transformer worker: training and inference.
 //!
-//! [`train::main`], [`serve::main`] and [`measure::main`] are the commands; everything else is what they are made of. A worker is
+//! [`train::main`], [`serve::main`], [`measure::main`] and [`probe::main`] are the commands; everything else is what they are made of. A worker is
 //! an ordinary process: its environment is the [`contract`], its progress is [`status`], and its exit code is that
 //! of the [`error`].
 
@@ -18,6 +18,7 @@ pub mod kernels;
 mod mapping;
 pub mod measure;
 pub mod model;
+pub mod probe;
 pub mod random;
 pub mod safetensors;
 pub mod serve;
@@ -32,3 +33,4 @@ pub mod vector;
 pub use args::{ServeArgs, TrainArgs};
 pub use error::WorkerError;
 pub use measure::MeasureArgs;
+pub use probe::ProbeArgs;

@@ -36,6 +36,10 @@ pub struct MeasureArgs {
     #[arg(long)]
     pub probe: bool,
 
+    /// Print a line after each figure, with all that there are so far
+    #[arg(long)]
+    pub lines: bool,
+
     /// Seconds after which what is left is not measured any more
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     pub seconds: u64,
@@ -52,7 +56,7 @@ pub struct Measured {
     pub int8_tflops: Option<f64>,
     /// Bytes read from memory, in GB/s.
     pub memory_gbs: Option<f64>,
-    /// Causal attention of 512 tokens, on a card of 2,048, in TFLOP/s.
+    /// Causal attention of 512 tokens, on a card of up to 2,048, in TFLOP/s.
     pub attention_tflops: Option<f64>,
     /// Training of a model of 10.8 million parameters, in tokens a second.
     pub train_tokens_per_s: Option<f64>,
@@ -81,15 +85,35 @@ pub fn main(args: MeasureArgs) -> Result<(), WorkerError> {
         rustix::thread::sched_setaffinity(None, &set)
             .map_err(|error| io(&format!("core {core}"))(error.into()))?;
     }
-    let line = serde_json::to_string(&measure(&args)?).map_err(|error| io("figures")(error.into()))?;
-    writeln!(std::io::stdout(), "{line}").map_err(io("standard output"))
+    let mut written = Ok(());
+    let mut write = |it: &Measured| {
+        let line = serde_json::to_string(it).map_err(|error| io("figures")(error.into()));
+        let write = |line: String| {
+            let mut out = std::io::stdout();
+            writeln!(out, "{line}").and_then(|()| out.flush()).map_err(io("standard output"))
+        };
+        if written.is_ok() {
+            written = line.and_then(write);
+        }
+    };
+    let whole = measure(&args, &mut |so_far| {
+        if args.lines {
+            write(so_far);
+        }
+    })?;
+    if !args.lines {
+        write(&whole);
+    }
+    written
 }
 
 /// The figures that there is time for, the most important first.
 ///
+/// * `tell`: called after each, with all so far.
+///
 /// # Errors
 /// A card was asked for that cannot be had, or it has failed.
-pub fn measure(args: &MeasureArgs) -> Result<Measured, WorkerError> {
+pub fn measure(args: &MeasureArgs, tell: Tell<'_>) -> Result<Measured, WorkerError> {
     let device = args.device.unwrap_or(if args.core.is_some() { Device::Cpu } else { Device::Auto });
     let card = match device {
         Device::Cpu => None,
@@ -100,15 +124,23 @@ pub fn measure(args: &MeasureArgs) -> Result<Measured, WorkerError> {
         }
     };
     match card {
-        None => Ok(in_turn(args, CORE, &()).expect("a processor does not fail")),
-        Some(card) => Ok(on_card(args, &Arc::new(card), CardSizes::default())?),
+        None => Ok(in_turn(args, CORE, &(), tell).expect("a processor does not fail")),
+        Some(card) => Ok(on_card(args, &Arc::new(card), CardSizes::default(), tell)?),
     }
 }
+
+/// Is told what was measured so far.
+pub type Tell<'a> = &'a mut dyn FnMut(&Measured);
 
 /// A figure of `D`: where it stands, and how it is measured.
 type Step<D> = (fn(&mut Measured) -> &mut Option<f64>, fn(&D) -> Result<Option<f64>, DeviceError>);
 
-fn in_turn<D>(args: &MeasureArgs, steps: &[Step<D>], device: &D) -> Result<Measured, DeviceError> {
+fn in_turn<D>(
+    args: &MeasureArgs,
+    steps: &[Step<D>],
+    device: &D,
+    tell: Tell<'_>,
+) -> Result<Measured, DeviceError> {
     let (began, most) = (Instant::now(), Duration::from_secs(args.seconds));
     let mut it = Measured::default();
     for (place, figure) in &steps[..if args.probe { 1 } else { steps.len() }] {
@@ -116,8 +148,9 @@ fn in_turn<D>(args: &MeasureArgs, steps: &[Step<D>], device: &D) -> Result<Measu
             break;
         }
         *place(&mut it) = figure(device)?;
+        it.took_s = began.elapsed().as_secs_f64();
+        tell(&it);
     }
-    it.took_s = began.elapsed().as_secs_f64();
     Ok(it)
 }
 
@@ -132,7 +165,7 @@ const CORE: &[Step<()>] = &[
     (|it| &mut it.train_tokens_per_s, |()| Ok(training())),
 ];
 
-/// How much a card is measured with.
+/// How much a card is measured with at most: as much as keeps it busy.
 #[derive(Clone, Debug)]
 pub struct CardSizes {
     /// Rows, inputs and outputs of a product.
@@ -155,11 +188,16 @@ impl Default for CardSizes {
 ///
 /// # Errors
 /// It has failed.
-pub fn on_card(args: &MeasureArgs, card: &Arc<Card>, sizes: CardSizes) -> Result<Measured, DeviceError> {
+pub fn on_card(
+    args: &MeasureArgs,
+    card: &Arc<Card>,
+    sizes: CardSizes,
+    tell: Tell<'_>,
+) -> Result<Measured, DeviceError> {
     let head_dim = sizes.model.0.head_dim;
     let (half, single) =
         (Cuda::as_needed(Arc::clone(card), head_dim), Cuda::as_needed(Arc::clone(card), head_dim));
-    in_turn(args, CARD, &ToMeasure { half, single, sizes })
+    in_turn(args, CARD, &ToMeasure { half, single, sizes }, tell)
 }
 
 /// A card, with elements of bf16 and in single precision.
@@ -190,6 +228,11 @@ const CARD: &[Step<ToMeasure>] = &[
         },
     ),
 ];
+
+/// TFLOP/s of a core, by what speeds are counted by.
+pub(crate) fn core_tflops() -> Option<f64> {
+    product(Precision::Bf16)
+}
 
 /// TFLOP/s of a product of 512 rows.
 fn product(precision: Precision) -> Option<f64> {
@@ -258,18 +301,22 @@ fn figure(figures: &[crate::bench::Figure], name: &str) -> Option<f64> {
 mod tests {
     use super::*;
 
+    fn core(probe: bool, seconds: u64) -> MeasureArgs {
+        MeasureArgs { core: None, device: Some(Device::Cpu), probe, lines: true, seconds }
+    }
+
     #[test]
     fn a_probe_measures_what_speeds_are_counted_by_and_nothing_else() {
-        let it =
-            measure(&MeasureArgs { core: None, device: Some(Device::Cpu), probe: true, seconds: 8 }).unwrap();
+        let mut told = Vec::new();
+        let it = measure(&core(true, 8), &mut |so_far| told.push(so_far.clone())).unwrap();
         assert!(it.bf16_tflops.is_some_and(|rate| 0.0 < rate && rate < 100.0), "{it:?}");
-        assert_eq!(Measured { bf16_tflops: None, took_s: 0.0, ..it }, Measured::default());
+        assert_eq!(Measured { bf16_tflops: None, took_s: 0.0, ..it.clone() }, Measured::default());
+        assert_eq!(told, [it]);
     }
 
     #[test]
     fn what_there_is_no_time_for_is_left_out() {
-        let it = measure(&MeasureArgs { core: None, device: Some(Device::Cpu), probe: false, seconds: 0 })
-            .unwrap();
+        let it = measure(&core(false, 0), &mut |_| ()).unwrap();
         assert_eq!(Measured { took_s: 0.0, ..it }, Measured::default());
     }
 }

@@ -289,14 +289,19 @@ fn all_kernels_are_measured_and_what_a_card_can_do() {
     assert_eq!(figures.len(), 3 + 2 + 1 + 5);
     assert!(figures.iter().all(|figure| 0.0 < figure.value && figure.value.is_finite()), "{figures:?}");
 
-    let args = |probe| MeasureArgs { core: None, device: None, probe, seconds: 600 };
+    let args = |probe| MeasureArgs { core: None, device: None, probe, lines: false, seconds: 600 };
     let sizes = CardSizes { product: 64, copied: 4096, attention: 64, model: (small(), 1, 16) };
-    let whole = measure::on_card(&args(false), &card, sizes.clone()).unwrap();
+    let mut told = Vec::new();
+    let tell = &mut |so_far: &Measured| told.push(so_far.clone());
+    let whole = measure::on_card(&args(false), &card, sizes.clone(), tell).unwrap();
+    // After each figure, with all so far: who is ended amid one has the others.
+    assert!(told.len() == 7 && told[0].bf16_tflops == whole.bf16_tflops && told[0].memory_gbs.is_none());
+    assert_eq!(told.last(), Some(&whole));
     let Measured { bf16_tflops, f32_tflops, memory_gbs, host_link_gbs, attention_tflops, .. } = whole.clone();
     let rates = [bf16_tflops, f32_tflops, memory_gbs, host_link_gbs, attention_tflops];
     let speeds = [whole.train_tokens_per_s, whole.decode_tokens_per_s];
     assert!(rates.iter().chain(&speeds).all(|figure| figure.is_some_and(|rate| 0.0 < rate)), "{whole:?}");
-    let probe = measure::on_card(&args(true), &card, sizes).unwrap();
+    let probe = measure::on_card(&args(true), &card, sizes, &mut |_| ()).unwrap();
     assert!(probe.bf16_tflops.is_some() && probe.memory_gbs.is_none(), "{probe:?}");
 }
 

@@ -183,7 +183,7 @@ fn a_card_that_fails_while_it_serves_ends_the_server_with_the_reason() {
     _ = stream.read_to_string(&mut text);
     assert!(!text.starts_with("HTTP/1.1 200"), "{text}");
     let ended = worker.end_within(Duration::from_secs(30));
-    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert_eq!(ended.code, Some(87), "{}", ended.stderr);
     assert!(ended.stderr.contains("card 0, Fake card, has no room for "), "{}", ended.stderr);
 }
 
@@ -249,7 +249,7 @@ fn a_card_without_enough_memory_ends_a_training_with_how_much_was_asked_for_and_
     let memory = (38 << 20).to_string();
     let options = ["--steps", "1", "--device", "cuda"];
     let (_, ended) = train(&dir, "refused", &libraries, &options, &[("FAKE_CUDA_MEMORY", &memory)]);
-    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert_eq!(ended.code, Some(87), "{}", ended.stderr);
     let words = ["card 0, Fake card, has no room for ", " of 38 MiB are free"];
     assert!(words.iter().all(|words| ended.stderr.contains(words)), "{}", ended.stderr);
     // Nothing was started that would have read what is not there.

@@ -34,6 +34,7 @@ fn cards(vendor: Vendor) -> Vec<Found> {
         island: None,
         isolation: Isolation::Advisory,
         speed_milli: None,
+        is_used: false,
         place: "0000:1b:00.0".into(),
         logical,
         physical,

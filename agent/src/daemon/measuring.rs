@@ -1,67 +1,136 @@
-//! Measurements and probes, in a process of their own while nothing runs on the node.
+//! Measurements and probes, in a process of their own, on devices that nobody uses.
 
-use aquifer_core::Name;
-use tokio::sync::mpsc;
+use aquifer_core::{DeviceClass, Launch as Order, Name, Vendor};
+use tokio::sync::{mpsc, oneshot};
 
 use super::Daemon;
-use crate::device::measured::{self, Figures, MeasureChoice, ToMeasure};
+use crate::device::measured::{self, Ended, MeasureChoice, On, ToMeasure};
 
 /// What a measurement gave.
 pub(super) struct Measured {
     of: ToMeasure,
     /// Of a probe: the device, and what its class was measured to do, in TFLOP/s.
     probed: Option<(Name, f64)>,
-    figures: Result<Figures, String>,
+    ended: Ended,
+}
+
+/// A measurement that is made.
+pub(super) struct Measuring {
+    of: ToMeasure,
+    /// Ends it; `None`: it is being ended.
+    stop: Option<oneshot::Sender<()>>,
+}
+
+/// What was measured, or could not be, since the agent was started.
+#[derive(Default)]
+pub(super) struct Tried {
+    /// Classes and drivers.
+    kinds: Vec<(DeviceClass, String)>,
+    /// Why some were not.
+    pub findings: Vec<String>,
+}
+
+impl Tried {
+    fn has(&self, of: &ToMeasure) -> bool {
+        self.kinds.iter().any(|(class, driver)| *class == of.class && *driver == of.driver)
+    }
 }
 
 impl Daemon {
-    /// Measures the next class, or probes the next device that should show that it is well, if nothing runs.
+    /// Measures the next class, or probes the next device that should show that it is well, on a device that nobody uses.
     pub(super) fn measure(&mut self, done: &mpsc::Sender<Measured>) {
-        let is_idle = self.talks.agent.alive().next().is_none() && self.waiting.is_empty();
-        let under_way = self.measuring.as_ref().is_some_and(|measuring| !measuring.is_finished());
-        if !is_idle || under_way {
+        let busy = self.measuring.is_some() || self.probes.are_under_way();
+        if busy || self.config.measure == MeasureChoice::Never {
             return;
         }
-        let class = self.to_measure.last().map(|of| (of.clone(), None));
-        let Some((of, probed)) = class.or_else(|| self.next_probe()) else { return };
+        let Some((of, probed)) = self.next_class().or_else(|| self.next_probe()) else { return };
         let (program, done) = (self.surroundings.program.clone(), done.clone());
-        self.measuring = Some(tokio::spawn(async move {
-            let figures = measured::measure(&program, &of, probed.is_some()).await;
-            _ = done.send(Measured { of, probed, figures }).await; // The daemon may have ended.
-        }));
+        let (stop, stopped) = oneshot::channel();
+        self.measuring = Some(Measuring { of: of.clone(), stop: Some(stop) });
+        tokio::spawn(async move {
+            let stopped = async { _ = stopped.await };
+            let ended = measured::measure(&program, &of, probed.is_some(), of.on.patience(), stopped).await;
+            _ = done.send(Measured { of, probed, ended }).await; // The daemon may have ended.
+        });
+    }
+
+    fn next_class(&self) -> Option<(ToMeasure, Option<(Name, f64)>)> {
+        let all = self.config.measure == MeasureChoice::Always;
+        let classes = self.backends.as_ref()?.to_measure(all, false, |index| self.is_free(index));
+        Some((classes.into_iter().find(|of| !self.tried.has(of))?, None))
     }
 
     fn next_probe(&self) -> Option<(ToMeasure, Option<(Name, f64)>)> {
-        let backends = self.backends.as_ref().filter(|_| self.config.measure != MeasureChoice::Never)?;
+        let backends = self.backends.as_ref()?;
         (0u16..).zip(&self.inventory.devices).find_map(|(index, device)| {
             let (of, usual) = backends.to_probe(index)?;
-            let wants = self.watch.wants_probe(device.fault.as_ref());
+            let wants = self.watch.wants_probe(device.fault.as_ref()) && self.is_free(index);
             wants.then(|| (of, Some((device.uuid.clone(), usual))))
         })
     }
 
+    /// Whether nobody would suffer from a measurement on a device, or falsify it: of a card, that nobody computes on it; of a
+    /// core, that nothing runs on the node.
+    fn is_free(&self, index: u16) -> bool {
+        let found = self.backends.as_ref().and_then(|all| all.found().nth(usize::from(index)));
+        found.is_some_and(|found| match found.class.vendor {
+            Vendor::Cpu => self.talks.agent.alive().next().is_none() && self.waiting.is_empty(),
+            _ => !found.is_used && !self.is_held(index),
+        })
+    }
+
+    /// A worker is to be launched: what is measured on its devices, or on a core, ends first.
+    pub(super) fn make_way(&mut self, order: &Order) {
+        let is_in_the_way = |measuring: &Measuring| {
+            matches!(measuring.of.on, On::Core(_)) || order.allocation.devices.contains(&measuring.of.index)
+        };
+        if self.measuring.as_ref().is_some_and(is_in_the_way) {
+            self.end_measurement();
+        }
+    }
+
+    pub(super) fn end_measurement(&mut self) {
+        if let Some(stop) = self.measuring.as_mut().and_then(|measuring| measuring.stop.take()) {
+            _ = stop.send(()); // It may have ended.
+        }
+    }
+
+    /// Whether launches have to wait for the end of a measurement or a probe.
+    pub(super) fn is_making_way(&self) -> bool {
+        let measures = self.measuring.as_ref().is_some_and(|measuring| measuring.stop.is_none());
+        measures || self.probes.are_under_way()
+    }
+
     /// A measurement ended. One of a class that failed is not tried again before the agent's next start.
-    pub(super) fn on_measured(&mut self, Measured { of, probed, figures }: Measured) {
+    pub(super) fn on_measured(&mut self, Measured { of, probed, ended }: Measured) {
+        self.measuring = None;
         let (vendor, model) = (of.class.vendor, of.class.model.clone());
-        match (figures, probed) {
-            (Err(why), Some((uuid, _))) => tracing::warn!(%uuid, "a probe could not be made: {why}"),
-            (Err(why), None) => {
-                self.to_measure.retain(|it| *it != of);
-                tracing::warn!(%vendor, %model, "devices could not be measured: {why}");
+        match (ended, probed) {
+            (Ended::Stopped, _) => tracing::debug!(%vendor, %model, "a measurement made way"),
+            (Ended::Failed(why), Some((uuid, _))) => {
+                tracing::warn!(%uuid, "a probe could not be made: {why}");
             }
-            (Ok(figures), Some((uuid, usual))) => {
+            (Ended::Measured(figures, _), Some((uuid, usual))) => {
                 let percent = figures.tflops().unwrap_or(0.0) / usual * 100.0;
                 tracing::info!(%uuid, percent, "device probed");
                 self.watch.on_probe(&uuid, percent);
                 self.show_anew();
             }
-            (Ok(figures), None) => {
-                self.to_measure.retain(|it| *it != of);
+            (Ended::Failed(why), None) => {
+                self.tried.findings.push(format!("{vendor}: {model} could not be measured: {why}"));
+                self.tried.kinds.push((of.class, of.driver));
+                self.show_anew();
+            }
+            (Ended::Measured(figures, trouble), None) => {
                 tracing::info!(%vendor, %model, tflops = figures.tflops(), "devices measured");
+                let finding = |why| format!("{vendor}: {model} was not measured to the end: {why}");
+                self.tried.findings.extend(trouble.map(finding));
+                self.tried.kinds.push((of.class.clone(), of.driver.clone()));
                 self.measured.push((of, figures));
                 self.show_anew();
             }
         }
+        self.launch_waiting();
     }
 
     /// Tells what is known of the devices now; if they are being looked at, that is told after it.

@@ -175,6 +175,11 @@ pub struct Api {
     pub place: &'static [Probe],
     /// Bytes of memory.
     pub memory: &'static [Probe],
+    /// Version of the driver, where the worker has kernels for the cards.
+    pub driver: &'static [Probe],
+    /// How many programs use the card, where the worker has kernels for it. A library that finds more than fit says
+    /// [`TOO_MANY`].
+    pub users: &'static [Probe],
     /// The number by which the vendor's runtime knows the card; without, that of the card.
     pub logical: &'static [Probe],
     /// The number of its device node; without, the logical one.
@@ -205,6 +210,8 @@ pub const NOTHING: Api = Api {
     model: &[],
     place: &[],
     memory: &[],
+    driver: &[],
+    users: &[],
     logical: &[],
     physical: &[],
     needs_physical: false,
@@ -216,6 +223,9 @@ pub const NOTHING: Api = Api {
     explain: None,
     keeps_handles: false,
 };
+
+/// Status of a library that has more to tell than there is room for: NVML_ERROR_INSUFFICIENT_SIZE.
+pub const TOO_MANY: i32 = 7;
 
 /// Why a question has no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]

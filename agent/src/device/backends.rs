@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::by_library::ByLibrary;
 use super::by_sysfs::BySysfs;
-use super::measured::{Figures, Measurements, ToMeasure};
+use super::measured::{Figures, Measurements, On, ToMeasure};
 use super::{
     Backend, BackendChoice, Cpu, DeviceChoice, DeviceError, Fake, Finding, Found, Roots, Visibility, fake,
     mps, near, visible,
@@ -18,6 +18,17 @@ use crate::cgroup::Limits;
 use crate::container::ShownDevice;
 use crate::host::Host;
 use crate::json;
+
+/// What of a node is probed beside others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Beside {
+    /// Cards that the worker has kernels for; 0: a core is.
+    pub cards: usize,
+    /// Variables of a process that sees them, and no others.
+    pub env: Vec<(String, String)>,
+    /// What one of them does, in TFLOP/s, if it was measured.
+    pub usual: Option<f64>,
+}
 
 /// All backends of a node. The index of a device never changes while the machine is up.
 pub struct Backends {
@@ -204,20 +215,40 @@ impl Backends {
         self.measured.of(&found.class, &self.backends[(*backend)?].measured_under()?)
     }
 
-    /// The classes that can be measured, by one well device each; those that were not, or all.
-    pub fn to_measure(&self, all: bool) -> Vec<ToMeasure> {
+    /// The classes that can be measured, by one well device each, if possible one that nobody computes on.
+    ///
+    /// * `known`: those too that were measured. `used`: on a device too that a program computes on.
+    /// * `usable`: whether the device of an index may be used for it.
+    pub fn to_measure(&self, known: bool, used: bool, usable: impl Fn(u16) -> bool) -> Vec<ToMeasure> {
         let mut found: Vec<ToMeasure> = Vec::new();
-        for (index, (backend, device)) in (0u16..).zip(&self.devices) {
-            let driver = backend.and_then(|backend| self.backends[backend].measured_under());
-            let Some(driver) = driver.filter(|_| device.fault.is_none()) else { continue };
-            let class = (*device.class).clone();
-            let is_known =
-                found.iter().any(|it| it.class == class) || (!all && self.figures(index).is_some());
-            if !is_known {
-                found.push(ToMeasure { class, driver, core: device.logical });
+        let mut order: Vec<u16> = (0..self.devices.len() as u16).collect();
+        order.sort_by_key(|index| self.devices[usize::from(*index)].1.is_used);
+        for index in order {
+            let Some(of) = self.measurable(index) else { continue };
+            let device = &self.devices[usize::from(index)].1;
+            let may = device.fault.is_none() && (used || !device.is_used) && usable(index);
+            let is_wanted = known || self.figures(index).is_none();
+            if may && is_wanted && found.iter().all(|it| it.class != of.class) {
+                found.push(of);
             }
         }
         found
+    }
+
+    /// The device of this index, if the worker has kernels for it. A card that is offered whole to be parted on demand computes
+    /// nothing before it is.
+    fn measurable(&self, index: u16) -> Option<ToMeasure> {
+        let (backend, found) = self.devices.get(usize::from(index))?;
+        let backend = &self.backends[(*backend)?];
+        let driver = backend.measured_under()?;
+        if self.roots.parts_on_demand && found.isolation == Isolation::Hard {
+            return None;
+        }
+        let on = match found.class.vendor {
+            Vendor::Cpu => On::Core(found.logical),
+            _ => On::Card(backend.visibility(&[found]).env),
+        };
+        Some(ToMeasure { class: (*found.class).clone(), driver, index, on })
     }
 
     /// Enters what was measured.
@@ -241,10 +272,22 @@ impl Backends {
 
     /// The device of this index, if it can be measured, and was; well or not.
     pub fn to_probe(&self, index: u16) -> Option<(ToMeasure, f64)> {
-        let (backend, found) = self.devices.get(usize::from(index))?;
-        let driver = self.backends[(*backend)?].measured_under()?;
-        let usual = self.figures(index)?.tflops()?;
-        Some((ToMeasure { class: (*found.class).clone(), driver, core: found.logical }, usual))
+        Some((self.measurable(index)?, self.figures(index)?.tflops()?))
+    }
+
+    /// What of this node is probed beside others.
+    pub fn to_probe_beside(&self) -> Beside {
+        let found = |index: u16| &self.devices[usize::from(index)].1;
+        let all = (0..self.devices.len() as u16).filter(|index| found(*index).fault.is_none());
+        let all: Vec<ToMeasure> = all.filter_map(|index| self.measurable(index)).collect();
+        let is_card = |of: &&ToMeasure| matches!(of.on, On::Card(_));
+        let cards: Vec<u16> = all.iter().filter(is_card).map(|of| of.index).collect();
+        let compared = if cards.is_empty() { all.iter().map(|of| of.index).collect() } else { cards.clone() };
+        // What the slowest of several classes does, all of them do; but for those that somebody else uses as well.
+        let is_used = compared.iter().any(|index| found(*index).is_used);
+        let usual = compared.iter().filter_map(|index| self.figures(*index)?.tflops()).min_by(f64::total_cmp);
+        let usual = usual.filter(|_| !is_used);
+        Beside { cards: cards.len(), env: self.visibility(&cards, None).env, usual }
     }
 
     /// What the backends know of them, in the order of their indices.
@@ -395,6 +438,7 @@ impl KnownDevice {
             island: None,
             isolation: Isolation::Advisory,
             speed_milli: None,
+            is_used: false,
             place: self.place.clone(),
             logical: u32::MAX,
             physical: u32::MAX,

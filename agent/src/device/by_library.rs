@@ -80,6 +80,10 @@ impl Backend for ByLibrary {
         }
     }
 
+    fn measured_under(&self) -> Option<String> {
+        self.shared.driver()
+    }
+
     fn was_reset(&mut self, device: &Found) {
         self.shared.forget_alarms(&device.uuid);
     }

@@ -54,6 +54,7 @@ impl Backend for Cpu {
             island: None,
             isolation: Isolation::Advisory,
             speed_milli: None,
+            is_used: false,
             place: format!("{core:05}"),
             logical: *core as u32,
             physical: *core as u32,

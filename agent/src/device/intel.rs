@@ -62,6 +62,7 @@ fn read(roots: &Roots, place: &str, logical: u32) -> Found {
         island: None,
         isolation: Isolation::Advisory,
         speed_milli: None,
+        is_used: false,
         nodes: visible::nodes(Vendor::Intel, logical, place, &roots.sysfs),
         place: place.to_string(),
         logical,

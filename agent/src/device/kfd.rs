@@ -136,6 +136,7 @@ fn read_node(
         island: None,
         isolation: Isolation::Advisory,
         speed_milli: None,
+        is_used: false,
         nodes: visible::nodes(Vendor::Amd, physical, &card, &roots.sysfs),
         place,
         logical,

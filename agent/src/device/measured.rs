@@ -2,17 +2,13 @@
 //! and program, and kept in the agent's directory.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::str::FromStr;
 use std::time::Duration;
 
 use aquifer_core::DeviceClass;
 use serde::{Deserialize, Serialize};
 
-use crate::json;
-
-/// How long a measurement may take; the worker itself stops before.
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::{json, trial};
 
 /// Whether an agent measures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -125,34 +121,69 @@ pub struct ToMeasure {
     pub class: DeviceClass,
     /// Version of what drives it.
     pub driver: String,
-    /// Its number for the worker.
-    pub core: u32,
+    /// Its index on the node.
+    pub index: u16,
+    /// How the worker finds it.
+    pub on: On,
 }
 
-/// Measures a device with `program`, which is this one. The process ends with the future.
+/// How the worker finds what it measures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum On {
+    /// A core of this number.
+    Core(u32),
+    /// The only card that a process with these variables sees.
+    Card(Vec<(String, String)>),
+}
+
+impl On {
+    /// How long a measurement may take. The worker itself begins no figure after some seconds; before that a card's driver may
+    /// take as long to start, and its kernels are compiled.
+    pub fn patience(&self) -> Duration {
+        Duration::from_secs(if matches!(self, On::Core(_)) { 10 } else { 45 })
+    }
+}
+
+/// How a measurement ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ended {
+    /// With figures; why there are no more of them, if something was in the way.
+    Measured(Figures, Option<String>),
+    /// Without, because.
+    Failed(String),
+    /// Somebody needs the device.
+    Stopped,
+}
+
+/// Measures a device with `program`, which is this one, in a process that is gone when this returns. What it has measured before
+/// its deadline or its death counts.
 ///
 /// * `probe`: only what speeds are counted by, in a fraction of a second.
-///
-/// # Errors
-/// Says why there are no figures.
-pub async fn measure(program: &Path, of: &ToMeasure, probe: bool) -> Result<Figures, String> {
+/// * `stop`: ends it early.
+pub async fn measure(
+    program: &Path,
+    of: &ToMeasure,
+    probe: bool,
+    patience: Duration,
+    stop: impl Future<Output = ()>,
+) -> Ended {
     let mut command = tokio::process::Command::new(program);
-    command.args(["worker", "measure", "--core", &of.core.to_string()]);
-    command.args(probe.then_some("--probe"));
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let ran = tokio::time::timeout(PATIENCE, command.output()).await;
-    let output = match ran {
-        Err(_) => return Err(format!("it took longer than {} s", PATIENCE.as_secs())),
-        Ok(Err(error)) => return Err(format!("{}: {error}", program.display())),
-        Ok(Ok(output)) => output,
+    command.args(["worker", "measure", "--lines"]).args(probe.then_some("--probe"));
+    match &of.on {
+        On::Core(core) => command.args(["--core", &core.to_string()]),
+        On::Card(env) => command.args(["--device", "cuda:0"]).envs(env.iter().cloned()),
     };
-    if !output.status.success() {
-        return Err(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim()));
+    let (said, trouble) = match trial::run(command, patience, stop).await {
+        trial::Ended::Over { said, trouble } => (said, trouble.map(|trouble| trouble.what)),
+        trial::Ended::NotStarted(error) => return Ended::Failed(format!("{}: {error}", program.display())),
+        trial::Ended::Stopped => return Ended::Stopped,
+    };
+    // The last line that was written whole has all figures.
+    let figures = said.lines().rev().find_map(|line| serde_json::from_str::<Figures>(line).ok());
+    match figures.filter(|figures| figures.tflops().is_some()) {
+        Some(figures) => Ended::Measured(figures, trouble),
+        None => Ended::Failed(trouble.unwrap_or_else(|| "no matrix product was measured".into())),
     }
-    let figures: Figures = serde_json::from_slice(&output.stdout)
-        .map_err(|error| format!("its answer is no figures: {error}"))?;
-    figures.tflops().map(|_| ()).ok_or("no matrix product was measured")?;
-    Ok(figures)
 }
 
 #[cfg(test)]
@@ -191,5 +222,42 @@ mod tests {
             Measurements::open(&file).enter(&class("epyc"), "", figures(nonsense)).unwrap();
             assert_eq!(Measurements::open(&file).of(&class("epyc"), ""), None, "{nonsense}");
         }
+    }
+
+    /// What a program that is no worker gives.
+    async fn measured(script: &str, patience: Duration, stop: impl Future<Output = ()>) -> Ended {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("program");
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let on = On::Card(vec![("CUDA_VISIBLE_DEVICES".into(), "GPU-7".into())]);
+        let of = ToMeasure { class: class("h100"), driver: String::new(), index: 0, on };
+        measure(&program, &of, false, patience, stop).await
+    }
+
+    #[tokio::test]
+    async fn what_was_measured_before_the_deadline_or_a_crash_counts() {
+        let long = Duration::from_secs(60);
+        let run = async |script: &str, patience| measured(script, patience, std::future::pending()).await;
+        let line = r#"test "$CUDA_VISIBLE_DEVICES $*" = "GPU-7 worker measure --lines --device cuda:0" && echo '{"bf16_tflops":7.5}'"#;
+        let whole = run(&format!("{line}; echo '{{\"bf16_tflops\":7.5,\"memory_gbs\":3}}'"), long).await;
+        assert_eq!(whole, Ended::Measured(Figures { memory_gbs: Some(3.0), ..figures(7.5) }, None));
+        let half = run(&format!("{line}; printf '{{\"bf16_tflops\":7.5,\"mem'; kill -ABRT $$"), long).await;
+        let said = "signal: 6 (SIGABRT)".to_string();
+        assert_eq!(
+            half,
+            Ended::Measured(figures(7.5), Some(said)),
+            "of a line that was cut the one before counts"
+        );
+        let late = run(&format!("{line}; exec sleep 1000"), Duration::from_secs(1)).await;
+        assert_eq!(late, Ended::Measured(figures(7.5), Some("it took longer than 1 s".into())));
+        let broken = run("echo one >&2; echo 'no compiler' >&2; exit 2", long).await;
+        assert_eq!(broken, Ended::Failed("no compiler".into()));
+        assert_eq!(run("echo '{}'", long).await, Ended::Failed("no matrix product was measured".into()));
+        let absurd = run(r#"echo '{"bf16_tflops":-1}'"#, long).await;
+        assert_eq!(absurd, Ended::Failed("no matrix product was measured".into()));
+        let stopped = measured("exec sleep 1000", long, std::future::ready(())).await;
+        assert_eq!(stopped, Ended::Stopped);
     }
 }

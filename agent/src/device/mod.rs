@@ -112,6 +112,8 @@ pub struct Found {
     pub physical: u32,
     /// Device nodes that a worker must be able to open.
     pub nodes: Vec<PathBuf>,
+    /// Whether a program computes on it now, whoever started it; false also where nobody can tell.
+    pub is_used: bool,
 }
 
 impl Found {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use aquifer_core::{DeviceClass, Fault, Health, Isolation, Name, Vendor};
 
-use super::api::{CallError, Context, Level, Opened, Rule, Slices, Value};
+use super::api::{CallError, Context, Level, Opened, Rule, Slices, TOO_MANY, Value};
 use super::library::Library;
 use super::roots::{LONGEST_PAUSE, Roots, read_number};
 use super::vendor::Maker;
@@ -40,6 +40,8 @@ struct State {
     alarms: BTreeMap<u32, (Level, String, Instant)>,
     /// Pairs that were asked about, and whether they are linked.
     pairs: BTreeMap<(u32, u32), bool>,
+    /// Version of the driver, if the library says it.
+    driver: Option<String>,
 }
 
 impl Shared {
@@ -50,6 +52,11 @@ impl Shared {
     /// The call that is being made.
     pub fn now(&self) -> (Option<u32>, &'static str) {
         self.lock().now
+    }
+
+    /// Version of the driver, where it matters and is known.
+    pub fn driver(&self) -> Option<String> {
+        self.lock().driver.clone()
     }
 
     /// Leaves out a card.
@@ -178,6 +185,8 @@ impl Reader {
                     continue;
                 }
             }
+            let driver = opened.first(api.driver, &Context::default());
+            self.shared.lock().driver = driver.ok().map(Value::text);
             if let Some(events) = api.events {
                 let set = opened.ask(&events.create, &Context::default());
                 opened.events = set.map_or(0, |set| set.number() as usize);
@@ -311,6 +320,10 @@ impl Reader {
             Err(error) if api.needs_physical => return Err(error),
             answer => answer.map_or(logical, |number| number.number() as u32),
         };
+        let is_used = match ask(api.users)? {
+            Ok(count) => count.number() != 0,
+            Err(error) => matches!(error, CallError::Status { status: TOO_MANY, .. }),
+        };
         Ok(Found {
             class: Arc::new(DeviceClass { vendor, model: model.as_str().into(), memory_bytes }),
             uuid: uuid.as_str().into(),
@@ -318,6 +331,7 @@ impl Reader {
             island: None,
             isolation: Isolation::Advisory,
             speed_milli: None,
+            is_used,
             nodes: visible::nodes(vendor, physical, &place, &self.roots.sysfs),
             place,
             logical,
@@ -491,6 +505,7 @@ fn unread(vendor: Vendor, name: &str, place: String) -> Found {
         island: None,
         isolation: Isolation::Advisory,
         speed_milli: None,
+        is_used: false,
         place,
         logical: u32::MAX,
         physical: u32::MAX,

@@ -5,6 +5,8 @@
 //   hot            card 1 is too hot
 //   codes          what it has is what card 1 has of error codes, in hexadecimal digits, or of incidents
 //   no-init        initialisation fails
+//   used, crowded  a program uses card 1, or more of them than are counted; where the library tells
+//   new-driver     the driver is another one; where its version matters
 //   hang-FUNCTION  this function does not return while the file exists; one that is about a card, for card 1 only
 // A library without a symbol is built with -DSYMBOL=absent.
 #include <stdarg.h>

@@ -43,7 +43,44 @@ pub fn assignment(wire: &v1::Assignment) -> Checked<Assignment> {
     let workers = workers.collect::<Checked<Vec<WorkerOrder>>>()?;
     let revision = Revision { term: wire.revision_term, count: wire.revision_count };
     let members = wire.members.iter().map(|wire| Ok(Arc::new(members(wire)?)));
-    Ok(Assignment { revision, workers, members: members.collect::<Checked<Vec<Arc<Members>>>>()? })
+    let members = members.collect::<Checked<Vec<Arc<Members>>>>()?;
+    let probe = wire.probe.as_ref().map(probe_order).transpose()?;
+    Ok(Assignment { revision, workers, members, probe })
+}
+
+fn probe_order(wire: &v1::ProbeOrder) -> Checked<ProbeOrder> {
+    let port = u16::try_from(wire.master_port);
+    let port = port.map_err(|_| Invalid::new("probe.master_port", wire.master_port, "at most 65,535"))?;
+    if !(2..=3).contains(&wire.ranks) || wire.ranks <= wire.rank {
+        let ranks = format!("{} of {}", wire.rank, wire.ranks);
+        return Err(Invalid::new("probe.rank", ranks, "expected one of 2 or 3, from 0"));
+    }
+    Ok(ProbeOrder {
+        id: Revision { term: wire.term, count: wire.count },
+        rank: wire.rank,
+        ranks: wire.ranks,
+        master: (wire.master_address.as_str().into(), port),
+    })
+}
+
+/// Characters of why a probe failed.
+const MOST_OF_WHY: usize = 300;
+
+/// Checks what a node says of a probe.
+pub(super) fn probe_report(wire: &v1::ProbeReport) -> Checked<ProbeReport> {
+    use v1::probe_report::State;
+    let state = match &wire.state {
+        Some(State::Running(_)) => ProbeState::Running,
+        Some(State::Passed(_)) => ProbeState::Passed,
+        // What a program complained of: refusing a whole report for that would cost a node.
+        Some(State::Failed(why)) => {
+            let why: String = why.chars().filter(|it| !it.is_control()).take(MOST_OF_WHY).collect();
+            ProbeState::Failed(why.into())
+        }
+        Some(State::Yielded(_)) => ProbeState::Yielded,
+        None => return Err(Invalid::new("report.probe.state", "absent", "expected a state")),
+    };
+    Ok(ProbeReport { id: Revision { term: wire.term, count: wire.count }, state })
 }
 
 fn members(wire: &v1::Members) -> Checked<Members> {
@@ -150,5 +187,29 @@ mod tests {
         let wire = wire::assignment(1, &sent);
         assert_eq!(wire.gangs.len(), 1);
         assert_eq!(assignment(&wire), Ok(sent));
+    }
+
+    #[test]
+    fn probes_arrive_as_they_were_sent_and_one_that_makes_no_sense_is_named() {
+        let id = Revision { term: 3, count: 9 };
+        let order = ProbeOrder { id, rank: 1, ranks: 3, master: ("10.0.0.7".into(), 20_000) };
+        let sent = Assignment { probe: Some(order), ..Assignment::default() };
+        let mut wire = wire::assignment(1, &sent);
+        assert_eq!(assignment(&wire), Ok(sent));
+        for (rank, ranks) in [(0, 1), (2, 2), (0, 4)] {
+            let probe = v1::ProbeOrder { rank, ranks, ..wire.probe.clone().unwrap_or_default() };
+            wire.probe = Some(probe);
+            let error = assignment(&wire).expect_err("no such probe").to_string();
+            assert_eq!(error, format!("probe.rank is {rank} of {ranks}: expected one of 2 or 3, from 0"));
+        }
+        let states = [ProbeState::Running, ProbeState::Passed, ProbeState::Yielded];
+        for state in states.into_iter().chain([ProbeState::Failed("a sum is wrong".into())]) {
+            let report = ProbeReport { id, state };
+            assert_eq!(probe_report(&wire::probe_report(&report)), Ok(report));
+        }
+        let long = ProbeReport { id, state: ProbeState::Failed("a\n".repeat(1000).into()) };
+        let read =
+            probe_report(&wire::probe_report(&long)).expect("a report, whatever a program complained of");
+        assert_eq!(read.state, ProbeState::Failed("a".repeat(MOST_OF_WHY).into()));
     }
 }

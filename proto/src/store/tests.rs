@@ -179,6 +179,7 @@ fn what_keeps_work_from_devices_is_stored_with_their_node() {
     });
     node.cordoned.insert("GPU-1".into());
     node.quarantined.insert("GPU-2".into(), Time(9));
+    node.blame = Some(Blame { at: Time(8), why: "it fails probes".into() });
     let row = encode(&Record::Node(node.clone()));
     assert_eq!(decode_all([row]).expect("a node"), [Record::Node(node)]);
     let (node, fault) = (Name::from("a"), Name::from("to be reset: xid 95"));

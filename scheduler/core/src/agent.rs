@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::event::*;
+use crate::inquiry::{ProbeOrder, ProbeReport, ProbeState};
 use crate::members::Members;
 use crate::stop::StopReason;
 use crate::types::*;
@@ -37,6 +38,8 @@ pub struct NodeAgent {
     fenced: BTreeSet<WorkerId>,
     /// Those that run on when the lease ends. See [`OnPartition::Keep`].
     kept: BTreeSet<WorkerId>,
+    /// What it is to probe, and how far that is.
+    probe: Option<(ProbeOrder, ProbeState)>,
     boot: u64,
     seq: u64,
     /// Grows with every change of what a report would say.
@@ -95,6 +98,10 @@ pub enum Action {
     },
     /// The scheduler has taken note of the worker's exit; nobody will ask for its state again.
     Forget(WorkerId),
+    /// Make a probe, in place of an earlier one.
+    Probe(ProbeOrder),
+    /// End the probe that is made. It has ended before anything else is launched.
+    EndProbe,
 }
 
 impl NodeAgent {
@@ -125,6 +132,7 @@ impl NodeAgent {
             loads: BTreeMap::new(),
             fenced: BTreeSet::new(),
             kept,
+            probe: None,
             boot,
             seq: 0,
             version: 0,
@@ -194,6 +202,10 @@ impl NodeAgent {
             inventory: self.inventory.clone(),
             revision: self.revision,
             workers: self.workers.iter().filter_map(worker).collect(),
+            probe: self
+                .probe
+                .as_ref()
+                .map(|(order, state)| ProbeReport { id: order.id, state: state.clone() }),
         }
     }
 
@@ -249,6 +261,7 @@ impl NodeAgent {
         self.orders = assignment.workers;
         // First: who is stopped knows by then whether it leaves alone.
         let mut actions: Vec<Action> = assignment.members.into_iter().map(Action::Tell).collect();
+        actions.extend(self.on_probe_order(assignment.probe));
         for order in &self.orders {
             match (self.workers.get(&order.id), order.goal, &order.launch) {
                 (None, Goal::Run, Some(launch)) => {
@@ -281,6 +294,50 @@ impl NodeAgent {
             false
         });
         actions
+    }
+
+    /// A probe is made while nothing runs here, and makes way for what is launched.
+    fn on_probe_order(&mut self, order: Option<ProbeOrder>) -> Vec<Action> {
+        let known = self.probe.as_ref().map(|(known, _)| known.id);
+        let is_new = known != order.as_ref().map(|order| order.id);
+        let mut actions = Vec::new();
+        if is_new {
+            actions.extend(self.is_probing().then_some(Action::EndProbe));
+            self.probe = order.map(|order| (order, ProbeState::Running));
+            self.version += 1;
+        }
+        let launches = |order: &WorkerOrder| order.launch.is_some() && order.goal == Goal::Run;
+        let is_in_use = self.alive().next().is_some() || self.orders.iter().any(launches);
+        if self.is_probing() && is_in_use {
+            actions.extend((!is_new).then_some(Action::EndProbe));
+            self.end_probe(ProbeState::Yielded);
+        } else if let Some((order, ProbeState::Running)) = self.probe.as_ref().filter(|_| is_new) {
+            actions.push(Action::Probe(order.clone()));
+        }
+        actions
+    }
+
+    /// What it was told to probe.
+    pub fn probe(&self) -> Option<&ProbeOrder> {
+        self.probe.as_ref().map(|(order, _)| order)
+    }
+
+    fn is_probing(&self) -> bool {
+        matches!(self.probe, Some((_, ProbeState::Running)))
+    }
+
+    fn end_probe(&mut self, how: ProbeState) {
+        if let Some((_, state)) = &mut self.probe {
+            *state = how;
+            self.version += 1;
+        }
+    }
+
+    /// A probe has ended. One that is not wanted any more says nothing.
+    pub fn on_probe(&mut self, id: Revision, how: ProbeState) {
+        if self.is_probing() && self.probe.as_ref().is_some_and(|(order, _)| order.id == id) {
+            self.end_probe(how);
+        }
     }
 
     /// A process changed state. News that is older than what is known changes nothing.
@@ -363,10 +420,14 @@ impl NodeAgent {
         }
         let leased: Vec<WorkerId> = self.leased().collect();
         self.fenced.extend(&leased);
-        leased
-            .into_iter()
-            .map(|worker| Action::Stop { worker, grace_ms: 0, why: StopReason::Unknown })
-            .collect()
+        let stops = leased.into_iter();
+        let mut actions: Vec<Action> =
+            stops.map(|worker| Action::Stop { worker, grace_ms: 0, why: StopReason::Unknown }).collect();
+        if self.is_probing() {
+            self.end_probe(ProbeState::Yielded);
+            actions.push(Action::EndProbe);
+        }
+        actions
     }
 
     /// Workers that run or are about to.

@@ -34,6 +34,7 @@ impl Cluster {
             revision: self.nodes.revision(node),
             workers: orders.collect(),
             members: self.members_on(node),
+            probe: self.inquiries.order(node).cloned(),
         }
     }
 

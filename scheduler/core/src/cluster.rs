@@ -1,11 +1,14 @@
 //! The pool's state, and the one function that changes it.
 
+mod check;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::durations::Durations;
 use crate::effect::*;
 use crate::event::*;
+use crate::inquiry::Inquiries;
 use crate::jobs::history::Totals;
 use crate::jobs::*;
 use crate::nodes::*;
@@ -69,6 +72,8 @@ pub struct Cluster {
     prices: Arc<Prices>,
     /// The last job that they are learned from.
     priced: u64,
+    /// Soft state.
+    pub(crate) inquiries: Inquiries,
     // Collected since the last round, or during one step.
     pub(crate) freed: Vec<NodeId>,
     /// Jobs for which others that gave way to them have gone, with when that was decided: they go first.
@@ -116,6 +121,7 @@ impl Cluster {
             speeds: Arc::default(),
             services: Services::default(),
             migrate_at: None,
+            inquiries: Inquiries::default(),
             freed_for: BTreeSet::new(),
             moves: BTreeSet::new(),
             room: Room::default(),
@@ -216,6 +222,7 @@ impl Cluster {
         self.ring_reservations(now);
         self.ring_timers(now);
         self.ring_services(now);
+        self.judge_probes(now);
         if self.migrations_are_due() {
             self.plan_at(now);
         }
@@ -256,6 +263,7 @@ impl Cluster {
             self.round_at = self.round_at.max(self.round_at.map(|_| Time(now.0 + 1)));
         }
         self.freed_for.clear();
+        self.ask_probes();
         self.flush(reporter, unknown, effects);
     }
 
@@ -265,7 +273,7 @@ impl Cluster {
         let services = self.services.next();
         let timers =
             [self.nodes.next_expiry(), self.jobs.next_timer(), self.reservations.next(), moves, services];
-        let more = [self.round_at, self.migrate_at, self.next_retirement()];
+        let more = [self.round_at, self.migrate_at, self.next_retirement(), self.inquiries.next()];
         timers.into_iter().chain(more).flatten().min()
     }
 
@@ -344,48 +352,6 @@ impl Cluster {
         jobs.chain(nodes).chain(queues).chain(usages).chain(reservations).chain(totals).collect()
     }
 
-    /// Checks what must hold between steps. `O(jobs + nodes)`.
-    ///
-    /// # Panics
-    /// When it does not hold.
-    pub fn check(&self) {
-        self.jobs.check(self.now);
-        let mut held: BTreeMap<NodeId, Held> = self.nodes.iter().map(|n| (n.id, Held::default())).collect();
-        let mut charges: BTreeMap<Name, Charge> = BTreeMap::new();
-        for job in self.jobs.iter() {
-            let holds = matches!(job.phase, Phase::Active | Phase::Stopping(_));
-            assert!(holds || job.ranks.is_empty(), "{} holds resources while {:?}", job.id, job.phase);
-            if job.phase == Phase::Active {
-                let ranks = job.ranks.len() as u32;
-                let is_whole = (job.spec.min_ranks()..=job.spec.ranks()).contains(&ranks);
-                assert!(is_whole, "{} is a partial gang", job.id);
-            }
-            if let Phase::Stopping(Then::Resize(stays)) = &job.phase {
-                let is_whole =
-                    (job.spec.min_ranks() as usize..=job.spec.ranks() as usize).contains(&stays.len());
-                assert!(is_whole, "{} goes on as a partial gang", job.id);
-            }
-            let (charge, own) = (job.charge(), charges.entry(job.spec.queue.clone()).or_default());
-            own.milli += charge.milli;
-            own.worth_milli += charge.worth_milli;
-            for (worker, rank) in workers(job) {
-                let held = held.get_mut(&rank.node).expect("a node that exists");
-                held.change(worker, rank, job.span(), true);
-                if rank.worker == RankState::Gone {
-                    held.workers.remove(&worker);
-                }
-            }
-        }
-        for (id, held) in held {
-            assert_eq!(*self.nodes.held(id), held, "what is held on {}", self.nodes.get(id).name);
-        }
-        self.nodes.check();
-        self.queues.check(&charges);
-        assert_eq!(*self.durations, Durations::of(&self.jobs), "how long jobs ran");
-        self.check_reservations();
-        self.room.check(self.nodes.iter().map(|node| (node, self.nodes.held(node.id))));
-    }
-
     // ---- For the files beside this one: the only ways to change a record, each of which marks it. ----
 
     /// Changes a job: saves it at the end of the step.
@@ -448,6 +414,17 @@ impl Cluster {
     pub(crate) fn reassign(&mut self, id: JobId) {
         let job = self.jobs.get(id).expect("a job that exists");
         self.reassigned.extend(job.ranks.iter().map(|rank| rank.node));
+    }
+
+    /// Notes that a node has something new to do.
+    pub(crate) fn retell(&mut self, id: NodeId) {
+        self.reassigned.insert(id);
+    }
+
+    /// A revision that no assignment has.
+    pub(crate) fn fresh_revision(&mut self) -> Revision {
+        self.revision.count += 1;
+        self.revision
     }
 
     pub(crate) fn note(&mut self, note: Note) {

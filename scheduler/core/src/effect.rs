@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::autoscale::Sign;
 use crate::event::{Availability, Queue};
 use crate::explain::duration;
+use crate::inquiry::{Symptom, Verdict};
 use crate::jobs::history::Totals;
 use crate::jobs::{Job, Outcome, Why};
 use crate::nodes::Node;
@@ -189,6 +190,14 @@ pub enum Note {
     DeviceSet { node: Name, device: u16, cordoned: bool },
     /// A device is quarantined: what runs on it is stopped.
     DeviceQuarantined { node: Name, device: u16, why: Name },
+    /// An attempt of a gang failed as the one before, in a way that a bad node explains: so many nodes are probed in pairs.
+    Probing { job: JobId, attempt: u32, symptom: Symptom, nodes: u32 },
+    /// A probe of these nodes together failed.
+    ProbeFailed { nodes: Vec<Name>, why: Name },
+    /// What the probes that a job's failures asked for have found. `left` nodes could not be probed in time.
+    Probed { job: JobId, probed: usize, left: usize, verdict: Verdict },
+    /// A node failed probes beside two others. It is cordoned, if the pool can afford that and nobody did before.
+    NodeBlamed { node: Name, cordoned: bool, why: Name },
     /// An administrator made or changed a queue.
     QueueSet(Name),
     /// An administrator booked nodes, from `in_ms` on for `for_ms`.
@@ -220,6 +229,8 @@ impl Note {
             | Note::Moved { job, .. }
             | Note::MadeRoom { job, .. }
             | Note::Kept { job, .. }
+            | Note::Probing { job, .. }
+            | Note::Probed { job, .. }
             | Note::Done(job, _)
             | Note::ArrayQueued { first: job, .. } => Some(*job),
             Note::NodeUp(_)
@@ -229,6 +240,8 @@ impl Note {
             | Note::NodeSet { .. }
             | Note::DeviceSet { .. }
             | Note::DeviceQuarantined { .. }
+            | Note::ProbeFailed { .. }
+            | Note::NodeBlamed { .. }
             | Note::QueueSet(_)
             | Note::Reserved { .. }
             | Note::Unreserved(_)
@@ -247,6 +260,7 @@ impl Note {
             | Note::DeviceSet { node, .. }
             | Note::DeviceQuarantined { node, .. }
             | Note::Kept { node, .. }
+            | Note::NodeBlamed { node, .. }
             | Note::NodeSet { node, .. } => Some(node),
             _ => None,
         }
@@ -277,6 +291,10 @@ impl Note {
             Note::NodeSet { .. } => "node-set",
             Note::DeviceSet { .. } => "device-set",
             Note::DeviceQuarantined { .. } => "device-quarantined",
+            Note::Probing { .. } => "probing",
+            Note::ProbeFailed { .. } => "probe-failed",
+            Note::Probed { .. } => "probed",
+            Note::NodeBlamed { .. } => "node-blamed",
             Note::QueueSet(_) => "queue-set",
             Note::Reserved { .. } => "reserved",
             Note::Unreserved(_) => "unreserved",
@@ -349,6 +367,27 @@ impl fmt::Display for Note {
             }
             Note::DeviceQuarantined { node, device, why } => {
                 write!(f, "{node} device {device} quarantined: {why}")
+            }
+            Note::Probing { job, attempt, symptom, nodes } => {
+                let before = attempt.saturating_sub(1);
+                write!(f, "{job} attempts {before} and {attempt} ended alike, {symptom}: ")?;
+                write!(f, "{nodes} nodes are probed in pairs")
+            }
+            Note::ProbeFailed { nodes, why } => {
+                write!(f, "a probe of {} failed: {why}", nodes.join(" and "))
+            }
+            Note::Probed { job, probed, left, verdict } => {
+                write!(f, "{job} probes of {probed} nodes: ")?;
+                match verdict {
+                    Verdict::Well => f.write_str("none is bad")?,
+                    Verdict::Bad(count) => write!(f, "{count} bad")?,
+                    Verdict::Unclear => f.write_str("too few passed to tell which is bad")?,
+                }
+                if *left != 0 { write!(f, "; {left} more were in use") } else { Ok(()) }
+            }
+            Note::NodeBlamed { node, cordoned, why } => {
+                let word = if *cordoned { "cordoned" } else { "not cordoned" };
+                write!(f, "{node} {word}: {why}")
             }
             Note::QueueSet(queue) => write!(f, "queue {queue} set"),
             Note::Reserved { reservation, nodes, in_ms, for_ms } => {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::inquiry::ProbeReport;
 use crate::types::*;
 
 /// One input of [`Cluster::step`](crate::Cluster::step).
@@ -163,6 +164,8 @@ pub struct NodeReport {
     pub revision: Revision,
     /// Every worker process that the agent knows of.
     pub workers: Vec<WorkerReport>,
+    /// The probe that it is to make, and how far that is.
+    pub probe: Option<ProbeReport>,
 }
 
 /// State of one worker process, from its agent.

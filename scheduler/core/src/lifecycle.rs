@@ -120,7 +120,10 @@ impl Cluster {
     fn set_node(&mut self, now: Time, name: Name, availability: Availability) -> Result<Answer, Refusal> {
         let id = self.nodes.by_name(&name).ok_or_else(|| Refusal::UnknownNode(name.clone()))?;
         if self.nodes.get(id).availability != availability {
-            self.change_node(id, |node| node.availability = availability);
+            self.change_node(id, |node| {
+                node.availability = availability;
+                node.blame.take_if(|_| availability == Availability::Open);
+            });
             self.note(Note::NodeSet { node: name.clone(), availability });
             if availability == Availability::Open {
                 self.plan_anew(now);
@@ -199,6 +202,7 @@ impl Cluster {
         let (end, seq) = (now + self.policy.lease, report.seq);
         self.nodes.set_lease(id, Lease { end, seq, full_seq: seq, reported: report.revision });
 
+        self.on_probe(id, report.probe, caught_up || rebooted);
         self.quarantine(now, id);
         self.leave_bad_devices(id);
         for worker in &report.workers {
@@ -317,6 +321,7 @@ impl Cluster {
 
     /// An attempt failed by itself: it is repeated as often as the job allows.
     pub(crate) fn fail(&mut self, id: JobId, why: Why) {
+        self.inquire(self.now(), id, &why);
         let job = self.jobs.get(id).expect("a failed job");
         let retries_left = job.failures < job.spec.retries;
         self.change_job(id, |job| job.failures += 1);
@@ -470,7 +475,10 @@ impl Cluster {
         self.forget_checkpoint(id);
         let ends = outcome.is_some();
         let failed = matches!(job.last_failure, Some(Why::WorkerFailed { .. }));
-        let pause = if failed { self.pause(job.failures) } else { Duration::ZERO };
+        let pause = match failed && !ends {
+            true => self.hold_for_verdict(now, id, self.pause(job.failures)),
+            false => Duration::ZERO,
+        };
         self.change_job(id, |job| {
             job.add_usage(now, lost_ms);
             job.usage.spent = spent;
@@ -496,7 +504,7 @@ impl Cluster {
     }
 
     /// Brings the indexes of a job up to date that time or another job has made ready.
-    fn change_job_index(&mut self, id: JobId) {
+    pub(crate) fn change_job_index(&mut self, id: JobId) {
         self.jobs.update(self.now, id, |_| ());
         self.reopen(id);
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::emptying::{Emptying, Expiry, Size, SoonestFirst};
 use crate::event::Availability;
+use crate::inquiry::Blame;
 use crate::types::*;
 
 /// A machine with an agent.
@@ -27,6 +28,8 @@ pub struct Node {
     /// Unique names of devices that were quarantined lately, and when. One that is well again stands here until it does
     /// not count any more.
     pub quarantined: BTreeMap<Name, Time>,
+    /// Why the scheduler itself cordoned it; `None`: it did not.
+    pub blame: Option<Blame>,
 }
 
 impl Node {
@@ -41,6 +44,7 @@ impl Node {
             availability: Availability::Open,
             cordoned: BTreeSet::new(),
             quarantined: BTreeMap::new(),
+            blame: None,
         }
     }
 }

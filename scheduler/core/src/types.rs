@@ -6,6 +6,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use crate::autoscale::Promise;
 use crate::hosts::Host;
+use crate::inquiry::ProbeOrder;
 use crate::members::Members;
 use crate::mount::Mount;
 use crate::stop::StopReason;
@@ -301,6 +302,8 @@ pub struct Assignment {
     pub workers: Vec<WorkerOrder>,
     /// Of jobs whose workers are told of each other: who takes part now. Of one that is left out, what was told stands.
     pub members: Vec<Arc<Members>>,
+    /// What it is to probe beside other nodes, as long as nothing runs on it.
+    pub probe: Option<ProbeOrder>,
 }
 
 /// One worker of an [`Assignment`].

@@ -231,5 +231,6 @@ fn report(cluster: &Cluster, id: NodeId, seq: u64, ended: WorkerId) -> NodeRepor
         inventory: node.inventory.clone(),
         revision: cluster.nodes().revision(id),
         workers: workers.collect(),
+        probe: None,
     }
 }

@@ -31,6 +31,10 @@ impl Sim {
         self.changed_steps += 1;
         let cluster = self.cluster.as_ref().expect("a scheduler");
         cluster.check();
+        for node in cluster.nodes().iter().filter(|node| node.blame.is_some()) {
+            let machine = self.machine(&node.name).expect("a node's machine");
+            assert!(self.machines[machine].is_bad, "{} is blamed, and well", node.name);
+        }
         self.check_deadlines();
         self.check_booked();
         if !self.is_committed() {

@@ -46,6 +46,8 @@ pub struct Machine {
     pub watched: bool,
     /// Whether an accident, not a script, may befall it.
     pub returns_by_itself: bool,
+    /// Whether it fails its probes, and those with it.
+    pub is_bad: bool,
 }
 
 /// A worker process, with its run directory.
@@ -105,6 +107,7 @@ impl Machine {
             given_up: 0,
             watched: false,
             returns_by_itself: false,
+            is_bad: false,
         }
     }
 

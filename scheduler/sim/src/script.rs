@@ -386,6 +386,8 @@ impl Player {
                 let fault = Fault { health, why: why.join(" ").into(), since_ms: 0 };
                 sim.set_device_fault(machine, number(device)?, Some(fault));
             }
+            ("spoil", []) => sim.set_bad(machine, true),
+            ("heal", []) => sim.set_bad(machine, false),
             ("repair", [device]) => sim.set_device_fault(machine, number(device)?, None),
             _ => return Err(format!("no verb {verb:?} for a node")),
         }

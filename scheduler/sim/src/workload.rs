@@ -558,6 +558,7 @@ fn idle_pool(policy: Policy, pool: &[Inventory], queues: &[&str], order: (usize,
             inventory: Arc::new(inventory.clone()),
             revision: Revision::default(),
             workers: Vec::new(),
+            probe: None,
         };
         idle.step(Time(0), Event::Report(report), &mut Vec::new());
     }

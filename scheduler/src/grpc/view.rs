@@ -181,6 +181,7 @@ pub fn node(cluster: &Cluster, shared: &Shared, node: &Node) -> v1::Node {
         version: session.as_ref().map(|session| session.version.clone()).unwrap_or_default(),
         reservations: booked.iter().map(|it| reservations::reservation(cluster, it)).collect(),
         findings: session.map(|session| session.findings()).unwrap_or_default(),
+        cordoned_because: node.blame.as_ref().map(|blame| blame.why.to_string()).unwrap_or_default(),
     }
 }
 

@@ -55,7 +55,7 @@ impl Meters {
         let help = "What happened since this scheduler began to lead: notes, by kind";
         let events = counters("events_total", help, "kind");
         // What alerts look at is there before it happens the first time.
-        for kind in ["node-lost", "device-quarantined", "requeued", "preempted"] {
+        for kind in ["node-lost", "node-blamed", "device-quarantined", "requeued", "preempted"] {
             _ = events.with_label_values(&[kind]);
         }
         let help = "Time that deciding on one event took";

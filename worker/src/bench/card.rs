@@ -79,23 +79,53 @@ impl Roofline {
     }
 }
 
+/// How work is timed, in seconds.
+type Timing<E> = fn(&Cuda<E>, &mut dyn FnMut()) -> Result<f64, DeviceError>;
+
+/// The time of `work`, in seconds, done once.
+fn once<E: Element>(kernels: &Cuda<E>, work: &mut dyn FnMut()) -> Result<f64, DeviceError> {
+    work();
+    kernels.finish()?;
+    let start = Instant::now();
+    work();
+    kernels.finish()?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
 /// The median time of `work`, in seconds, of several times in a row.
-fn timed<E: Element>(kernels: &Cuda<E>, mut work: impl FnMut()) -> Result<f64, DeviceError> {
+fn timed<E: Element>(kernels: &Cuda<E>, work: &mut dyn FnMut()) -> Result<f64, DeviceError> {
     /// Repetitions that are queued together, so that waiting for the last one costs little.
     const ROW: usize = 8;
     /// Seconds that a figure may take.
     const BUDGET: f64 = 0.3;
-    work();
-    kernels.finish()?;
+    let row = if once(kernels, work)? * ROW as f64 <= BUDGET { ROW } else { 1 };
     let mut times: Vec<f64> = Vec::new();
-    while times.len() < 3 || (times.len() < 50 && times.iter().sum::<f64>() * (ROW as f64) < BUDGET) {
+    while times.len() < 3 || (times.len() < 50 && times.iter().sum::<f64>() * (row as f64) < BUDGET) {
         let start = Instant::now();
-        (0..ROW).for_each(|_| work());
+        (0..row).for_each(|_| work());
         kernels.finish()?;
-        times.push(start.elapsed().as_secs_f64() / ROW as f64);
+        times.push(start.elapsed().as_secs_f64() / row as f64);
     }
     times.sort_by(f64::total_cmp);
     Ok(times[times.len() / 2])
+}
+
+/// A rate by the first size, of `least`, twice that and so on up to `most`, that keeps a card busy for long enough: a slow one is
+/// not measured with what only a fast one needs.
+///
+/// * `seconds_of`: times a size. `amount`: what is done with it.
+fn rate_as_needed<E: Element>(
+    (least, most): (usize, usize),
+    seconds_of: impl Fn(usize, Timing<E>) -> Result<f64, DeviceError>,
+    amount: impl Fn(usize) -> f64,
+) -> Result<f64, DeviceError> {
+    /// Seconds.
+    const ENOUGH: f64 = 0.005;
+    let mut size = least.min(most);
+    while 2 * size <= most && seconds_of(size, once)? < ENOUGH {
+        size *= 2;
+    }
+    Ok(amount(size) / seconds_of(size, timed)?)
 }
 
 fn floats<E: Element>(kernels: &Cuda<E>, len: usize) -> <Cuda<E> as Backend>::FloatBuffer {
@@ -133,7 +163,7 @@ pub fn kernels_on<E: Element>(kernels: &Cuda<E>, sizes: &Sizes) -> Result<Vec<Fi
     let (x, w) = (elements(kernels, rows * inputs), elements(kernels, inputs * outputs));
     let (mut dx, mut dw) = (elements(kernels, rows * inputs), floats(kernels, inputs * outputs));
     let targets: Vec<u32> = (0..rows).map(|row| (row % outputs) as u32).collect();
-    let seconds = timed(kernels, || {
+    let seconds = timed(kernels, &mut || {
         let shape = Linear::new(rows, inputs, outputs);
         kernels.linear_cross_entropy(shape, &mut dx, &mut dw, (&x, &w), &targets);
     })?;
@@ -177,10 +207,10 @@ fn attention<E: Element>(
     let [q, k, v, dout] = [(); 4].map(|()| elements(kernels, len));
     let [mut out, mut dq, mut dk, mut dv] = [(); 4].map(|()| elements(kernels, len));
     let mut log_sum = floats(kernels, sequences * tokens * heads);
-    let forward = timed(kernels, || {
+    let forward = timed(kernels, &mut || {
         kernels.attention_forward(shape, &mut out, &mut log_sum, [&q, &k, &v]);
     })?;
-    let backward = timed(kernels, || {
+    let backward = timed(kernels, &mut || {
         let gradient = [&mut *dq, &mut *dk, &mut *dv];
         kernels.attention_backward(shape, gradient, &dout, &out, &log_sum, [&q, &k, &v]);
     })?;
@@ -196,7 +226,7 @@ fn attention<E: Element>(
 /// Bytes that are read and written by a copy.
 fn copy<E: Element>(kernels: &Cuda<E>, len: usize) -> Result<Figure, DeviceError> {
     let (from, mut to) = (floats(kernels, len), floats(kernels, len));
-    let rate = 8e-9 * len as f64 / timed(kernels, || kernels.copy(&mut to, &from))?;
+    let rate = 8e-9 * len as f64 / timed(kernels, &mut || kernels.copy(&mut to, &from))?;
     Ok(Figure::new("copy", rate, "GB/s", Bound::Memory))
 }
 
@@ -299,36 +329,65 @@ pub fn infer_card<E: Element>(
     Ok(figures.into_iter().filter(|figure| !figure.name.ends_with("of a core")).collect())
 }
 
-/// What `aquifer worker measure` says of a card: TFLOP/s of a product, of attention, GB/s of a copy.
+/// What `aquifer worker measure` says of a card: TFLOP/s of a product of so many rows, inputs and outputs at most; of attention
+/// of so many tokens at most; GB/s of a copy of so many floats at most.
 ///
 /// # Errors
 /// The card has failed.
-pub(crate) fn tflops<E: Element>(kernels: &Cuda<E>, size: usize) -> Result<f64, DeviceError> {
-    Ok(1e-3 * products(kernels, [size, size, size], Bound::None)?[0].value)
+pub(crate) fn tflops<E: Element>(kernels: &Cuda<E>, most: usize) -> Result<f64, DeviceError> {
+    let seconds = |size: usize, time: Timing<E>| {
+        let shape = Linear { path: Path::Panels, ..Linear::new(size, size, size) };
+        let [x, w] = [(); 2].map(|()| elements(kernels, size * size));
+        let mut y = elements(kernels, size * size);
+        time(kernels, &mut || kernels.project(shape, &mut y, &x, &w, None))
+    };
+    rate_as_needed((256, most), seconds, |size| 2e-12 * (size as f64).powi(3))
 }
 
 /// See [`tflops`].
 ///
 /// # Errors
 /// The card has failed.
-pub(crate) fn attention_tflops<E: Element>(kernels: &Cuda<E>, tokens: usize) -> Result<f64, DeviceError> {
-    Ok(1e-3 * attention(kernels, [4, tokens, 16])?[0].value)
+pub(crate) fn attention_tflops<E: Element>(kernels: &Cuda<E>, most: usize) -> Result<f64, DeviceError> {
+    const SEQUENCES: usize = 4;
+    let shape =
+        |queries| Attention { queries, start: 0, heads: 16, kv_heads: 16, head_dim: kernels.head_dim() };
+    let width = shape(0).query_width();
+    let seconds = |tokens: usize, time: Timing<E>| {
+        let len = SEQUENCES * tokens * width;
+        let [q, k, v] = [(); 3].map(|()| elements(kernels, len));
+        let (mut out, mut log_sum) = (elements(kernels, len), floats(kernels, SEQUENCES * tokens * 16));
+        time(kernels, &mut || {
+            kernels.attention_forward(shape(tokens), &mut out, &mut log_sum, [&q, &k, &v]);
+        })
+    };
+    // Causal: half of the square.
+    rate_as_needed((64, most), seconds, |tokens| 2e-12 * (SEQUENCES * tokens * tokens * width) as f64)
 }
 
 /// See [`tflops`].
 ///
 /// # Errors
 /// The card has failed.
-pub(crate) fn memory_gbs<E: Element>(kernels: &Cuda<E>, len: usize) -> Result<f64, DeviceError> {
-    Ok(copy(kernels, len)?.value)
+pub(crate) fn memory_gbs<E: Element>(kernels: &Cuda<E>, most: usize) -> Result<f64, DeviceError> {
+    let seconds = |len: usize, time: Timing<E>| {
+        let (from, mut to) = (floats(kernels, len), floats(kernels, len));
+        time(kernels, &mut || kernels.copy(&mut to, &from))
+    };
+    rate_as_needed((LEAST_COPIED, most), seconds, |len| 8e-9 * len as f64)
 }
+
+/// Floats of the shortest copy that is measured: a fraction of it stays in the caches of a fast card.
+const LEAST_COPIED: usize = 1 << 20;
 
 /// See [`tflops`]: what comes from the host.
 ///
 /// # Errors
 /// The card has failed.
-pub(crate) fn upload_gbs<E: Element>(kernels: &Cuda<E>, len: usize) -> Result<f64, DeviceError> {
-    let (values, mut to) = (vec![1.0; len], floats(kernels, len));
-    let seconds = timed(kernels, || kernels.card().upload(&mut to, &values))?;
-    Ok(4e-9 * len as f64 / seconds)
+pub(crate) fn upload_gbs<E: Element>(kernels: &Cuda<E>, most: usize) -> Result<f64, DeviceError> {
+    let seconds = |len: usize, time: Timing<E>| {
+        let (values, mut to) = (vec![1.0; len], floats(kernels, len));
+        time(kernels, &mut || kernels.card().upload(&mut to, &values))
+    };
+    rate_as_needed((LEAST_COPIED, most), seconds, |len| 4e-9 * len as f64)
 }

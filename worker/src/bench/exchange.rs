@@ -2,6 +2,7 @@
 //! trainer, with nothing to compute.
 
 use super::{Bound, Figure};
+use crate::WorkerError;
 use crate::elastic::{
     Action, Computed, Event, Identity, Member, Message, Node, Outcome, PROTOCOL, Rank, Settings, Snapshot,
 };
@@ -30,6 +31,33 @@ pub struct ExchangeArgs {
     pub rounds: usize,
 }
 
+/// Members that add up vectors.
+#[derive(Clone, Debug)]
+pub(crate) struct Summing {
+    /// Members.
+    pub ranks: usize,
+    /// Length of a vector.
+    pub floats: usize,
+    /// Sums.
+    pub steps: u64,
+    /// How long the first one waits for the others, and all for a silent one.
+    pub join: Duration,
+    /// Every number of a sum is looked at, and the group is lost with one of its members; else the ends are, and others go on.
+    pub whole: bool,
+}
+
+/// Adds up vectors as one of several processes, of which the first listens at `master`.
+///
+/// # Errors
+/// A sum is wrong, or somebody was silent; or the address cannot be listened at, which says nothing of anybody.
+pub(crate) fn sum_up(plan: &Summing, rank: usize, master: &str) -> Result<(), WorkerError> {
+    // Where the others listen nobody asks.
+    let members: Vec<Member> =
+        (0..plan.ranks).map(|rank| Member { rank: rank as Rank, address: master.into() }).collect();
+    let peer = Peer::new(plan, rank, &members, rank == 0).map_err(WorkerError::Unable)?;
+    peer.run(members, &channel().0).map_err(WorkerError::Group)
+}
+
 /// From the moment at which all have their vectors to that at which all have the sum.
 ///
 /// # Errors
@@ -43,10 +71,17 @@ pub fn exchange(args: &ExchangeArgs) -> Result<Vec<Figure>, String> {
         (0..).zip(&addresses).map(|(rank, at)| Member { rank, address: at.to_string() }).collect();
     drop(listeners);
     let (done, steps) = channel();
+    let plan = Summing {
+        ranks: args.ranks,
+        floats: args.size * 1_000_000 / 4,
+        steps: args.rounds as u64 + 2,
+        join: Duration::from_secs(20),
+        whole: false,
+    };
     let results: Vec<Result<(), String>> = std::thread::scope(|scope| {
         let run = |rank| {
-            let (members, done) = (members.clone(), done.clone());
-            scope.spawn(move || Peer::new(args, rank, &members)?.run(members, &done))
+            let (plan, members, done) = (&plan, members.clone(), done.clone());
+            scope.spawn(move || Peer::new(plan, rank, &members, true)?.run(members, &done))
         };
         let threads: Vec<_> = (0..args.ranks).map(run).collect();
         threads.into_iter().map(|thread| thread.join().expect("it does not panic")).collect()
@@ -73,8 +108,7 @@ pub fn exchange(args: &ExchangeArgs) -> Result<Vec<Figure>, String> {
 
 struct Peer {
     rank: Rank,
-    shards: usize,
-    floats: usize,
+    plan: Summing,
     node: Node,
     net: Net,
     inputs: Receiver<Input>,
@@ -84,12 +118,13 @@ struct Peer {
 }
 
 impl Peer {
-    fn new(args: &ExchangeArgs, rank: usize, members: &[Member]) -> Result<Peer, String> {
+    fn new(plan: &Summing, rank: usize, members: &[Member], listens: bool) -> Result<Peer, String> {
         let (sender, inputs) = channel();
-        let floats = args.size * 1_000_000 / 4;
-        let net = Net::new(sender, floats);
+        let net = Net::new(sender, plan.floats);
         let address = &members[rank].address;
-        net.listen(address, Duration::from_secs(5)).map_err(|error| format!("{address}: {error}"))?;
+        if listens {
+            net.listen(address, Duration::from_secs(5)).map_err(|error| format!("{address}: {error}"))?;
+        }
         let rank = rank as Rank;
         let node = Node::new(Settings {
             identity: Identity {
@@ -100,18 +135,18 @@ impl Peer {
                 agreement: Vec::new(),
                 kernels: String::new(),
             },
-            shards: args.ranks,
-            steps: args.rounds as u64 + 2,
+            shards: plan.ranks,
+            steps: plan.steps,
             checkpoint_every: None,
             lanes: 1,
             spares: 0,
             audit: None,
-            is_fixed: false,
-            join: Duration::from_secs(20),
-            peer: Duration::from_secs(20),
+            is_fixed: plan.whole,
+            join: plan.join,
+            peer: plan.join,
         });
         let addresses = members.iter().map(|member| member.address.clone()).collect();
-        Ok(Peer { rank, shards: args.ranks, floats, node, net, inputs, told: VecDeque::new(), addresses })
+        Ok(Peer { rank, plan: plan.clone(), node, net, inputs, told: VecDeque::new(), addresses })
     }
 
     fn run(mut self, members: Vec<Member>, done: &Sender<(u64, Instant)>) -> Result<(), String> {
@@ -153,12 +188,7 @@ impl Peer {
             Action::Load => self.told.push_back(Event::Ready(0)),
             Action::Install(state) => self.told.push_back(Event::Ready(state.step)),
             Action::Apply { step, total, .. } => {
-                let expected = (1..=self.shards).sum::<usize>() as f32;
-                for value in [total[0], total[self.floats - 1]] {
-                    if value != expected {
-                        return Err(format!("rank {} has {value} for {expected}", self.rank));
-                    }
-                }
+                self.check(step, &total)?;
                 _ = done.send((step, Instant::now()));
             }
             Action::Compute { step, shards } => {
@@ -166,7 +196,7 @@ impl Peer {
                 if shards != (own..own + 1) {
                     return Err(format!("rank {own} is given shards {shards:?} of step {step}, not its own"));
                 }
-                let sums = shards.map(|shard| self.vector(shard)).collect();
+                let sums = shards.map(|shard| self.vector(step, shard)).collect();
                 // As if it had taken long: nobody is late.
                 self.told.push_back(Event::Computed(step, sums, Duration::from_secs(1)));
             }
@@ -176,10 +206,40 @@ impl Peer {
         Ok(None)
     }
 
-    /// The vector of a shard, of which only the ends are written anew.
-    fn vector(&self, start: usize) -> Computed {
-        let mut values = Vector::any(self.floats);
-        (values[0], values[self.floats - 1]) = (start as f32 + 1.0, start as f32 + 1.0);
+    /// Looks whether a sum is what it must be.
+    fn check(&self, step: u64, total: &[f32]) -> Result<(), String> {
+        let ends = [0, self.plan.floats - 1];
+        let ends = ends.into_iter().take(if self.plan.whole { 0 } else { 2 });
+        let whole = 0..if self.plan.whole { self.plan.floats } else { 0 };
+        for at in ends.chain(whole) {
+            let expected: f32 = (0..self.plan.ranks).map(|shard| self.number(step, shard, at)).sum();
+            if total[at] != expected {
+                return Err(format!("rank {} has {} for {expected} in a sum", self.rank, total[at]));
+            }
+        }
+        Ok(())
+    }
+
+    /// A number of the vector of a shard: whole ones, whose sums are exact.
+    fn number(&self, step: u64, shard: usize, at: usize) -> f32 {
+        match self.plan.whole {
+            true => ((at + 31 * shard + 7 * step as usize) % 1021) as f32,
+            false => shard as f32 + 1.0,
+        }
+    }
+
+    /// The vector of a shard; where only its ends are looked at, only they are written.
+    fn vector(&self, step: u64, start: usize) -> Computed {
+        // The sum that is computed from the state of a step is the next one's.
+        let (floats, step) = (self.plan.floats, step + 1);
+        let mut values = Vector::any(floats);
+        match self.plan.whole {
+            true => values.iter_mut().enumerate().for_each(|(at, it)| *it = self.number(step, start, at)),
+            false => {
+                let number = self.number(step, start, 0);
+                (values[0], values[floats - 1]) = (number, number);
+            }
+        }
         Computed { sum: Partial { start, size: 1, values }, is_finite: true }
     }
 }

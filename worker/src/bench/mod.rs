@@ -15,6 +15,7 @@ pub use card::{Sizes, infer_card, kernels_on, train_card};
 pub(crate) use card::{attention_tflops, memory_gbs, tflops, upload_gbs};
 pub use checkpoint::{CheckpointsArgs, checkpoints};
 pub use exchange::{ExchangeArgs, exchange};
+pub(crate) use exchange::{Summing, sum_up};
 pub use kernels::kernels;
 pub(crate) use models::train_on;
 pub use models::{InferArgs, MAX_TOKENS, Server, Shape, TrainArgs, infer, train};

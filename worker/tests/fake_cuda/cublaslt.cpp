@@ -1,4 +1,5 @@
-// libcublasLt for tests: matrix products by the plainest loops, in f32, of matrices that are on the fake card.
+// libcublasLt for tests: matrix products by the plainest loops, in f32, of matrices that are on the fake card. With
+// FAKE_CUDA_WRONG the last number of every product is one too large, as of a card that is broken and does not know it.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -208,6 +209,7 @@ EXPORT Status cublasLtMatmul(void*, Product* product, const void* alpha, const v
                 for (size_t l = 0; l < k; l++) sum += left[i * k + (l + from) % k] * right[j * k + (l + from) % k];
                 sum *= by;
                 if (keep != 0) sum += keep * get(c, ct->type, offset(ct) + j * (size_t)ct->leading + i);
+                if (getenv("FAKE_CUDA_WRONG") && i == m - 1 && j == n - 1) sum++;
                 put(d, dt->type, offset(dt) + j * (size_t)dt->leading + i, sum);
             }
     }

@@ -4,6 +4,10 @@
 // Environment:
 //   FAKE_CUDA_MEMORY       bytes of the card, 1 GiB if not set
 //   FAKE_CUDA_DEVICES      cards, 1 if not set
+//   FAKE_CUDA_CARDS        their unique names instead, with commas; then CUDA_VISIBLE_DEVICES says which of them there are
+//   FAKE_CUDA_LOG          a file, to which the unique name of the card is written by who begins to use it
+//   FAKE_CUDA_CRASH        a kernel whose name has this in it ends the process; copies on the card are named "copy"
+//   FAKE_CUDA_HANG         one whose name has this in it never ends
 //   FAKE_CUDA_CAPABILITY   compute capability times ten, 90 if not set
 //   FAKE_CUDA_DRIVER       what cuDriverGetVersion says, 12090 if not set
 //   FAKE_CUDA_ORDERS       runs every kernel in so many orders of its threads and fails if results differ, 1 if not set
@@ -16,6 +20,7 @@
 #include <dlfcn.h>
 #include <mutex>
 #include <set>
+#include <thread>
 #include <vector>
 
 #include "launch.h"
@@ -53,6 +58,32 @@ struct Event {
 size_t environment(const char* name, size_t otherwise) {
     const char* text = getenv(name);
     return text ? strtoull(text, nullptr, 10) : otherwise;
+}
+
+std::vector<std::string> split(const char* text) {
+    std::vector<std::string> parts(1);
+    for (; text && *text; text++)
+        if (*text == ',') parts.emplace_back();
+        else parts.back() += *text;
+    if (parts.back().empty()) parts.pop_back();
+    return parts;
+}
+
+/// The cards that this process may see: as with the real library, the first name or number that means none ends the list.
+std::vector<std::string> visible() {
+    auto all = split(getenv("FAKE_CUDA_CARDS"));
+    if (all.empty()) return std::vector<std::string>(environment("FAKE_CUDA_DEVICES", 1), "GPU-5a");
+    if (!getenv("CUDA_VISIBLE_DEVICES")) return all;
+    std::vector<std::string> seen;
+    for (auto& part : split(getenv("CUDA_VISIBLE_DEVICES"))) {
+        char* end;
+        size_t number = strtoull(part.c_str(), &end, 10);
+        auto named = std::find(all.begin(), all.end(), part);
+        if (!*end && number < all.size()) seen.push_back(all[number]);
+        else if (named != all.end()) seen.push_back(*named);
+        else break;
+    }
+    return seen;
 }
 
 int capability() {
@@ -95,6 +126,16 @@ Result check_memory(const char* call, Pointer at, size_t bytes) {
 
 bool is_stream(void* stream) {
     return (uintptr_t)stream <= 2 || streams.count(stream);
+}
+
+/// Does to a kernel of this name what the environment says.
+void misbehave(const std::string& name) {
+    auto is_named = [&](const char* variable) {
+        const char* part = getenv(variable);
+        return part && name.find(part) != std::string::npos;
+    };
+    if (is_named("FAKE_CUDA_CRASH")) abort();
+    while (is_named("FAKE_CUDA_HANG")) std::this_thread::sleep_for(std::chrono::milliseconds(10));
 }
 
 Result copy(const char* call, void* to, const void* from, size_t bytes, bool to_card, bool from_card) {
@@ -142,7 +183,7 @@ EXPORT bool fake_card_holds(const void* at, size_t bytes) {
 }
 
 EXPORT Result cuInit(unsigned) {
-    if (environment("FAKE_CUDA_DEVICES", 1) == 0) return NO_DEVICE;
+    if (visible().empty()) return NO_DEVICE;
     initialized = true;
     return SUCCESS;
 }
@@ -153,13 +194,13 @@ EXPORT Result cuDriverGetVersion(int* version) {
 }
 
 EXPORT Result cuDeviceGetCount(int* count) {
-    *count = (int)environment("FAKE_CUDA_DEVICES", 1);
+    *count = (int)visible().size();
     return initialized ? SUCCESS : NOT_INITIALIZED;
 }
 
 EXPORT Result cuDeviceGet(int* device, int ordinal) {
     *device = ordinal;
-    return 0 <= ordinal && ordinal < (int)environment("FAKE_CUDA_DEVICES", 1) ? SUCCESS : INVALID_DEVICE;
+    return 0 <= ordinal && ordinal < (int)visible().size() ? SUCCESS : INVALID_DEVICE;
 }
 
 EXPORT Result cuDeviceGetName(char* name, int size, int) {
@@ -195,6 +236,10 @@ EXPORT Result cuDeviceGetAttribute(int* value, int attribute, int) {
 
 EXPORT Result cuDevicePrimaryCtxRetain(void** context, int device) {
     *context = &the_context;
+    auto cards = visible();
+    FILE* log = getenv("FAKE_CUDA_LOG") ? fopen(getenv("FAKE_CUDA_LOG"), "a") : nullptr;
+    if (log && 0 <= device && device < (int)cards.size()) fprintf(log, "%s\n", cards[(size_t)device].c_str());
+    if (log) fclose(log);
     return cuDeviceGet(&device, device);
 }
 
@@ -291,6 +336,7 @@ EXPORT Result cuMemcpyDtoHAsync_v2(void* to, Pointer from, size_t bytes, void* s
 }
 
 EXPORT Result cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void* stream) {
+    misbehave("copy");
     return is_stream(stream) ? cuMemcpyDtoD_v2(to, from, bytes) : complain(INVALID_HANDLE, "cuMemcpyDtoDAsync: not a stream");
 }
 
@@ -470,6 +516,7 @@ EXPORT Result cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz
         Pointer at = *(Pointer*)arguments[i];
         if (at && !memory.holds(at, 0)) return refuse("argument " + std::to_string(i) + " is not memory of the card");
     }
+    misbehave(function->name);
     fake::Launch launch = {function->name.c_str(), {gx, gy, gz}, {bx, by, bz}, shared, arguments, 0};
     std::string message = run_in_orders(function, launch);
     if (message.empty() && memory.damaged()) message = function->name + ": wrote beyond an allocation";

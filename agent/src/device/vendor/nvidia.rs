@@ -67,9 +67,21 @@ pub const NVIDIA: Maker = Maker {
             most: probe("nvmlDeviceGetMaxMigDeviceCount", &[Card, Out(0)], 4, U32),
             handle: probe("nvmlDeviceGetMigDeviceHandleByIndex", &[Card, Index, Out(0)], 8, U64),
         }),
+        driver: &[probe("nvmlSystemGetDriverVersion", &[Out(0), Size], 80, Take::Text { at: 0 })],
+        // The number that fit, then nvmlProcessInfo_t, 24 bytes each.
+        users: &[probe(
+            "nvmlDeviceGetComputeRunningProcesses_v3",
+            &[Card, Out(0), Out(8)],
+            8 + 24 * PROCESSES as usize,
+            U32,
+        )
+        .stamped(PROCESSES)],
         ..shaped!("nvml")
     }],
 };
+
+/// Programs on a card that are counted.
+const PROCESSES: u32 = 64;
 
 const REMAPPED: &[crate::device::api::Arg] = &[Card, Out(0), Out(4), Out(8), Out(12)];
 

@@ -5,9 +5,24 @@ use aquifer_core::*;
 
 use super::pace::{Counting, PROGRESS_MS};
 use super::{Downlink, Pending, Sim, Work};
-use crate::machine::{End, Process};
+use crate::machine::{End, Machine, Process};
 
 impl Sim {
+    /// Adds a machine and switches it on.
+    pub fn add_machine(&mut self, name: &str, inventory: Inventory, clock_ahead_ms: u64) -> usize {
+        let machine = self.machines.len();
+        self.machines.push(Machine::new(name.into(), inventory, clock_ahead_ms));
+        self.last_report.push(None);
+        self.machine_by_name.insert(name.into(), machine);
+        self.push(self.now, Pending::PowerOn(machine));
+        machine
+    }
+
+    /// The machine of that name.
+    pub fn machine(&self, name: &str) -> Option<usize> {
+        self.machine_by_name.get(name).copied()
+    }
+
     pub(super) fn on_uplink(&mut self, from: usize, message: Message) {
         match message {
             Message::Report(report) => {
@@ -87,6 +102,8 @@ impl Sim {
             Action::Tell(members) => self.tell(&members),
             Action::Launch(worker, launch) => self.launch(at, worker, launch),
             Action::Stop { worker, grace_ms, why: _ } => self.stop(at, worker, grace_ms),
+            Action::Probe(probe) => self.probe(at, probe, 0),
+            Action::EndProbe => (), // The agent takes no word of it any more.
             Action::Forget(worker) => {
                 let process = self.machines[at].processes.remove(&worker);
                 assert!(process.is_none_or(|process| !process.alive()), "{worker} is forgotten, but runs");

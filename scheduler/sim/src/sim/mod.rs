@@ -15,6 +15,7 @@ use crate::store::Store;
 mod load;
 mod machines;
 mod pace;
+mod probes;
 mod timeline;
 
 use pace::Counting;
@@ -193,6 +194,12 @@ enum Pending {
         exit: Exit,
         by_itself: bool,
     },
+    Probed {
+        machine: usize,
+        incarnation: u64,
+        probe: ProbeOrder,
+        tries: u32,
+    },
     Commit {
         term: u64,
     },
@@ -240,21 +247,6 @@ impl Sim {
         };
         sim.push(heal_at, Pending::Heal);
         sim
-    }
-
-    /// Adds a machine and switches it on.
-    pub fn add_machine(&mut self, name: &str, inventory: Inventory, clock_ahead_ms: u64) -> usize {
-        let machine = self.machines.len();
-        self.machines.push(Machine::new(name.into(), inventory, clock_ahead_ms));
-        self.last_report.push(None);
-        self.machine_by_name.insert(name.into(), machine);
-        self.push(self.now, Pending::PowerOn(machine));
-        machine
-    }
-
-    /// The machine of that name.
-    pub fn machine(&self, name: &str) -> Option<usize> {
-        self.machine_by_name.get(name).copied()
     }
 
     /// Says what the workers of jobs of that name do. Without it they exit with 0 after 10 s.
@@ -341,6 +333,9 @@ impl Sim {
             }
             Pending::PowerOn(machine) => self.power_on(machine),
             Pending::LeaseEnd(machine) => self.on_lease_end(machine),
+            Pending::Probed { machine, incarnation, probe, tries } => {
+                self.on_probed(machine, incarnation, probe, tries);
+            }
             Pending::Ready { machine, incarnation, worker } => {
                 if self.machines[machine].incarnation == incarnation {
                     self.on_process(machine, worker, WorkerState::Running);

@@ -181,6 +181,7 @@ impl<'a> Ours<'a> {
             inventory: agent.inventory.clone(),
             revision: agent.revision,
             workers: workers.collect(),
+            probe: None,
         };
         self.step(now_ms, Event::Report(report), starts);
     }

@@ -1,0 +1,190 @@
+//! NVIDIA cards that are none: what an agent on a machine with a driver measures, on which card, and what becomes of it. The
+//! driver's two libraries are stand-ins; agent, worker and kernels are the real ones.
+
+#[path = "../worker/tests/support/fake_cuda.rs"]
+mod fake_cuda;
+mod pool;
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use aquifer_proto::v1;
+use aquifer_proto::v1::JobState::Running;
+use pool::{Pool, command, devices, shell, until};
+
+/// Builds the stand-in for NVML with two cards, `GPU-0000-0` and `GPU-0000-1`, of which the second is index 0. `None`, said
+/// aloud, without compilers.
+fn driver(dir: &Path) -> Option<PathBuf> {
+    let libraries = fake_cuda::libraries()?;
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("agent/tests/stubs/shaped.c");
+    let mut compiler = Command::new("cc");
+    compiler.args([
+        "-shared",
+        "-fPIC",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-DPREFIX=nvml",
+        "-DNAME=\"NVIDIA H100 80GB HBM3\"",
+        "-DRECOVERY",
+    ]);
+    compiler.args(["-DUUID=\"GPU-0000\"", &format!("-DDIR=\"{}\"", dir.display()), "-o"]);
+    match compiler.arg(dir.join("libnvidia-ml.so.1")).arg(source).status() {
+        Ok(status) => assert!(status.success(), "shaped.c does not compile"),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            _ = writeln!(std::io::stderr(), "skipped: no C compiler");
+            return None;
+        }
+        Err(error) => panic!("cc: {error}"),
+    }
+    Some(libraries)
+}
+
+/// A pool whose agents have the cards, and the flags of one. Copies on a card, the second figure of a measurement, end as the
+/// variable `copies` says.
+fn machine(copies: &str) -> Option<(Pool, [String; 6])> {
+    let mut pool = Pool::start();
+    let libraries = driver(pool.dir())?;
+    let text = |name: &str, value: &str| (name.to_string(), value.to_string());
+    pool.set_env(&[
+        text("LD_LIBRARY_PATH", libraries.to_str().unwrap()),
+        text("FAKE_CUDA_CARDS", "GPU-0000-0,GPU-0000-1"),
+        text("FAKE_CUDA_LOG", &pool.file("used-cards")),
+        text(copies, "copy"),
+    ]);
+    let dir = pool.dir().to_str().unwrap();
+    let flags = ["--devices", "nvidia", "--library-path", dir, "--measure", "auto"].map(str::to_string);
+    Some((pool, flags))
+}
+
+fn start(pool: &mut Pool, flags: &[String]) {
+    pool.agent("a", &flags.iter().map(String::as_str).collect::<Vec<&str>>());
+}
+
+/// A card that computes wrong sums and does not know it, in one node of five. A gang on four of them ends twice as programs do
+/// whose collective operations hang; real probes by the worker find the node, and the gang goes on without it.
+#[test]
+fn a_node_with_a_broken_card_is_found_by_probes_beside_others_and_cordoned() {
+    let mut pool = Pool::with(&["--rounds", "1h"]);
+    let Some(libraries) = driver(pool.dir()) else { return };
+    let text = |name: &str, value: &str| (name.to_string(), value.to_string());
+    let env = [
+        text("LD_LIBRARY_PATH", libraries.to_str().unwrap()),
+        text("FAKE_CUDA_CARDS", "GPU-0000-0,GPU-0000-1"),
+    ];
+    let dir = pool.dir().to_str().unwrap().to_string();
+    for node in ["a", "b", "c", "d", "e"] {
+        let broken = (node == "b").then(|| text("FAKE_CUDA_WRONG", "1"));
+        pool.set_env(&env.iter().cloned().chain(broken).collect::<Vec<_>>());
+        pool.agent(node, &["--devices", "nvidia", "--library-path", &dir]);
+    }
+    let script = "test $AQUIFER_ATTEMPT -gt 2 && exec sleep 1000; sleep 0.2; exit 85";
+    let gang = v1::JobSpec { retries: 3, ..devices(shell(script), 4, &[(2, "h100-80gb-hbm3")]) };
+    let job = pool.submit(gang);
+    // Waiting for a node that has found its card broken would take 60 s for each probe, and longer than the gang waits.
+    let asked = "attempts 1 and 2 ended alike, others did not answer: 4 nodes are probed in pairs";
+    pool.until_note(asked);
+    pool.until_note("1 bad");
+    let blamed = pool.until_note("b cordoned: it fails probes beside ");
+    assert!(
+        blamed.text.contains("computes 1 of 65536 sums of a product in another way than it must"),
+        "{blamed:?}"
+    );
+    assert_eq!((blamed.kind.as_str(), blamed.node.as_str()), ("node-blamed", "b"));
+    let goes_on = |job: &v1::Job| job.attempt == 3 && job.state() == Running;
+    let again = pool.until_job(job, "the third attempt", goes_on);
+    let mut nodes: Vec<&str> = again.ranks.iter().map(|rank| &rank.node[..]).collect();
+    nodes.sort_unstable();
+    assert_eq!(nodes, ["a", "c", "d", "e"]);
+    let told = pool.aquifer(&["nodes"]).ok();
+    assert!(told.contains("b: cordoned, because it fails probes beside "), "{told}");
+    assert!(["a", "c", "d", "e"].iter().all(|node| pool.node(node).unwrap().cordoned_because.is_empty()));
+    // The reason is as durable as the state, until somebody opens the node again.
+    pool.kill_server();
+    pool.start_server();
+    until("the node is back", || pool.node("b").filter(|node| node.up));
+    assert!(!pool.node("b").unwrap().cordoned_because.is_empty());
+    pool.aquifer(&["uncordon", "b"]).ok();
+    assert_eq!(pool.node("b").unwrap().cordoned_because, "");
+}
+
+/// What the scheduler is told of the speed of each device.
+fn sources(pool: &Pool) -> Vec<String> {
+    let inventory = pool.node("a").and_then(|node| node.inventory).expect("the node's report");
+    inventory.devices.iter().map(|device| device.speed_source.clone()).collect()
+}
+
+fn is_measured(sources: &[String]) -> bool {
+    sources.iter().all(|source| source.starts_with("measured: ") && source.ends_with(" TFLOP/s in bf16"))
+}
+
+#[test]
+fn a_card_that_nobody_uses_is_measured_once_for_its_driver_and_what_breaks_on_it_breaks_no_agent() {
+    let Some((mut pool, flags)) = machine("FAKE_CUDA_CRASH") else { return };
+    // Index 0 is used by a program that is none of the agent's.
+    fs::write(pool.file("used"), "").unwrap();
+    start(&mut pool, &flags);
+    until("the cards are measured", || is_measured(&sources(&pool)).then_some(()));
+    assert_eq!(pool.read("used-cards"), "GPU-0000-0\n", "the card that nobody uses, and once for both");
+    let told = pool.aquifer(&["node", "a"]).ok();
+    assert!(told.contains("h100-80gb-hbm3: measured: "), "{told}");
+    let broken = "nvidia: h100-80gb-hbm3 was not measured to the end: signal: 6 (SIGABRT)";
+    until("the finding", || pool.aquifer(&["node", "a"]).ok().contains(broken).then_some(()));
+
+    // The next agent knows it, and one under another driver measures again.
+    let before = sources(&pool);
+    pool.kill_agent("a");
+    pool.agent("a", &[]);
+    assert_eq!((sources(&pool), pool.read("used-cards").lines().count()), (before, 1));
+    pool.kill_agent("a");
+    fs::write(pool.file("new-driver"), "").unwrap();
+    pool.agent("a", &[]);
+    until("another measurement", || (pool.read("used-cards").lines().count() == 2).then_some(()));
+    until("the cards are measured", || is_measured(&sources(&pool)).then_some(()));
+
+    // By hand, and for the agent of the same directory.
+    let (dir, state) = (pool.file(""), pool.file("by-hand"));
+    let words =
+        ["devices", "--devices", "nvidia", "--library-path", &dir, "--state-dir", &state, "--measure"];
+    let mut by_hand = pool::program(pool.dir(), &[&words[..], &["--json"]].concat());
+    by_hand.env("LD_LIBRARY_PATH", fake_cuda::libraries().unwrap()).env("FAKE_CUDA_CRASH", "copy");
+    by_hand.env("FAKE_CUDA_CARDS", "GPU-0000-0,GPU-0000-1");
+    let told = pool::start(pool.dir(), "by-hand", by_hand).finish().ok();
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    let figures = &told["devices"][1]["measured"];
+    assert!(figures["bf16_tflops"].as_f64().is_some_and(|rate| 0.0 < rate), "{told}");
+    assert!(figures["memory_gbs"].is_null(), "{told}");
+    assert_eq!(told["findings"][0]["what"], broken.trim_start_matches("nvidia: "));
+}
+
+#[test]
+fn a_worker_gets_its_card_at_once_though_a_measurement_hangs_on_it_and_a_card_that_it_leaves_is_measured() {
+    let Some((mut pool, flags)) = machine("FAKE_CUDA_HANG") else { return };
+    start(&mut pool, &flags);
+    until("a measurement", || (!pool.read("used-cards").is_empty()).then_some(()));
+    let measures = |pool: &Pool| {
+        let of = |pid: i32| {
+            let environment = fs::read_to_string(format!("/proc/{pid}/environ")).unwrap_or_default();
+            let card = environment.split('\0').find_map(|it| it.strip_prefix("CUDA_VISIBLE_DEVICES="));
+            card.map(str::to_string)
+        };
+        let found = pool.processes().into_iter().filter(|(_, words)| words.contains("worker measure"));
+        found.filter_map(|(pid, _)| of(pid)).collect::<Vec<String>>()
+    };
+    assert_eq!(measures(&pool), ["GPU-0000-1"]);
+    let sleeper = || devices(command(&["sleep", "1000"]), 1, &[(1, "h100-80gb-hbm3")]);
+    let job = pool.submit(sleeper());
+    pool.until_state(job, Running);
+    let held = pool.job(job).ranks[0].devices.clone();
+    // If the worker got the other card, the measurement went on beside it; if not, it made way, and began on the other one.
+    let free = ["GPU-0000-1", "GPU-0000-0"][1 - held[0] as usize];
+    until("a measurement on the free card", || (measures(&pool) == [free]).then_some(()));
+    let second = pool.submit(sleeper());
+    pool.until_state(second, Running);
+    assert_eq!(measures(&pool), [""; 0], "no card is free");
+    pool.cancel(job);
+    let left = ["GPU-0000-1", "GPU-0000-0"][held[0] as usize];
+    until("a measurement on the card that is free again", || (measures(&pool) == [left]).then_some(()));
+}
