@@ -89,10 +89,13 @@ pub struct Args {
     /// (job-user, if this is root). Default: auto
     #[arg(long, env = "AQUIFER_RUN_AS", value_name = "auto|job-user|agent")]
     pub run_as: Option<String>,
+    /// Keep workers from opening the device nodes of devices that they do not hold, which takes root: `auto` or `off`. Default: auto
+    #[arg(long, env = "AQUIFER_HIDE_DEVICES", value_name = "auto|off")]
+    pub hide_devices: Option<String>,
     /// Enforce processor time and memory of workers where control groups allow it: `auto` or `off`. Default: auto
     #[arg(long, env = "AQUIFER_LIMITS", value_name = "auto|off")]
     pub limits: Option<String>,
-    /// Measure devices that the worker has kernels for (cores), a few seconds for each kind, while nothing runs: `auto`
+    /// Measure devices that the worker has kernels for (cores, NVIDIA's cards), a few seconds for each kind, while nobody uses them: `auto`
     /// (what was not measured before), `always` (anew at every start) or `never`. Default: auto
     #[arg(long, env = "AQUIFER_MEASURE", value_name = "never|auto|always")]
     pub measure: Option<String>,
@@ -177,11 +180,8 @@ impl Args {
             reset: settings.take_optional("reset", self.reset.as_ref(), program)?,
             engine: settings.take("engine", self.engine.as_ref(), "auto", str::parse::<EngineChoice>)?,
             run_as,
-            enforce_limits: settings.take("limits", self.limits.as_ref(), "auto", |text| match text {
-                "auto" => Ok(true),
-                "off" => Ok(false),
-                _ => Err("expected auto or off".into()),
-            })?,
+            hide_devices: settings.take("hide-devices", self.hide_devices.as_ref(), "auto", auto_or_off)?,
+            enforce_limits: settings.take("limits", self.limits.as_ref(), "auto", auto_or_off)?,
             keep: Retention {
                 runs: settings.take("keep-runs", self.keep_runs.as_ref(), "1000", count)?,
                 bytes: settings.take("keep-size", self.keep_size.as_ref(), "10GiB", parse_size)?,
@@ -239,6 +239,14 @@ fn on_demand(text: &str) -> Result<bool, String> {
         "off" => Ok(false),
         "on-demand" => Ok(true),
         _ => Err("expected off or on-demand".into()),
+    }
+}
+
+fn auto_or_off(text: &str) -> Result<bool, String> {
+    match text {
+        "auto" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("expected auto or off".into()),
     }
 }
 

@@ -40,6 +40,7 @@ async fn main() {
         files: Vec::new(),
         container: None,
         partition: None,
+        hidden_nodes: Vec::new(),
     });
     while heard.recv().await.is_some() {}
 }

@@ -56,6 +56,7 @@ async fn main() {
                 files: Vec::new(),
                 container: None,
                 partition: None,
+                hidden_nodes: Vec::new(),
             });
         }
         if let News::State { id, state: WorkerState::Exited(exit) } = heard.recv().await.expect("news") {

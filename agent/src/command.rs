@@ -88,6 +88,7 @@ pub fn launch(id: WorkerId, order: &Order, seen: Visibility, surroundings: &Surr
         files: frameworks::files(order),
         container: None,
         partition: None,
+        hidden_nodes: seen.hidden_nodes,
     }
 }
 

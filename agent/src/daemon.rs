@@ -26,6 +26,7 @@ use crate::conversation::{Conversation, Heard, at, now};
 use crate::device::measured::{Figures, MeasureChoice, Measurements, ToMeasure};
 use crate::device::watch::Watch;
 use crate::device::{Backends, Resets};
+use crate::hiding::Hiding;
 use crate::host::Host;
 use crate::launcher::{Launch, Launcher, LauncherConfig, News, SupervisorCommand};
 use crate::partitions::Partitions;
@@ -118,6 +119,7 @@ struct Daemon {
     measured: Vec<(ToMeasure, Figures)>,
     measuring: Option<Measuring>,
     tried: Tried,
+    hiding: Hiding,
     probes: Probes,
     /// Launches that wait for the backends, or for the end of a measurement.
     waiting: VecDeque<(WorkerId, Arc<Order>)>,
@@ -181,6 +183,10 @@ impl Daemon {
         for finding in backends.findings() {
             tracing::warn!(vendor = %finding.vendor, "{}", finding.what);
         }
+        let hiding = match config.hide_devices {
+            true => tokio::task::spawn_blocking(Hiding::try_here).await.expect("the trial does not panic"),
+            false => Hiding::Off,
+        };
         engine.on_search(search.await.expect("the search does not panic"));
         let mut watch = Watch::default();
         let inventory =
@@ -191,7 +197,8 @@ impl Daemon {
         let workers: BTreeMap<WorkerId, WorkerState> = workers.into_iter().collect();
         let adopted = workers.keys().copied().collect();
         let agent = NodeAgent::new(node, inventory.clone(), first_boot(), workers, kept, lease_end);
-        let hello = hello_of(&agent, &config, &backends, &engine.findings);
+        let findings = [&engine.findings[..], &hiding.finding(backends.found())].concat();
+        let hello = hello_of(&agent, &config, &backends, &findings);
         let talks = Conversation::new(agent, hello);
         let link = Link::new(&config.server, &config.tls, config.token.as_deref())?;
         let told = talks.hello().subscribe();
@@ -208,6 +215,7 @@ impl Daemon {
             measured: Vec::new(),
             measuring: None,
             tried: Tried::default(),
+            hiding,
             probes: Probes::default(),
             waiting: VecDeque::new(),
             host,
@@ -288,7 +296,10 @@ impl Daemon {
             let (contained, devices) = backends.in_container(&rank.devices, rank.slice);
             let partition = self.partitions.wanted(&devices, rank.slice);
             let Some(image) = command::image(&order) else {
-                let seen = backends.visibility(&rank.devices, rank.slice);
+                let mut seen = backends.visibility(&rank.devices, rank.slice);
+                if self.hiding != Hiding::Done {
+                    seen.hidden_nodes.clear();
+                }
                 let launch = command::launch(id, &order, seen, &self.surroundings);
                 self.launcher.launch(Launch { partition, ..launch });
                 continue;
@@ -387,7 +398,8 @@ impl Daemon {
         let inventory =
             inventory_of(&backends, &mut self.watch, &self.host, self.engine.found.as_deref(), &self.config);
         let resets = self.resets.findings(&inventory.devices);
-        let findings = [&self.engine.findings[..], &resets, &self.tried.findings].concat();
+        let unhidden = self.hiding.finding(backends.found());
+        let findings = [&self.engine.findings[..], &resets, &self.tried.findings, &unhidden].concat();
         let hello = hello_of(&self.talks.agent, &self.config, &backends, &findings);
         let told = self.talks.hello().borrow().findings.clone();
         for finding in hello.findings.iter().filter(|finding| !told.contains(finding)) {

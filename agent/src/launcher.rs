@@ -60,6 +60,8 @@ pub struct Launch {
     pub container: Option<Container>,
     /// What is made of devices for it before it starts, and removed when it has ended.
     pub partition: Option<Partition>,
+    /// Device nodes that it is not to open; a container has only its own in any case.
+    pub hidden_nodes: Vec<PathBuf>,
 }
 
 /// When a worker counts as running.
@@ -120,6 +122,9 @@ pub enum LauncherError {
     #[error("{0}")]
     Machine(String),
 }
+
+/// How often the size of a log is looked at.
+const LOG_EVERY: Duration = Duration::from_secs(2);
 
 /// Runs workers. Belongs to one task; every method returns at once.
 ///
@@ -261,6 +266,7 @@ impl Launcher {
             container: None,
             status_version: None,
             told_of_log: false,
+            log_due: Instant::now(),
             stop: stop_wanted,
             ended: ended.clone(),
         };
@@ -404,6 +410,7 @@ impl Launcher {
             cgroup: None,
             account: None,
             container: None,
+            hidden_nodes: launch.hidden_nodes,
         }
     }
 
@@ -422,6 +429,7 @@ impl Launcher {
                 container: spec.container,
                 status_version: None,
                 told_of_log: false,
+                log_due: Instant::now(),
                 stop: stop_wanted,
                 ended: ended.clone(),
             };
@@ -473,6 +481,8 @@ struct Watcher {
     status_version: Option<(u64, i64, i64, u64)>,
     /// Whether it was said that the log cannot be kept small.
     told_of_log: bool,
+    /// When its size is looked at next.
+    log_due: Instant,
     stop: watch::Receiver<Stop>,
     ended: Arc<AtomicBool>,
 }
@@ -565,7 +575,10 @@ impl Watcher {
                 wanted = self.stop.changed(), if launcher_lives => launcher_lives = wanted.is_ok(),
                 _ = status_tick.tick() => {
                     self.look_at_status().await;
-                    self.bound_log();
+                    if self.log_due <= Instant::now() {
+                        self.log_due = Instant::now() + LOG_EVERY;
+                        self.bound_log();
+                    }
                 }
             }
         }

@@ -15,6 +15,7 @@ mod daemon;
 pub mod device;
 mod fork_server;
 pub mod frameworks;
+mod hiding;
 pub mod host;
 mod json;
 pub mod launcher;

@@ -116,6 +116,7 @@ fn contained(spec: Spec, mut container: Container, dir: &RunDir, account: &Accou
         cpus_milli: 0,
         memory_bytes: 0,
         container: Some(left),
+        hidden_nodes: Vec::new(),
         ..spec
     })
 }

@@ -65,6 +65,9 @@ pub(crate) struct Spec {
     /// Given where the command runs a container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<Left>,
+    /// Device nodes that it is not to open.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hidden_nodes: Vec<PathBuf>,
 }
 
 /// `pid.json`.

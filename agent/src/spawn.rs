@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid, WaitOptions};
 use rustix::thread::CpuSet;
 
+use crate::hiding::Hidden;
 use crate::run_dir::Spec;
 
 /// Bytes of the child's stack. It makes system calls only.
@@ -51,12 +52,13 @@ pub(crate) fn spawn(spec: &Spec, run_dir: &Path, input: BorrowedFd, groups: &[Fi
         let groups: Vec<Gid> = account.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
         (Uid::from_raw(account.uid), Gid::from_raw(account.gid), groups)
     });
+    let hidden = Hidden::new(&spec.hidden_nodes);
     // An engine's client may need programs that are root's to whoever starts them; what it runs may not.
     let may_gain_nothing = spec.container.is_none();
     // What a program had in its memory is not left on the disk, unless it asks for that.
     let no_core = Rlimit { current: Some(0), ..rustix::process::getrlimit(Resource::Core) };
     let supervisor = rustix::process::getpid();
-    let mut failure = None;
+    let (mut failure, mut stage) = (None, None);
     let mut stack = vec![0; STACK];
     let child = Box::new(|| {
         let mut become_worker = || -> Result<Infallible, Errno> {
@@ -66,6 +68,8 @@ pub(crate) fn spawn(spec: &Spec, run_dir: &Path, input: BorrowedFd, groups: &[Fi
             }
             rustix::process::setpgid(None, None)?;
             confine(groups, cores.as_ref())?;
+            let unhidden = |_: &Errno| stage = Some("its node's other devices cannot be hidden from it");
+            hidden.hide().inspect_err(unhidden)?;
             reset_signals()?;
             rustix::stdio::dup2_stdin(input)?;
             rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
@@ -100,7 +104,10 @@ pub(crate) fn spawn(spec: &Spec, run_dir: &Path, input: BorrowedFd, groups: &[Fi
         }
         (Err(errno), _) => errno.into(),
     };
-    Err(why_not_started(program, spec.working_dir.as_deref(), &error))
+    Err(match stage {
+        Some(stage) => format!("{stage}: {error}"),
+        None => why_not_started(program, spec.working_dir.as_deref(), &error),
+    })
 }
 
 fn confine(groups: &[File], cores: Option<&CpuSet>) -> Result<(), Errno> {

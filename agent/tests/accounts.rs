@@ -6,7 +6,7 @@ mod fixture;
 use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -145,5 +145,45 @@ async fn who_may_not_run_anything_is_named() {
         };
         assert!(said.contains(why) && said.contains(&format!("{user:?}")), "{said}");
     }
+    t.done().await;
+}
+
+/// A device node that reads as zeros.
+fn device(dir: &Path, name: &str) -> Option<PathBuf> {
+    let node = dir.join(name);
+    let made = Command::new("mknod").arg("-m").arg("666").arg(&node).args(["c", "1", "5"]).status();
+    let works = made.is_ok_and(|made| made.success()) && fs::File::open(&node).is_ok();
+    if !works {
+        _ = writeln!(std::io::stderr(), "skipped: no device nodes can be made and opened here");
+    }
+    works.then_some(node)
+}
+
+#[tokio::test]
+async fn a_worker_opens_no_device_that_is_hidden_from_it_and_all_else_as_before() {
+    let Some(mut t) = of_root().await else { return };
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+    let [Some(own), Some(other)] = ["own", "other"].map(|name| device(dir.path(), name)) else { return };
+    fs::write(dir.path().join("file"), "text").unwrap();
+    let script = format!(
+        "cd {} && head -c 1 own | wc -c; head -c 1 other; test -c other && cat file && grep -c other /proc/self/mounts",
+        dir.path().display()
+    );
+    // What is not there, or is no device, is nobody's to hide.
+    let hidden = vec![other.clone(), dir.path().join("none"), dir.path().join("file")];
+    for (rank, user) in [(0, None), (1, Some(USER.to_string()))] {
+        let launch = Launch { id: id(rank), run_as: user, hidden_nodes: hidden.clone(), ..shell(&script) };
+        let exit = t.run(launch).await;
+        let log = t.log(id(rank));
+        assert_eq!(exit, Exit::Code(0), "{log}");
+        let lines: Vec<&str> = log.lines().collect();
+        assert_eq!((lines[0].trim(), lines[2]), ("1", "text1"), "{log}");
+        assert!(lines[1].contains("other") && lines[1].ends_with("Permission denied"), "{log}");
+    }
+    // Nothing of it is seen outside, nor by the next worker.
+    assert!(fs::File::open(&other).is_ok() && fs::File::open(&own).is_ok());
+    let next = Launch { id: id(2), ..shell(&format!("head -c 1 {} | wc -c", other.display())) };
+    assert_eq!((t.run(next).await, t.log(id(2)).trim()), (Exit::Code(0), "1"));
     t.done().await;
 }

@@ -684,6 +684,32 @@ fn one_card_of_a_class_is_measured_that_nobody_uses_and_none_that_is_to_be_parte
 }
 
 #[test]
+fn nodes_of_other_devices_are_hidden_where_that_changes_no_number() {
+    let hidden = |stub: &Stub, held: &[u16]| -> Option<Vec<String>> {
+        let machine = Machine::new(stub, &[])?;
+        let choice = stub.vendor.to_string().parse().unwrap();
+        let backends = Backends::open(&choice, &Host::read(), &machine.roots, None).unwrap();
+        let (contained, _) = backends.in_container(held, None);
+        assert!(contained.hidden_nodes.is_empty(), "a container has no other nodes");
+        let nodes = backends.visibility(held, None).hidden_nodes;
+        Some(nodes.iter().map(|node| node.display().to_string()).collect())
+    };
+    let Some(of_one) = hidden(&SHAPED, &[0]) else { return };
+    assert_eq!(of_one, ["/dev/nvidia1"], "index 0 has minor number 0");
+    assert_eq!(hidden(&SHAPED, &[]).unwrap(), ["/dev/nvidia0", "/dev/nvidia1"]);
+    assert_eq!(hidden(&SHAPED, &[0, 1]).unwrap(), [""; 0]);
+    // Slices of a card have its node.
+    let divided = Stub { defines: WITH_MIG, ..SHAPED };
+    assert_eq!(hidden(&divided, &[1]).unwrap(), ["/dev/nvidia0"]);
+    // A runtime that counts what it can open would give the worker another device.
+    assert_eq!(hidden(&ASCEND, &[0]).unwrap(), [""; 0]);
+    assert_eq!(hidden(&ASCEND, &[]).unwrap().len(), 2);
+    // Modules keep their numbers.
+    let gaudi = STUBS.iter().find(|stub| stub.vendor == Vendor::Gaudi).unwrap();
+    assert_eq!(hidden(gaudi, &[0]).unwrap().len(), 2, "of the other one: two nodes");
+}
+
+#[test]
 fn an_xid_takes_a_card_out_of_work_and_a_program_s_error_does_not() {
     let stub = Stub { defines: WITH_XID, ..SHAPED };
     let Some(machine) = Machine::new(&stub, &[]) else { return };

@@ -27,8 +27,8 @@ pub struct MeasureArgs {
     #[arg(long, value_name = "CORE")]
     pub core: Option<usize>,
 
-    /// What to measure: cpu is a core, cuda or cuda:N a card by its number among those that this process may see, and auto the
-    /// first card if there is one and its libraries are found, else a core [default: auto, and cpu with --core]
+    /// What to measure: cpu is a core, cuda:N a card by its number among those that this process may see, cuda this rank's, and
+    /// auto the same if there is one and its libraries are found, else a core [default: auto, and cpu with --core]
     #[arg(long, value_name = "DEVICE", conflicts_with = "core")]
     pub device: Option<Device>,
 
@@ -115,13 +115,12 @@ pub fn main(args: MeasureArgs) -> Result<(), WorkerError> {
 /// A card was asked for that cannot be had, or it has failed.
 pub fn measure(args: &MeasureArgs, tell: Tell<'_>) -> Result<Measured, WorkerError> {
     let device = args.device.unwrap_or(if args.core.is_some() { Device::Cpu } else { Device::Auto });
+    let refused = |error: DeviceError| UsageError::new("--device", device, error.to_string());
     let card = match device {
         Device::Cpu => None,
-        Device::Auto => Card::find(0).ok(),
-        Device::Cuda(index) => {
-            let refused = |error: DeviceError| UsageError::new("--device", device, error.to_string());
-            Some(Card::find(index).map_err(refused)?)
-        }
+        Device::Auto => Card::own().ok(),
+        Device::OwnCuda => Some(Card::own().map_err(refused)?),
+        Device::Cuda(index) => Some(Card::find(index).map_err(refused)?),
     };
     match card {
         None => Ok(in_turn(args, CORE, &(), tell).expect("a processor does not fail")),

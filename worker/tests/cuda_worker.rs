@@ -103,7 +103,9 @@ fn train_two(dir: &TempDir, name: &str, libraries: &Path, devices: [&str; 2]) ->
         let options =
             ["train", "--data", data.to_str().unwrap(), "--checkpoint-dir", checkpoints.to_str().unwrap()];
         let more = ["--context", "24", "--batch", "4", "--warmup", "1", "--steps", "4", "--device", device];
-        let group = [("RANK", rank), ("WORLD_SIZE", "2"), ("MASTER_PORT", port.as_str())];
+        let mut group = vec![("RANK", rank), ("WORLD_SIZE", "2"), ("MASTER_PORT", port.as_str())];
+        // By hand, all ranks of a machine see all of its cards.
+        group.extend([("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", "2"), ("FAKE_CUDA_DEVICES", "2")]);
         Worker::spawn(&[&options[..], &more].concat(), &environment(libraries, &group))
     };
     let workers = [("0", devices[0]), ("1", devices[1])].map(rank);
@@ -121,8 +123,11 @@ fn two_cards_give_the_bits_of_one_and_a_card_beside_a_processor_is_said_to_diffe
     let options = ["--device", "cuda", "--steps", "4"];
     let (one, ended) = train(&dir, "one", &libraries, &options, &[]);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-    let (two, _) = train_two(&dir, "two", &libraries, ["cuda", "cuda"]);
+    let (two, ended) = train_two(&dir, "two", &libraries, ["cuda", "auto"]);
     assert!(model(&two, 4) == model(&one, 4));
+    for (ended, card) in ended.iter().zip(["card 0", "card 1"]) {
+        assert!(ended.stdout.contains(&format!("computing on {card}, Fake card")), "{}", ended.stdout);
+    }
     let (_, ended) = train_two(&dir, "mixed", &libraries, ["cuda", "cpu"]);
     let said = ended
         .iter()
@@ -209,11 +214,11 @@ fn a_card_that_cannot_be_had_is_refused_with_a_reason_or_done_without() {
     };
     let old = say(&libraries, &card, &[("FAKE_CUDA_CAPABILITY", "75")]);
     let expected =
-        "--device is cuda:0; card 0, Fake card, has compute capability 7.5; it must have 8.0 at least";
+        "--device is cuda; card 0, Fake card, has compute capability 7.5; it must have 8.0 at least";
     assert!(old.starts_with(expected), "{old}");
-    let expected = "--device is cuda:0; no NVIDIA card is visible";
+    let expected = "--device is cuda; no NVIDIA card is visible";
     assert_eq!(say(&libraries, &card, &[("FAKE_CUDA_DEVICES", "0")]), expected);
-    let expected = "--device is cuda:0; the driver is for CUDA 11.4; it must be for 12 at least";
+    let expected = "--device is cuda; the driver is for CUDA 11.4; it must be for 12 at least";
     assert_eq!(say(&libraries, &card, &[("FAKE_CUDA_DRIVER", "11040")]), expected);
     let expected = "--device is cuda:3; there is no card 3: 2 visible, counted from 0";
     assert_eq!(say(&libraries, &["--device", "cuda:3"], &[("FAKE_CUDA_DEVICES", "2")]), expected);
@@ -222,22 +227,32 @@ fn a_card_that_cannot_be_had_is_refused_with_a_reason_or_done_without() {
     let part = dir.join("libraries");
     fs::create_dir_all(&part).unwrap();
     if !Path::new("/usr/lib/x86_64-linux-gnu/libcuda.so.1").exists() {
-        assert_eq!(say(&part, &card, &[]), "--device is cuda:0; no CUDA driver: libcuda.so.1 was not found");
-        let (_, ended) = train(&dir, "auto", &part, &["--steps", "1"], &[]);
-        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-        assert!(ended.stdout.contains("; no CUDA driver: libcuda.so.1 was not found\n"), "{}", ended.stdout);
+        assert_eq!(say(&part, &card, &[]), "--device is cuda; no CUDA driver: libcuda.so.1 was not found");
+        // Why there is none is told where one is plugged in, and nowhere else.
+        for (name, vendor, said) in [("auto", "0x10de", true), ("without", "0x8086", false)] {
+            let place = dir.join(name).join("bus/pci/devices/0000:01:00.0");
+            fs::create_dir_all(&place).unwrap();
+            fs::write(place.join("vendor"), vendor).unwrap();
+            fs::write(place.join("class"), "0x030200").unwrap();
+            let sysfs = dir.join(name);
+            let more = [("AQUIFER_SYSFS", sysfs.to_str().unwrap())];
+            let (_, ended) = train(&dir, &format!("{name}-run"), &part, &["--steps", "1"], &more);
+            assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+            let why = "; no CUDA driver: libcuda.so.1 was not found\n";
+            assert_eq!(ended.stdout.contains(why), said, "{}", ended.stdout);
+        }
     }
     let link = |name: &str| std::os::unix::fs::symlink(libraries.join(name), part.join(name)).unwrap();
     link("libcuda.so");
-    let expected = "--device is cuda:0; no NVRTC, CUDA's compiler at run time: libnvrtc.so was not found";
+    let expected = "--device is cuda; no NVRTC, CUDA's compiler at run time: libnvrtc.so was not found";
     assert_eq!(say(&part, &card, &[]), expected);
     link("libnvrtc.so");
-    assert_eq!(say(&part, &card, &[]), "--device is cuda:0; no cuBLASLt: libcublasLt.so was not found");
+    assert_eq!(say(&part, &card, &[]), "--device is cuda; no cuBLASLt: libcublasLt.so was not found");
     let (source, library) = (dir.join("lt.cpp"), part.join("libcublasLt.so"));
     fs::write(&source, "extern \"C\" int cublasLtCreate(void*) { return 0; }\n").unwrap();
     let compiled = Command::new("c++").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status();
     assert!(compiled.unwrap().success());
-    let expected = "--device is cuda:0; libcublasLt.so has no cublasLtGetVersion: this cuBLASLt is too old";
+    let expected = "--device is cuda; libcublasLt.so has no cublasLtGetVersion: this cuBLASLt is too old";
     assert_eq!(say(&part, &card, &[]), expected);
 }
 

@@ -54,6 +54,8 @@ pub struct AgentConfig {
     pub engine: EngineChoice,
     /// As whom workers run.
     pub run_as: RunAs,
+    /// Whether to keep workers from the device nodes of others, where the machine allows it.
+    pub hide_devices: bool,
     /// Whether to enforce processor time and memory where the machine allows it.
     pub enforce_limits: bool,
     /// Ended runs to keep.

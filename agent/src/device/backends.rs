@@ -366,9 +366,17 @@ impl Backends {
                     None => merged.env.push((key, value)),
                 }
             }
+            if !in_container && (held.is_empty() || visible::may_hide_others(backend.vendor())) {
+                let others = self.devices.iter().filter(|entry| entry.0 == Some(number));
+                merged.hidden_nodes.extend(others.flat_map(|(_, found)| found.nodes.iter().cloned()));
+            }
             merged.device_nodes.extend(shown.device_nodes);
             merged.cpu_affinity.extend(shown.cpu_affinity);
         }
+        // Parts of one card have its node, and so may cards of two vendors.
+        merged.hidden_nodes.retain(|node| !merged.device_nodes.contains(node));
+        merged.hidden_nodes.sort_unstable();
+        merged.hidden_nodes.dedup();
         let held = indices.iter().filter_map(|index| self.devices.get(usize::from(*index)));
         merged.near = near::cores(&self.roots.sysfs, held.map(|(_, found)| &*found.place));
         merged

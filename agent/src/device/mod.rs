@@ -160,6 +160,8 @@ pub struct Visibility {
     pub env: Vec<(String, String)>,
     /// Nodes under `/dev` to let through, where workers run in a container.
     pub device_nodes: Vec<PathBuf>,
+    /// Nodes of other devices of this machine that it is not to open, where it runs in no container.
+    pub hidden_nodes: Vec<PathBuf>,
     /// Cores that it holds; empty: none.
     pub cpu_affinity: Vec<usize>,
     /// Cores near its other devices, shared with whoever runs there; empty: none are nearer than others.

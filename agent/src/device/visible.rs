@@ -170,6 +170,14 @@ const fn rules(vendor: Vendor) -> &'static Rules {
     }
 }
 
+/// Whether other devices may be hidden from a worker that has some: where devices are named by unique names, or keep their numbers.
+/// A runtime that counts what it can open would give it others.
+pub fn may_hide_others(vendor: Vendor) -> bool {
+    let rules = rules(vendor);
+    let by_name = rules.variables.iter().all(|(_, by, _)| matches!(by, By::Uuid));
+    !rules.counts_its_own || (by_name && !rules.variables.is_empty())
+}
+
 /// Name of the variable that tells a vendor's runtime which devices to use.
 pub fn visible_devices_variable(vendor: Vendor) -> Option<&'static str> {
     rules(vendor).variables.first().map(|(name, ..)| *name)

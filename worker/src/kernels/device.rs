@@ -1,18 +1,21 @@
 //! What computes: the processor, or a card that is found when the program runs.
 
 use super::{Bf16, Card, Cuda, DeviceError, Isa, Precision};
-use std::fmt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::{fmt, fs};
 
 /// What is asked to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// The first card that this process may see, else the processor.
+    /// This rank's card of those that it may see, else the processor.
     #[default]
     Auto,
     /// The processor.
     Cpu,
+    /// This rank's card of those that it may see.
+    OwnCuda,
     /// The card of a number among those that this process may see.
     Cuda(usize),
 }
@@ -25,7 +28,7 @@ impl FromStr for Device {
         match text.split_once(':') {
             None if text == "auto" => Ok(Device::Auto),
             None if text == "cpu" => Ok(Device::Cpu),
-            None if text == "cuda" => Ok(Device::Cuda(0)),
+            None if text == "cuda" => Ok(Device::OwnCuda),
             Some(("cuda", index)) if let Some(index) = number(index) => Ok(Device::Cuda(index)),
             _ => Err("it is auto, cpu, cuda or cuda:N with the number of a card from 0".into()),
         }
@@ -37,6 +40,7 @@ impl fmt::Display for Device {
         match self {
             Device::Auto => to.write_str("auto"),
             Device::Cpu => to.write_str("cpu"),
+            Device::OwnCuda => to.write_str("cuda"),
             Device::Cuda(index) => write!(to, "cuda:{index}"),
         }
     }
@@ -58,22 +62,44 @@ impl Device {
     /// # Errors
     /// A card was asked for, and cannot be had: why.
     pub fn open(self, precision: Precision, head_dim: usize) -> Result<Chosen, DeviceError> {
-        let card = |index| {
+        let card = |find: &dyn Fn() -> Result<Card, DeviceError>| {
             if precision == Precision::Int8 {
                 return Err(DeviceError("weights of 8 bits are for processors only".into()));
             }
-            let card = Arc::new(Card::find(index)?);
+            let card = Arc::new(find()?);
             match precision {
                 Precision::F32 => Cuda::new(card, head_dim).map(Chosen::CudaF32),
                 _ => Cuda::new(card, head_dim).map(Chosen::CudaBf16),
             }
         };
         match self {
-            Device::Auto => Ok(card(0).unwrap_or_else(|error| Chosen::Processor(Some(error)))),
+            Device::Auto => Ok(card(&Card::own).unwrap_or_else(|error| {
+                // On a machine without a card nobody wonders why none is used.
+                Chosen::Processor(Some(error).filter(|_| has_card(&sysfs())))
+            })),
             Device::Cpu => Ok(Chosen::Processor(None)),
-            Device::Cuda(index) => card(index),
+            Device::OwnCuda => card(&Card::own),
+            Device::Cuda(index) => card(&|| Card::find(index)),
         }
     }
+}
+
+/// What the kernel knows of devices; elsewhere in some containers.
+fn sysfs() -> PathBuf {
+    std::env::var_os("AQUIFER_SYSFS").map_or("/sys".into(), PathBuf::from)
+}
+
+/// Whether a card of NVIDIA is plugged in: a display or a processing accelerator.
+fn has_card(sysfs: &Path) -> bool {
+    const NVIDIA: &str = "0x10de";
+    let places = fs::read_dir(sysfs.join("bus/pci/devices")).into_iter().flatten().flatten();
+    let says = |place: &Path, file: &str, starts: &[&str]| {
+        let text = fs::read_to_string(place.join(file)).unwrap_or_default();
+        starts.iter().any(|start| text.trim().starts_with(start))
+    };
+    places
+        .map(|entry| entry.path())
+        .any(|it| says(&it, "vendor", &[NVIDIA]) && says(&it, "class", &["0x03", "0x12"]))
 }
 
 impl Chosen {
@@ -116,12 +142,28 @@ mod tests {
 
     #[test]
     fn devices_are_named_as_they_are_printed() {
-        for text in ["auto", "cpu", "cuda:0", "cuda:7"] {
+        for text in ["auto", "cpu", "cuda", "cuda:0", "cuda:7"] {
             assert_eq!(text.parse::<Device>().unwrap().to_string(), text);
         }
-        assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
         for text in ["", "gpu", "cuda:", "cuda:-1", "cuda:1024", "cpu:0", "CUDA"] {
             assert!(text.parse::<Device>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_card_of_nvidia_is_known_by_the_bus_and_its_sound_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let plug = |place: &str, vendor: &str, class: &str| {
+            let place = dir.path().join("bus/pci/devices").join(place);
+            fs::create_dir_all(&place).unwrap();
+            fs::write(place.join("vendor"), vendor).unwrap();
+            fs::write(place.join("class"), class).unwrap();
+        };
+        assert!(!has_card(dir.path()));
+        plug("0000:00:01.0", "0x8086\n", "0x030000\n");
+        plug("0000:01:00.1", "0x10de\n", "0x040300\n");
+        assert!(!has_card(dir.path()), "the sound of a card is none");
+        plug("0000:01:00.0", "0x10de\n", "0x030200\n");
+        assert!(has_card(dir.path()));
     }
 }

@@ -123,11 +123,11 @@ const LIBRARIES: [Library; 3] = [
     },
 ];
 
-/// The card of a number among those that this process may see.
+/// How many cards this process may see: one at least.
 ///
 /// # Errors
-/// What is missing, in one sentence: a library or one of its functions, the card, or something that it lacks.
-pub fn find(index: usize) -> Result<Found, DeviceError> {
+/// What is missing, in one sentence: a library or one of its functions, or any card.
+pub fn visible() -> Result<usize, DeviceError> {
     let say = |sentence: String| Err(DeviceError(sentence));
     for (number, library) in LIBRARIES.iter().enumerate() {
         let Library { what, file, .. } = library;
@@ -150,7 +150,19 @@ pub fn find(index: usize) -> Result<Found, DeviceError> {
     done("cuDeviceGetCount", counted)?;
     match usize::try_from(count).unwrap_or(0) {
         0 => say("no NVIDIA card is visible".into()),
-        count if count <= index => say(format!("there is no card {index}: {count} visible, counted from 0")),
+        count => Ok(count),
+    }
+}
+
+/// The card of a number among those that this process may see.
+///
+/// # Errors
+/// As of [`visible`], or there is no such card, or it lacks something.
+pub fn find(index: usize) -> Result<Found, DeviceError> {
+    match visible()? {
+        count if count <= index => {
+            Err(DeviceError(format!("there is no card {index}: {count} visible, counted from 0")))
+        }
         _ => look(index),
     }
 }

@@ -33,6 +33,14 @@ impl Card {
         Card::open(load::find(index)?)
     }
 
+    /// The card that is this rank's own, see [`own_index`].
+    ///
+    /// # Errors
+    /// What is missing, in one sentence.
+    pub fn own() -> Result<Card, DeviceError> {
+        Card::find(own_index(std::env::var("LOCAL_RANK").ok().as_deref(), load::visible()?))
+    }
+
     /// Such as `NVIDIA H200`.
     pub fn name(&self) -> &str {
         &self.found.name
@@ -49,6 +57,14 @@ impl Card {
         let (major, minor) = self.found.capability;
         format!("cuda-{major}.{minor}-{}sm-cublaslt-{}", self.found.processors, products::version())
     }
+}
+
+/// Which of the cards that a rank may see is its own: ranks of one node that see the same ones share them out by their numbers on the
+/// node. Whoever sees one card has that one, whatever its number.
+///
+/// * `local_rank`: as the environment has it; 0 if it makes no sense.
+fn own_index(local_rank: Option<&str>, visible: usize) -> usize {
+    local_rank.and_then(|rank| rank.parse::<usize>().ok()).map_or(0, |rank| rank % visible)
 }
 
 /// What elements are: single precision or bf16.
@@ -209,3 +225,15 @@ fn int(count: usize) -> Argument {
 
 /// No memory.
 const NONE: Argument = Argument::Pointer(0);
+
+#[cfg(test)]
+mod tests {
+    use super::own_index;
+
+    #[test]
+    fn ranks_of_one_node_share_the_cards_that_they_see() {
+        let of = |rank: &str, visible| own_index(Some(rank), visible);
+        assert_eq!([of("0", 4), of("3", 4), of("5", 4)], [0, 3, 1]);
+        assert_eq!([of("3", 1), of("two", 4), of("-1", 4), own_index(None, 4)], [0; 4]);
+    }
+}
