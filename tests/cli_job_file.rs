@@ -80,6 +80,15 @@ fn training_and_serving_ask_for_a_device_and_are_tried_again() {
 }
 
 #[test]
+fn rounds_have_a_replica_for_each_rank_and_a_batch_that_these_share() {
+    let rounds = spec("train: {data: /d, inner_steps: 50}\nranks: 3").unwrap();
+    let Program::Train(options) = &rounds.roles[0].program else { panic!("{rounds:?}") };
+    assert_eq!((options.inner_steps, options.replicas, options.batch), (50, 3, 9));
+    let error = spec("train: {data: /d, replicas: 4}").unwrap_err().to_string();
+    assert!(error.contains("replicas is 4: expected 0 where inner_steps is"), "{error}");
+}
+
+#[test]
 fn devices_are_a_number_a_mapping_or_alternatives() {
     let devices =
         |text: &str| spec(&format!("command: a\ndevices: {text}")).unwrap().roles[0].request.devices.clone();
@@ -234,6 +243,7 @@ fn the_examples_are_accepted_by_the_border() {
 fn what_is_printed_with_all_defaults_asks_for_the_same() {
     let more = [
         "command: [a, 'b c', \"\\n\", '', '5', 'null', '~']\nenv: {A: '1', B: 'a: b', C: \"x\\ty\"}\narray: 5-9:2",
+        "train: {data: /d, inner_steps: 7, batch: 12, micro_batch: 3, replicas: 4}\nranks: 2",
         "train: {data: /d, learning_rate: 0.1, seed: 18446744073709551615}\ntime_limit: 1h30m500ms\nmemory: 1025MiB",
         "roles: [{name: a, command: x, cpus: 0.001}, {name: b, serve: {model: /m}, devices: {any_of: [{}, {count: 3}]}}]",
         "name: '7'\nqueue: '1e3'\ncommand: [true]\ndevices: {vendor: moore-threads}\nafter: [3, job-4]\npriority: -7",

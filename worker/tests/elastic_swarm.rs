@@ -52,6 +52,17 @@ fn whatever_goes_wrong_all_have_the_same_state_and_it_ends() {
     }
 }
 
+/// A seed, which is named where its run panics.
+struct Named(u64);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("SEED={} repeats it", self.0);
+        }
+    }
+}
+
 /// Runs so many seeds, on all cores, and counts what happened.
 fn run_all(seeds: u64) -> Seen {
     let next = AtomicU64::new(0);
@@ -59,7 +70,10 @@ fn run_all(seeds: u64) -> Seen {
         let mut seen = Seen::new();
         loop {
             match next.fetch_add(1, Ordering::Relaxed) {
-                seed if seed < seeds => swarm::run(seed, false, &mut seen),
+                seed if seed < seeds => {
+                    let _named = Named(seed);
+                    swarm::run(seed, false, &mut seen);
+                }
                 _ => return seen,
             }
         }

@@ -442,6 +442,7 @@ impl Node {
 
     fn exit(&mut self, outcome: Outcome) {
         self.role = Role::Over;
+        self.work.forget();
         self.send_action(Action::Exit(outcome));
     }
 

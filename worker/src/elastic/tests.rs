@@ -172,3 +172,21 @@ fn what_was_overtaken_takes_no_block_of_the_next_step_with_it() {
     work.drop_of(5);
     assert!(!work.is_busy());
 }
+
+#[test]
+fn what_is_offered_is_added_up_each_shard_once() {
+    let mut work = work::Work::default();
+    let turn = Turn { step: 5, number: 3 };
+    for (start, size) in [(0, 1), (1, 1), (2, 2), (1, 1), (4, 1)] {
+        let values = Arc::new(vec![(start..start + size).map(|it| it as f32).sum::<f32>()].into());
+        work.hold(&Message::Part { turn, start, size, is_disputed: false, pace_us: 7, values });
+    }
+    let first = Turn { step: 5, number: 0 };
+    let part = |start, size, sum: f32| {
+        let values = Arc::new(vec![sum].into());
+        Message::Part { turn: first, start, size, is_disputed: false, pace_us: 7, values }
+    };
+    let expected = [part(0, 4, 6.0), part(4, 1, 4.0), Message::Doing { turn: first, shards: 0..0 }];
+    assert_eq!(work.offer(5), expected);
+    assert_eq!(work.offer(5), expected, "another leader is given the same");
+}

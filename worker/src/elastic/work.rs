@@ -3,6 +3,7 @@
 use super::dispute::Computed;
 use super::message::{Message, Turn};
 use crate::shards::{Partial, ShardSum};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,11 +73,7 @@ impl Work {
             self.hold(&message);
         }
         let first = Turn { step, number: 0 };
-        for message in &mut self.held {
-            if let Message::Part { turn, .. } = message {
-                *turn = first;
-            }
-        }
+        self.held = added_up(std::mem::take(&mut self.held), first);
         let mut told = self.held.clone();
         let mut shards = 0..0;
         if let Some(block) = &mut self.block {
@@ -197,4 +194,23 @@ impl Work {
         };
         parts.into_iter().map(part).collect()
     }
+}
+
+/// What there is of sums, each shard once, in as few vectors as the tree allows, as of another turn.
+fn added_up(parts: Vec<Message>, turn: Turn) -> Vec<Message> {
+    let (mut sum, mut there, mut pace_us) = (ShardSum::default(), BTreeSet::new(), 0);
+    for part in parts {
+        let Message::Part { start, size, values, pace_us: pace, .. } = part else { continue };
+        let shards = start..start + size;
+        if shards.clone().all(|shard| !there.contains(&shard)) {
+            there.extend(shards);
+            sum.insert(Partial { start, size, values: Arc::unwrap_or_clone(values) });
+        }
+        pace_us = if pace == 0 { pace_us } else { pace };
+    }
+    let part = |Partial { start, size, values }| {
+        let values = Arc::new(values);
+        Message::Part { turn, start, size, is_disputed: false, pace_us, values }
+    };
+    sum.take().into_iter().map(part).collect()
 }

@@ -27,6 +27,8 @@ const LOOK: Duration = Duration::from_millis(5);
 const LISTEN: Duration = Duration::from_millis(50);
 /// The largest head of a frame, in bytes.
 const MAX_HEAD: usize = 1 << 16;
+/// Vectors that may wait to be written: a state, sums, and what a new leader is given of a step.
+const MOST_WAITING: u64 = 32;
 /// The most vectors in a frame.
 const MAX_VECTORS: usize = 3;
 /// Bytes of a vector that are read at a time.
@@ -168,7 +170,7 @@ impl Net {
     /// Sends a message. A member that does not take what it is sent is let go: it finds back, and gets the state then.
     pub fn send(&mut self, link: Link, message: Outgoing) {
         let Some(open) = self.links.get(&link) else { return };
-        let most = 48 * self.longest as u64 + (1 << 20);
+        let most = MOST_WAITING * 4 * self.longest as u64 + (1 << 20);
         if most < open.waiting.fetch_add(message.bytes(), Ordering::Relaxed) {
             // The reader says so.
             _ = open.stream.shutdown();
