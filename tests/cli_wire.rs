@@ -261,7 +261,8 @@ fn a_watch_goes_on_after_the_last_note() {
         "1970-01-01 00:00:04Z  job-4 queued\n1970-01-01 00:00:05Z  job-5 queued\n1970-01-01 00:00:06Z  job-6 queued\n"
     );
     assert!(
-        stderr(&output).ends_with("aquifer: that is enough\n  ask an administrator of the pool\n"),
+        stderr(&output)
+            .ends_with("aquifer: that is enough\n  ask an administrator of the pool, or the user it is of\n"),
         "{}",
         stderr(&output)
     );

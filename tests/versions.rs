@@ -2,7 +2,7 @@
 //! order.
 //!
 //! A version of the protocol is recorded once, and never again: its descriptors, and messages of a pool that spoke it
-//! (`RECORD=tests/versions/wire-3 cargo test --test versions -- --ignored`). With `AQUIFER_OLD` the program of an earlier version takes part
+//! (`RECORD=tests/versions/wire-3 cargo test --test versions`). With `AQUIFER_OLD` the program of an earlier version takes part
 //! itself.
 
 mod pool;
@@ -10,6 +10,7 @@ mod pool;
 mod relay;
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -149,6 +150,9 @@ fn through_today(name: &str, bytes: &[u8]) -> Vec<u8> {
 
 #[test]
 fn messages_of_every_version_are_read_and_written_as_they_were() {
+    if let Some(version) = env::var_os("RECORD") {
+        record(&version);
+    }
     for version in VERSIONS {
         let descriptors = recorded(version);
         let text = fs::read_to_string(path(&format!("{version}.messages"))).expect("recorded messages");
@@ -276,10 +280,8 @@ fn a_pool_is_upgraded_daemon_by_daemon_while_jobs_run() {
     }
 }
 
-#[test]
-#[ignore = "records the protocol of today, once a version"]
-fn the_protocol_of_today_is_recorded() {
-    let version = env::var_os("RECORD").expect("RECORD=tests/versions/wire-N");
+/// Records the protocol of today.
+fn record(version: &OsStr) {
     let version = Path::new(env!("CARGO_MANIFEST_DIR")).join(version);
     fs::write(version.with_extension("fds"), DESCRIPTORS).expect("a file");
     let (relay, mut pool) = pool_that_speaks(of_today());

@@ -93,25 +93,33 @@ impl Cgroups {
     }
 }
 
+/// So many thousandths of a core, as microseconds of every so many. Who has used up their share waits for the next period: with the
+/// kernel's own tenth of a second half a core could stand still for 50 ms, for which all ranks of its step wait. A share is
+/// 1 ms at least. Source: Documentation/scheduler/sched-bwc.rst.
+fn share(cpus_milli: u32) -> [u64; 2] {
+    let milli = u64::from(cpus_milli.max(1));
+    let period_us = 1_000_000u64.div_ceil(milli).max(20_000);
+    [milli * period_us / 1000, period_us]
+}
+
 impl Group {
     /// Makes the groups with their limits, 0 for none.
     pub fn make(&self, cpus_milli: u32, memory_bytes: u64) -> io::Result<Made> {
-        const PERIOD_US: u64 = 100_000;
-        let quota_us = u64::from(cpus_milli) * PERIOD_US / 1000;
+        let [quota_us, period_us] = share(cpus_milli);
         let mut made = Made { group: self.clone(), cpus_milli, memory_bytes, join: Vec::new() };
         for dir in self.dirs() {
             make(dir)?;
             made.join.push(OpenOptions::new().write(true).open(dir.join("cgroup.procs"))?);
         }
         if let (Some(dir), true) = (&self.unified, 0 < cpus_milli) {
-            fs::write(dir.join("cpu.max"), format!("{quota_us} {PERIOD_US}"))?;
+            fs::write(dir.join("cpu.max"), format!("{quota_us} {period_us}"))?;
         }
         if let (Some(dir), true) = (&self.unified, 0 < memory_bytes) {
             fs::write(dir.join("memory.max"), memory_bytes.to_string())?;
             let _ = fs::write(dir.join("memory.swap.max"), "0");
         }
         if let (Some(dir), true) = (&self.cpu, 0 < cpus_milli) {
-            fs::write(dir.join("cpu.cfs_period_us"), PERIOD_US.to_string())?;
+            fs::write(dir.join("cpu.cfs_period_us"), period_us.to_string())?;
             fs::write(dir.join("cpu.cfs_quota_us"), quota_us.to_string())?;
         }
         if let (Some(dir), true) = (&self.memory, 0 < memory_bytes) {
@@ -251,6 +259,19 @@ fn places(mounts: &str, own: &str) -> Places {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_share_is_what_was_asked_for_and_one_that_kernels_take() {
+        assert_eq!([500, 2000, 1].map(share), [[10_000, 20_000], [40_000, 20_000], [1000, 1_000_000]]);
+        for milli in 1..=128_000 {
+            let [quota_us, period_us] = share(milli);
+            let error = (quota_us * 1000).abs_diff(u64::from(milli) * period_us);
+            assert!(
+                1000 <= quota_us && period_us <= 1_000_000 && error < 1000,
+                "{milli}: {quota_us} of {period_us}"
+            );
+        }
+    }
 
     #[test]
     fn a_hybrid_machine_has_its_limits_in_version_1() {
