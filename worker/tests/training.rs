@@ -317,7 +317,7 @@ fn what_cannot_be_is_refused_in_one_sentence_with_the_exit_code_of_its_kind() {
         (
             vec!["--data", data, "--join-timeout", "1"],
             vec![("WORLD_SIZE", "2"), ("RANK", "1"), ("MASTER_PORT", port.as_str())],
-            1,
+            85,
             "rank 1 waited 1 s for rank 0 at 127.0.0.1:",
         ),
     ] {
