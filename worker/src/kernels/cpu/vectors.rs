@@ -124,15 +124,22 @@ fn dots_of<const FMA: bool, const N: usize, const SETS: usize, T: Copy>(
                 }
             }
         }
+        // By itself, so that it is unrolled: lanes that are asked for by a number that is not known would lie in memory all along.
+        let mut all = [[0.0f32; LANES]; N];
         for n in 0..N {
-            let mut sums = lanes[n][0];
-            for more in &lanes[n][1..] {
-                (0..LANES).for_each(|j| sums[j] += more[j]);
+            all[n] = lanes[n][0];
+            for i in 1..SETS {
+                for j in 0..LANES {
+                    all[n][j] += lanes[n][i][j];
+                }
             }
+        }
+        for n in 0..N {
+            let sums = &mut all[n];
             for (j, (w, x)) in w[whole..].iter().zip(&x[n][whole..]).enumerate() {
                 sums[j % LANES] = multiply_add::<FMA>(value(*w), *x, sums[j % LANES]);
             }
-            let sum = add_lanes(sums);
+            let sum = add_lanes(*sums);
             let y = &mut y[n][o];
             *y = if accumulate { *y + sum } else { sum };
         }
