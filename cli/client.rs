@@ -334,14 +334,17 @@ impl Backoff {
 
 /// A key that no other invocation has.
 pub fn random_key() -> String {
-    let bytes: [u8; 16] = random();
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    random_digits::<16>()
 }
 
 /// A secret that nobody guesses.
 pub fn random_token() -> String {
-    let bytes: [u8; 32] = random();
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    random_digits::<32>()
+}
+
+/// So many random bytes, in hexadecimal digits.
+fn random_digits<const N: usize>() -> String {
+    random::<N>().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn random<const N: usize>() -> [u8; N] {

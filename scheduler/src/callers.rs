@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -14,6 +13,8 @@ use aquifer_core::Name;
 use aquifer_proto::border;
 use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use tonic::{Request, Status};
+
+use crate::stamp::{Stamp, stamp};
 
 /// How often the file is looked at, while there are calls.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -111,14 +112,6 @@ struct Loaded {
     users: Arc<BTreeMap<Digest, User>>,
     stamp: Stamp,
     looked: Instant,
-}
-
-/// Changes whenever the file does.
-type Stamp = Option<(u64, u64, i64, i64)>;
-
-fn stamp(file: &Path) -> Stamp {
-    let seen = fs::metadata(file).ok()?;
-    Some((seen.ino(), seen.len(), seen.mtime(), seen.mtime_nsec()))
 }
 
 impl Users {

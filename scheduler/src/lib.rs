@@ -8,6 +8,7 @@ pub mod limits;
 pub mod metrics;
 pub mod notes;
 pub mod runtime;
+mod stamp;
 pub mod store;
 pub mod tls;
 

@@ -1,9 +1,7 @@
 //! TLS of what a scheduler listens on. Certificates are read again when their files change, so that new ones need no
 //! restart; those who speak plain text are handed over as well, to be told.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -17,6 +15,8 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::sign::SingleCertAndKey;
 use tokio_rustls::server::TlsStream;
+
+use crate::stamp::{Stamp, stamp};
 
 /// Option that names the authorities of clients.
 pub const CLIENT_CA: &str = "--tls-client-ca";
@@ -71,21 +71,14 @@ pub struct Tls {
 #[derive(Debug)]
 struct Loaded {
     config: Arc<ServerConfig>,
-    stamp: Stamp,
+    stamps: Vec<Stamp>,
     looked: Instant,
 }
 
-/// Changes whenever a file does.
-type Stamp = Vec<Option<(u64, u64, i64, i64)>>;
-
 impl Files {
-    fn stamp(&self) -> Stamp {
+    fn stamps(&self) -> Vec<Stamp> {
         let all = [&self.certificate, &self.key].into_iter().chain(&self.client_ca);
-        all.map(|file| {
-            let seen = fs::metadata(file).ok()?;
-            Some((seen.ino(), seen.len(), seen.mtime(), seen.mtime_nsec()))
-        })
-        .collect()
+        all.map(|file| stamp(file)).collect()
     }
 
     fn load(&self, protocol: Protocol) -> Result<Arc<ServerConfig>, TlsError> {
@@ -120,9 +113,9 @@ impl Tls {
     /// # Errors
     /// One of them cannot be used.
     pub fn open(files: Files, protocol: Protocol) -> Result<Tls, TlsError> {
-        let stamp = files.stamp();
+        let stamps = files.stamps();
         let config = files.load(protocol)?;
-        let loaded = Mutex::new(Loaded { config, stamp, looked: Instant::now() });
+        let loaded = Mutex::new(Loaded { config, stamps, looked: Instant::now() });
         Ok(Tls { files, protocol, loaded })
     }
 
@@ -131,9 +124,9 @@ impl Tls {
         let mut loaded = self.loaded.lock().expect("no holder panics");
         if LOOK_EVERY <= loaded.looked.elapsed() {
             loaded.looked = Instant::now();
-            let stamp = self.files.stamp();
-            if stamp != loaded.stamp {
-                loaded.stamp = stamp;
+            let stamps = self.files.stamps();
+            if stamps != loaded.stamps {
+                loaded.stamps = stamps;
                 match self.files.load(self.protocol) {
                     Ok(config) => {
                         loaded.config = config;
