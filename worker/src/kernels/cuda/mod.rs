@@ -33,7 +33,8 @@ impl Card {
         Card::open(load::find(index)?)
     }
 
-    /// The card that is this rank's own, see [`own_index`].
+    /// The card that is this rank's own: of those that this process may see, the one at its number among the ranks of
+    /// its machine (`LOCAL_RANK`).
     ///
     /// # Errors
     /// What is missing, in one sentence.
