@@ -6,6 +6,7 @@
 
 mod attention;
 mod cached;
+mod dots;
 mod vectors;
 
 use std::ops::Range;
@@ -62,7 +63,7 @@ impl Kernels for Cpu {
         if path == Path::Dots {
             return self.few_rows(shape, y, |y, rows, outputs| {
                 let x = &x[rows.start * inputs..rows.end * inputs];
-                vectors::dots(y, x, &w[outputs.start * inputs..outputs.end * inputs], accumulate);
+                dots::dots(y, x, &w[outputs.start * inputs..outputs.end * inputs], accumulate);
             });
         }
         let (x, w) = (View::rows(x, inputs), View::transposed(w, inputs));
@@ -75,7 +76,7 @@ impl Kernels for Cpu {
             Weight::F32(w) => self.linear_forward(shape, y, x, w, accumulate),
             Weight::Bf16(w) if path == Path::Dots => self.few_rows(shape, y, |y, rows, outputs| {
                 let x = &x[rows.start * inputs..rows.end * inputs];
-                vectors::dots_bf16(y, x, &w[outputs.start * inputs..outputs.end * inputs], accumulate);
+                dots::dots_bf16(y, x, &w[outputs.start * inputs..outputs.end * inputs], accumulate);
             }),
             Weight::Bf16(w) => {
                 let w = View::of(Elements::Bf16(w), inputs).transpose();
@@ -316,13 +317,15 @@ impl Cpu {
     ) {
         /// Products that a thread must have to be worth waking.
         const WORTH_A_THREAD: usize = 1 << 18;
+        /// Whose weights stay in the cache while all rows meet them: whole tiles of [`dots`].
+        const OUTPUTS: usize = 12;
         let Linear { rows, inputs, outputs, .. } = shape;
         let y = Parts::new(y);
         let least = WORTH_A_THREAD.div_ceil((rows * inputs).max(1));
         self.pool.split(outputs, 1, least, &|part| {
             // A few outputs at a time, so that their weights are read from memory once for all rows.
-            for first in part.clone().step_by(8) {
-                let some = first..part.end.min(first + 8);
+            for first in part.clone().step_by(OUTPUTS) {
+                let some = first..part.end.min(first + OUTPUTS);
                 for first in (0..rows).step_by(ROWS) {
                     let together = first..rows.min(first + ROWS);
                     let mut parts: [&mut [f32]; ROWS] = Default::default();

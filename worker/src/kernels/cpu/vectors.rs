@@ -1,12 +1,11 @@
 //! Loops over slices, compiled for each instruction set. Sums run in [`LANES`] fixed lanes that are added up in a
 //! fixed order at the end.
 
-use crate::kernels::bf16::Bf16;
-use crate::kernels::isa::{AHEAD, LINE, multiply_add, prefetch, simd};
+use crate::kernels::isa::{multiply_add, simd};
 use crate::kernels::{AdamW, Rope, Turn, reference};
 
 /// Lanes of a sum: one vector of AVX-512, two of AVX2, four of SSE or NEON.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// `e^x`, without a call or a branch so that it vectorises; within 2 units in the last place for `-87 <= x <= 88`,
 /// clamped beyond, and NaN for NaN. Source: Moshier, Cephes 2.8, `single/expf.c`.
@@ -56,7 +55,7 @@ fn lanes_dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
 
 /// Halves the lanes until one is left.
 #[inline(always)]
-fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
+pub(super) fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while 0 < width {
         for j in 0..width {
@@ -65,85 +64,6 @@ fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
         width /= 2;
     }
     lanes[0]
-}
-
-simd! {
-    /// `y[r][o] = w[o] . x[r]`, or `+=` with `accumulate`, for at most [`ROWS`](crate::kernels::ROWS) rows; each has the bits it has alone.
-    pub fn dots(y: &mut [&mut [f32]], x: &[f32], w: &[f32], accumulate: bool) {
-        match y.len() {
-            4 => dots_of::<FMA, 4, 2, f32>(y, x, w, |w| w, accumulate),
-            3 => dots_of::<FMA, 3, 2, f32>(y, x, w, |w| w, accumulate),
-            2 => dots_of::<FMA, 2, 2, f32>(y, x, w, |w| w, accumulate),
-            _ => dots_of::<FMA, 1, 2, f32>(y, x, w, |w| w, accumulate),
-        }
-    }
-}
-
-simd! {
-    /// The same; the products and the sum are `f32`.
-    pub fn dots_bf16(y: &mut [&mut [f32]], x: &[f32], w: &[Bf16], accumulate: bool) {
-        match y.len() {
-            4 => dots_of::<FMA, 4, 4, Bf16>(y, x, w, Bf16::value, accumulate),
-            3 => dots_of::<FMA, 3, 4, Bf16>(y, x, w, Bf16::value, accumulate),
-            2 => dots_of::<FMA, 2, 4, Bf16>(y, x, w, Bf16::value, accumulate),
-            _ => dots_of::<FMA, 1, 4, Bf16>(y, x, w, Bf16::value, accumulate),
-        }
-    }
-}
-
-/// `N` rows, with `SETS` sets of lanes for each.
-// Every loop has a fixed number of turns, so that the lanes stay in registers.
-#[allow(clippy::needless_range_loop)]
-#[inline(always)]
-fn dots_of<const FMA: bool, const N: usize, const SETS: usize, T: Copy>(
-    y: &mut [&mut [f32]],
-    x: &[f32],
-    w: &[T],
-    value: impl Fn(T) -> f32,
-    accumulate: bool,
-) {
-    let inputs = x.len() / N;
-    let x: [&[f32]; N] = std::array::from_fn(|n| &x[n * inputs..(n + 1) * inputs]);
-    let whole = inputs / (SETS * LANES) * (SETS * LANES);
-    for (o, w) in w.chunks_exact(inputs).enumerate() {
-        let mut lanes = [[[0.0f32; LANES]; SETS]; N];
-        for first in (0..whole).step_by(SETS * LANES) {
-            let next = w.as_ptr().wrapping_add(first).cast::<u8>().wrapping_add(AHEAD);
-            for line in (0..SETS * LANES * size_of::<T>()).step_by(LINE) {
-                prefetch(next.wrapping_add(line));
-            }
-            for i in 0..SETS {
-                let part = first + i * LANES..first + (i + 1) * LANES;
-                let w: &[T; LANES] = w[part.clone()].first_chunk().expect("whole lanes");
-                let w: [f32; LANES] = std::array::from_fn(|j| value(w[j]));
-                for n in 0..N {
-                    let x: &[f32; LANES] = x[n][part.clone()].first_chunk().expect("whole lanes");
-                    for j in 0..LANES {
-                        lanes[n][i][j] = multiply_add::<FMA>(w[j], x[j], lanes[n][i][j]);
-                    }
-                }
-            }
-        }
-        // By itself, so that it is unrolled: lanes that are asked for by a number that is not known would lie in memory all along.
-        let mut all = [[0.0f32; LANES]; N];
-        for n in 0..N {
-            all[n] = lanes[n][0];
-            for i in 1..SETS {
-                for j in 0..LANES {
-                    all[n][j] += lanes[n][i][j];
-                }
-            }
-        }
-        for n in 0..N {
-            let sums = &mut all[n];
-            for (j, (w, x)) in w[whole..].iter().zip(&x[n][whole..]).enumerate() {
-                sums[j % LANES] = multiply_add::<FMA>(value(*w), *x, sums[j % LANES]);
-            }
-            let sum = add_lanes(*sums);
-            let y = &mut y[n][o];
-            *y = if accumulate { *y + sum } else { sum };
-        }
-    }
 }
 
 simd! {
