@@ -16,12 +16,13 @@ use aquifer_sim::{Sim, workload};
 const PATIENCE: Time = Time(20_000_000);
 
 /// What a swarm must have met, or it proves nothing.
-const SIGHTS: [&str; 59] = [
+const SIGHTS: [&str; 60] = [
     "agent-restarted",
     "answered as repeated",
     "array",
     "autoscaled",
     "cancelled",
+    "changed places",
     "devices of one island",
     "drained",
     "ended with the machine",

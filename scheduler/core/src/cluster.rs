@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::durations::Durations;
 use crate::effect::*;
 use crate::event::*;
+use crate::exchange::Target;
 use crate::inquiry::Inquiries;
 use crate::jobs::history::Totals;
 use crate::jobs::*;
@@ -66,6 +67,8 @@ pub struct Cluster {
     pub(crate) speeds: Arc<Speeds>,
     /// When running jobs may next move to another class of devices; `None`: there is no reason to. Soft state.
     pub(crate) migrate_at: Option<Time>,
+    /// Jobs that stop to change places. Soft state.
+    pub(crate) exchanges: BTreeMap<JobId, Target>,
     /// What is free. Derived from the nodes and what is held on them.
     room: Room,
     /// Learned from what was asked for. Derived from the jobs, see [`price::learned_from`].
@@ -121,6 +124,7 @@ impl Cluster {
             speeds: Arc::default(),
             services: Services::default(),
             migrate_at: None,
+            exchanges: BTreeMap::new(),
             inquiries: Inquiries::default(),
             freed_for: BTreeSet::new(),
             moves: BTreeSet::new(),
@@ -194,6 +198,7 @@ impl Cluster {
             cluster.room.refresh(node, cluster.nodes.held(node.id));
         }
         cluster.room.learn_worth(&cluster.speeds);
+        cluster.end_exchanges();
         cluster
     }
 
@@ -248,6 +253,9 @@ impl Cluster {
             }
             for migration in plan.migrations {
                 self.migrate(migration);
+            }
+            for exchange in plan.exchanges {
+                self.exchange(exchange);
             }
             self.await_migrations();
             if plan.is_unfinished {

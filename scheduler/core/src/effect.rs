@@ -169,6 +169,9 @@ pub enum Note {
     /// A job stops to go on at once on devices of another model, where it is expected to end so much sooner. It loses what
     /// it has done since its last checkpoint, unless it writes one while it stops, and the time of a restart.
     Moved { job: JobId, from: Name, to: Name, sooner_ms: u64, cost_ms: u64 },
+    /// A job stops to change places with another one, on devices of another model. Both together are expected to end so much
+    /// sooner, and lose so much.
+    Exchanged { job: JobId, with: JobId, from: Name, to: Name, sooner_ms: u64, cost_ms: u64 },
     /// A job stops to go on at once on other devices of its model, so that `by`, which waits, gets room in one piece. It loses
     /// the same.
     MadeRoom { job: JobId, by: JobId, cost_ms: u64 },
@@ -227,6 +230,7 @@ impl Note {
             | Note::Scaled { job, .. }
             | Note::Autoscaled { job, .. }
             | Note::Moved { job, .. }
+            | Note::Exchanged { job, .. }
             | Note::MadeRoom { job, .. }
             | Note::Kept { job, .. }
             | Note::Probing { job, .. }
@@ -281,7 +285,7 @@ impl Note {
             Note::Grown { .. } => "grown",
             Note::Scaled { .. } => "scaled",
             Note::Autoscaled { .. } => "autoscaled",
-            Note::Moved { .. } | Note::MadeRoom { .. } => "moved",
+            Note::Moved { .. } | Note::Exchanged { .. } | Note::MadeRoom { .. } => "moved",
             Note::Done(..) => "done",
             Note::NodeUp(_) => "node-up",
             Note::AgentRestarted { .. } => "agent-restarted",
@@ -347,6 +351,13 @@ impl fmt::Display for Note {
             Note::Moved { job, from, to, sooner_ms, cost_ms } => {
                 let (sooner, cost) = (duration(*sooner_ms), duration(*cost_ms));
                 write!(f, "{job} moves from {from} to {to}: {sooner} sooner, at a cost of {cost}")
+            }
+            Note::Exchanged { job, with, from, to, sooner_ms, cost_ms } => {
+                let (sooner, cost) = (duration(*sooner_ms), duration(*cost_ms));
+                write!(
+                    f,
+                    "{job} changes places with {with}, from {from} to {to}: together {sooner} sooner, at a cost of {cost}"
+                )
             }
             Note::MadeRoom { job, by, cost_ms } => {
                 write!(f, "{job} moves to make room for {by}, at a cost of {}", duration(*cost_ms))

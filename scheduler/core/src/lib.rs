@@ -18,6 +18,7 @@ pub mod effect;
 mod elastic;
 mod emptying;
 pub mod event;
+mod exchange;
 pub mod explain;
 pub mod health;
 mod hosts;

@@ -378,6 +378,7 @@ impl Cluster {
             }
             job.phase = Phase::Stopping(then);
         });
+        self.leave_exchange(self.now, id);
         self.reassign(id);
         self.seek_anew(self.now);
         self.note(Note::Stopping { job: id, why: outcome });
@@ -413,7 +414,7 @@ impl Cluster {
         match job.phase.clone() {
             Phase::Active => self.finish(now, id, Outcome::Succeeded),
             Phase::Stopping(Then::Finish(outcome)) => self.finish(now, id, outcome),
-            Phase::Stopping(Then::Requeue) => self.release(now, id, None),
+            Phase::Stopping(Then::Requeue) => self.end_requeue(now, id),
             Phase::Stopping(Then::Resize(_)) => {
                 let goes_on = |rank: &Allocation| rank.worker != RankState::Gone || rank.restart_at.is_some();
                 let mut run_on = (0..).zip(&job.ranks).filter(|(at, _)| job.runs(*at)).peekable();

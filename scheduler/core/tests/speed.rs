@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_core::explain::class_choice;
-use aquifer_core::jobs::{Job, Phase, Then};
+use aquifer_core::jobs::{Job, Outcome, Phase, Then};
 use aquifer_core::plan::Order;
 use aquifer_core::*;
 use fixture::*;
@@ -70,7 +70,9 @@ impl Pool {
     fn take(&mut self, notes: Vec<String>) {
         self.notes.extend(notes);
         let moved = self.t.effects.iter().filter_map(|effect| match effect {
-            Effect::Note(note @ Note::Moved { .. }) => Some((self.t.now, note.clone())),
+            Effect::Note(note @ (Note::Moved { .. } | Note::Exchanged { .. })) => {
+                Some((self.t.now, note.clone()))
+            }
             _ => None,
         });
         self.moved.extend(moved);
@@ -317,12 +319,101 @@ fn a_job_whose_target_is_gone_is_placed_again() {
     assert_eq!((&*pool.model_of(2), pool.t.job(2).attempt), ("t4", 2));
 }
 
+/// A full pool in which jobs 1 and 4 have each other's class, as nothing was known of them when they came; all take `steps`.
+fn crossed(steps: u64, rounds: Duration) -> Pool {
+    let mut pool = Pool::new(&[offers("x", 2, 1000), offers("y", 2, 1000)], opposite(), steps, true);
+    let rules = Policy { rounds, ..*pool.t.cluster.policy() };
+    pool.t.cluster = Cluster::restore(rules, 2, pool.t.cluster.records(), Time(0));
+    for model in ["b", "a", "b", "a"] {
+        pool.submit(train(model, 1, 1));
+    }
+    assert_eq!([1, 2, 3, 4].map(|job| pool.model_of(job)), ["x", "x", "y", "y"].map(Name::from));
+    pool
+}
+
+const ROUNDS: Duration = Duration::from_secs(360);
+
+#[test]
+fn jobs_change_places_where_nothing_is_idle() {
+    let mut pool = crossed(8_000, ROUNDS);
+    pool.minutes(20);
+    let told = |note: &&String| note.contains("changes places");
+    let notes: Vec<&String> = pool.notes.iter().filter(told).collect();
+    assert!(notes[0].starts_with("job-1 changes places with job-4, from x to y: together "), "{notes:?}");
+    assert!(notes[1].starts_with("job-4 changes places with job-1, from y to x: together "), "{notes:?}");
+    assert_eq!(notes.len(), 2, "{notes:?}");
+    assert_eq!([1, 2, 3, 4].map(|job| pool.model_of(job)), ["y", "x", "y", "x"].map(Name::from));
+    assert_eq!([1, 2, 3, 4].map(|job| pool.t.job(job).attempt), [2, 1, 1, 2]);
+    let why = pool.t.job(4).last_failure.as_ref().map(ToString::to_string);
+    assert_eq!(why.as_deref(), Some("it moved from y to x"));
+
+    let minutes = |rounds: Duration| {
+        let mut pool = crossed(8_000, rounds);
+        let mut minutes = 0;
+        while !pool.all_done() {
+            pool.minute();
+            minutes += 1;
+        }
+        minutes
+    };
+    let (exchanged, stayed) = (minutes(ROUNDS), minutes(Duration::ZERO));
+    assert!(exchanged * 3 < stayed, "{exchanged} min, and {stayed} min without");
+}
+
+#[test]
+fn who_has_stopped_waits_for_the_one_with_which_it_changes_places() {
+    // What becomes of both when only job 1 has stopped.
+    let half = || {
+        let mut pool = crossed(8_000, ROUNDS);
+        pool.until_a_move();
+        let gone = |rank| worker(rank, WorkerState::Exited(Exit::Signal(15)));
+        let runs = |rank| worker(rank, WorkerState::Running);
+        let id = |job: u64| WorkerId { job: JobId(job), attempt: 1, rank: 0 };
+        let notes = pool.t.report(0, pool.nodes[0].clone(), vec![gone(id(1)), runs(id(2))]);
+        pool.take(notes);
+        pool.t.cluster.check();
+        assert!(!pool.t.job(1).ranks.is_empty(), "it holds what job 4 gets");
+        pool
+    };
+    let mut pool = half();
+    // Somebody who would fit comes first, and gets nothing of it.
+    pool.submit(train("a", 1, 1));
+    pool.minutes(2);
+    assert_eq!([1, 4].map(|job| pool.model_of(job)), ["y", "x"].map(Name::from));
+    assert!(pool.t.job(5).ranks.is_empty());
+
+    let mut pool = half();
+    let notes = pool.t.tell(Command::Cancel { job: JobId(4), whole_array: false });
+    pool.take(notes);
+    pool.t.cluster.check();
+    assert_eq!((pool.t.job(1).attempt, &*pool.model_of(1)), (2, "x"), "it goes on where there is room");
+    pool.minutes(2);
+    assert_eq!(pool.t.job(4).phase, Phase::Done(Outcome::Cancelled));
+
+    let mut pool = half();
+    pool.t.cluster = Cluster::restore(*pool.t.cluster.policy(), 3, pool.t.cluster.records(), pool.t.now);
+    pool.t.cluster.check();
+    pool.minutes(3);
+    let both = [1, 4].map(|job| (pool.t.job(job).phase.clone(), pool.t.job(job).attempt));
+    assert_eq!(both, [(Phase::Active, 2), (Phase::Active, 2)], "{:?}", pool.notes);
+
+    let mut pool = half();
+    let availability = Availability::Cordoned;
+    let notes = pool.t.tell(Command::SetNode { node: "node-1".into(), availability });
+    pool.take(notes);
+    pool.minutes(2);
+    // Job 1 cannot go there: it is placed like any other, where it was, and job 4 beside it has to wait.
+    let held = [1, 4].map(|job| pool.t.job(job).ranks.len());
+    assert_eq!(held.iter().sum::<usize>(), 1, "{:?}", pool.notes);
+    pool.t.cluster.check();
+}
+
 const POOLS: u64 = 300;
 
 /// What holds for every move, tried on many pools.
 #[test]
 fn whoever_moves_may_and_gains_by_it_and_delays_nobody() {
-    let (mut moves, mut chosen) = (0, 0);
+    let (mut moves, mut exchanges, mut chosen) = (0, 0, 0);
     for seed in 0..POOLS {
         let mut rng = Rng(seed);
         let models = ["t4", "a100", "h200"];
@@ -342,12 +433,12 @@ fn whoever_moves_may_and_gains_by_it_and_delays_nobody() {
             .map(|key| (key, rate(&mut rng)))
             .collect();
         let mut pool = Pool::new(&nodes, rates, 300 + rng.below(2_000), rng.below(4) != 0);
-        let may = rng.below(5) != 0;
+        let (may, rare) = (rng.below(5) != 0, 1 + rng.below(6));
         let rules = Policy { preemption: may, ..*pool.t.cluster.policy() };
         pool.t.cluster = Cluster::restore(rules, 2, pool.t.cluster.records(), Time(0));
         let mut last: BTreeMap<JobId, Time> = BTreeMap::new();
         for _ in 0..90 {
-            if rng.below(6) == 0 {
+            if rng.below(rare) == 0 {
                 let program = ["a", "b", "c"][rng.below(3) as usize];
                 let mut spec = train(program, 1 + rng.below(2) as u32, 1 + rng.below(3) as u16);
                 match rng.below(5) {
@@ -371,7 +462,14 @@ fn whoever_moves_may_and_gains_by_it_and_delays_nobody() {
             let seen = pool.moved.len();
             pool.minute();
             for (at, note) in pool.moved[seen..].iter().cloned() {
-                let Note::Moved { job, from, to, sooner_ms, cost_ms } = note else { continue };
+                let (job, from, to, sooner_ms, cost_ms) = match note {
+                    Note::Moved { job, from, to, sooner_ms, cost_ms } => (job, from, to, sooner_ms, cost_ms),
+                    Note::Exchanged { job, from, to, sooner_ms, cost_ms, .. } => {
+                        exchanges += 1;
+                        (job, from, to, sooner_ms, cost_ms)
+                    }
+                    _ => continue,
+                };
                 moves += 1;
                 assert!(may, "seed {seed}: {job} moves without preemption");
                 let it = pool.t.job(job.0);
@@ -393,6 +491,9 @@ fn whoever_moves_may_and_gains_by_it_and_delays_nobody() {
             }
         }
     }
-    println!("{moves} moves");
-    assert!(20 < moves && 1_000 < chosen, "{moves} moves, {chosen} placements");
+    println!("{moves} moves, {exchanges} of them of pairs");
+    assert!(
+        20 < moves && 20 < exchanges && 1_000 < chosen,
+        "{moves} moves, {exchanges} of pairs, {chosen} placements"
+    );
 }

@@ -158,6 +158,7 @@ impl Sim {
     pub(crate) fn check_effects(&mut self, request: Option<u64>, effects: &[Effect]) {
         let mut replies = 0;
         let (mut told, mut moved): (Vec<NodeId>, Vec<(JobId, Option<JobId>)>) = (Vec::new(), Vec::new());
+        let mut exchanged: Vec<(JobId, JobId)> = Vec::new();
         for effect in effects {
             match effect {
                 Effect::Reply(id, _) => {
@@ -179,6 +180,10 @@ impl Sim {
                 }
                 Effect::Note(Note::Moved { job, .. }) => moved.push((*job, None)),
                 Effect::Note(Note::MadeRoom { job, by, .. }) => moved.push((*job, Some(*by))),
+                Effect::Note(Note::Exchanged { job, with, sooner_ms, cost_ms, .. }) => {
+                    assert!(cost_ms <= sooner_ms, "{job} gains too little by changing places");
+                    exchanged.push((*job, *with));
+                }
                 Effect::Save(_) | Effect::Note(_) => (),
             }
         }
@@ -186,6 +191,10 @@ impl Sim {
             self.check_moved(job, by);
             self.moved.insert(job, self.now);
         }
+        for (job, with) in &exchanged {
+            self.check_exchanged(*job, *with);
+        }
+        self.moved.extend(exchanged.into_iter().map(|(job, _)| (job, self.now)));
         assert_eq!(replies, usize::from(request.is_some()), "one answer to each request");
     }
 
@@ -428,6 +437,7 @@ impl Sim {
                     1,
                 ),
                 Note::MadeRoom { .. } => saw("moved for another", 1),
+                Note::Exchanged { .. } => saw("changed places", 1),
                 Note::Requeued { why, .. } => saw(
                     match why {
                         Why::WorkerFailed { .. } => "worker failed",

@@ -25,6 +25,18 @@ impl Cluster {
                 let is_whole = (job.spec.min_ranks()..=job.spec.ranks()).contains(&ranks);
                 assert!(is_whole, "{} is a partial gang", job.id);
             }
+            let changes_places = self.exchanges.get(&job.id).map(|it| it.with);
+            if let Some(with) = changes_places {
+                assert_eq!(job.phase, Phase::Stopping(Then::Requeue), "{} changes places", job.id);
+                assert_eq!(
+                    self.exchanges.get(&with).map(|it| it.with),
+                    Some(job.id),
+                    "{} with nobody",
+                    job.id
+                );
+            }
+            let waits = matches!(job.phase, Phase::Stopping(_)) && Cluster::has_stopped(job);
+            assert!(!waits || changes_places.is_some(), "{} has stopped and holds resources", job.id);
             if let Phase::Stopping(Then::Resize(stays)) = &job.phase {
                 let is_whole =
                     (job.spec.min_ranks() as usize..=job.spec.ranks() as usize).contains(&stays.len());

@@ -1,16 +1,18 @@
-//! Which running jobs are worth a move to another class of devices: into idle ones only, after a proof.
+//! Which running jobs are worth a move to another class of devices, after a proof: into idle ones, or by changing places.
 //!
 //! [`rounds::plan`] is asked which class each of them should have, of the devices that they hold and of those that are
 //! idle. Who is to have another one moves if that gains enough against what a restart loses, and if its ranks are placed
-//! there now. Nobody who waits is delayed, see `plan::spare`.
+//! there now. Nobody who waits is delayed, see `plan::spare`. Who finds nothing idle may change places, see
+//! [`exchange`](super::exchange).
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::exchange::exchange;
 use super::fit::{Free, find_among};
 use super::spare::spare_nodes;
-use super::{ClassSpeed, Plan};
+use super::{ClassSpeed, Exchange, Plan};
 use crate::cluster::Cluster;
 use crate::jobs::{Job, Phase};
 use crate::rounds::{self, Class, Goal, Mode};
@@ -60,7 +62,6 @@ const MAX_MIGRATIONS: usize = 8;
 /// A job that may move.
 pub(super) struct Mover<'a> {
     pub(super) job: &'a Job,
-    want: Vec<&'a DeviceRequest>,
     /// Its class, as a place among those of the room.
     pub(super) own: usize,
     devices: u32,
@@ -69,13 +70,13 @@ pub(super) struct Mover<'a> {
 }
 
 /// The same with the classes on which it could be.
-struct Candidate<'a> {
-    mover: Mover<'a>,
+pub(super) struct Candidate<'a> {
+    pub(super) mover: Mover<'a>,
     modes: Vec<Mode>,
 }
 
-/// Jobs that move now. `O(nodes * shapes that wait + jobs that run)`.
-pub(super) fn migrate(free: &mut Free, plan: &Plan) -> Vec<Migration> {
+/// Jobs that move now, or else pairs that change places. `O(nodes * shapes that wait + jobs that run)`.
+pub(super) fn migrate(free: &mut Free, plan: &Plan) -> (Vec<Migration>, Vec<Exchange>) {
     let cluster = free.cluster;
     let classes: Vec<Arc<DeviceClass>> = free.room.classes().to_vec();
     let mut jobs: Vec<&Job> = may_move(free, plan).collect();
@@ -84,7 +85,7 @@ pub(super) fn migrate(free: &mut Free, plan: &Plan) -> Vec<Migration> {
     let candidates: Vec<Candidate> =
         (movers.filter_map(|mover| candidate(free, &classes, mover))).take(MAX_CANDIDATES).collect();
     if candidates.is_empty() {
-        return Vec::new();
+        return (Vec::new(), Vec::new());
     }
     let is_spare = spare_nodes(free, plan);
     let open = cluster.nodes().iter().filter(|node| node.takes_work() && is_spare(node.id));
@@ -104,23 +105,23 @@ pub(super) fn migrate(free: &mut Free, plan: &Plan) -> Vec<Migration> {
     candidates.iter().for_each(|it| capacity[it.mover.own].devices += it.mover.devices);
     let jobs: Vec<rounds::Job> = candidates.iter().map(|it| it.for_round(cluster)).collect();
     let chosen = rounds::plan(&capacity, &jobs, Goal::Stream);
-    let mut wanted: Vec<(u64, &Candidate, usize)> = Vec::new();
+    // What each gains, in milliseconds; less than 0: it loses.
+    let mut wanted: Vec<(i64, &Candidate, usize)> = Vec::new();
     for (candidate, mode) in candidates.iter().zip(chosen) {
         let Some(mode) =
             mode.map(|mode| candidate.modes[mode]).filter(|mode| mode.class != candidate.mover.own)
         else {
             continue;
         };
-        let gain = candidate.own_left_ms().saturating_sub(mode.left_ms);
-        if LEAST_GAIN * candidate.mover.cost_ms <= gain {
-            wanted.push((gain, candidate, mode.class));
-        }
+        wanted.push((candidate.own_left_ms() as i64 - mode.left_ms as i64, candidate, mode.class));
     }
     wanted.sort_by_key(|(gain, candidate, _)| (Reverse(*gain), candidate.mover.job.id));
     let mut migrations = Vec::new();
-    for (gain, candidate, class) in wanted {
+    for (gain, candidate, class) in &wanted {
+        let (gain, class) = (u64::try_from(*gain).unwrap_or(0), *class);
         let nodes = idle.get(&class).map_or(&[][..], |nodes| &nodes[..]);
         if migrations.len() < MAX_MIGRATIONS
+            && LEAST_GAIN * candidate.mover.cost_ms <= gain
             && let Some(ranks) = candidate.mover.place(free, &classes[class], nodes)
         {
             let Mover { job, own, cost_ms, .. } = candidate.mover;
@@ -130,7 +131,10 @@ pub(super) fn migrate(free: &mut Free, plan: &Plan) -> Vec<Migration> {
             migrations.push(Migration { job: job.id, ranks, cost_ms, aim });
         }
     }
-    migrations
+    // Whether a pair fits is seen in the cluster as it is, without what this round has given to others.
+    let is_quiet = migrations.is_empty() && plan.starts.is_empty() && plan.growths.is_empty();
+    let exchanges = if is_quiet { exchange(free, &classes, &wanted) } else { Vec::new() };
+    (migrations, exchanges)
 }
 
 /// Jobs that may move: they run, of one role, on whole devices, have a way to go on where they were, and were placed a round
@@ -165,7 +169,6 @@ pub(super) fn cost_ms(cluster: &Cluster, job: &Job) -> u64 {
 impl<'a> Mover<'a> {
     /// What is known of a job that may move; `None`: it holds devices of several classes.
     pub(super) fn of(cluster: &Cluster, classes: &[Arc<DeviceClass>], job: &'a Job) -> Option<Mover<'a>> {
-        let want: Vec<&DeviceRequest> = job.spec.roles[0].request.devices.iter().collect();
         let class_of = |rank: &Allocation, index: u16| {
             let device = cluster.nodes().get(rank.node).inventory.devices.get(usize::from(index))?;
             classes.iter().position(|class| *class == device.class)
@@ -175,42 +178,51 @@ impl<'a> Mover<'a> {
             .collect();
         let own = (*held.first()?).filter(|_| held.len() == 1)?;
         let devices: u32 = job.ranks.iter().map(|rank| rank.devices.len() as u32).sum();
-        Some(Mover { job, want, own, devices, cost_ms: cost_ms(cluster, job) })
+        Some(Mover { job, own, devices, cost_ms: cost_ms(cluster, job) })
     }
 
-    /// Places all ranks on idle devices of a class, beside what the job holds, and takes them but for the queues. Their
-    /// limits must allow both.
+    /// As [`place_on`], beside what the job holds: the limits of its queues must allow both.
     pub(super) fn place(
         &self,
         free: &mut Free,
         class: &DeviceClass,
         nodes: &[NodeId],
     ) -> Option<Vec<Allocation>> {
-        let want = self.want.iter().find(|want| want.accepts(class))?;
-        let mut spec = (*self.job.spec).clone();
-        // It keeps its number of ranks.
-        (spec.roles[0].ranks, spec.roles[0].min_ranks) = (self.job.ranks.len() as u32, None);
-        spec.roles[0].request.devices = vec![DeviceRequest {
-            vendor: Some(class.vendor),
-            model: Some(class.model.clone()),
-            memory_bytes: class.memory_bytes,
-            ..(*want).clone()
-        }];
-        // A longer model name, or more memory, is another class.
-        let only = |node: &NodeId| {
-            let devices = &free.cluster.nodes().get(*node).inventory.devices;
-            let accepts = |device: &Device| spec.roles[0].request.devices[0].accepts(&device.class);
-            devices.iter().all(|device| *device.class == *class || !accepts(device))
-        };
-        let nodes: Vec<NodeId> = nodes.iter().copied().filter(only).collect();
-        let job = Job { spec: Arc::new(spec), ..self.job.clone() };
-        find_among(free, &job, Some(&nodes)).ok()
+        place_on(free, self.job, self.job.ranks.len(), class, nodes)
     }
+}
+
+/// Places so many ranks of a job of one role on idle devices of a class, on some nodes, and takes them but for the queues.
+pub(crate) fn place_on(
+    free: &mut Free,
+    job: &Job,
+    ranks: usize,
+    class: &DeviceClass,
+    nodes: &[NodeId],
+) -> Option<Vec<Allocation>> {
+    let want = job.spec.roles[0].request.devices.iter().find(|want| want.accepts(class))?.clone();
+    let mut spec = (*job.spec).clone();
+    (spec.roles[0].ranks, spec.roles[0].min_ranks) = (ranks as u32, None);
+    spec.roles[0].request.devices = vec![DeviceRequest {
+        vendor: Some(class.vendor),
+        model: Some(class.model.clone()),
+        memory_bytes: class.memory_bytes,
+        ..want
+    }];
+    // A longer model name, or more memory, is another class.
+    let only = |node: &NodeId| {
+        let devices = &free.cluster.nodes().get(*node).inventory.devices;
+        let accepts = |device: &Device| spec.roles[0].request.devices[0].accepts(&device.class);
+        devices.iter().all(|device| *device.class == *class || !accepts(device))
+    };
+    let nodes: Vec<NodeId> = nodes.iter().copied().filter(only).collect();
+    let job = Job { spec: Arc::new(spec), ..job.clone() };
+    find_among(free, &job, Some(&nodes)).ok()
 }
 
 /// The classes on which it could be, if there are several.
 fn candidate<'a>(free: &Free, classes: &[Arc<DeviceClass>], mover: Mover<'a>) -> Option<Candidate<'a>> {
-    let (cluster, want, own, devices) = (free.cluster, &mover.want, mover.own, mover.devices);
+    let (cluster, own, devices) = (free.cluster, mover.own, mover.devices);
     let job = mover.job;
     let role = &job.spec.roles[0];
     let speeds = free.room.class_speeds(cluster.speeds(), &Kind::of(&job.spec, role));
@@ -218,7 +230,7 @@ fn candidate<'a>(free: &Free, classes: &[Arc<DeviceClass>], mover: Mover<'a>) ->
     let own_speed = speed(&classes[own])?.speed;
     let left_ms = cluster.left_ms(job).clamp(1, 1 << 40);
     let mode = |(at, class): (usize, &Arc<DeviceClass>)| {
-        let want = want.iter().find(|want| want.accepts(class))?;
+        let want = role.request.devices.iter().find(|want| want.accepts(class))?;
         let on = if at == own { devices } else { u32::from(want.count) * job.ranks.len() as u32 };
         let there = u128::from(speed(class)?.speed) * u128::from(on.max(1));
         let here = u128::from(own_speed) * u128::from(devices);

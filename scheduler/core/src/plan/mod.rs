@@ -2,6 +2,7 @@
 
 mod advantage;
 mod domain;
+mod exchange;
 mod fit;
 pub mod grow;
 mod index;
@@ -23,8 +24,10 @@ use preempt::Promises;
 
 pub use advantage::ClassSpeed;
 pub use domain::Within;
+pub use exchange::{Exchange, Side};
 pub use fit::{Free, Misfit, fits, most, place};
 pub use grow::Growth;
+pub(crate) use migrate::place_on;
 pub use migrate::{Aim, Migration};
 pub use preempt::{Futile, Preemption, Promised, Victim, free_for_all};
 pub(crate) use reserve::LATELY;
@@ -56,6 +59,8 @@ pub struct Plan {
     pub claims: Vec<Preemption>,
     /// Jobs that go on elsewhere.
     pub migrations: Vec<Migration>,
+    /// Running jobs that stop to change places.
+    pub exchanges: Vec<Exchange>,
     /// When the next job may grow.
     pub grow_at: Option<Time>,
     /// Shapes that wait and find no room, until something becomes free.
@@ -152,8 +157,8 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
     let is_calm =
         plan.preemptions.is_empty() && plan.claims.is_empty() && cluster.jobs().preemptors().next().is_none();
     if is_calm && cluster.migrations_are_due() {
-        plan.migrations = migrate::migrate(free, &plan);
-        if plan.migrations.is_empty() {
+        (plan.migrations, plan.exchanges) = migrate::migrate(free, &plan);
+        if plan.migrations.is_empty() && plan.exchanges.is_empty() {
             plan.migrations = promises.defragment(free, &plan);
         }
     }

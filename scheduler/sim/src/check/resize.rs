@@ -1,6 +1,6 @@
 //! Running jobs that go on with other ranks, against what that may cost others.
 
-use aquifer_core::jobs::{Job, Phase};
+use aquifer_core::jobs::{Job, Phase, Then};
 use aquifer_core::nodes::Node;
 use aquifer_core::plan::{Free, fits};
 use aquifer_core::*;
@@ -8,6 +8,28 @@ use aquifer_core::*;
 use crate::Sim;
 
 impl Sim {
+    /// A job changes places only where jobs may move, with one of another class that does the same, on whole devices that
+    /// both accept, and not again before its pause is over.
+    pub(super) fn check_exchanged(&self, id: JobId, with: JobId) {
+        let cluster = self.cluster.as_ref().expect("a scheduler");
+        let policy = cluster.policy();
+        assert!(policy.preemption && !policy.rounds.is_zero(), "{id} moves, although none may");
+        let [job, other] = [id, with].map(|id| cluster.jobs().get(id).expect("a job that moves"));
+        let since = self.moved.get(&id).copied().max(job.placed).expect("it ran");
+        assert!(
+            since + policy.rounds <= self.now && !job.spec.is_service(),
+            "{id} moves too soon, or is a service"
+        );
+        assert_eq!(job.phase, Phase::Stopping(Then::Requeue), "{id}");
+        let class = |job: &Job| {
+            let rank = &job.ranks[0];
+            cluster.nodes().get(rank.node).inventory.devices[usize::from(rank.devices[0])].class.clone()
+        };
+        let (from, to) = (class(job), class(other));
+        let accepts = |want: &DeviceRequest| want.accepts(&to) && want.slice.is_none();
+        assert!(from != to && job.spec.roles[0].request.devices.iter().any(accepts), "{id} to {to:?}");
+    }
+
     /// A job moves only where that is allowed, not again before its pause is over, to devices that it accepts, of another
     /// class, and where that keeps nobody waiting; or to others of its class, where one that waits fits then.
     ///
