@@ -112,6 +112,7 @@ pub fn container(
         engine: engine.clone(),
         image: image.into(),
         device_nodes,
+        renamed_nodes: Vec::new(),
         mounts: checkpoints.map(|(_, dir)| dir.into()).collect(),
         asked: mounts.to_vec(),
         read_only: vendors.into_iter().flat_map(driver_files).collect(),

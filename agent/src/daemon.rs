@@ -149,7 +149,7 @@ impl Daemon {
         let node = border::name("node", &config.node)?;
         host.cpus_milli = config.cpus_milli.unwrap_or(host.cpus_milli);
         host.memory_bytes = config.memory_bytes.unwrap_or(host.memory_bytes);
-        config.roots.parts_on_demand = config.mig_on_demand;
+        config.roots.parts_on_demand = config.parts_on_demand.clone();
         let partitions = Arc::new(config.partitions().await?);
         let supervisor = SupervisorCommand::own_binary().map_err(AgentError::Machine)?;
         let program = supervisor.program.clone();

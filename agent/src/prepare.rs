@@ -47,11 +47,19 @@ pub fn prepared(
 ) -> Result<Spec, String> {
     let More { run_as, made, mut container, partition } = more;
     if let Some(partition) = partition {
-        let made = partitions.prepare(id, &partition)?;
+        let made = partitions.prepare(id, &partition, container.is_some())?;
         spec.env.retain(|(name, _)| made.env.iter().all(|(own, _)| own != name));
         spec.env.extend(made.env);
         if let Some(container) = &mut container {
+            if let Some((node, _)) = made.nodes.iter().find(|(node, _)| !node.exists()) {
+                return Err(format!("{} is not there, although the driver has made it", node.display()));
+            }
             container.mounts.extend(made.mounts);
+            container.device_nodes.retain(|node| !made.instead_of.contains(node));
+            let (same, renamed): (Vec<_>, Vec<_>) =
+                made.nodes.into_iter().partition(|(node, within)| node == within);
+            container.device_nodes.extend(same.into_iter().map(|(node, _)| node));
+            container.renamed_nodes.extend(renamed);
             container.devices.iter_mut().zip(made.devices).for_each(|(device, name)| device.uuid = name);
         }
     }

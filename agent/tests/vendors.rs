@@ -578,14 +578,14 @@ fn error_codes_of_ascend_say_what_is_to_be_done() {
         assert_eq!(of("81a3880c"), says(Health::Suspect, "error code 81a3880c: it is less than well"));
         let idle = "error code 8c124e00: drain the card and reset it";
         assert_eq!(of("81a3880c 8c124e00"), says(Health::Draining, idle), "the worst one counts");
-        let reset = "error code 80e18008: reset the card";
-        assert_eq!(of("80e18008"), says(Health::ResetWanted, reset));
+        let reset = "error code 40f84e00: reset the card";
+        assert_eq!(of("40f84e00"), says(Health::ResetWanted, reset));
         let apart = "error code 80e18402: keep the card away and have it looked at";
-        assert_eq!(of("80e18008 80e18402"), says(Health::Faulty, apart));
+        assert_eq!(of("40f84e00 80e18402"), says(Health::Faulty, apart));
         let (_, many) = of("80cf8000 80cf8008 80cf8009 80df8000 80df8008 80df8009").unwrap();
         assert!(many.starts_with("error code 80cf8000: ") && many.ends_with("; 2 more"), "{many}");
         machine.begin("sick");
-        assert_eq!(of("80e18008"), says(Health::ResetWanted, reset), "that it is not well is known");
+        assert_eq!(of("40f84e00"), says(Health::ResetWanted, reset), "that it is not well is known");
         let bad = "dcmi reports a critical fault";
         assert_eq!(of("81a3880c"), says(Health::Faulty, bad), "the code does not say what is to be done");
         assert_eq!(of(""), says(Health::Faulty, bad));
@@ -679,8 +679,35 @@ fn one_card_of_a_class_is_measured_that_nobody_uses_and_none_that_is_to_be_parte
     let Some(machine) = Machine::new(&stub, &[]) else { return };
     // A card, and slices of another one, which are a class of their own.
     assert_eq!(on(&open(&machine.roots).to_measure(false, true, |_| true)), ["0 GPU-0000-1", "1 MIG-0000-0"]);
-    let roots = Roots { parts_on_demand: true, ..machine.roots.clone() };
+    let roots = Roots { parts_on_demand: [Vendor::Nvidia].into(), ..machine.roots.clone() };
     assert_eq!(on(&open(&roots).to_measure(false, true, |index| index != 0)), [""; 0]);
+}
+
+#[test]
+fn cards_that_can_be_parted_say_so_where_that_is_switched_on() {
+    let cambricon = STUBS.iter().find(|stub| stub.vendor == Vendor::Cambricon).unwrap();
+    for (stub, set_up) in [(&ASCEND, ""), (cambricon, "smlu")] {
+        let Some(machine) = Machine::new(stub, &[]) else { return };
+        let levels = |on_demand: &[Vendor]| -> Vec<(u64, Isolation)> {
+            let parts_on_demand = on_demand.iter().copied().collect();
+            let roots = Roots { parts_on_demand, ..machine.roots.clone() };
+            let choice = stub.vendor.to_string().parse().unwrap();
+            let backends = Backends::open(&choice, &Host::read(), &roots, None).unwrap();
+            backends.devices().iter().map(|it| (it.class.memory_bytes >> 30, it.isolation)).collect()
+        };
+        let all = |level: Isolation| vec![(stub.memory_gib, level); 2];
+        if !set_up.is_empty() {
+            assert_eq!(levels(&[stub.vendor]), all(Isolation::Advisory), "the card is not set up for it");
+            machine.begin(set_up);
+        }
+        assert_eq!(levels(&[stub.vendor]), all(Isolation::Limited), "{}", stub.vendor);
+        assert_eq!(levels(&[Vendor::Nvidia]), all(Isolation::Advisory), "{}", stub.vendor);
+    }
+    // A driver that makes no virtual chips.
+    let Some(machine) = Machine::new(&ASCEND, &["dcmi_get_device_info"]) else { return };
+    let roots = Roots { parts_on_demand: [Vendor::Ascend].into(), ..machine.roots.clone() };
+    let backends = Backends::open(&"ascend".parse().unwrap(), &Host::read(), &roots, None).unwrap();
+    assert_eq!(backends.devices()[0].isolation, Isolation::Advisory);
 }
 
 #[test]
@@ -756,7 +783,7 @@ fn a_card_that_is_divided_offers_its_slices_and_shares_of_others_go_through_mps(
     assert_eq!((&*class.model, class.memory_bytes), ("h100-80gb-hbm3-mig-1g.10gb", 10 << 30));
     assert!(devices.iter().all(|device| device.island.is_none()), "slices are not linked");
     assert_eq!(backends.visibility(&[2], None).env[0].1, "MIG-0000-1");
-    let roots = Roots { parts_on_demand: true, ..machine.roots.clone() };
+    let roots = Roots { parts_on_demand: [Vendor::Nvidia].into(), ..machine.roots.clone() };
     let whole = Backends::open(&"nvidia".parse().unwrap(), &Host::read(), &roots, None).unwrap().devices();
     let offered: Vec<_> = whole.iter().map(|device| (&*device.uuid, device.isolation)).collect();
     let expected = [("GPU-0000-1", Isolation::Advisory), ("GPU-0000-0", Isolation::Hard)];

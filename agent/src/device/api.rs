@@ -1,6 +1,11 @@
 //! What a vendor's library offers, as data: which functions to call, and where in what they write the answer stands.
 
+use std::path::PathBuf;
+
+use aquifer_core::Isolation;
+
 use super::library::{Library, text_at};
+use super::roots::Roots;
 
 /// One argument of a call. A word of the machine each: every one is an integer or a pointer.
 #[derive(Clone, Copy, Debug)]
@@ -138,14 +143,25 @@ pub struct Events {
     pub settled_by: Probe,
 }
 
-/// Cards that are divided.
+/// Cards that are divided, or can be.
 #[derive(Clone, Copy, Debug)]
 pub struct Slices {
-    /// 1, if a card is.
-    pub divided: Probe,
+    /// Whether a card is: whether an administrator has set it up for parts.
+    pub is_divided: fn(&Opened, &Context) -> bool,
+    /// How well parts that are made on demand are kept from each other.
+    pub level: Isolation,
+    /// Parts that there are, where the library lists them as devices.
+    pub listed: Option<Listed>,
+}
+
+/// How the parts of a card are listed.
+#[derive(Clone, Copy, Debug)]
+pub struct Listed {
     pub most: Probe,
-    /// Handle of a slice of `Arg::Card`; `Arg::Index` is its number.
+    /// Handle of a part of `Arg::Card`; `Arg::Index` is its number.
     pub handle: Probe,
+    /// Device nodes of a part beside its card's, whose number is given.
+    pub nodes: fn(&Opened, &Context, u32, &Roots) -> Vec<PathBuf>,
 }
 
 /// Whether two cards are linked directly.

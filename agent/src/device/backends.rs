@@ -201,7 +201,13 @@ impl Backends {
 
     fn isolation(&self, found: &Found) -> Isolation {
         let enforced = self.enforced.get(&found.class.vendor).copied().unwrap_or_default();
-        found.isolation.max(enforced)
+        let parts = found.parts.filter(|_| self.is_parted(found)).unwrap_or_default();
+        found.isolation.max(enforced).max(parts)
+    }
+
+    /// Whether parts of a device are made on demand.
+    fn is_parted(&self, found: &Found) -> bool {
+        self.roots.parts_on_demand.contains(&found.class.vendor) && found.parts.is_some()
     }
 
     /// Uses what was measured before.
@@ -241,7 +247,7 @@ impl Backends {
         let (backend, found) = self.devices.get(usize::from(index))?;
         let backend = &self.backends[(*backend)?];
         let driver = backend.measured_under()?;
-        if self.roots.parts_on_demand && found.isolation == Isolation::Hard {
+        if self.is_parted(found) {
             return None;
         }
         let on = match found.class.vendor {
@@ -337,6 +343,7 @@ impl Backends {
             vendor: found.class.vendor,
             uuid: found.uuid.to_string(),
             number: found.physical,
+            is_parted: self.is_parted(found),
         };
         (self.show(indices, slice, true), held.map(shown).collect())
     }
@@ -445,6 +452,7 @@ impl KnownDevice {
             fault: Some(Fault::faulty("not found any more")),
             island: None,
             isolation: Isolation::Advisory,
+            parts: None,
             speed_milli: None,
             is_used: false,
             place: self.place.clone(),

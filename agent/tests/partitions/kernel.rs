@@ -1,0 +1,125 @@
+//! A tree as the kernel makes it for one card of AMD with 192 GiB and eight dies, and what the kernel does when it is parted.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use aquifer_agent::device::Roots;
+
+pub const CARD: &str = "GPU-0000000000000042";
+const PLACE: &str = "bus/pci/devices/0000:3d:00.0";
+const NODES: &str = "class/kfd/kfd/topology/nodes";
+
+pub struct Kernel {
+    dir: tempfile::TempDir,
+}
+
+impl Kernel {
+    pub fn new() -> Kernel {
+        let kernel = Kernel { dir: tempfile::tempdir().unwrap() };
+        for (file, text) in [
+            ("vendor", "0x1002"),
+            ("class", "0x120000"),
+            ("unique_id", "0000000000000042"),
+            ("mem_info_vram_total", "206158430208"),
+            ("available_compute_partition", "SPX, DPX, QPX, CPX"),
+            ("current_compute_partition", "SPX"),
+        ] {
+            kernel.put(&format!("{PLACE}/{file}"), &format!("{text}\n"));
+        }
+        kernel.put(&format!("{NODES}/0/properties"), "cpu_cores_count 96\nsimd_count 0\nvendor_id 4098\n");
+        kernel.obey();
+        kernel
+    }
+
+    pub fn roots(&self) -> Roots {
+        Roots { sysfs: self.dir.path().into(), ..Roots::default() }
+    }
+
+    fn put(&self, file: &str, text: &str) {
+        let path = self.dir.path().join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    pub fn mode_file(&self) -> PathBuf {
+        self.dir.path().join(PLACE).join("current_compute_partition")
+    }
+
+    pub fn mode(&self) -> String {
+        fs::read_to_string(self.mode_file()).unwrap_or_default().trim().to_string()
+    }
+
+    /// Parts that are listed.
+    pub fn parts(&self) -> usize {
+        fs::read_dir(self.dir.path().join(NODES)).unwrap().count() - 1
+    }
+
+    /// Lists as many parts as the card is to have.
+    pub fn obey(&self) {
+        let parts = match &self.mode()[..] {
+            "DPX" => 2,
+            "QPX" => 4,
+            "CPX" => 8,
+            "SPX" => 1,
+            // The file is just being written.
+            _ => return,
+        };
+        if self.dir.path().join(NODES).exists() && self.parts() == parts {
+            return;
+        }
+        for part in 0..8 {
+            let node = self.dir.path().join(NODES).join((1 + part).to_string());
+            if parts <= part {
+                _ = fs::remove_dir_all(node);
+                continue;
+            }
+            // Newer kernels give every part a name of its own.
+            let name = if parts == 1 { 0x42 } else { 0x1000 + part };
+            let at = format!("{NODES}/{}", 1 + part);
+            self.put(
+                &format!("{at}/mem_banks/0/properties"),
+                &format!("heap_type 1\nsize_in_bytes {}\n", 206_158_430_208 / parts - 4096),
+            );
+            self.put(
+                &format!("{at}/properties"),
+                &format!(
+                    "cpu_cores_count 0\nsimd_count {}\nnum_xcc {}\nvendor_id 4098\ndevice_id 29857\n\
+                     location_id {}\ndomain 0\ndrm_render_minor {}\nunique_id {name}\n",
+                    1216 / parts,
+                    8 / parts,
+                    0x3d00,
+                    128 + part
+                ),
+            );
+        }
+    }
+
+    /// Obeys all the while.
+    pub fn obeying<T>(&self, during: impl FnOnce() -> T) -> T {
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Acquire) {
+                    self.obey();
+                    thread::sleep(Duration::from_millis(1));
+                }
+                // What it was just doing was perhaps not the last thing that it was told.
+                self.obey();
+            });
+            // What fails meanwhile must not wait for the kernel for ever.
+            let _end = OnDrop(&done);
+            during()
+        })
+    }
+}
+
+struct OnDrop<'a>(&'a AtomicBool);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
