@@ -593,6 +593,31 @@ fn error_codes_of_ascend_say_what_is_to_be_done() {
 }
 
 #[test]
+fn a_code_of_ascend_that_comes_again_keeps_the_card_away_and_a_program_s_own_does_not() {
+    for stub in of_vendor(Vendor::Ascend) {
+        let Some(machine) = Machine::new(stub, &[]) else { return };
+        let mut backend = machine.backend(stub);
+        let mut of = |codes: &str| health_of_1(&machine, &mut backend, codes);
+        // RestartRequest: a program's own, each time.
+        assert_eq!((of("80c98008"), of("80c98008"), of("")), (None, None, None), "it came once, and stayed");
+        let why = "code 80c98008 came 2 times within 24 h: keep the card away and have it looked at";
+        assert_eq!(of("80c98008"), Some((Health::Faulty, why.to_string())));
+        assert_eq!(of(""), Some((Health::Faulty, why.to_string())), "nothing is said now");
+        let Some(machine) = Machine::new(stub, &[]) else { return };
+        let mut backend = machine.backend(stub);
+        let mut of = |codes: &str| health_of_1(&machine, &mut backend, codes);
+        for _ in 0..5 {
+            // NotHandle, and three of another in a day are too many.
+            assert_eq!((of("80e21007"), of("")), (None, None));
+        }
+        let level = |said: Option<(Health, String)>| said.map(|(health, _)| health);
+        assert_eq!((level(of("80e18005")), of("")), (Some(Health::ResetWanted), None));
+        assert_eq!((level(of("80e18005")), of("")), (Some(Health::ResetWanted), None));
+        assert_eq!(level(of("80e18005")), Some(Health::Faulty));
+    }
+}
+
+#[test]
 fn incidents_of_cambricon_are_told_from_one_another() {
     for stub in of_vendor(Vendor::Cambricon) {
         let Some(machine) = Machine::new(stub, &[]) else { return };

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use aquifer_core::Isolation;
 
 use super::library::{Library, text_at};
+use super::recurring::Often;
 use super::roots::Roots;
 
 /// One argument of a call. A word of the machine each: every one is an integer or a pointer.
@@ -118,7 +119,14 @@ pub enum Rule {
     Not0(Level, &'static str),
     /// The value is how many numbers of four bytes there are, `most` at most: the first at `at`, the others `stride` bytes
     /// from one to the next.
-    Each { at: usize, stride: usize, most: usize, means: fn(u64) -> Option<(Level, String)> },
+    /// `often`: what is made of one that comes again, or stays.
+    Each {
+        at: usize,
+        stride: usize,
+        most: usize,
+        means: fn(u64) -> Option<(Level, String)>,
+        often: Option<fn(u64) -> Option<Often>>,
+    },
 }
 
 /// A question about a card's health.

@@ -26,6 +26,7 @@ pub(crate) mod open;
 pub mod pci;
 mod ras;
 mod reader;
+mod recurring;
 mod reset;
 pub(crate) mod roots;
 pub mod topology;

@@ -9,6 +9,7 @@ use aquifer_core::{DeviceClass, Fault, Health, Isolation, Name, Vendor};
 
 use super::api::{CallError, Context, Level, Listed, Opened, Rule, Slices, TOO_MANY, Value};
 use super::open;
+use super::recurring::Recurring;
 use super::roots::{LONGEST_PAUSE, Roots, read_number};
 use super::vendor::Maker;
 use super::watch::SUSPICION_MS;
@@ -38,6 +39,8 @@ struct State {
     registered: BTreeSet<u32>,
     /// What events said of cards, and when.
     alarms: BTreeMap<u32, (Level, String, Instant)>,
+    /// Codes that come and go.
+    recurring: BTreeMap<u32, Recurring>,
     /// Pairs that were asked about, and whether they are linked.
     pairs: BTreeMap<(u32, u32), bool>,
     /// Version of the driver, if the library says it.
@@ -336,7 +339,13 @@ impl Reader {
                 // What a card or a library cannot tell is no fault.
                 Err(_) => continue,
             };
-            for one in meanings(&check.rule, value, &bytes, &said) {
+            let mut meant = meanings(&check.rule, value, &bytes, &said);
+            if let Rule::Each { often: Some(often), .. } = check.rule {
+                let mut state = self.shared.lock();
+                let codes = state.recurring.entry(about.index as u32).or_default();
+                meant.extend(codes.look(Instant::now(), &numbers(&check.rule, value, &bytes), often));
+            }
+            for one in meant {
                 if !said.contains(&one) {
                     said.push(one);
                 }

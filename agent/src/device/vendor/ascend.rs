@@ -125,7 +125,13 @@ const PLACE: Take = Take::Place { domain: 16, bus: 20, device: 24, function: Som
 const MEMORY_MB: Take = Take::Number { at: 0, bytes: 8, unit: 1 << 20 };
 /// Of the list of error codes: how many there are, then, eight bytes on, the codes.
 const ALL_CODES: usize = 8 + 4 * 128;
-const CODES: Rule = Rule::Each { at: 8, stride: 4, most: 128, means: ascend_codes::meaning };
+const CODES: Rule = Rule::Each {
+    at: 8,
+    stride: 4,
+    most: 128,
+    means: ascend_codes::meaning,
+    often: Some(ascend_codes::often),
+};
 /// What it comes to, for a card without a code that says what is to be done.
 const HEALTH: &[(u64, Level, &str)] = &[
     (1, Level::Suspect, "dcmi reports a minor fault"),

@@ -66,7 +66,13 @@ pub const CAMBRICON: Maker = Maker {
                     34_612,
                     Take::Number { at: 16, bytes: 4, unit: 1 },
                 ),
-                rule: Rule::Each { at: 20 + 528, stride: 540, most: 64, means: cndev_incidents::meaning },
+                rule: Rule::Each {
+                    at: 20 + 528,
+                    stride: 540,
+                    most: 64,
+                    means: cndev_incidents::meaning,
+                    often: None,
+                },
             },
             Check {
                 probe: probe("cndevGetCardHealthStateV2", &[Out(0), Card], 34_612, U32),
