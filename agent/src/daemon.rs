@@ -296,10 +296,10 @@ impl Daemon {
             let (contained, devices) = backends.in_container(&rank.devices, rank.slice);
             let partition = self.partitions.wanted(&devices, rank.slice);
             let Some(image) = command::image(&order) else {
-                let mut seen = backends.visibility(&rank.devices, rank.slice);
-                if self.hiding != Hiding::Done {
-                    seen.hidden_nodes.clear();
-                }
+                let seen = match self.hiding {
+                    Hiding::Done => backends.with_others_hidden(&rank.devices, rank.slice),
+                    _ => backends.visibility(&rank.devices, rank.slice),
+                };
                 let launch = command::launch(id, &order, seen, &self.surroundings);
                 self.launcher.launch(Launch { partition, ..launch });
                 continue;

@@ -50,6 +50,8 @@ pub fn prepared(
         let made = partitions.prepare(id, &partition, container.is_some())?;
         spec.env.retain(|(name, _)| made.env.iter().all(|(own, _)| own != name));
         spec.env.extend(made.env);
+        spec.hidden_nodes.retain(|node| !made.unhidden.contains(node));
+        spec.own_nodes.extend(made.nodes.iter().map(|(node, _)| node.clone()));
         if let Some(container) = &mut container {
             if let Some((node, _)) = made.nodes.iter().find(|(node, _)| !node.exists()) {
                 return Err(format!("{} is not there, although the driver has made it", node.display()));
@@ -125,6 +127,7 @@ fn contained(spec: Spec, mut container: Container, dir: &RunDir, account: &Accou
         memory_bytes: 0,
         container: Some(left),
         hidden_nodes: Vec::new(),
+        own_nodes: Vec::new(),
         ..spec
     })
 }

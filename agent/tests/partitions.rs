@@ -12,10 +12,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use aquifer_agent::Launch;
 use aquifer_agent::container::{self, Container, EngineChoice, ShownDevice};
+use aquifer_agent::device::caps::Caps;
 use aquifer_agent::device::{Backend, BySysfs, Roots};
 use aquifer_agent::partitions::{Divider, Mps, Partition, Partitions, Prepared, open};
 use aquifer_core::{Exit, Isolation, Slice, Vendor, WorkerState};
@@ -92,7 +92,9 @@ impl Machine {
     }
 
     fn divider(&self) -> Box<dyn Divider> {
-        let roots = Roots { libraries: vec![self.dir.path().into()], ..Roots::default() };
+        let dir = self.dir.path();
+        let caps = Caps { dir: dir.join("caps"), table: dir.join("mig-minors") };
+        let roots = Roots { libraries: vec![dir.into()], caps, ..Roots::default() };
         open(self.way.vendor, &roots).unwrap()
     }
 
@@ -154,6 +156,52 @@ fn instances_are_as_large_as_asked_and_what_does_not_fit_is_said() {
     assert_eq!(machine.parts(), "");
     next.prepare(id(4), &whole("GPU-0000"), false).unwrap();
     assert_eq!(machine.parts(), "1 0 1\n");
+}
+
+#[test]
+fn of_the_nodes_that_part_instances_a_worker_keeps_its_own_or_all_where_those_are_not_known() {
+    let Some(machine) = Machine::new(&MIG) else { return };
+    let caps = machine.dir.path().join("caps");
+    let partitions = machine.partitions();
+    let made = partitions.prepare(id(0), &machine.part(100, 8), false).unwrap();
+    assert_eq!((made.nodes, made.unhidden), (vec![], vec![caps.clone()]));
+    let table = "gpu3/gi1/access 12\ngpu3/gi1/ci0/access 13\ngpu3/gi2/access 21\ngpu3/gi2/ci0/access 22\n";
+    machine.write("mig-minors", table);
+    fs::create_dir(&caps).unwrap();
+    ["21", "22"].iter().for_each(|minor| machine.write(&format!("caps/nvidia-cap{minor}"), ""));
+    let made = partitions.prepare(id(1), &machine.part(100, 8), false).unwrap();
+    let own: Vec<_> = made.nodes.iter().map(|(node, _)| node.strip_prefix(&caps).unwrap()).collect();
+    assert_eq!((own, made.unhidden), (vec![Path::new("nvidia-cap21"), Path::new("nvidia-cap22")], vec![]));
+}
+
+#[tokio::test]
+async fn a_worker_has_the_directory_of_those_nodes_only_where_its_own_are_not_known() {
+    let Some(machine) = Machine::new(&MIG) else { return };
+    if !rustix::process::geteuid().is_root() {
+        _ = writeln!(std::io::stderr(), "skipped: only root hides nodes");
+        return;
+    }
+    let caps = machine.dir.path().join("caps");
+    fs::create_dir(&caps).unwrap();
+    ["12", "13"].iter().for_each(|minor| machine.write(&format!("caps/nvidia-cap{minor}"), ""));
+    let mut t = Fixture::with(|config| {
+        config.partitions = Arc::new(Partitions::new(&config.state_dir, None, vec![machine.divider()]));
+    })
+    .await;
+    let launch = |rank: u32| Launch {
+        id: id(rank),
+        partition: Some(machine.part(100, 8)),
+        hidden_nodes: vec![caps.clone()],
+        ..shell(&format!("ls {}", caps.display()))
+    };
+    assert_eq!(
+        (t.run(launch(0)).await, t.log(id(0))),
+        (Exit::Code(0), "nvidia-cap12\nnvidia-cap13\n".into())
+    );
+    machine.write("mig-minors", "gpu3/gi1/access 12\ngpu3/gi1/ci0/access 13\n");
+    // These are files, which are not let in.
+    assert_eq!((t.run(launch(1)).await, t.log(id(1))), (Exit::Code(0), String::new()));
+    t.done().await;
 }
 
 #[test]
@@ -318,13 +366,7 @@ fn a_card_of_amd_is_whole_again_whenever_its_agent_is_killed() {
         let mut agent = agent.stdout(Stdio::null()).spawn().unwrap();
         let claims = dir.path().join("partitions/claims");
         let claimed = || fs::read_dir(&claims).map_or(0, |claims| claims.count()) == 1;
-        let until = |reached: &dyn Fn() -> bool| {
-            let start = Instant::now();
-            while !reached() {
-                assert!(start.elapsed() < PATIENCE, "stage {stage}");
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        };
+        let until = |reached: &dyn Fn() -> bool| until(&format!("stage {stage}"), reached);
         // It has said what it is about to do; has told the kernel; the kernel has done it; it undoes it; that is done.
         until(&claimed);
         if 0 < stage {

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
+use aquifer_agent::device::caps::Caps;
 use aquifer_agent::device::measured::{On, ToMeasure};
 use aquifer_agent::device::{Backend, Backends, ByLibrary, Discovery, Found, Roots};
 use aquifer_agent::host::Host;
@@ -310,6 +311,7 @@ impl Machine {
             libraries: vec![dir.path().into()],
             patience: Duration::from_secs(10),
             pause: Duration::from_millis(1),
+            caps: Caps { dir: dir.path().join("caps"), table: dir.path().join("mig-minors") },
             ..Roots::default()
         };
         Some(Machine { dir, roots })
@@ -743,22 +745,44 @@ fn nodes_of_other_devices_are_hidden_where_that_changes_no_number() {
         let backends = Backends::open(&choice, &Host::read(), &machine.roots, None).unwrap();
         let (contained, _) = backends.in_container(held, None);
         assert!(contained.hidden_nodes.is_empty(), "a container has no other nodes");
-        let nodes = backends.visibility(held, None).hidden_nodes;
-        Some(nodes.iter().map(|node| node.display().to_string()).collect())
+        assert!(backends.visibility(held, None).hidden_nodes.is_empty(), "nothing is hidden");
+        let nodes = backends.with_others_hidden(held, None).hidden_nodes;
+        let own = format!("{}/", machine.dir.path().display());
+        Some(nodes.iter().map(|node| node.display().to_string().replace(&own, "")).collect())
     };
     let Some(of_one) = hidden(&SHAPED, &[0]) else { return };
-    assert_eq!(of_one, ["/dev/nvidia1"], "index 0 has minor number 0");
-    assert_eq!(hidden(&SHAPED, &[]).unwrap(), ["/dev/nvidia0", "/dev/nvidia1"]);
-    assert_eq!(hidden(&SHAPED, &[0, 1]).unwrap(), [""; 0]);
-    // Slices of a card have its node.
+    assert_eq!(of_one, ["/dev/nvidia1", "caps"], "index 0 has minor number 0");
+    assert_eq!(hidden(&SHAPED, &[]).unwrap(), ["/dev/nvidia0", "/dev/nvidia1", "caps"]);
+    assert_eq!(hidden(&SHAPED, &[0, 1]).unwrap(), ["caps"]);
+    // Slices of a card have its node; which are their own beside that is not known here.
     let divided = Stub { defines: WITH_MIG, ..SHAPED };
     assert_eq!(hidden(&divided, &[1]).unwrap(), ["/dev/nvidia0"]);
+    assert_eq!(hidden(&divided, &[0]).unwrap(), ["/dev/nvidia1", "caps"], "a whole card needs none of them");
     // A runtime that counts what it can open would give the worker another device.
     assert_eq!(hidden(&ASCEND, &[0]).unwrap(), [""; 0]);
     assert_eq!(hidden(&ASCEND, &[]).unwrap().len(), 2);
     // Modules keep their numbers.
     let gaudi = STUBS.iter().find(|stub| stub.vendor == Vendor::Gaudi).unwrap();
     assert_eq!(hidden(gaudi, &[0]).unwrap().len(), 2, "of the other one: two nodes");
+}
+
+#[test]
+fn a_slice_of_a_card_has_the_nodes_that_part_it_from_the_others() {
+    let Some(machine) = Machine::new(&Stub { defines: WITH_MIG, ..SHAPED }, &[]) else { return };
+    let table = "gpu1/gi1/access 12\ngpu1/gi1/ci0/access 13\ngpu1/gi2/access 21\ngpu1/gi2/ci0/access 22\n";
+    fs::write(&machine.roots.caps.table, table).unwrap();
+    fs::create_dir(&machine.roots.caps.dir).unwrap();
+    for minor in [12, 13, 21, 22] {
+        fs::write(machine.roots.caps.dir.join(format!("nvidia-cap{minor}")), "").unwrap();
+    }
+    let backends = Backends::open(&"nvidia".parse().unwrap(), &Host::read(), &machine.roots, None).unwrap();
+    let seen = backends.with_others_hidden(&[2], None);
+    let own: Vec<&Path> =
+        seen.device_nodes.iter().filter_map(|node| node.strip_prefix(machine.dir.path()).ok()).collect();
+    assert_eq!(own, [Path::new("caps/nvidia-cap21"), Path::new("caps/nvidia-cap22")]);
+    let others = machine.roots.caps.dir.join("nvidia-cap12");
+    assert!(seen.hidden_nodes.contains(&machine.roots.caps.dir) && seen.hidden_nodes.contains(&others));
+    assert!(!seen.hidden_nodes.contains(&machine.roots.caps.dir.join("nvidia-cap21")));
 }
 
 #[test]

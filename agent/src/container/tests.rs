@@ -48,7 +48,7 @@ fn cards(vendor: Vendor) -> Vec<Found> {
 fn called(engine: Engine, vendor: Vendor) -> String {
     let cards = cards(vendor);
     let held: Vec<&Found> = cards.iter().collect();
-    let seen = visible::show_in_container(&held, |devices| visible::show(vendor, devices), vendor);
+    let seen = visible::show_alone(&held, |devices| visible::show(vendor, devices), vendor);
     let shown = |found: &&Found| ShownDevice {
         vendor,
         uuid: found.uuid.to_string(),

@@ -163,9 +163,10 @@ pub struct Finding {
 pub struct Visibility {
     /// Variables to set.
     pub env: Vec<(String, String)>,
-    /// Nodes under `/dev` to let through, where workers run in a container.
+    /// Nodes under `/dev` to let through, where workers run in a container; or that are left of a directory that is hidden.
     pub device_nodes: Vec<PathBuf>,
-    /// Nodes of other devices of this machine that it is not to open, where it runs in no container.
+    /// Nodes of other devices of this machine that it is not to open, and directories of which it is to have `device_nodes`
+    /// alone; where it runs in no container, and others are hidden.
     pub hidden_nodes: Vec<PathBuf>,
     /// Cores that it holds; empty: none.
     pub cpu_affinity: Vec<usize>,

@@ -23,6 +23,8 @@ pub struct Roots {
     pub pause: Duration,
     /// Vendors whose cards that can be divided are offered whole, because the agent makes their parts.
     pub parts_on_demand: BTreeSet<Vendor>,
+    /// What is listed of `/dev/dri`.
+    pub dri: PathBuf,
     /// The nodes that part MIG instances from each other.
     pub caps: Caps,
     /// What was plugged in a moment ago: a machine has hundreds of places to look at, and every vendor asks.
@@ -48,6 +50,7 @@ impl Default for Roots {
             patience: Duration::from_secs(5),
             pause: Duration::from_secs(5),
             parts_on_demand: BTreeSet::new(),
+            dri: "/dev/dri".into(),
             caps: Caps::default(),
             plugged: Plugged::default(),
         }

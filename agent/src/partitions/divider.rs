@@ -71,6 +71,8 @@ pub struct Part {
     pub nodes: Vec<(PathBuf, PathBuf)>,
     /// Device nodes of the whole card that whoever has the part is not to have.
     pub instead_of: Vec<PathBuf>,
+    /// The directory of nodes that it is reached through, if which of them is not known.
+    pub unhidden: Option<PathBuf>,
 }
 
 /// Loads what parts the cards of a vendor of [`ON_DEMAND`].
@@ -79,7 +81,7 @@ pub struct Part {
 /// It is not there, or does not start.
 pub fn open(vendor: Vendor, roots: &Roots) -> Result<Box<dyn Divider>, String> {
     Ok(match vendor {
-        Vendor::Nvidia => Box::new(Mig::open(&roots.libraries)?),
+        Vendor::Nvidia => Box::new(Mig::open(roots)?),
         Vendor::Ascend => Box::new(Vnpu::open(&roots.libraries)?),
         Vendor::Cambricon => Box::new(Smlu::open(&roots.libraries)?),
         Vendor::Amd => Box::new(Xcp::open(roots)?),

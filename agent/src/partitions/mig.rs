@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fmt;
-use std::path::PathBuf;
 
 use aquifer_core::{Slice, Vendor};
 
-use super::divider::{Divider, Part, persist};
+use super::divider::{Divider, Part, persist, same};
 use super::{Profile, smallest};
 use crate::device::library::Library;
+use crate::device::{Roots, caps};
 
 /// `nvmlGpuInstanceProfileInfo_t`.
 #[repr(C)]
@@ -57,6 +57,7 @@ const MOST: usize = 8;
 /// NVML, for making instances.
 pub struct Mig {
     library: Library,
+    roots: Roots,
 }
 
 impl fmt::Debug for Mig {
@@ -66,12 +67,13 @@ impl fmt::Debug for Mig {
 }
 
 impl Mig {
-    /// Loads NVML, looking in `dirs` before the system's places.
+    /// Loads NVML.
     ///
     /// # Errors
     /// It is not there, or does not start.
-    pub fn open(dirs: &[PathBuf]) -> Result<Mig, String> {
-        let mig = Mig { library: Library::load(&["libnvidia-ml.so.1", "libnvidia-ml.so"], dirs)? };
+    pub fn open(roots: &Roots) -> Result<Mig, String> {
+        let library = Library::load(&["libnvidia-ml.so.1", "libnvidia-ml.so"], &roots.libraries)?;
+        let mig = Mig { library, roots: roots.clone() };
         mig.call("nvmlInit_v2", &[])?;
         Ok(mig)
     }
@@ -140,8 +142,8 @@ impl Mig {
         self.call("nvmlGpuInstanceCreateComputeInstance", &words)
     }
 
-    /// By what programs call an instance.
-    fn uuid(&self, card: usize, instance: u32) -> Result<String, String> {
+    /// What is the device of an instance, and its number among the instance's own.
+    fn device(&self, card: usize, instance: u32) -> Result<(usize, u32), String> {
         let mut most = 0u32;
         self.call("nvmlDeviceGetMaxMigDeviceCount", &[card, &raw mut most as usize])?;
         for index in 0..most as usize {
@@ -150,13 +152,20 @@ impl Mig {
             let is_there = self.call("nvmlDeviceGetMigDeviceHandleByIndex", &words).is_ok()
                 && self.call("nvmlDeviceGetGpuInstanceId", &[part, &raw mut number as usize]).is_ok();
             if is_there && number == instance {
-                let mut text = [0u8; 96];
-                self.call("nvmlDeviceGetUUID", &[part, &raw mut text as usize, text.len()])?;
-                let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
-                return Ok(String::from_utf8_lossy(&text[..end]).into_owned());
+                let mut compute = 0u32;
+                self.call("nvmlDeviceGetComputeInstanceId", &[part, &raw mut compute as usize])?;
+                return Ok((part, compute));
             }
         }
         Err(format!("instance {instance} is not among the card's devices"))
+    }
+
+    /// By what programs call it.
+    fn uuid(&self, device: usize) -> Result<String, String> {
+        let mut text = [0u8; 96];
+        self.call("nvmlDeviceGetUUID", &[device, &raw mut text as usize, text.len()])?;
+        let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
+        Ok(String::from_utf8_lossy(&text[..end]).into_owned())
     }
 
     /// Cards in MIG mode, with their unique names.
@@ -164,11 +173,9 @@ impl Mig {
         let mut cards = 0u32;
         self.call("nvmlDeviceGetCount_v2", &[&raw mut cards as usize])?;
         let card = |index: usize| {
-            let (mut card, mut text) = (0usize, [0u8; 96]);
+            let mut card = 0usize;
             self.call("nvmlDeviceGetHandleByIndex_v2", &[index, &raw mut card as usize]).ok()?;
-            self.call("nvmlDeviceGetUUID", &[card, &raw mut text as usize, text.len()]).ok()?;
-            let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
-            let uuid = String::from_utf8_lossy(&text[..end]).into_owned();
+            let uuid = self.uuid(card).ok()?;
             self.is_divided(card).then_some((uuid, card))
         };
         Ok((0..cards as usize).filter_map(card).collect())
@@ -230,8 +237,17 @@ impl Divider for Mig {
     fn finish(&self, card: &str, profile: &Profile, number: u32) -> Result<Part, String> {
         let card = self.card(card)?;
         self.create_compute(card, number, profile)?;
-        let name = self.uuid(card, number)?;
-        Ok(Part { runtime: name.clone(), name, ..Part::default() })
+        let (device, compute) = self.device(card, number)?;
+        let (name, mut minor) = (self.uuid(device)?, 0u32);
+        let minor = self.call("nvmlDeviceGetMinorNumber", &[card, &raw mut minor as usize]).map(|()| minor);
+        let nodes = minor.map_or(Vec::new(), |minor| caps::of_instance(&self.roots, minor, number, compute));
+        Ok(Part {
+            runtime: name.clone(),
+            name,
+            unhidden: nodes.is_empty().then(|| self.roots.caps.dir.clone()),
+            nodes: nodes.into_iter().map(same).collect(),
+            instead_of: Vec::new(),
+        })
     }
 
     fn env(&self, parts: &[Part]) -> Vec<(String, String)> {

@@ -61,6 +61,8 @@ pub struct Prepared {
     pub nodes: Vec<(PathBuf, PathBuf)>,
     /// Device nodes of its devices that it is not to have.
     pub instead_of: Vec<PathBuf>,
+    /// Directories of device nodes that must stay open to it: which nodes in them are its own is not known.
+    pub unhidden: Vec<PathBuf>,
 }
 
 /// What can make parts of devices, and what is made.
@@ -153,6 +155,7 @@ impl Partitions {
             devices: parts.iter().map(|part| part.name.clone()).collect(),
             nodes: parts.iter().flat_map(|part| part.nodes.clone()).collect(),
             instead_of: parts.iter().flat_map(|part| part.instead_of.clone()).collect(),
+            unhidden: parts.iter().filter_map(|part| part.unhidden.clone()).collect(),
         })
     }
 

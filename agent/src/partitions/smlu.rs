@@ -213,7 +213,7 @@ impl Divider for Smlu {
             runtime: format!("/dev/cambricon_dev{card},/dev/cambricon_ipcm{card},{own}"),
             // A permission: programs reach the part through the card's nodes.
             nodes: vec![same(own)],
-            instead_of: Vec::new(),
+            ..Part::default()
         })
     }
 

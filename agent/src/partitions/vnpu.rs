@@ -159,6 +159,7 @@ impl Divider for Vnpu {
             // Within, a virtual chip is a chip like any other.
             nodes: vec![(format!("/dev/vdavinci{number}").into(), format!("/dev/davinci{number}").into())],
             instead_of: vec![format!("/dev/davinci{physical}").into()],
+            unhidden: None,
         })
     }
 

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use aquifer_agent::device::Roots;
+
+use crate::fixture::between_looks;
 
 pub const CARD: &str = "GPU-0000000000000042";
 const PLACE: &str = "bus/pci/devices/0000:3d:00.0";
@@ -104,7 +105,7 @@ impl Kernel {
             scope.spawn(|| {
                 while !done.load(Ordering::Acquire) {
                     self.obey();
-                    thread::sleep(Duration::from_millis(1));
+                    between_looks();
                 }
                 // What it was just doing was perhaps not the last thing that it was told.
                 self.obey();

@@ -60,6 +60,8 @@ int nvmlDeviceGetMigDeviceHandleByIndex(Device *device, u32 index, Device **to) 
     GIVE(to, &parts[index]);
 }
 int nvmlDeviceGetGpuInstanceId(Device *part, u32 *to) { load(); GIVE(to, (u32)all[part->part].number); }
+int nvmlDeviceGetComputeInstanceId(Device *part, u32 *to) { (void)part; GIVE(to, 0); }
+int nvmlDeviceGetMinorNumber(Device *device, u32 *to) { (void)device; GIVE(to, 3); }
 int nvmlDeviceGetGpuInstanceProfileInfo(Device *device, u32 kind, Profile *to) {
     (void)device;
     for (unsigned it = 0; it < 4; it++) if (kinds[it].kind == (int)kind) {
