@@ -12,6 +12,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aquifer_agent::Launch;
 use aquifer_agent::container::{self, Container, EngineChoice, ShownDevice};
@@ -20,7 +21,7 @@ use aquifer_agent::device::{Backend, BySysfs, Roots};
 use aquifer_agent::partitions::{Divider, Mps, Partition, Partitions, Prepared, open};
 use aquifer_core::{Exit, Isolation, Slice, Vendor, WorkerState};
 use fixture::*;
-use partitions::kernel::{self, Kernel};
+use partitions::kernel::{self, Kernel, OnDrop};
 
 /// A vendor whose cards are parted through a stand-in for its library.
 struct Way {
@@ -248,13 +249,16 @@ fn shares_of_cambricon_are_what_was_asked_and_their_profiles_go_with_the_last_of
     assert_eq!(env(&made, "VIRTUAL_DEVICES"), nodes);
     assert!(made.env.contains(&("CAMBRICON_VISIBLE_DEVICES".into(), String::new())), "not the whole card");
     let of_card = fs::read_to_string(machine.dir.path().join("profiles")).unwrap();
-    assert_eq!(of_card, format!("0 3 26 {}\n", 20u64 << 30), "a hundredth more than 25.5");
+    assert_eq!(of_card, format!("0 3 25 {}\n", 20u64 << 30), "a hundredth below");
     // One of the same size has the same profile.
-    partitions.prepare(id(1), &machine.part(260, 20), true).unwrap();
+    partitions.prepare(id(1), &machine.part(250, 20), true).unwrap();
     assert_eq!(machine.parts(), "0 1 3\n0 2 3\nprofile\n");
     let full = partitions.prepare(id(2), &machine.part(100, 41), true).unwrap_err();
-    assert_eq!(full, format!("{} has no room for 10 % and 41984 MiB: 40960 MiB are left", SMLU.card));
-    assert!(partitions.prepare(id(2), &machine.part(490, 1), true).unwrap_err().contains("no room for 49 %"));
+    assert_eq!(
+        full,
+        format!("{} has no room for 10 % and 41984 MiB: 50 % and 40960 MiB are left", SMLU.card)
+    );
+    assert!(partitions.prepare(id(2), &machine.part(510, 1), true).unwrap_err().contains("no room for 51 %"));
     partitions.release(id(0));
     assert_eq!(machine.parts(), "0 2 3\nprofile\n");
     // A driver that does not let go is told, and asked again by the next.
@@ -326,6 +330,40 @@ fn cards_of_amd_are_parted_as_a_whole_while_nobody_is_on_them() {
 }
 
 #[test]
+fn whoever_looks_for_cards_while_one_is_parted_misses_none() {
+    let (kernel, dir) = (Kernel::new(), tempfile::tempdir().unwrap());
+    let roots = Roots { parts_on_demand: [Vendor::Amd].into(), ..kernel.roots() };
+    let partitions = Partitions::new(dir.path(), None, vec![open(Vendor::Amd, &roots).unwrap()]);
+    let part = |compute_milli: u32| Partition::Instances {
+        vendor: Vendor::Amd,
+        cards: vec![kernel::CARD.into()],
+        slice: Some(Slice { compute_milli, memory_bytes: 1 << 30 }),
+    };
+    let done = AtomicBool::new(false);
+    let looks = std::thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            let (mut amd, mut looks) = (BySysfs::new(Vendor::Amd, &roots), 0);
+            while !done.load(Ordering::Acquire) {
+                let found = amd.discover();
+                assert_eq!((found.devices.len(), &found.findings[..]), (1, &[][..]), "{found:#?}");
+                looks += 1;
+            }
+            looks
+        });
+        let end = OnDrop(&done);
+        kernel.obeying(|| {
+            for compute_milli in [500, 100, 250, 125, 400] {
+                partitions.prepare(id(0), &part(compute_milli), true).unwrap();
+                partitions.release(id(0));
+            }
+        });
+        drop(end);
+        looking.join().unwrap()
+    });
+    assert!(5 < looks, "it looked {looks} times");
+}
+
+#[test]
 fn an_agent_that_is_killed_at_any_step_leaves_nothing_to_the_next() {
     for way in [&MIG, &VNPU, &SMLU] {
         let Some(machine) = Machine::new(way) else { return };
@@ -390,7 +428,7 @@ fn a_card_of_amd_is_whole_again_whenever_its_agent_is_killed() {
         });
         assert_eq!((kernel.mode(), kernel.parts(), claimed()), ("SPX".into(), 1, false), "stage {stage}");
     }
-    for state in [("QPX", 1), ("QPX", 4), ("SPX", 4), ("SPX", 1)] {
+    for state in [("QPX", 1), ("SPX", 4), ("SPX", 1)] {
         assert!(left.contains(&(state.0.into(), state.1)), "it was killed midway: {left:?}");
     }
 }
@@ -451,7 +489,10 @@ async fn a_container_has_the_nodes_of_its_part_and_a_worker_without_one_is_refus
     let whole = ShownDevice { is_parted: false, ..device.clone() };
     let slice = Some(Slice { compute_milli: 100, memory_bytes: 8 << 30 });
     assert_eq!(
-        (t.config.partitions.wanted(&[whole], slice), t.config.partitions.wanted(&[device.clone()], None)),
+        (
+            t.config.partitions.wanted(&[whole], slice),
+            t.config.partitions.wanted(std::slice::from_ref(&device), None)
+        ),
         (None, None)
     );
     let partition =

@@ -34,6 +34,7 @@ pub fn is_there(roots: &Roots) -> bool {
 ///
 /// * `errors`: what was known of their errors.
 pub fn look(roots: &Roots, errors: &mut Ras) -> Discovery {
+    let _still = roots.parting.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if !is_there(roots) {
         let why = match roots.sysfs.join("module/amdgpu").exists() {
             true => "the driver amdgpu runs without its compute part, kfd",
@@ -133,8 +134,8 @@ pub struct Card {
     pub memory_bytes: u64,
     /// Minor numbers of its parts' render nodes.
     pub parts: Vec<u32>,
-    /// Dies with compute units that it has.
-    dies: u32,
+    /// Dies with compute units of all its parts.
+    pub dies: u32,
 }
 
 impl Card {

@@ -23,6 +23,8 @@ pub struct Roots {
     pub pause: Duration,
     /// Vendors whose cards that can be divided are offered whole, because the agent makes their parts.
     pub parts_on_demand: BTreeSet<Vendor>,
+    /// Held while a card is parted anew: whoever looks meanwhile would miss it.
+    pub parting: Arc<Mutex<()>>,
     /// What is listed of `/dev/dri`.
     pub dri: PathBuf,
     /// The nodes that part MIG instances from each other.
@@ -50,6 +52,7 @@ impl Default for Roots {
             patience: Duration::from_secs(5),
             pause: Duration::from_secs(5),
             parts_on_demand: BTreeSet::new(),
+            parting: Arc::default(),
             dri: "/dev/dri".into(),
             caps: Caps::default(),
             plugged: Plugged::default(),

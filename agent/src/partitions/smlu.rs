@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 use aquifer_core::{Slice, Vendor};
 
+use super::Profile;
 use super::divider::{Divider, Part, only_contained, persist, same};
-use super::{Profile, smallest};
 use crate::device::api::{Context, Opened, Value};
 use crate::device::open;
 use crate::device::vendor::cambricon::{SMLU_MODE, VERSION};
@@ -79,6 +79,7 @@ const NO_INFO: Info = Info {
     spare: [0; 128],
 };
 
+const MIB: u64 = 1 << 20;
 /// Profiles, and shares, of a card at most.
 const MOST: usize = 128;
 
@@ -173,7 +174,7 @@ impl Divider for Smlu {
         only_contained(contained, "sMLU instances")
     }
 
-    /// Exactly as asked, rounded up to a hundredth of the compute and a MiB.
+    /// As asked, to a hundredth of the compute and a MiB below: what the scheduler has room for, the card has, too.
     fn choose(&self, card: &str, slice: Option<Slice>, _: &BTreeSet<u32>) -> Result<Profile, String> {
         let context = self.card(card)?;
         let total = self.opened.first(self.opened.api.memory, &context).map_or(0, Value::number);
@@ -181,14 +182,16 @@ impl Divider for Smlu {
         let left = 100u32.saturating_sub(used.iter().map(|it| it.percent[0]).sum());
         let memory_left = total.saturating_sub(used.iter().map(|it| it.memory_bytes[0]).sum());
         let (percent, memory_bytes) = slice.map_or((100, total), |slice| {
-            (slice.compute_milli.div_ceil(10).max(1), slice.memory_bytes.next_multiple_of(1 << 20))
+            ((slice.compute_milli / 10).max(1), (slice.memory_bytes & !(MIB - 1)).max(MIB))
         });
-        let wanted = Profile { id: 0, slices: percent, memory_bytes };
-        let has_room = |it: &Profile| it.slices <= left && it.memory_bytes <= memory_left;
-        smallest(&[wanted], 100, slice, has_room).ok_or_else(|| {
-            let (asked, left) = (memory_bytes >> 20, memory_left >> 20);
-            format!("{card} has no room for {percent} % and {asked} MiB: {left} MiB are left")
-        })
+        match percent <= left && memory_bytes <= memory_left {
+            true => Ok(Profile { id: 0, slices: percent, memory_bytes }),
+            false => Err(format!(
+                "{card} has no room for {percent} % and {} MiB: {left} % and {} MiB are left",
+                memory_bytes / MIB,
+                memory_left / MIB
+            )),
+        }
     }
 
     fn create(&self, card: &str, profile: &Profile, _: &BTreeSet<u32>) -> Result<u32, String> {

@@ -55,12 +55,17 @@ impl Xcp {
     }
 
     /// Parts a card into so many, and waits until the kernel lists them.
-    fn part(&self, name: &str, place: &str, mode: &str, parts: u32) -> Result<(), String> {
+    ///
+    /// * `dies`: of the whole card: nodes go and come one by one, and one that is left of several is not the card.
+    fn part(&self, name: &str, place: &str, (mode, parts): (&str, u32), dies: u32) -> Result<(), String> {
         let file = self.roots.pci(place).join("current_compute_partition");
         let refused = |error| format!("{name} cannot be parted as {mode}: {error}; programs may use it");
+        let _parting = self.roots.parting.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         fs::write(&file, mode).map_err(refused)?;
-        let until = Instant::now() + self.roots.patience;
-        while self.card(name).map_or(0, |card| card.parts.len()) != parts as usize {
+        // Whoever looks for cards meanwhile has as much patience, and waits.
+        let until = Instant::now() + self.roots.patience / 2;
+        let is_listed = |card: Card| card.parts.len() == parts as usize && dies <= card.dies;
+        while !self.card(name).is_ok_and(is_listed) {
             if until < Instant::now() {
                 return Err(format!(
                     "the kernel does not list {parts} parts of {name}, which is parted as {mode}"
@@ -111,7 +116,7 @@ impl Divider for Xcp {
         let card = self.card(name)?;
         let way = card.ways(&self.roots).into_iter().find(|(_, parts)| *parts == profile.id);
         if let Some((mode, parts)) = way.filter(|_| !self.is_parted(&card, profile.id)) {
-            self.part(name, &card.place, &mode, parts)?;
+            self.part(name, &card.place, (&mode, parts), card.dies)?;
         }
         let free = (0..profile.id).find(|number| !taken.contains(number));
         free.ok_or_else(|| format!("all parts of {name} are in use"))
@@ -142,9 +147,10 @@ impl Divider for Xcp {
             let Some(mode) = mode.filter(|_| kfd::can_be_parted(&self.roots, &place)) else { continue };
             let card = listed.iter().find(|card| card.place == place);
             let name = card.map_or_else(|| kfd::name_at(&self.roots, &place), |card| card.uuid.clone());
+            let dies = card.map_or(0, |card| card.dies);
             let is_whole = mode == WHOLE_MODE && card.is_some_and(|card| card.parts.len() == 1);
             if !is_whole && kept.iter().all(|(kept, _)| *kept != name) {
-                failures.extend(persist(|| self.part(&name, &place, WHOLE_MODE, 1)).err());
+                failures.extend(persist(|| self.part(&name, &place, (WHOLE_MODE, 1), dies)).err());
             }
         }
         failures

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use aquifer_agent::device::Roots;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::fixture::between_looks;
 
@@ -30,8 +31,7 @@ impl Kernel {
         ] {
             kernel.put(&format!("{PLACE}/{file}"), &format!("{text}\n"));
         }
-        kernel.put(&format!("{NODES}/0/properties"), "cpu_cores_count 96\nsimd_count 0\nvendor_id 4098\n");
-        kernel.obey();
+        kernel.list(1);
         kernel
     }
 
@@ -68,34 +68,36 @@ impl Kernel {
             // The file is just being written.
             _ => return,
         };
-        if self.dir.path().join(NODES).exists() && self.parts() == parts {
+        if self.parts() as u64 == parts {
             return;
         }
-        for part in 0..8 {
-            let node = self.dir.path().join(NODES).join((1 + part).to_string());
-            if parts <= part {
-                _ = fs::remove_dir_all(node);
-                continue;
-            }
+        // As in the kernel, nothing is listed for a moment, and then all of it.
+        self.list(0);
+        self.list(parts);
+    }
+
+    /// Lists a processor, and this many parts.
+    fn list(&self, parts: u64) {
+        self.put("aside/0/properties", "cpu_cores_count 96\nsimd_count 0\nvendor_id 4098\n");
+        for part in 0..parts {
             // Newer kernels give every part a name of its own.
             let name = if parts == 1 { 0x42 } else { 0x1000 + part };
-            let at = format!("{NODES}/{}", 1 + part);
-            self.put(
-                &format!("{at}/mem_banks/0/properties"),
-                &format!("heap_type 1\nsize_in_bytes {}\n", 206_158_430_208 / parts - 4096),
+            let properties = format!(
+                "cpu_cores_count 0\nsimd_count {}\nnum_xcc {}\nvendor_id 4098\ndevice_id 29857\n\
+                 location_id {}\ndomain 0\ndrm_render_minor {}\nunique_id {name}\n",
+                1216 / parts,
+                8 / parts,
+                0x3d00,
+                128 + part
             );
-            self.put(
-                &format!("{at}/properties"),
-                &format!(
-                    "cpu_cores_count 0\nsimd_count {}\nnum_xcc {}\nvendor_id 4098\ndevice_id 29857\n\
-                     location_id {}\ndomain 0\ndrm_render_minor {}\nunique_id {name}\n",
-                    1216 / parts,
-                    8 / parts,
-                    0x3d00,
-                    128 + part
-                ),
-            );
+            let memory = format!("heap_type 1\nsize_in_bytes {}\n", 206_158_430_208 / parts - 4096);
+            self.put(&format!("aside/{}/mem_banks/0/properties", 1 + part), &memory);
+            self.put(&format!("aside/{}/properties", 1 + part), &properties);
         }
+        let (nodes, aside) = (self.dir.path().join(NODES), self.dir.path().join("aside"));
+        fs::create_dir_all(&nodes).unwrap();
+        renameat_with(CWD, &aside, CWD, &nodes, RenameFlags::EXCHANGE).unwrap();
+        fs::remove_dir_all(aside).unwrap();
     }
 
     /// Obeys all the while.
@@ -117,7 +119,8 @@ impl Kernel {
     }
 }
 
-struct OnDrop<'a>(&'a AtomicBool);
+/// Ends who waits for it, also when what it stands for fails.
+pub struct OnDrop<'a>(pub &'a AtomicBool);
 
 impl Drop for OnDrop<'_> {
     fn drop(&mut self) {
