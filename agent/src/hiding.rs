@@ -12,6 +12,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -101,22 +102,30 @@ impl Hidden {
     }
 }
 
-/// Whether device nodes can be hidden here, tried in a thread of its own. Blocks for a moment.
+/// Whether device nodes, and directories of them, can be hidden here, tried in threads of their own. Blocks for a moment.
 ///
 /// # Errors
 /// Says what is in the way.
 pub(crate) fn check() -> Result<(), String> {
-    const TRIED: &str = "/dev/zero";
-    let trial = || {
-        Hidden::new(&[TRIED.into()], &[]).hide().map_err(io::Error::from)?;
-        match OpenOptions::new().read(true).open(TRIED) {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-            Err(error) => Err(error),
-            Ok(_) => Err(io::Error::other("what is hidden can be opened all the same")),
-        }
+    let cannot_open = |node: &str, kind: io::ErrorKind| match OpenOptions::new().read(true).open(node) {
+        Err(error) if error.kind() == kind => Ok(()),
+        Err(error) => Err(error),
+        Ok(_) => Err(io::Error::other("what is hidden can be opened all the same")),
     };
-    let tried = std::thread::spawn(trial).join().unwrap_or_else(|_| Err(io::Error::other("the trial broke")));
-    tried.map_err(|error| error.to_string())
+    let of_nodes = move || {
+        Hidden::new(&["/dev/zero".into()], &[]).hide()?;
+        cannot_open("/dev/zero", io::ErrorKind::PermissionDenied)
+    };
+    let of_directories = move || {
+        Hidden::new(&["/dev".into()], &["/dev/null".into()]).hide()?;
+        OpenOptions::new().read(true).open("/dev/null")?;
+        cannot_open("/dev/zero", io::ErrorKind::NotFound)
+    };
+    let tried = |trial: JoinHandle<io::Result<()>>| {
+        let tried = trial.join().unwrap_or_else(|_| Err(io::Error::other("the trial broke")));
+        tried.map_err(|error| error.to_string())
+    };
+    tried(thread::spawn(of_nodes)).and_then(|()| tried(thread::spawn(of_directories)))
 }
 
 /// Whether workers are kept from the device nodes of others.
@@ -147,5 +156,22 @@ impl Hiding {
             }
             _ => Vec::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_trial_hides_nothing_from_who_tries() {
+        if !rustix::process::geteuid().is_root() {
+            _ = writeln!(io::stderr(), "skipped: only root hides nodes");
+            return;
+        }
+        assert_eq!(check(), Ok(()));
+        assert!(fs::File::open("/dev/zero").is_ok());
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::sync::{MutexGuard, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -54,13 +55,28 @@ impl Xcp {
         card.ways(&self.roots).into_iter().find(|(own, _)| *own == mode).map(|(_, parts)| parts)
     }
 
+    /// Keeps others from looking for cards. One who looks for long hangs, and nobody waits for that.
+    fn wait_for_looks(&self) -> Option<MutexGuard<'_, ()>> {
+        let until = Instant::now() + self.roots.patience;
+        loop {
+            match self.roots.parting.try_lock() {
+                Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                    thread::sleep(Duration::from_millis(5))
+                }
+                Err(TryLockError::WouldBlock) => return None,
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Ok(guard) => return Some(guard),
+            }
+        }
+    }
+
     /// Parts a card into so many, and waits until the kernel lists them.
     ///
     /// * `dies`: of the whole card: nodes go and come one by one, and one that is left of several is not the card.
     fn part(&self, name: &str, place: &str, (mode, parts): (&str, u32), dies: u32) -> Result<(), String> {
         let file = self.roots.pci(place).join("current_compute_partition");
         let refused = |error| format!("{name} cannot be parted as {mode}: {error}; programs may use it");
-        let _parting = self.roots.parting.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let _parting = self.wait_for_looks();
         fs::write(&file, mode).map_err(refused)?;
         // Whoever looks for cards meanwhile has as much patience, and waits.
         let until = Instant::now() + self.roots.patience / 2;
