@@ -729,6 +729,8 @@ fn cards_that_can_be_parted_say_so_where_that_is_switched_on() {
         }
         assert_eq!(levels(&[stub.vendor]), all(Isolation::Limited), "{}", stub.vendor);
         assert_eq!(levels(&[Vendor::Nvidia]), all(Isolation::Advisory), "{}", stub.vendor);
+        let known = machine.backend(stub).discover().devices;
+        assert!(known.iter().all(|it| it.parts == Some(Isolation::Limited)), "people are told: {known:#?}");
     }
     // A driver that makes no virtual chips.
     let Some(machine) = Machine::new(&ASCEND, &["dcmi_get_device_info"]) else { return };

@@ -207,10 +207,7 @@ impl Reader {
             _ = opened.ask(&events.register, &about); // Older ones have none.
         }
         let on_demand = self.roots.parts_on_demand.contains(&self.maker.vendor);
-        let slices = opened
-            .api
-            .slices
-            .filter(|slices| (on_demand || slices.listed.is_some()) && (slices.is_divided)(opened, &about));
+        let slices = opened.api.slices.filter(|slices| (slices.is_divided)(opened, &about));
         let device = |notes: &mut Vec<String>| self.read_device(opened, &about, notes).map_err(fault);
         let devices = match slices {
             Some(Slices { listed: Some(listed), .. }) if !on_demand => {
