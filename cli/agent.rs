@@ -1,6 +1,6 @@
 //! `aquifer agent`: the daemon of a node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use aquifer_agent::container::EngineChoice;
 use aquifer_agent::device::measured::MeasureChoice;
 use aquifer_agent::device::{DeviceChoice, Roots};
 use aquifer_agent::metrics::Metrics;
+use aquifer_agent::partitions::ON_DEMAND;
 use aquifer_agent::{AgentConfig, Retention};
 use aquifer_core::Ports;
 use aquifer_proto::tls::{ClientTls, is_local};
@@ -73,6 +74,17 @@ pub struct Args {
     /// cards in MIG mode are its own). Default: off
     #[arg(long, env = "AQUIFER_MIG", value_name = "off|on-demand")]
     pub mig: Option<String>,
+    /// Virtual chips of Ascend: `off` or `on-demand` (the agent makes and removes them: all are its own). Default: off
+    #[arg(long, env = "AQUIFER_VNPU", value_name = "off|on-demand")]
+    pub vnpu: Option<String>,
+    /// Shares of Cambricon's cards in sMLU mode: `off` or `on-demand` (the agent makes and removes them: all are its own).
+    /// Default: off
+    #[arg(long, env = "AQUIFER_SMLU", value_name = "off|on-demand")]
+    pub smlu: Option<String>,
+    /// Parts of AMD's cards (compute partitions): `off` (those that there are, are devices) or `on-demand` (the agent parts cards
+    /// while nothing runs on them, and makes them whole again). Default: off
+    #[arg(long, env = "AQUIFER_XCP", value_name = "off|on-demand")]
+    pub xcp: Option<String>,
     /// NVIDIA's multi-process service: `off` (used where it runs) or `on-demand` (the agent starts one for each device
     /// of which ranks have slices). Default: off
     #[arg(long, env = "AQUIFER_MPS", value_name = "off|on-demand")]
@@ -157,6 +169,13 @@ impl Args {
             u32::try_from(milli).map_err(|_| "expected at most 4,000,000 cores".to_string())
         };
         let count = |text: &str| text.parse().map_err(|_| "expected a whole number".to_string());
+        let mut parts_on_demand = BTreeSet::new();
+        let parts = [&self.mig, &self.vnpu, &self.smlu, &self.xcp];
+        for ((vendor, name), given) in ON_DEMAND.into_iter().zip(parts) {
+            if settings.take(name, given.as_ref(), "off", on_demand)? {
+                parts_on_demand.insert(vendor);
+            }
+        }
         let config = AgentConfig {
             server,
             tls: ClientTls { ca, identity },
@@ -175,7 +194,7 @@ impl Args {
             address: settings.take("address", self.address.as_ref(), address, text)?,
             ports: settings.take("ports", self.ports.as_ref(), "20000-28999", ports)?,
             labels: settings.take("labels", self.labels.as_ref(), "", labels)?,
-            mig_on_demand: settings.take("mig", self.mig.as_ref(), "off", on_demand)?,
+            parts_on_demand,
             mps_on_demand: settings.take("mps", self.mps.as_ref(), "off", on_demand)?,
             reset: settings.take_optional("reset", self.reset.as_ref(), program)?,
             engine: settings.take("engine", self.engine.as_ref(), "auto", str::parse::<EngineChoice>)?,

@@ -8,6 +8,8 @@ use aquifer_agent::device::measured::{self, Ended, Figures, Measurements};
 use aquifer_agent::device::topology::seat;
 use aquifer_agent::device::{Backends, DeviceChoice, Roots};
 use aquifer_agent::host::Host;
+use aquifer_agent::partitions::ON_DEMAND;
+use aquifer_core::Vendor;
 use serde::Serialize;
 
 use crate::client::Global;
@@ -90,6 +92,8 @@ pub struct Device {
     pub island: Option<u16>,
     /// How well slices of it are kept from each other: hard, limited, advisory.
     pub isolation: String,
+    /// Setting of the agent under which parts of it are made on demand.
+    pub parted_by: Option<String>,
     /// What a worker that holds it is told.
     pub environment: Vec<String>,
     /// What a worker that holds it must be able to open.
@@ -143,6 +147,7 @@ impl Place {
                 measured: backends.figures(index).cloned(),
                 island: device.island,
                 isolation: device.isolation.to_string(),
+                parted_by: found.parts.and_then(|_| setting(found.class.vendor)),
                 environment: shown.env.iter().map(|(key, value)| format!("{key}={value}")).collect(),
                 device_nodes: shown.device_nodes.iter().map(|node| node.display().to_string()).collect(),
             }
@@ -252,6 +257,12 @@ pub fn text(machine: &Machine, output: &Output) -> String {
     parts.join("\n\n")
 }
 
+/// The setting of the agent that has it make parts of a vendor's cards.
+fn setting(vendor: Vendor) -> Option<String> {
+    let (_, setting) = ON_DEMAND.into_iter().find(|(own, _)| *own == vendor)?;
+    Some(setting.into())
+}
+
 /// What a kind of devices does, and who says so.
 fn speed_text(device: &Device) -> String {
     let mut parts = vec![device.speed_source.clone()];
@@ -266,6 +277,9 @@ fn speed_text(device: &Device) -> String {
             (it.decode_tokens_per_s, "tokens/s of decoding"),
         ];
         parts.extend(figures.iter().filter_map(|(rate, unit)| Some(format!("{:.0} {unit}", (*rate)?))));
+    }
+    if let Some(setting) = &device.parted_by {
+        parts.push(format!("parts of it can be made on demand (--{setting} on-demand)"));
     }
     printable(&format!("{}: {}", device.model, parts.join(", ")))
 }

@@ -114,7 +114,8 @@ pub fn text(findings: &[Finding], output: &Output) -> String {
     findings.iter().map(line).collect::<Vec<String>>().join("\n")
 }
 
-fn of_devices(machine: &Machine) -> Vec<Finding> {
+/// What there is to say of a machine's devices.
+pub fn of_devices(machine: &Machine) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut well: BTreeMap<&str, usize> = BTreeMap::new();
     for device in machine.devices.iter().filter(|device| device.fault.is_none()) {
@@ -140,6 +141,15 @@ fn of_devices(machine: &Machine) -> Vec<Finding> {
             findings.push(finding("devices", "warning", what, advice(fault)));
         }
     }
+    let mut parted: BTreeMap<&str, usize> = BTreeMap::new();
+    for setting in machine.devices.iter().filter_map(|device| device.parted_by.as_deref()) {
+        *parted.entry(setting).or_default() += 1;
+    }
+    let told = |(setting, count): (&str, usize)| {
+        let cards = if count == 1 { "1 device".into() } else { format!("{count} devices") };
+        ok("devices", format!("parts of {cards} can be made on demand: aquifer agent --{setting} on-demand"))
+    };
+    findings.extend(parted.into_iter().map(told));
     let has_nvidia = machine.devices.iter().any(|device| device.vendor == "nvidia" && device.fault.is_none());
     let pipe = std::env::var_os("CUDA_MPS_PIPE_DIRECTORY").unwrap_or("/tmp/nvidia-mps".into());
     if has_nvidia && !Path::new(&pipe).exists() {
@@ -171,11 +181,17 @@ fn advice(what: &str) -> &'static str {
         ("fell off the bus", "restart the machine; if it happens again, look at the card's seat and power"),
         ("reset", "drain the node, then reset the card with the vendor's tool"),
         ("restart of the machine", "drain the node and restart the machine"),
+        (
+            "have it looked at",
+            "drain the node and have the card looked at; the agent started again takes it anew",
+        ),
         ("replace it", "drain the node and have the card replaced"),
         (
             "does not list",
             "see the kernel's log (dmesg) for the card; in a container, it may belong to others",
         ),
+        ("there are no slices", "make some (nvidia-smi mig), or let the agent: --mig on-demand"),
+        ("has no compute part", "load the driver with kfd; a container needs /sys/class/kfd passed in"),
         ("neither of the drivers", "load the driver i915 or xe"),
         ("no permission", "add the agent's user to the groups video and render"),
     ];

@@ -22,6 +22,7 @@ fn machine() -> devices::Machine {
         speed_source: "not measured".into(),
         switch: None,
         island: (index < 2).then_some(0),
+        parted_by: (index < 2).then(|| "vnpu".into()),
         ..devices::Device::default()
     };
     devices::Machine {
@@ -41,7 +42,7 @@ DEVICE  VENDOR  MODEL    MEMORY  SPEED  STATE                     ISLAND  NUMA  
      1  ascend  910b3    64 GiB      1  well                           0     1  0000:c1:00.0  die-1
      2  ascend  unknown     0 B      1  faulty: fell off the bus             1  0000:c2:00.0  die-2
 
-910b3: not measured
+910b3: not measured, parts of it can be made on demand (--vnpu on-demand)
 unknown: not measured
 
 ascend: device 0: a minor fault"
@@ -55,10 +56,21 @@ ascend: device 0: a minor fault"
     assert_eq!(keys(&json), "devices findings node");
     assert_eq!(
         keys(&json["devices"][0]),
-        "device_nodes environment fault index island isolation measured memory_bytes model numa_node place \
+        "device_nodes environment fault index island isolation measured memory_bytes model numa_node parted_by place \
          speed_milli speed_source switch uuid vendor"
     );
     assert_eq!(keys(&json["findings"][0]), "vendor what");
+}
+
+#[test]
+fn a_doctor_says_which_setting_parts_cards() {
+    let said: Vec<(&str, String)> =
+        doctor::of_devices(&machine()).into_iter().map(|it| (it.state, it.what)).collect();
+    let parts = "parts of 2 devices can be made on demand: aquifer agent --vnpu on-demand";
+    assert!(said.contains(&("ok", parts.into())), "{said:?}");
+    let devices = vec![devices::Device { parted_by: None, ..machine().devices.remove(0) }];
+    let without = doctor::of_devices(&devices::Machine { devices, ..machine() });
+    assert!(without.iter().all(|it| !it.what.contains("on demand")));
 }
 
 #[test]

@@ -41,6 +41,7 @@ async fn main() {
         container: None,
         partition: None,
         hidden_nodes: Vec::new(),
+        own_nodes: Vec::new(),
     });
     while heard.recv().await.is_some() {}
 }

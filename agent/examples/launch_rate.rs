@@ -57,6 +57,7 @@ async fn main() {
                 container: None,
                 partition: None,
                 hidden_nodes: Vec::new(),
+                own_nodes: Vec::new(),
             });
         }
         if let News::State { id, state: WorkerState::Exited(exit) } = heard.recv().await.expect("news") {

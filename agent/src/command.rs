@@ -50,6 +50,8 @@ pub fn launch(id: WorkerId, order: &Order, seen: Visibility, surroundings: &Surr
         true => seen.near,
         false => seen.cpu_affinity,
     };
+    let in_hidden = |node: &PathBuf| seen.hidden_nodes.iter().any(|dir| node.parent() == Some(dir));
+    let own_nodes = seen.device_nodes.into_iter().filter(in_hidden).collect();
     let mut env = seen.env;
     env.extend(frameworks::variables(id, order));
     env.extend(spec.env.iter().map(|(key, value)| (key.to_string(), value.to_string())));
@@ -88,6 +90,7 @@ pub fn launch(id: WorkerId, order: &Order, seen: Visibility, surroundings: &Surr
         files: frameworks::files(order),
         container: None,
         partition: None,
+        own_nodes,
         hidden_nodes: seen.hidden_nodes,
     }
 }
@@ -112,6 +115,7 @@ pub fn container(
         engine: engine.clone(),
         image: image.into(),
         device_nodes,
+        renamed_nodes: Vec::new(),
         mounts: checkpoints.map(|(_, dir)| dir.into()).collect(),
         asked: mounts.to_vec(),
         read_only: vendors.into_iter().flat_map(driver_files).collect(),

@@ -149,7 +149,7 @@ impl Daemon {
         let node = border::name("node", &config.node)?;
         host.cpus_milli = config.cpus_milli.unwrap_or(host.cpus_milli);
         host.memory_bytes = config.memory_bytes.unwrap_or(host.memory_bytes);
-        config.roots.parts_on_demand = config.mig_on_demand;
+        config.roots.parts_on_demand = config.parts_on_demand.clone();
         let partitions = Arc::new(config.partitions().await?);
         let supervisor = SupervisorCommand::own_binary().map_err(AgentError::Machine)?;
         let program = supervisor.program.clone();
@@ -296,10 +296,10 @@ impl Daemon {
             let (contained, devices) = backends.in_container(&rank.devices, rank.slice);
             let partition = self.partitions.wanted(&devices, rank.slice);
             let Some(image) = command::image(&order) else {
-                let mut seen = backends.visibility(&rank.devices, rank.slice);
-                if self.hiding != Hiding::Done {
-                    seen.hidden_nodes.clear();
-                }
+                let seen = match self.hiding {
+                    Hiding::Done => backends.with_others_hidden(&rank.devices, rank.slice),
+                    _ => backends.visibility(&rank.devices, rank.slice),
+                };
                 let launch = command::launch(id, &order, seen, &self.surroundings);
                 self.launcher.launch(Launch { partition, ..launch });
                 continue;

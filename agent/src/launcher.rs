@@ -62,6 +62,8 @@ pub struct Launch {
     pub partition: Option<Partition>,
     /// Device nodes that it is not to open; a container has only its own in any case.
     pub hidden_nodes: Vec<PathBuf>,
+    /// Device nodes that it can open, in directories of which others are hidden.
+    pub own_nodes: Vec<PathBuf>,
 }
 
 /// When a worker counts as running.
@@ -411,6 +413,7 @@ impl Launcher {
             account: None,
             container: None,
             hidden_nodes: launch.hidden_nodes,
+            own_nodes: launch.own_nodes,
         }
     }
 

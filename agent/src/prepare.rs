@@ -47,11 +47,21 @@ pub fn prepared(
 ) -> Result<Spec, String> {
     let More { run_as, made, mut container, partition } = more;
     if let Some(partition) = partition {
-        let made = partitions.prepare(id, &partition)?;
+        let made = partitions.prepare(id, &partition, container.is_some())?;
         spec.env.retain(|(name, _)| made.env.iter().all(|(own, _)| own != name));
         spec.env.extend(made.env);
+        spec.hidden_nodes.retain(|node| !made.unhidden.contains(node));
+        spec.own_nodes.extend(made.nodes.iter().map(|(node, _)| node.clone()));
         if let Some(container) = &mut container {
+            if let Some((node, _)) = made.nodes.iter().find(|(node, _)| !node.exists()) {
+                return Err(format!("{} is not there, although the driver has made it", node.display()));
+            }
             container.mounts.extend(made.mounts);
+            container.device_nodes.retain(|node| !made.instead_of.contains(node));
+            let (same, renamed): (Vec<_>, Vec<_>) =
+                made.nodes.into_iter().partition(|(node, within)| node == within);
+            container.device_nodes.extend(same.into_iter().map(|(node, _)| node));
+            container.renamed_nodes.extend(renamed);
             container.devices.iter_mut().zip(made.devices).for_each(|(device, name)| device.uuid = name);
         }
     }
@@ -117,6 +127,7 @@ fn contained(spec: Spec, mut container: Container, dir: &RunDir, account: &Accou
         memory_bytes: 0,
         container: Some(left),
         hidden_nodes: Vec::new(),
+        own_nodes: Vec::new(),
         ..spec
     })
 }

@@ -65,9 +65,12 @@ pub(crate) struct Spec {
     /// Given where the command runs a container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<Left>,
-    /// Device nodes that it is not to open.
+    /// Device nodes that it is not to open, and directories of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hidden_nodes: Vec<PathBuf>,
+    /// Of directories among them: nodes that it can open.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub own_nodes: Vec<PathBuf>,
 }
 
 /// `pid.json`.

@@ -52,7 +52,7 @@ pub(crate) fn spawn(spec: &Spec, run_dir: &Path, input: BorrowedFd, groups: &[Fi
         let groups: Vec<Gid> = account.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
         (Uid::from_raw(account.uid), Gid::from_raw(account.gid), groups)
     });
-    let hidden = Hidden::new(&spec.hidden_nodes);
+    let mut hidden = Hidden::new(&spec.hidden_nodes, &spec.own_nodes);
     // An engine's client may need programs that are root's to whoever starts them; what it runs may not.
     let may_gain_nothing = spec.container.is_none();
     // What a program had in its memory is not left on the disk, unless it asks for that.

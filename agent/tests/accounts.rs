@@ -148,6 +148,40 @@ async fn who_may_not_run_anything_is_named() {
     t.done().await;
 }
 
+#[tokio::test]
+async fn a_directory_of_nodes_has_a_worker_s_own_and_no_others_whenever_they_appear() {
+    let Some(mut t) = of_root().await else { return };
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+    let nodes = dir.path().join("nodes");
+    fs::create_dir(&nodes).unwrap();
+    let [Some(own), Some(other)] = ["own", "other"].map(|name| device(&nodes, name)) else { return };
+    let gate = dir.path().join("gate");
+    let script = format!(
+        "cd {} && ls && head -c 1 own | wc -c; echo; until [ -e {} ]; do sleep 0.01; done; ls; cat other later",
+        nodes.display(),
+        gate.display()
+    );
+    for (rank, user) in [(0, None), (1, Some(USER.to_string()))] {
+        let (hidden_nodes, own_nodes) = (vec![nodes.clone(), other.clone()], vec![own.clone()]);
+        let launch = Launch { id: id(rank), run_as: user, hidden_nodes, own_nodes, ..shell(&script) };
+        t.start(launch).await;
+        t.wait_for_log(id(rank), "\n\n").await;
+        let Some(later) = device(&nodes, "later") else { return };
+        fs::write(&gate, "").unwrap();
+        assert_eq!(t.exit_of(id(rank)).await, Exit::Code(1));
+        let log = t.log(id(rank));
+        let lines: Vec<&str> = log.lines().map(str::trim).collect();
+        assert_eq!(lines[..4], ["own", "1", "", "own"], "{log}");
+        assert!(lines[4..].iter().all(|line| line.contains("No such file")) && lines.len() == 6, "{log}");
+        for made in [&gate, &later] {
+            fs::remove_file(made).unwrap();
+        }
+    }
+    assert_eq!(fs::read_dir(&nodes).unwrap().count(), 2, "nothing of it is seen outside");
+    t.done().await;
+}
+
 /// A device node that reads as zeros.
 fn device(dir: &Path, name: &str) -> Option<PathBuf> {
     let node = dir.join(name);

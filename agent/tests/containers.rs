@@ -33,6 +33,7 @@ fn contained(engine: &Arc<Engine>, image: &str, launch: Launch) -> Launch {
         image: image.into(),
         devices: Vec::new(),
         device_nodes: vec!["/dev/null".into(), "/dev/no-such-node".into()],
+        renamed_nodes: Vec::new(),
         mounts: Vec::new(),
         read_only: vec!["/no/such/driver".into()],
         asked: Vec::new(),

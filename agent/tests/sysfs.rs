@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aquifer_agent::device::{Backend, Backends, BySysfs, Discovery, Roots};
 use aquifer_agent::host::Host;
@@ -102,6 +102,34 @@ fn amd_s_cards_come_from_the_topology_of_the_kernel() {
     assert_eq!(shown.env[0], ("HIP_VISIBLE_DEVICES".to_string(), "2,0".to_string()));
     let nodes: Vec<&str> = shown.device_nodes.iter().map(|node| node.to_str().unwrap()).collect();
     assert_eq!(nodes, ["/dev/dri/renderD130", "/dev/dri/renderD128", "/dev/kfd"]);
+}
+
+#[test]
+fn a_worker_with_cards_of_amd_has_their_nodes_alone_and_counts_them_from_0() {
+    let tree = Tree::mi300x();
+    for node in ["card0", "card1", "renderD128", "renderD129", "renderD130", "by-path/x"] {
+        tree.put(&format!("dri/{node}"), "");
+    }
+    let roots = Roots { dri: tree.dir.path().join("dri"), ..tree.roots.clone() };
+    let backends = Backends::open(&"amd".parse().unwrap(), &Host::read(), &roots, None).unwrap();
+    let names = |nodes: &[PathBuf]| -> Vec<String> {
+        let mut names: Vec<String> = nodes.iter().map(|node| node.display().to_string()).collect();
+        names.sort();
+        names.dedup();
+        names
+    };
+    let beside = backends.visibility(&[2, 1], None);
+    assert_eq!((&beside.env[0].1[..], beside.hidden_nodes.len()), ("2,1", 0));
+    let hidden = backends.with_others_hidden(&[2, 1], None);
+    assert_eq!(hidden.env[0], ("HIP_VISIBLE_DEVICES".into(), "1,0".into()));
+    assert_eq!(names(&hidden.hidden_nodes), ["/dev/dri", "/dev/dri/renderD128"]);
+    let own =
+        ["by-path", "card0", "card1", "renderD129", "renderD130"].map(|name| format!("/dev/dri/{name}"));
+    assert_eq!(names(&hidden.device_nodes), [&own[..], &["/dev/kfd".into()]].concat());
+    // Whoever has none has no number to be told.
+    let without = backends.with_others_hidden(&[], None);
+    let all = ["128", "129", "130"].map(|minor| format!("/dev/dri/renderD{minor}"));
+    assert_eq!((names(&without.hidden_nodes), without.device_nodes), (all.to_vec(), vec![]));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
+use aquifer_agent::device::caps::Caps;
 use aquifer_agent::device::measured::{On, ToMeasure};
 use aquifer_agent::device::{Backend, Backends, ByLibrary, Discovery, Found, Roots};
 use aquifer_agent::host::Host;
@@ -310,6 +311,7 @@ impl Machine {
             libraries: vec![dir.path().into()],
             patience: Duration::from_secs(10),
             pause: Duration::from_millis(1),
+            caps: Caps { dir: dir.path().join("caps"), table: dir.path().join("mig-minors") },
             ..Roots::default()
         };
         Some(Machine { dir, roots })
@@ -578,17 +580,42 @@ fn error_codes_of_ascend_say_what_is_to_be_done() {
         assert_eq!(of("81a3880c"), says(Health::Suspect, "error code 81a3880c: it is less than well"));
         let idle = "error code 8c124e00: drain the card and reset it";
         assert_eq!(of("81a3880c 8c124e00"), says(Health::Draining, idle), "the worst one counts");
-        let reset = "error code 80e18008: reset the card";
-        assert_eq!(of("80e18008"), says(Health::ResetWanted, reset));
+        let reset = "error code 40f84e00: reset the card";
+        assert_eq!(of("40f84e00"), says(Health::ResetWanted, reset));
         let apart = "error code 80e18402: keep the card away and have it looked at";
-        assert_eq!(of("80e18008 80e18402"), says(Health::Faulty, apart));
+        assert_eq!(of("40f84e00 80e18402"), says(Health::Faulty, apart));
         let (_, many) = of("80cf8000 80cf8008 80cf8009 80df8000 80df8008 80df8009").unwrap();
         assert!(many.starts_with("error code 80cf8000: ") && many.ends_with("; 2 more"), "{many}");
         machine.begin("sick");
-        assert_eq!(of("80e18008"), says(Health::ResetWanted, reset), "that it is not well is known");
+        assert_eq!(of("40f84e00"), says(Health::ResetWanted, reset), "that it is not well is known");
         let bad = "dcmi reports a critical fault";
         assert_eq!(of("81a3880c"), says(Health::Faulty, bad), "the code does not say what is to be done");
         assert_eq!(of(""), says(Health::Faulty, bad));
+    }
+}
+
+#[test]
+fn a_code_of_ascend_that_comes_again_keeps_the_card_away_and_a_program_s_own_does_not() {
+    for stub in of_vendor(Vendor::Ascend) {
+        let Some(machine) = Machine::new(stub, &[]) else { return };
+        let mut backend = machine.backend(stub);
+        let mut of = |codes: &str| health_of_1(&machine, &mut backend, codes);
+        // RestartRequest: a program's own, each time.
+        assert_eq!((of("80c98008"), of("80c98008"), of("")), (None, None, None), "it came once, and stayed");
+        let why = "code 80c98008 came 2 times within 24 h: keep the card away and have it looked at";
+        assert_eq!(of("80c98008"), Some((Health::Faulty, why.to_string())));
+        assert_eq!(of(""), Some((Health::Faulty, why.to_string())), "nothing is said now");
+        let Some(machine) = Machine::new(stub, &[]) else { return };
+        let mut backend = machine.backend(stub);
+        let mut of = |codes: &str| health_of_1(&machine, &mut backend, codes);
+        for _ in 0..5 {
+            // NotHandle, and three of another in a day are too many.
+            assert_eq!((of("80e21007"), of("")), (None, None));
+        }
+        let level = |said: Option<(Health, String)>| said.map(|(health, _)| health);
+        assert_eq!((level(of("80e18005")), of("")), (Some(Health::ResetWanted), None));
+        assert_eq!((level(of("80e18005")), of("")), (Some(Health::ResetWanted), None));
+        assert_eq!(level(of("80e18005")), Some(Health::Faulty));
     }
 }
 
@@ -679,8 +706,37 @@ fn one_card_of_a_class_is_measured_that_nobody_uses_and_none_that_is_to_be_parte
     let Some(machine) = Machine::new(&stub, &[]) else { return };
     // A card, and slices of another one, which are a class of their own.
     assert_eq!(on(&open(&machine.roots).to_measure(false, true, |_| true)), ["0 GPU-0000-1", "1 MIG-0000-0"]);
-    let roots = Roots { parts_on_demand: true, ..machine.roots.clone() };
+    let roots = Roots { parts_on_demand: [Vendor::Nvidia].into(), ..machine.roots.clone() };
     assert_eq!(on(&open(&roots).to_measure(false, true, |index| index != 0)), [""; 0]);
+}
+
+#[test]
+fn cards_that_can_be_parted_say_so_where_that_is_switched_on() {
+    let cambricon = STUBS.iter().find(|stub| stub.vendor == Vendor::Cambricon).unwrap();
+    for (stub, set_up) in [(&ASCEND, ""), (cambricon, "smlu")] {
+        let Some(machine) = Machine::new(stub, &[]) else { return };
+        let levels = |on_demand: &[Vendor]| -> Vec<(u64, Isolation)> {
+            let parts_on_demand = on_demand.iter().copied().collect();
+            let roots = Roots { parts_on_demand, ..machine.roots.clone() };
+            let choice = stub.vendor.to_string().parse().unwrap();
+            let backends = Backends::open(&choice, &Host::read(), &roots, None).unwrap();
+            backends.devices().iter().map(|it| (it.class.memory_bytes >> 30, it.isolation)).collect()
+        };
+        let all = |level: Isolation| vec![(stub.memory_gib, level); 2];
+        if !set_up.is_empty() {
+            assert_eq!(levels(&[stub.vendor]), all(Isolation::Advisory), "the card is not set up for it");
+            machine.begin(set_up);
+        }
+        assert_eq!(levels(&[stub.vendor]), all(Isolation::Limited), "{}", stub.vendor);
+        assert_eq!(levels(&[Vendor::Nvidia]), all(Isolation::Advisory), "{}", stub.vendor);
+        let known = machine.backend(stub).discover().devices;
+        assert!(known.iter().all(|it| it.parts == Some(Isolation::Limited)), "people are told: {known:#?}");
+    }
+    // A driver that makes no virtual chips.
+    let Some(machine) = Machine::new(&ASCEND, &["dcmi_get_device_info"]) else { return };
+    let roots = Roots { parts_on_demand: [Vendor::Ascend].into(), ..machine.roots.clone() };
+    let backends = Backends::open(&"ascend".parse().unwrap(), &Host::read(), &roots, None).unwrap();
+    assert_eq!(backends.devices()[0].isolation, Isolation::Advisory);
 }
 
 #[test]
@@ -691,22 +747,44 @@ fn nodes_of_other_devices_are_hidden_where_that_changes_no_number() {
         let backends = Backends::open(&choice, &Host::read(), &machine.roots, None).unwrap();
         let (contained, _) = backends.in_container(held, None);
         assert!(contained.hidden_nodes.is_empty(), "a container has no other nodes");
-        let nodes = backends.visibility(held, None).hidden_nodes;
-        Some(nodes.iter().map(|node| node.display().to_string()).collect())
+        assert!(backends.visibility(held, None).hidden_nodes.is_empty(), "nothing is hidden");
+        let nodes = backends.with_others_hidden(held, None).hidden_nodes;
+        let own = format!("{}/", machine.dir.path().display());
+        Some(nodes.iter().map(|node| node.display().to_string().replace(&own, "")).collect())
     };
     let Some(of_one) = hidden(&SHAPED, &[0]) else { return };
-    assert_eq!(of_one, ["/dev/nvidia1"], "index 0 has minor number 0");
-    assert_eq!(hidden(&SHAPED, &[]).unwrap(), ["/dev/nvidia0", "/dev/nvidia1"]);
-    assert_eq!(hidden(&SHAPED, &[0, 1]).unwrap(), [""; 0]);
-    // Slices of a card have its node.
+    assert_eq!(of_one, ["/dev/nvidia1", "caps"], "index 0 has minor number 0");
+    assert_eq!(hidden(&SHAPED, &[]).unwrap(), ["/dev/nvidia0", "/dev/nvidia1", "caps"]);
+    assert_eq!(hidden(&SHAPED, &[0, 1]).unwrap(), ["caps"]);
+    // Slices of a card have its node; which are their own beside that is not known here.
     let divided = Stub { defines: WITH_MIG, ..SHAPED };
     assert_eq!(hidden(&divided, &[1]).unwrap(), ["/dev/nvidia0"]);
+    assert_eq!(hidden(&divided, &[0]).unwrap(), ["/dev/nvidia1", "caps"], "a whole card needs none of them");
     // A runtime that counts what it can open would give the worker another device.
     assert_eq!(hidden(&ASCEND, &[0]).unwrap(), [""; 0]);
     assert_eq!(hidden(&ASCEND, &[]).unwrap().len(), 2);
     // Modules keep their numbers.
     let gaudi = STUBS.iter().find(|stub| stub.vendor == Vendor::Gaudi).unwrap();
     assert_eq!(hidden(gaudi, &[0]).unwrap().len(), 2, "of the other one: two nodes");
+}
+
+#[test]
+fn a_slice_of_a_card_has_the_nodes_that_part_it_from_the_others() {
+    let Some(machine) = Machine::new(&Stub { defines: WITH_MIG, ..SHAPED }, &[]) else { return };
+    let table = "gpu1/gi1/access 12\ngpu1/gi1/ci0/access 13\ngpu1/gi2/access 21\ngpu1/gi2/ci0/access 22\n";
+    fs::write(&machine.roots.caps.table, table).unwrap();
+    fs::create_dir(&machine.roots.caps.dir).unwrap();
+    for minor in [12, 13, 21, 22] {
+        fs::write(machine.roots.caps.dir.join(format!("nvidia-cap{minor}")), "").unwrap();
+    }
+    let backends = Backends::open(&"nvidia".parse().unwrap(), &Host::read(), &machine.roots, None).unwrap();
+    let seen = backends.with_others_hidden(&[2], None);
+    let own: Vec<&Path> =
+        seen.device_nodes.iter().filter_map(|node| node.strip_prefix(machine.dir.path()).ok()).collect();
+    assert_eq!(own, [Path::new("caps/nvidia-cap21"), Path::new("caps/nvidia-cap22")]);
+    let others = machine.roots.caps.dir.join("nvidia-cap12");
+    assert!(seen.hidden_nodes.contains(&machine.roots.caps.dir) && seen.hidden_nodes.contains(&others));
+    assert!(!seen.hidden_nodes.contains(&machine.roots.caps.dir.join("nvidia-cap21")));
 }
 
 #[test]
@@ -756,7 +834,7 @@ fn a_card_that_is_divided_offers_its_slices_and_shares_of_others_go_through_mps(
     assert_eq!((&*class.model, class.memory_bytes), ("h100-80gb-hbm3-mig-1g.10gb", 10 << 30));
     assert!(devices.iter().all(|device| device.island.is_none()), "slices are not linked");
     assert_eq!(backends.visibility(&[2], None).env[0].1, "MIG-0000-1");
-    let roots = Roots { parts_on_demand: true, ..machine.roots.clone() };
+    let roots = Roots { parts_on_demand: [Vendor::Nvidia].into(), ..machine.roots.clone() };
     let whole = Backends::open(&"nvidia".parse().unwrap(), &Host::read(), &roots, None).unwrap().devices();
     let offered: Vec<_> = whole.iter().map(|device| (&*device.uuid, device.isolation)).collect();
     let expected = [("GPU-0000-1", Isolation::Advisory), ("GPU-0000-0", Isolation::Hard)];

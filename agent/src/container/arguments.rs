@@ -188,4 +188,6 @@ fn devices(line: &mut Vec<String>, container: &Container) {
     let of_nvidia = |node: &Path| node.to_string_lossy().starts_with("/dev/nvidia");
     let nodes = nodes.into_iter().filter(|node| !(by_name && of_nvidia(node)));
     line.extend(nodes.map(|node| format!("--device={}", node.display())));
+    let renamed = container.renamed_nodes.iter();
+    line.extend(renamed.map(|(node, within)| format!("--device={}:{}", node.display(), within.display())));
 }

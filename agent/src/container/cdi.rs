@@ -101,7 +101,12 @@ mod tests {
         fs::write(dir.path().join("broken.yaml"), "kind: [").unwrap();
         let known = cdi_devices(&["/no/such/dir".into(), dir.path().to_path_buf()]);
         let name = |uuid: &str, number| {
-            known.name_of(&ShownDevice { vendor: Vendor::Nvidia, uuid: uuid.into(), number })
+            known.name_of(&ShownDevice {
+                vendor: Vendor::Nvidia,
+                uuid: uuid.into(),
+                number,
+                is_parted: false,
+            })
         };
         assert_eq!(known.count(), 4);
         assert_eq!(name("GPU-a", 0).as_deref(), Some("nvidia.com/gpu=0"));

@@ -32,6 +32,8 @@ pub struct Container {
     pub devices: Vec<ShownDevice>,
     /// Nodes under `/dev` to let in, where the engine does not know devices by name; those that are there are.
     pub device_nodes: Vec<PathBuf>,
+    /// Nodes under `/dev` that are called otherwise within.
+    pub renamed_nodes: Vec<(PathBuf, PathBuf)>,
     /// Directories of the node that are seen in it at the same path: those that are there.
     pub mounts: Vec<PathBuf>,
     /// The same, not to be written to.
@@ -49,4 +51,6 @@ pub struct ShownDevice {
     pub uuid: String,
     /// Number of its device node.
     pub number: u32,
+    /// Whether the agent makes parts of it on demand.
+    pub is_parted: bool,
 }

@@ -33,6 +33,7 @@ fn cards(vendor: Vendor) -> Vec<Found> {
         fault: None,
         island: None,
         isolation: Isolation::Advisory,
+        parts: None,
         speed_milli: None,
         is_used: false,
         place: "0000:1b:00.0".into(),
@@ -47,14 +48,20 @@ fn cards(vendor: Vendor) -> Vec<Found> {
 fn called(engine: Engine, vendor: Vendor) -> String {
     let cards = cards(vendor);
     let held: Vec<&Found> = cards.iter().collect();
-    let seen = visible::show_in_container(&held, |devices| visible::show(vendor, devices), vendor);
-    let shown = |found: &&Found| ShownDevice { vendor, uuid: found.uuid.to_string(), number: found.physical };
+    let seen = visible::show_alone(&held, |devices| visible::show(vendor, devices), vendor);
+    let shown = |found: &&Found| ShownDevice {
+        vendor,
+        uuid: found.uuid.to_string(),
+        number: found.physical,
+        is_parted: false,
+    };
     let container = Container {
         engine: Arc::new(engine),
         image: "registry.example.com/app:1".into(),
         devices: held.iter().map(shown).collect(),
         device_nodes: seen.device_nodes,
         // Of these the job asks for the second one to be elsewhere.
+        renamed_nodes: Vec::new(),
         mounts: ["/data/check, points", "/work/a"].map(Into::into).into(),
         read_only: driver_files(vendor).collect(),
         asked: ["/data:ro", "/srv/a, \"b\":/work"].map(|text| text.parse().unwrap()).into(),

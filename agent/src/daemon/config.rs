@@ -1,10 +1,10 @@
 //! What an agent is told, and why it does not start.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 
-use aquifer_core::Ports;
+use aquifer_core::{Ports, Vendor};
 use aquifer_proto::border;
 use aquifer_proto::tls::{ClientTls, EndpointError};
 
@@ -14,7 +14,7 @@ use crate::device::measured::MeasureChoice;
 use crate::device::{DeviceChoice, DeviceError, Roots};
 use crate::launcher::LauncherError;
 use crate::metrics::Metrics;
-use crate::partitions::{Mig, Mps, Partitions};
+use crate::partitions::{self, Mps, ON_DEMAND, Partitions};
 use crate::run_dir::Retention;
 
 /// How to run the agent.
@@ -44,8 +44,8 @@ pub struct AgentConfig {
     pub ports: Ports,
     /// Labels of the node.
     pub labels: BTreeMap<String, String>,
-    /// Whether MIG instances are made when a rank needs one, on cards in MIG mode.
-    pub mig_on_demand: bool,
+    /// Vendors of whose cards parts are made when a rank needs them; of [`partitions::ON_DEMAND`].
+    pub parts_on_demand: BTreeSet<Vendor>,
     /// Whether a multi-process service is started when a rank needs a share of an NVIDIA device.
     pub mps_on_demand: bool,
     /// What resets devices that must be; `None`: nothing does.
@@ -81,9 +81,9 @@ pub enum AgentError {
     /// The address of the scheduler makes no sense.
     #[error("--server: {0}")]
     Server(#[from] EndpointError),
-    /// Nothing makes MIG instances here.
-    #[error("--mig on-demand: {0}")]
-    Mig(String),
+    /// Nothing makes parts of a vendor's cards here.
+    #[error("--{0} on-demand: {1}")]
+    Parts(&'static str, String),
     /// Nobody but root could use the state directory.
     #[error("--run-as job-user: users cannot enter {0}: give --state-dir a directory that they can enter")]
     Closed(PathBuf),
@@ -102,13 +102,16 @@ impl AgentConfig {
     /// What is to make parts of devices is not there.
     pub(super) async fn partitions(&self) -> Result<Partitions, AgentError> {
         let mps = self.mps_on_demand.then(|| Mps::new("nvidia-cuda-mps-control".into()));
-        let (state_dir, dirs) = (self.state_dir.clone(), self.roots.libraries.clone());
-        let open = move || Mig::open(&dirs).map_err(AgentError::Mig);
-        let mig = match self.mig_on_demand {
-            true => Some(tokio::task::spawn_blocking(open).await.expect("it does not panic")?),
-            false => None,
-        };
+        let (state_dir, mut dividers) = (self.state_dir.clone(), Vec::new());
+        for (vendor, flag) in ON_DEMAND {
+            if self.parts_on_demand.contains(&vendor) {
+                let roots = self.roots.clone();
+                let opened = tokio::task::spawn_blocking(move || partitions::open(vendor, &roots));
+                let opened = opened.await.expect("it does not panic");
+                dividers.push(opened.map_err(|why| AgentError::Parts(flag, why))?);
+            }
+        }
         let state_dir = std::path::absolute(&state_dir).unwrap_or(state_dir);
-        Ok(Partitions::new(&state_dir, mps, mig))
+        Ok(Partitions::new(&state_dir, mps, dividers))
     }
 }

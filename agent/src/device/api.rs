@@ -1,6 +1,12 @@
 //! What a vendor's library offers, as data: which functions to call, and where in what they write the answer stands.
 
+use std::path::PathBuf;
+
+use aquifer_core::Isolation;
+
 use super::library::{Library, text_at};
+use super::recurring::Often;
+use super::roots::Roots;
 
 /// One argument of a call. A word of the machine each: every one is an integer or a pointer.
 #[derive(Clone, Copy, Debug)]
@@ -113,7 +119,14 @@ pub enum Rule {
     Not0(Level, &'static str),
     /// The value is how many numbers of four bytes there are, `most` at most: the first at `at`, the others `stride` bytes
     /// from one to the next.
-    Each { at: usize, stride: usize, most: usize, means: fn(u64) -> Option<(Level, String)> },
+    /// `often`: what is made of one that comes again, or stays.
+    Each {
+        at: usize,
+        stride: usize,
+        most: usize,
+        means: fn(u64) -> Option<(Level, String)>,
+        often: Option<fn(u64) -> Option<Often>>,
+    },
 }
 
 /// A question about a card's health.
@@ -138,14 +151,25 @@ pub struct Events {
     pub settled_by: Probe,
 }
 
-/// Cards that are divided.
+/// Cards that are divided, or can be.
 #[derive(Clone, Copy, Debug)]
 pub struct Slices {
-    /// 1, if a card is.
-    pub divided: Probe,
+    /// Whether a card is: whether an administrator has set it up for parts.
+    pub is_divided: fn(&Opened, &Context) -> bool,
+    /// How well parts that are made on demand are kept from each other.
+    pub level: Isolation,
+    /// Parts that there are, where the library lists them as devices.
+    pub listed: Option<Listed>,
+}
+
+/// How the parts of a card are listed.
+#[derive(Clone, Copy, Debug)]
+pub struct Listed {
     pub most: Probe,
-    /// Handle of a slice of `Arg::Card`; `Arg::Index` is its number.
+    /// Handle of a part of `Arg::Card`; `Arg::Index` is its number.
     pub handle: Probe,
+    /// Device nodes of a part beside its card's, whose number is given.
+    pub nodes: fn(&Opened, &Context, u32, &Roots) -> Vec<PathBuf>,
 }
 
 /// Whether two cards are linked directly.

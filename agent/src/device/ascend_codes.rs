@@ -12,7 +12,10 @@
 //! Source: Ascend/mind-cluster `component/ascend-device-plugin/build/faultCode.json` at 018a2e0d; of a code at two levels the
 //! worse one counts.
 
+use std::time::Duration;
+
 use super::api::Level;
+use super::recurring::Often;
 
 /// From the worst to the mildest; no code twice.
 const CATALOGUE: &[(Level, &str, &[u32])] = &[
@@ -235,6 +238,64 @@ const CATALOGUE: &[(Level, &str, &[u32])] = &[
     ),
 ];
 
+const DAY: Duration = Duration::from_secs(86_400);
+/// Codes that are too many when they come twice a day. Source: `FaultFrequency` of
+/// `component/ascend-device-plugin/build/faultCustomization.json`, from where the numbers below are, too.
+const TWICE: [u32; 41] = [
+    0x80c9_8000,
+    0x80b7_8000,
+    0x80b5_8000,
+    0x80a1_8008,
+    0x80a3_8008,
+    0x80a5_8008,
+    0x80b9_8000,
+    0x80b9_8008,
+    0x80bb_8000,
+    0x80bb_8008,
+    0x80bd_8000,
+    0x80bd_8008,
+    0x80c7_8008,
+    0x80c9_8008,
+    0x80cb_8008,
+    0x80cd_8008,
+    0x80cf_8008,
+    0x80d9_8008,
+    0x80df_8008,
+    0x80de_1801,
+    0x80e0_1801,
+    0x80e1_8008,
+    0x80e3_8008,
+    0x80e3_9200,
+    0x80e3_a202,
+    0x80e3_a203,
+    0x80e7_8000,
+    0x80e7_8008,
+    0x80f1_8000,
+    0x80f1_8008,
+    0x80f3_8008,
+    0x80f7_8008,
+    0x8131_8008,
+    0x8133_8008,
+    0x813b_8008,
+    0x8147_8008,
+    0x8157_8008,
+    0x815f_8008,
+    0x8193_8008,
+    0x8195_8008,
+    0x8197_8008,
+];
+
+/// What is made of a code that comes again, whatever it asks for each time, or stays; `None`: nothing.
+pub fn often(code: u64) -> Option<Often> {
+    let code = u32::try_from(code).ok()?;
+    let of = |times: usize| Often { times, within: DAY, holds: None, stays: None };
+    match code {
+        0x80e1_8005 => Some(of(3)),
+        0x8107_8603 => Some(Often { holds: Some(2 * DAY), stays: Some(Duration::from_secs(20)), ..of(5) }),
+        code => TWICE.contains(&code).then(|| of(2)),
+    }
+}
+
 /// What an error code means for the card; `None`: nothing.
 pub fn meaning(code: u64) -> Option<(Level, String)> {
     let code = u32::try_from(code).ok()?;
@@ -253,6 +314,16 @@ mod tests {
         all.sort_unstable();
         all.dedup();
         assert_eq!((all.len(), number), (193, 193));
+    }
+
+    #[test]
+    fn some_codes_may_not_come_often() {
+        let times = |code| often(code).map(|often| often.times);
+        assert_eq!(
+            [0x8197_8008, 0x80e1_8005, 0x8107_8603, 0x80e1_8405].map(times),
+            [Some(2), Some(3), Some(5), None]
+        );
+        assert!(TWICE.iter().enumerate().all(|(at, code)| !TWICE[..at].contains(code)));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! All backends of a node together: indices that stay, and what they see as one.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,6 +29,20 @@ pub struct Beside {
     pub env: Vec<(String, String)>,
     /// What one of them does, in TFLOP/s, if it was measured.
     pub usual: Option<f64>,
+}
+
+/// Where most vendors' device nodes are.
+const DRI: &str = "/dev/dri";
+
+/// What is around a worker.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Where {
+    /// All devices of its node.
+    Beside,
+    /// None that it does not hold, where that can be had.
+    Hidden,
+    /// Its own devices, in a container.
+    Contained,
 }
 
 /// All backends of a node. The index of a device never changes while the machine is up.
@@ -201,7 +216,13 @@ impl Backends {
 
     fn isolation(&self, found: &Found) -> Isolation {
         let enforced = self.enforced.get(&found.class.vendor).copied().unwrap_or_default();
-        found.isolation.max(enforced)
+        let parts = found.parts.filter(|_| self.is_parted(found)).unwrap_or_default();
+        found.isolation.max(enforced).max(parts)
+    }
+
+    /// Whether parts of a device are made on demand.
+    fn is_parted(&self, found: &Found) -> bool {
+        self.roots.parts_on_demand.contains(&found.class.vendor) && found.parts.is_some()
     }
 
     /// Uses what was measured before.
@@ -241,7 +262,7 @@ impl Backends {
         let (backend, found) = self.devices.get(usize::from(index))?;
         let backend = &self.backends[(*backend)?];
         let driver = backend.measured_under()?;
-        if self.roots.parts_on_demand && found.isolation == Isolation::Hard {
+        if self.is_parted(found) {
             return None;
         }
         let on = match found.class.vendor {
@@ -323,11 +344,17 @@ impl Backends {
         }
     }
 
-    /// Makes a worker see exactly the devices of these indices; an index that does not exist shows nothing.
+    /// Makes a worker see exactly the devices of these indices, although it can open others; an index that does not exist shows
+    /// nothing.
     ///
     /// `slice`: what it holds of each of them, if not all.
     pub fn visibility(&self, indices: &[u16], slice: Option<Slice>) -> Visibility {
-        self.show(indices, slice, false)
+        self.show(indices, slice, Where::Beside)
+    }
+
+    /// The same for a worker from which other devices are hidden.
+    pub fn with_others_hidden(&self, indices: &[u16], slice: Option<Slice>) -> Visibility {
+        self.show(indices, slice, Where::Hidden)
     }
 
     /// The same for a worker in a container that has the nodes of these devices alone, and what engines call them.
@@ -337,26 +364,28 @@ impl Backends {
             vendor: found.class.vendor,
             uuid: found.uuid.to_string(),
             number: found.physical,
+            is_parted: self.is_parted(found),
         };
-        (self.show(indices, slice, true), held.map(shown).collect())
+        (self.show(indices, slice, Where::Contained), held.map(shown).collect())
     }
 
-    fn show(&self, indices: &[u16], slice: Option<Slice>, in_container: bool) -> Visibility {
-        let mut merged = Visibility::default();
+    fn show(&self, indices: &[u16], slice: Option<Slice>, place: Where) -> Visibility {
+        let (mut merged, mut in_dri) = (Visibility::default(), false);
         for (number, backend) in self.backends.iter().enumerate() {
             let held = indices.iter().filter_map(|index| self.devices.get(usize::from(*index)));
             let held: Vec<&Found> =
                 held.filter(|entry| entry.0 == Some(number)).map(|entry| &entry.1).collect();
-            let mut shown = match in_container {
-                true => {
-                    visible::show_in_container(&held, |devices| backend.visibility(devices), backend.vendor())
-                }
+            let vendor = backend.vendor();
+            let passes_over =
+                place == Where::Hidden && visible::passes_over_others(vendor) && !held.is_empty();
+            let mut shown = match passes_over || place == Where::Contained {
+                true => visible::show_alone(&held, |devices| backend.visibility(devices), vendor),
                 false => backend.visibility(&held),
             };
             if let Some(slice) = slice.filter(|_| !held.is_empty()) {
                 let level = held.iter().map(|found| self.isolation(found)).min().unwrap_or_default();
                 shown.env.push(("AQUIFER_DEVICE_ISOLATION".into(), level.to_string()));
-                shown.env.extend(visible::share(backend.vendor(), slice));
+                shown.env.extend(visible::share(vendor, slice));
             }
             for (key, value) in shown.env {
                 // Several vendors read the same variable: the one whose devices are held has it.
@@ -366,15 +395,31 @@ impl Backends {
                     None => merged.env.push((key, value)),
                 }
             }
-            if !in_container && (held.is_empty() || visible::may_hide_others(backend.vendor())) {
+            let hides = held.is_empty() || visible::may_hide_others(vendor) || passes_over;
+            if place == Where::Hidden && hides {
                 let others = self.devices.iter().filter(|entry| entry.0 == Some(number));
                 merged.hidden_nodes.extend(others.flat_map(|(_, found)| found.nodes.iter().cloned()));
             }
+            // Which of the nodes are a part's own must be known to hide the others.
+            let is_known =
+                |part: &&Found| part.nodes.iter().any(|node| node.starts_with(&self.roots.caps.dir));
+            let mut parts = held.iter().filter(|found| found.place.contains('/'));
+            if place == Where::Hidden && vendor == Vendor::Nvidia && parts.all(is_known) {
+                merged.hidden_nodes.push(self.roots.caps.dir.clone());
+            }
+            in_dri |= passes_over;
             merged.device_nodes.extend(shown.device_nodes);
             merged.cpu_affinity.extend(shown.cpu_affinity);
         }
         // Parts of one card have its node, and so may cards of two vendors.
         merged.hidden_nodes.retain(|node| !merged.device_nodes.contains(node));
+        if in_dri {
+            // What else is there is left as it is.
+            let nodes = fs::read_dir(&self.roots.dri).into_iter().flatten().flatten();
+            let nodes = nodes.map(|node| Path::new(DRI).join(node.file_name()));
+            merged.device_nodes.extend(nodes.filter(|node| !merged.hidden_nodes.contains(node)));
+            merged.hidden_nodes.push(DRI.into());
+        }
         merged.hidden_nodes.sort_unstable();
         merged.hidden_nodes.dedup();
         let held = indices.iter().filter_map(|index| self.devices.get(usize::from(*index)));
@@ -445,6 +490,7 @@ impl KnownDevice {
             fault: Some(Fault::faulty("not found any more")),
             island: None,
             isolation: Isolation::Advisory,
+            parts: None,
             speed_milli: None,
             is_used: false,
             place: self.place.clone(),

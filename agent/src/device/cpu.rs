@@ -53,6 +53,7 @@ impl Backend for Cpu {
             fault: (!own.contains(core)).then(|| Fault::faulty("taken from the agent")),
             island: None,
             isolation: Isolation::Advisory,
+            parts: None,
             speed_milli: None,
             is_used: false,
             place: format!("{core:05}"),

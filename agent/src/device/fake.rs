@@ -140,6 +140,7 @@ pub fn parse_fake(text: &str) -> Result<(Vec<Found>, BTreeMap<Name, Name>), Devi
                 uuid: format!("{prefix}-{suffix}").into(),
                 fault: entry.faults.get(&number.to_string()).map(|fault| parse_fault(fault)),
                 isolation,
+                parts: None,
                 speed_milli: entry.speed.map(|speed| (speed * 1000.0).round() as u32),
                 is_used: false,
                 island: entry.island_size.map(|size| (islands + number / size) as u16),

@@ -61,6 +61,7 @@ fn read(roots: &Roots, place: &str, logical: u32) -> Found {
         fault: None,
         island: None,
         isolation: Isolation::Advisory,
+        parts: None,
         speed_milli: None,
         is_used: false,
         nodes: visible::nodes(Vendor::Intel, logical, place, &roots.sysfs),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,6 +34,7 @@ pub fn is_there(roots: &Roots) -> bool {
 ///
 /// * `errors`: what was known of their errors.
 pub fn look(roots: &Roots, errors: &mut Ras) -> Discovery {
+    let _still = roots.parting.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if !is_there(roots) {
         let why = match roots.sysfs.join("module/amdgpu").exists() {
             true => "the driver amdgpu runs without its compute part, kfd",
@@ -41,6 +43,12 @@ pub fn look(roots: &Roots, errors: &mut Ras) -> Discovery {
         return without_library(Vendor::Amd, roots, why.into());
     }
     let mut found = Discovery::default();
+    // What is parted on demand is one device, whatever it is parted into now.
+    let on_demand = roots.parts_on_demand.contains(&Vendor::Amd);
+    let mut whole = cards(roots);
+    whole.retain(|card| {
+        (on_demand || card.parts.len() == 1) && card.ways(roots).iter().any(|(_, parts)| 1 < *parts)
+    });
     let mut links = Vec::new();
     let mut hives: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
     let mut at: BTreeMap<u64, usize> = BTreeMap::new();
@@ -58,8 +66,25 @@ pub fn look(roots: &Roots, errors: &mut Ras) -> Discovery {
         let logical = found.devices.len() as u32;
         // Graphics of processors have no memory of their own.
         let Some(device) = read_node(roots, &dir, &get, logical, &found.devices) else { continue };
-        at.insert(number, found.devices.len());
-        found.devices.push(device);
+        let of_card = |card: &Card| device.place.split('/').next() == Some(&card.place);
+        match whole.iter().find(|card| of_card(card)) {
+            None => {
+                at.insert(number, found.devices.len());
+                found.devices.push(device);
+            }
+            Some(card) => {
+                let first = found.devices.iter().position(|device| *device.place == card.place);
+                at.insert(number, first.unwrap_or(found.devices.len()));
+                let parts = Some(Isolation::Limited);
+                if first.is_none() && on_demand {
+                    let class = DeviceClass { memory_bytes: card.memory_bytes, ..(*device.class).clone() };
+                    let (class, uuid) = (Arc::new(class), card.uuid.as_str().into());
+                    found.devices.push(Found { class, uuid, parts, ..device });
+                } else if first.is_none() {
+                    found.devices.push(Found { parts, ..device });
+                }
+            }
+        }
         if get("hive_id") != 0 {
             hives.entry(get("hive_id")).or_default().push(number);
         }
@@ -82,9 +107,12 @@ pub fn look(roots: &Roots, errors: &mut Ras) -> Discovery {
     }
     // Of a hive all are linked, whatever the links say.
     links.extend(hives.values().flat_map(|hive| hive.windows(2).map(|pair| (pair[0], pair[1]))));
-    let numbers: Vec<u64> = at.keys().copied().collect();
-    for (number, island) in topology::islands(&numbers, links) {
-        found.devices[at[&number]].island = Some(island);
+    let of_nodes = |(one, other): (u64, u64)| Some((*at.get(&one)?, *at.get(&other)?));
+    // Parts of one card that is offered whole are not linked with themselves.
+    let links = links.into_iter().filter_map(of_nodes).filter(|(one, other)| one != other);
+    let all: Vec<usize> = (0..found.devices.len()).collect();
+    for (index, island) in topology::islands(&all, links) {
+        found.devices[index].island = Some(island);
     }
     for place in roots.plugged(Vendor::Amd) {
         if !found.devices.iter().any(|device| device.place.starts_with(&place)) {
@@ -93,6 +121,93 @@ pub fn look(roots: &Roots, errors: &mut Ras) -> Discovery {
         }
     }
     found
+}
+
+/// A card, however many nodes it has: one for each part that it is divided into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Card {
+    /// Its bus address.
+    pub place: String,
+    /// Its unique name as long as parts of it are made on demand.
+    pub uuid: String,
+    /// Of all its parts.
+    pub memory_bytes: u64,
+    /// Minor numbers of its parts' render nodes.
+    pub parts: Vec<u32>,
+    /// Dies with compute units of all its parts.
+    pub dies: u32,
+}
+
+impl Card {
+    /// The ways in which it can be parted, with the number of parts; none, if it cannot be.
+    pub fn ways(&self, roots: &Roots) -> Vec<(String, u32)> {
+        let modes = read(roots.pci(&self.place).join("available_compute_partition"));
+        let modes = modes.filter(|_| can_be_parted(roots, &self.place)).unwrap_or_default();
+        let way = |mode: &str| {
+            let parts = match mode {
+                "SPX" => 1,
+                "DPX" => 2,
+                "TPX" => 3,
+                "QPX" => 4,
+                "CPX" => self.dies,
+                _ => 0,
+            };
+            (0 < parts && parts <= 8).then(|| (mode.to_string(), parts))
+        };
+        modes.split([',', ' ']).filter_map(way).collect()
+    }
+}
+
+/// All cards that compute, in the order of their first nodes.
+pub fn cards(roots: &Roots) -> Vec<Card> {
+    let mut cards: Vec<Card> = Vec::new();
+    for (_, dir) in numbered(&nodes_dir(roots)) {
+        let properties = properties(&dir.join("properties"));
+        let get = |key: &str| properties.get(key).copied().unwrap_or(0);
+        if get("simd_count") == 0 || get("vendor_id") != 0x1002 {
+            continue;
+        }
+        let Some(device) = read_node(roots, &dir, &get, 0, &[]) else { continue };
+        let dies = get("num_xcc").max(1) as u32;
+        match cards.iter_mut().find(|card| card.place == device.place) {
+            Some(card) => {
+                card.parts.push(device.physical);
+                card.dies += dies;
+            }
+            None => cards.push(Card {
+                uuid: name_of(roots, &device.place, get("unique_id")),
+                memory_bytes: whole_memory(roots, &device.place).unwrap_or(device.class.memory_bytes),
+                parts: vec![device.physical],
+                dies,
+                place: device.place,
+            }),
+        }
+    }
+    cards
+}
+
+/// Whether the kernel lets the card at a bus address be parted.
+pub fn can_be_parted(roots: &Roots, place: &str) -> bool {
+    let mode = fs::metadata(roots.pci(place).join("current_compute_partition"));
+    mode.is_ok_and(|mode| mode.permissions().mode() & 0o222 != 0)
+}
+
+/// The name of the card at a bus address, whatever it is parted into: newer kernels give each part a name of its own.
+pub fn name_at(roots: &Roots, place: &str) -> String {
+    name_of(roots, place, 0)
+}
+
+fn name_of(roots: &Roots, place: &str, of_node: u64) -> String {
+    let id =
+        read(roots.pci(place).join("unique_id")).and_then(|digits| u64::from_str_radix(&digits, 16).ok());
+    match id.unwrap_or(of_node) {
+        0 => format!("amd-{place}"),
+        id => format!("GPU-{id:016x}"),
+    }
+}
+
+fn whole_memory(roots: &Roots, place: &str) -> Option<u64> {
+    read_number(roots.pci(place).join("mem_info_vram_total"))
 }
 
 /// The card of a node. `earlier`: a card that is divided into several has them all at one place.
@@ -135,6 +250,7 @@ fn read_node(
         fault: None,
         island: None,
         isolation: Isolation::Advisory,
+        parts: None,
         speed_milli: None,
         is_used: false,
         nodes: visible::nodes(Vendor::Amd, physical, &card, &roots.sysfs),

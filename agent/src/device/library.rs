@@ -31,6 +31,18 @@ impl Library {
         Err(refused.unwrap_or_else(|| format!("{} not found", names.first().unwrap_or(&"no library"))))
     }
 
+    /// Calls a function that returns 0 when it has done what it was asked.
+    ///
+    /// # Errors
+    /// It has not, or is not there.
+    pub fn done(&self, symbol: &str, words: &[usize]) -> Result<(), String> {
+        match self.call(symbol, words).map(|status| status as i32) {
+            Some(0) => Ok(()),
+            Some(status) => Err(format!("{symbol} returned {status}")),
+            None => Err(format!("the driver has no {symbol}")),
+        }
+    }
+
     /// Calls a function with these words, and gives what it returns; `None` if the library has no such symbol.
     ///
     /// Every argument and result of the functions that tables name is an integer or a pointer. Where this runs (the

@@ -3,11 +3,12 @@
 //! One backend for each vendor behind [`Backend`]; [`Backends`] puts them together. A card that cannot be read is
 //! listed with its fault and hides no other; a driver that is missing is a [`Finding`], not an empty node.
 
-mod api;
+pub(crate) mod api;
 mod ascend_codes;
 mod backends;
 mod by_library;
 mod by_sysfs;
+pub mod caps;
 mod choice;
 mod cndev_incidents;
 mod cpu;
@@ -16,18 +17,20 @@ mod fake;
 mod helper;
 mod hwmon;
 mod intel;
-mod kfd;
+pub(crate) mod kfd;
 pub(crate) mod library;
 pub mod measured;
 pub mod mps;
 mod near;
+pub(crate) mod open;
 pub mod pci;
 mod ras;
 mod reader;
+mod recurring;
 mod reset;
-mod roots;
+pub(crate) mod roots;
 pub mod topology;
-mod vendor;
+pub(crate) mod vendor;
 pub(crate) mod visible;
 pub mod watch;
 mod xid;
@@ -102,6 +105,8 @@ pub struct Found {
     pub island: Option<u16>,
     /// How well parts of it are kept from each other, as far as that is its own doing; see [`Backends::enforce`].
     pub isolation: Isolation,
+    /// How well parts of it are kept apart that an agent can make on demand; `None`: it can make none.
+    pub parts: Option<Isolation>,
     /// How fast it is, in thousandths of the reference device, where its backend knows; see [`Found::speed`].
     pub speed_milli: Option<u32>,
     /// Where it is in the machine, such that the order of the text is that of the bus: `0000:1b:00.0`.
@@ -158,9 +163,10 @@ pub struct Finding {
 pub struct Visibility {
     /// Variables to set.
     pub env: Vec<(String, String)>,
-    /// Nodes under `/dev` to let through, where workers run in a container.
+    /// Nodes under `/dev` to let through, where workers run in a container; or that are left of a directory that is hidden.
     pub device_nodes: Vec<PathBuf>,
-    /// Nodes of other devices of this machine that it is not to open, where it runs in no container.
+    /// Nodes of other devices of this machine that it is not to open, and directories of which it is to have `device_nodes`
+    /// alone; where it runs in no container, and others are hidden.
     pub hidden_nodes: Vec<PathBuf>,
     /// Cores that it holds; empty: none.
     pub cpu_affinity: Vec<usize>,

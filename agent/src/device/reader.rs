@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use aquifer_core::{DeviceClass, Fault, Health, Isolation, Name, Vendor};
 
-use super::api::{CallError, Context, Level, Opened, Rule, Slices, TOO_MANY, Value};
-use super::library::Library;
+use super::api::{CallError, Context, Level, Listed, Opened, Rule, Slices, TOO_MANY, Value};
+use super::open;
+use super::recurring::Recurring;
 use super::roots::{LONGEST_PAUSE, Roots, read_number};
 use super::vendor::Maker;
 use super::watch::SUSPICION_MS;
@@ -38,6 +39,8 @@ struct State {
     registered: BTreeSet<u32>,
     /// What events said of cards, and when.
     alarms: BTreeMap<u32, (Level, String, Instant)>,
+    /// Codes that come and go.
+    recurring: BTreeMap<u32, Recurring>,
     /// Pairs that were asked about, and whether they are linked.
     pairs: BTreeMap<(u32, u32), bool>,
     /// Version of the driver, if the library says it.
@@ -102,14 +105,7 @@ impl Reader {
             Err(why) => return without_library(self.maker.vendor, &self.roots, why),
         };
         self.shared.lock().now = (None, "");
-        let context = Context::default();
-        let cards = match opened.api.list {
-            Some(list) => list(&opened),
-            None => opened
-                .first(opened.api.count, &context)
-                .map(|count| (0..count.number().min(4096) as usize).map(|card| [card, 0]).collect()),
-        };
-        let cards = match cards {
+        let cards = match open::addresses(&opened) {
             Ok(cards) => cards,
             Err(error) => {
                 let why = format!("{} cannot count devices: {error}", self.maker.name);
@@ -166,34 +162,16 @@ impl Reader {
     }
 
     fn open(&self) -> Result<Opened, String> {
-        let load = || match &self.library {
-            Some(path) => Library::load(&[&path.to_string_lossy()], &[]),
-            None => Library::load(self.maker.libraries, &self.roots.libraries),
-        };
-        // What is missing shows when the library itself is loaded.
-        self.maker.needs.iter().for_each(|name| _ = Library::load(&[name], &self.roots.libraries));
-        let mut failed = None;
-        for api in self.maker.apis {
-            let shared = Arc::downgrade(&self.shared);
-            let before = move |symbol| _ = shared.upgrade().map(|shared| shared.lock().now.1 = symbol);
-            let mut opened = Opened { api, library: load()?, handle: 0, events: 0, before: Box::new(before) };
-            match opened.first(api.init, &Context::default()) {
-                Ok(handle) => opened.handle = handle.number() as usize,
-                Err(error) => {
-                    // That a generation is not there says less than how the other failed.
-                    failed = Some(failed.filter(|_| matches!(error, CallError::Missing(_))).unwrap_or(error));
-                    continue;
-                }
-            }
-            let driver = opened.first(api.driver, &Context::default());
-            self.shared.lock().driver = driver.ok().map(Value::text);
-            if let Some(events) = api.events {
-                let set = opened.ask(&events.create, &Context::default());
-                opened.events = set.map_or(0, |set| set.number() as usize);
-            }
-            return Ok(opened);
+        let shared = Arc::downgrade(&self.shared);
+        let before = move |symbol| _ = shared.upgrade().map(|shared| shared.lock().now.1 = symbol);
+        let mut opened = open::open(self.maker, self.library.as_deref(), &self.roots.libraries, before)?;
+        let driver = opened.first(opened.api.driver, &Context::default());
+        self.shared.lock().driver = driver.ok().map(Value::text);
+        if let Some(events) = opened.api.events {
+            let set = opened.ask(&events.create, &Context::default());
+            opened.events = set.map_or(0, |set| set.number() as usize);
         }
-        Err(failed.map_or("no way to initialise it".to_string(), |error| error.to_string()))
+        Ok(opened)
     }
 
     /// A card or its slices, and its handle. What is merely nice to know may be missing.
@@ -228,10 +206,15 @@ impl Reader {
         {
             _ = opened.ask(&events.register, &about); // Older ones have none.
         }
-        let divided = |slices: &Slices| opened.ask(&slices.divided, &about) == Ok(Value::Number(1));
-        let devices = match opened.api.slices.filter(divided) {
-            Some(slices) => self.read_slices(opened, &slices, &about, notes)?,
-            None => vec![self.read_device(opened, &about, notes).map_err(fault)?],
+        let on_demand = self.roots.parts_on_demand.contains(&self.maker.vendor);
+        let slices = opened.api.slices.filter(|slices| (slices.is_divided)(opened, &about));
+        let device = |notes: &mut Vec<String>| self.read_device(opened, &about, notes).map_err(fault);
+        let devices = match slices {
+            Some(Slices { listed: Some(listed), .. }) if !on_demand => {
+                self.read_slices(opened, &listed, &about, notes)?
+            }
+            Some(slices) => vec![Found { parts: Some(slices.level), ..device(notes)? }],
+            None => vec![device(notes)?],
         };
         let worst = self.health(opened, &about, notes).map_err(fault)?;
         self.shared.lock().known.insert(index, devices.clone());
@@ -242,14 +225,11 @@ impl Reader {
     fn read_slices(
         &self,
         opened: &Opened,
-        slices: &Slices,
+        slices: &Listed,
         card: &Context,
         notes: &mut Vec<String>,
     ) -> Result<Vec<Found>, String> {
         let whole = self.read_device(opened, card, notes).map_err(|error| fault_of(opened, &error))?;
-        if self.roots.parts_on_demand {
-            return Ok(vec![Found { isolation: Isolation::Hard, ..whole }]);
-        }
         let most = opened.ask(&slices.most, card).map_or(0, Value::number);
         let mut found = Vec::new();
         for number in 0..most as usize {
@@ -261,7 +241,8 @@ impl Reader {
                 Ok(slice) => found.push(Found {
                     place: format!("{}/{number:03}", whole.place),
                     physical: whole.physical,
-                    nodes: whole.nodes.clone(),
+                    nodes: [&whole.nodes[..], &(slices.nodes)(opened, &about, whole.physical, &self.roots)]
+                        .concat(),
                     ..slice
                 }),
                 Err(error) => notes.push(format!("slice {number}: {error}")),
@@ -330,6 +311,7 @@ impl Reader {
             fault: None,
             island: None,
             isolation: Isolation::Advisory,
+            parts: None,
             speed_milli: None,
             is_used,
             nodes: visible::nodes(vendor, physical, &place, &self.roots.sysfs),
@@ -354,7 +336,13 @@ impl Reader {
                 // What a card or a library cannot tell is no fault.
                 Err(_) => continue,
             };
-            for one in meanings(&check.rule, value, &bytes, &said) {
+            let mut meant = meanings(&check.rule, value, &bytes, &said);
+            if let Rule::Each { often: Some(often), .. } = check.rule {
+                let mut state = self.shared.lock();
+                let codes = state.recurring.entry(about.index as u32).or_default();
+                meant.extend(codes.look(Instant::now(), &numbers(&check.rule, value, &bytes), often));
+            }
+            for one in meant {
                 if !said.contains(&one) {
                     said.push(one);
                 }
@@ -504,6 +492,7 @@ fn unread(vendor: Vendor, name: &str, place: String) -> Found {
         fault: None,
         island: None,
         isolation: Isolation::Advisory,
+        parts: None,
         speed_milli: None,
         is_used: false,
         place,
@@ -527,14 +516,18 @@ fn meanings(rule: &Rule, value: u64, bytes: &[u8], before: &[(Level, String)]) -
         }
         Rule::Not0(level, what) if value != 0 => vec![(level, what.to_string())],
         Rule::Not0(..) => Vec::new(),
-        Rule::Each { at, stride, most, means } => {
-            let number = |item: usize| {
-                let word = bytes.get(at + stride * item..)?.get(..4)?.try_into().ok()?;
-                means(u32::from_le_bytes(word).into())
-            };
-            (0..(value as usize).min(most)).filter_map(number).collect()
-        }
+        Rule::Each { means, .. } => numbers(rule, value, bytes).into_iter().filter_map(means).collect(),
     }
+}
+
+/// The numbers of a list.
+fn numbers(rule: &Rule, value: u64, bytes: &[u8]) -> Vec<u64> {
+    let Rule::Each { at, stride, most, .. } = *rule else { return Vec::new() };
+    let number = |item: usize| {
+        let word = bytes.get(at + stride * item..)?.get(..4)?.try_into().ok()?;
+        Some(u32::from_le_bytes(word).into())
+    };
+    (0..(value as usize).min(most)).filter_map(number).collect()
 }
 
 /// How bad a level is, where so many kinds of signals say something: two that are suspicious are one that is bad.

@@ -1,12 +1,13 @@
 //! Where devices are looked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aquifer_core::Vendor;
 
+use super::caps::Caps;
 use super::pci;
 
 /// Where devices are looked for, and how patiently. Tests have their own.
@@ -20,8 +21,14 @@ pub struct Roots {
     pub patience: Duration,
     /// How long to wait after a library could not be initialised; twice as long each time, up to five minutes.
     pub pause: Duration,
-    /// Whether cards that are divided are offered whole, because the agent makes their parts.
-    pub parts_on_demand: bool,
+    /// Vendors whose cards that can be divided are offered whole, because the agent makes their parts.
+    pub parts_on_demand: BTreeSet<Vendor>,
+    /// Held while a card is parted anew: whoever looks meanwhile would miss it.
+    pub parting: Arc<Mutex<()>>,
+    /// What is listed of `/dev/dri`.
+    pub dri: PathBuf,
+    /// The nodes that part MIG instances from each other.
+    pub caps: Caps,
     /// What was plugged in a moment ago: a machine has hundreds of places to look at, and every vendor asks.
     pub plugged: Plugged,
 }
@@ -44,7 +51,10 @@ impl Default for Roots {
             libraries: Vec::new(),
             patience: Duration::from_secs(5),
             pause: Duration::from_secs(5),
-            parts_on_demand: false,
+            parts_on_demand: BTreeSet::new(),
+            parting: Arc::default(),
+            dri: "/dev/dri".into(),
+            caps: Caps::default(),
             plugged: Plugged::default(),
         }
     }

@@ -36,6 +36,8 @@ struct Rules {
     dri: bool,
     /// Whether the runtime counts the devices that it can open, from 0, and not all that there are.
     counts_its_own: bool,
+    /// Whether the runtime is known to pass over devices whose nodes under `/dev/dri` are not there, and to count the others.
+    passes_over: bool,
     /// What of the driver programs need beside what their image has.
     files: &'static [&'static str],
 }
@@ -48,6 +50,7 @@ const NONE: Rules = Rules {
     common: &[],
     dri: false,
     counts_its_own: true,
+    passes_over: false,
     files: &[],
 };
 
@@ -63,6 +66,9 @@ const AMD: Rules = Rules {
     runtime: &[("AMD_VISIBLE_DEVICES", By::Logical, "none")],
     nodes: &["/dev/dri/renderD{}"],
     common: &["/dev/kfd"],
+    // A node that is there and cannot be opened (EACCES) ends its search for devices. Source: `topology.c` of ROCm/ROCR-Runtime,
+    // libhsakmt, topology_sysfs_check_node_supported.
+    passes_over: true,
     ..NONE
 };
 /// The trap: within a process devices go by logical number, in containers and under `/dev` by physical number.
@@ -178,6 +184,12 @@ pub fn may_hide_others(vendor: Vendor) -> bool {
     !rules.counts_its_own || (by_name && !rules.variables.is_empty())
 }
 
+/// Whether other devices may be hidden from a worker that has some by a directory that has its own nodes and no others. Its
+/// runtime then counts these from 0.
+pub fn passes_over_others(vendor: Vendor) -> bool {
+    rules(vendor).passes_over
+}
+
 /// Name of the variable that tells a vendor's runtime which devices to use.
 pub fn visible_devices_variable(vendor: Vendor) -> Option<&'static str> {
     rules(vendor).variables.first().map(|(name, ..)| *name)
@@ -213,12 +225,8 @@ fn value((variable, by, none): &Variable, devices: &[&Found]) -> (String, String
     (variable.to_string(), value)
 }
 
-/// Makes a worker see its devices in a container that has no others: there most runtimes count these alone.
-pub fn show_in_container(
-    held: &[&Found],
-    show: impl FnOnce(&[&Found]) -> Visibility,
-    vendor: Vendor,
-) -> Visibility {
+/// Makes a worker see its devices where there are no others: there most runtimes count these alone.
+pub fn show_alone(held: &[&Found], show: impl FnOnce(&[&Found]) -> Visibility, vendor: Vendor) -> Visibility {
     let number = |device: &Found| held.iter().filter(|other| other.logical < device.logical).count() as u32;
     let numbered = |device: &&Found| match rules(vendor).counts_its_own {
         true => Found { logical: number(device), ..(*device).clone() },

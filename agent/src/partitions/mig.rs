@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fmt;
-use std::path::PathBuf;
-use std::thread;
-use std::time::Duration;
 
-use aquifer_core::Slice;
+use aquifer_core::{Slice, Vendor};
 
+use super::divider::{Divider, Part, persist, same};
+use super::{Profile, smallest};
 use crate::device::library::Library;
+use crate::device::{Roots, caps};
 
 /// `nvmlGpuInstanceProfileInfo_t`.
 #[repr(C)]
@@ -53,23 +53,11 @@ const COMPUTE_PROFILES: usize = 9;
 const WITH_GRAPHICS: [usize; 4] = [0x0a, 0x0b, 0x0c, 0x11];
 /// Instances of a card, at most.
 const MOST: usize = 8;
-/// Tries to destroy an instance whose last program is just ending.
-const TRIES: usize = 10;
-
-/// A kind of instance that a card can be parted into.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Profile {
-    /// By which it is asked for.
-    pub id: u32,
-    /// Of the card's compute.
-    pub slices: u32,
-    /// In bytes.
-    pub memory_bytes: u64,
-}
 
 /// NVML, for making instances.
 pub struct Mig {
     library: Library,
+    roots: Roots,
 }
 
 impl fmt::Debug for Mig {
@@ -78,45 +66,24 @@ impl fmt::Debug for Mig {
     }
 }
 
-/// The smallest profile that has room and is at least as large as a slice; the largest for a whole card. Of equal ones
-/// the first.
-pub fn smallest(
-    profiles: &[Profile],
-    slice: Option<Slice>,
-    has_room: impl Fn(&Profile) -> bool,
-) -> Option<Profile> {
-    let whole = profiles.iter().map(|profile| profile.slices).max()?;
-    let enough = |profile: &&Profile| match slice {
-        None => profile.slices == whole,
-        Some(slice) => {
-            slice.compute_milli * whole <= profile.slices * 1000 && slice.memory_bytes <= profile.memory_bytes
-        }
-    };
-    let fit = profiles.iter().filter(enough).filter(|profile| has_room(profile));
-    fit.min_by_key(|profile| (profile.slices, profile.memory_bytes)).copied()
-}
-
 impl Mig {
-    /// Loads NVML, looking in `dirs` before the system's places.
+    /// Loads NVML.
     ///
     /// # Errors
     /// It is not there, or does not start.
-    pub fn open(dirs: &[PathBuf]) -> Result<Mig, String> {
-        let mig = Mig { library: Library::load(&["libnvidia-ml.so.1", "libnvidia-ml.so"], dirs)? };
+    pub fn open(roots: &Roots) -> Result<Mig, String> {
+        let library = Library::load(&["libnvidia-ml.so.1", "libnvidia-ml.so"], &roots.libraries)?;
+        let mig = Mig { library, roots: roots.clone() };
         mig.call("nvmlInit_v2", &[])?;
         Ok(mig)
     }
 
     fn call(&self, symbol: &str, words: &[usize]) -> Result<(), String> {
-        match self.library.call(symbol, words).map(|status| status as u32) {
-            Some(0) => Ok(()),
-            Some(status) => Err(format!("{symbol} returned {status}")),
-            None => Err(format!("the driver has no {symbol}")),
-        }
+        self.library.done(symbol, words)
     }
 
     /// A card, by its unique name.
-    pub(super) fn card(&self, uuid: &str) -> Result<usize, String> {
+    fn card(&self, uuid: &str) -> Result<usize, String> {
         let name = CString::new(uuid).map_err(|_| "a zero byte in a device's name".to_string())?;
         let mut card = 0usize;
         self.call("nvmlDeviceGetHandleByUUID", &[name.as_ptr() as usize, &raw mut card as usize])?;
@@ -124,15 +91,14 @@ impl Mig {
     }
 
     /// Whether a card is in MIG mode.
-    pub(super) fn is_divided(&self, uuid: &str) -> bool {
-        let Ok(card) = self.card(uuid) else { return false };
+    fn is_divided(&self, card: usize) -> bool {
         let (mut divided, mut pending) = (0u32, 0u32);
         let words = [card, &raw mut divided as usize, &raw mut pending as usize];
         self.call("nvmlDeviceGetMigMode", &words).is_ok() && divided == 1
     }
 
     /// What a card can be parted into.
-    pub(super) fn profiles(&self, card: usize) -> Vec<Profile> {
+    fn profiles(&self, card: usize) -> Vec<Profile> {
         let kinds = (0..PROFILES).filter(|kind| !WITH_GRAPHICS.contains(kind));
         let profile = |kind: usize| {
             let mut info = ProfileInfo::default();
@@ -144,18 +110,10 @@ impl Mig {
         kinds.filter_map(profile).collect()
     }
 
-    pub(super) fn has_room(&self, card: usize, profile: &Profile) -> bool {
+    fn has_room(&self, card: usize, profile: &Profile) -> bool {
         let mut count = 0u32;
         let words = [card, profile.id as usize, &raw mut count as usize];
         self.call("nvmlDeviceGetGpuInstanceRemainingCapacity", &words).is_ok() && 0 < count
-    }
-
-    /// Makes an instance; returns it with its number.
-    pub(super) fn create(&self, card: usize, profile: &Profile) -> Result<(usize, u32), String> {
-        let mut instance = 0usize;
-        let words = [card, profile.id as usize, &raw mut instance as usize];
-        self.call("nvmlDeviceCreateGpuInstance", &words)?;
-        Ok((instance, self.info(instance)?.id))
     }
 
     fn info(&self, instance: usize) -> Result<InstanceInfo, String> {
@@ -174,7 +132,9 @@ impl Mig {
     }
 
     /// Gives all of an instance's compute to programs.
-    pub(super) fn create_compute(&self, instance: usize, profile: &Profile) -> Result<(), String> {
+    fn create_compute(&self, card: usize, number: u32, profile: &Profile) -> Result<(), String> {
+        let instance = self.all(card).into_iter().find(|(_, own)| *own == number);
+        let (instance, _) = instance.ok_or_else(|| format!("instance {number} is not there"))?;
         let whole = self.compute_profiles(instance).find(|info| info.slice_count == profile.slices);
         let whole = whole.ok_or("an instance has no compute profile of its own size")?;
         let mut compute = 0usize;
@@ -182,8 +142,8 @@ impl Mig {
         self.call("nvmlGpuInstanceCreateComputeInstance", &words)
     }
 
-    /// By what programs call an instance.
-    pub(super) fn uuid(&self, card: usize, instance: u32) -> Result<String, String> {
+    /// What is the device of an instance, and its number among the instance's own.
+    fn device(&self, card: usize, instance: u32) -> Result<(usize, u32), String> {
         let mut most = 0u32;
         self.call("nvmlDeviceGetMaxMigDeviceCount", &[card, &raw mut most as usize])?;
         for index in 0..most as usize {
@@ -192,39 +152,33 @@ impl Mig {
             let is_there = self.call("nvmlDeviceGetMigDeviceHandleByIndex", &words).is_ok()
                 && self.call("nvmlDeviceGetGpuInstanceId", &[part, &raw mut number as usize]).is_ok();
             if is_there && number == instance {
-                let mut text = [0u8; 96];
-                self.call("nvmlDeviceGetUUID", &[part, &raw mut text as usize, text.len()])?;
-                let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
-                return Ok(String::from_utf8_lossy(&text[..end]).into_owned());
+                let mut compute = 0u32;
+                self.call("nvmlDeviceGetComputeInstanceId", &[part, &raw mut compute as usize])?;
+                return Ok((part, compute));
             }
         }
         Err(format!("instance {instance} is not among the card's devices"))
     }
 
-    /// Destroys all instances but these, given by their card and number. Returns what failed.
-    pub(super) fn destroy_others(&self, kept: &BTreeSet<(&str, u32)>) -> Vec<String> {
+    /// By what programs call it.
+    fn uuid(&self, device: usize) -> Result<String, String> {
+        let mut text = [0u8; 96];
+        self.call("nvmlDeviceGetUUID", &[device, &raw mut text as usize, text.len()])?;
+        let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
+        Ok(String::from_utf8_lossy(&text[..end]).into_owned())
+    }
+
+    /// Cards in MIG mode, with their unique names.
+    fn divided(&self) -> Result<Vec<(String, usize)>, String> {
         let mut cards = 0u32;
-        let mut failures: Vec<String> =
-            self.call("nvmlDeviceGetCount_v2", &[&raw mut cards as usize]).err().into_iter().collect();
-        for index in 0..cards as usize {
-            let (mut card, mut divided, mut pending, mut text) = (0usize, 0u32, 0u32, [0u8; 96]);
-            let readable =
-                self.call("nvmlDeviceGetHandleByIndex_v2", &[index, &raw mut card as usize]).is_ok()
-                    && self.call("nvmlDeviceGetUUID", &[card, &raw mut text as usize, text.len()]).is_ok();
-            let mode = [card, &raw mut divided as usize, &raw mut pending as usize];
-            if !readable || self.call("nvmlDeviceGetMigMode", &mode).is_err() || divided != 1 {
-                continue;
-            }
-            let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
-            let uuid = String::from_utf8_lossy(&text[..end]);
-            for (instance, number) in self.all(card) {
-                if !kept.contains(&(&*uuid, number)) {
-                    failures
-                        .extend(self.destroy(instance).err().map(|why| format!("{uuid}, {number}: {why}")));
-                }
-            }
-        }
-        failures
+        self.call("nvmlDeviceGetCount_v2", &[&raw mut cards as usize])?;
+        let card = |index: usize| {
+            let mut card = 0usize;
+            self.call("nvmlDeviceGetHandleByIndex_v2", &[index, &raw mut card as usize]).ok()?;
+            let uuid = self.uuid(card).ok()?;
+            self.is_divided(card).then_some((uuid, card))
+        };
+        Ok((0..cards as usize).filter_map(card).collect())
     }
 
     /// All instances of a card, with their numbers.
@@ -240,48 +194,81 @@ impl Mig {
     }
 
     fn destroy(&self, instance: usize) -> Result<(), String> {
-        let mut result = Ok(());
-        for _ in 0..TRIES {
-            for profile in self.compute_profiles(instance) {
-                let (mut found, mut count) = ([0usize; MOST], 0u32);
-                let words = [instance, profile.id as usize, &raw mut found as usize, &raw mut count as usize];
-                let listed =
-                    self.call("nvmlGpuInstanceGetComputeInstances", &words).map_or(0, |()| count as usize);
-                found.iter().take(listed).for_each(|it| _ = self.call("nvmlComputeInstanceDestroy", &[*it]));
-            }
-            result = self.call("nvmlGpuInstanceDestroy", &[instance]);
-            if result.is_ok() {
-                break;
-            }
-            thread::sleep(Duration::from_millis(200));
+        for profile in self.compute_profiles(instance) {
+            let (mut found, mut count) = ([0usize; MOST], 0u32);
+            let words = [instance, profile.id as usize, &raw mut found as usize, &raw mut count as usize];
+            let listed =
+                self.call("nvmlGpuInstanceGetComputeInstances", &words).map_or(0, |()| count as usize);
+            found.iter().take(listed).for_each(|it| _ = self.call("nvmlComputeInstanceDestroy", &[*it]));
         }
-        result
+        self.call("nvmlGpuInstanceDestroy", &[instance])
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Of an H100 with 80 GB.
-    fn h100() -> Vec<Profile> {
-        let profile = |(id, slices, gib): (u32, u32, u64)| Profile { id, slices, memory_bytes: gib << 30 };
-        [(19, 1, 9), (15, 1, 19), (14, 2, 19), (9, 3, 39), (5, 4, 39), (0, 7, 79)].map(profile).into()
+impl Divider for Mig {
+    fn vendor(&self) -> Vendor {
+        Vendor::Nvidia
     }
 
-    #[test]
-    fn a_slice_gets_the_smallest_profile_that_has_room_and_is_large_enough() {
-        let of = |compute_milli, gib: u64, full: &[u32]| {
-            let slice = Some(Slice { compute_milli, memory_bytes: gib << 30 });
-            smallest(&h100(), slice, |profile| !full.contains(&profile.id)).map(|profile| profile.id)
+    /// A card in MIG mode computes nothing itself.
+    fn parts_whole(&self) -> bool {
+        true
+    }
+
+    fn check(&self, _: usize, _: bool) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn choose(&self, card: &str, slice: Option<Slice>, _: &BTreeSet<u32>) -> Result<Profile, String> {
+        let handle = self.card(card)?;
+        let profiles = self.profiles(handle);
+        let whole = profiles.iter().map(|profile| profile.slices).max().unwrap_or(0);
+        let found = smallest(&profiles, whole, slice, |profile| self.has_room(handle, profile));
+        found.ok_or_else(|| format!("no MIG profile of {card} that has room is large enough"))
+    }
+
+    fn create(&self, card: &str, profile: &Profile, _: &BTreeSet<u32>) -> Result<u32, String> {
+        let mut instance = 0usize;
+        let words = [self.card(card)?, profile.id as usize, &raw mut instance as usize];
+        self.call("nvmlDeviceCreateGpuInstance", &words)?;
+        Ok(self.info(instance)?.id)
+    }
+
+    fn finish(&self, card: &str, profile: &Profile, number: u32) -> Result<Part, String> {
+        let card = self.card(card)?;
+        self.create_compute(card, number, profile)?;
+        let (device, compute) = self.device(card, number)?;
+        let (name, mut minor) = (self.uuid(device)?, 0u32);
+        let minor = self.call("nvmlDeviceGetMinorNumber", &[card, &raw mut minor as usize]).map(|()| minor);
+        let nodes = minor.map_or(Vec::new(), |minor| caps::of_instance(&self.roots, minor, number, compute));
+        Ok(Part {
+            runtime: name.clone(),
+            name,
+            unhidden: nodes.is_empty().then(|| self.roots.caps.dir.clone()),
+            nodes: nodes.into_iter().map(same).collect(),
+            instead_of: Vec::new(),
+        })
+    }
+
+    fn env(&self, parts: &[Part]) -> Vec<(String, String)> {
+        let all: Vec<&str> = parts.iter().map(|part| &part.runtime[..]).collect();
+        ["CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"].map(|name| (name.into(), all.join(","))).into()
+    }
+
+    fn remove_others(&self, kept: &BTreeSet<(&str, u32)>) -> Vec<String> {
+        let cards = match self.divided() {
+            Ok(cards) => cards,
+            Err(why) => return vec![why],
         };
-        assert_eq!(of(100, 8, &[]), Some(19));
-        assert_eq!(of(142, 8, &[]), Some(19));
-        assert_eq!(of(143, 8, &[]), Some(14), "143 thousandths are more than a seventh");
-        assert_eq!(of(100, 10, &[]), Some(15));
-        assert_eq!(of(100, 10, &[15]), Some(14));
-        assert_eq!(of(500, 40, &[]), Some(0));
-        assert_eq!(of(500, 80, &[]), None);
-        assert_eq!(smallest(&h100(), None, |_| true).map(|profile| profile.id), Some(0));
+        let mut failures = Vec::new();
+        for (uuid, card) in cards {
+            for (instance, number) in self.all(card) {
+                if !kept.contains(&(&uuid, number)) {
+                    let removed = persist(|| self.destroy(instance));
+                    failures.extend(removed.err().map(|why| format!("{uuid}, {number}: {why}")));
+                }
+            }
+        }
+        failures
     }
 }

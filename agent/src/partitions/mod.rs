@@ -1,5 +1,5 @@
-//! Parts of NVIDIA's devices that are made when a rank needs them: MIG instances, which the hardware keeps apart, and
-//! shares through a multi-process service of each device, which the driver limits.
+//! Parts of devices that are made when a rank needs them, each vendor's in its own way: what hardware or driver keeps apart
+//! ([`Divider`]), and shares of NVIDIA's through a multi-process service of each device.
 //!
 //! ```text
 //! STATE/partitions/
@@ -8,11 +8,16 @@
 //! ```
 //!
 //! A claim is written before anything is made, and whatever no claim names is removed: when a worker ends, and when an
-//! agent starts. So nothing outlives its worker, at whatever moment an agent is killed. With `--mig on-demand` all
-//! instances on cards in MIG mode are the agent's.
+//! agent starts. So nothing outlives its worker, at whatever moment an agent is killed. Where parts are made on demand, all
+//! parts of those cards are the agent's.
 
+mod divider;
 mod mig;
 mod mps;
+mod profile;
+mod smlu;
+mod vnpu;
+mod xcp;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,8 +27,13 @@ use std::sync::Mutex;
 use aquifer_core::{Slice, Vendor, WorkerId};
 use serde::{Deserialize, Serialize};
 
-pub use mig::{Mig, Profile, smallest};
+pub use divider::{Divider, ON_DEMAND, Part, open};
+pub use mig::Mig;
 pub use mps::Mps;
+pub use profile::{Profile, smallest};
+pub use smlu::Smlu;
+pub use vnpu::Vnpu;
+pub use xcp::Xcp;
 
 use crate::container::ShownDevice;
 use crate::json;
@@ -34,8 +44,8 @@ use crate::json;
 pub enum Partition {
     /// A share of a device through its service.
     Share { devices: Vec<String> },
-    /// An instance of each of these cards: as large as the slice, or as the card.
-    Instances { cards: Vec<String>, slice: Option<Slice> },
+    /// A part of each of these cards: as large as the slice, or as the card.
+    Instances { vendor: Vendor, cards: Vec<String>, slice: Option<Slice> },
 }
 
 /// What a worker is told of what was made for it.
@@ -47,6 +57,12 @@ pub struct Prepared {
     pub mounts: Vec<PathBuf>,
     /// By what its devices are called now, in their order; empty: as before.
     pub devices: Vec<String>,
+    /// Device nodes that it must be able to open, and what they are called within a container.
+    pub nodes: Vec<(PathBuf, PathBuf)>,
+    /// Device nodes of its devices that it is not to have.
+    pub instead_of: Vec<PathBuf>,
+    /// Directories of device nodes that must stay open to it: which nodes in them are its own is not known.
+    pub unhidden: Vec<PathBuf>,
 }
 
 /// What can make parts of devices, and what is made.
@@ -54,7 +70,7 @@ pub struct Prepared {
 pub struct Partitions {
     dir: PathBuf,
     mps: Option<Mps>,
-    mig: Option<Mig>,
+    dividers: Vec<Box<dyn Divider>>,
     one_at_a_time: Mutex<()>,
 }
 
@@ -76,19 +92,28 @@ struct Instance {
 
 impl Partitions {
     /// Makes parts with what is given.
-    pub fn new(state_dir: &Path, mps: Option<Mps>, mig: Option<Mig>) -> Partitions {
-        Partitions { dir: state_dir.join("partitions"), mps, mig, one_at_a_time: Mutex::default() }
+    pub fn new(state_dir: &Path, mps: Option<Mps>, dividers: Vec<Box<dyn Divider>>) -> Partitions {
+        Partitions { dir: state_dir.join("partitions"), mps, dividers, one_at_a_time: Mutex::default() }
     }
 
     /// Makes what a worker needs. Blocks.
     ///
+    /// * `contained`: it runs in a container.
+    ///
     /// # Errors
     /// Says what cannot be made; nothing is left of it.
-    pub fn prepare(&self, id: WorkerId, partition: &Partition) -> Result<Prepared, String> {
+    pub fn prepare(&self, id: WorkerId, partition: &Partition, contained: bool) -> Result<Prepared, String> {
         let guard = self.one_at_a_time.lock().expect("no holder panics");
         let made = match partition {
             Partition::Share { devices } => self.share(id, devices),
-            Partition::Instances { cards, slice } => self.instances(id, cards, *slice),
+            Partition::Instances { vendor, cards, slice } => {
+                let divider = self.dividers.iter().find(|divider| divider.vendor() == *vendor);
+                let divider = divider.ok_or_else(|| format!("parts of {vendor}'s cards are not made here"));
+                divider.and_then(|divider| {
+                    divider.check(cards.len(), contained)?;
+                    self.instances(id, &**divider, cards, *slice)
+                })
+            }
         };
         drop(guard);
         made.inspect_err(|_| self.release(id))
@@ -103,30 +128,42 @@ impl Partitions {
         self.write(id, &Claim { services: vec![device.clone()], ..Claim::default() })?;
         let pipe = mps.start(&self.dir.join("mps"), device)?;
         let env = vec![("CUDA_MPS_PIPE_DIRECTORY".to_string(), pipe.to_string_lossy().into_owned())];
-        Ok(Prepared { env, mounts: vec![pipe], devices: Vec::new() })
+        Ok(Prepared { env, mounts: vec![pipe], ..Prepared::default() })
     }
 
-    fn instances(&self, id: WorkerId, cards: &[String], slice: Option<Slice>) -> Result<Prepared, String> {
-        let mig = self.mig.as_ref().ok_or("MIG instances are not made here")?;
-        let mut claim = Claim::default();
-        let mut devices = Vec::new();
+    fn instances(
+        &self,
+        id: WorkerId,
+        divider: &dyn Divider,
+        cards: &[String],
+        slice: Option<Slice>,
+    ) -> Result<Prepared, String> {
+        let (mut claim, mut parts) = (Claim::default(), Vec::new());
         for card in cards {
-            let handle = mig.card(card)?;
-            let profile = smallest(&mig.profiles(handle), slice, |profile| mig.has_room(handle, profile));
-            let profile =
-                profile.ok_or_else(|| format!("no MIG profile of {card} that has room is large enough"))?;
+            let taken = self.taken(card);
+            let profile = divider.choose(card, slice, &taken)?;
             claim.instances.push(Instance { card: card.clone(), profile: profile.id, id: None });
             self.write(id, &claim)?;
-            let (instance, number) = mig.create(handle, &profile)?;
+            let number = divider.create(card, &profile, &taken)?;
             claim.instances.last_mut().expect("just added").id = Some(number);
             self.write(id, &claim)?;
-            mig.create_compute(instance, &profile)?;
-            devices.push(mig.uuid(handle, number)?);
+            parts.push(divider.finish(card, &profile, number)?);
         }
-        let all = devices.join(",");
-        let env =
-            ["CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"].map(|name| (name.to_string(), all.clone()));
-        Ok(Prepared { env: env.into(), mounts: Vec::new(), devices })
+        Ok(Prepared {
+            env: divider.env(&parts),
+            mounts: Vec::new(),
+            devices: parts.iter().map(|part| part.name.clone()).collect(),
+            nodes: parts.iter().flat_map(|part| part.nodes.clone()).collect(),
+            instead_of: parts.iter().flat_map(|part| part.instead_of.clone()).collect(),
+            unhidden: parts.iter().filter_map(|part| part.unhidden.clone()).collect(),
+        })
+    }
+
+    /// Parts of a card that workers have.
+    fn taken(&self, card: &str) -> BTreeSet<u32> {
+        let claims = self.claims();
+        let all = claims.iter().flat_map(|claim| &claim.instances).filter(|it| it.card == card);
+        all.filter_map(|it| it.id).collect()
     }
 
     /// Whether it makes shares of devices.
@@ -136,20 +173,25 @@ impl Partitions {
 
     /// Whether anything was made for a worker.
     pub fn has(&self, id: WorkerId) -> bool {
-        (self.mps.is_some() || self.mig.is_some()) && self.claim_path(id).exists()
+        (self.mps.is_some() || !self.dividers.is_empty()) && self.claim_path(id).exists()
     }
 
     /// What would be made of a rank's devices; `None`: nothing.
     pub fn wanted(&self, devices: &[ShownDevice], slice: Option<Slice>) -> Option<Partition> {
-        let nvidia = devices.iter().filter(|device| device.vendor == Vendor::Nvidia);
-        let names: Vec<String> = nvidia.map(|device| device.uuid.clone()).collect();
-        if names.is_empty() {
-            return None;
+        let of = |vendor: Vendor| -> Vec<String> {
+            let own = devices.iter().filter(|device| device.vendor == vendor);
+            own.map(|device| device.uuid.clone()).collect()
+        };
+        for divider in self.dividers.iter().filter(|divider| slice.is_some() || divider.parts_whole()) {
+            let vendor = divider.vendor();
+            let mut own = devices.iter().filter(|device| device.vendor == vendor).peekable();
+            if own.peek().is_some() && own.all(|device| device.is_parted) {
+                return Some(Partition::Instances { vendor, cards: of(vendor), slice });
+            }
         }
-        if self.mig.as_ref().is_some_and(|mig| names.iter().all(|name| mig.is_divided(name))) {
-            return Some(Partition::Instances { cards: names, slice });
-        }
-        (self.mps.is_some() && slice.is_some()).then_some(Partition::Share { devices: names })
+        let devices = of(Vendor::Nvidia);
+        let shares = self.mps.is_some() && slice.is_some() && !devices.is_empty();
+        shares.then_some(Partition::Share { devices })
     }
 
     /// Removes what was made for a worker, which has ended. Blocks.
@@ -164,26 +206,29 @@ impl Partitions {
     pub fn reconcile(&self, alive: &BTreeSet<WorkerId>) {
         let _guard = self.one_at_a_time.lock().expect("no holder panics");
         let alive: BTreeSet<PathBuf> = alive.iter().map(|id| self.claim_path(*id)).collect();
-        for path in self.claim_paths().filter(|path| !alive.contains(path)) {
+        // Those too that an agent was killed over while it wrote them.
+        for path in self.written().filter(|path| !alive.contains(path)) {
             let _ = fs::remove_file(path);
         }
         self.remove_unclaimed();
     }
 
     fn remove_unclaimed(&self) {
-        let claims: Vec<Claim> = self.claim_paths().filter_map(|path| json::read(&path).ok()).collect();
+        let claims = self.claims();
         if let Some(mps) = &self.mps {
             let services: BTreeSet<&str> =
                 claims.iter().flat_map(|it| &it.services).map(|it| &**it).collect();
             mps.stop_others(&self.dir.join("mps"), &services);
         }
-        if let Some(mig) = &self.mig {
-            let instances = claims.iter().flat_map(|claim| &claim.instances);
-            let kept: BTreeSet<(&str, u32)> = instances.filter_map(|it| Some((&*it.card, it.id?))).collect();
-            for failure in mig.destroy_others(&kept) {
-                tracing::error!("a MIG instance cannot be removed: {failure}");
-            }
+        let instances = claims.iter().flat_map(|claim| &claim.instances);
+        let kept: BTreeSet<(&str, u32)> = instances.filter_map(|it| Some((&*it.card, it.id?))).collect();
+        for failure in self.dividers.iter().flat_map(|divider| divider.remove_others(&kept)) {
+            tracing::error!("a part of a device cannot be removed: {failure}");
         }
+    }
+
+    fn claims(&self) -> Vec<Claim> {
+        self.claim_paths().filter_map(|path| json::read(&path).ok()).collect()
     }
 
     fn write(&self, id: WorkerId, claim: &Claim) -> Result<(), String> {
@@ -200,7 +245,11 @@ impl Partitions {
     }
 
     fn claim_paths(&self) -> impl Iterator<Item = PathBuf> {
+        self.written().filter(|path| path.extension().is_some_and(|end| end == "json"))
+    }
+
+    fn written(&self) -> impl Iterator<Item = PathBuf> {
         let entries = fs::read_dir(self.dir.join("claims")).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "json"))
+        entries.map(|entry| entry.path())
     }
 }

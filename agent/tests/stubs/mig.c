@@ -1,10 +1,8 @@
 // NVML of one card in MIG mode, for making instances. What was made stands in the file DIR/instances, a line of number,
 // profile and whether it has compute for each instance, so that it outlives whoever made it.
-// A process with MIG_DIE=N in its environment is killed before its Nth call that changes something, or after it
-// (MIG_DIE=Na). DIR/busy: instances cannot be destroyed while it exists.
+// DIR/busy: instances cannot be destroyed while it exists.
 #include "stub.h"
-#include <signal.h>
-#include <stdlib.h>
+#include "dying.h"
 
 enum { INVALID = 2, NOT_FOUND = 6, NO_ROOM = 7, IN_USE = 19 };
 typedef struct { int part; } Device;
@@ -35,12 +33,6 @@ static void save(void) {
     for (int at = 0; at < count; at++) fprintf(file, "%d %d %d\n", all[at].number, all[at].profile, all[at].compute);
     fclose(file);
 }
-static void die(int after) {
-    static int calls;
-    const char *when = getenv("MIG_DIE");
-    if (when && atoi(when) == calls && (strchr(when, 'a') != NULL) == after) raise(SIGKILL);
-    calls += after;
-}
 static Instance *at(int number) {
     load();
     for (int it = 0; it < count; it++) if (all[it].number == number) return &all[it];
@@ -68,6 +60,8 @@ int nvmlDeviceGetMigDeviceHandleByIndex(Device *device, u32 index, Device **to) 
     GIVE(to, &parts[index]);
 }
 int nvmlDeviceGetGpuInstanceId(Device *part, u32 *to) { load(); GIVE(to, (u32)all[part->part].number); }
+int nvmlDeviceGetComputeInstanceId(Device *part, u32 *to) { (void)part; GIVE(to, 0); }
+int nvmlDeviceGetMinorNumber(Device *device, u32 *to) { (void)device; GIVE(to, 3); }
 int nvmlDeviceGetGpuInstanceProfileInfo(Device *device, u32 kind, Profile *to) {
     (void)device;
     for (unsigned it = 0; it < 4; it++) if (kinds[it].kind == (int)kind) {
@@ -86,13 +80,13 @@ static int room(int id) {
 int nvmlDeviceGetGpuInstanceRemainingCapacity(Device *device, u32 id, u32 *to) { (void)device; GIVE(to, (u32)room(id)); }
 int nvmlDeviceCreateGpuInstance(Device *device, u32 id, void **to) {
     (void)device;
-    die(0);
+    dies(0);
     if (!room(id)) return NO_ROOM;
     int number = 1;
     while (at(number)) number++;
     all[count++] = (Instance){number, (int)id, 0};
     save();
-    die(1);
+    dies(1);
     GIVE(to, HANDLE(number));
 }
 int nvmlGpuInstanceGetInfo(void *handle, Info *to) {
@@ -111,12 +105,12 @@ int nvmlGpuInstanceGetComputeInstanceProfileInfo(void *handle, u32 kind, u32 eng
     return 0;
 }
 int nvmlGpuInstanceCreateComputeInstance(void *handle, u32 id, void **to) {
-    die(0);
+    dies(0);
     Instance *it = at(NUMBER(handle));
     if (!it || (id == 4 ? 7 : (int)id + 1) != slices_of(it->profile)) return INVALID;
     it->compute = 1;
     save();
-    die(1);
+    dies(1);
     GIVE(to, handle);
 }
 int nvmlDeviceGetGpuInstances(Device *device, u32 id, void **to, u32 *found) {
@@ -134,21 +128,21 @@ int nvmlGpuInstanceGetComputeInstances(void *handle, u32 id, void **to, u32 *fou
     return 0;
 }
 int nvmlComputeInstanceDestroy(void *handle) {
-    die(0);
+    dies(0);
     Instance *it = at(NUMBER(handle));
     if (!it) return NOT_FOUND;
     it->compute = 0;
     save();
-    die(1);
+    dies(1);
     return 0;
 }
 int nvmlGpuInstanceDestroy(void *handle) {
-    die(0);
+    dies(0);
     Instance *it = at(NUMBER(handle));
     if (!it) return NOT_FOUND;
     if (it->compute || on("busy")) return IN_USE;
     *it = all[--count];
     save();
-    die(1);
+    dies(1);
     return 0;
 }

@@ -59,6 +59,8 @@ int nvmlDeviceGetMigDeviceHandleByIndex(Device *device, u32 index, Device **slic
     if (device->card != 0 || index >= 2) return NOT_FOUND;
     GIVE(slice, &slices[index]);
 }
+int nvmlDeviceGetGpuInstanceId(Device *slice, u32 *to) { GIVE(to, slice->slice + 1); }
+int nvmlDeviceGetComputeInstanceId(Device *slice, u32 *to) { (void)slice; GIVE(to, 0); }
 #endif
 #ifdef RECOVERY
 int nvmlSystemGetDriverVersion(char *to, u32 size) { return text(to, size, "%s", on("new-driver") ? "580.65.06" : "570.86.15"); }

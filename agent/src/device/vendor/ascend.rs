@@ -3,12 +3,13 @@
 //! The first generation addresses chips by card and chip within it; the second by logical number. In both the logical
 //! number is the runtime's and the physical number that of `/dev/davinciN`.
 
-use aquifer_core::Vendor;
+use aquifer_core::{Isolation, Vendor};
 
 use super::Maker;
 use crate::device::api::Arg::*;
 use crate::device::api::{
-    Api, CallError, Check, Context, Level, Link, NOTHING, Opened, Rule, Take, U32, probe, take_list,
+    Api, CallError, Check, Context, Level, Link, NOTHING, Opened, Probe, Rule, Slices, Take, U32, probe,
+    take_list,
 };
 use crate::device::ascend_codes;
 
@@ -76,6 +77,7 @@ const V1: Api = Api {
         // HCCS, SIO (the two dies of a card) and HCCS through a switch.
         is_linked: |way| matches!(way, 3 | 6 | 7),
     }),
+    slices: Some(Slices { is_divided: can_be_divided, level: Isolation::Limited, listed: None }),
     // DCMI_ERR_CODE_DEVICE_NOT_EXIST.
     lost: &[-8008],
     ..NOTHING
@@ -111,6 +113,7 @@ const V2: Api = Api {
         Check { probe: probe("dcmiv2_get_device_health", &[Card, Out(0)], 4, U32), rule: Rule::Else(HEALTH) },
     ],
     link: None,
+    slices: None,
     ..V1
 };
 
@@ -122,7 +125,13 @@ const PLACE: Take = Take::Place { domain: 16, bus: 20, device: 24, function: Som
 const MEMORY_MB: Take = Take::Number { at: 0, bytes: 8, unit: 1 << 20 };
 /// Of the list of error codes: how many there are, then, eight bytes on, the codes.
 const ALL_CODES: usize = 8 + 4 * 128;
-const CODES: Rule = Rule::Each { at: 8, stride: 4, most: 128, means: ascend_codes::meaning };
+const CODES: Rule = Rule::Each {
+    at: 8,
+    stride: 4,
+    most: 128,
+    means: ascend_codes::meaning,
+    often: Some(ascend_codes::often),
+};
 /// What it comes to, for a card without a code that says what is to be done.
 const HEALTH: &[(u64, Level, &str)] = &[
     (1, Level::Suspect, "dcmi reports a minor fault"),
@@ -130,6 +139,71 @@ const HEALTH: &[(u64, Level, &str)] = &[
     (3, Level::Lost, "dcmi reports a critical fault"),
     (0xffff_ffff, Level::Lost, "dcmi says that it is not there or has not started"),
 ];
+
+/// Of dcmi_chip_info and dcmi_chip_info_v2: how many AI cores a chip has.
+pub(crate) const AI_CORES: [Probe; 2] = [
+    probe("dcmi_get_device_chip_info_v2", &[Card, Chip, Out(0)], 132, CORES),
+    probe("dcmi_get_device_chip_info", &[Card, Chip, Out(0)], 100, CORES),
+];
+const CORES: Take = Take::Number { at: 96, bytes: 4, unit: 1 };
+/// DCMI_MAIN_CMD_VDEV_MNG, and what it is to say: all of a chip, and what is free of it.
+const VDEV_MNG: i64 = 52;
+const TOTAL: i64 = 1;
+const FREE: i64 = 2;
+/// How large the struct is stands in front of it: dcmi_soc_total_resource, 360 bytes: the number of virtual devices, then
+/// theirs; dcmi_soc_free_resource, 224 bytes: two numbers, 64 bytes of dcmi_base_resource, AI cores as a float.
+pub(crate) const VIRTUAL_DEVICES: Probe =
+    probe("dcmi_get_device_info", &[Card, Chip, Is(VDEV_MNG), Is(TOTAL), Out(8), Out(0)], 368, AFTER_SIZE)
+        .stamped(360);
+pub(crate) const FREE_CORES: Probe = probe(
+    "dcmi_get_device_info",
+    &[Card, Chip, Is(VDEV_MNG), Is(FREE), Out(8), Out(0)],
+    232,
+    Take::Number { at: 8 + 72, bytes: 4, unit: 1 },
+)
+.stamped(224);
+const AFTER_SIZE: Take = Take::Number { at: 8, bytes: 4, unit: 1 };
+
+/// A kind of virtual chip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Template {
+    pub name: &'static str,
+    /// Of how many AI cores.
+    pub cores: u32,
+    /// In GiB; 0: its part of the chip's memory.
+    pub memory_gib: u64,
+}
+
+/// What a chip with so many AI cores can be divided into. Source: "Virtualization Templates" of Ascend/mind-cluster, without those
+/// that differ in units for pictures.
+pub(crate) fn templates(cores: u64) -> &'static [Template] {
+    const fn of(name: &'static str, cores: u32, memory_gib: u64) -> Template {
+        Template { name, cores, memory_gib }
+    }
+    const TRAINING: &[Template] =
+        &[of("vir02", 2, 0), of("vir04", 4, 0), of("vir08", 8, 0), of("vir16", 16, 0)];
+    const INFERENCE: &[Template] = &[of("vir01", 1, 0), of("vir02", 2, 0), of("vir04", 4, 0)];
+    const A2_TRAINING: &[Template] = &[of("vir06_1c_16g", 6, 16), of("vir12_3c_32g", 12, 32)];
+    const A2_INFERENCE: &[Template] = &[
+        of("vir05_1c_8g", 5, 8),
+        of("vir05_1c_16g", 5, 16),
+        of("vir10_3c_16g", 10, 16),
+        of("vir10_3c_32g", 10, 32),
+    ];
+    match cores {
+        8 => INFERENCE,
+        20 => A2_INFERENCE,
+        24 => A2_TRAINING,
+        30 | 32 => TRAINING,
+        _ => &[],
+    }
+}
+
+/// Whether there are templates for a chip, and its driver makes virtual ones.
+fn can_be_divided(opened: &Opened, chip: &Context) -> bool {
+    opened.first(&AI_CORES, chip).is_ok_and(|cores| !templates(cores.number()).is_empty())
+        && opened.ask(&VIRTUAL_DEVICES, chip).is_ok()
+}
 
 /// Card and number within it of every chip that computes; a card has controllers and processors, too.
 fn chips_of_cards(opened: &Opened) -> Result<Vec<[usize; 2]>, CallError> {

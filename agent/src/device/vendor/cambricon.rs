@@ -3,15 +3,15 @@
 //! A handle is a number of four bytes, the answer is mostly the first argument, and most structs begin with the version
 //! that the caller knows.
 
-use aquifer_core::Vendor;
+use aquifer_core::{Isolation, Vendor};
 
 use super::Maker;
 use crate::device::api::Arg::*;
-use crate::device::api::{Api, Check, Level, NOTHING, Rule, Take, U32, probe};
+use crate::device::api::{Api, Check, Level, NOTHING, Probe, Rule, Slices, Take, U32, Value, probe};
 use crate::device::cndev_incidents;
 
 /// CNDEV_VERSION_6; an unstamped struct is refused.
-const VERSION: u32 = 6;
+pub(crate) const VERSION: u32 = 6;
 
 pub const CAMBRICON: Maker = Maker {
     vendor: Vendor::Cambricon,
@@ -66,7 +66,13 @@ pub const CAMBRICON: Maker = Maker {
                     34_612,
                     Take::Number { at: 16, bytes: 4, unit: 1 },
                 ),
-                rule: Rule::Each { at: 20 + 528, stride: 540, most: 64, means: cndev_incidents::meaning },
+                rule: Rule::Each {
+                    at: 20 + 528,
+                    stride: 540,
+                    most: 64,
+                    means: cndev_incidents::meaning,
+                    often: None,
+                },
             },
             Check {
                 probe: probe("cndevGetCardHealthStateV2", &[Out(0), Card], 34_612, U32),
@@ -90,6 +96,11 @@ pub const CAMBRICON: Maker = Maker {
                 rule: Rule::Values(NOT_WELL),
             },
         ],
+        slices: Some(Slices {
+            is_divided: |opened, card| opened.ask(&SMLU_MODE, card) == Ok(Value::Number(1)),
+            level: Isolation::Limited,
+            listed: None,
+        }),
         // CNDEV_ERROR_INVALID_DEVICE_ID, CNDEV_ERROR_IN_PROBLEM.
         lost: &[6, 18],
         explain: Some("cndevGetErrorString"),
@@ -97,5 +108,7 @@ pub const CAMBRICON: Maker = Maker {
     }],
 };
 
+/// cndevSMLUMode_t, 8 bytes: version, smluMode (1: on).
+pub(crate) const SMLU_MODE: Probe = probe("cndevGetSMLUMode", &[Out(0), Card], 8, SECOND).stamped(VERSION);
 const SECOND: Take = Take::Number { at: 4, bytes: 4, unit: 1 };
 const NOT_WELL: &[(u64, Level, &str)] = &[(0, Level::Lost, "cndev says that it is not well")];

@@ -3,9 +3,9 @@
 //! Names, arguments and layouts are those of the vendors' headers. `agent/tests/stubs` states the same layouts as C
 //! structs and fills them by name, so that a wrong offset here is a test that fails.
 
-mod ascend;
+pub(crate) mod ascend;
 mod biren;
-mod cambricon;
+pub(crate) mod cambricon;
 mod enflame;
 mod gaudi;
 mod hygon;

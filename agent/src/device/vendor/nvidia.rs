@@ -1,11 +1,14 @@
 //! NVIDIA, through NVML. Source: nvml.h of NVIDIA/go-nvml.
 
-use aquifer_core::Vendor;
+use aquifer_core::{Isolation, Vendor};
 
 use super::Maker;
 use super::shaped::{MEMORY_TOTAL, MEMORY_V2, MEMORY_V2_TOTAL, PCI_PLACE, shaped};
 use crate::device::api::Arg::*;
-use crate::device::api::{Api, Check, Events, Level, Link, Probe, Rule, Slices, Take, U32, U64, probe};
+use crate::device::api::{
+    Api, Check, Events, Level, Link, Listed, Probe, Rule, Slices, Take, U32, U64, Value, probe,
+};
+use crate::device::caps;
 
 pub const NVIDIA: Maker = Maker {
     vendor: Vendor::Nvidia,
@@ -63,9 +66,17 @@ pub const NVIDIA: Maker = Maker {
             settled_by: RECOVERY_ACTION,
         }),
         slices: Some(Slices {
-            divided: probe("nvmlDeviceGetMigMode", &[Card, Out(0), Out(4)], 8, U32),
-            most: probe("nvmlDeviceGetMaxMigDeviceCount", &[Card, Out(0)], 4, U32),
-            handle: probe("nvmlDeviceGetMigDeviceHandleByIndex", &[Card, Index, Out(0)], 8, U64),
+            is_divided: |opened, card| opened.ask(&MIG_MODE, card) == Ok(Value::Number(1)),
+            level: Isolation::Hard,
+            listed: Some(Listed {
+                most: probe("nvmlDeviceGetMaxMigDeviceCount", &[Card, Out(0)], 4, U32),
+                handle: probe("nvmlDeviceGetMigDeviceHandleByIndex", &[Card, Index, Out(0)], 8, U64),
+                nodes: |opened, slice, card, roots| {
+                    let number = |probe: &Probe| Some(opened.ask(probe, slice).ok()?.number() as u32);
+                    let numbers = number(&INSTANCE).zip(number(&COMPUTE_INSTANCE));
+                    numbers.map_or(Vec::new(), |(own, compute)| caps::of_instance(roots, card, own, compute))
+                },
+            }),
         }),
         driver: &[probe("nvmlSystemGetDriverVersion", &[Out(0), Size], 80, Take::Text { at: 0 })],
         // The number that fit, then nvmlProcessInfo_t, 24 bytes each.
@@ -79,6 +90,11 @@ pub const NVIDIA: Maker = Maker {
         ..shaped!("nvml")
     }],
 };
+
+/// Of the handle of a MIG instance.
+const INSTANCE: Probe = probe("nvmlDeviceGetGpuInstanceId", &[Card, Out(0)], 4, U32);
+const COMPUTE_INSTANCE: Probe = probe("nvmlDeviceGetComputeInstanceId", &[Card, Out(0)], 4, U32);
+const MIG_MODE: Probe = probe("nvmlDeviceGetMigMode", &[Card, Out(0), Out(4)], 8, U32);
 
 /// Programs on a card that are counted.
 const PROCESSES: u32 = 64;
