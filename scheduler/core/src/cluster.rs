@@ -69,6 +69,8 @@ pub struct Cluster {
     pub(crate) migrate_at: Option<Time>,
     /// Jobs that stop to change places. Soft state.
     pub(crate) exchanges: BTreeMap<JobId, Target>,
+    /// Whether an earlier scheduler may have left jobs that had stopped to change places: until the first step.
+    pub(crate) is_new: bool,
     /// What is free. Derived from the nodes and what is held on them.
     room: Room,
     /// Learned from what was asked for. Derived from the jobs, see [`price::learned_from`].
@@ -125,6 +127,7 @@ impl Cluster {
             services: Services::default(),
             migrate_at: None,
             exchanges: BTreeMap::new(),
+            is_new: true,
             inquiries: Inquiries::default(),
             freed_for: BTreeSet::new(),
             moves: BTreeSet::new(),
@@ -198,7 +201,6 @@ impl Cluster {
             cluster.room.refresh(node, cluster.nodes.held(node.id));
         }
         cluster.room.learn_worth(&cluster.speeds);
-        cluster.end_exchanges();
         cluster
     }
 
@@ -207,6 +209,9 @@ impl Cluster {
         let now = self.now.max(now);
         self.now = now;
         self.retire(now);
+        if std::mem::take(&mut self.is_new) {
+            self.end_exchanges();
+        }
         let (mut reporter, mut unknown) = (None, None);
         match event {
             Event::Request { id, command } => {

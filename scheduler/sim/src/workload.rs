@@ -12,6 +12,8 @@ use crate::faults::{Faults, Timing};
 use crate::rng::Rng;
 use crate::sim::{Sim, Work, WorkPace};
 
+mod crossed;
+
 /// When the faults of a random run end.
 pub const HEAL_AT: Time = Time(200_000);
 /// When jobs are submitted, at the latest.
@@ -79,6 +81,11 @@ pub fn swarm(seed: u64) -> Sim {
     let mut scattered = Rng(seed ^ 0x05ca_77e2);
     if scattered.below(4) == 0 {
         submit_scattered(&mut sim, &mut scattered, &queues, &idle);
+    }
+    let mut crossed = Rng(seed ^ 0x0c50_55ed);
+    if crossed.below(8) == 0 {
+        let devices = pool.iter().map(|inventory| inventory.devices.len() as u64).sum();
+        crossed::submit(&mut sim, &mut crossed, &queues, devices);
     }
     for _ in 0..rng.below(16) {
         let at = Time(rng.within((5_000, 190_000)));

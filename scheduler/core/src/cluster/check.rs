@@ -36,7 +36,11 @@ impl Cluster {
                 );
             }
             let waits = matches!(job.phase, Phase::Stopping(_)) && Cluster::has_stopped(job);
-            assert!(!waits || changes_places.is_some(), "{} has stopped and holds resources", job.id);
+            assert!(
+                !waits || changes_places.is_some() || self.is_new,
+                "{} has stopped and holds resources",
+                job.id
+            );
             if let Phase::Stopping(Then::Resize(stays)) = &job.phase {
                 let is_whole =
                     (job.spec.min_ranks() as usize..=job.spec.ranks() as usize).contains(&stays.len());
