@@ -17,6 +17,7 @@ mod saver;
 mod socket;
 
 pub use report::{CURVE, Point};
+pub(crate) use saver::WRITER;
 
 use crate::args::{TrainArgs, UsageError};
 use crate::checkpoint::{CheckpointError, Keeping, Record, Settings, TrainingState, Writer};
