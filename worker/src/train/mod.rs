@@ -328,6 +328,7 @@ impl Driver<'_> {
                 Action::Compute { step, shards } => self.order(Order::Compute(step, shards)),
                 Action::Save(_) => self.order(Order::Save),
                 Action::Say(text) => self.report.line(&text),
+                Action::Wait(text) => self.report.waits(&text),
                 Action::Exit(outcome) => self.outcome = Some(outcome),
             }
         }
