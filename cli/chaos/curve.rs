@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use aquifer_worker::train::Point;
+use serde::Serialize;
 
 /// The steps in the order in which they were done; one that was computed again is there again.
 #[derive(Debug, Default)]
@@ -58,16 +59,24 @@ impl Curve {
         quantile(&times, 0.5)
     }
 
-    /// What each step took beyond the usual in which there was at least one of these failures, the shortest first.
-    pub fn stalls_ms(&self, failures: &[u64]) -> Vec<u64> {
+    /// What steps took beyond the usual, those in which there was at least one of these failures.
+    pub fn stalls(&self, failures: &[u64]) -> Stalls {
         let usual = self.usual_ms();
-        let stalled = self.points.windows(2).filter(|pair| {
-            let within = pair[0].at_ms..pair[1].at_ms;
-            failures.iter().any(|at| within.contains(at))
-        });
-        let mut stalls: Vec<u64> =
-            stalled.map(|pair| (pair[1].at_ms - pair[0].at_ms).saturating_sub(usual)).collect();
-        stalls.sort_unstable();
+        let mut stalls = Stalls::default();
+        for pair in self.points.windows(2) {
+            let (start, end) = (pair[0].at_ms, pair[1].at_ms);
+            let late = end.saturating_sub(start).saturating_sub(usual);
+            match failures.iter().find(|at| (start..end).contains(at)) {
+                Some(at) => {
+                    stalls.stalls_ms.push(late);
+                    stalls.rests_ms.push(usual.saturating_sub(at - start));
+                }
+                None => stalls.others_ms.push(late),
+            }
+        }
+        for times in [&mut stalls.stalls_ms, &mut stalls.rests_ms, &mut stalls.others_ms] {
+            times.sort_unstable();
+        }
         stalls
     }
 
@@ -78,6 +87,18 @@ impl Curve {
         times.sort_unstable();
         times
     }
+}
+
+/// What steps took beyond the usual, in milliseconds, the shortest first.
+#[derive(Debug, Default, PartialEq, Serialize)]
+pub struct Stalls {
+    /// Those in which something failed.
+    pub stalls_ms: Vec<u64>,
+    /// What was left of these when it did, if they had taken as long as usual.
+    pub rests_ms: Vec<u64>,
+    /// All others.
+    #[serde(skip)]
+    pub others_ms: Vec<u64>,
 }
 
 /// The value that a share of sorted ones does not exceed; 0 of none.
@@ -102,10 +123,8 @@ mod tests {
         let rough = [(1, 5.0, 100), (2, 4.0, 200), (2, 4.0, 350), (3, 3.0, 450), (4, 2.0, 550)];
         let (smooth, rough) = (curve(&smooth), curve(&rough));
         assert_eq!((smooth.repeated(), rough.repeated(), rough.usual_ms()), (0, 1, 100));
-        assert_eq!(
-            (rough.stalls_ms(&[220, 230, 400]), rough.until_next_ms(&[220])),
-            (vec![0, 50], vec![130])
-        );
+        let stalls = Stalls { stalls_ms: vec![0, 50], rests_ms: vec![50, 80], others_ms: vec![0, 0] };
+        assert_eq!((rough.stalls(&[220, 230, 400]), rough.until_next_ms(&[220])), (stalls, vec![130]));
         assert!(smooth.same_losses(&rough));
         let other = curve(&[(1, 5.0, 1), (2, 4.0, 2), (2, 4.1, 3), (3, 3.0, 4), (4, 2.0, 5)]);
         assert!(!smooth.same_losses(&other), "one state of step 2 is wrong");

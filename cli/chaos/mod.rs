@@ -1,6 +1,7 @@
 //! `aquifer chaos`: what failures cost a training, on a pool of its own.
 
 mod curve;
+mod faults;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +22,8 @@ use crate::output::{Failure, Output, Side, Table, aside};
 use crate::trial::Trial;
 use crate::view::Spent;
 use crate::{settings, submit, units};
-use curve::{Curve, quantile};
+use curve::{Curve, Stalls, quantile};
+use faults::Faults;
 
 /// See what failures cost a training: the same one without and with workers that are killed
 ///
@@ -33,7 +35,7 @@ use curve::{Curve, quantile};
   aquifer chaos --everything --mtbf 20s --checkpoint-every 1\n  aquifer chaos --slow 3"
 )]
 pub struct Args {
-    /// Mean time between two failures, over all workers
+    /// Mean time between two failures, over all workers: one at a random moment of every such interval, each worker in turn
     #[arg(long, value_name = "TIME", default_value = "5s")]
     pub mtbf: Span<100, 1>,
     /// Workers do not die but stand still for so long (SIGSTOP, then SIGCONT)
@@ -57,9 +59,13 @@ pub struct Args {
     /// Shape of the model: tiny, small, medium, or a directory
     #[arg(long, value_name = "NAME|DIR", default_value = "tiny")]
     pub model: String,
-    /// Sequences of a step, each a shard of its own
+    /// Sequences of a step
     #[arg(long, value_name = "SEQUENCES", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch: u32,
+    /// Sequences of a shard, a divisor of --batch: what a worker has computed is sent by shards, but sums that take long beside
+    /// what was computed only with others
+    #[arg(long, value_name = "SEQUENCES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub micro_batch: u32,
     /// Rounds with little communication in place of steps: each of four replicas a rank takes so many steps by itself [default: none]
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub inner_steps: Option<u64>,
@@ -88,8 +94,8 @@ struct Run {
     spent: Spent,
     /// Steps that were computed more than once.
     repeated: u64,
-    /// What a step took in which something failed, beyond the usual, in milliseconds, the shortest first.
-    stalls_ms: Vec<u64>,
+    #[serde(flatten)]
+    stalls: Stalls,
     /// Where everything was killed: from the start of the pool to the end of the next step, likewise.
     resumed_ms: Vec<u64>,
     #[serde(skip)]
@@ -118,6 +124,10 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         let sentence = format!("--spares is {}; it is less than --ranks, {}", args.spares, args.ranks);
         return Err(Failure::usage(sentence, "Give more ranks, or fewer spares.").into());
     }
+    if !args.batch.is_multiple_of(args.micro_batch) {
+        let sentence = format!("--micro-batch is {}; it divides --batch, {}", args.micro_batch, args.batch);
+        return Err(Failure::usage(sentence, "").into());
+    }
     if args.slow.is_some() && args.ranks == 1 {
         return Err(Failure::usage("--slow with one rank: there is nobody to compare it with", "").into());
     }
@@ -145,6 +155,15 @@ async fn compare(args: &Args, trial: &mut Trial) -> Result<Report> {
     trial.start_scheduler(&[]).await?;
     trial.start_agent(NODE, &DAEMON).await?;
     let undisturbed = train(args, trial, &data, None).await?;
+    if args.slow.is_none() && undisturbed.time_ms < args.mtbf.0 {
+        let (took, mtbf) = (units::duration(undisturbed.time_ms), units::duration(args.mtbf.0));
+        let sentence =
+            format!("{} steps took {took}: with --mtbf {mtbf} nothing may fail in that time", args.steps);
+        let steps = args.steps * args.mtbf.0 / undisturbed.time_ms.max(1) + 1;
+        return Err(
+            Failure::usage(sentence, format!("Give at least --steps {steps}, or a smaller --mtbf.")).into()
+        );
+    }
     let disturbed = train(args, trial, &data, Some(Random::new(args.seed))).await?;
     let kept = undisturbed.time_ms as f64 / disturbed.time_ms.max(1) as f64;
     let extra = disturbed.time_ms as f64 - undisturbed.time_ms as f64;
@@ -153,17 +172,12 @@ async fn compare(args: &Args, trial: &mut Trial) -> Result<Report> {
     Ok(Report { undisturbed, disturbed, kept, cost_ms, same_bits })
 }
 
-async fn train(args: &Args, trial: &mut Trial, data: &Path, mut random: Option<Random>) -> Result<Run> {
+async fn train(args: &Args, trial: &mut Trial, data: &Path, random: Option<Random>) -> Result<Run> {
     let name = if random.is_none() { "undisturbed" } else { "disturbed" };
     let slow = args.slow.filter(|_| random.is_some());
     let job = submit(args, trial, data, name, slow).await?;
-    let mut next = |after: Instant| {
-        let random = random.as_mut().filter(|_| args.slow.is_none())?;
-        // The time between failures that do not know of each other.
-        let wait = -(1.0 - random.unit()).ln() * args.mtbf.0 as f64;
-        Some((after + Duration::from_millis(wait as u64), random.bits()))
-    };
-    let (mut begun, mut due, mut told) = (false, None, 0);
+    let mut random = random.filter(|_| args.slow.is_none());
+    let (mut faults, mut told) = (None, 0);
     let (mut failures, mut starts) = (Vec::new(), Vec::new());
     let mut hung: BTreeMap<Instant, i32> = BTreeMap::new();
     loop {
@@ -171,8 +185,10 @@ async fn train(args: &Args, trial: &mut Trial, data: &Path, mut random: Option<R
         let now = Instant::now();
         let progress = view.ranks.iter().filter_map(|rank| rank.progress.as_ref()).max_by_key(|it| it.step);
         let step = progress.and_then(|it| it.step).unwrap_or(0);
-        if !begun && 0 < step {
-            (begun, due) = (true, next(now));
+        if 0 < step
+            && let Some(random) = random.take()
+        {
+            faults = Some(Faults::new(random, Duration::from_millis(args.mtbf.0), now));
         }
         if told + args.steps / 10 <= step {
             told = step;
@@ -188,33 +204,26 @@ async fn train(args: &Args, trial: &mut Trial, data: &Path, mut random: Option<R
         while let Some(first) = hung.first_entry().filter(|first| *first.key() <= now) {
             signal(first.remove(), Signal::CONT);
         }
-        if let Some((at, choice)) = due
-            && at <= now
-        {
+        let pids = || -> Vec<i32> {
             let running = view.ranks.iter().filter(|rank| rank.state() == v1::RankState::Running);
-            let pids: Vec<i32> =
-                running.filter_map(|rank| trial.worker_pid(job, view.attempt, rank)).collect();
-            let victim = pids.get(choice as usize % pids.len().max(1)).copied();
-            match (victim, &args.hang) {
-                (None, _) => (),
-                (Some(_), _) if args.everything => {
-                    failures.push(unix_ms());
+            let pids = running.filter_map(|rank| trial.worker_pid(job, view.attempt, rank));
+            pids.filter(|pid| !hung.values().any(|hung| hung == pid)).collect()
+        };
+        if let Some(victim) = faults.as_mut().and_then(|faults| faults.hit(now, pids)) {
+            failures.push(unix_ms());
+            match &args.hang {
+                _ if args.everything => {
                     trial.kill_everything().await?;
                     starts.push(unix_ms());
                     trial.start_scheduler(&[]).await?;
                     trial.start_agent(NODE, &DAEMON).await?;
                 }
-                (Some(victim), None) => {
-                    failures.push(unix_ms());
-                    signal(victim, Signal::KILL);
-                }
-                (Some(victim), Some(time)) => {
-                    failures.push(unix_ms());
+                None => signal(victim, Signal::KILL),
+                Some(time) => {
                     signal(victim, Signal::STOP);
                     hung.insert(now + Duration::from_millis(time.0), victim);
                 }
             }
-            due = next(now);
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -224,9 +233,9 @@ async fn train(args: &Args, trial: &mut Trial, data: &Path, mut random: Option<R
     let record: Record = serde_json::from_slice(&text)?;
     let time_ms = (record.spent.sum_us() - record.spent.start_us) / 1000;
     let curve = Curve::read(&checkpoints(trial, name).join(CURVE))?;
-    let (stalls_ms, resumed_ms) = (curve.stalls_ms(&failures), curve.until_next_ms(&starts));
+    let (stalls, resumed_ms) = (curve.stalls(&failures), curve.until_next_ms(&starts));
     let (failures, repeated) = (failures.len() as u64, curve.repeated());
-    Ok(Run { failures, time_ms, spent: Spent::from(&record.spent), repeated, stalls_ms, resumed_ms, curve })
+    Ok(Run { failures, time_ms, spent: Spent::from(&record.spent), repeated, stalls, resumed_ms, curve })
 }
 
 /// Whether weights and moments of both are the same.
@@ -257,6 +266,7 @@ async fn submit(args: &Args, trial: &Trial, data: &Path, name: &str, slow: Optio
         model: args.model.clone(),
         steps: args.steps,
         batch: args.batch,
+        micro_batch: args.micro_batch,
         context: 128,
         seed: 1,
         checkpoint_every: args.checkpoint_every,
@@ -340,7 +350,11 @@ fn sentence(report: &Report, args: &Args) -> String {
             100.0 * ideal,
         );
     }
-    let often = format!("{percent} with a failure every {}", units::duration(args.mtbf.0));
+    let count = match disturbed.failures {
+        1 => "one failure".to_string(),
+        count => format!("{count} failures, one every {}", units::duration(args.mtbf.0)),
+    };
+    let often = format!("{percent} with {count}");
     let spread = |times: &[u64]| (quantile(times, 0.5), quantile(times, 0.99));
     if args.everything {
         let (median, most) = spread(&disturbed.resumed_ms);
@@ -348,10 +362,32 @@ fn sentence(report: &Report, args: &Args) -> String {
             "{often} of everything. The next step is done {median} ms after the start (median), {most} ms (p99).",
         );
     }
-    let (median, most) = spread(&disturbed.stalls_ms);
+    let Stalls { stalls_ms, rests_ms, others_ms } = &disturbed.stalls;
+    let (median, most) = spread(stalls_ms);
+    let usual = undisturbed.curve.usual_ms();
+    let shards = match args.inner_steps {
+        None => args.batch / args.micro_batch,
+        Some(_) => 4 * args.ranks,
+    };
+    let shard = usual * u64::from(args.ranks - args.spares) / u64::from(shards);
+    // Without a spare the others do what is left, in so much more time.
+    let fewer = match args.ranks {
+        1 => String::new(),
+        _ if 0 < args.spares => String::new(),
+        ranks => {
+            let (median, most) = spread(rests_ms);
+            let share = |rest: u64| rest / u64::from(ranks - 1);
+            format!(
+                ", of which {} and {} ms are what a worker less takes for the rest of it",
+                share(median),
+                share(most)
+            )
+        }
+    };
     format!(
-        "{often}; each cost {:.0} ms. It stalled a step of {} ms by {median} ms (median), {most} ms (p99).",
+        "{often}; each cost {:.0} ms. It stalled a step of {usual} ms, a shard of {shard}, by {median} ms (median), {most} ms (p99){fewer}. Of the other steps \
+         one in a hundred was late by {} ms or more.",
         report.cost_ms,
-        undisturbed.curve.usual_ms(),
+        quantile(others_ms, 0.99),
     )
 }

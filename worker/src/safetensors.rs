@@ -70,13 +70,18 @@ pub fn write(path: &Path, tensors: &[TensorRef<'_>]) -> io::Result<Written> {
     write_synced(path, &|out| write_to(out, tensors))
 }
 
-/// Makes a file of what `content` writes, and waits until it is on disk.
+/// Makes a file of what `content` writes, over one that is there already, and waits until it is on disk.
 pub(crate) fn write_synced(path: &Path, content: Content<'_>) -> io::Result<Written> {
-    let mut file = Checksummed::new(BufWriter::new(std::fs::File::create(path)?));
-    content(&mut file)?;
-    file.flush()?;
-    file.out.get_ref().sync_all()?;
-    Ok(file.end().1)
+    let file = std::fs::File::options().write(true).create(true).truncate(false).open(path)?;
+    let mut out = Checksummed::new(BufWriter::new(file));
+    content(&mut out)?;
+    out.flush()?;
+    let (file, written) = (out.out.get_ref(), out.bytes);
+    if written < file.metadata()?.len() {
+        file.set_len(written)?;
+    }
+    file.sync_all()?;
+    Ok(out.end().1)
 }
 
 /// Writes the content of a file.

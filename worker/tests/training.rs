@@ -3,6 +3,7 @@
 mod support;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use support::{TempDir, Worker, free_port, loud_model, save_model, train_args, train_group};
@@ -260,6 +261,57 @@ fn a_killed_process_ends_the_others_at_once_with_its_rank() {
         assert_eq!(other.stderr.trim(), format!("rank {victim} left: connection closed"));
         assert!(killed.elapsed() < Duration::from_secs(5), "{:?}", killed.elapsed());
     }
+}
+
+/// A member of another version: lets nobody in, in the words that earlier versions take for the end.
+fn refuse_all(listener: std::net::TcpListener) {
+    for stream in listener.incoming() {
+        let mut stream = stream.unwrap();
+        let mut start = [0; 5];
+        stream.read_exact(&mut start).unwrap();
+        let mut hello = vec![0; u32::from_le_bytes(start[..4].try_into().unwrap()) as usize];
+        stream.read_exact(&mut hello).unwrap();
+        let hello: serde_json::Value = serde_json::from_slice(&hello).unwrap();
+        let reason = format!(
+            "it speaks {}, this group aquifer-elastic-0",
+            hello["Hello"][0]["protocol"].as_str().unwrap()
+        );
+        let answer = serde_json::json!({"Refuse": {"reason": reason, "for_now": false}}).to_string();
+        stream.write_all(&(answer.len() as u32).to_le_bytes()).unwrap();
+        stream.write_all(&[0]).and_then(|()| stream.write_all(answer.as_bytes())).unwrap();
+    }
+}
+
+#[test]
+fn a_rank_of_another_version_waits_says_why_and_trains_when_the_others_have_gone() {
+    let dir = TempDir::new();
+    let (data, checkpoints) = (dir.text(), dir.join("checkpoints"));
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (others, own) = (other.local_addr().unwrap().port(), free_port());
+    let environment = environments(&dir).remove(1);
+    let write = |epoch: u32, members: &[(u32, u16)]| {
+        let member = |(rank, port): &(u32, u16)| serde_json::json!({"rank": rank, "address": format!("127.0.0.1:{port}")});
+        let members: Vec<_> = members.iter().map(member).collect();
+        let path = dir.join("rank-1/members.json");
+        fs::write(
+            path.with_extension("tmp"),
+            serde_json::json!({"epoch": epoch, "members": members}).to_string(),
+        )
+        .unwrap();
+        fs::rename(path.with_extension("tmp"), path).unwrap();
+    };
+    write(1, &[(0, others), (1, own)]);
+    std::thread::spawn(move || refuse_all(other));
+    let line: Vec<_> = ["train"].into_iter().chain(options(&data, &checkpoints, &[])).collect();
+    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let mut worker = Worker::spawn(&line, &environment);
+    let sentence = "rank 1 waits until the others have ended: rank 0 refused it, it speaks aquifer-elastic-";
+    worker.wait_for(sentence);
+    assert!(status(&dir, 1)["message"].as_str().unwrap().starts_with(sentence));
+    write(2, &[(1, own)]);
+    let ended = worker.end();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(status(&dir, 1)["step"], 8);
 }
 
 #[test]

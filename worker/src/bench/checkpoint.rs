@@ -1,4 +1,7 @@
-//! What checkpoints cost a training: steps with one each and steps without any, in alternation.
+//! What checkpoints cost a training: steps amid which one is written, and steps amid which none is.
+//!
+//! Four steps are measured together: without, with, with, without. What gets slower or faster as time goes by then counts for
+//! both alike. What is left differs from four steps to the next, so of the median it is said where it is with 95 % certainty.
 
 use super::{Bound, Figure, Spent, spent};
 use crate::checkpoint::{Keeping, Place, Settings, Writer};
@@ -8,14 +11,14 @@ use crate::kernels::{Cpu, Precision};
 use crate::model::ModelConfig;
 use crate::shards::ShardSum;
 use crate::tokenizer::Tokenizer;
-use crate::train::Input;
 use crate::train::engine::{self, Order, Plan};
+use crate::train::{Input, WRITER};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-/// Steps of a block, all with a checkpoint but the last, in which the one before is still being written.
-const BLOCK: u64 = 5;
+/// Which of the steps that are measured together begin with a checkpoint of the state before.
+const SAVES: [bool; 4] = [false, true, true, false];
 
 /// What [`checkpoints`] measures.
 #[derive(Clone, Debug, clap::Args)]
@@ -32,8 +35,8 @@ pub struct CheckpointsArgs {
     #[arg(long, default_value_t = 2)]
     pub threads: usize,
 
-    /// Times that five steps without and five with checkpoints are measured, after one that is not
-    #[arg(long, default_value_t = 20)]
+    /// Times that two steps without and two with a checkpoint are measured, after one that is not
+    #[arg(long, default_value_t = 50)]
     pub rounds: usize,
 
     /// Where checkpoints are written, and removed again [default: a temporary directory]
@@ -106,47 +109,52 @@ impl Trainer {
     fn measure(mut self, rounds: usize) -> Result<Vec<Figure>, String> {
         self.order(Order::Load)?;
         self.wait(|input| matches!(input, Input::Event(Event::Ready(_))).then_some(()))?;
-        let (mut without, mut with) = (Vec::new(), Vec::new());
+        let (mut without, mut with, mut writing) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..=rounds {
-            // What comes second may be warmer, or slower.
-            for saves in [round % 2 == 0, round % 2 == 1] {
-                let took = self.block(saves)?;
-                if 0 < round {
-                    if saves { &mut with } else { &mut without }.push(took);
-                }
+            let before = seconds_of(WRITER);
+            let mut took = [Spent::default(); 2];
+            for saves in SAVES {
+                let one = self.step(saves)?;
+                let sum = &mut took[usize::from(saves)];
+                (sum.wall, sum.cpu) = (sum.wall + one.wall, sum.cpu + one.cpu);
+            }
+            if 0 < round {
+                without.push(took[0]);
+                with.push(took[1]);
+                writing.push(100.0 * (seconds_of(WRITER) - before) / took[0].cpu);
             }
         }
         let cost = |of: fn(&Spent) -> f64| -> Vec<f64> {
-            let share =
-                |(with, without)| 100.0 * (of(with) / of(without) - 1.0) * BLOCK as f64 / (BLOCK - 1) as f64;
-            sorted(with.iter().zip(&without).map(share).collect())
+            let share = |(with, without)| 100.0 * (of(with) / of(without) - 1.0);
+            with.iter().zip(&without).map(share).collect()
         };
-        let (wall, cpu) = (cost(|spent| spent.wall), cost(|spent| spent.cpu));
-        let at = |values: &[f64], share: f64| values[((values.len() - 1) as f64 * share).round() as usize];
-        let steps = sorted(without.iter().map(|spent| spent.wall * 1e3 / BLOCK as f64).collect());
-        let mut figures =
-            vec![Figure::new("a step without a checkpoint, median", at(&steps, 0.5), "ms", Bound::None)];
-        for (name, values) in [("time on the wall", &wall), ("time of processors", &cpu)] {
-            for (which, share) in [("median", 0.5), ("lower quartile", 0.25), ("upper quartile", 0.75)] {
+        let steps = without.iter().map(|spent| spent.wall * 1e3 / 2.0).collect();
+        let step = Figure::new("a step without a checkpoint", median(steps)[0], "ms", Bound::None);
+        let mut figures = vec![step];
+        for (name, values) in [
+            ("time on the wall", cost(|spent| spent.wall)),
+            ("time of processors", cost(|spent| spent.cpu)),
+            ("that of the writing thread alone", writing),
+        ] {
+            for (which, value) in ["median", "at least", "at most"].into_iter().zip(median(values)) {
                 let name = format!("a checkpoint each, {name}, {which}");
-                figures.push(Figure::new(name, at(values, share), "% of a step", Bound::None));
+                figures.push(Figure::new(name, value, "% of a step", Bound::None));
             }
         }
         Ok(figures)
     }
 
-    /// What some steps take. A checkpoint is written while the next step is computed, so all are written in the end.
-    fn block(&mut self, saves: bool) -> Result<Spent, String> {
+    /// What a step takes. `saves`: until the state before it is written as well.
+    fn step(&mut self, saves: bool) -> Result<Spent, String> {
         let mut result = Ok(());
-        let took = spent(|| result = (1..=BLOCK).try_for_each(|number| self.step(saves && number < BLOCK)));
-        result?;
-        while saves && self.saved + 1 < self.step {
-            self.wait(|input| matches!(input, Input::Event(Event::Saved(_))).then_some(()))?;
-        }
-        Ok(took)
+        let took = spent(|| result = self.compute(saves));
+        result.map(|()| took)
     }
 
-    fn step(&mut self, saves: bool) -> Result<(), String> {
+    fn compute(&mut self, saves: bool) -> Result<(), String> {
+        if saves {
+            self.order(Order::Save)?;
+        }
         let mut sum = ShardSum::default();
         for start in (0..self.batch).step_by(self.lanes) {
             let shards = start..self.batch.min(start + self.lanes);
@@ -158,12 +166,14 @@ impl Trainer {
                 sum.insert(shard);
             }
         }
-        self.step += 1;
-        self.order(Order::Apply(self.step, Arc::new(sum.total(self.batch)), Default::default()))?;
-        if saves {
-            self.order(Order::Save)?;
+        let (before, next) = (self.step, self.step + 1);
+        self.step = next;
+        self.order(Order::Apply(next, Arc::new(sum.total(self.batch)), Default::default()))?;
+        self.wait(|input| matches!(input, Input::Step(_)).then_some(()))?;
+        while saves && self.saved < before {
+            self.wait(|input| matches!(input, Input::Event(Event::Saved(_))).then_some(()))?;
         }
-        self.wait(|input| matches!(input, Input::Step(_)).then_some(()))
+        Ok(())
     }
 
     fn order(&self, order: Order) -> Result<(), String> {
@@ -187,9 +197,25 @@ impl Trainer {
     }
 }
 
-fn sorted(mut values: Vec<f64>) -> Vec<f64> {
+/// The median of some values, and what it is at least and at most, with 95 % certainty, if they do not depend on each other: it
+/// is then between two of the sorted values that are `1.96 sqrt(n)` places apart.
+fn median(mut values: Vec<f64>) -> [f64; 3] {
     values.sort_by(f64::total_cmp);
-    values
+    let (last, around) = (values.len() - 1, 0.98 * (values.len() as f64).sqrt());
+    let at = |place: f64| values[place.round().clamp(0.0, last as f64) as usize];
+    let middle = last as f64 / 2.0;
+    [at(middle), at(middle - around), at(middle + around)]
+}
+
+/// Processor time of the threads with this name, in seconds.
+fn seconds_of(name: &str) -> f64 {
+    let of = |task: std::fs::DirEntry| {
+        let read = |file: &str| std::fs::read_to_string(task.path().join(file)).ok();
+        let is_one = read("comm")?.trim() == name;
+        let nanoseconds = read("schedstat")?.split(' ').next()?.parse::<f64>().ok()?;
+        is_one.then_some(nanoseconds * 1e-9)
+    };
+    std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten().filter_map(of).sum()
 }
 
 #[cfg(test)]
@@ -200,7 +226,14 @@ mod tests {
     fn steps_with_and_without_checkpoints_are_compared() {
         let args = CheckpointsArgs { model: "tiny".into(), batch: 1, threads: 1, rounds: 1, directory: None };
         let figures = checkpoints(&args).unwrap();
-        assert!(0.0 < figures[0].value, "{figures:?}");
-        assert_eq!(figures.len(), 7);
+        assert!(0.0 < figures[0].value && 0.0 < figures[7].value, "{figures:?}");
+        assert_eq!(figures.len(), 10);
+    }
+
+    #[test]
+    fn a_median_comes_with_what_it_may_be_else() {
+        let values = (0..=100).map(f64::from).rev().collect();
+        assert_eq!(median(values), [50.0, 40.0, 60.0]);
+        assert_eq!(median(vec![7.0]), [7.0; 3]);
     }
 }

@@ -200,7 +200,7 @@ impl Peer {
                 // As if it had taken long: nobody is late.
                 self.told.push_back(Event::Computed(step, sums, Duration::from_secs(1)));
             }
-            Action::Save(_) | Action::Say(_) => (),
+            Action::Save(_) | Action::Say(_) | Action::Wait(_) => (),
             Action::Exit(outcome) => return Ok(Some(outcome)),
         }
         Ok(None)

@@ -5,11 +5,12 @@
 //! DIR/step-000050/config.json  model.safetensors  optimizer.safetensors  train.json
 //! ```
 //!
-//! A checkpoint is written under a temporary name, every file is synced, then it is renamed and the directory
-//! synced; `latest` is replaced last, in the same way.
+//! A checkpoint is written under a temporary name, over files of one that is not kept where there are some, every file is
+//! synced, then it is renamed and the directory synced; `latest` is replaced last, in the same way.
 
 use super::files::{Companions, load_training, open_checked, read_record, write_files};
-use super::{CheckpointError, Settings, TrainingState, name_of, step_of};
+use super::spare::Spare;
+use super::{CheckpointError, MODEL, OPTIMIZER, Settings, TrainingState, name_of, step_of};
 use crate::model::ModelConfig;
 use crate::safetensors::write_synced;
 use std::fs::{self, File};
@@ -19,6 +20,8 @@ use std::path::{Path, PathBuf};
 pub(super) const LATEST: &str = "latest";
 /// Start of the names of checkpoints that are not whole yet.
 const TEMPORARY: &str = ".writing-";
+/// Files that are worth to be written over.
+const LARGE: [&str; 2] = [MODEL, OPTIMIZER];
 
 /// A directory of checkpoints.
 pub struct CheckpointDir {
@@ -26,6 +29,8 @@ pub struct CheckpointDir {
     keep: usize,
     /// The tokenizer's files, which every checkpoint has.
     companions: Companions,
+    /// Of the checkpoint that was removed last: it takes the place that the next one needs beside those that are kept.
+    spare: Spare,
 }
 
 impl CheckpointDir {
@@ -48,7 +53,8 @@ impl CheckpointDir {
             fs::remove_file(probe)
         };
         open().map_err(|error| CheckpointError::Write { path: path.to_path_buf(), error })?;
-        Ok(CheckpointDir { path: path.to_path_buf(), keep, companions })
+        let spare = Spare::at(path.join(format!("{TEMPORARY}over-this")));
+        Ok(CheckpointDir { path: path.to_path_buf(), keep, companions, spare })
     }
 
     /// Writes a checkpoint and removes the oldest ones. When it returns, the checkpoint survives a power cut.
@@ -77,6 +83,10 @@ impl CheckpointDir {
             remove(temporary)?;
         }
         fs::create_dir(temporary)?;
+        for name in LARGE {
+            self.spare.give(name, &temporary.join(name))?;
+        }
+        self.spare.clear();
         write_files(state, &self.companions, &mut |name, _, content| {
             write_synced(&temporary.join(name), content)
         })?;
@@ -98,6 +108,7 @@ impl CheckpointDir {
     /// A checkpoint that cannot be removed does no harm, so errors are only said.
     fn remove_old(&self) {
         for (_, path) in steps_in(&self.path).iter().skip(self.keep) {
+            self.spare.take(path, &LARGE);
             if let Err(error) = remove(path) {
                 eprintln!("old checkpoint {} was not removed: {error}", path.display());
             }
@@ -124,6 +135,12 @@ impl CheckpointDir {
             }
         }
         Ok((None, skipped))
+    }
+}
+
+impl Drop for CheckpointDir {
+    fn drop(&mut self) {
+        self.spare.clear();
     }
 }
 

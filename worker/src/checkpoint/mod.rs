@@ -14,6 +14,7 @@ pub mod disk;
 mod files;
 mod place;
 mod record;
+mod spare;
 pub mod store;
 
 use crate::model::{ConfigError, ModelConfig};

@@ -70,7 +70,7 @@ fn a_state_survives_its_checkpoint_and_only_the_newest_are_kept() {
     for step in [10, 20, 30] {
         dir.save(&state(step)).unwrap();
     }
-    assert_eq!(names(&dir.path), ["latest", "step-000020", "step-000030"]);
+    assert_eq!(names(&dir.path), [".writing-over-this", "latest", "step-000020", "step-000030"]);
     let (loaded, skipped) = dir.load_newest(&settings(), &config()).unwrap();
     let (loaded, saved) = (loaded.unwrap(), state(30));
     assert!(skipped.is_empty());
@@ -84,6 +84,34 @@ fn a_state_survives_its_checkpoint_and_only_the_newest_are_kept() {
         load_model(&dir.path.join("step-000020"), Precision::F32).unwrap().weights.parameters
             == state(20).model.weights.parameters
     );
+}
+
+/// Who has opened a checkpoint that is removed meanwhile has it as it was.
+#[test]
+fn the_files_of_old_checkpoints_are_written_over_unless_somebody_reads_them() {
+    use std::os::unix::fs::MetadataExt;
+    let temporary = TempDir::new();
+    let dir = open(temporary.path(), 1).unwrap();
+    let file = |step: u64| dir.path.join(name_of(step)).join(MODEL);
+    let number = |step| file(step).metadata().unwrap().ino();
+    dir.save(&state(1)).unwrap();
+    let first = number(1);
+    // What is written over it is shorter.
+    File::options().append(true).open(file(1)).unwrap().set_len(1 << 20).unwrap();
+    dir.save(&state(2)).unwrap();
+    dir.save(&state(3)).unwrap();
+    assert_eq!(number(3), first);
+    assert_eq!(dir.load_newest(&settings(), &config()).unwrap().0.unwrap().record.step, 3);
+    let (number_read, read) = (number(3), crate::mapping::Mapping::of(&file(3)).unwrap());
+    for step in [4, 5] {
+        dir.save(&state(step)).unwrap();
+        assert_ne!(number(step), number_read);
+        let weights = fs::read(file(step)).unwrap();
+        assert!(read[..] != weights[..] && read.len() == weights.len());
+    }
+    let path = dir.path.clone();
+    drop(dir);
+    assert_eq!(names(&path), ["latest", "step-000005"]);
 }
 
 #[test]

@@ -35,6 +35,9 @@ use std::time::Duration;
 /// Name and version of the protocol.
 pub const PROTOCOL: &str = "aquifer-elastic-3";
 
+/// Start of the reason for which one of another version is refused, as all versions say it.
+const SPEAKS: &str = "it speaks";
+
 /// How often a leader gives a sign of life.
 const PING: Duration = Duration::from_millis(50);
 /// A leader that was silent for as long as a step takes is left, and a member is given no more shards; but no sooner and no
@@ -53,6 +56,8 @@ const AVOID: Duration = Duration::from_secs(10);
 /// How long to wait before another try, and how long where a training stands still meanwhile.
 const RETRY: Duration = Duration::from_millis(50);
 const SOON: Duration = Duration::from_millis(5);
+/// How often one of another version asks again.
+const LATER: Duration = Duration::from_secs(1);
 /// How long a new leader that has the state waits for the others, who compute meanwhile. What they have counts later, too.
 const REGROUP: Duration = Duration::from_millis(50);
 /// How long the first leader waits for members that may come later as well.
@@ -171,6 +176,8 @@ pub enum Action {
     Save(u64),
     /// Tell people.
     Say(String),
+    /// Tell people what it waits for, perhaps for long.
+    Wait(String),
     /// End.
     Exit(Outcome),
 }
@@ -373,6 +380,11 @@ impl Node {
         if self.strangers.remove(&link).is_none() {
             return;
         }
+        let is_other_version = who.protocol != self.settings.identity.protocol;
+        if is_other_version && self.step.is_none() && matches!(self.role, Role::Seek(_)) {
+            // One that has a state is not to wait for one that has none: earlier versions do where they are given an answer.
+            return self.send_action(Action::Close(link));
+        }
         let answer = match (self.refusal(&who), &self.role) {
             (Some(refusal), _) => refusal,
             (None, Role::Lead(lead)) if !lead.is_ending() => {
@@ -402,7 +414,9 @@ impl Node {
         let own = &self.settings.identity;
         let refuse = |for_now, reason| Some(Message::Refuse { reason, for_now });
         if other.protocol != own.protocol {
-            return refuse(false, format!("it speaks {}, this group {}", other.protocol, own.protocol));
+            // A group that stays as it is has no use for it; else it may be what is left when the others have ended.
+            let reason = format!("{SPEAKS} {}, this group {}", other.protocol, own.protocol);
+            return refuse(!self.settings.is_fixed, reason);
         }
         if other.job != own.job {
             return refuse(true, format!("it belongs to {}, this group to {}", other.job, own.job));

@@ -96,6 +96,10 @@ impl Node {
                     (seek.target, seek.link) = (Some(leader), None);
                     self.send_action(Action::Dial(leader));
                 }
+                Message::Refuse { reason, .. } if reason.starts_with(SPEAKS) && !self.settings.is_fixed => {
+                    self.send_action(Action::Close(link));
+                    self.pass_by(target, reason);
+                }
                 Message::Refuse { reason, for_now: false } => {
                     let reason = format!("rank {target} refused rank {}: {reason}", me.rank);
                     self.exit(Outcome::Failed(reason));
@@ -115,6 +119,24 @@ impl Node {
             Event::Got(link, _) => self.send_action(Action::Close(link)),
             _ => (),
         }
+    }
+
+    /// The one that was asked is of another version, as it is while the programs of a pool are replaced one by one. Who has a
+    /// state goes on with those of its own version; who has none waits until the others have ended, however long that takes: to
+    /// fail would only have it started again and again, until the training fails with it.
+    fn pass_by(&mut self, target: Rank, reason: String) {
+        if self.step.is_some() {
+            return self.try_next(target, reason);
+        }
+        let (now, me) = (self.now, self.me());
+        let Role::Seek(seek) = &mut self.role else { return };
+        seek.since = Some(now);
+        if seek.said != reason {
+            let sentence =
+                format!("rank {me} waits until the others have ended: rank {target} refused it, {reason}");
+            self.send_action(Action::Wait(sentence));
+        }
+        self.ask_again(LATER, reason);
     }
 
     /// The one that was asked does not answer.

@@ -163,6 +163,77 @@ fn one_that_was_stopped_itself_does_not_leave_its_leader() {
     assert!(ticks.any(|time| left(&mut node, asleep + time)), "it waits no longer than others");
 }
 
+/// Rank 1 of two, which has asked rank 0 and was refused, at 2 ms.
+fn refused(step: Option<u64>, for_now: bool, reason: &str) -> (Node, Vec<Action>) {
+    let mut node = Node::new(Settings { identity: identity(1), ..leader().settings });
+    node.step = step;
+    let member = |rank| Member { rank, address: String::new() };
+    node.handle(MS, Event::Members((0..2).map(member).collect()));
+    node.handle(MS, Event::Dialed(7));
+    let refusal = Message::Refuse { reason: reason.into(), for_now };
+    let actions = node.handle(2 * MS, Event::Got(7, refusal));
+    (node, actions)
+}
+
+/// Also as versions say it that take it for the end.
+const OTHER_VERSION: &str = "it speaks aquifer-elastic-4, this group aquifer-elastic-3";
+
+#[test]
+fn one_of_another_version_waits_until_the_others_have_ended_and_says_so_once() {
+    for for_now in [false, true] {
+        let (mut node, actions) = refused(None, for_now, OTHER_VERSION);
+        let sentence =
+            format!("rank 1 waits until the others have ended: rank 0 refused it, {OTHER_VERSION}");
+        assert_eq!(actions, [Action::Close(7), Action::Wait(sentence)]);
+        // Longer than anybody else waits, and it says no more.
+        for second in 1..=200 {
+            let at = second * Duration::from_secs(1) + 3 * MS;
+            assert_eq!(node.handle(at, Event::Tick), [Action::Dial(0)]);
+            node.handle(at, Event::Dialed(7));
+            let refusal = Message::Refuse { reason: OTHER_VERSION.into(), for_now };
+            assert_eq!(node.handle(at, Event::Got(7, refusal)), [Action::Close(7)]);
+        }
+        let ended = |at: Duration, node: &mut Node| {
+            let mut actions = node.handle(at, Event::Tick);
+            actions.extend(node.handle(at, Event::NotDialed("connection refused".into())));
+            actions
+        };
+        let loads =
+            (210..230).any(|second| ended(Duration::from_secs(second), &mut node).contains(&Action::Load));
+        assert!(loads && node.leads());
+    }
+}
+
+#[test]
+fn who_has_a_state_goes_on_without_those_of_another_version() {
+    let (mut node, _) = refused(Some(5), false, OTHER_VERSION);
+    let mut actions = node.handle(3 * MS, Event::Tick);
+    actions.extend(node.handle(100 * MS, Event::Tick));
+    assert!(
+        node.leads() && actions.iter().any(|action| matches!(action, Action::Compute { .. })),
+        "{actions:?}"
+    );
+}
+
+#[test]
+fn who_waits_gives_those_of_another_version_no_answer_to_wait_for() {
+    let (mut node, _) = refused(None, false, OTHER_VERSION);
+    let mut hello = |link, protocol: &str| {
+        node.handle(3 * MS, Event::Accepted(link));
+        let who = Identity { protocol: protocol.into(), ..identity(0) };
+        node.handle(3 * MS, Event::Got(link, Message::Hello(who, Some(5))))
+    };
+    assert_eq!(hello(8, "aquifer-elastic-2"), [Action::Close(8)]);
+    let own = hello(9, PROTOCOL);
+    assert!(matches!(&own[..], [Action::Send(9, Message::Refuse { .. }), Action::Close(9)]), "{own:?}");
+}
+
+#[test]
+fn one_with_other_settings_does_not_wait() {
+    let (_, actions) = refused(None, false, "its --seed is 2, rank 0 has 1");
+    assert!(matches!(actions[..], [Action::Exit(Outcome::Failed(_))]), "{actions:?}");
+}
+
 #[test]
 fn what_was_overtaken_takes_no_block_of_the_next_step_with_it() {
     let mut work = work::Work::default();

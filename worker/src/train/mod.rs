@@ -17,6 +17,7 @@ mod saver;
 mod socket;
 
 pub use report::{CURVE, Point};
+pub(crate) use saver::WRITER;
 
 use crate::args::{TrainArgs, UsageError};
 use crate::checkpoint::{CheckpointError, Keeping, Record, Settings, TrainingState, Writer};
@@ -327,6 +328,7 @@ impl Driver<'_> {
                 Action::Compute { step, shards } => self.order(Order::Compute(step, shards)),
                 Action::Save(_) => self.order(Order::Save),
                 Action::Say(text) => self.report.line(&text),
+                Action::Wait(text) => self.report.waits(&text),
                 Action::Exit(outcome) => self.outcome = Some(outcome),
             }
         }

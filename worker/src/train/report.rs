@@ -93,6 +93,14 @@ impl Report {
         self.file.update(&self.status);
     }
 
+    /// It waits for something that may take long.
+    pub fn waits(&mut self, sentence: &str) {
+        self.status.message = sentence.into();
+        // Nothing may change for long.
+        self.file.flush(&self.status);
+        self.line(sentence);
+    }
+
     /// A state is there: loaded, or from another member.
     pub fn begin(&mut self, record: &Record, parameters: usize, leads: bool) {
         if leads && !self.said {

@@ -4,6 +4,7 @@ use super::Input;
 use crate::checkpoint::{CheckpointError, Checkpoints, Keeping, Place, TrainingState};
 use crate::elastic::Event;
 use crate::error::WorkerError;
+use rustix::process::setpriority_process;
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -15,6 +16,12 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 /// Pauses between two tries: the first one, each twice as long as the one before, up to the longest.
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// The name of the thread that writes.
+pub(crate) const WRITER: &str = "checkpoints";
+/// It runs when the threads that compute leave a processor idle, and else gets about a tenth of one: a step that waits for one of
+/// its shards costs more than a checkpoint that takes longer.
+const NICE: i32 = 10;
 
 /// The pauses between tries.
 pub fn pauses() -> impl Iterator<Item = Duration> {
@@ -59,7 +66,8 @@ impl Saver {
             };
             checkpoints.save(state)
         };
-        let thread = std::thread::spawn(move || {
+        let write = move || {
+            _ = setpriority_process(Some(rustix::thread::gettid()), NICE);
             while let Some(state) = own.take() {
                 let start = Instant::now();
                 for pause in pauses() {
@@ -77,7 +85,8 @@ impl Saver {
                     }
                 }
             }
-        });
+        };
+        let thread = std::thread::Builder::new().name(WRITER.into()).spawn(write).expect("threads");
         Saver { desk, thread: Some(thread), waits }
     }
 

@@ -513,7 +513,7 @@ impl World {
                 let wait = Duration::from_micros(self.random.bits() % 50_000);
                 self.at(now + wait, Happens::Event(rank, None, Event::Saved(step)));
             }
-            Action::Say(text) => self.told(&text, seen, seed),
+            Action::Say(text) | Action::Wait(text) => self.told(&text, seen, seed),
             Action::Exit(outcome) => {
                 self.say(|| format!("{rank} exits: {outcome:?}"));
                 self.remove(rank);
