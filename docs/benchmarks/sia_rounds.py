@@ -9,7 +9,8 @@
 
 Everything but the choice is the simulator's: jobs, profiles, goodput models that are fitted as jobs run, placement on
 nodes, restart costs, rounds of 60 s. Of a job's rest the core is told what earlier jobs of the same application took,
-by the files given as --history; without them, that it needs as much again as it has had.
+by the files given as --history; without them, that it needs as much again as it has had. Before its first round a job
+is told of by its throughput on one device of each class, which the simulator gives to every policy with each job.
 """
 
 import argparse
@@ -53,6 +54,20 @@ class Rounds(SiaPolicy):
         # Rounds so far; by job: work done, in seconds on its slowest single device; (speed, round of its start); first round.
         self.round, self.work, self.running, self.first = 0, {}, {}, {}
 
+    def optimize_mip(self, jobs, nodes, before):
+        self.infos = jobs
+        return super().optimize_mip(jobs, nodes, before)
+
+    def speeds(self, name, fitted):
+        """By configuration: as fitted, or, of a job that has not run, by its throughput on one device of each class."""
+        info = self.infos[name]
+        if any(fit is not None for fit in info.speedup_fn.values()):
+            return fitted
+        least, speeds = min(info.cluster_throughputs[cluster] for cluster in self.cluster_ordering), fitted.copy()
+        for at in np.flatnonzero(fitted > 0.001):
+            speeds[at] = info.cluster_throughputs[self.idx_to_config_map[at][0]] / least
+        return speeds
+
     def left_s(self, name):
         done, earlier = self.work.get(name, 0.0), self.history.get(name.split("-")[0], [])
         longer = [work - done for work in earlier if work > done + 60]
@@ -79,7 +94,8 @@ class Rounds(SiaPolicy):
     def _SiaPolicy__solve_mip_rescaled(self, parameters, free, weights, restarting):
         rigid, adaptive = parameters["rigid"], parameters["adaptive"]
         jobs = [("rigid", name, list(self.modes("rigid", rigid[1][at], rigid[2][at]))) for at, name in enumerate(rigid[0])]
-        jobs += [("adaptive", name, list(self.modes("adaptive", adaptive[1][at], 0))) for at, name in enumerate(adaptive[0])]
+        for at, name in enumerate(adaptive[0]):
+            jobs.append(("adaptive", name, list(self.modes("adaptive", self.speeds(name, adaptive[1][at]), 0))))
         devices = [int(self.cluster_total_gpus[cluster]) for cluster in self.cluster_ordering]
         chosen, lines, asked = {}, [], []
         for kind, name, modes in jobs:

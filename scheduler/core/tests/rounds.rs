@@ -133,3 +133,43 @@ fn the_fluid_bound_is_that_of_the_linear_program() {
     let bound = fluid(&classes, &[rigid(0, 1, 3_000_000, 0), job(1)], 0).bound_ms;
     assert_eq!(bound, 3_000_000);
 }
+
+#[test]
+fn a_job_grows_where_it_is_for_less_than_it_moves_for() {
+    let classes = [Class { devices: 2 }, Class { devices: 1 }];
+    let job = |more: Mode| Job {
+        modes: vec![Mode { class: 0, devices: 1, left_ms: 1_300_000 }, more],
+        current: Some(0),
+        restart_ms: 1000,
+        ..rigid(0, 1, 1, 0)
+    };
+    let grown = job(Mode { class: 0, devices: 2, left_ms: 1_000_000 });
+    assert_eq!(plan(&classes, &[grown], Goal::Stream), [Some(1)]);
+    let moved = job(Mode { class: 1, devices: 1, left_ms: 1_000_000 });
+    assert_eq!(plan(&classes, &[moved], Goal::Stream), [Some(0)], "a third is not enough for a new place");
+    let little = job(Mode { class: 0, devices: 2, left_ms: 1_200_000 });
+    assert_eq!(plan(&classes, &[little], Goal::Stream), [Some(0)], "nor is a twelfth for a second device");
+}
+
+#[test]
+fn long_jobs_change_places_in_a_calm_pool_but_not_amid_jobs_that_come_and_go() {
+    let classes = [Class { devices: 1 }, Class { devices: 1 }, Class { devices: 8 }];
+    // Each holds the class that serves the other better.
+    let long = |id, current, slow_ms| Job {
+        modes: vec![
+            Mode { class: 0, devices: 1, left_ms: 100_000_000 },
+            Mode { class: 1, devices: 1, left_ms: slow_ms },
+        ],
+        current: Some(current),
+        restart_ms: 250_000,
+        ..rigid(id, 1, 1, 0)
+    };
+    let mut jobs = vec![long(0, 0, 150_000_000), long(1, 1, 600_000_000)];
+    assert_eq!(plan(&classes, &jobs, Goal::Stream), [Some(1), Some(0)], "calm");
+    jobs.extend((2..10).map(|id| Job {
+        modes: vec![Mode { class: 2, devices: 1, left_ms: 300_000 }],
+        current: Some(0),
+        ..rigid(id, 1, 1, 0)
+    }));
+    assert_eq!(plan(&classes, &jobs, Goal::Stream)[..2], [Some(0), Some(1)], "the restarts would not pay");
+}

@@ -7,7 +7,8 @@
 //! * short jobs first, by the square root of the service that is left, so that long ones are slowed, not stopped;
 //! * the longer a job has waited against its own length, the more; nobody waits for ever;
 //! * the class where it is fast against itself (comparative advantage), as prices rise where others want to be;
-//! * a job that runs stays, as a move costs a restart and gains little;
+//! * a job that runs stays, or grows where it is, as a move costs a restart, which must be won back before the pool has
+//!   changed;
 //! * a job with a due time that becomes tight goes before all that are not ([`Job::due_in_ms`]).
 //!
 //! With [`Goal::Batch`] the end of the last job counts as well: [`fluid`] bounds it from below, and what a job's

@@ -9,6 +9,10 @@ pub const ONE: u128 = 1 << 32;
 
 /// Thousandths by which a job that runs is preferred to one that does not.
 const STAY_PERMILLE: u128 = 400;
+/// The same for more devices of the class that it runs on: the rest of the way to a better mode, not a new place.
+const GROW_PERMILLE: u128 = 250;
+/// Jobs with less left than this, in milliseconds, are counted with this.
+const LEAST_LEFT_MS: u64 = 60_000;
 /// Greatest rise of urgency for a job without laxity: `TIGHT * 1000 / SOFT_PERMILLE`.
 const TIGHT: u64 = 10;
 /// Keeps the rise finite.
@@ -26,17 +30,68 @@ pub fn offers(classes: &[Class], jobs: &[Job], goal: Goal) -> Vec<Vec<Offer>> {
     let urgencies: Vec<u128> = jobs.iter().map(|job| urgency(job, goal)).collect();
     let mean = (urgencies.iter().sum::<u128>() / (jobs.len().max(1) as u128)).max(1);
     let fluid = (goal == Goal::Batch).then(|| fluid::fluid(classes, jobs, SLACK_PERMILLE));
-    let offers = |(index, job): (usize, &Job)| {
+    let risen = |(index, job): (usize, &Job)| {
         let tight = tightness(job).max(fluid.as_ref().map_or(0, |fluid| fluid.tight_permille[index]));
-        let urgency = urgencies[index] * ONE / mean * rise(tight) / 1000;
-        let of = |(at, mode): (usize, &Mode)| Offer {
-            class: mode.class,
-            devices: mode.devices,
-            value: (own(job, at, urgency, goal) + common(fluid.as_ref(), index, mode, jobs.len())).max(1),
+        urgencies[index] * ONE / mean * rise(tight) / 1000
+    };
+    let urgencies: Vec<u128> = jobs.iter().enumerate().map(risen).collect();
+    let restarts = (goal == Goal::Stream).then(|| Restarts::of(jobs, &urgencies));
+    let offers = |(index, job): (usize, &Job)| {
+        let (urgency, restarts) = (urgencies[index], restarts.as_ref());
+        let of = |(at, mode): (usize, &Mode)| {
+            let stays = restarts.filter(|_| job.current == Some(at));
+            let value = own(job, at, urgency, goal)
+                + stays.map_or(0, |restarts| restarts.saved(job, at, urgency))
+                + common(fluid.as_ref(), index, mode, jobs.len());
+            Offer { class: mode.class, devices: mode.devices, value: value.max(1) }
         };
         job.modes.iter().enumerate().map(of).collect()
     };
     jobs.iter().enumerate().map(offers).collect()
+}
+
+/// What restarts cost in the pool as it is: a second of any job's life is worth about as much as one of any other's,
+/// however long they are, and a restart is paid for within the time until jobs end and others come.
+struct Restarts {
+    /// Square root of the mean worth of the jobs that run.
+    mean_root: u128,
+    /// How long a plan lasts, in milliseconds: the harmonic mean of what the jobs have left.
+    calm_ms: u128,
+}
+
+impl Restarts {
+    fn of(jobs: &[Job], urgencies: &[u128]) -> Restarts {
+        let running = jobs.iter().zip(urgencies);
+        let worths: Vec<u128> =
+            running.filter_map(|(job, urgency)| Some(worth(job, job.current?, *urgency))).collect();
+        let left = |job: &Job| match job.current {
+            Some(at) => Some(job.modes[at].left_ms),
+            None => job.modes.iter().map(|mode| mode.left_ms).min(),
+        };
+        let rates: Vec<u128> = jobs
+            .iter()
+            .filter_map(left)
+            .map(|left| (1 << 60) / u128::from(left.max(LEAST_LEFT_MS)))
+            .collect();
+        let mean_ms = (rates.len() as u128 * (1 << 60)) / rates.iter().sum::<u128>().max(1);
+        Restarts {
+            mean_root: (worths.iter().sum::<u128>() / worths.len().max(1) as u128).isqrt(),
+            calm_ms: mean_ms.max(1),
+        }
+    }
+
+    /// What a job that stays saves in this round: the part of the calm that a restart takes, at most all of it, at the
+    /// geometric mean of its own worth and that of all.
+    fn saved(&self, job: &Job, at: usize, urgency: u128) -> u128 {
+        let lost = (u128::from(job.restart_ms) * 1000 / self.calm_ms).min(1000);
+        self.mean_root * worth(job, at, urgency).isqrt() * lost / 1000
+    }
+}
+
+/// Urgency times speed against the leanest mode.
+fn worth(job: &Job, at: usize, urgency: u128) -> u128 {
+    let lean = leanest(job).expect("it has modes");
+    urgency * u128::from(lean.left_ms) / u128::from(job.modes[at].left_ms)
 }
 
 /// The mode with the least service.
@@ -76,14 +131,20 @@ fn rise(tight_permille: u64) -> u128 {
     u128::from(1000 + if tight_permille == 0 { 0 } else { TIGHT * 1_000_000 / room })
 }
 
-/// Urgency times speed against the leanest mode; more if it stays, less for what a start costs. In a batch jobs
-/// take turns, and only the costs count.
+/// Urgency times speed against the leanest mode; more if it stays or grows where it is, less for what a start costs. In a
+/// batch jobs take turns, and only the costs count.
 fn own(job: &Job, at: usize, urgency: u128, goal: Goal) -> u128 {
     let (mode, lean) = (&job.modes[at], leanest(job).expect("it has modes"));
     let stays = job.current == Some(at);
+    let grows = |now: &Mode| now.class == mode.class && now.devices < mode.devices;
     let left = mode.left_ms + if stays { 0 } else { job.restart_ms };
-    let stay = if stays && goal == Goal::Stream { STAY_PERMILLE } else { 0 };
-    urgency * u128::from(lean.left_ms) / u128::from(left) * (1000 + stay) / 1000
+    let preference = match job.current {
+        _ if goal == Goal::Batch => 0,
+        _ if stays => STAY_PERMILLE,
+        Some(now) if grows(&job.modes[now]) => GROW_PERMILLE,
+        _ => 0,
+    };
+    urgency * u128::from(lean.left_ms) / u128::from(left) * (1000 + preference) / 1000
 }
 
 /// What a job's running takes from the common end, against the mean of all jobs.
