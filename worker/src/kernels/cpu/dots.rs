@@ -327,13 +327,16 @@ mod tests {
     use crate::kernels::ROWS;
     use crate::random::Random;
 
+    /// Takes `y` and `x`.
+    type Compute<'a> = &'a dyn Fn(&mut [&mut [f32]], &[f32]);
+
     #[test]
     fn a_row_has_the_bits_it_has_alone_whichever_instructions_compute_it() {
         let mut random = Random::new(3);
         for inputs in [768, 64, 32, 200, 65, 7, 2_144] {
             let (x, w) = (random.normals(ROWS * inputs), random.normals(13 * inputs));
             let narrow: Vec<Bf16> = w.iter().map(|w| Bf16::round(*w)).collect();
-            let together = |rows: usize, dots: &dyn Fn(&mut [&mut [f32]], &[f32])| {
+            let together = |rows: usize, dots: Compute| {
                 let mut y = [[0.5; 13]; ROWS];
                 dots(&mut y.each_mut().map(|y| &mut y[..])[..rows], &x[..rows * inputs]);
                 y[..rows].to_vec()
