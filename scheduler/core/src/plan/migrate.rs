@@ -3,7 +3,7 @@
 //! [`rounds::plan`] is asked which class each of them should have, of the devices that they hold and of those that are
 //! idle. Who is to have another one moves if that gains enough against what a restart loses, and if its ranks are placed
 //! there now. Nobody who waits is delayed, see `plan::spare`. Who finds nothing idle may change places, see
-//! [`exchange`](super::exchange).
+//! `plan::exchange`.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
