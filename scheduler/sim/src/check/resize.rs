@@ -136,9 +136,12 @@ impl Sim {
         let new = numbers.into_iter().take(more).map(|rank| WorkerId { job: id, attempt: job.attempt, rank });
         let (mut now, mut before) = (Free::of(cluster), Free::without_workers(cluster, new));
         let waiting = cluster.jobs().ready().values().flat_map(|shapes| shapes.values()).flatten();
-        // What others are giving up for a service that runs counts against limits before the service has it.
-        let runs = |(by, _)| cluster.jobs().get(by).is_some_and(|by| by.phase == Phase::Active);
-        let claimed = cluster.jobs().holding().any(|giver| giver.gives_way_to().is_some_and(runs));
+        // What others are giving up for a job counts against limits before the job has it, whether that runs or waits.
+        let claims = |(by, _)| {
+            let by = cluster.jobs().get(by);
+            by.is_some_and(|by| matches!(by.phase, Phase::Active | Phase::Pending(_)))
+        };
+        let claimed = cluster.jobs().holding().any(|giver| giver.gives_way_to().is_some_and(claims));
         for waits in waiting.map(|(_, id)| cluster.jobs().get(*id).expect("a ready job")) {
             let limited =
                 || cluster.queues().line(&waits.spec.queue).any(|queue| queue.limit_milli.is_some());
