@@ -178,13 +178,13 @@ fn a_worker_gets_its_card_at_once_though_a_measurement_hangs_on_it_and_a_card_th
     let job = pool.submit(sleeper());
     pool.until_state(job, Running);
     let held = pool.job(job).ranks[0].devices.clone();
-    // Nobody but root can keep it from the other card's node.
+    // Nobody but root can keep it from the other card's node, and from those of instances.
     if rustix::process::geteuid().is_root() {
         let spec = fs::read_to_string(pool.run_dir(job, 1, 0).unwrap().join("spec.json")).unwrap();
         let spec: serde_json::Value = serde_json::from_str(&spec).unwrap();
         assert_eq!(
             spec["hidden_nodes"],
-            serde_json::json!([format!("/dev/nvidia{}", 1 - held[0])]),
+            serde_json::json!(["/dev/nvidia-caps", format!("/dev/nvidia{}", 1 - held[0])]),
             "{spec}"
         );
     }
