@@ -394,6 +394,11 @@ impl Opened {
     }
 }
 
+/// A text that ends with a zero byte, or where its room does.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
+}
+
 /// Reads the answer out of what was written; `None` if it is no bus address or no text.
 pub fn take(probe: &Probe, bytes: &[u8]) -> Option<Value> {
     let number = |at: usize, size: usize| {
@@ -405,10 +410,7 @@ pub fn take(probe: &Probe, bytes: &[u8]) -> Option<Value> {
     Some(match probe.take {
         Take::Number { at, bytes, unit } => Value::Number(number(at, bytes)?.checked_mul(unit)?),
         Take::Checked { at, status } => Value::Number((number(status, 4)? == 0).then_some(number(at, 4)?)?),
-        Take::Text { at } => {
-            let text = bytes.get(at..)?.split(|byte| *byte == 0).next()?;
-            Value::Text(String::from_utf8_lossy(text).trim().to_string())
-        }
+        Take::Text { at } => Value::Text(text(bytes.get(at..)?).trim().to_string()),
         Take::Hex { words } => {
             let words: Option<Vec<u64>> = (0..words).map(|word| number(4 * word, 4)).collect();
             Value::Text(words?.iter().map(|word| format!("{word:08x}")).collect())

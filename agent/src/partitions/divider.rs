@@ -106,6 +106,16 @@ pub(super) fn persist(mut attempt: impl FnMut() -> Result<(), String>) -> Result
     attempt()
 }
 
+/// Removes a part of a card in the same way, and says what failed, if anything did.
+pub(super) fn remove(card: &str, number: u32, attempt: impl FnMut() -> Result<(), String>) -> Option<String> {
+    persist(attempt).err().map(|why| format!("{card}, {number}: {why}"))
+}
+
+/// What the vendor's container runtime calls all of these parts.
+pub(super) fn runtime_names(parts: &[Part], separator: &str) -> String {
+    parts.iter().map(|part| &part.runtime[..]).collect::<Vec<&str>>().join(separator)
+}
+
 /// Refuses workers without a container, which is where the vendor documents that parts are reached.
 pub(super) fn only_contained(contained: bool, what: &str) -> Result<(), String> {
     match contained {

@@ -6,8 +6,9 @@ use std::fmt;
 
 use aquifer_core::{Slice, Vendor};
 
-use super::divider::{Divider, Part, persist, same};
+use super::divider::{Divider, Part, remove, runtime_names, same};
 use super::{Profile, smallest};
+use crate::device::api::text;
 use crate::device::library::Library;
 use crate::device::{Roots, caps};
 
@@ -162,10 +163,9 @@ impl Mig {
 
     /// By what programs call it.
     fn uuid(&self, device: usize) -> Result<String, String> {
-        let mut text = [0u8; 96];
-        self.call("nvmlDeviceGetUUID", &[device, &raw mut text as usize, text.len()])?;
-        let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
-        Ok(String::from_utf8_lossy(&text[..end]).into_owned())
+        let mut uuid = [0u8; 96];
+        self.call("nvmlDeviceGetUUID", &[device, &raw mut uuid as usize, uuid.len()])?;
+        Ok(text(&uuid))
     }
 
     /// Cards in MIG mode, with their unique names.
@@ -251,8 +251,8 @@ impl Divider for Mig {
     }
 
     fn env(&self, parts: &[Part]) -> Vec<(String, String)> {
-        let all: Vec<&str> = parts.iter().map(|part| &part.runtime[..]).collect();
-        ["CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"].map(|name| (name.into(), all.join(","))).into()
+        let own = runtime_names(parts, ",");
+        ["CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"].map(|name| (name.into(), own.clone())).into()
     }
 
     fn remove_others(&self, kept: &BTreeSet<(&str, u32)>) -> Vec<String> {
@@ -264,8 +264,7 @@ impl Divider for Mig {
         for (uuid, card) in cards {
             for (instance, number) in self.all(card) {
                 if !kept.contains(&(&uuid, number)) {
-                    let removed = persist(|| self.destroy(instance));
-                    failures.extend(removed.err().map(|why| format!("{uuid}, {number}: {why}")));
+                    failures.extend(remove(&uuid, number, || self.destroy(instance)));
                 }
             }
         }

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use aquifer_core::{Slice, Vendor};
 
 use super::Profile;
-use super::divider::{Divider, Part, only_contained, persist, same};
-use crate::device::api::{Context, Opened, Value};
+use super::divider::{Divider, Part, only_contained, remove, runtime_names, same};
+use crate::device::api::{Context, Opened, Value, text};
 use crate::device::open;
 use crate::device::vendor::cambricon::{SMLU_MODE, VERSION};
 use crate::device::vendor::maker;
@@ -221,8 +221,8 @@ impl Divider for Smlu {
     }
 
     fn env(&self, parts: &[Part]) -> Vec<(String, String)> {
-        let all: Vec<&str> = parts.iter().map(|part| &part.runtime[..]).collect();
-        vec![("CAMBRICON_VISIBLE_DEVICES".into(), String::new()), ("VIRTUAL_DEVICES".into(), all.join(";"))]
+        let own = runtime_names(parts, ";");
+        vec![("CAMBRICON_VISIBLE_DEVICES".into(), String::new()), ("VIRTUAL_DEVICES".into(), own)]
     }
 
     fn remove_others(&self, kept: &BTreeSet<(&str, u32)>) -> Vec<String> {
@@ -231,8 +231,7 @@ impl Divider for Smlu {
             for info in self.all(&card).iter().filter(|info| !kept.contains(&(&name, info.number))) {
                 let words = [card.card[0], info.name.as_ptr() as usize];
                 let symbol = "cndevDestroySMluInstanceByInstanceName";
-                let removed = persist(|| self.opened.library.done(symbol, &words));
-                failures.extend(removed.err().map(|why| format!("{name}, {}: {why}", info.number)));
+                failures.extend(remove(&name, info.number, || self.opened.library.done(symbol, &words)));
             }
             let used: BTreeSet<u32> = self.all(&card).iter().map(|info| info.profile).collect();
             for profile in self.profiles(&card).iter().filter(|profile| !used.contains(&profile.id)) {
@@ -244,8 +243,4 @@ impl Divider for Smlu {
         }
         failures
     }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
 }

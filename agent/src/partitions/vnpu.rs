@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use aquifer_core::{Slice, Vendor};
 
-use super::divider::{Divider, Part, only_contained, persist};
+use super::divider::{Divider, Part, only_contained, remove, runtime_names};
 use super::{Profile, smallest};
 use crate::device::api::{CallError, Context, Opened, Value};
 use crate::device::open;
@@ -164,9 +164,8 @@ impl Divider for Vnpu {
     }
 
     fn env(&self, parts: &[Part]) -> Vec<(String, String)> {
-        let all: Vec<&str> = parts.iter().map(|part| &part.runtime[..]).collect();
         vec![
-            ("ASCEND_VISIBLE_DEVICES".into(), all.join(",")),
+            ("ASCEND_VISIBLE_DEVICES".into(), runtime_names(parts, ",")),
             ("ASCEND_RUNTIME_OPTIONS".into(), "VIRTUAL".into()),
         ]
     }
@@ -176,8 +175,8 @@ impl Divider for Vnpu {
         for (name, chip) in open::named(&self.opened) {
             for number in self.all(&chip).into_iter().filter(|number| !kept.contains(&(&name, *number))) {
                 let words = [chip.card[0], chip.card[1], number as usize];
-                let removed = persist(|| self.opened.library.done("dcmi_set_destroy_vdevice", &words));
-                failures.extend(removed.err().map(|why| format!("{name}, {number}: {why}")));
+                let symbol = "dcmi_set_destroy_vdevice";
+                failures.extend(remove(&name, number, || self.opened.library.done(symbol, &words)));
             }
         }
         failures

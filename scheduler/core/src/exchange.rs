@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::cluster::Cluster;
 use crate::effect::Note;
-use crate::jobs::{Phase, Then, Why};
+use crate::jobs::{Job, Phase, Then, Why};
 use crate::plan::{Exchange, Free, Side, place_on};
 use crate::types::*;
 
@@ -77,9 +77,8 @@ impl Cluster {
 
     /// Gives back what jobs hold that had stopped when the last scheduler ended, to change places.
     pub(crate) fn end_exchanges(&mut self) {
-        let had_stopped = |job: &&crate::jobs::Job| {
-            job.phase == Phase::Stopping(Then::Requeue) && Cluster::has_stopped(job)
-        };
+        let had_stopped =
+            |job: &&Job| job.phase == Phase::Stopping(Then::Requeue) && Cluster::has_stopped(job);
         let stopped: Vec<JobId> = self.jobs.holding().filter(had_stopped).map(|job| job.id).collect();
         stopped.into_iter().for_each(|id| self.release(self.now, id, None));
     }

@@ -352,6 +352,19 @@ fn submit_any(
     sim.client(at, Command::Submit(Arc::new(spec)), gives_up);
 }
 
+/// A role whose workers do what the job's name says.
+fn working(name: &str, ranks: u32, request: Request) -> Role {
+    Role {
+        name: name.into(),
+        ranks,
+        min_ranks: None,
+        request,
+        mounts: Vec::new(),
+        standing: Standing::default(),
+        program: Program::Command(vec!["work".into()]),
+    }
+}
+
 /// A client that submits a job which runs for minutes on any devices, on some models much faster than on others: one
 /// that is worth a move.
 fn submit_long(sim: &mut Sim, rng: &mut Rng, queues: &[&str], rates_milli: &[(Name, u64)], number: u64) {
@@ -373,7 +386,6 @@ fn submit_long(sim: &mut Sim, rng: &mut Rng, queues: &[&str], rates_milli: &[(Na
         cpus_milli: 100,
         ..Request::default()
     };
-    let (standing, program) = (Standing::default(), Program::Command(vec!["work".into()]));
     let ranks = rng.within((1, 3)) as u32;
     let min_ranks = (1 < ranks && rng.below(2) == 0).then_some(1);
     let spec = JobSpec {
@@ -381,15 +393,7 @@ fn submit_long(sim: &mut Sim, rng: &mut Rng, queues: &[&str], rates_milli: &[(Na
         user: "ada".into(),
         queue: (*rng.pick(queues)).into(),
         client_key: format!("long-{number}").into(),
-        roles: vec![Role {
-            name: "trainer".into(),
-            ranks,
-            min_ranks,
-            request,
-            mounts: Vec::new(),
-            standing,
-            program,
-        }],
+        roles: vec![Role { min_ranks, ..working("trainer", ranks, request) }],
         grace_ms: *rng.pick(&[0, 1_000, 5_000]),
         retries: 3,
         ..JobSpec::default()
@@ -462,15 +466,8 @@ fn submit_scattered(sim: &mut Sim, rng: &mut Rng, queues: &[&str], idle: &[Clust
     for number in 0..devices + 3 {
         let count = if number < devices { 1 } else { wide as u16 };
         let device = DeviceRequest { count, ..DeviceRequest::default() };
-        let role = Role {
-            name: "worker".into(),
-            ranks: 1,
-            min_ranks: None,
-            request: Request { devices: vec![device], cpus_milli: 100, ..Request::default() },
-            mounts: Vec::new(),
-            standing: Standing::default(),
-            program: Program::Command(vec!["work".into()]),
-        };
+        let request = Request { devices: vec![device], cpus_milli: 100, ..Request::default() };
+        let role = working("worker", 1, request);
         let name: Name = format!("scattered{number}").into();
         let spec = JobSpec {
             name: name.clone(),

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::fit::Free;
-use super::migrate::{Candidate, LEAST_GAIN, place_on};
+use super::migrate::{Candidate, LEAST_GAIN};
 use crate::types::*;
 
 /// Two jobs that change places.
@@ -94,8 +94,7 @@ fn change_places(free: &mut Free, classes: &[Arc<DeviceClass>], [one, other]: [&
     let both = [one, other];
     both.iter().for_each(|it| free.take_as_ended(it.mover.job, true));
     let mut fits = |it: &Candidate, there: &Candidate| {
-        let job = it.mover.job;
-        let found = place_on(free, job, job.ranks.len(), &classes[there.mover.own], &nodes(there));
+        let found = it.mover.place(free, &classes[there.mover.own], &nodes(there));
         found.is_some_and(|ranks| is_within(&ranks, &there.mover.job.ranks))
     };
     let fit = fits(one, other) && fits(other, one);

@@ -181,7 +181,7 @@ impl<'a> Mover<'a> {
         Some(Mover { job, own, devices, cost_ms: cost_ms(cluster, job) })
     }
 
-    /// As [`place_on`], beside what the job holds: the limits of its queues must allow both.
+    /// As [`place_on`], as many ranks as the job has: where it is not taken as ended, the limits of its queues must allow both.
     pub(super) fn place(
         &self,
         free: &mut Free,

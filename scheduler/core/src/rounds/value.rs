@@ -62,8 +62,9 @@ struct Restarts {
 impl Restarts {
     fn of(jobs: &[Job], urgencies: &[u128]) -> Restarts {
         let running = jobs.iter().zip(urgencies);
-        let worths: Vec<u128> =
-            running.filter_map(|(job, urgency)| Some(worth(job, job.current?, *urgency))).collect();
+        let worths: Vec<u128> = running
+            .filter_map(|(job, urgency)| Some(worth(job, job.modes[job.current?].left_ms, *urgency)))
+            .collect();
         let left = |job: &Job| match job.current {
             Some(at) => Some(job.modes[at].left_ms),
             None => job.modes.iter().map(|mode| mode.left_ms).min(),
@@ -84,14 +85,14 @@ impl Restarts {
     /// geometric mean of its own worth and that of all.
     fn saved(&self, job: &Job, at: usize, urgency: u128) -> u128 {
         let lost = (u128::from(job.restart_ms) * 1000 / self.calm_ms).min(1000);
-        self.mean_root * worth(job, at, urgency).isqrt() * lost / 1000
+        self.mean_root * worth(job, job.modes[at].left_ms, urgency).isqrt() * lost / 1000
     }
 }
 
-/// Urgency times speed against the leanest mode.
-fn worth(job: &Job, at: usize, urgency: u128) -> u128 {
+/// Urgency times speed against the leanest mode, of a mode with so much left.
+fn worth(job: &Job, left_ms: u64, urgency: u128) -> u128 {
     let lean = leanest(job).expect("it has modes");
-    urgency * u128::from(lean.left_ms) / u128::from(job.modes[at].left_ms)
+    urgency * u128::from(lean.left_ms) / u128::from(left_ms)
 }
 
 /// The mode with the least service.
@@ -134,7 +135,7 @@ fn rise(tight_permille: u64) -> u128 {
 /// Urgency times speed against the leanest mode; more if it stays or grows where it is, less for what a start costs. In a
 /// batch jobs take turns, and only the costs count.
 fn own(job: &Job, at: usize, urgency: u128, goal: Goal) -> u128 {
-    let (mode, lean) = (&job.modes[at], leanest(job).expect("it has modes"));
+    let mode = &job.modes[at];
     let stays = job.current == Some(at);
     let grows = |now: &Mode| now.class == mode.class && now.devices < mode.devices;
     let left = mode.left_ms + if stays { 0 } else { job.restart_ms };
@@ -144,7 +145,7 @@ fn own(job: &Job, at: usize, urgency: u128, goal: Goal) -> u128 {
         Some(now) if grows(&job.modes[now]) => GROW_PERMILLE,
         _ => 0,
     };
-    urgency * u128::from(lean.left_ms) / u128::from(left) * (1000 + preference) / 1000
+    worth(job, left, urgency) * (1000 + preference) / 1000
 }
 
 /// What a job's running takes from the common end, against the mean of all jobs.

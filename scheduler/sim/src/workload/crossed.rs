@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use aquifer_core::*;
 
-use super::{Exit, Rng, Sim, Work, WorkPace};
+use super::{Exit, Rng, Sim, Work, WorkPace, working};
 
 /// Models on which one kind of jobs is fast and the other slow, or the other way round.
 const MODELS: [[&str; 2]; 2] = [["h200-141gb", "core"], ["h100-80gb-hbm3", "910b"]];
@@ -15,19 +15,8 @@ pub(super) fn submit(sim: &mut Sim, rng: &mut Rng, queues: &[&str], devices: u64
     for number in 0..devices.min(64) {
         let kind = rng.below(2) as usize;
         let device = |vendor| DeviceRequest { count: 1, vendor: Some(vendor), ..DeviceRequest::default() };
-        let role = Role {
-            name: "trainer".into(),
-            ranks: 1,
-            min_ranks: None,
-            request: Request {
-                devices: [Vendor::Cpu, Vendor::Ascend, Vendor::Nvidia].map(device).into(),
-                cpus_milli: 100,
-                ..Request::default()
-            },
-            mounts: Vec::new(),
-            standing: Standing::default(),
-            program: Program::Command(vec!["work".into()]),
-        };
+        let devices = [Vendor::Cpu, Vendor::Ascend, Vendor::Nvidia].map(device).into();
+        let role = working("trainer", 1, Request { devices, cpus_milli: 100, ..Request::default() });
         let name: Name = format!("{}{number}", ["crossed-a", "crossed-b"][kind]).into();
         let spec = JobSpec {
             name: name.clone(),
