@@ -23,9 +23,12 @@ class Aquifer:
             stdout=subprocess.PIPE, text=True, env=self.env)
         self.env["AQUIFER_SERVER"] = "http://" + self.server.stdout.readline().split()[-1]
         self.agent = subprocess.Popen(
-            [self.binary, "agent", "--devices", "none", "--cpus", "16", "--state-dir", directory + "/agent"],
+            [self.binary, "agent", "--devices", "none", "--cpus", "16", "--run-as", "agent",
+             "--state-dir", directory + "/agent"],
             env=self.env, **QUIET)
         while b" up " not in subprocess.run([self.binary, "nodes"], env=self.env, capture_output=True).stdout:
+            if self.agent.poll() is not None:
+                raise SystemExit("the agent has ended: run it by hand to see why")
             time.sleep(0.05)
 
     def wait_true(self):
