@@ -190,9 +190,11 @@ pub fn key(flags: &JobFlags) -> String {
     flags.key.clone().unwrap_or_else(random_key)
 }
 
-/// Who submits.
+/// Who submits: as the environment says, as the account is called, or its number if it has no name.
 pub fn user() -> String {
     let named =
         ["USER", "LOGNAME"].iter().find_map(|name| env::var(name).ok().filter(|user| !user.is_empty()));
-    named.unwrap_or_else(|| format!("uid-{}", rustix::process::getuid().as_raw()))
+    let uid = nix::unistd::getuid();
+    let account = || nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
+    named.or_else(account).unwrap_or_else(|| format!("uid-{uid}"))
 }

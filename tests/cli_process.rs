@@ -136,6 +136,26 @@ command:
     assert_eq!(json[0]["roles"][0]["command"][0], "a");
 }
 
+/// As in a service or a container, where nobody logged in.
+#[test]
+fn without_a_name_in_the_environment_a_user_is_called_as_the_account_is() {
+    let account = Command::new("id").arg("-un").output().expect("id");
+    let account = String::from_utf8(account.stdout).expect("a name");
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    writeln!(file, "command: [a]").expect("a job");
+    let shown = Command::new(env!("CARGO_BIN_EXE_aquifer"))
+        .args(["submit", "--dry-run", "--json"])
+        .arg(file.path())
+        .env_remove("USER")
+        .env_remove("LOGNAME")
+        .output()
+        .expect("aquifer");
+    let (code, out, err) = told(&shown);
+    assert_eq!(code, Some(0), "{err}");
+    let json: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(json[0]["user"], account.trim());
+}
+
 #[test]
 fn flags_of_one_role_do_not_go_with_a_file_of_several() {
     let (code, _, err) = told(&aquifer(&["submit", "--dry-run", "-", "--ranks=2"], "roles: [{command: a}]"));
