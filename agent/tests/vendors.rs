@@ -309,6 +309,7 @@ impl Machine {
         let roots = Roots {
             sysfs: dir.path().join("sys"),
             libraries: vec![dir.path().into()],
+            tools: Vec::new(),
             patience: Duration::from_secs(10),
             pause: Duration::from_millis(1),
             caps: Caps { dir: dir.path().join("caps"), table: dir.path().join("mig-minors") },

@@ -29,6 +29,7 @@ mod reader;
 mod recurring;
 mod reset;
 pub(crate) mod roots;
+pub(crate) mod tool;
 pub mod topology;
 pub(crate) mod vendor;
 pub(crate) mod visible;
@@ -197,15 +198,27 @@ fn count_text(count: usize, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
-/// Puts what is found now over what was known. A device that was at its place without being read gets its name now.
+/// Puts what is found now over what was known. A device that was at its place without being read gets its name now, and one of
+/// which only its place is told now keeps it.
 fn merge(known: &mut Vec<Found>, now: Vec<Found>, why_missing: Option<&str>) {
     let is_unread = |device: &Found| device.class.memory_bytes == 0 && device.fault.is_some();
+    let is_nameless = |device: &Found| *device.uuid == *format!("{}-{}", device.class.vendor, device.place);
     let mut seen = vec![false; known.len()];
     for found in now {
         let same = known.iter().position(|device| device.uuid == found.uuid);
-        let at_place = || known.iter().position(|device| device.place == found.place && is_unread(device));
+        let at_place = || {
+            let has_no_name = |device: &Found| is_unread(device) || is_nameless(device);
+            let is_it = |device: &Found| {
+                device.place == found.place
+                    && (has_no_name(device) || (is_nameless(&found) && !is_unread(&found)))
+            };
+            known.iter().position(is_it)
+        };
         match same.or_else(at_place) {
-            Some(at) => (known[at], seen[at]) = (found, true),
+            Some(at) => {
+                let uuid = if is_nameless(&found) { known[at].uuid.clone() } else { found.uuid.clone() };
+                (known[at], seen[at]) = (Found { uuid, ..found }, true);
+            }
             // A card that was read before is not another one for being unreadable now.
             None if is_unread(&found)
                 && known.iter().any(|device| device.place.starts_with(&found.place)) => {}

@@ -11,6 +11,7 @@ use super::api::{CallError, Context, Level, Listed, Opened, Rule, Slices, TOO_MA
 use super::open;
 use super::recurring::Recurring;
 use super::roots::{LONGEST_PAUSE, Roots, read_number};
+use super::tool::ByTool;
 use super::vendor::Maker;
 use super::watch::SUSPICION_MS;
 use super::{Discovery, Finding, Found, count_text, slug, topology, visible};
@@ -91,26 +92,25 @@ pub struct Reader {
     shared: Arc<Shared>,
     /// Why there is no library, from when on to try again, and how long to wait after that.
     failed: Option<(String, Instant, Duration)>,
+    /// What lists cards where there is none.
+    tool: Option<ByTool>,
 }
 
 impl Reader {
     pub fn new(maker: &'static Maker, roots: Roots, library: Option<PathBuf>, shared: Arc<Shared>) -> Reader {
-        Reader { maker, roots, library, shared, failed: None }
+        Reader { maker, roots, library, shared, failed: None, tool: ByTool::new(maker) }
     }
 
     /// Looks at all cards.
     pub fn look(&mut self) -> Discovery {
         let opened = match self.opened() {
             Ok(opened) => opened,
-            Err(why) => return without_library(self.maker.vendor, &self.roots, why),
+            Err(why) => return self.by_tool(why),
         };
         self.shared.lock().now = (None, "");
         let cards = match open::addresses(&opened) {
             Ok(cards) => cards,
-            Err(error) => {
-                let why = format!("{} cannot count devices: {error}", self.maker.name);
-                return without_library(self.maker.vendor, &self.roots, why);
-            }
+            Err(error) => return self.by_tool(format!("{} cannot count devices: {error}", self.maker.name)),
         };
         let mut found = Discovery::default();
         let mut handles = BTreeMap::new();
@@ -131,8 +131,21 @@ impl Reader {
         self.shared.lock().now = (None, "");
         self.mark_islands(&opened, &handles, &mut found.devices);
         self.take_events(&opened, &handles);
-        self.count_plugged(&mut found);
+        self.count_plugged(&mut found, self.maker.name);
         found
+    }
+
+    /// What the vendor's tool lists, or else what is plugged in.
+    fn by_tool(&mut self, why: String) -> Discovery {
+        let listed = self.tool.as_mut().and_then(|tool| tool.look(&self.roots, &why));
+        match listed {
+            Some(Ok(mut found)) => {
+                self.count_plugged(&mut found, self.maker.tool.as_ref().map_or("", |tool| tool.name));
+                found
+            }
+            Some(Err(also)) => without_library(self.maker.vendor, &self.roots, format!("{why}; {also}")),
+            None => without_library(self.maker.vendor, &self.roots, why),
+        }
     }
 
     /// The library, initialised by this or an earlier thread. After a failure it is not tried for a while.
@@ -430,8 +443,8 @@ impl Reader {
         }
     }
 
-    /// Compares what was found with what is plugged in.
-    fn count_plugged(&self, found: &mut Discovery) {
+    /// Compares what was found by somebody with what is plugged in.
+    fn count_plugged(&self, found: &mut Discovery, by: &str) {
         let has =
             |place: &String| found.devices.iter().any(|device| device.place.starts_with(place.as_str()));
         let places_are_known = found
@@ -442,9 +455,8 @@ impl Reader {
             self.roots.plugged(self.maker.vendor).into_iter().filter(|place| !has(place)).collect();
         if places_are_known && !unlisted.is_empty() {
             let what = format!(
-                "{} on PCI that {} does not list: {}",
+                "{} on PCI that {by} does not list: {}",
                 count_text(unlisted.len(), "more device"),
-                self.maker.name,
                 unlisted.join(" ")
             );
             found.findings.push(self.finding(what));
@@ -484,7 +496,7 @@ pub fn without_library(vendor: Vendor, roots: &Roots, why: String) -> Discovery 
 }
 
 /// A card of which nothing could be read.
-fn unread(vendor: Vendor, name: &str, place: String) -> Found {
+pub(super) fn unread(vendor: Vendor, name: &str, place: String) -> Found {
     let class = DeviceClass { vendor, model: "unknown".into(), memory_bytes: 0 };
     Found {
         class: Arc::new(class),

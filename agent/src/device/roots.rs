@@ -17,6 +17,8 @@ pub struct Roots {
     pub sysfs: PathBuf,
     /// Directories in which vendors' libraries are looked for before the system's and the vendors' own.
     pub libraries: Vec<PathBuf>,
+    /// Directories in which vendors' command-line tools are looked for before the vendors' own: those of `PATH`.
+    pub tools: Vec<PathBuf>,
     /// How long a library may take to answer.
     pub patience: Duration,
     /// How long to wait after a library could not be initialised; twice as long each time, up to five minutes.
@@ -49,6 +51,7 @@ impl Default for Roots {
         Roots {
             sysfs: "/sys".into(),
             libraries: Vec::new(),
+            tools: std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect(),
             patience: Duration::from_secs(5),
             pause: Duration::from_secs(5),
             parts_on_demand: BTreeSet::new(),

@@ -12,6 +12,8 @@ use crate::device::api::{
     take_list,
 };
 use crate::device::ascend_codes;
+use crate::device::tool::report::{bytes, place};
+use crate::device::tool::{Asked, Told, Tool};
 
 pub const ASCEND: Maker = Maker {
     vendor: Vendor::Ascend,
@@ -22,6 +24,11 @@ pub const ASCEND: Maker = Maker {
         "/usr/local/dcmi/libdcmi.so",
     ],
     needs: &[],
+    tool: Some(Tool {
+        name: "npu-smi",
+        places: &["/usr/local/bin/npu-smi", "/usr/local/sbin/npu-smi"],
+        read: listed_by_smi,
+    }),
     apis: &[V1, V2],
 };
 
@@ -232,4 +239,60 @@ fn chips_by_number(opened: &Opened) -> Result<Vec<[usize; 2]>, CallError> {
     // The list comes first, its length after it.
     let list = probe("dcmiv2_get_device_list", &[Out(8), Out(0), Is(64)], 8 + 4 * 64, U32);
     Ok(take_list(opened, &list, 0, 8)?.into_iter().map(|number| [number, 0]).collect())
+}
+
+/// Chips as `npu-smi` tells of them: the map of their numbers, then the memory of each card's chips, then where each is.
+///
+/// Only newer ones tell the number of a chip's node, without which it cannot be used.
+fn listed_by_smi(tool: &Asked) -> Result<Vec<Told>, String> {
+    let map = tool.say(&["info", "-m"])?;
+    let mut lines = map.lines().skip_while(|line| !line.contains("Chip Logic ID"));
+    let columns: Vec<&str> = in_columns(lines.next().ok_or("its map of chips has no Chip Logic ID")?);
+    let mut cards: Vec<Told> = Vec::new();
+    let (mut asked, mut sizes) = (String::new(), Vec::new());
+    for row in lines.map(in_columns) {
+        let field = |name: &str| row.get(columns.iter().position(|column| *column == name)?).copied();
+        let (Some(card), Some(chip)) = (field("NPU ID"), field("Chip ID")) else { continue };
+        // The controllers of cards have none.
+        let Some(logical) = field("Chip Logic ID").and_then(|number| number.parse().ok()) else { continue };
+        if asked != card {
+            (asked, sizes) =
+                (card.into(), memory_of_chips(&tool.say(&["info", "-t", "usages", "-i", card])?));
+        }
+        let board = tool.say(&["info", "-t", "board", "-i", card, "-c", chip])?;
+        let at = board.lines().find_map(|line| line.trim().strip_prefix("PCIe Bus Info")?.split_once(':'));
+        let size = sizes.iter().find(|(of, _)| of == chip).or(sizes.first().filter(|_| sizes.len() == 1));
+        cards.push(Told {
+            logical,
+            physical: field("Chip Phy-ID").and_then(|number| number.parse().ok()),
+            model: field("Chip Name").unwrap_or("unknown").into(),
+            memory_bytes: size.map_or(0, |(_, bytes)| *bytes),
+            place: at.and_then(|(_, at)| place(at)),
+            ..Told::default()
+        });
+    }
+    Ok(cards)
+}
+
+/// A line of columns, which two spaces at least are between.
+fn in_columns(line: &str) -> Vec<&str> {
+    line.split("  ").map(str::trim).filter(|word| !word.is_empty()).collect()
+}
+
+/// The memory of each chip of a card, which is told before the chip's number: of HBM, or else of DDR.
+fn memory_of_chips(text: &str) -> Vec<(String, u64)> {
+    let (mut chips, mut size) = (Vec::new(), 0);
+    for (key, value) in text.lines().filter_map(|line| line.split_once(':')) {
+        match (key.trim(), value.trim()) {
+            ("HBM Capacity(MB)" | "DDR Capacity(MB)", value) => {
+                size = bytes(value, 20).unwrap_or(0).max(size)
+            }
+            ("Chip ID", chip) => chips.push((chip.to_string(), std::mem::take(&mut size))),
+            _ => (),
+        }
+    }
+    if chips.is_empty() && size != 0 {
+        chips.push((String::new(), size));
+    }
+    chips
 }

@@ -6,6 +6,8 @@ use super::Maker;
 use super::shaped::{MEMORY_TOTAL, MEMORY_V2, MEMORY_V2_TOTAL, PCI_PLACE, shaped};
 use crate::device::api::Arg::*;
 use crate::device::api::{Api, Check, Level, Link, Rule, Take, U32, U64, probe};
+use crate::device::tool::report::{bytes, rows};
+use crate::device::tool::{Asked, Told, Tool};
 
 /// `brmlPciInfo_t`: domain, bus, device, function, pciDeviceId, pciSubSystemId, busId[32]; no legacy address.
 const PLACE: Take = Take::Place { domain: 0, bus: 4, device: 8, function: Some(12) };
@@ -15,6 +17,7 @@ pub const BIREN: Maker = Maker {
     name: "brml",
     libraries: &["libbiren-ml.so.1", "libbiren-ml.so"],
     needs: &[],
+    tool: Some(Tool { name: "brsmi", places: &[], read: listed_by_smi }),
     apis: &[Api {
         count: &[
             probe("brmlDeviceGetCount_v1", &[Out(0)], 4, U32),
@@ -46,3 +49,21 @@ pub const BIREN: Maker = Maker {
         ..shaped!("brml")
     }],
 };
+
+/// Cards as `brsmi` lists them; nodes have their numbers.
+fn listed_by_smi(tool: &Asked) -> Result<Vec<Told>, String> {
+    let text = tool.say(&[
+        "gpu",
+        "--query-gpu=index,name,memory.total,svi.mode.current",
+        "--format=csv,noheader,nounits",
+    ])?;
+    let card = |row: Vec<&str>| Told {
+        logical: row[0].parse().unwrap_or(u32::MAX),
+        physical: row[0].parse().ok(),
+        model: row[1].into(),
+        memory_bytes: bytes(row[2], 20).unwrap_or(0),
+        fault: (row[3] == "Enabled").then(|| "divided into instances, which only its library lists".into()),
+        ..Told::default()
+    };
+    Ok(rows(&text, 4).map(card).collect())
+}

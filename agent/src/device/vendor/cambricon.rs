@@ -9,6 +9,9 @@ use super::Maker;
 use crate::device::api::Arg::*;
 use crate::device::api::{Api, Check, Level, NOTHING, Probe, Rule, Slices, Take, U32, Value, probe};
 use crate::device::cndev_incidents;
+use crate::device::tool::report::{bytes, place_of};
+use crate::device::tool::{Asked, Told, Tool};
+use serde_json::Value as Json;
 
 /// CNDEV_VERSION_6; an unstamped struct is refused.
 pub(crate) const VERSION: u32 = 6;
@@ -24,6 +27,11 @@ pub const CAMBRICON: Maker = Maker {
         "/usr/local/neuware/lib/libcndev.so",
     ],
     needs: &[],
+    tool: Some(Tool {
+        name: "cnmon",
+        places: &["/usr/local/neuware/bin/cnmon", "/usr/bin/cnmon"],
+        read: listed_by_cnmon,
+    }),
     apis: &[Api {
         init: &[probe("cndevInit", &[Is(0)], 0, Take::Done)],
         count: &[probe("cndevGetDeviceCount", &[Out(0)], 8, SECOND).stamped(VERSION)],
@@ -112,3 +120,26 @@ pub const CAMBRICON: Maker = Maker {
 pub(crate) const SMLU_MODE: Probe = probe("cndevGetSMLUMode", &[Out(0), Card], 8, SECOND).stamped(VERSION);
 const SECOND: Take = Take::Number { at: 4, bytes: 4, unit: 1 };
 const NOT_WELL: &[(u64, Level, &str)] = &[(0, Level::Lost, "cndev says that it is not well")];
+
+/// Cards as `cnmon info -j` writes them into a file.
+fn listed_by_cnmon(tool: &Asked) -> Result<Vec<Told>, String> {
+    let text = tool.write(&["info", "-j"], "cnmon_info.json")?;
+    let all: Json =
+        serde_json::from_str(&text).map_err(|error| format!("what it wrote is not JSON: {error}"))?;
+    let card = |one: &Json| {
+        let text = |value: &Json| value.as_str().map_or_else(|| value.to_string(), Into::into);
+        let logical = text(&one["CardNum"]).trim_start_matches("Card ").parse().ok()?;
+        let [domain, bus, device, function] =
+            ["DomainID", "Bus", "Device", "Function"].map(|key| text(&one["PCI"][key]));
+        Some(Told {
+            logical,
+            physical: Some(logical),
+            uuid: one["UUID"].as_str().map(|uuid| format!("MLU-{uuid}")),
+            model: one["ProductName"].as_str().unwrap_or("unknown").into(),
+            memory_bytes: bytes(&text(&one["PhysicalMemUsage"]["Total"]), 20).unwrap_or(0),
+            place: place_of([&domain, &bus, &device, &function]),
+            fault: None,
+        })
+    };
+    Ok(all["CnmonInfo"].as_array().into_iter().flatten().filter_map(card).collect())
+}

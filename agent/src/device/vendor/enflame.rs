@@ -6,12 +6,15 @@ use super::Maker;
 use super::shaped::{MEMORY_TOTAL, MEMORY_V2, MEMORY_V2_TOTAL, PCI_PLACE, shaped};
 use crate::device::api::Arg::*;
 use crate::device::api::{Api, Check, Level, Link, NOTHING, Rule, Take, U32, U64, probe};
+use crate::device::tool::report::{Block, blocks, bytes, place_of};
+use crate::device::tool::{Asked, Told, Tool};
 
 pub const ENFLAME: Maker = Maker {
     vendor: Vendor::Enflame,
     name: "efml",
     libraries: &["libefml.so", "libefml.so.1.0.0", "/usr/lib/libefml.so"],
     needs: &[],
+    tool: Some(Tool { name: "efsmi", places: &[], read: listed_by_smi }),
     apis: &[Api { init: &[probe("efmlInit_v2", &[], 0, Take::Done)], link: None, ..shaped!("efml") }, OLD],
 };
 
@@ -36,3 +39,24 @@ const OLD: Api = Api {
     }],
     ..NOTHING
 };
+
+/// Cards as `efsmi -q` reports them: of both generations, which call the memory's size differently.
+fn listed_by_smi(tool: &Asked) -> Result<Vec<Told>, String> {
+    let report = tool.say(&["-q"])?;
+    let card = |block: Block| {
+        let at = |key| block.under("PCIe", &[key]);
+        let size = block.under("Mem", &["Total Size", "Mem Size"]);
+        let logical = block.title.strip_prefix("DEV ID")?.trim().parse().ok()?;
+        Some(Told {
+            logical,
+            physical: Some(logical),
+            uuid: block.value(&["Dev UUID"]).map(Into::into),
+            model: block.value(&["Dev Name"]).unwrap_or("unknown").into(),
+            memory_bytes: size.and_then(|size| bytes(size, 20)).unwrap_or(0),
+            place: place_of([at("Domain")?, at("Bus")?, at("Dev")?, at("Func")?]),
+            fault: (block.value(&["Health"]) == Some("False"))
+                .then(|| "efsmi says that it is not well".into()),
+        })
+    };
+    Ok(blocks(&report, "DEV ID").into_iter().filter_map(card).collect())
+}

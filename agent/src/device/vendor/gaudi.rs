@@ -5,12 +5,15 @@ use aquifer_core::Vendor;
 use super::Maker;
 use crate::device::api::Arg::*;
 use crate::device::api::{Api, Check, Level, NOTHING, Rule, Take, U32, U64, probe};
+use crate::device::tool::report::{bytes, place, rows};
+use crate::device::tool::{Asked, Told, Tool};
 
 pub const GAUDI: Maker = Maker {
     vendor: Vendor::Gaudi,
     name: "hlml",
     libraries: &["libhlml.so", "/usr/lib/habanalabs/libhlml.so"],
     needs: &[],
+    tool: Some(Tool { name: "hl-smi", places: &[], read: listed_by_smi }),
     apis: &[Api {
         init: &[probe("hlml_init", &[], 0, Take::Done)],
         count: &[probe("hlml_device_get_count", &[Out(0)], 4, U32)],
@@ -33,6 +36,7 @@ pub const GAUDI: Maker = Maker {
         )],
         logical: &[probe("hlml_device_get_module_id", &[Card, Out(0)], 4, U32)],
         physical: &[probe("hlml_device_get_minor_number", &[Card, Out(0)], 4, U32)],
+        needs_physical: true,
         checks: &[Check {
             // Uncorrected errors since the driver was loaded.
             probe: probe("hlml_device_get_total_ecc_errors", &[Card, Is(1), Is(0), Out(0)], 8, U64),
@@ -43,3 +47,21 @@ pub const GAUDI: Maker = Maker {
         ..NOTHING
     }],
 };
+
+/// Cards as `hl-smi` lists them; the numbers of their nodes are the kernel's.
+fn listed_by_smi(tool: &Asked) -> Result<Vec<Told>, String> {
+    let text = tool.say(&["-Q", "index,uuid,name,memory.total,bus_id,module_id", "-f", "csv,noheader"])?;
+    let card = |row: Vec<&str>| {
+        let place = place(row[4]);
+        Some(Told {
+            logical: row[5].parse().ok()?,
+            physical: place.as_deref().and_then(|place| tool.accel(place)),
+            uuid: Some(row[1].into()),
+            model: row[2].into(),
+            memory_bytes: bytes(row[3], 20).unwrap_or(0),
+            place,
+            fault: None,
+        })
+    };
+    Ok(rows(&text, 6).filter_map(card).collect())
+}

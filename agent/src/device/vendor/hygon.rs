@@ -5,6 +5,9 @@ use aquifer_core::Vendor;
 use super::Maker;
 use crate::device::api::Arg::*;
 use crate::device::api::{Api, Check, Level, Link, NOTHING, Rule, Take, U32, U64, probe};
+use crate::device::tool::report::{bytes, place};
+use crate::device::tool::{Asked, Told, Tool};
+use serde_json::{Map, Value as Json};
 
 pub const HYGON: Maker = Maker {
     vendor: Vendor::Hygon,
@@ -17,6 +20,7 @@ pub const HYGON: Maker = Maker {
         "/opt/rocm/lib/librocm_smi64.so",
     ],
     needs: &[],
+    tool: Some(Tool { name: "hy-smi", places: &["/opt/hyhal/bin/hy-smi"], read: listed_by_smi }),
     apis: &[Api {
         init: &[probe("rsmi_init", &[Is(0)], 0, Take::Done)],
         count: &[probe("rsmi_num_monitor_devices", &[Out(0)], 4, U32)],
@@ -51,3 +55,29 @@ pub const HYGON: Maker = Maker {
         ..NOTHING
     }],
 };
+
+/// Cards as `hy-smi` tells of them in JSON, before which it may print other things. Their nodes are found by their places.
+fn listed_by_smi(tool: &Asked) -> Result<Vec<Told>, String> {
+    let text = tool.say(&["--showproductname", "--showmeminfo", "vram", "--showbus", "--json"])?;
+    let json = text.find('{').map_or("", |at| &text[at..]);
+    let json = serde_json::Deserializer::from_str(json).into_iter::<Map<String, Json>>().next();
+    let all = json.and_then(Result::ok).ok_or("what it says is not JSON")?;
+    let card = |(name, one): (&String, &Json)| {
+        let logical = name.strip_prefix("card")?.parse().ok()?;
+        let total = one.as_object()?.iter().find_map(|(key, value)| {
+            // `vram Total Memory (MiB)`, `VRAM Total Memory (B)`.
+            let key = key.to_lowercase();
+            let unit = key.strip_prefix("vram total memory (")?.strip_suffix(')')?;
+            bytes(&format!("{} {unit}", value.as_str()?), 20)
+        });
+        Some(Told {
+            logical,
+            physical: Some(logical),
+            model: one["Card Series"].as_str().unwrap_or("unknown").into(),
+            memory_bytes: total.unwrap_or(0),
+            place: one["PCI Bus"].as_str().and_then(place),
+            ..Told::default()
+        })
+    };
+    Ok(all.iter().filter_map(card).collect())
+}

@@ -6,6 +6,8 @@ use super::Maker;
 use super::shaped::{MEMORY_TOTAL, MEMORY_V2, MEMORY_V2_TOTAL, PCI_PLACE, shaped};
 use crate::device::api::Arg::*;
 use crate::device::api::{Api, Check, Level, Link, Rule, Take, U32, U64, probe};
+use crate::device::tool::report::{bytes, place, rows};
+use crate::device::tool::{Asked, Told, Tool};
 
 pub const ILUVATAR: Maker = Maker {
     vendor: Vendor::Iluvatar,
@@ -18,6 +20,7 @@ pub const ILUVATAR: Maker = Maker {
         "/usr/local/corex/lib/libixml.so",
     ],
     needs: &[],
+    tool: Some(Tool { name: "ixsmi", places: &["/usr/local/corex/bin/ixsmi"], read: listed_by_smi }),
     apis: &[Api {
         checks: &[Check {
             probe: probe("ixmlDeviceGetHealth", &[Card, Out(0)], 8, U64),
@@ -32,3 +35,18 @@ pub const ILUVATAR: Maker = Maker {
         ..shaped!("nvml")
     }],
 };
+
+/// Cards as `ixsmi` lists them. It does not tell the numbers of their nodes.
+fn listed_by_smi(tool: &Asked) -> Result<Vec<Told>, String> {
+    let text = tool.say(&["--query-gpu=index,uuid,name,memory.total,pci.bus_id", "--format=csv,noheader"])?;
+    let card = |row: Vec<&str>| Told {
+        logical: row[0].parse().unwrap_or(u32::MAX),
+        physical: None,
+        uuid: Some(row[1].into()),
+        model: row[2].into(),
+        memory_bytes: bytes(row[3], 20).unwrap_or(0),
+        place: place(row[4]),
+        fault: None,
+    };
+    Ok(rows(&text, 5).map(card).collect())
+}

@@ -7,6 +7,8 @@ use super::Maker;
 use super::shaped::{MEMORY_TOTAL, MEMORY_V2, MEMORY_V2_TOTAL, PCI_PLACE, shaped};
 use crate::device::api::Arg::*;
 use crate::device::api::{Api, Check, Level, Link, Rule, Take, U32, U64, probe};
+use crate::device::tool::report::{bytes, place};
+use crate::device::tool::{Asked, Told, Tool};
 
 pub const KUNLUNXIN: Maker = Maker {
     vendor: Vendor::Kunlunxin,
@@ -19,6 +21,7 @@ pub const KUNLUNXIN: Maker = Maker {
         "/usr/local/xpu/lib64/libxpuml.so",
     ],
     needs: &[],
+    tool: Some(Tool { name: "xpu-smi", places: &[], read: listed_by_smi }),
     apis: &[Api {
         uuid: &[
             probe("xpumlDeviceGetUUID", &[Card, Out(0), Size], 96, Take::Text { at: 0 }),
@@ -50,3 +53,23 @@ pub const KUNLUNXIN: Maker = Maker {
         ..shaped!("xpuml")
     }],
 };
+
+/// Cards as `xpu-smi -m` lists them: a line each, of columns with spaces between. Intel has a tool of the same name that knows
+/// no such flag.
+fn listed_by_smi(tool: &Asked) -> Result<Vec<Told>, String> {
+    let text = tool.say(&["-m"])?;
+    let card = |line: &str| {
+        let line = line.replace('"', "");
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let logical = words.get(1)?.parse().ok()?;
+        Some(Told {
+            logical,
+            physical: Some(logical),
+            model: words.get(21..23)?.join(" "),
+            memory_bytes: bytes(words[18], 20)?,
+            place: place(words[0]),
+            ..Told::default()
+        })
+    };
+    Ok(text.lines().filter_map(card).collect())
+}

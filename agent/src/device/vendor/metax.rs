@@ -5,6 +5,8 @@ use aquifer_core::Vendor;
 use super::Maker;
 use crate::device::api::Arg::*;
 use crate::device::api::{Api, Check, Level, Link, NOTHING, Probe, Rule, Take, U32, probe};
+use crate::device::tool::report::{Block, blocks, bytes, place};
+use crate::device::tool::{Asked, Told, Tool};
 
 pub const METAX: Maker = Maker {
     vendor: Vendor::MetaX,
@@ -16,6 +18,7 @@ pub const METAX: Maker = Maker {
         "/opt/mxn100/lib/libmxsml.so",
     ],
     needs: &[],
+    tool: Some(Tool { name: "mx-smi", places: &["/opt/mxdriver/bin/mx-smi"], read: listed_by_smi }),
     apis: &[Api {
         init: &[probe("mxSmlInit", &[], 0, Take::Done)],
         count: &[probe("mxSmlGetDeviceCount", &[], 0, Take::Returned)],
@@ -60,4 +63,28 @@ pub const METAX: Maker = Maker {
 /// A text of mxsmlDeviceInfo_t, 184 bytes: deviceId, type, bdfId[32], gpuId, nodeId, uuid[96], brand, mode, name[32].
 const fn info(at: usize) -> Probe {
     probe("mxSmlGetDeviceInfo", &[Index, Out(0)], 184, Take::Text { at })
+}
+
+/// Cards as `mx-smi` lists them: `GPU#0  MXC500  0000:06:00.0  Available (UUID: GPU-…)`. Their nodes are found by their places.
+fn listed_by_smi(tool: &Asked) -> Result<Vec<Told>, String> {
+    let (list, memory) = (tool.say(&["-L"])?, tool.say(&["--show-memory"])?);
+    let sizes = blocks(&memory, "GPU#");
+    let card = |line: &str| {
+        let mut words = line.trim().strip_prefix("GPU#")?.split_whitespace();
+        let (number, model, at, state) = (words.next()?, words.next()?, words.next()?, words.next()?);
+        let logical = number.parse().ok()?;
+        let is_it = |block: &&Block| block.title.split_whitespace().next() == Some(&format!("GPU#{number}"));
+        let total = sizes.iter().find(is_it).and_then(|block| block.value(&["vram total"]));
+        let uuid = line.split_once("UUID:").map(|(_, rest)| rest.trim().trim_end_matches(')'));
+        Some(Told {
+            logical,
+            physical: Some(logical),
+            uuid: uuid.map(Into::into),
+            model: model.into(),
+            memory_bytes: total.and_then(|total| bytes(total, 10)).unwrap_or(0),
+            place: place(at),
+            fault: (state != "Available").then(|| format!("mx-smi says {state}")),
+        })
+    };
+    Ok(list.lines().filter_map(card).collect())
 }

@@ -20,6 +20,7 @@ mod t_head;
 use aquifer_core::Vendor;
 
 use super::api::Api;
+use super::tool::Tool;
 
 /// A vendor whose devices are found through a library.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub struct Maker {
     pub libraries: &'static [&'static str],
     /// Libraries that it does not find by itself.
     pub needs: &'static [&'static str],
+    /// What lists its devices where no library can be used.
+    pub tool: Option<Tool>,
     /// Its generations: the first that initialises counts.
     pub apis: &'static [Api],
 }

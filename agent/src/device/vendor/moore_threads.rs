@@ -5,12 +5,15 @@ use aquifer_core::Vendor;
 use super::Maker;
 use crate::device::api::Arg::*;
 use crate::device::api::{Api, Check, Level, Link, NOTHING, Rule, Take, U32, U64, probe};
+use crate::device::tool::report::{Block, blocks, bytes, place};
+use crate::device::tool::{Asked, Told, Tool};
 
 pub const MOORE_THREADS: Maker = Maker {
     vendor: Vendor::MooreThreads,
     name: "mtml",
     libraries: &["libmtml.so", "/usr/lib/x86_64-linux-gnu/musa/libmtml.so"],
     needs: &[],
+    tool: Some(Tool { name: "mthreads-gmi", places: &[], read: listed_by_gmi }),
     apis: &[Api {
         init: &[probe("mtmlLibraryInit", &[Out(0)], 8, U64)],
         count: &[probe("mtmlLibraryCountDevice", &[Library, Out(0)], 4, U32)],
@@ -42,3 +45,25 @@ pub const MOORE_THREADS: Maker = Maker {
         ..NOTHING
     }],
 };
+
+/// Cards as `mthreads-gmi -q` reports them.
+fn listed_by_gmi(tool: &Asked) -> Result<Vec<Told>, String> {
+    let report = tool.say(&["-q"])?;
+    let card = |block: Block| {
+        let (number, rest) =
+            block.title.strip_prefix("GPU")?.split_once(' ').unwrap_or((&block.title[3..], ""));
+        let logical = number.parse().ok()?;
+        let at = block.value(&["Bus ID", "GPU Bus ID", "Bus Id"]).unwrap_or(rest);
+        Some(Told {
+            logical,
+            // Its nodes are found by its place.
+            physical: Some(logical),
+            uuid: block.value(&["GPU UUID"]).map(Into::into),
+            model: block.value(&["Product Name"]).unwrap_or("unknown").into(),
+            memory_bytes: block.under("Memory", &["Total"]).and_then(|total| bytes(total, 20)).unwrap_or(0),
+            place: place(at),
+            fault: None,
+        })
+    };
+    Ok(blocks(&report, "GPU").into_iter().filter_map(card).collect())
+}

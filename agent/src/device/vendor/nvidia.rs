@@ -9,12 +9,15 @@ use crate::device::api::{
     Api, Check, Events, Level, Link, Listed, Probe, Rule, Slices, Take, U32, U64, Value, probe,
 };
 use crate::device::caps;
+use crate::device::tool::report::{Block, blocks, bytes, place};
+use crate::device::tool::{Asked, Told, Tool};
 
 pub const NVIDIA: Maker = Maker {
     vendor: Vendor::Nvidia,
     name: "nvml",
     libraries: &["libnvidia-ml.so.1", "libnvidia-ml.so"],
     needs: &[],
+    tool: Some(Tool { name: "nvidia-smi", places: &[], read: listed_by_smi }),
     apis: &[Api {
         checks: &[
             Check { probe: RECOVERY_ACTION, rule: Rule::Values(RECOVERY_ACTIONS) },
@@ -113,3 +116,20 @@ const RECOVERY_ACTIONS: &[(u64, Level, &str)] = &[
     (4, Level::Drain, "the driver asks for it to be drained and reset"),
     (5, Level::Suspect, "the driver asks for its IMEX domain to be recovered"),
 ];
+
+/// Cards as `nvidia-smi -q` reports them.
+fn listed_by_smi(tool: &Asked) -> Result<Vec<Told>, String> {
+    let report = tool.say(&["-q"])?;
+    let card = |(logical, block): (u32, Block)| Told {
+        logical,
+        physical: block.value(&["Minor Number"]).and_then(|number| number.parse().ok()),
+        uuid: block.value(&["GPU UUID"]).map(Into::into),
+        model: block.value(&["Product Name"]).unwrap_or("unknown").into(),
+        memory_bytes: block.under("FB Memory", &["Total"]).and_then(|total| bytes(total, 20)).unwrap_or(0),
+        place: block.title.strip_prefix("GPU ").and_then(place),
+        // What runs on the instances of such a card is told by their names, which are not in this report.
+        fault: (block.under("MIG Mode", &["Current"]) == Some("Enabled"))
+            .then(|| "divided into instances, which only its library lists".into()),
+    };
+    Ok((0..).zip(blocks(&report, "GPU ")).map(card).collect())
+}

@@ -12,5 +12,6 @@ pub const T_HEAD: Maker = Maker {
     name: "hgml",
     libraries: &["libhgml.so"],
     needs: &["libuki.so"],
+    tool: None,
     apis: &[shaped!("hgml")],
 };
