@@ -228,7 +228,7 @@ pub fn text(machine: &Machine, output: &Output) -> String {
             device.model.clone(),
             units::size(device.memory_bytes),
             units::milli(device.speed_milli.into()),
-            device.fault.as_ref().map_or("well".into(), |fault| format!("faulty: {fault}")),
+            device.fault.as_ref().map_or("well".into(), |fault| fault.to_string()),
             number(device.island.map(u32::from)),
             number(device.numa_node),
             if device.vendor == "cpu" { String::new() } else { device.place.clone() },

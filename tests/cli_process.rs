@@ -136,6 +136,20 @@ command:
     assert_eq!(json[0]["roles"][0]["command"][0], "a");
 }
 
+#[test]
+fn a_device_that_is_not_well_says_once_how_bad_that_is() {
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    let faults = r#"faults = { 0 = "fell off the bus", 1 = "suspect: xid 74" }"#;
+    writeln!(file, "[[device]]\nvendor = \"nvidia\"\nmodel = \"h100\"\nmemory_gib = 80\ncount = 3\n{faults}")
+        .expect("devices");
+    let fake = format!("fake:{}", file.path().display());
+    let (code, out, err) = told(&aquifer(&["devices", "--devices", &fake], ""));
+    assert_eq!(code, Some(0), "{err}");
+    let states = ["  faulty: fell off the bus  ", "  suspect: xid 74  ", "  well  "];
+    assert!(states.iter().all(|state| out.contains(state)), "{out}");
+    assert!(!out.contains("faulty: faulty") && !out.contains("faulty: suspect"), "{out}");
+}
+
 /// As in a service or a container, where nobody logged in.
 #[test]
 fn without_a_name_in_the_environment_a_user_is_called_as_the_account_is() {
