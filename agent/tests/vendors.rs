@@ -10,7 +10,7 @@ use aquifer_agent::device::caps::Caps;
 use aquifer_agent::device::measured::{On, ToMeasure};
 use aquifer_agent::device::{Backend, Backends, ByLibrary, Discovery, Found, Roots};
 use aquifer_agent::host::Host;
-use aquifer_core::{Health, Isolation, Slice, Vendor};
+use aquifer_core::{Health, Isolation, Ports, Slice, Vendor};
 
 /// A stand-in, and what is to be found through it. Card 1 is before card 0 on the bus.
 struct Stub {
@@ -738,6 +738,52 @@ fn cards_that_can_be_parted_say_so_where_that_is_switched_on() {
     let roots = Roots { parts_on_demand: [Vendor::Ascend].into(), ..machine.roots.clone() };
     let backends = Backends::open(&"ascend".parse().unwrap(), &Host::read(), &roots, None).unwrap();
     assert_eq!(backends.devices()[0].isolation, Isolation::Advisory);
+}
+
+/// Cards that are linked with those of other nodes give their node a label, which jobs can require.
+#[test]
+fn a_node_has_the_label_of_the_super_pod_that_its_cards_tell() {
+    const FABRIC: &[&str] =
+        &["-DPREFIX=nvml", "-DNAME=\"NVIDIA GB200\"", "-DUUID=\"GPU-0000\"", "-DFABRIC", "-DRECOVERY"];
+    let label = |backends: &Backends, given: &[(&str, &str)]| -> Option<String> {
+        let given = given.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
+        let inventory = backends.inventory(&Host::read(), "", Ports { first: 1, last: 2 }, &given);
+        inventory.labels.get("super-pod").map(ToString::to_string)
+    };
+    let open = |machine: &Machine, vendor: &str| {
+        Backends::open(&vendor.parse().unwrap(), &Host::read(), &machine.roots, None).unwrap()
+    };
+    let of_clique_7 = Some("nvlink-a0a1a2a3a4a5a6a7a8a9aaabacadaeaf.7".to_string());
+    let Some(machine) = Machine::new(&Stub { defines: FABRIC, ..SHAPED }, &[]) else { return };
+    assert_eq!(label(&open(&machine, "nvidia"), &[]), of_clique_7);
+    let given = [("super-pod", "mine")];
+    assert_eq!(
+        label(&open(&machine, "nvidia"), &given).as_deref(),
+        Some("mine"),
+        "the administrator knows better"
+    );
+    // Links within a machine alone are none to others.
+    machine.begin("alone");
+    assert_eq!(label(&open(&machine, "nvidia"), &[]), None);
+    machine.end("alone");
+    // A card that registers late is asked again, and one in another clique takes the label.
+    machine.begin("registering");
+    let mut backends = open(&machine, "nvidia");
+    assert_eq!(label(&backends, &[]), of_clique_7);
+    machine.end("registering");
+    machine.begin("split");
+    assert!(backends.refresh(), "the label is another one");
+    assert_eq!(label(&backends, &[]), None);
+    let told = backends.findings().iter().map(|finding| &finding.what[..]).collect::<Vec<_>>();
+    assert!(
+        told.join("\n").contains("in several super-pods, so the node has no label of one: nvlink-"),
+        "{told:?}"
+    );
+
+    let Some(machine) = Machine::new(&ASCEND, &[]) else { return };
+    assert_eq!(label(&open(&machine, "ascend"), &[]), None);
+    machine.begin("super-pod");
+    assert_eq!(label(&open(&machine, "ascend"), &[]).as_deref(), Some("ascend-17"));
 }
 
 #[test]

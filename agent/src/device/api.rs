@@ -214,6 +214,8 @@ pub struct Api {
     pub events: Option<Events>,
     pub slices: Option<Slices>,
     pub link: Option<Link>,
+    /// Name of the domain of direct links that a card shares with cards of other nodes, if it is in one.
+    pub super_pod: Option<fn(&Opened, &Context) -> Option<String>>,
     /// Statuses that say that a card is gone.
     pub lost: &'static [i32],
     /// Text of a status.
@@ -243,6 +245,7 @@ pub const NOTHING: Api = Api {
     events: None,
     slices: None,
     link: None,
+    super_pod: None,
     lost: &[],
     explain: None,
     keeps_handles: false,

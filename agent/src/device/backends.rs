@@ -34,6 +34,9 @@ pub struct Beside {
 /// Where most vendors' device nodes are.
 const DRI: &str = "/dev/dri";
 
+/// Label of the nodes whose devices are linked directly with each other's.
+const SUPER_POD: &str = "super-pod";
+
 /// What is around a worker.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Where {
@@ -52,6 +55,8 @@ pub struct Backends {
     devices: Vec<(Option<usize>, Found)>,
     findings: Vec<Finding>,
     labels: BTreeMap<Name, Name>,
+    /// The domain of direct links that the node shares with others, if its devices tell one.
+    super_pod: Option<Name>,
     /// What else than the devices themselves keeps parts of them apart.
     enforced: BTreeMap<Vendor, Isolation>,
     roots: Roots,
@@ -80,6 +85,7 @@ impl Backends {
             devices: Vec::new(),
             findings: Vec::new(),
             labels: BTreeMap::new(),
+            super_pod: None,
             enforced: BTreeMap::new(),
             roots: roots.clone(),
             measured: Measurements::default(),
@@ -140,7 +146,8 @@ impl Backends {
 
     /// Looks again whether all devices are well. True if anything changed.
     pub fn refresh(&mut self) -> bool {
-        let before = (self.devices.clone(), self.findings.clone());
+        let seen = |all: &Backends| (all.devices.clone(), all.findings.clone(), all.super_pod.clone());
+        let before = seen(self);
         self.findings.clear();
         if self.automatic {
             self.add_plugged();
@@ -148,7 +155,8 @@ impl Backends {
         for index in 0..self.backends.len() {
             self.look(index);
         }
-        before != (self.devices.clone(), self.findings.clone())
+        self.find_super_pod();
+        before != seen(self)
     }
 
     /// Has a device reset by a program: see [`Resets`](super::Resets).
@@ -163,6 +171,21 @@ impl Backends {
         let (backend, found) = (*backend, found.clone());
         self.backends[backend].was_reset(&found);
         Ok(())
+    }
+
+    /// A node whose devices are in several domains is in none: not all of its devices reach those of any other.
+    fn find_super_pod(&mut self) {
+        let mut all = BTreeMap::new();
+        for backend in &self.backends {
+            all.extend(backend.super_pods().into_iter().map(|name| (name, backend.vendor())));
+        }
+        self.super_pod = all.keys().next().filter(|_| all.len() == 1).map(|name| name.as_str().into());
+        if let (Some((_, vendor)), 2..) = (all.first_key_value(), all.len()) {
+            let names = all.keys().cloned().collect::<Vec<_>>().join(" ");
+            let what =
+                format!("its devices are in several super-pods, so the node has no label of one: {names}");
+            self.findings.push(Finding { vendor: *vendor, what });
+        }
     }
 
     /// Looks at the devices of one backend again.
@@ -323,7 +346,7 @@ impl Backends {
 
     /// What the node offers, as a report to the scheduler has it.
     ///
-    /// `labels` go over those of a file of fake devices.
+    /// `labels` go over those of a file of fake devices, and these over what devices tell.
     pub fn inventory(
         &self,
         host: &Host,
@@ -331,7 +354,9 @@ impl Backends {
         ports: Ports,
         labels: &BTreeMap<Name, Name>,
     ) -> Inventory {
-        let mut all_labels = self.labels.clone();
+        let super_pod = self.super_pod.as_ref().map(|name| (SUPER_POD.into(), name.clone()));
+        let mut all_labels: BTreeMap<Name, Name> = super_pod.into_iter().collect();
+        all_labels.extend(self.labels.iter().map(|(key, value)| (key.clone(), value.clone())));
         all_labels.extend(labels.iter().map(|(key, value)| (key.clone(), value.clone())));
         Inventory {
             devices: self.devices(),
@@ -431,6 +456,7 @@ impl Backends {
         for index in 0..self.backends.len() {
             self.look(index);
         }
+        self.find_super_pod();
         let order = |(_, found): &(Option<usize>, Found)| {
             (found.class.vendor, found.place.clone(), found.logical, found.uuid.clone())
         };

@@ -1,5 +1,6 @@
 //! Devices that are found through a vendor's library.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -82,6 +83,10 @@ impl Backend for ByLibrary {
 
     fn measured_under(&self) -> Option<String> {
         self.shared.driver()
+    }
+
+    fn super_pods(&self) -> BTreeSet<String> {
+        self.shared.super_pods()
     }
 
     fn was_reset(&mut self, device: &Found) {

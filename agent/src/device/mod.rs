@@ -36,6 +36,7 @@ pub(crate) mod visible;
 pub mod watch;
 mod xid;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -50,7 +51,6 @@ pub use by_sysfs::BySysfs;
 pub use choice::{BackendChoice, DeviceChoice, DeviceError};
 pub use cpu::{Cpu, parse_cores, slug_of_cpu};
 pub use fake::{Fake, parse_fake};
-pub use reader::model_of;
 pub use reset::Resets;
 pub use roots::Roots;
 pub use visible::{driver_files, visible_devices_variable};
@@ -79,6 +79,11 @@ pub trait Backend: Send {
     /// Version of what drives the devices, if the worker has kernels for them; `None`: they are not measured.
     fn measured_under(&self) -> Option<String> {
         None
+    }
+
+    /// Names of the domains of direct links that devices share with those of other nodes.
+    fn super_pods(&self) -> BTreeSet<String> {
+        BTreeSet::new()
     }
 
     /// Whether what it says of the health of a device counts as it is, without any time of trial.
@@ -188,6 +193,24 @@ fn slug(text: &str) -> String {
     words.collect::<Vec<_>>().join("-")
 }
 
+/// Model of a card from its name, without the maker's: `NVIDIA H100 80GB HBM3` is `h100-80gb-hbm3`.
+pub fn model_of(vendor: Vendor, name: &str) -> String {
+    let slug = slug(name);
+    let makers: &[&str] = match vendor {
+        Vendor::Nvidia => &["nvidia"],
+        Vendor::Amd => &["amd", "advanced-micro-devices-inc.", "instinct"],
+        Vendor::Ascend => &["ascend", "huawei"],
+        Vendor::MooreThreads => &["moore-threads", "mthreads"],
+        Vendor::Iluvatar => &["iluvatar"],
+        Vendor::MetaX => &["metax"],
+        Vendor::Intel => &["intel-r", "intel"],
+        _ => &[],
+    };
+    let strip =
+        |slug: &str, maker: &&str| slug.strip_prefix(&format!("{maker}-")).unwrap_or(slug).to_string();
+    makers.iter().fold(slug, |slug, maker| strip(&slug, maker))
+}
+
 /// What keeps new work from a device for a while.
 fn suspect(why: String) -> Fault {
     Fault { health: Health::Suspect, ..Fault::faulty(why) }
@@ -230,5 +253,23 @@ fn merge(known: &mut Vec<Found>, now: Vec<Found>, why_missing: Option<&str>) {
     }
     for (device, _) in known.iter_mut().zip(seen).filter(|(_, seen)| !seen) {
         device.fault = Some(Fault::faulty(why_missing.unwrap_or("not found any more")));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_named_from_the_general_to_the_special() {
+        let nvidia = |name| model_of(Vendor::Nvidia, name);
+        assert_eq!(nvidia("NVIDIA H100 80GB HBM3"), "h100-80gb-hbm3");
+        assert_eq!(nvidia("NVIDIA A100-SXM4-80GB MIG 1g.10gb"), "a100-sxm4-80gb-mig-1g.10gb");
+        assert_eq!(nvidia("Tesla V100-PCIE-16GB"), "tesla-v100-pcie-16gb");
+        assert_eq!(nvidia("NVIDIA GeForce RTX 4090"), "geforce-rtx-4090");
+        assert_eq!(model_of(Vendor::Ascend, "Ascend 910B3"), "910b3");
+        assert_eq!(model_of(Vendor::Ascend, "910B3"), "910b3");
+        assert_eq!(model_of(Vendor::Amd, "AMD Instinct MI300X"), "mi300x");
+        assert_eq!(model_of(Vendor::Iluvatar, "Iluvatar MR-V50"), "mr-v50");
     }
 }

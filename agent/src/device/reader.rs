@@ -14,7 +14,7 @@ use super::roots::{LONGEST_PAUSE, Roots, read_number};
 use super::tool::ByTool;
 use super::vendor::Maker;
 use super::watch::SUSPICION_MS;
-use super::{Discovery, Finding, Found, count_text, slug, topology, visible};
+use super::{Discovery, Finding, Found, count_text, model_of, topology, visible};
 
 /// Events of a library that are taken at a time, at most.
 const MOST_EVENTS: usize = 64;
@@ -46,6 +46,8 @@ struct State {
     pairs: BTreeMap<(u32, u32), bool>,
     /// Version of the driver, if the library says it.
     driver: Option<String>,
+    /// Domains of links beyond the node, of cards that have said theirs.
+    super_pods: BTreeMap<u32, String>,
 }
 
 impl Shared {
@@ -61,6 +63,11 @@ impl Shared {
     /// Version of the driver, where it matters and is known.
     pub fn driver(&self) -> Option<String> {
         self.lock().driver.clone()
+    }
+
+    /// The domains of links beyond the node in which its cards are, each once.
+    pub fn super_pods(&self) -> BTreeSet<String> {
+        self.lock().super_pods.values().cloned().collect()
     }
 
     /// Leaves out a card.
@@ -218,6 +225,13 @@ impl Reader {
             && self.shared.lock().registered.insert(index)
         {
             _ = opened.ask(&events.register, &about); // Older ones have none.
+        }
+        // Cards may still be registering with their fabric, but do not change it.
+        if let Some(super_pod) = opened.api.super_pod
+            && !self.shared.lock().super_pods.contains_key(&index)
+            && let Some(name) = super_pod(opened, &about)
+        {
+            self.shared.lock().super_pods.insert(index, name);
         }
         let on_demand = self.roots.parts_on_demand.contains(&self.maker.vendor);
         let slices = opened.api.slices.filter(|slices| (slices.is_divided)(opened, &about));
@@ -558,41 +572,5 @@ fn fault_of(opened: &Opened, error: &CallError) -> String {
     match opened.is_lost(error) {
         true => "fell off the bus".to_string(),
         false => format!("cannot be read: {error}"),
-    }
-}
-
-/// Model of a card from its name, without the maker's: `NVIDIA H100 80GB HBM3` is `h100-80gb-hbm3`.
-pub fn model_of(vendor: Vendor, name: &str) -> String {
-    let slug = slug(name);
-    let makers: &[&str] = match vendor {
-        Vendor::Nvidia => &["nvidia"],
-        Vendor::Amd => &["amd", "advanced-micro-devices-inc.", "instinct"],
-        Vendor::Ascend => &["ascend", "huawei"],
-        Vendor::MooreThreads => &["moore-threads", "mthreads"],
-        Vendor::Iluvatar => &["iluvatar"],
-        Vendor::MetaX => &["metax"],
-        Vendor::Intel => &["intel-r", "intel"],
-        _ => &[],
-    };
-    let strip =
-        |slug: &str, maker: &&str| slug.strip_prefix(&format!("{maker}-")).unwrap_or(slug).to_string();
-    makers.iter().fold(slug, |slug, maker| strip(&slug, maker))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_model_is_named_from_the_general_to_the_special() {
-        let nvidia = |name| model_of(Vendor::Nvidia, name);
-        assert_eq!(nvidia("NVIDIA H100 80GB HBM3"), "h100-80gb-hbm3");
-        assert_eq!(nvidia("NVIDIA A100-SXM4-80GB MIG 1g.10gb"), "a100-sxm4-80gb-mig-1g.10gb");
-        assert_eq!(nvidia("Tesla V100-PCIE-16GB"), "tesla-v100-pcie-16gb");
-        assert_eq!(nvidia("NVIDIA GeForce RTX 4090"), "geforce-rtx-4090");
-        assert_eq!(model_of(Vendor::Ascend, "Ascend 910B3"), "910b3");
-        assert_eq!(model_of(Vendor::Ascend, "910B3"), "910b3");
-        assert_eq!(model_of(Vendor::Amd, "AMD Instinct MI300X"), "mi300x");
-        assert_eq!(model_of(Vendor::Iluvatar, "Iluvatar MR-V50"), "mr-v50");
     }
 }

@@ -105,9 +105,17 @@ static int room(int card) {
     for (int at = 0; at < count; at++) if (all[at].card == card) left -= cores(all[at].template);
     return left;
 }
+enum { CHIP_INF = 12, SPOD_INFO = 1 };
+struct spod { u32 sdid, size, number, server, spare[8]; };
+SIZE(struct spod, 48);
 int dcmi_get_device_info(int card, int at, int command, u32 what, void *to, u32 *size) {
     OF(card);
     (void)at;
+    // DIR/super-pod: the chips are in the one with the number 17.
+    if (command == CHIP_INF && what == SPOD_INFO && on("super-pod") && *size == sizeof(struct spod)) {
+        *(struct spod *)to = (struct spod){.sdid = 3, .size = 384, .number = 17, .server = 2};
+        return 0;
+    }
     if (command != VDEV_MNG || *size != (what == TOTAL ? sizeof(struct of_chip) : sizeof(struct free_of))) return -8001;
     if (what == FREE) {
         *(struct free_of *)to = (struct free_of){.computing = {.aic = room(card)}};

@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 
 use aquifer_core::{DeviceClass, Fault, Vendor};
 
-use super::reader::{model_of, unread};
+use super::reader::unread;
 use super::roots::Roots;
 use super::vendor::Maker;
-use super::{Discovery, Finding, Found, visible};
+use super::{Discovery, Finding, Found, model_of, visible};
 use crate::said::said;
 
 /// One run of a tool may take so long: with eight cards that sleep some need seconds.

@@ -85,6 +85,7 @@ const V1: Api = Api {
         is_linked: |way| matches!(way, 3 | 6 | 7),
     }),
     slices: Some(Slices { is_divided: can_be_divided, level: Isolation::Limited, listed: None }),
+    super_pod: Some(super_pod),
     // DCMI_ERR_CODE_DEVICE_NOT_EXIST.
     lost: &[-8008],
     ..NOTHING
@@ -239,6 +240,23 @@ fn chips_by_number(opened: &Opened) -> Result<Vec<[usize; 2]>, CallError> {
     // The list comes first, its length after it.
     let list = probe("dcmiv2_get_device_list", &[Out(8), Out(0), Is(64)], 8 + 4 * 64, U32);
     Ok(take_list(opened, &list, 0, 8)?.into_iter().map(|number| [number, 0]).collect())
+}
+
+/// DCMI_MAIN_CMD_CHIP_INF, DCMI_CHIP_INF_SUB_CMD_SPOD_INFO; the size of what is written, then dcmi_spod_info, 48 bytes: sdid, size,
+/// super_pod_id, server, spare.
+const SUPER_POD: Probe = probe(
+    "dcmi_get_device_info",
+    &[Card, Chip, Is(12), Is(1), Out(8), Out(0)],
+    8 + 48,
+    Take::Number { at: 8 + 8, bytes: 4, unit: 1 },
+)
+.stamped(48);
+
+/// The super-pod of a chip, where chips of several machines are linked directly. Others say that they know no such thing, or have no
+/// number.
+fn super_pod(opened: &Opened, chip: &Context) -> Option<String> {
+    let number = opened.ask(&SUPER_POD, chip).ok()?.number();
+    (number < u64::from(u32::MAX)).then_some(format!("ascend-{number}"))
 }
 
 /// Chips as `npu-smi` tells of them: the map of their numbers, then the memory of each card's chips, then where each is.

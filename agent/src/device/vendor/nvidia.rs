@@ -6,7 +6,8 @@ use super::Maker;
 use super::shaped::{MEMORY_TOTAL, MEMORY_V2, MEMORY_V2_TOTAL, PCI_PLACE, shaped};
 use crate::device::api::Arg::*;
 use crate::device::api::{
-    Api, Check, Events, Level, Link, Listed, Probe, Rule, Slices, Take, U32, U64, Value, probe,
+    Api, Check, Context, Events, Level, Link, Listed, Opened, Probe, Rule, Slices, Take, U32, U64, Value,
+    probe,
 };
 use crate::device::caps;
 use crate::device::tool::report::{Block, blocks, bytes, place};
@@ -81,6 +82,7 @@ pub const NVIDIA: Maker = Maker {
                 },
             }),
         }),
+        super_pod: Some(clique),
         driver: &[probe("nvmlSystemGetDriverVersion", &[Out(0), Size], 80, Take::Text { at: 0 })],
         // The number that fit, then nvmlProcessInfo_t, 24 bytes each.
         users: &[probe(
@@ -98,6 +100,22 @@ pub const NVIDIA: Maker = Maker {
 const INSTANCE: Probe = probe("nvmlDeviceGetGpuInstanceId", &[Card, Out(0)], 4, U32);
 const COMPUTE_INSTANCE: Probe = probe("nvmlDeviceGetComputeInstanceId", &[Card, Out(0)], 4, U32);
 const MIG_MODE: Probe = probe("nvmlDeviceGetMigMode", &[Card, Out(0), Out(4)], 8, U32);
+
+/// nvmlGpuFabricInfo_v2_t, 36 bytes: version, clusterUuid[16], status, cliqueId, state, healthMask.
+const FABRIC: Probe = probe("nvmlDeviceGetGpuFabricInfoV", &[Card, Out(0)], 36, U32).stamped(36 | 2 << 24);
+/// NVML_GPU_FABRIC_STATE_COMPLETED.
+const REGISTERED: u32 = 3;
+
+/// The part of an NVLink fabric within which memory can be reached, as it is called elsewhere: the cluster's name and the number of the
+/// clique within it. NVLink within one machine alone is no such fabric.
+fn clique(opened: &Opened, card: &Context) -> Option<String> {
+    let (_, bytes) = opened.ask_raw(&FABRIC, card).ok()?;
+    let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    let cluster = bytes.get(4..20).filter(|cluster| cluster.iter().any(|byte| *byte != 0))?;
+    let is_whole = word(20)? == 0 && word(28)? & 0xff == REGISTERED;
+    let digits: String = cluster.iter().map(|byte| format!("{byte:02x}")).collect();
+    is_whole.then_some(format!("nvlink-{digits}.{}", word(24)?))
+}
 
 /// Programs on a card that are counted.
 const PROCESSES: u32 = 64;
