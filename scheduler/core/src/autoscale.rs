@@ -1,7 +1,7 @@
 //! How many replicas a service should have. Pure: from what it promises and what its replicas report.
 //!
-//! Three signs, of which the one that asks for most counts: requests against what a replica should serve at once,
-//! the time to the first token, and the time between tokens. More is granted at once; less only when a whole
+//! Four signs, of which the one that asks for most counts: requests against what a replica should serve at once, how fast
+//! they come against what it can serve, the time to the first token, and the time between tokens. More is granted at once; less only when a whole
 //! [`PATIENCE`] has not asked for more. A replica more than there are requests is never asked for: it could not help.
 //! Where replicas are unlike, what is needed is counted in mean ones, and each counts for what it serves.
 
@@ -65,14 +65,16 @@ pub struct Load {
     pub ttft_ms: Option<u64>,
     /// The same of the time from one token to the next.
     pub tpot_ms: Option<u64>,
+    /// Requests of late, in a billion seconds; 0: not known.
+    pub rate: u64,
     /// When a request last came; `None`: never.
     pub last_request: Option<Time>,
 }
 
-/// What the replicas of a service can do, each in requests a time with its promise kept, in any unit.
+/// What the replicas of a service can do, each in requests in a billion seconds with its promise kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fleet {
-    /// Of those that answer, the mean. 0: all that there are, and will be, are alike.
+    /// Of those that answer, the mean, in requests in a billion seconds. 0: all that there are, and will be, are alike.
     pub mean: u64,
     /// Of those that it has, in the order in which they would be kept.
     pub has: Vec<u64>,
@@ -102,6 +104,8 @@ impl Fleet {
 pub enum Sign {
     /// So many requests at once.
     Requests(u32),
+    /// So many requests in a thousand seconds.
+    Rate(u64),
     /// The first token takes so long, in milliseconds.
     FirstToken(u64),
     /// Tokens take so long, in milliseconds.
@@ -118,6 +122,7 @@ impl fmt::Display for Sign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Sign::Requests(requests) => write!(f, "{requests} requests at once"),
+            Sign::Rate(rate) => write!(f, "{}.{} requests a second", rate / 1000, rate % 1000 / 100),
             Sign::FirstToken(ms) => write!(f, "the first token takes {ms} ms"),
             Sign::Tokens(ms) => write!(f, "tokens take {ms} ms"),
             Sign::Lately => f.write_str("as many were needed lately"),
@@ -209,9 +214,12 @@ fn need(now: Time, target: &Target, load: &Load, fleet: &Fleet) -> Decision {
         };
         Some((wanted.min(u64::from(requests) * 1000), seen))
     };
+    let by_rate = u128::from(load.rate) * 1_000_000 / (u128::from(fleet.mean.max(1)) * u128::from(AIM_MILLI));
+    let by_rate = (load.rate != 0 && fleet.mean != 0)
+        .then(|| (by_rate.min(u32::MAX.into()) as u64, Sign::Rate(load.rate / 1_000_000)));
     let first = by_time(target.ttft_ms, load.ttft_ms).map(|(need, ms)| (need, Sign::FirstToken(ms)));
     let tokens = by_time(target.tpot_ms, load.tpot_ms).map(|(need, ms)| (need, Sign::Tokens(ms)));
-    let all = [Some((by_requests, Sign::Requests(requests))), first, tokens].into_iter().flatten();
+    let all = [Some((by_requests, Sign::Requests(requests))), by_rate, first, tokens].into_iter().flatten();
     // Of equal ones the first: requests are the plainest reason.
     let counted = all.map(|(need, sign)| (fleet.count(need), sign));
     let (need, sign) = counted.rev().max_by_key(|(need, _)| *need).expect("one sign");

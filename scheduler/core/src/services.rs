@@ -19,6 +19,8 @@ use crate::types::*;
 
 /// Between two looks at a service of which nothing is told: its needs fall with time.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
+/// How fast requests come is counted over so long.
+const RATE_OVER: Duration = Duration::from_secs(30);
 
 /// Services that scale themselves.
 #[derive(Clone, Debug, Default)]
@@ -35,9 +37,26 @@ struct Known {
     /// By the number of the worker, and when it was told.
     loads: BTreeMap<u32, (ReplicaLoad, Time)>,
     scaler: Scaler,
+    /// Requests that were begun since then.
+    came: (Time, u64),
+    /// As fast as they were begun before, in requests in a billion seconds.
+    rate: u64,
     due: Time,
     /// When a request was last known to be there that no replica tells of; at first, when replicas began to tell.
     asked: Time,
+}
+
+impl Known {
+    /// So many requests more were begun.
+    fn count(&mut self, now: Time, requests: u64) {
+        let (since, before) = self.came;
+        let (sum, ms) = (before.saturating_add(requests), now.since(since));
+        self.came.1 = sum;
+        if RATE_OVER.as_millis() <= u128::from(ms) {
+            let rate = u128::from(sum) * 1_000_000_000_000 / u128::from(ms);
+            (self.came, self.rate) = ((now, 0), rate.min(u64::MAX.into()) as u64);
+        }
+    }
 }
 
 impl Services {
@@ -66,11 +85,19 @@ impl Cluster {
         let (id, replicas) = (job.id, job.wanted(&job.spec.roles[role]));
         let class = job.ranks.iter().find(|rank| rank.rank == worker.rank);
         let class = class.and_then(|rank| self.nodes.get(rank.node).class_of(rank)).cloned();
-        let new =
-            || Known { loads: BTreeMap::new(), scaler: Scaler::new(now, replicas), due: now, asked: now };
+        let new = || Known {
+            loads: BTreeMap::new(),
+            scaler: Scaler::new(now, replicas),
+            came: (now, 0),
+            rate: 0,
+            due: now,
+            asked: now,
+        };
         let known = self.services.known.entry(id).or_insert_with(new);
         let before = known.loads.insert(worker.rank, (load, now));
         let done = load.work.since(&before.map_or(Work::default(), |(before, _)| before.work));
+        // The first word of a replica may be of hours.
+        known.count(now, before.map_or(0, |_| done.requests));
         if let Some(class) = class.filter(|_| done != Work::default()) {
             self.services.learned.entry(id).or_default().add(&class, &done);
         }
@@ -127,6 +154,9 @@ impl Cluster {
         let rate = |rank: &u32| rates.get(rank).copied().unwrap_or(1);
         let mut load = together(ready.len() as u32, &known.loads, rate);
         load.last_request = load.last_request.max(Some(known.asked));
+        // Before anybody told, what a replica can serve is a guess.
+        let is_learned = offers.iter().flatten().any(|offer| offer.is_learned);
+        load.rate = if is_learned { known.rate } else { 0 };
         // One that may sleep before is looked at then.
         let idle = load.last_request.map(|last| last + target.idle).filter(|at| now < *at);
         self.services.due.remove(&(known.due, id));
@@ -237,33 +267,26 @@ fn fleet(
     (rates, Fleet { mean, has, next })
 }
 
-/// What replicas tell, as one load: requests in all, and the times of the slowest of each kind, which count by what the kind
-/// can serve.
+/// What replicas tell, as one load: requests in all, and the mean of their times, where each counts for what it serves.
 ///
-/// * `rate`: what a replica can serve, by the number of its worker. Those that can serve as much are of one kind.
+/// * `rate`: what a replica can serve, by the number of its worker.
 fn together(ready: u32, loads: &BTreeMap<u32, (ReplicaLoad, Time)>, rate: impl Fn(&u32) -> u64) -> Load {
     let mut all = Load { ready, ..Load::default() };
-    // By kind: replicas, and their times.
-    let mut kinds: BTreeMap<u64, [(u64, Option<u64>); 2]> = BTreeMap::new();
-    for (rank, (load, at)) in loads {
+    for (load, at) in loads.values() {
         all.running = all.running.saturating_add(load.running);
         all.waiting = all.waiting.saturating_add(load.waiting);
         all.last_request = all.last_request.max(load.idle_ms.map(|idle| Time(at.0.saturating_sub(idle))));
-        let times = kinds.entry(rate(rank)).or_default();
-        for ((count, slowest), told) in times.iter_mut().zip([load.ttft_ms, load.tpot_ms]) {
-            *count += u64::from(told.is_some());
-            *slowest = (*slowest).max(told);
-        }
     }
-    let mean = |at: usize| {
-        let of = kinds.iter().map(|(rate, times)| (u128::from(*rate) * u128::from(times[at].0), times[at].1));
-        let of = of.filter_map(|(weight, slowest)| Some((weight, u128::from(slowest?))));
-        let (sum, weights) = of.fold((0u128, 0), |(sum, weights), (weight, ms)| {
+    let mean = |of: fn(&ReplicaLoad) -> Option<u64>| {
+        let told = loads
+            .iter()
+            .filter_map(|(rank, (load, _))| Some((u128::from(rate(rank)), u128::from(of(load)?))));
+        let (sum, weights) = told.fold((0u128, 0), |(sum, weights), (weight, ms)| {
             (weight.saturating_mul(ms).saturating_add(sum), weights + weight)
         });
-        sum.checked_div(weights).map(|mean| mean as u64)
+        sum.checked_div(weights).map(|mean| mean.min(u64::MAX.into()) as u64)
     };
-    (all.ttft_ms, all.tpot_ms) = (mean(0), mean(1));
+    (all.ttft_ms, all.tpot_ms) = (mean(|load| load.ttft_ms), mean(|load| load.tpot_ms));
     all
 }
 

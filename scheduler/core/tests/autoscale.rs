@@ -93,6 +93,7 @@ impl Service {
             ttft_ms: is_busy.then_some(ttft_ms as u64),
             tpot_ms: is_busy.then_some(tpot_ms as u64),
             last_request: self.last_request,
+            rate: 0,
         };
         let decision = self.scaler.decide(Time(self.now * 1000), target, &load, &Fleet::default());
         self.scale(decision.replicas);
@@ -230,4 +231,14 @@ fn where_replicas_are_unlike_each_counts_for_what_it_serves() {
     assert_eq!(decide(&Fleet { mean: 100, has: vec![100, 100, 20, 20, 20, 20], next: 20 }, &load), 5);
     // One that starts counts as well.
     assert_eq!(decide(&Fleet { mean: 100, has: vec![100, 100, 40], next: 40 }, &load), 4);
+}
+
+#[test]
+fn requests_that_come_faster_than_replicas_can_serve_them_ask_for_more_before_any_of_them_waits() {
+    let fleet = Fleet { mean: 5_000_000_000, has: vec![5_000_000_000], next: 5_000_000_000 };
+    let load =
+        Load { ready: 1, running: 4, rate: 9_300_000_000, last_request: Some(Time(0)), ..Load::default() };
+    let decision = Scaler::new(Time(0), 0).decide(Time(0), &TARGET, &load, &fleet);
+    assert_eq!(decision, Decision { replicas: 3, sign: Sign::Rate(9300) }, "9.3 a second of 5 each, at 80 %");
+    assert_eq!(decision.sign.to_string(), "9.3 requests a second");
 }

@@ -330,7 +330,7 @@ fn the_next_replica_is_on_the_best_class_with_room_and_the_first_to_go_on_the_wo
                 offers
                     .iter()
                     .find(|(class, _)| class.model == *model)
-                    .map(|(_, it)| it.rank())
+                    .map(|(_, it)| (it.misses, it.cost))
                     .expect("an offer")
             };
             missed += offers.iter().filter(|(_, offer): &&(_, Offer)| offer.misses).count();
