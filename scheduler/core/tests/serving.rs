@@ -154,7 +154,8 @@ fn a_service_learns_what_its_requests_are_like_and_forgets_what_they_were() {
     learned.add(&class, &work(900));
     assert_eq!(learned.mix(), Mix { prompt_tokens: 900, said_tokens: 100 });
     assert_eq!(learned.pace(&class), Some(Pace { prompt_ns: 50_000, step_ns: 20_000_000 }));
-    (0..10_000).for_each(|_| learned.add(&class, &work(100)));
+    (0..1000).for_each(|_| learned.add(&class, &work(900)));
+    (0..1000).for_each(|_| learned.add(&class, &work(100)));
     assert!((100..105).contains(&learned.mix().prompt_tokens), "{:?}", learned.mix());
     let pace = learned.pace(&class).expect("a pace");
     // A thousandth is lost to whole numbers.
