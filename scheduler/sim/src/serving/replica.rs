@@ -1,6 +1,6 @@
 //! A replica in virtual time: a roofline, and continuous batching as the bundled server does it.
 //!
-//! A pass takes the next token of every request that is behind its prompt, and up to [`PROMPT_TOKENS`] tokens of prompts,
+//! A pass takes the next token of every request that is behind its prompt, and up to 512 tokens of prompts,
 //! the oldest first. It takes as long as the longer of its arithmetic (two operations a value of the model and token, at half
 //! of what the datasheet says) and its reading (all values of the model, and the keys and values of all that is behind its
 //! prompt, at seven tenths of what the datasheet says). A request waits while there is no room for all of its keys and values.
