@@ -431,6 +431,7 @@ fn report(seq: u64) -> v1::NodeReport {
         fault: None,
         speed_milli: 1000,
         speed_source: String::new(),
+        memory_gbs: 0,
         health: String::new(),
         fault_since_ms: 0,
         number: at,

@@ -16,7 +16,7 @@ use aquifer_sim::{Sim, workload};
 const PATIENCE: Time = Time(20_000_000);
 
 /// What a swarm must have met, or it proves nothing.
-const SIGHTS: [&str; 60] = [
+const SIGHTS: [&str; 61] = [
     "agent-restarted",
     "answered as repeated",
     "array",
@@ -67,6 +67,7 @@ const SIGHTS: [&str; 60] = [
     "running",
     "scaled",
     "scheduler restarted",
+    "serves",
     "shrunk",
     "stopped politely",
     "stopping",

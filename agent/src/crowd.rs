@@ -189,6 +189,7 @@ fn inventory(name: &str, devices: u16) -> Inventory {
         fault: None,
         speed_milli: 1000,
         speed_source: "".into(),
+        memory_gbs: 0,
     };
     Inventory {
         devices: (0..devices).map(device).collect(),

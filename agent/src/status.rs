@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use aquifer_core::serving::Work;
 use aquifer_core::{ReplicaLoad, Spent};
 use serde_json::Value;
 
@@ -49,6 +50,19 @@ fn spent(value: &Value) -> Option<Spent> {
     })
 }
 
+/// What a replica has done; what is not said is nothing.
+fn work(value: &Value) -> Work {
+    let count = |key: &str| value.get(key).and_then(Value::as_u64).unwrap_or(0);
+    Work {
+        requests: count("requests"),
+        prompt_tokens: count("prompt_tokens"),
+        prompt_us: count("prompt_us"),
+        said_tokens: count("said_tokens"),
+        steps: count("steps"),
+        steps_us: count("steps_us"),
+    }
+}
+
 /// Text that is no status: not JSON, or no JSON object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoStatus;
@@ -70,6 +84,7 @@ impl TryFrom<&[u8]> for Status {
             ttft_ms: count("ttft_ms"),
             tpot_ms: count("tpot_ms"),
             idle_ms: count("idle_s").map(|s| s.saturating_mul(1000)),
+            work: object.get("work").map(work).unwrap_or_default(),
         });
         let spent = object.get("spent").and_then(spent);
         Ok(Status {
@@ -102,7 +117,7 @@ mod tests {
     #[test]
     fn a_status_keeps_what_it_understands() {
         let full = r#"{"state":"training","ready":true,"step":12,"total_steps":100,"loss":2.5,"tokens_per_s":1e4,
-            "checkpoint_step":10,"endpoint":"10.0.0.3:20001","message":"well","running":3,"ttft_ms":40,"idle_s":2,"spent":{"steps_us":7,"lost_us":9},"unknown":{"a":[1]}}"#;
+            "checkpoint_step":10,"endpoint":"10.0.0.3:20001","message":"well","running":3,"ttft_ms":40,"idle_s":2,"work":{"requests":5,"prompt_us":-1},"spent":{"steps_us":7,"lost_us":9},"unknown":{"a":[1]}}"#;
         let status: Status = full.parse().unwrap();
         let expected = Status {
             state: Some("training".to_string()),
@@ -118,6 +133,7 @@ mod tests {
                 running: 3,
                 ttft_ms: Some(40),
                 idle_ms: Some(2_000),
+                work: Work { requests: 5, ..Work::default() },
                 ..ReplicaLoad::default()
             }),
             message: Some("well".to_string()),

@@ -9,6 +9,7 @@ use crate::v1;
 
 mod assignments;
 mod image;
+mod load;
 mod mounts;
 mod programs;
 
@@ -444,7 +445,8 @@ pub fn inventory(wire: &v1::Inventory) -> Checked<Inventory> {
         let speed_source = wire.speed_source.as_str().into();
         let (number, island) = (wire.number, island.transpose()?);
         let isolation = isolation(&format!("inventory.devices[{at}].isolation"), &wire.isolation)?;
-        Ok(Device { class, uuid, fault, speed_milli, speed_source, number, isolation, island })
+        let memory_gbs = wire.memory_gbs;
+        Ok(Device { class, uuid, fault, speed_milli, speed_source, memory_gbs, number, isolation, island })
     });
     let devices = devices.collect::<Checked<Vec<Device>>>()?;
     let port = |field, port: u32| {
@@ -522,13 +524,7 @@ pub fn report(
             None => return Err(Invalid::new("report.workers.state", "absent", "expected a state")),
         };
         let progress = wire.progress.map(pace).transpose()?;
-        let load = wire.load.map(|it| ReplicaLoad {
-            running: it.running,
-            waiting: it.waiting,
-            ttft_ms: it.ttft_ms,
-            tpot_ms: it.tpot_ms,
-            idle_ms: it.idle_ms,
-        });
+        let load = wire.load.map(load::load);
         Ok(WorkerReport { id, state, checkpoint_age_ms: wire.checkpoint_age_ms, progress, load })
     });
     Ok(NodeReport {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use aquifer_core::serving::Work;
 use aquifer_core::*;
 
 use crate::v1;
@@ -141,6 +142,7 @@ pub fn inventory(inventory: &Inventory) -> v1::Inventory {
         fault_since_ms: device.fault.as_ref().map_or(0, |fault| fault.since_ms),
         speed_milli: device.speed_milli,
         speed_source: device.speed_source.to_string(),
+        memory_gbs: device.memory_gbs,
         number: device.number,
         isolation: isolation(device.isolation),
         island: device.island.map(u32::from),
@@ -323,8 +325,12 @@ fn autoscale(promise: Promise) -> v1::Autoscale {
 }
 
 fn load(load: ReplicaLoad) -> v1::ReplicaLoad {
-    let ReplicaLoad { running, waiting, ttft_ms, tpot_ms, idle_ms } = load;
-    v1::ReplicaLoad { running, waiting, ttft_ms, tpot_ms, idle_ms }
+    let ReplicaLoad { running, waiting, ttft_ms, tpot_ms, idle_ms, work } = load;
+    let Work { requests, prompt_tokens, prompt_us, said_tokens, steps, steps_us } = work;
+    let told = work != Work::default();
+    let work =
+        told.then_some(v1::ReplicaWork { requests, prompt_tokens, prompt_us, said_tokens, steps, steps_us });
+    v1::ReplicaLoad { running, waiting, ttft_ms, tpot_ms, idle_ms, work }
 }
 
 fn pace(progress: Progress) -> v1::Pace {

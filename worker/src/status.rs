@@ -1,6 +1,7 @@
 //! `status.json`: what the worker tells whoever started it.
 
 use crate::elastic::Spent;
+use crate::serve::metrics::Work;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -70,6 +71,9 @@ pub struct Status {
     /// Serving: seconds since a request last came.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_s: Option<u64>,
+    /// Serving: what it has done since its start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub work: Option<Work>,
     /// One line for people.
     pub message: String,
 }

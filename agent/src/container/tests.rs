@@ -35,6 +35,7 @@ fn cards(vendor: Vendor) -> Vec<Found> {
         isolation: Isolation::Advisory,
         parts: None,
         speed_milli: None,
+        memory_gbs: None,
         is_used: false,
         place: "0000:1b:00.0".into(),
         logical,

@@ -222,6 +222,7 @@ impl Backends {
             fault: found.fault.clone(),
             speed_milli: self.speed((*backend, found)).0,
             speed_source: self.speed((*backend, found)).1.as_str().into(),
+            memory_gbs: found.memory_gbs(self.measured_of((*backend, found))),
             number: found.physical,
             isolation: self.isolation(found),
             island: found.island.map(|island| island + backend.map_or(0, |backend| first[backend])),
@@ -303,9 +304,14 @@ impl Backends {
         self.measured.enter(&of.class, &of.driver, figures)
     }
 
-    fn speed(&self, (backend, found): (Option<usize>, &Found)) -> (u32, String) {
-        let driver = backend.and_then(|backend| self.backends[backend].measured_under());
-        found.speed(driver.and_then(|driver| self.measured.of(&found.class, &driver)))
+    fn speed(&self, of: (Option<usize>, &Found)) -> (u32, String) {
+        of.1.speed(self.measured_of(of))
+    }
+
+    /// What the class of a device was measured to do, if it was.
+    fn measured_of(&self, (backend, found): (Option<usize>, &Found)) -> Option<&Figures> {
+        let driver = self.backends[backend?].measured_under()?;
+        self.measured.of(&found.class, &driver)
     }
 
     /// Whether what is said of the health of the device of this index counts as it is.
@@ -518,6 +524,7 @@ impl KnownDevice {
             isolation: Isolation::Advisory,
             parts: None,
             speed_milli: None,
+            memory_gbs: None,
             is_used: false,
             place: self.place.clone(),
             logical: u32::MAX,

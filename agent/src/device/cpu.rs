@@ -55,6 +55,7 @@ impl Backend for Cpu {
             isolation: Isolation::Advisory,
             parts: None,
             speed_milli: None,
+            memory_gbs: None,
             is_used: false,
             place: format!("{core:05}"),
             logical: *core as u32,

@@ -13,6 +13,7 @@
 //! uuid = "GPU-left"                 # start of the unique names; "fake-VENDOR" if left out
 //! island_size = 4                   # so many, one after the other, are linked directly; none if left out
 //! speed = 2.5                       # how fast each is, 1 is the reference; 1 if left out
+//! memory_gbs = 3350                 # how fast each reads its memory; what a datasheet says if left out
 //! isolation = "limited"             # how well slices of each are kept apart; "advisory" if left out
 //! faults = { 3 = "fell off the bus", 4 = "suspect: xid 74" }   # by number within this entry, from 0
 //! ```
@@ -54,6 +55,7 @@ struct Entry {
     uuid: Option<String>,
     island_size: Option<u32>,
     speed: Option<f64>,
+    memory_gbs: Option<u32>,
     isolation: Option<String>,
     #[serde(default)]
     faults: BTreeMap<String, String>,
@@ -141,6 +143,7 @@ pub fn parse_fake(text: &str) -> Result<(Vec<Found>, BTreeMap<Name, Name>), Devi
                 fault: entry.faults.get(&number.to_string()).map(|fault| parse_fault(fault)),
                 isolation,
                 parts: None,
+                memory_gbs: entry.memory_gbs,
                 speed_milli: entry.speed.map(|speed| (speed * 1000.0).round() as u32),
                 is_used: false,
                 island: entry.island_size.map(|size| (islands + number / size) as u16),

@@ -63,6 +63,7 @@ fn read(roots: &Roots, place: &str, logical: u32) -> Found {
         isolation: Isolation::Advisory,
         parts: None,
         speed_milli: None,
+        memory_gbs: None,
         is_used: false,
         nodes: visible::nodes(Vendor::Intel, logical, place, &roots.sysfs),
         place: place.to_string(),

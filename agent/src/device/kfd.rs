@@ -252,6 +252,7 @@ fn read_node(
         isolation: Isolation::Advisory,
         parts: None,
         speed_milli: None,
+        memory_gbs: None,
         is_used: false,
         nodes: visible::nodes(Vendor::Amd, physical, &card, &roots.sysfs),
         place,

@@ -115,6 +115,8 @@ pub struct Found {
     pub parts: Option<Isolation>,
     /// How fast it is, in thousandths of the reference device, where its backend knows; see [`Found::speed`].
     pub speed_milli: Option<u32>,
+    /// How fast it reads its memory, in GB/s, where its backend knows; see [`Found::memory_gbs`].
+    pub memory_gbs: Option<u32>,
     /// Where it is in the machine, such that the order of the text is that of the bus: `0000:1b:00.0`.
     pub place: String,
     /// Number by which the vendor's runtime selects it; not always that of its device node.
@@ -128,6 +130,16 @@ pub struct Found {
 }
 
 impl Found {
+    /// How fast it reads its memory, in GB/s; 0: nobody knows.
+    ///
+    /// * `measured`: what its class was measured to do, if it was.
+    pub fn memory_gbs(&self, measured: Option<&Figures>) -> u32 {
+        let measured =
+            || measured.and_then(|figures| figures.memory_gbs).filter(|gbs| gbs.is_finite() && 1.0 <= *gbs);
+        let known = self.memory_gbs.or_else(|| measured().map(|gbs| gbs as u32));
+        known.or_else(|| datasheet::memory_gbs(&self.class)).unwrap_or(0)
+    }
+
     /// How fast it is, in thousandths of the reference device, at least 1, and who says so. An accelerator of which
     /// nobody says anything counts as the reference device does; a core counts a thousandth of it.
     ///

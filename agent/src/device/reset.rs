@@ -113,6 +113,7 @@ mod tests {
             fault: health.map(|health| Fault { health, why: "xid 95".into(), since_ms: 0 }),
             speed_milli: 1000,
             speed_source: "".into(),
+            memory_gbs: 0,
             number: 0,
             isolation: Isolation::Advisory,
             island: None,

@@ -168,6 +168,7 @@ fn what_keeps_work_from_devices_is_stored_with_their_node() {
         fault,
         speed_milli: 3,
         speed_source: "measured: 1 TFLOP/s in bf16".into(),
+        memory_gbs: 0,
         number: 0,
         isolation: Isolation::Advisory,
         island: None,

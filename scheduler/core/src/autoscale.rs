@@ -1,8 +1,9 @@
 //! How many replicas a service should have. Pure: from what it promises and what its replicas report.
 //!
-//! Three signs, of which the one that asks for most counts: requests against what a replica should serve at once,
-//! the time to the first token, and the time between tokens. More is granted at once; less only when a whole
+//! Four signs, of which the one that asks for most counts: requests against what a replica should serve at once, how fast
+//! they come against what it can serve, the time to the first token, and the time between tokens. More is granted at once; less only when a whole
 //! [`PATIENCE`] has not asked for more. A replica more than there are requests is never asked for: it could not help.
+//! Where replicas are unlike, what is needed is counted in mean ones, and each counts for what it serves.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -64,8 +65,38 @@ pub struct Load {
     pub ttft_ms: Option<u64>,
     /// The same of the time from one token to the next.
     pub tpot_ms: Option<u64>,
+    /// Requests of late, in a billion seconds; 0: not known.
+    pub rate: u64,
     /// When a request last came; `None`: never.
     pub last_request: Option<Time>,
+}
+
+/// What the replicas of a service can do, each in requests in a billion seconds with its promise kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fleet {
+    /// Of those that answer, the mean, in requests in a billion seconds. 0: all that there are, and will be, are alike.
+    pub mean: u64,
+    /// Of those that it has, in the order in which they would be kept.
+    pub has: Vec<u64>,
+    /// Of the next one.
+    pub next: u64,
+}
+
+impl Fleet {
+    /// How many replicas do as much as so many thousandths of a mean one. `O(replicas)`.
+    fn count(&self, need_milli: u64) -> u64 {
+        if self.mean == 0 || self.next == 0 {
+            return need_milli.div_ceil(1000);
+        }
+        let mut left = u128::from(need_milli) * u128::from(self.mean);
+        for (at, rate) in (0..).zip(&self.has) {
+            if left == 0 {
+                return at;
+            }
+            left = left.saturating_sub(u128::from(*rate) * 1000);
+        }
+        self.has.len() as u64 + left.div_ceil(u128::from(self.next) * 1000).min(u32::MAX.into()) as u64
+    }
 }
 
 /// What asks for as many replicas.
@@ -73,6 +104,8 @@ pub struct Load {
 pub enum Sign {
     /// So many requests at once.
     Requests(u32),
+    /// So many requests in a thousand seconds.
+    Rate(u64),
     /// The first token takes so long, in milliseconds.
     FirstToken(u64),
     /// Tokens take so long, in milliseconds.
@@ -89,6 +122,7 @@ impl fmt::Display for Sign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Sign::Requests(requests) => write!(f, "{requests} requests at once"),
+            Sign::Rate(rate) => write!(f, "{}.{} requests a second", rate / 1000, rate % 1000 / 100),
             Sign::FirstToken(ms) => write!(f, "the first token takes {ms} ms"),
             Sign::Tokens(ms) => write!(f, "tokens take {ms} ms"),
             Sign::Lately => f.write_str("as many were needed lately"),
@@ -120,13 +154,13 @@ impl Scaler {
         Scaler { needs: VecDeque::from([(now, replicas)]) }
     }
 
-    /// How many replicas the service should have. Amortised `O(1)`.
+    /// How many replicas the service should have. Amortised `O(1)` where all are alike, else `O(replicas)`.
     ///
     /// # Panics
     /// If the target is out of the ranges that its fields state.
-    pub fn decide(&mut self, now: Time, target: &Target, load: &Load) -> Decision {
+    pub fn decide(&mut self, now: Time, target: &Target, load: &Load, fleet: &Fleet) -> Decision {
         assert!(target.min <= target.max && 1 <= target.max, "{target:?}");
-        let need = need(now, target, load);
+        let need = need(now, target, load, fleet);
         let replicas = need.replicas.clamp(target.min, target.max);
         if replicas == 0 {
             // Nobody has asked for as long as the target says: that is its own patience.
@@ -152,13 +186,13 @@ impl Scaler {
 /// With how many replicas a service that sleeps goes on, for so many requests that wait.
 pub fn wake(target: &Target, waiting: u32) -> Decision {
     let load = Load { waiting: waiting.max(1), ..Load::default() };
-    let need = need(Time(0), target, &load);
+    let need = need(Time(0), target, &load, &Fleet::default());
     let replicas = need.replicas.clamp(target.min.max(1), target.max);
     Decision { replicas, sign: if replicas == need.replicas { need.sign } else { Sign::Bound } }
 }
 
 /// What the load asks for by itself, whatever was before and whatever is allowed.
-fn need(now: Time, target: &Target, load: &Load) -> Decision {
+fn need(now: Time, target: &Target, load: &Load, fleet: &Fleet) -> Decision {
     let requests = load.running + load.waiting;
     let awake = load.last_request.is_some_and(|last| now < last + target.idle);
     if requests == 0 {
@@ -167,22 +201,27 @@ fn need(now: Time, target: &Target, load: &Load) -> Decision {
             false => Decision { replicas: 0, sign: Sign::Idle },
         };
     }
-    let by_requests = (u64::from(requests) * 1000).div_ceil(u64::from(target.concurrency) * AIM_MILLI);
+    // In thousandths of a replica.
+    let by_requests = (u64::from(requests) * 1_000_000).div_ceil(u64::from(target.concurrency) * AIM_MILLI);
     let by_time = |promised: Option<u64>, seen: Option<u64>| {
         let (promised, seen) = (promised?, seen?);
-        let ready = u64::from(load.ready);
-        let scaled = |aim: u64| (ready * seen * 1000).div_ceil(aim);
+        let ready = u64::from(load.ready) * 1000;
+        let scaled = |aim: u64| (ready.saturating_mul(seen).saturating_mul(1000)).div_ceil(aim);
         let wanted = match () {
             () if promised < seen => scaled(promised * 1000).min(ready * STEEPEST),
             // Near what is promised nothing changes, or it would go up and down.
             () => scaled(promised * AIM_MILLI).min(ready),
         };
-        Some((wanted.min(requests.into()), seen))
+        Some((wanted.min(u64::from(requests) * 1000), seen))
     };
+    let by_rate = u128::from(load.rate) * 1_000_000 / (u128::from(fleet.mean.max(1)) * u128::from(AIM_MILLI));
+    let by_rate = (load.rate != 0 && fleet.mean != 0)
+        .then(|| (by_rate.min(u32::MAX.into()) as u64, Sign::Rate(load.rate / 1_000_000)));
     let first = by_time(target.ttft_ms, load.ttft_ms).map(|(need, ms)| (need, Sign::FirstToken(ms)));
     let tokens = by_time(target.tpot_ms, load.tpot_ms).map(|(need, ms)| (need, Sign::Tokens(ms)));
-    let all = [Some((by_requests, Sign::Requests(requests))), first, tokens].into_iter().flatten();
+    let all = [Some((by_requests, Sign::Requests(requests))), by_rate, first, tokens].into_iter().flatten();
     // Of equal ones the first: requests are the plainest reason.
-    let (need, sign) = all.rev().max_by_key(|(need, _)| *need).expect("one sign");
+    let counted = all.map(|(need, sign)| (fleet.count(need), sign));
+    let (need, sign) = counted.rev().max_by_key(|(need, _)| *need).expect("one sign");
     Decision { replicas: need.min(u32::MAX.into()) as u32, sign }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::autoscale::Sign;
 use crate::event::{Availability, Queue};
-use crate::explain::duration;
+use crate::explain::{ServingChoice, duration};
 use crate::inquiry::{Symptom, Verdict};
 use crate::jobs::history::Totals;
 use crate::jobs::{Job, Outcome, Why};
@@ -164,6 +164,8 @@ pub enum Note {
     Grown { job: JobId, from: u32, to: u32 },
     /// A service wants another number of replicas, because of its load.
     Autoscaled { job: JobId, from: u32, to: u32, sign: Sign },
+    /// A service has got replicas, on classes that were chosen by what a request costs there.
+    Serves { job: JobId, choice: ServingChoice },
     /// A user wants so many ranks of a job's elastic role; `None`: as many as it can have.
     Scaled { job: JobId, ranks: Option<u32>, least: u32, most: u32 },
     /// A job stops to go on at once on devices of another model, where it is expected to end so much sooner. It loses what
@@ -229,6 +231,7 @@ impl Note {
             | Note::Grown { job, .. }
             | Note::Scaled { job, .. }
             | Note::Autoscaled { job, .. }
+            | Note::Serves { job, .. }
             | Note::Moved { job, .. }
             | Note::Exchanged { job, .. }
             | Note::MadeRoom { job, .. }
@@ -285,6 +288,7 @@ impl Note {
             Note::Grown { .. } => "grown",
             Note::Scaled { .. } => "scaled",
             Note::Autoscaled { .. } => "autoscaled",
+            Note::Serves { .. } => "serves",
             Note::Moved { .. } | Note::Exchanged { .. } | Note::MadeRoom { .. } => "moved",
             Note::Done(..) => "done",
             Note::NodeUp(_) => "node-up",
@@ -339,6 +343,7 @@ impl fmt::Display for Note {
                 write!(f, "{job} rank {rank} on {node} takes the place of rank {was}")
             }
             Note::Grown { job, from, to } => write!(f, "{job} grows from {from} to {to} ranks"),
+            Note::Serves { job, choice } => write!(f, "{job} has {choice}"),
             Note::Autoscaled { job, from, to, sign } => {
                 write!(f, "{job} is to have {to} replicas instead of {from}: {sign}")
             }

@@ -5,6 +5,7 @@
 //! grace and starts again at once as its next attempt, on what it kept; where workers may come and go, the others run on.
 //! What it goes on with it holds all the while: nobody slips in between.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -44,15 +45,21 @@ impl Cluster {
         Ok(Answer::Done)
     }
 
-    /// A running job gives up the last ranks beyond those that are wanted.
+    /// A running job gives up ranks beyond those that are wanted: of replicas those on which a request costs most, else the
+    /// last.
     pub(crate) fn shrink_to_scale(&mut self, now: Time, id: JobId) {
         let job = self.jobs.get(id).expect("a job that is scaled");
         let (from, to) = (job.ranks.len() as u32, job.wanted_ranks());
         if job.phase != Phase::Active || from <= to {
             return;
         }
-        let end = job.spec.elastic_end(from);
-        self.begin_shrink(now, id, (0..end - (from - to)).chain(end..from).collect());
+        let role = job.spec.ranks_of(job.spec.elastic_role().expect("an elastic job"), from);
+        let dear = self.replica_offers(job).map_or(Vec::new(), |(offers, _)| offers);
+        let dear = |at: u32| dear.get((at - role.start) as usize).copied().flatten().map(|it| it.rank());
+        let mut leaves: Vec<u32> = role.clone().collect();
+        leaves.sort_by_key(|at| Reverse((dear(*at), *at)));
+        leaves.truncate((from - to) as usize);
+        self.begin_shrink(now, id, (0..from).filter(|at| !leaves.contains(at)).collect());
         self.seek_anew(now);
     }
 
@@ -91,6 +98,7 @@ impl Cluster {
         self.add_ranks(id, more);
         let stays: Vec<u32> = (0..end).chain(from..to).chain(end..from).collect();
         self.begin_resize(id, stays, Why::Resized { from, to, by: None, at: now });
+        self.tell_classes(id);
         if is_live {
             self.end_resize(now, id, is_live);
         }

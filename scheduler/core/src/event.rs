@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::inquiry::ProbeReport;
+use crate::serving::Work;
 use crate::types::*;
 
 /// One input of [`Cluster::step`](crate::Cluster::step).
@@ -196,6 +197,8 @@ pub struct ReplicaLoad {
     pub tpot_ms: Option<u64>,
     /// Since a request last came, in milliseconds; `None`: none came.
     pub idle_ms: Option<u64>,
+    /// What it has done since its start.
+    pub work: Work,
 }
 
 /// How far a worker is, in its own words.

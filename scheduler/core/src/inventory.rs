@@ -53,6 +53,8 @@ pub struct Device {
     pub speed_milli: u32,
     /// Who says so: a measurement, a datasheet; for people.
     pub speed_source: Name,
+    /// How fast it reads its memory, in GB/s; 0 where nobody knows.
+    pub memory_gbs: u32,
     /// Number of its device node, by which its vendor's own files name it; 0 where there is none.
     pub number: u32,
     /// How well ranks with a part of it are kept from each other.
@@ -100,6 +102,18 @@ pub struct Ports {
     pub last: u16,
 }
 
+/// How fast the reference device, an NVIDIA A100 with 80 GB, reads its memory, in GB/s.
+const REFERENCE_GBS: u32 = 2039;
+
+impl Device {
+    /// How fast it reads its memory, in thousandths of the reference device, at least 1; where nobody knows, as fast as it
+    /// computes.
+    pub fn memory_milli(&self) -> u64 {
+        let milli = u64::from(self.memory_gbs) * 1000 / u64::from(REFERENCE_GBS);
+        if self.memory_gbs == 0 { self.speed_milli.into() } else { milli.max(1) }
+    }
+}
+
 impl Inventory {
     /// How well a rank that holds these devices, or parts of them, is kept from others on them.
     pub fn isolation(&self, rank: &Allocation) -> Isolation {
@@ -119,6 +133,7 @@ impl Inventory {
         let mut same = other.clone();
         for (device, own) in same.devices.iter_mut().zip(&self.devices) {
             (device.speed_milli, device.speed_source) = (own.speed_milli, own.speed_source.clone());
+            device.memory_gbs = own.memory_gbs;
         }
         *self == same
     }

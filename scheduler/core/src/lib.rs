@@ -38,6 +38,7 @@ pub mod queues;
 pub mod reservations;
 pub mod rounds;
 mod services;
+pub mod serving;
 mod shape;
 pub mod speed;
 mod stop;

@@ -281,6 +281,7 @@ impl Cluster {
         self.weigh_anew(&queue, now);
         self.reassign(id);
         self.note(note);
+        self.tell_classes(id);
     }
 
     fn on_running(&mut self, worker: WorkerId) {
@@ -494,6 +495,7 @@ impl Cluster {
             }
         });
         if ends {
+            self.services.unlearn(id);
             self.learn_duration(id);
         } else {
             self.reopen(id);

@@ -33,6 +33,12 @@ pub struct Node {
 }
 
 impl Node {
+    /// The class of the devices that a rank on it holds; `None`: it holds none, or the node has them no more.
+    pub fn class_of(&self, rank: &Allocation) -> Option<&Arc<DeviceClass>> {
+        let device = self.inventory.devices.get(usize::from(*rank.devices.first()?))?;
+        Some(&device.class)
+    }
+
     /// A node that has not reported yet.
     pub fn new(id: NodeId, name: Name) -> Node {
         Node {

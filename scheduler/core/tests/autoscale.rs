@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use aquifer_core::Time;
-use aquifer_core::autoscale::{Decision, Load, PATIENCE, Scaler, Sign, Target};
+use aquifer_core::autoscale::{Decision, Fleet, Load, PATIENCE, Scaler, Sign, Target};
 
 /// A replica's token takes so long, in milliseconds, and so much more for each request beside it.
 const TOKEN_MS: f64 = 20.0;
@@ -93,8 +93,9 @@ impl Service {
             ttft_ms: is_busy.then_some(ttft_ms as u64),
             tpot_ms: is_busy.then_some(tpot_ms as u64),
             last_request: self.last_request,
+            rate: 0,
         };
-        let decision = self.scaler.decide(Time(self.now * 1000), target, &load);
+        let decision = self.scaler.decide(Time(self.now * 1000), target, &load, &Fleet::default());
         self.scale(decision.replicas);
         self.replica_s += u64::from(self.ready) + self.starting.len() as u64;
         if is_busy || 0.0 < self.waiting {
@@ -181,7 +182,7 @@ fn more_comes_at_once_and_less_only_with_patience() {
     let mut scaler = Scaler::new(Time(0), 2);
     let load = |running| Load { ready: 2, running, last_request: Some(Time(0)), ..Load::default() };
     let mut at = |now_s: u64, running| {
-        let decision = scaler.decide(Time(now_s * 1000), &TARGET, &load(running));
+        let decision = scaler.decide(Time(now_s * 1000), &TARGET, &load(running), &Fleet::default());
         (decision.replicas, decision.sign)
     };
     assert_eq!(at(1, 60), (10, Sign::Requests(60)), "60 of 8 each, at 80 %");
@@ -197,7 +198,7 @@ fn more_comes_at_once_and_less_only_with_patience() {
 fn slow_tokens_and_slow_starts_ask_for_more_but_not_for_what_cannot_help() {
     let decide = |load: Load| {
         let load = Load { last_request: Some(Time(0)), ..load };
-        let decision = Scaler::new(Time(0), 0).decide(Time(0), &TARGET, &load);
+        let decision = Scaler::new(Time(0), 0).decide(Time(0), &TARGET, &load, &Fleet::default());
         (decision.replicas, decision.sign)
     };
     let load = Load { ready: 4, running: 12, ..Load::default() };
@@ -213,4 +214,31 @@ fn slow_tokens_and_slow_starts_ask_for_more_but_not_for_what_cannot_help() {
     // One request cannot be served by two replicas, however slow it is.
     let alone = Load { running: 1, tpot_ms: Some(500), ..load };
     assert_eq!(decide(alone), (1, Sign::Requests(1)));
+}
+
+#[test]
+fn where_replicas_are_unlike_each_counts_for_what_it_serves() {
+    let load = Load { ready: 2, running: 16, last_request: Some(Time(0)), ..Load::default() };
+    let decide =
+        |fleet: &Fleet, load: &Load| Scaler::new(Time(0), 0).decide(Time(0), &TARGET, load, fleet).replicas;
+    // Sixteen requests, of which a replica should have 6.4: two and a half mean ones, whatever they are.
+    assert_eq!(decide(&Fleet { mean: 100, has: vec![100, 100], next: 100 }, &load), 3);
+    // The next one is worth five of them, or a quarter: half of one is missing.
+    assert_eq!(decide(&Fleet { mean: 100, has: vec![100, 100], next: 500 }, &load), 3);
+    assert_eq!(decide(&Fleet { mean: 100, has: vec![100, 100], next: 25 }, &load), 4);
+    // Enough is what those that stay can do: one that is worth three mean ones, not three of them.
+    assert_eq!(decide(&Fleet { mean: 100, has: vec![300, 20, 20, 20], next: 20 }, &load), 1);
+    assert_eq!(decide(&Fleet { mean: 100, has: vec![100, 100, 20, 20, 20, 20], next: 20 }, &load), 5);
+    // One that starts counts as well.
+    assert_eq!(decide(&Fleet { mean: 100, has: vec![100, 100, 40], next: 40 }, &load), 4);
+}
+
+#[test]
+fn requests_that_come_faster_than_replicas_can_serve_them_ask_for_more_before_any_of_them_waits() {
+    let fleet = Fleet { mean: 5_000_000_000, has: vec![5_000_000_000], next: 5_000_000_000 };
+    let load =
+        Load { ready: 1, running: 4, rate: 9_300_000_000, last_request: Some(Time(0)), ..Load::default() };
+    let decision = Scaler::new(Time(0), 0).decide(Time(0), &TARGET, &load, &fleet);
+    assert_eq!(decision, Decision { replicas: 3, sign: Sign::Rate(9300) }, "9.3 a second of 5 each, at 80 %");
+    assert_eq!(decision.sign.to_string(), "9.3 requests a second");
 }

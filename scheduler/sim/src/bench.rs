@@ -153,6 +153,7 @@ fn node(id: u32) -> Record {
         fault: None,
         speed_milli: 1000,
         speed_source: "".into(),
+        memory_gbs: 0,
         number: 0,
         isolation: Isolation::Advisory,
         island: None,

@@ -17,6 +17,7 @@ pub mod replay;
 pub mod rng;
 pub mod rounds;
 pub mod script;
+pub mod serving;
 pub mod sim;
 pub mod store;
 pub mod workload;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use aquifer_core::explain::{class_choice, explain};
+use aquifer_core::explain::{class_text, explain};
 use aquifer_core::jobs::Phase;
 use aquifer_core::plan::Order;
 use aquifer_core::*;
@@ -295,7 +295,7 @@ impl Player {
             let node = &cluster.nodes().get(on.node).name;
             text += &format!("\n  rank {rank} on {node} devices {:?} {:?}", on.devices, on.worker);
         }
-        if let Some(choice) = class_choice(cluster, it) {
+        if let Some(choice) = class_text(cluster, it) {
             text += &format!("\n  {choice}");
         }
         self.sim.say(text);
@@ -453,6 +453,7 @@ fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inve
                 fault,
                 speed_milli: 1000,
                 speed_source: "".into(),
+                memory_gbs: 0,
                 number: 0,
                 isolation: Isolation::Advisory,
                 island: None,

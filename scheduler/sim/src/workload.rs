@@ -153,6 +153,7 @@ fn any_inventory(rng: &mut Rng, at: u64) -> Inventory {
         fault: None,
         speed_milli: [500, 1000, 2000][index % 3],
         speed_source: "".into(),
+        memory_gbs: [2039, 600, 3350][index % 3],
         number: 0,
         isolation: if at.is_multiple_of(2) { Isolation::Limited } else { Isolation::Advisory },
         island: island.map(|size| (index / size) as u16),

@@ -104,7 +104,7 @@ pub fn job(cluster: &Cluster, shared: &Shared, job: &Job, reason: Option<&Reason
 
 /// On which class of devices a job is, and how fast it is there; empty where nothing is to be said.
 pub fn class(cluster: &Cluster, job: &Job) -> String {
-    explain::class_choice(cluster, job).map(|choice| choice.to_string()).unwrap_or_default()
+    explain::class_text(cluster, job).unwrap_or_default()
 }
 
 /// The ranks of a job: what they hold, or where they last ran.

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+
 /// Measurements that quantiles are taken of are at most so old.
 const WINDOW: Duration = Duration::from_secs(60);
 
@@ -70,8 +72,45 @@ pub fn quantile(values: &mut [f64], q: f64) -> Option<f64> {
     values.get(rank.saturating_sub(1)).copied()
 }
 
+/// What it has done since its start, as a scheduler compares it with what others do on other devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Work {
+    /// Requests of which the first token was said.
+    pub requests: u64,
+    /// Tokens of prompts that were computed.
+    pub prompt_tokens: u64,
+    /// Time that went into these, in microseconds.
+    pub prompt_us: u64,
+    /// Tokens that were said.
+    pub said_tokens: u64,
+    /// Passes that said tokens and computed nothing of a prompt.
+    pub steps: u64,
+    /// Time that went into these, in microseconds.
+    pub steps_us: u64,
+}
+
+impl Work {
+    /// Adds a pass. Of one that computed prompts while others said tokens, a step's time is not theirs.
+    ///
+    /// * `prompt_tokens`: of prompts.
+    /// * `saying`: requests that were behind their prompts when it began.
+    pub fn add_pass(&mut self, took: Duration, prompt_tokens: u64, saying: u64) {
+        let took_us = took.as_micros() as u64;
+        if prompt_tokens == 0 {
+            (self.steps, self.steps_us) = (self.steps + 1, self.steps_us + took_us);
+        } else {
+            let step_us = self.steps_us.checked_div(self.steps).unwrap_or(0);
+            let beside_us = if saying == 0 { 0 } else { step_us };
+            self.prompt_us += took_us.saturating_sub(beside_us);
+            self.prompt_tokens += prompt_tokens;
+        }
+    }
+}
+
 /// All of it.
 pub struct Metrics {
+    /// What it has done.
+    pub work: Work,
     /// From a request's arrival to its first token.
     pub first_token: Histogram,
     /// From a token of a request to its next one.
@@ -101,6 +140,7 @@ impl Metrics {
     pub fn new(blocks: usize) -> Metrics {
         let outcomes = ["stop", "length", "cancelled", "deadline", "grammar", "refused", "invalid"];
         Metrics {
+            work: Work::default(),
             first_token: Histogram::new(FIRST),
             next_token: Histogram::new(NEXT),
             prompt_tokens: 0,
@@ -171,6 +211,19 @@ fn head(text: &mut String, name: &str, kind: &str, help: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pass_with_prompts_is_theirs_but_for_a_step_of_those_that_say_tokens() {
+        let (mut work, ms) = (Work::default(), Duration::from_millis);
+        work.add_pass(ms(30), 256, 0);
+        work.add_pass(ms(10), 0, 4);
+        work.add_pass(ms(12), 0, 4);
+        work.add_pass(ms(41), 256, 4);
+        work.add_pass(ms(5), 8, 4);
+        let expected =
+            Work { prompt_tokens: 520, prompt_us: 60_000, steps: 2, steps_us: 22_000, ..Work::default() };
+        assert_eq!(work, expected);
+    }
 
     #[test]
     fn buckets_add_up_and_quantiles_are_measurements() {

@@ -231,6 +231,7 @@ async fn report_until<T>(
         status.ttft_p50_ms = metrics.first_token.quantile_ms(0.5);
         status.ttft_p99_ms = metrics.first_token.quantile_ms(0.99);
         status.tpot_ms = metrics.next_token.quantile_ms(0.9);
+        status.work = Some(metrics.work);
         status.idle_s = metrics.last_request.map(|last| last.elapsed().as_secs());
         drop(metrics);
         status.message = format!("serving {}, {running} running, {waiting} waiting", app.name);

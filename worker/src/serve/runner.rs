@@ -327,6 +327,9 @@ impl<K: Backend> Runner<K> {
     }
 
     fn pass(&mut self, pass: &[(usize, usize)]) -> Result<(), DeviceError> {
+        let began = Instant::now();
+        let saying = pass.iter().filter(|(index, _)| self.running[*index].is_saying()).count() as u64;
+        let prompts: usize = pass.iter().map(|(_, count)| count).sum::<usize>() - saying as usize;
         let segments: Vec<_> = pass
             .iter()
             .map(|&(index, count)| {
@@ -381,6 +384,9 @@ impl<K: Backend> Runner<K> {
         }
         // Not before: choosing tokens takes time, and requests that come count themselves.
         let mut metrics = self.shared.metrics();
+        metrics.work.add_pass(began.elapsed(), prompts as u64, saying);
+        metrics.work.requests += firsts.len() as u64;
+        metrics.work.said_tokens += (firsts.len() + nexts.len()) as u64;
         metrics.computed_tokens += pass.iter().map(|(_, count)| *count as u64).sum::<u64>();
         metrics.said_tokens += (firsts.len() + nexts.len()) as u64;
         firsts.into_iter().for_each(|took| metrics.first_token.observe(took));

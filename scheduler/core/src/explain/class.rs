@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::serving_choice;
 use crate::cluster::Cluster;
 use crate::jobs::Job;
 use crate::speed::Kind;
@@ -31,6 +32,12 @@ pub struct OtherClass {
 
 /// Other classes in a [`ClassChoice`], at most.
 pub const MAX_OTHERS: usize = 3;
+
+/// Why a job is on the class of devices that it is on, in one sentence; `None`: nothing is known that tells classes apart.
+pub fn class_text(cluster: &Cluster, job: &Job) -> Option<String> {
+    let by_request = serving_choice(cluster, job).map(|choice| choice.to_string());
+    by_request.or_else(|| class_choice(cluster, job).map(|choice| choice.to_string()))
+}
 
 /// Says how fast a job that holds devices is on them, against others. `None`: it accepts no other that is in the pool, or
 /// nothing is known that tells them apart.

@@ -13,12 +13,14 @@ use crate::types::*;
 mod booked;
 mod change;
 mod class;
+mod serving;
 mod start;
 mod text;
 use booked::shorter;
 pub use change::Change;
 use change::change;
-pub use class::{ClassChoice, MAX_OTHERS, OtherClass, class_choice};
+pub use class::{ClassChoice, MAX_OTHERS, OtherClass, class_choice, class_text};
+pub use serving::{ServingChoice, ServingClass, serving_choice};
 use start::{end_of, start};
 pub use text::{bytes, duration, milli};
 

@@ -44,17 +44,40 @@ pub struct ClassSpeed {
     pub price: u64,
 }
 
-/// Sum and number of the figures of a class's devices.
+/// Sums and number of the figures of a class's devices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Figure {
     pub sum: u64,
+    /// The same of how fast they read their memory.
+    pub memory_sum: u64,
     pub devices: u64,
 }
 
 impl Figure {
+    pub fn of(device: &Device) -> Figure {
+        Figure { sum: device.speed_milli.into(), memory_sum: device.memory_milli(), devices: 1 }
+    }
+
+    pub fn add(&mut self, other: Figure) {
+        self.sum += other.sum;
+        self.memory_sum += other.memory_sum;
+        self.devices += other.devices;
+    }
+
+    pub fn remove(&mut self, other: Figure) {
+        self.sum -= other.sum;
+        self.memory_sum -= other.memory_sum;
+        self.devices -= other.devices;
+    }
+
     /// In thousandths of a reference device, at least 1.
-    fn mean(&self) -> u64 {
+    pub fn mean(&self) -> u64 {
         self.sum.checked_div(self.devices).unwrap_or(1000).max(1)
+    }
+
+    /// How fast they read their memory, in the same unit.
+    pub fn memory_mean(&self) -> u64 {
+        self.memory_sum.checked_div(self.devices).unwrap_or(1000).max(1)
     }
 }
 
@@ -155,7 +178,7 @@ mod tests {
         let class = |model: &str| {
             Arc::new(DeviceClass { vendor: Vendor::Nvidia, model: model.into(), memory_bytes: 0 })
         };
-        let figure = |sum| Figure { sum, devices: 1 };
+        let figure = |sum| Figure { sum, memory_sum: sum, devices: 1 };
         let mut worth = Worth::default();
         let classes = figures.iter().map(|(model, milli)| (class(model), figure(*milli)));
         worth.learn(speeds, &Prices::default(), classes);

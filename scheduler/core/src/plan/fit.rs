@@ -12,7 +12,6 @@ use crate::cluster::Cluster;
 use crate::jobs::{Job, Lines, Shape};
 use crate::nodes::Node;
 use crate::reservations::Bar;
-use crate::speed::Kind;
 use crate::topology::{Level, Topology};
 use crate::types::*;
 
@@ -318,8 +317,7 @@ impl<'s, 'a> Search<'s, 'a> {
         let Free { cluster, room, scarcity, kept, taken, at, .. } = &mut *self.free;
         let (job, request, allowed) = (self.job, &role.request, self.allowed);
         let devices = alternative.map(|index| &request.devices[index]);
-        let kind = || Kind::of(&job.spec, role);
-        let costs = devices.and_then(|want| room.class_costs(cluster.speeds(), kind, want, scarcity));
+        let costs = devices.and_then(|want| room.costs_for(cluster, job, role, want, scarcity));
         let scarcity = costs.as_deref().unwrap_or(scarcity);
         let mut sorted = self.nodes.map(|nodes| room.sorted(nodes, request, devices, scarcity));
         let mut ranks = Vec::new();

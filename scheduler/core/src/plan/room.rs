@@ -208,10 +208,10 @@ impl Room {
         self.worth.forget();
         let RoomNode { inventory, class_of, .. } = &self.nodes[id];
         for (device, class) in inventory.devices.iter().zip(class_of) {
-            let (figure, speed) = (&mut self.figures[usize::from(*class)], u64::from(device.speed_milli));
+            let figure = &mut self.figures[usize::from(*class)];
             match add {
-                true => (figure.sum, figure.devices) = (figure.sum + speed, figure.devices + 1),
-                false => (figure.sum, figure.devices) = (figure.sum - speed, figure.devices - 1),
+                true => figure.add(Figure::of(device)),
+                false => figure.remove(Figure::of(device)),
             }
         }
     }
@@ -495,9 +495,7 @@ impl Room {
         let mut figures = vec![Figure::default(); self.classes.len()];
         for node in &self.nodes {
             for (device, class) in node.inventory.devices.iter().zip(&node.class_of) {
-                let figure = &mut figures[usize::from(*class)];
-                (figure.sum, figure.devices) =
-                    (figure.sum + u64::from(device.speed_milli), figure.devices + 1);
+                figures[usize::from(*class)].add(Figure::of(device));
             }
         }
         assert_eq!(self.figures, figures, "what the devices of each class say of their speed");
@@ -582,5 +580,6 @@ fn summary(
 }
 
 mod choose;
+mod offers;
 #[cfg(test)]
 mod tests;

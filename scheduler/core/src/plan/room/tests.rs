@@ -46,6 +46,7 @@ fn inventory(rng: &mut Rng) -> Inventory {
         fault: (rng.below(20) == 0).then(|| Fault::faulty("xid 79")),
         speed_milli: 1000,
         speed_source: "".into(),
+        memory_gbs: 0,
         number: 0,
         isolation: Isolation::Advisory,
         island: linked.then_some(at as u16 / size),

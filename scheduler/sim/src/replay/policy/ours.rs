@@ -72,6 +72,7 @@ impl<'a> Ours<'a> {
                 fault: None,
                 speed_milli: 1000,
                 speed_source: "".into(),
+                memory_gbs: 0,
                 number: 0,
                 isolation: Isolation::Advisory,
                 island: None,
