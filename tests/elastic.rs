@@ -3,6 +3,8 @@
 mod pool;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use aquifer_proto::v1;
 use pool::{Pool, devices, send, shell, training, until};
@@ -129,6 +131,73 @@ fn a_training_bears_the_loss_of_its_leader_and_of_a_member_and_other_sizes_to_th
     assert!(0 < row.worked_ms && row.worked_ms <= row.held_ms && row.held_ms <= row.device_ms, "{row:?}");
     let shown = pool.aquifer(&["job", "job-1"]).ok();
     assert!(shown.contains("of what its ranks could have computed"), "{shown}");
+}
+
+/// A copy of the program whose workers speak another version of the protocol of trainings: its name is another one, in the file itself.
+fn of_another_version(pool: &Pool) -> PathBuf {
+    let (own, other) = (b"aquifer-elastic-", b"aquifer-elastik-");
+    let mut program = fs::read(pool::BINARY).expect("the program");
+    let places = program.windows(own.len()).enumerate();
+    let found: Vec<usize> = places.filter(|(_, part)| *part == own).map(|(at, _)| at).collect();
+    assert!(!found.is_empty(), "the program does not hold its version as text");
+    found.into_iter().for_each(|at| program[at..at + other.len()].copy_from_slice(other));
+    let path = pool.dir().join("aquifer-of-another-version");
+    fs::write(&path, program).expect("a file");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a program");
+    path
+}
+
+#[test]
+fn where_ranks_of_two_versions_meet_one_goes_on_and_the_other_waits_and_takes_over() {
+    let mut pool = Pool::start();
+    let cards = pool.file("cards.toml");
+    fs::write(&cards, "[[device]]\nvendor = \"nvidia\"\nmodel = \"h100\"\nmemory_gib = 80\ncount = 1\n")
+        .expect("a file");
+    let cards = format!("fake:{cards}");
+    pool.agent("a", &["--devices", &cards]);
+    let other = of_another_version(&pool);
+    pool.use_binary(&other);
+    pool.agent("b", &["--devices", &cards]);
+    pool.use_binary(Path::new(pool::BINARY));
+
+    let mut spec = train(&pool, "met", 2, Some(1));
+    spec.retries = 9;
+    let job = pool.submit(spec);
+    // Who leads is who came first, and that is rank 0, wherever it is.
+    let told = |rank: u32| -> Option<Value> {
+        serde_json::from_str(&fs::read_to_string(pool.run_dir(job, 1, rank)?.join("status.json")).ok()?).ok()
+    };
+    let progress = |rank: u32, least: u64| {
+        until("progress", || told(rank)?["step"].as_u64().filter(|step| least <= *step));
+    };
+    let waiting = |rank: u32, leader: u32| -> String {
+        let sentence = format!(
+            "rank {rank} waits until the others have ended: rank {leader} refused it, it speaks aquifer-elasti"
+        );
+        until("a rank that waits", || {
+            Some(told(rank)?["message"].as_str()?.to_string()).filter(|it| it.starts_with(&sentence))
+        })
+    };
+    let said = waiting(1, 0);
+    assert!(said.contains("aquifer-elastic-") && said.contains("aquifer-elastik-"), "{said}");
+    until_saved(&pool, job, 1);
+    progress(0, 20);
+    // The one that waited has no state, and goes on from the newest checkpoint; the one that takes the other's place waits for it.
+    send(pool.worker(job, 1, 0).worker, Signal::KILL);
+    pool.until_note("takes the place of rank 0");
+    waiting(2, 1);
+    progress(1, 40);
+    let ended = pool.until_succeeded(job);
+    assert_eq!((ended.attempt, ended.failures), (1, 1), "{}", ended.last_failure);
+
+    let undisturbed = pool.submit(train(&pool, "undisturbed", 1, None));
+    pool.until_succeeded(undisturbed);
+    for file in ["model.safetensors", "optimizer.safetensors"] {
+        let read = |name: &str| {
+            fs::read(pool.file(&format!("checkpoints-{name}/step-000400/{file}"))).expect("a checkpoint")
+        };
+        assert!(read("met") == read("undisturbed"), "{file} has other bits");
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! A step needs a few of the size of the model, for a moment each. The system would clear every one of them page by page.
 
+use crate::mapping::in_large_pages;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
@@ -38,7 +39,8 @@ pub struct Vector(Vec<f32>);
 impl Vector {
     /// So many floats of any value.
     pub fn any(len: usize) -> Vector {
-        let mut values = if len < LONG { None } else { FREE.take(len) }.unwrap_or_default();
+        let used = if len < LONG { None } else { FREE.take(len) };
+        let mut values = used.unwrap_or_else(|| in_large_pages(len, 0.0));
         values.resize(len, 0.0);
         Vector(values)
     }

@@ -39,6 +39,7 @@ fn settings() -> Settings {
         clip: 1.0,
         inner_steps: 0,
         replicas: 0,
+        keeps_moments: false,
     }
 }
 

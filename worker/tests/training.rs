@@ -88,6 +88,22 @@ fn rounds_of_replicas_have_the_same_bits_on_any_number_of_ranks() {
 }
 
 #[test]
+fn rounds_of_one_replica_go_about_where_steps_go() {
+    let dir = TempDir::new();
+    let data = dir.text();
+    let last = |name: &str, more: &[&str]| {
+        let checkpoints = dir.join(name);
+        let args = train_args(&options(&data, &checkpoints, more));
+        let (steps, result) = train_group(&args, 1, 2, None).remove(0);
+        result.unwrap();
+        steps.last().unwrap().loss
+    };
+    let steps = last("steps", &["--steps", "48", "--warmup", "6"]);
+    let rounds = last("rounds", &["--steps", "12", "--warmup", "2", "--inner-steps", "4", "--replicas", "1"]);
+    assert!((rounds / steps - 1.0).abs() < 0.05, "{rounds} in rounds, {steps} in steps");
+}
+
+#[test]
 fn the_loss_goes_down_on_a_small_text() {
     let dir = TempDir::new();
     let data = dir.text();

@@ -71,6 +71,7 @@ pub fn checkpoints(args: &CheckpointsArgs) -> Result<Vec<Figure>, String> {
         clip: 1.0,
         inner_steps: 0,
         replicas: 0,
+        keeps_moments: false,
     };
     let (inputs, told) = channel();
     let lanes = args.threads.min(args.batch);

@@ -32,6 +32,10 @@ pub struct Settings {
     pub inner_steps: u64,
     #[serde(default)]
     pub replicas: usize,
+    /// Whether replicas begin with the moments of the state; always, but in checkpoints of versions before. Of a training without
+    /// rounds nothing is said.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keeps_moments: bool,
 }
 
 impl Settings {
@@ -81,9 +85,9 @@ pub struct Record {
 pub struct TrainingState {
     /// The model.
     pub model: Model,
-    /// AdamW's first moment of every parameter; of rounds of replicas, the momentum of their outer steps.
+    /// AdamW's first moment of every parameter.
     pub first: Vec<f32>,
-    /// AdamW's second moment of every parameter; zeros where there are rounds.
+    /// AdamW's second moment of every parameter.
     pub second: Vec<f32>,
     /// Where the training stands.
     pub record: Record,
@@ -147,6 +151,10 @@ pub(super) fn same_training(
             ("--inner-steps".to_string(), settings.inner_steps.to_string()),
             ("--replicas".to_string(), settings.replicas.to_string()),
         ];
+        if settings.inner_steps != 0 {
+            let begin = if settings.keeps_moments { "of the round before" } else { "of zero" };
+            fields.push(("rounds that begin with moments".to_string(), begin.to_string()));
+        }
         let value = serde_json::to_value(config).expect("plain fields");
         let shape = value.as_object().expect("a struct").iter();
         fields.extend(shape.map(|(name, value)| (format!("--model {name}"), value.to_string())));

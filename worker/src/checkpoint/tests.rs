@@ -20,6 +20,7 @@ fn settings() -> Settings {
         clip: 1.0,
         inner_steps: 0,
         replicas: 0,
+        keeps_moments: false,
     }
 }
 
@@ -161,6 +162,8 @@ fn another_training_is_refused_with_both_values() {
         error(&Settings { seed: 2, ..settings() }, &config()),
         "was written with --seed 1, this training has 2"
     );
+    let rounds = |keeps_moments| Settings { inner_steps: 5, replicas: 2, keeps_moments, ..settings() };
+    assert_eq!(error(&rounds(true), &config()), "was written with --inner-steps 0, this training has 5");
     let wider = ModelConfig { intermediate_size: 32, ..config() };
     assert_eq!(
         error(&settings(), &wider),
@@ -168,6 +171,23 @@ fn another_training_is_refused_with_both_values() {
     );
     // What only changes how the training goes on may differ.
     assert!(dir.load_newest(&Settings { steps: 500, ..settings() }, &config()).unwrap().0.is_some());
+}
+
+#[test]
+fn rounds_that_began_with_other_moments_are_refused() {
+    let temporary = TempDir::new();
+    let dir = open(temporary.path(), 2).unwrap();
+    let mut old = state(10);
+    (old.record.settings.inner_steps, old.record.settings.replicas) = (5, 2);
+    dir.save(&old).unwrap();
+    // As versions before wrote it.
+    let record = fs::read_to_string(dir.path.join("step-000010").join(RECORD)).unwrap();
+    assert!(record.contains("inner_steps") && !record.contains("moments"), "{record}");
+    let settings = Settings { keeps_moments: true, ..old.record.settings.clone() };
+    let error = dir.load_newest(&settings, &config()).err().unwrap().to_string();
+    let said =
+        "was written with rounds that begin with moments of zero, this training has of the round before";
+    assert!(error.ends_with(said), "{error}");
 }
 
 #[test]

@@ -34,6 +34,8 @@ use std::time::Duration;
 
 /// Name and version of the protocol.
 pub const PROTOCOL: &str = "aquifer-elastic-3";
+/// The same where a step is a round of replicas: what they give has a version of its own.
+pub const PROTOCOL_OF_ROUNDS: &str = "aquifer-elastic-3-rounds-2";
 
 /// Start of the reason for which one of another version is refused, as all versions say it.
 const SPEAKS: &str = "it speaks";

@@ -4,7 +4,7 @@ use super::{
     Attention, Backend, CacheShape, DeviceError, Head, Kernels, KvBlocks, Linear, Qkv, QkvGradient, Rope,
     Seen, Turn, Weight,
 };
-use crate::mapping::usable_bytes;
+use crate::mapping::{in_large_pages, usable_bytes};
 use crate::model::{HostWeights, Model};
 use std::ops::Range;
 
@@ -33,11 +33,11 @@ impl<K: Kernels> Backend for K {
     }
 
     fn resize(&self, buffer: &mut Vec<f32>, len: usize) {
-        buffer.resize(len, 0.0);
+        room(buffer, len);
     }
 
     fn resize_elements(&self, buffer: &mut Vec<f32>, len: usize) {
-        buffer.resize(len, 0.0);
+        room(buffer, len);
     }
 
     fn zero(&self, x: &mut [f32]) {
@@ -264,6 +264,14 @@ fn lengths(shape: Attention) -> [usize; 3] {
 
 fn sequence<'a>(index: usize, queries: usize, keys: usize, [q, k, v]: [&'a [f32]; 3]) -> Qkv<'a> {
     Qkv { q: &q[part(index, queries)], k: &k[part(index, keys)], v: &v[part(index, keys)] }
+}
+
+/// Makes a buffer so long; its values are any.
+fn room(buffer: &mut Vec<f32>, len: usize) {
+    match buffer.capacity() < len {
+        true => *buffer = in_large_pages(len, 0.0),
+        false => buffer.resize(len, 0.0),
+    }
 }
 
 /// The stretch of sequence `index`, where each has `len` elements.

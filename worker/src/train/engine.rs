@@ -3,7 +3,7 @@
 //! Orders are carried out one after the other, so each sees the state that the ones before it have left. The state is shared:
 //! who sends or writes it has it as it was, and the next update copies it only then.
 
-use super::diloco::{self, Round};
+use super::rounds::{self, Round};
 use super::saver::{PATIENCE, Saver, pauses};
 use super::{BETA1, BETA2, EPS, Input, StepReport, learning_rate};
 use crate::checkpoint::{
@@ -244,7 +244,7 @@ impl<K: Backend> Engine<K> {
             Some(path) => load_model(path, Precision::F32)?,
             None => Model::new(config.clone(), settings.seed),
         };
-        let (first, second) = (vec![0.0; model.layout.len], vec![0.0; model.layout.len]);
+        let [first, second] = [(); 2].map(|()| Vector::zeros(model.layout.len).into());
         let record = Record {
             step: 0,
             tokens_seen: 0,
@@ -321,14 +321,14 @@ impl<K: Backend> Engine<K> {
     fn apply(&mut self, step: u64, total: &[f32], spent: &Spent) -> Result<StepReport, WorkerError> {
         let Plan { settings, .. } = &self.plan;
         let shards = settings.shards() as f32;
-        let (Some((loss, sum)), true) =
-            (total.split_last(), total.len() == self.state().model.layout.len + 1)
-        else {
+        let layout = &self.state().model.layout;
+        let (len, floats) = (layout.len, floats(settings, layout));
+        let (Some((loss, sum)), true) = (total.split_last(), total.len() == floats) else {
             return Err(WorkerError::Group("the sum of a step has another length".into()));
         };
         assert_eq!(self.state().record.step + 1, step, "updates come in order");
         let loss = loss / shards;
-        let gradient_norm = self.kernels.sum_of_squares(sum).sqrt() as f32 / shards;
+        let gradient_norm = self.kernels.sum_of_squares(&sum[..len]).sqrt() as f32 / shards;
         if !loss.is_finite() || !gradient_norm.is_finite() {
             return Err(WorkerError::Diverged { step, loss, gradient_norm });
         }
@@ -340,10 +340,10 @@ impl<K: Backend> Engine<K> {
             let next = if settings.inner_steps == 0 { state.like() } else { TrainingState::clone(&state) };
             std::mem::replace(&mut state, Arc::new(next))
         });
-        let TrainingState { model, first, second, record } =
-            Arc::get_mut(&mut state).expect("nobody else has it");
+        let next = Arc::get_mut(&mut state).expect("nobody else has it");
         match settings.inner_steps {
             0 => {
+                let TrainingState { model, first, second, .. } = next;
                 let scale = shorten(settings, gradient_norm) / shards;
                 self.gradient.clear();
                 self.gradient.extend(sum.iter().map(|value| value * scale));
@@ -351,8 +351,9 @@ impl<K: Backend> Engine<K> {
                 let update = update(settings, learning_rate, step);
                 adamw(&self.kernels, model, [first, second], from, &self.gradient, update);
             }
-            _ => diloco::outer_step(&mut model.weights.parameters, first, sum, shards),
+            _ => rounds::end(next, settings, sum),
         }
+        let record = &mut next.record;
         (record.step, record.loss) = (step, loss);
         record.spent.add(spent);
         record.tokens_seen += settings.step_tokens();
@@ -374,6 +375,11 @@ impl<K: Backend> Engine<K> {
         }
         Ok(())
     }
+}
+
+/// Floats of what is summed up of a step: a gradient, or what replicas give, and the loss.
+pub(super) fn floats(settings: &Settings, layout: &Layout) -> usize {
+    1 + if settings.inner_steps == 0 { layout.len } else { rounds::floats(layout) }
 }
 
 /// The sequences of a pass, from number `first` on.

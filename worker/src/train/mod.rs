@@ -8,11 +8,12 @@
 //! Who does what is decided by [`crate::elastic`]; here are the threads that carry it out: one decides, one computes
 //! (`engine`), and each connection has two (`net`).
 
-mod diloco;
 pub(crate) mod engine;
+mod factors;
 mod members;
 pub(crate) mod net;
 mod report;
+mod rounds;
 mod saver;
 mod socket;
 
@@ -24,7 +25,8 @@ use crate::checkpoint::{CheckpointError, Keeping, Record, Settings, TrainingStat
 use crate::contract::Contract;
 use crate::data::Dataset;
 use crate::elastic::{
-    Action, Agreement, Audit, Event, Identity, Link, Message, Node, Outcome, PROTOCOL, Snapshot, Spent,
+    Action, Agreement, Audit, Event, Identity, Link, Message, Node, Outcome, PROTOCOL, PROTOCOL_OF_ROUNDS,
+    Snapshot, Spent,
 };
 use crate::error::WorkerError;
 use crate::kernels::{Chosen, Cpu};
@@ -127,13 +129,13 @@ pub fn run(
     report.computes_on(&chosen, contract.threads);
     if let (Some(steps), Some(replicas)) = (args.inner_steps, args.replicas) {
         report.line(&format!(
-            "little communication (DiLoCo): a step is a round of {steps} steps on each of {replicas} replicas, and one outer step"
+            "little communication (DiLoCo): a step is a round of {steps} steps on each of {replicas} replicas, and the mean of how far they went"
         ));
     }
     let mut membership = Membership::new(contract)?;
     report.waiting(&membership);
     let (inputs, received) = channel();
-    let longest = Layout::new(&config).len + 1;
+    let longest = engine::floats(&settings(args), &Layout::new(&config));
     let net = Net::new(inputs.clone(), longest);
     if let Some(address) = membership.listens_at() {
         net.listen(&address, Duration::from_secs(args.join_timeout)).map_err(|error| {
@@ -148,7 +150,7 @@ pub fn run(
     };
     let node = Node::new(crate::elastic::Settings {
         identity: Identity {
-            protocol: PROTOCOL.into(),
+            protocol: if args.inner_steps.is_none() { PROTOCOL } else { PROTOCOL_OF_ROUNDS }.into(),
             job: contract.job.clone(),
             attempt: contract.attempt,
             rank: contract.rank as u32,
@@ -392,6 +394,7 @@ fn settings(args: &TrainArgs) -> Settings {
         clip: args.clip,
         inner_steps: args.inner_steps.unwrap_or(0),
         replicas: args.replicas.unwrap_or(0),
+        keeps_moments: args.inner_steps.is_some(),
     }
 }
 
@@ -428,6 +431,7 @@ mod tests {
             clip: 1.0,
             inner_steps: 0,
             replicas: 0,
+            keeps_moments: false,
         };
         let at = |step| learning_rate(&settings, step);
         assert_eq!((at(0), at(9), at(10)), (0.1, 1.0, 1.0));
