@@ -25,19 +25,18 @@ impl Curve {
         Ok(Curve { points: points.collect() })
     }
 
-    /// Whether both have the same steps with the same losses, those that were computed again included.
-    pub fn same_losses(&self, other: &Curve) -> bool {
-        let losses = |curve: &Curve| -> Option<BTreeMap<u64, u32>> {
-            let mut losses = BTreeMap::new();
-            for point in &curve.points {
-                let bits = point.loss.to_bits();
-                if *losses.entry(point.step).or_insert(bits) != bits {
-                    return None;
-                }
+    /// The first step that has several losses, in one of both or between them, those that were computed again included. A step is missing
+    /// where who led it was lost before it had written it, though its sum was sent: then there is nothing to compare.
+    pub fn differs_at(&self, other: &Curve) -> Option<u64> {
+        let mut losses = BTreeMap::new();
+        let mut differs: Option<u64> = None;
+        for point in self.points.iter().chain(&other.points) {
+            let bits = point.loss.to_bits();
+            if *losses.entry(point.step).or_insert(bits) != bits {
+                differs = Some(differs.map_or(point.step, |first| first.min(point.step)));
             }
-            Some(losses)
-        };
-        losses(self).is_some_and(|own| Some(own) == losses(other))
+        }
+        differs
     }
 
     /// Steps that were computed more than once.
@@ -125,9 +124,11 @@ mod tests {
         assert_eq!((smooth.repeated(), rough.repeated(), rough.usual_ms()), (0, 1, 100));
         let stalls = Stalls { stalls_ms: vec![0, 50], rests_ms: vec![50, 80], others_ms: vec![0, 0] };
         assert_eq!((rough.stalls(&[220, 230, 400]), rough.until_next_ms(&[220])), (stalls, vec![130]));
-        assert!(smooth.same_losses(&rough));
-        let other = curve(&[(1, 5.0, 1), (2, 4.0, 2), (2, 4.1, 3), (3, 3.0, 4), (4, 2.0, 5)]);
-        assert!(!smooth.same_losses(&other), "one state of step 2 is wrong");
+        assert_eq!(smooth.differs_at(&rough), None);
+        let other = curve(&[(1, 5.0, 1), (2, 4.0, 2), (2, 4.1, 3), (3, 3.0, 4), (4, 2.5, 5)]);
+        assert_eq!(smooth.differs_at(&other), Some(2), "one state of step 2 is wrong");
+        let unwritten = curve(&[(1, 5.0, 1), (2, 4.0, 2), (4, 2.0, 5)]);
+        assert_eq!(smooth.differs_at(&unwritten), None);
     }
 
     #[test]

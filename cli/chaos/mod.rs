@@ -112,6 +112,8 @@ struct Report {
     cost_ms: f64,
     /// The losses of all steps, the weights and the moments are the same.
     same_bits: bool,
+    /// What is not: `losses from step N on`, `weights`, `moments`.
+    differs: Vec<String>,
 }
 
 /// A pool of one node.
@@ -128,6 +130,14 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         let sentence = format!("--micro-batch is {}; it divides --batch, {}", args.micro_batch, args.batch);
         return Err(Failure::usage(sentence, "").into());
     }
+    if args.inner_steps.is_some() && !args.batch.is_multiple_of(args.micro_batch * replicas(args)) {
+        let sentence = format!(
+            "--batch is {}; with --inner-steps it is a multiple of four replicas a rank times --micro-batch, {}",
+            args.batch,
+            args.micro_batch * replicas(args)
+        );
+        return Err(Failure::usage(sentence, "").into());
+    }
     if args.slow.is_some() && args.ranks == 1 {
         return Err(Failure::usage("--slow with one rank: there is nobody to compare it with", "").into());
     }
@@ -142,7 +152,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         let report = compared?;
         ended?;
         print(&report, args, &Output::new(args.json, global.no_color));
-        ensure!(report.same_bits, "the two trainings ended with different weights");
+        ensure!(report.same_bits, "the two trainings differ in {}", report.differs.join(", "));
         Ok(())
     })
 }
@@ -168,8 +178,10 @@ async fn compare(args: &Args, trial: &mut Trial) -> Result<Report> {
     let kept = undisturbed.time_ms as f64 / disturbed.time_ms.max(1) as f64;
     let extra = disturbed.time_ms as f64 - undisturbed.time_ms as f64;
     let cost_ms = extra / disturbed.failures.max(1) as f64;
-    let same_bits = undisturbed.curve.same_losses(&disturbed.curve) && same_state(args, trial)?;
-    Ok(Report { undisturbed, disturbed, kept, cost_ms, same_bits })
+    let losses =
+        undisturbed.curve.differs_at(&disturbed.curve).map(|step| format!("losses from step {step} on"));
+    let differs: Vec<String> = losses.into_iter().chain(other_state(args, trial)?).collect();
+    Ok(Report { undisturbed, disturbed, kept, cost_ms, same_bits: differs.is_empty(), differs })
 }
 
 async fn train(args: &Args, trial: &mut Trial, data: &Path, random: Option<Random>) -> Result<Run> {
@@ -238,17 +250,24 @@ async fn train(args: &Args, trial: &mut Trial, data: &Path, random: Option<Rando
     Ok(Run { failures, time_ms, spent: Spent::from(&record.spent), repeated, stalls, resumed_ms, curve })
 }
 
-/// Whether weights and moments of both are the same.
-fn same_state(args: &Args, trial: &Trial) -> Result<bool> {
-    let files = |run: &str, file: &str| {
+/// Replicas of a round.
+fn replicas(args: &Args) -> u32 {
+    4 * args.ranks
+}
+
+/// Which of weights and moments are not the same.
+fn other_state(args: &Args, trial: &Trial) -> Result<Vec<String>> {
+    let file = |run: &str, file: &str| {
         let path = last_checkpoint(args, trial, run).join(file);
         fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
     };
-    let mut same = true;
-    for file in ["model.safetensors", "optimizer.safetensors"] {
-        same &= files("undisturbed", file)? == files("disturbed", file)?;
+    let mut differs = Vec::new();
+    for (what, name) in [("weights", "model.safetensors"), ("moments", "optimizer.safetensors")] {
+        if file("undisturbed", name)? != file("disturbed", name)? {
+            differs.push(what.into());
+        }
     }
-    Ok(same)
+    Ok(differs)
 }
 
 fn last_checkpoint(args: &Args, trial: &Trial, name: &str) -> PathBuf {
@@ -272,7 +291,7 @@ async fn submit(args: &Args, trial: &Trial, data: &Path, name: &str, slow: Optio
         checkpoint_every: args.checkpoint_every,
         spares: args.spares,
         inner_steps: args.inner_steps.unwrap_or(0),
-        replicas: args.inner_steps.map_or(0, |_| 4 * args.ranks),
+        replicas: args.inner_steps.map_or(0, |_| replicas(args)),
         ..v1::Train::default()
     };
     let cores = aquifer_agent::host::Host::read().cores.len() as u32;
@@ -332,8 +351,8 @@ fn print(report: &Report, args: &Args, output: &Output) {
     output.text(table.plain(output));
     output.text(format!("\n{}", sentence(report, args)));
     output.text(match report.same_bits {
-        true => "The losses of all steps, the weights and the moments have the same bits.",
-        false => "Losses, weights or moments differ.",
+        true => "The losses of all steps, the weights and the moments have the same bits.".to_string(),
+        false => format!("They differ in {}.", report.differs.join(", ")),
     });
 }
 
@@ -367,7 +386,7 @@ fn sentence(report: &Report, args: &Args) -> String {
     let usual = undisturbed.curve.usual_ms();
     let shards = match args.inner_steps {
         None => args.batch / args.micro_batch,
-        Some(_) => 4 * args.ranks,
+        Some(_) => replicas(args),
     };
     let shard = usual * u64::from(args.ranks - args.spares) / u64::from(shards);
     // Without a spare the others do what is left, in so much more time.
