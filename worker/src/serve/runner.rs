@@ -1,7 +1,7 @@
 //! The engine's thread: owns the model and its cache, and runs all requests at the same time.
 //!
 //! Each round is one pass: the next token of every request whose prompt is done, and up to [`PROMPT_TOKENS`] tokens of
-//! prompts, the oldest first; more, if more requests wait for their first token than for their next one. A request gets the same tokens alone and in company, with its beginning found in the
+//! prompts, the oldest first. A request gets the same tokens alone and in company, with its beginning found in the
 //! cache or not, and after it had to give its blocks up: see [`inference`](crate::model::inference) for why a position's
 //! bits depend on nothing of that. What makes it so here is that a token of the prompt is always computed as one, and a
 //! token that was said always as such: a known block says which of its tokens were said.
@@ -22,10 +22,8 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc::UnboundedSender;
 
-/// Tokens of prompts in a pass where most requests are saying something: what these wait for between two of their tokens.
-const PROMPT_TOKENS: usize = 256;
-/// The same where few are. What a pass costs whatever is in it, the weights above all, is then paid for less often.
-const MOST_PROMPT_TOKENS: usize = 1024;
+/// Tokens of prompts in a pass: what a running request waits for between two of its tokens.
+pub const PROMPT_TOKENS: usize = 256;
 
 /// A request and what it has come to.
 pub(super) struct Sequence {
@@ -210,14 +208,6 @@ impl Sequence {
     }
 }
 
-/// Tokens of prompts in a pass. As many are waited for as is worth it to all that wait: the fewer of the `running` requests are `saying`
-/// something, the longer a pass may be.
-fn prompt_tokens(saying: usize, running: usize) -> usize {
-    (PROMPT_TOKENS * running)
-        .checked_div(saying)
-        .map_or(MOST_PROMPT_TOKENS, |all| all.min(MOST_PROMPT_TOKENS))
-}
-
 pub(super) struct Runner<K: Backend> {
     model: Model<K::Weights>,
     tokenizer: Tokenizer,
@@ -306,9 +296,7 @@ impl<K: Backend> Runner<K> {
 
     /// Which requests run how many tokens, by their place.
     fn plan(&mut self) -> Vec<(usize, usize)> {
-        let saying = self.running.iter().filter(|sequence| sequence.is_saying()).count();
-        let mut budget = prompt_tokens(saying, self.running.len());
-        let mut pass = Vec::new();
+        let (mut pass, mut budget) = (Vec::new(), PROMPT_TOKENS);
         for (index, sequence) in self.running.iter_mut().enumerate() {
             if sequence.is_saying() {
                 pass.push((index, 1));
@@ -436,21 +424,4 @@ fn begin(sequence: &mut Sequence, blocks: &mut Blocks, running: usize) -> bool {
     }
     sequence.started = Instant::now();
     true
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn passes_are_short_where_most_are_saying_something() {
-        let of = |saying, running| prompt_tokens(saying, running);
-        assert_eq!(
-            (of(0, 1), of(0, 32), of(1, 32)),
-            (1024, 1024, 1024),
-            "the last to wait for anything but their prompts"
-        );
-        assert_eq!((of(16, 32), of(24, 32), of(31, 32)), (512, 341, 264));
-        assert_eq!(of(32, 32), 256, "those that were admitted in this moment are to come");
-    }
 }
