@@ -27,7 +27,7 @@ fn machine() -> devices::Machine {
     };
     devices::Machine {
         node: "npu-1".into(),
-        devices: vec![device(0, None), device(1, None), device(2, Some("fell off the bus"))],
+        devices: vec![device(0, None), device(1, None), device(2, Some("faulty: fell off the bus"))],
         findings: vec![devices::Finding { vendor: "ascend".into(), what: "device 0: a minor fault".into() }],
     }
 }

@@ -289,6 +289,12 @@ impl JobSpec {
 }
 
 impl Job {
+    /// The ranks of a role, by its number, that it has now; none while it waits.
+    pub fn ranks_of(&self, role: usize) -> &[Allocation] {
+        let ranks = self.spec.ranks_of(role, self.ranks.len() as u32);
+        self.ranks.get(ranks.start as usize..ranks.end as usize).unwrap_or_default()
+    }
+
     /// The most ranks that a role is to have.
     pub fn wanted(&self, role: &Role) -> u32 {
         match self.scale {

@@ -142,11 +142,10 @@ impl Cluster {
         let (Some((at, promise)), Phase::Active) = (job.spec.promise(), &job.phase) else {
             return self.services.forget(id);
         };
-        let (role, ranks) = (&job.spec.roles[at], job.spec.ranks_of(at, job.ranks.len() as u32));
+        let (role, replicas) = (&job.spec.roles[at], job.ranks_of(at));
         let target = target(role, promise);
         let (offers, next) = self.replica_offers(job).expect("a promise");
         let known = self.services.known.get_mut(&id).expect("it told of a load");
-        let replicas = &job.ranks[ranks.start as usize..ranks.end as usize];
         let ready = replicas.iter().filter(|rank| rank.worker == RankState::Running);
         let ready: BTreeSet<u32> = ready.map(|rank| rank.rank).collect();
         known.loads.retain(|rank, _| ready.contains(rank));
@@ -208,12 +207,10 @@ impl Cluster {
     pub(crate) fn replica_offers(&self, job: &Job) -> Option<(Vec<Option<Offer>>, Option<Offer>)> {
         let (at, _) = job.spec.promise()?;
         let (room, offers) = (self.room(), self.offers_by_number(job));
-        let ranks = job.spec.ranks_of(at, job.ranks.len() as u32);
-        let ranks = &job.ranks[ranks.start as usize..ranks.end as usize];
         let class = |rank: &Allocation| room.number_of(self.nodes.get(rank.node).class_of(rank)?);
         let next = offers.iter().min_by_key(|(class, offer)| (room.free_of(**class) == 0, offer.rank()));
         let next = next.map(|(_, offer)| *offer);
-        Some((ranks.iter().map(|rank| offers.get(&class(rank)?).copied()).collect(), next))
+        Some((job.ranks_of(at).iter().map(|rank| offers.get(&class(rank)?).copied()).collect(), next))
     }
 
     /// Tells on which classes a service has got replicas, if it has a choice.

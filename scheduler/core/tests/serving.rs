@@ -260,6 +260,20 @@ fn a_service_takes_the_cheapest_class_a_request_then_the_next_and_gives_the_dear
     assert_eq!(models(&t), ["a100"]);
 }
 
+/// One that sleeps, or waits for room, has no replica of which anything could be said, of whatever size its role is.
+#[test]
+fn of_a_service_without_replicas_nothing_is_said() {
+    let mut t = Fixture::with(patient());
+    node(&mut t, 0, "t4", 1, 208, 320);
+    node(&mut t, 1, "a100", 1, 1000, 2039);
+    let mut rigid = service(1, 1, Promise { sleep_after_ms: Some(600_000), ..PROMISE });
+    rigid.roles[0].min_ranks = None;
+    (0..3).for_each(|_| _ = t.tell(Command::Submit(Arc::new(rigid.clone()))));
+    let said = |job| explain::serving_choice(&t.cluster, t.job(job)).map(|choice| choice.to_string());
+    assert!(said(1).is_some_and(|said| said.starts_with("1 on a100: ")), "{:?}", said(1));
+    assert_eq!((t.job(3).ranks.len(), said(3)), (0, None));
+}
+
 #[test]
 fn what_replicas_tell_overrides_what_was_projected() {
     let mut t = Fixture::with(patient());

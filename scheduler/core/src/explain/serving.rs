@@ -45,9 +45,8 @@ pub struct ServingClass {
 pub fn serving_choice(cluster: &Cluster, job: &Job) -> Option<ServingChoice> {
     let (at, promise) = job.spec.promise()?;
     let (role, room) = (&job.spec.roles[at], cluster.room());
-    let ranks = job.spec.ranks_of(at, job.ranks.len() as u32);
     let mut held: BTreeMap<u16, u32> = BTreeMap::new();
-    for rank in &job.ranks[ranks.start as usize..ranks.end as usize] {
+    for rank in job.ranks_of(at) {
         let number = cluster.nodes().get(rank.node).class_of(rank).and_then(|class| room.number_of(class));
         *held.entry(number?).or_default() += 1;
     }
