@@ -1,9 +1,15 @@
 //! Readers of what tools print: lines of commas, `Key : value` reports, bus addresses and sizes.
 
-/// Lines of comma-separated fields, each with exactly as many as were asked for; others are passed over.
-pub fn rows(text: &str, fields: usize) -> impl Iterator<Item = Vec<&str>> {
-    let row = |line| str::split(line, ',').map(str::trim).collect::<Vec<_>>();
-    text.lines().map(row).filter(move |row| row.len() == fields && row[0].parse::<u32>().is_ok())
+use crate::device::api::place_text;
+
+/// Lines of comma-separated fields, each with exactly as many as were asked for and the device's number first; others are passed
+/// over.
+pub fn rows(text: &str, fields: usize) -> impl Iterator<Item = (u32, Vec<&str>)> {
+    text.lines().filter_map(move |line| {
+        let row: Vec<&str> = line.split(',').map(str::trim).collect();
+        let number = row[0].parse().ok().filter(|_| row.len() == fields)?;
+        Some((number, row))
+    })
 }
 
 /// One device's part of a report.
@@ -70,7 +76,8 @@ pub fn place_of(parts: [&str; 4]) -> Option<String> {
     let [domain, bus, device, function] = parts.map(number);
     let (bus, device, function) = (bus?, device?, function?);
     let is_one = bus < 256 && device < 32 && function < 8;
-    is_one.then_some(format!("{:04x}:{bus:02x}:{device:02x}.{function}", domain?))
+    let [domain, bus, device, function] = [domain?, bus, device, function].map(u64::from);
+    is_one.then(|| place_text(domain, bus, device, function))
 }
 
 /// Bytes of `81559 MiB`, `49152MiB` or `65536`, which then are of this unit, as a power of two.

@@ -57,9 +57,9 @@ fn listed_by_smi(tool: &Asked) -> Result<Vec<Told>, String> {
         "--query-gpu=index,name,memory.total,svi.mode.current",
         "--format=csv,noheader,nounits",
     ])?;
-    let card = |row: Vec<&str>| Told {
-        logical: row[0].parse().unwrap_or(u32::MAX),
-        physical: row[0].parse().ok(),
+    let card = |(logical, row): (u32, Vec<&str>)| Told {
+        logical,
+        physical: Some(logical),
         model: row[1].into(),
         memory_bytes: bytes(row[2], 20).unwrap_or(0),
         fault: (row[3] == "Enabled").then(|| "divided into instances, which only its library lists".into()),

@@ -51,7 +51,7 @@ pub const GAUDI: Maker = Maker {
 /// Cards as `hl-smi` lists them; the numbers of their nodes are the kernel's.
 fn listed_by_smi(tool: &Asked) -> Result<Vec<Told>, String> {
     let text = tool.say(&["-Q", "index,uuid,name,memory.total,bus_id,module_id", "-f", "csv,noheader"])?;
-    let card = |row: Vec<&str>| {
+    let card = |(_, row): (u32, Vec<&str>)| {
         let place = place(row[4]);
         Some(Told {
             logical: row[5].parse().ok()?,

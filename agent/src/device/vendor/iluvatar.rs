@@ -39,8 +39,8 @@ pub const ILUVATAR: Maker = Maker {
 /// Cards as `ixsmi` lists them. It does not tell the numbers of their nodes.
 fn listed_by_smi(tool: &Asked) -> Result<Vec<Told>, String> {
     let text = tool.say(&["--query-gpu=index,uuid,name,memory.total,pci.bus_id", "--format=csv,noheader"])?;
-    let card = |row: Vec<&str>| Told {
-        logical: row[0].parse().unwrap_or(u32::MAX),
+    let card = |(logical, row): (u32, Vec<&str>)| Told {
+        logical,
         physical: None,
         uuid: Some(row[1].into()),
         model: row[2].into(),
