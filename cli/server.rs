@@ -12,7 +12,7 @@ use aquifer_scheduler::grpc::{ServerConfig, ServerError, serve};
 use aquifer_scheduler::leader::Source;
 use aquifer_scheduler::limits::Limits;
 use aquifer_scheduler::metrics::Metrics;
-use aquifer_scheduler::store::{Address, Embedded, EtcdAddress, StoreError};
+use aquifer_scheduler::store::{ACKNOWLEDGED, Address, Embedded, EtcdAddress, StoreError};
 use aquifer_scheduler::tls::{Files, Protocol, Tls};
 
 use crate::client::{Global, identity};
@@ -384,6 +384,9 @@ pub fn no_etcd(address: &EtcdAddress) -> Failure {
 /// What to do about an error of the scheduler. Exit code 4: another one leads. 3: etcd does not answer.
 pub fn failure(error: ServerError) -> Failure {
     let next = match &error {
+        ServerError::Store(StoreError::Lost { path, .. }) => &format!(
+            "Restore a backup into another file, and name that with --store; or remove {path}{ACKNOWLEDGED} to go on without what is missing."
+        ),
         ServerError::Open(_) => "Name a secret with --token-file, or listen on 127.0.0.1.",
         ServerError::Listen { .. } => "Choose another address with --listen; is a scheduler running already?",
         ServerError::Store(StoreError::Fenced { .. }) => {

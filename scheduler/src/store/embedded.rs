@@ -1,18 +1,25 @@
 //! The default store: one file, crash safe, one transaction a commit.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::Arc;
 
 use aquifer_proto::store::{Kind, Row};
+use redb::backends::FileBackend;
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
-    WriteTransaction,
+    TableError, WriteTransaction,
 };
 
+use super::acknowledged::Acknowledged;
 use super::{Contents, FORMAT, History, Store, StoreError};
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+/// In it: how many commits there were.
+const COMMITS: &str = "commits";
+/// What the file beside it is called, behind its own name.
+pub const ACKNOWLEDGED: &str = ".acknowledged";
 
 fn table(kind: Kind) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
     TableDefinition::new(kind.table())
@@ -22,6 +29,9 @@ fn table(kind: Kind) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
 pub struct Embedded {
     path: String,
     database: Arc<Database>,
+    /// Commits that it holds.
+    commits: u64,
+    acknowledged: Acknowledged,
 }
 
 /// The history of a file, which its scheduler goes on writing.
@@ -38,43 +48,90 @@ fn builder() -> Builder {
 }
 
 impl Embedded {
-    /// Opens the file, or makes it, with its directory.
+    /// Opens the file, or makes it, with its directory. Beside it stands how many of its commits were acknowledged, in a file with
+    /// `.acknowledged` behind its name.
     ///
     /// # Errors
-    /// When another scheduler has it open, or the file system refuses.
+    /// When another scheduler has it open, the file system refuses, or commits are missing that were acknowledged.
     pub fn open(path: &Path) -> Result<Embedded, StoreError> {
         let name = path.display().to_string();
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(ACKNOWLEDGED);
+        let refused = |error: io::Error| StoreError::Failed { path: name.clone(), cause: error.to_string() };
         if let Some(directory) = path.parent() {
-            let made = fs::create_dir_all(directory);
-            made.map_err(|error| StoreError::Failed { path: name.clone(), cause: error.to_string() })?;
+            fs::create_dir_all(directory).map_err(refused)?;
         }
-        Embedded::opened(name, builder().create(path))
+        if !path.exists() {
+            // What stood beside another store says nothing of a new one.
+            match fs::remove_file(&beside) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(refused(error)),
+                _ => (),
+            }
+        }
+        let database = database(&name, builder().create(path))?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(beside);
+        let backend = FileBackend::new(file.map_err(refused)?).map_err(|error| failed(&name, error))?;
+        Embedded::opened(name, database, Acknowledged::on(backend))
     }
 
-    /// Opens what a backend holds: for tests of what files do when disks fail.
+    /// Opens what backends hold, the store and what stands beside it: for tests of what files do when disks fail.
     ///
     /// # Errors
-    /// When the backend fails, or holds no store.
-    pub fn on(backend: impl StorageBackend) -> Result<Embedded, StoreError> {
-        Embedded::opened("in memory".into(), builder().create_with_backend(backend))
+    /// When a backend fails, or holds no store, or one from which commits are missing that were acknowledged.
+    pub fn on(
+        backend: impl StorageBackend,
+        acknowledged: impl StorageBackend,
+    ) -> Result<Embedded, StoreError> {
+        let name = "in memory".to_string();
+        let database = database(&name, builder().create_with_backend(backend))?;
+        Embedded::opened(name, database, Acknowledged::on(acknowledged))
     }
 
-    fn opened(path: String, database: Result<Database, DatabaseError>) -> Result<Embedded, StoreError> {
-        match database {
-            Ok(database) => Ok(Embedded { path, database: Arc::new(database) }),
-            Err(DatabaseError::DatabaseAlreadyOpen) => Err(StoreError::InUse { path }),
-            Err(error) => Err(StoreError::Failed { path, cause: error.to_string() }),
+    fn opened(path: String, database: Database, acknowledged: Acknowledged) -> Result<Embedded, StoreError> {
+        let mut store = Embedded { path, database: Arc::new(database), commits: 0, acknowledged };
+        store.commits = store.count()?;
+        let acknowledged = store.acknowledged.read().map_err(|error| store.refused(&error))?;
+        match store.commits < acknowledged {
+            true => Err(StoreError::Lost { found: store.commits, acknowledged, path: store.path }),
+            false => Ok(store),
         }
+    }
+
+    /// Commits that the database holds.
+    fn count(&self) -> Result<u64, StoreError> {
+        let transaction = self.database.begin_read().map_err(|error| self.failed(error))?;
+        let meta = match transaction.open_table(META) {
+            Err(TableError::TableDoesNotExist(_)) => return Ok(0),
+            meta => meta.map_err(|error| self.failed(error))?,
+        };
+        let count = meta.get(COMMITS).map_err(|error| self.failed(error))?;
+        Ok(count.map_or(0, |count| count.value()))
+    }
+
+    /// Makes a transaction durable, and then says so beside it.
+    fn finish(&mut self, transaction: WriteTransaction) -> Result<(), StoreError> {
+        let count = self.commits + 1;
+        {
+            let mut meta = transaction.open_table(META).map_err(|error| self.failed(error))?;
+            meta.insert(COMMITS, count).map_err(|error| self.failed(error))?;
+        }
+        transaction.commit().map_err(|error| self.failed(error))?;
+        self.commits = count;
+        self.acknowledged.write(count).map_err(|error| self.refused(&error))
+    }
+
+    fn refused(&self, error: &io::Error) -> StoreError {
+        StoreError::Failed { path: format!("{}{ACKNOWLEDGED}", self.path), cause: error.to_string() }
     }
 
     fn failed(&self, error: impl Into<redb::Error>) -> StoreError {
         failed(&self.path, error)
     }
 
-    fn read(&self, kinds: &[Kind]) -> Result<Contents, StoreError> {
+    fn read(&mut self, kinds: &[Kind]) -> Result<Contents, StoreError> {
         // Makes the tables of a new file.
         let (transaction, term) = self.with_term(|term| term)?;
-        transaction.commit().map_err(|error| self.failed(error))?;
+        self.finish(transaction)?;
         let transaction = self.database.begin_read().map_err(|error| self.failed(error))?;
         let mut rows = Vec::new();
         for kind in kinds {
@@ -143,7 +200,7 @@ impl Store for Embedded {
 
     fn begin_term(&mut self) -> Result<u64, StoreError> {
         let (transaction, term) = self.with_term(|term| term + 1)?;
-        transaction.commit().map_err(|error| self.failed(error))?;
+        self.finish(transaction)?;
         Ok(term)
     }
 
@@ -153,7 +210,7 @@ impl Store for Embedded {
         }
         let transaction = self.database.begin_write().map_err(|error| self.failed(error))?;
         self.write(&transaction, rows)?;
-        transaction.commit().map_err(|error| self.failed(error))
+        self.finish(transaction)
     }
 
     fn replace(&mut self, contents: &Contents) -> Result<(), StoreError> {
@@ -163,7 +220,7 @@ impl Store for Embedded {
             table.retain(|_, _| false).map_err(|error| self.failed(error))?;
         }
         self.write(&transaction, &contents.rows)?;
-        transaction.commit().map_err(|error| self.failed(error))
+        self.finish(transaction)
     }
 }
 
@@ -180,6 +237,13 @@ impl History for EmbeddedHistory {
         };
         rows.map(|row| row.map(read).map_err(|error| failed(error.into()))).collect()
     }
+}
+
+fn database(path: &str, opened: Result<Database, DatabaseError>) -> Result<Database, StoreError> {
+    opened.map_err(|error| match error {
+        DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.into() },
+        error => StoreError::Failed { path: path.into(), cause: error.to_string() },
+    })
 }
 
 fn failed(path: &str, error: impl Into<redb::Error>) -> StoreError {

@@ -1,5 +1,6 @@
 //! Where records outlive the process.
 
+mod acknowledged;
 mod address;
 pub mod backup;
 mod embedded;
@@ -15,7 +16,7 @@ use aquifer_core::Record;
 use aquifer_proto::store::{self, Kind, Row, Unreadable};
 
 pub use address::{Address, EtcdAccess, EtcdAddress};
-pub use embedded::Embedded;
+pub use embedded::{ACKNOWLEDGED, Embedded};
 pub use memory::Memory;
 pub use past::{History, Past};
 
@@ -130,6 +131,16 @@ pub enum StoreError {
     HalfRestored {
         /// Where it is.
         path: String,
+    },
+    /// Commits are missing that were acknowledged: what holds them is damaged.
+    #[error("store {path} is damaged: of {acknowledged} commits that were acknowledged it holds {found}")]
+    Lost {
+        /// The file.
+        path: String,
+        /// Commits that it holds.
+        found: u64,
+        /// Commits that were acknowledged.
+        acknowledged: u64,
     },
     /// A record cannot be read. Nothing was skipped.
     #[error("store is damaged: {0}")]
