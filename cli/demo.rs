@@ -126,7 +126,7 @@ impl Demo {
             // Real accelerators, where there are some, are offered by the first agent.
             let has_gpus = at == 0 && Path::new("/dev/nvidiactl").exists();
             let devices = if has_gpus { devices + ",nvidia" } else { devices };
-            let (cpus, ports) = (each.to_string(), format!("{}-{}", 21_000 + at * 100, 21_099 + at * 100));
+            let (cpus, ports) = (each.to_string(), self.trial.ports()?);
             let offer = ["--devices", &devices, "--cpus", &cpus, "--memory", &memory, "--ports", &ports];
             self.trial.start_agent(node, &offer).await?;
         }

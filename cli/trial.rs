@@ -2,6 +2,7 @@
 //! loopback, in a temporary directory, of which nothing is left in the end.
 
 use std::collections::BTreeSet;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -28,7 +29,14 @@ pub struct Trial {
     global: Global,
     scheduler: Option<Child>,
     agents: Vec<(String, Child)>,
+    /// The first port of every block that its agents give to workers.
+    blocks: Vec<TcpListener>,
 }
+
+/// Ports of workers, above those of an agent by default and below those that systems choose: blocks, of which a trial holds the first
+/// port of each that it uses, so that several at once do not mix.
+const PORTS: std::ops::Range<u16> = 29_000..32_500;
+const BLOCK: u16 = 250;
 
 impl Trial {
     /// An empty directory, nothing running yet.
@@ -38,7 +46,28 @@ impl Trial {
         // A secret in the environment is for another pool.
         let global = Global { server: Some("http://127.0.0.1:1".into()), token_file: None, ..global.plain() };
         let pool = Pool::new(&global)?;
-        Ok(Trial { directory, server: String::new(), pool, global, scheduler: None, agents: Vec::new() })
+        Ok(Trial {
+            directory,
+            server: String::new(),
+            pool,
+            global,
+            scheduler: None,
+            agents: Vec::new(),
+            blocks: Vec::new(),
+        })
+    }
+
+    /// Ports for the workers of one agent, `FIRST-LAST`, which no other trial on this machine uses meanwhile.
+    ///
+    /// # Errors
+    /// When all are in use.
+    pub fn ports(&mut self) -> Result<String> {
+        let mut blocks = PORTS.step_by(BLOCK.into());
+        let (first, held) = blocks
+            .find_map(|first| Some((first, TcpListener::bind(("127.0.0.1", first)).ok()?)))
+            .with_context(|| format!("all ports for workers are in use: {} to {}", PORTS.start, PORTS.end))?;
+        self.blocks.push(held);
+        Ok(format!("{}-{}", first + 1, first + BLOCK - 1))
     }
 
     /// The client.

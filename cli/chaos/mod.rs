@@ -116,9 +116,11 @@ struct Report {
     differs: Vec<String>,
 }
 
+/// A training without a new step for so long, and ten failures, does not get on.
+const STUCK: Duration = Duration::from_secs(180);
+
 /// A pool of one node.
 const NODE: &str = "chaos";
-const DAEMON: [&str; 4] = ["--devices", "cpu:0", "--ports", "22000-22999"];
 
 /// Runs both, and prints how they compare.
 pub fn run(args: &Args, global: &Global) -> Result<()> {
@@ -163,8 +165,10 @@ async fn compare(args: &Args, trial: &mut Trial) -> Result<Report> {
         None => crate::demo::texts(&trial.directory)?,
     };
     trial.start_scheduler(&[]).await?;
-    trial.start_agent(NODE, &DAEMON).await?;
-    let undisturbed = train(args, trial, &data, None).await?;
+    let ports = trial.ports()?;
+    let offer = ["--devices", "cpu:0", "--ports", &ports];
+    trial.start_agent(NODE, &offer).await?;
+    let undisturbed = train(args, trial, &data, &offer, None).await?;
     if args.slow.is_none() && undisturbed.time_ms < args.mtbf.0 {
         let (took, mtbf) = (units::duration(undisturbed.time_ms), units::duration(args.mtbf.0));
         let sentence =
@@ -174,7 +178,7 @@ async fn compare(args: &Args, trial: &mut Trial) -> Result<Report> {
             Failure::usage(sentence, format!("Give at least --steps {steps}, or a smaller --mtbf.")).into()
         );
     }
-    let disturbed = train(args, trial, &data, Some(Random::new(args.seed))).await?;
+    let disturbed = train(args, trial, &data, &offer, Some(Random::new(args.seed))).await?;
     let kept = undisturbed.time_ms as f64 / disturbed.time_ms.max(1) as f64;
     let extra = disturbed.time_ms as f64 - undisturbed.time_ms as f64;
     let cost_ms = extra / disturbed.failures.max(1) as f64;
@@ -184,12 +188,21 @@ async fn compare(args: &Args, trial: &mut Trial) -> Result<Report> {
     Ok(Report { undisturbed, disturbed, kept, cost_ms, same_bits: differs.is_empty(), differs })
 }
 
-async fn train(args: &Args, trial: &mut Trial, data: &Path, random: Option<Random>) -> Result<Run> {
+/// `offer`: what the agent is started with again.
+async fn train(
+    args: &Args,
+    trial: &mut Trial,
+    data: &Path,
+    offer: &[&str],
+    random: Option<Random>,
+) -> Result<Run> {
     let name = if random.is_none() { "undisturbed" } else { "disturbed" };
     let slow = args.slow.filter(|_| random.is_some());
     let job = submit(args, trial, data, name, slow).await?;
     let mut random = random.filter(|_| args.slow.is_none());
     let (mut faults, mut told) = (None, 0);
+    let (mut newest, mut since) = (0, Instant::now());
+    let patience = STUCK + Duration::from_millis(10 * args.mtbf.0);
     let (mut failures, mut starts) = (Vec::new(), Vec::new());
     let mut hung: BTreeMap<Instant, i32> = BTreeMap::new();
     loop {
@@ -197,6 +210,12 @@ async fn train(args: &Args, trial: &mut Trial, data: &Path, random: Option<Rando
         let now = Instant::now();
         let progress = view.ranks.iter().filter_map(|rank| rank.progress.as_ref()).max_by_key(|it| it.step);
         let step = progress.and_then(|it| it.step).unwrap_or(0);
+        if newest < step {
+            (newest, since) = (step, now);
+        }
+        if patience < now - since {
+            return Err(stuck(args, newest, failures.len()));
+        }
         if 0 < step
             && let Some(random) = random.take()
         {
@@ -228,7 +247,7 @@ async fn train(args: &Args, trial: &mut Trial, data: &Path, random: Option<Rando
                     trial.kill_everything().await?;
                     starts.push(unix_ms());
                     trial.start_scheduler(&[]).await?;
-                    trial.start_agent(NODE, &DAEMON).await?;
+                    trial.start_agent(NODE, offer).await?;
                 }
                 None => signal(victim, Signal::KILL),
                 Some(time) => {
@@ -248,6 +267,21 @@ async fn train(args: &Args, trial: &mut Trial, data: &Path, random: Option<Rando
     let (stalls, resumed_ms) = (curve.stalls(&failures), curve.until_next_ms(&starts));
     let (failures, repeated) = (failures.len() as u64, curve.repeated());
     Ok(Run { failures, time_ms, spent: Spent::from(&record.spent), repeated, stalls, resumed_ms, curve })
+}
+
+/// What to do about a training that does not get beyond a step.
+fn stuck(args: &Args, newest: u64, failures: usize) -> anyhow::Error {
+    let sentence =
+        format!("no step after step {newest} was done in three minutes and more, with {failures} failures");
+    let next = match failures {
+        0 => "Look at `aquifer doctor`, or give a smaller model.".to_string(),
+        _ => format!(
+            "Give a larger --mtbf: workers that fail soon after their start are started anew after pauses; or write checkpoints more often than every {} steps, \
+             which count where all are lost.",
+            args.checkpoint_every
+        ),
+    };
+    Failure::refused(sentence, next).into()
 }
 
 /// Replicas of a round.
