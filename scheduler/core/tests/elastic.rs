@@ -16,26 +16,6 @@ fn patient() -> Fixture {
     Fixture::with(Policy { lease: minutes(600), ..Policy::new(plan::Order::FairShare) })
 }
 
-fn elastic(least: u32, most: u32, devices: u16) -> JobSpec {
-    let mut spec = spec(most, devices);
-    spec.roles[0].min_ranks = Some(least);
-    spec
-}
-
-fn service(least: u32, most: u32) -> JobSpec {
-    let mut spec = elastic(least, most, 1);
-    let options = ServeOptions {
-        model: "/m".into(),
-        served_name: "m".into(),
-        max_queue: 1,
-        kv_memory_bytes: None,
-        precision: "f32".into(),
-        autoscale: None,
-    };
-    spec.roles[0].program = Program::Serve(options);
-    spec
-}
-
 fn submit(t: &mut Fixture, spec: JobSpec) -> Vec<String> {
     t.tell(Command::Submit(Arc::new(spec)))
 }
@@ -122,7 +102,7 @@ fn a_job_that_is_better_takes_no_more_than_it_needs_from_those_that_can_give_it(
 fn a_service_changes_its_replicas_while_the_others_run_on() {
     let mut t = patient();
     t.node(0, 8);
-    submit(&mut t, service(1, 6));
+    submit(&mut t, service(1, 6, None));
     t.all(0, WorkerState::Running);
     t.tell(Command::Scale { job: JobId(1), ranks: Some(2) });
     let goals = |t: &Fixture| {
@@ -139,7 +119,7 @@ fn a_service_changes_its_replicas_while_the_others_run_on() {
     let mut t = patient();
     t.node(0, 8);
     t.tell(Command::SetQueue(Queue { limit_milli: Some(2_000), ..Queue::new("default".into()) }));
-    submit(&mut t, service(1, 6));
+    submit(&mut t, service(1, 6, None));
     t.all(0, WorkerState::Running);
     let notes = t.tell(Command::SetQueue(Queue::new("default".into())));
     assert_eq!(notes, ["queue default set", "job-1 grows from 2 to 6 ranks"]);
@@ -154,7 +134,7 @@ fn a_service_changes_its_replicas_while_the_others_run_on() {
 fn a_service_that_was_scaled_down_grows_again_while_the_others_run_on() {
     let mut t = patient();
     t.node(0, 8);
-    submit(&mut t, service(1, 4));
+    submit(&mut t, service(1, 4, None));
     t.all(0, WorkerState::Running);
     t.tell(Command::Scale { job: JobId(1), ranks: Some(1) });
     t.obey(0);

@@ -247,15 +247,7 @@ fn a_service_gives_way_to_priority_alone() {
     let mut t = Fixture::new();
     t.node(0, 8);
     t.queue("blue", 8);
-    let options = ServeOptions {
-        model: "/m".into(),
-        served_name: "m".into(),
-        max_queue: 1,
-        kv_memory_bytes: None,
-        precision: "f32".into(),
-        autoscale: None,
-    };
-    t.submit_with(1, 8, |spec| spec.roles[0].program = Program::Serve(options));
+    t.submit_with(1, 8, |spec| spec.roles[0].program = serve(None));
     assert_eq!(t.submit_with(1, 8, in_queue("blue")), ["job-2 queued"]);
     assert_eq!(t.submit_with(1, 8, high).len(), 2);
 }

@@ -8,31 +8,13 @@ use std::time::Duration;
 use aquifer_core::*;
 use fixture::*;
 
-fn service(least: u32, most: u32) -> JobSpec {
-    let mut spec = spec(most, 1);
-    spec.roles[0].min_ranks = Some(least);
-    spec.roles[0].program = Program::Serve(ServeOptions {
-        model: "/m".into(),
-        served_name: "m".into(),
-        max_queue: 64,
-        kv_memory_bytes: None,
-        precision: "f32".into(),
-        autoscale: Some(Promise {
-            concurrency: 5,
-            ttft_ms: Some(1_000),
-            tpot_ms: None,
-            sleep_after_ms: None,
-        }),
-    });
-    spec
-}
+const PROMISE: Promise =
+    Promise { concurrency: 5, ttft_ms: Some(1_000), tpot_ms: None, sleep_after_ms: None };
 
 /// One to so many replicas, or none when nobody has asked for ten seconds.
 fn sleepy(most: u32) -> JobSpec {
-    let mut spec = service(1, most);
+    let mut spec = service(1, most, Some(Promise { sleep_after_ms: Some(10_000), ..PROMISE }));
     spec.roles[0].min_ranks = (1 < most).then_some(1);
-    let Program::Serve(options) = &mut spec.roles[0].program else { unreachable!("a service") };
-    options.autoscale.as_mut().expect("a promise").sleep_after_ms = Some(10_000);
     spec
 }
 
@@ -72,7 +54,7 @@ fn tell_load(t: &mut Fixture, load: ReplicaLoad) -> Vec<String> {
 fn a_service_gets_replicas_when_it_needs_them_and_gives_them_back_when_it_does_not() {
     let mut t = Fixture::with(patient());
     t.node(0, 8);
-    t.tell(Command::Submit(Arc::new(service(1, 6))));
+    t.tell(Command::Submit(Arc::new(service(1, 6, Some(PROMISE)))));
     assert_eq!(t.job(1).ranks.len(), 1, "it begins with its least");
     tell(&mut t, 0, 10);
     // Eight requests at once: of 5, four are aimed at.
@@ -198,7 +180,7 @@ fn training(least: u32, most: u32, priority: i32) -> JobSpec {
 fn full(policy: Policy, training: JobSpec) -> Fixture {
     let mut t = Fixture::with(policy);
     t.node(0, 8);
-    t.tell(Command::Submit(Arc::new(service(1, 6))));
+    t.tell(Command::Submit(Arc::new(service(1, 6, Some(PROMISE)))));
     t.tell(Command::Submit(Arc::new(training)));
     t.tell(Command::Submit(Arc::new(spec(1, 1))));
     assert_eq!([1, 2, 3].map(|job| t.job(job).ranks.len()), [1, 7, 0]);
@@ -259,7 +241,7 @@ fn a_service_takes_of_other_queues_what_is_guaranteed_to_its_own() {
         let mut queue = Queue::new("web".into());
         queue.guaranteed_milli = 1000 * guaranteed;
         t.tell(Command::SetQueue(queue));
-        t.tell(Command::Submit(Arc::new(JobSpec { queue: "web".into(), ..service(1, 6) })));
+        t.tell(Command::Submit(Arc::new(JobSpec { queue: "web".into(), ..service(1, 6, Some(PROMISE)) })));
         // Priorities say nothing across queues.
         t.tell(Command::Submit(Arc::new(training(1, 7, 9))));
         for _ in 0..6 {

@@ -174,20 +174,6 @@ fn node(t: &mut Fixture, number: u32, model: &str, devices: u16, speed_milli: u3
     t.report(number, all, Vec::new());
 }
 
-fn service(least: u32, most: u32, promise: Promise) -> JobSpec {
-    let mut spec = spec(most, 1);
-    spec.roles[0].min_ranks = Some(least);
-    spec.roles[0].program = Program::Serve(ServeOptions {
-        model: "/m".into(),
-        served_name: "m".into(),
-        max_queue: 64,
-        kv_memory_bytes: None,
-        precision: "bf16".into(),
-        autoscale: Some(promise),
-    });
-    spec
-}
-
 const PROMISE: Promise =
     Promise { concurrency: 8, ttft_ms: Some(2_000), tpot_ms: Some(50), sleep_after_ms: None };
 
@@ -241,7 +227,7 @@ fn a_service_takes_the_cheapest_class_a_request_then_the_next_and_gives_the_dear
     node(&mut t, 0, "t4", 2, 208, 320);
     node(&mut t, 1, "l4", 8, 388, 300);
     node(&mut t, 2, "a100", 2, 1000, 2039);
-    let notes = t.tell(Command::Submit(Arc::new(service(1, 5, PROMISE))));
+    let notes = t.tell(Command::Submit(Arc::new(service(1, 5, Some(PROMISE)))));
     assert_eq!(models(&t), ["a100"]);
     assert_eq!(
         notes[2],
@@ -266,7 +252,7 @@ fn of_a_service_without_replicas_nothing_is_said() {
     let mut t = Fixture::with(patient());
     node(&mut t, 0, "t4", 1, 208, 320);
     node(&mut t, 1, "a100", 1, 1000, 2039);
-    let mut rigid = service(1, 1, Promise { sleep_after_ms: Some(600_000), ..PROMISE });
+    let mut rigid = service(1, 1, Some(Promise { sleep_after_ms: Some(600_000), ..PROMISE }));
     rigid.roles[0].min_ranks = None;
     (0..3).for_each(|_| _ = t.tell(Command::Submit(Arc::new(rigid.clone()))));
     let said = |job| explain::serving_choice(&t.cluster, t.job(job)).map(|choice| choice.to_string());
@@ -279,7 +265,7 @@ fn what_replicas_tell_overrides_what_was_projected() {
     let mut t = Fixture::with(patient());
     node(&mut t, 0, "t4", 4, 208, 320);
     node(&mut t, 1, "a100", 1, 1000, 2039);
-    t.tell(Command::Submit(Arc::new(service(1, 8, PROMISE))));
+    t.tell(Command::Submit(Arc::new(service(1, 8, Some(PROMISE)))));
     // Prompts of 900 tokens at 100 us on the A100: on the T4 they would take 433 ms, answers 70 ms a token.
     let measured = |model: &str| if model == "a100" { work(900, 100_000, 11) } else { Work::default() };
     tell(&mut t, 0, &measured);
@@ -316,7 +302,7 @@ fn the_next_replica_is_on_the_best_class_with_room_and_the_first_to_go_on_the_wo
         let promise =
             Promise { concurrency: 1 + rng.below(16) as u32, sleep_after_ms: None, ..rng.promise() };
         let most = 2 + rng.below(11) as u32;
-        t.tell(Command::Submit(Arc::new(service(1, most, promise))));
+        t.tell(Command::Submit(Arc::new(service(1, most, Some(promise)))));
         let paces: Vec<(u64, u64, u64)> =
             (0..count).map(|_| (rng.wide(10, 4000), rng.wide(10_000, 1_000_000), rng.wide(1, 200))).collect();
         let told: Vec<bool> = (0..count).map(|_| rng.below(2) == 0).collect();
