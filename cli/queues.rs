@@ -29,7 +29,7 @@ pub enum Command {
     /// Make a queue, or change what is given of one
     #[command(after_help = "\
 Example:
-  aquifer queues set research --weight 3 --guaranteed 16 --limit none
+  aquifer queues set research --weight 3 --guaranteed 16 --limit none --user ada --user ben
   aquifer queues set vision --parent research --weight 2 --guaranteed 8")]
     Set(SetArgs),
 }
@@ -55,7 +55,14 @@ pub struct SetArgs {
     /// none
     #[arg(long, value_name = "DEVICES", value_parser = limit)]
     pub limit: Option<Limit>,
+    /// User whose jobs it takes, and those below it that name none; may be repeated, each call naming all of them; `all`:
+    /// everybody, or whom the queue above takes. Default: as it is; of a new queue: all
+    #[arg(long = "user", value_name = "USER")]
+    pub users: Vec<String>,
 }
+
+/// Everybody, in the place of a user.
+const ALL: &str = "all";
 
 /// The most that a queue holds, in thousandths of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +119,16 @@ async fn set(args: SetArgs, queues: &[view::Queue], session: &Session) -> Result
             Some(Limit(limit)) => limit,
             None => known.and_then(|queue| queue.limit_milli),
         },
+        users: match &args.users[..] {
+            [] => known.map(|queue| queue.users.clone()).unwrap_or_default(),
+            [all] if all == ALL => Vec::new(),
+            users => users.to_vec(),
+        },
     };
+    if queue.users.iter().any(|user| user == ALL) {
+        let sentence = "--user all beside other users: all are all";
+        return Err(Failure::usage(sentence, "Give --user all alone, or without it whom you mean.").into());
+    }
     let wrong = |invalid: border::Invalid| Failure::refused(invalid.to_string(), "correct it and try again");
     border::queue(&queue).map_err(wrong)?;
     let request = v1::SetQueueRequest { queue: Some(queue.clone()) };
@@ -124,6 +140,7 @@ async fn set(args: SetArgs, queues: &[view::Queue], session: &Session) -> Result
         weight: queue.weight,
         guaranteed_milli: queue.guaranteed_milli,
         limit_milli: queue.limit_milli,
+        users: queue.users,
         ..known.cloned().unwrap_or_default()
     };
     if session.output.json {
@@ -133,8 +150,12 @@ async fn set(args: SetArgs, queues: &[view::Queue], session: &Session) -> Result
     let limit =
         view.limit_milli.map_or("no limit".into(), |limit| format!("a limit of {}", units::milli(limit)));
     let below = view.parent.map_or(String::new(), |parent| format!(", below {parent},"));
+    let whose = match &view.users[..] {
+        [] => String::new(),
+        users => format!(", and takes jobs of {} alone", users.join(", ")),
+    };
     session.output.text(format!(
-        "queue {}{below} has the weight {}, {} devices guaranteed and {limit}",
+        "queue {}{below} has the weight {}, {} devices guaranteed and {limit}{whose}",
         view.name,
         view.weight,
         units::milli(view.guaranteed_milli),
@@ -154,8 +175,9 @@ pub fn text(queues: &[view::Queue], output: &Output) -> String {
         ("SHARE", Side::Right),
         ("PENDING", Side::Right),
         ("RUNNING", Side::Right),
+        ("USERS", Side::Left),
     ];
-    let mut table = Table::new(&columns).elastic(&[0]);
+    let mut table = Table::new(&columns).elastic(&[0, 9]);
     for (depth, queue) in tree(queues, None, 0) {
         table.row([
             format!("{:1$}{2}", "", 2 * depth, queue.name),
@@ -167,9 +189,19 @@ pub fn text(queues: &[view::Queue], output: &Output) -> String {
             percent(queue.share_millionths),
             units::group(queue.pending_jobs),
             units::group(queue.running_jobs),
+            users(queue),
         ]);
     }
     table.plain(output)
+}
+
+/// Whose jobs it takes.
+fn users(queue: &view::Queue) -> String {
+    match (&queue.users[..], &queue.parent) {
+        ([], None) => ALL.into(),
+        ([], Some(_)) => String::new(),
+        (users, _) => users.join(" "),
+    }
 }
 
 /// Millionths for people: `33.3%`.

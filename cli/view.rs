@@ -478,6 +478,8 @@ pub struct Queue {
     pub weight: u32,
     pub guaranteed_milli: u64,
     pub limit_milli: Option<u64>,
+    /// Whose jobs it takes; empty: as the queue above it, and of a top queue everybody's.
+    pub users: Vec<String>,
     /// With what the queues below it hold.
     pub held_milli: u64,
     /// As much as still counts, with that of the queues below it: time of a reference device.
@@ -944,6 +946,7 @@ impl From<&v1::QueueState> for Queue {
             weight: queue.weight,
             guaranteed_milli: queue.guaranteed_milli,
             limit_milli: queue.limit_milli,
+            users: queue.users,
             held_milli: wire.held_milli,
             used_device_ms: wire.used_device_ms,
             share_millionths: wire.share_millionths,

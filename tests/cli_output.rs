@@ -361,6 +361,7 @@ fn queues_and_usage_are_tables_of_numbers() {
         held_milli: 12_000,
         used_device_ms: 500_400_000,
         share_millionths: 750_000,
+        users: vec!["ada".into(), "ben".into()],
         pending_jobs: 1234,
         running_jobs: 5,
     };
@@ -375,9 +376,9 @@ fn queues_and_usage_are_tables_of_numbers() {
     assert_eq!(
         queues::text(&[unlimited, queue, vision], &plain()),
         "\
-QUEUE     WEIGHT  GUARANTEED  LIMIT  HOLDS    USAGE  SHARE  PENDING  RUNNING
-default        1           0   none      0    0.0 h   0.0%        0        0
-research       3          16   64.5     12  139.0 h  75.0%    1,234        5
+QUEUE     WEIGHT  GUARANTEED  LIMIT  HOLDS    USAGE  SHARE  PENDING  RUNNING  USERS
+default        1           0   none      0    0.0 h   0.0%        0        0  all
+research       3          16   64.5     12  139.0 h  75.0%    1,234        5  ada ben
   vision       1           0   none      0    0.0 h  25.0%        0        0"
     );
     let row = UsageRow {

@@ -141,6 +141,18 @@ fn malformed_questions_are_refused_with_the_field() {
         ("queue.name", Some(v1::Queue::default())),
         ("queue.weight", Some(v1::Queue { name: "red".into(), weight: 1_000_001, ..Default::default() })),
         (
+            "queue.users",
+            Some(v1::Queue { name: "red".into(), users: vec!["ada".into(); 1001], ..Default::default() }),
+        ),
+        (
+            "queue.users[1]",
+            Some(v1::Queue {
+                name: "red".into(),
+                users: vec!["ada".into(), String::new()],
+                ..Default::default()
+            }),
+        ),
+        (
             "queue.parent",
             Some(v1::Queue { name: "red".into(), parent: "nobody".into(), ..Default::default() }),
         ),

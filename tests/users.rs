@@ -123,6 +123,45 @@ fn administrators_alone_change_the_pool() {
 }
 
 #[test]
+fn a_queue_of_some_users_takes_no_jobs_of_others_whatever_they_say() {
+    let (mut pool, ada, bob) = pool_of_users();
+    let token = pool.file("token");
+    let queues = |pool: &Pool, words: &[&str]| {
+        pool.aquifer(&[&["--token-file", &token, "queues", "set"], words].concat())
+    };
+    let line = queues(&pool, &["red", "--user", "ada", "--user", "carol"]).ok();
+    assert!(line.contains("and takes jobs of ada, carol alone"), "{line}");
+    _ = queues(&pool, &["dark-red", "--parent", "red", "--weight", "2"]).ok();
+    // What is not given stays.
+    _ = queues(&pool, &["red", "--weight", "3"]).ok();
+    let spec = |queue: &str| v1::JobSpec { queue: queue.into(), user: "ada".into(), ..command(&["true"]) };
+    let submit = |queue: &str| v1::SubmitRequest { spec: Some(spec(queue)) };
+    for queue in ["red", "dark-red"] {
+        let said = refused(&bob, async |mut stub| stub.submit(submit(queue)).await);
+        assert_eq!(said, format!("queue {queue:?} takes no jobs of \"bob\", but of ada, carol"));
+        let plan = v1::PlanRequest { spec: Some(spec(queue)) };
+        refused(&bob, async |mut stub| stub.plan(plan).await);
+        pool.until_succeeded(ada.submit(spec(queue)));
+    }
+    // So it is after a restart.
+    pool.kill_server();
+    pool.start_server();
+    let url = pool.url();
+    let bob_again = {
+        let token = pool.aquifer(&["token", "bob2", "--users", &pool.file("users")]).ok();
+        Client::new(&url, Some(token.trim()))
+    };
+    until("bob2 is known and refused", || {
+        let said = bob_again.once(async |mut stub| stub.submit(submit("red")).await).err()?;
+        said.message().contains("takes no jobs of \"bob2\"").then_some(())
+    });
+    let mixed = queues(&pool, &["red", "--user", "all", "--user", "ada"]);
+    assert_eq!(mixed.code, Some(2), "{mixed:?}");
+    _ = queues(&pool, &["red", "--user", "all"]).ok();
+    pool.until_succeeded(bob_again.submit(spec("red")));
+}
+
+#[test]
 fn a_file_is_read_again_and_one_that_cannot_be_used_changes_nothing() {
     let (pool, ada, bob) = pool_of_users();
     let is_known =

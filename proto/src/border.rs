@@ -1,6 +1,6 @@
 //! The border: wire to core. Every field is checked here, so that nothing behind it has to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use aquifer_core::*;
@@ -38,6 +38,8 @@ pub const MAX_ARGUMENTS: usize = 1 << 20;
 /// Bytes of a job's environment, at most.
 pub const MAX_ENV: usize = 1 << 20;
 
+/// Users that a queue may name.
+pub const MAX_QUEUE_USERS: usize = 1000;
 const DAY_MS: u64 = 86_400_000;
 const YEAR_MS: u64 = 366 * DAY_MS;
 
@@ -399,12 +401,22 @@ pub fn queue(wire: &v1::Queue) -> Checked<Queue> {
         "" => None,
         parent => Some(name("queue.parent", parent)?),
     };
+    if MAX_QUEUE_USERS < wire.users.len() {
+        let allowed = format!("at most {MAX_QUEUE_USERS}");
+        return Err(Invalid::new("queue.users", wire.users.len(), allowed));
+    }
+    let user = |(at, user): (usize, &String)| match &user[..] {
+        "" => Err(Invalid::new(format!("queue.users[{at}]"), "\"\"", "expected the name of a user")),
+        user => text(&format!("queue.users[{at}]"), user, 128),
+    };
+    let users: BTreeSet<Name> = wire.users.iter().enumerate().map(user).collect::<Result<_, Invalid>>()?;
     Ok(Queue {
         name: name("queue.name", &wire.name)?,
         parent,
         weight,
         guaranteed_milli: wire.guaranteed_milli,
         limit_milli: wire.limit_milli,
+        users: users.into_iter().collect(),
     })
 }
 

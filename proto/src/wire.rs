@@ -361,6 +361,7 @@ pub fn queue(queue: &Queue) -> v1::Queue {
         guaranteed_milli: queue.guaranteed_milli,
         limit_milli: queue.limit_milli,
         parent: queue.parent.as_deref().unwrap_or_default().into(),
+        users: queue.users.iter().map(ToString::to_string).collect(),
     }
 }
 

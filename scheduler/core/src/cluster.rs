@@ -582,8 +582,8 @@ pub(crate) enum Heartbeat {
 }
 
 impl Queue {
-    /// A top queue of weight 1 with no guarantee and no limit.
+    /// A top queue of weight 1 for everybody, with no guarantee and no limit.
     pub fn new(name: Name) -> Queue {
-        Queue { name, parent: None, weight: 1, guaranteed_milli: 0, limit_milli: None }
+        Queue { name, parent: None, weight: 1, guaranteed_milli: 0, limit_milli: None, users: Vec::new() }
     }
 }

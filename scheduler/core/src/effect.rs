@@ -127,6 +127,9 @@ pub enum Refusal {
     UnknownDevice { node: Name, device: u16, devices: u32 },
     /// No such queue.
     UnknownQueue(Name),
+    /// The queue takes jobs of these users alone.
+    #[allow(missing_docs)]
+    NotOfQueue { queue: Name, user: Name, users: Vec<Name> },
     /// A queue cannot be so.
     Queue(QueueError),
     /// Something about a reservation cannot be so.
@@ -471,6 +474,9 @@ impl fmt::Display for Why {
     }
 }
 
+/// Users of a queue that a refusal names; of the others it says how many they are.
+const SHOWN_USERS: usize = 5;
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -487,6 +493,14 @@ impl fmt::Display for Refusal {
                 write!(f, "node {node:?} has no device {device}: expected 0 to {}", devices - 1)
             }
             Refusal::UnknownQueue(queue) => write!(f, "there is no queue {queue:?}"),
+            Refusal::NotOfQueue { queue, user, users } => {
+                let first: Vec<&str> = users.iter().take(SHOWN_USERS).map(|user| &**user).collect();
+                write!(f, "queue {queue:?} takes no jobs of {user:?}, but of {}", first.join(", "))?;
+                match users.len().saturating_sub(SHOWN_USERS) {
+                    0 => Ok(()),
+                    more => write!(f, " and {more} more"),
+                }
+            }
             Refusal::Queue(error) => error.fmt(f),
             Refusal::Reservation(error) => error.fmt(f),
             Refusal::KeyTaken(key, job) => {

@@ -144,6 +144,9 @@ pub struct Queue {
     pub guaranteed_milli: u64,
     /// The queue never holds more. `None`: no limit of its own.
     pub limit_milli: Option<u64>,
+    /// Users whose jobs it takes, and the queues below it that name none; sorted. Empty: as the queue above has it, and of a
+    /// top queue everybody.
+    pub users: Vec<Name>,
 }
 
 /// The whole state of a node at one moment: devices, and every worker process.

@@ -64,6 +64,12 @@ impl Cluster {
         if self.queues.get(&spec.queue).is_none() {
             return Err(Refusal::UnknownQueue(spec.queue.clone()));
         }
+        if let Some(gate) = self.queues.gate(&spec.queue)
+            && !gate.users.contains(&spec.user)
+        {
+            let (queue, user) = (spec.queue.clone(), spec.user.clone());
+            return Err(Refusal::NotOfQueue { queue, user, users: gate.users.clone() });
+        }
         self.check_guest(spec)?;
         match spec.after.iter().find(|job| self.jobs.get(**job).is_none()) {
             Some(job) => Err(Refusal::UnknownJob(*job)),

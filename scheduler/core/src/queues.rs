@@ -169,6 +169,12 @@ impl Queues {
         std::iter::successors(self.get(name), parent)
     }
 
+    /// The queue that says whose jobs this one takes: itself, or the nearest one above it that names users. `None`: it takes
+    /// those of everybody.
+    pub fn gate(&self, name: &str) -> Option<&Queue> {
+        self.line(name).find(|queue| !queue.users.is_empty())
+    }
+
     /// Whether `name` is `ancestor`, or below it.
     pub fn is_within(&self, name: &str, ancestor: &str) -> bool {
         self.line(name).any(|queue| *queue.name == *ancestor)

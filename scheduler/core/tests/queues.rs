@@ -564,3 +564,41 @@ fn usage_is_of_reference_devices() {
     let used = t.cluster.queues().overview(t.now)[0];
     assert_eq!((used.held_milli, used.spent), (2_000, 5_000 * 1_000));
 }
+
+#[test]
+fn a_queue_takes_jobs_of_its_users_or_of_those_of_the_queue_above_and_keeps_what_it_has() {
+    let mut t = Fixture::new();
+    t.node(0, 1);
+    let set = |name: &str, parent: &str, users: &[&str]| {
+        let parent = (!parent.is_empty()).then(|| parent.into());
+        let users = users.iter().map(|user| (*user).into()).collect();
+        Command::SetQueue(Queue { parent, users, ..Queue::new(name.into()) })
+    };
+    let job = |queue: &str, user: &str| {
+        let spec = JobSpec { queue: queue.into(), user: user.into(), ..spec(1, 1) };
+        Command::Submit(Arc::new(spec))
+    };
+    t.tell(set("research", "", &["ada", "ben"]));
+    t.tell(set("vision", "research", &[]));
+    t.tell(set("speech", "vision", &["carl"]));
+    for (queue, user, refused) in [
+        ("default", "carl", None),
+        ("research", "ada", None),
+        ("research", "carl", Some(r#"queue "research" takes no jobs of "carl", but of ada, ben"#)),
+        ("vision", "ben", None),
+        ("vision", "carl", Some(r#"queue "vision" takes no jobs of "carl", but of ada, ben"#)),
+        ("speech", "carl", None),
+        ("speech", "ada", Some(r#"queue "speech" takes no jobs of "ada", but of carl"#)),
+    ] {
+        let said = t.ask(job(queue, user)).0.err().map(|refusal| refusal.to_string());
+        assert_eq!(said.as_deref(), refused, "{user} in {queue}");
+    }
+    assert_eq!(t.cluster.jobs().len(), 4);
+    // A job stays when its user is taken off.
+    let of_ben = 3;
+    t.tell(set("research", "", &["ada"]));
+    assert!(t.ask(job("vision", "ben")).0.is_err());
+    assert!(matches!(t.job(of_ben).phase, Phase::Pending(_)));
+    t.tell(set("research", "", &[]));
+    t.tell(job("vision", "ben"));
+}

@@ -134,6 +134,7 @@ impl Player {
                 "weight" => queue.weight = number(value)?,
                 "guarantee" => queue.guaranteed_milli = 1000 * number::<u64>(value)?,
                 "limit" => queue.limit_milli = Some(1000 * number::<u64>(value)?),
+                "user" => queue.users.push(value.into()),
                 _ => return Err(format!("no option {key}")),
             }
         }

@@ -139,6 +139,7 @@ fn refused(refusal: Refusal) -> Status {
         | Refusal::UnknownNode(_)
         | Refusal::UnknownDevice { .. }
         | Refusal::UnknownQueue(_) => Status::not_found(text),
+        Refusal::NotOfQueue { .. } => Status::permission_denied(text),
         Refusal::Queue(error) => {
             let field = format!("queue.{}", error.field());
             border::Invalid::new(field, error.value(), error.allowed()).into()
