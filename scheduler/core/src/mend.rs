@@ -36,7 +36,10 @@ impl Cluster {
         let pause = if hasty == 0 { Duration::ZERO } else { self.pause(hasty) };
         self.change_job(worker.job, |job| {
             job.failures += u32::from(failed && now < since + FORGIVEN);
-            job.last_failure = Some(why.clone());
+            // Why it stops stands there until it has: who it gives way to, for one.
+            if !matches!(job.phase, Phase::Stopping(_)) {
+                job.last_failure = Some(why.clone());
+            }
             (job.ranks[at].restart_at, job.ranks[at].hasty) = (Some(now + pause), hasty);
         });
         self.note(Note::RankDown { job: worker.job, why });

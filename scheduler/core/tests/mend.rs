@@ -5,7 +5,7 @@ mod fixture;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_core::jobs::Phase;
+use aquifer_core::jobs::{Phase, Then};
 use aquifer_core::*;
 use fixture::*;
 
@@ -157,4 +157,20 @@ fn a_gang_that_stops_stays_together_in_what_its_workers_are_told() {
     t.obey(0);
     t.tell(Command::Cancel { job: JobId(1), whole_array: false });
     assert!(t.cluster.assignment(NodeId(0)).members.is_empty(), "what was told stands");
+}
+
+/// Why a job stops stands until it has, whoever fails meanwhile: room is kept for the one it gives way to.
+#[test]
+fn a_job_that_gives_way_does_so_though_another_of_its_workers_fails_meanwhile() {
+    let mut t = running(2, live(1, 8, 5));
+    t.tell(Command::Submit(Arc::new(JobSpec { priority: 5, ..spec(2, 1) })));
+    let Phase::Stopping(Then::Resize(stays)) = t.job(1).phase.clone() else { panic!("{:?}", t.job(1).phase) };
+    let at = stays.iter().map(|at| *at as usize).find(|at| t.job(1).ranks[*at].node == NodeId(1));
+    let rank = t.job(1).ranks[at.expect("one that stays")].rank;
+    let said = format!("job-1 runs on: rank {rank} on node-1 exited with 1");
+    assert!(fail(&mut t, 1, rank).contains(&said));
+    let victims: Vec<JobId> = t.cluster.jobs().victims_of(JobId(2)).map(|victim| victim.id).collect();
+    assert_eq!(victims, [JobId(1)]);
+    (0..2).for_each(|node| _ = t.obey(node));
+    assert_eq!((t.job(1).ranks.len(), &t.job(2).phase), (6, &Phase::Active));
 }
