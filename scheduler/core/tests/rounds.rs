@@ -151,6 +151,27 @@ fn a_job_grows_where_it_is_for_less_than_it_moves_for() {
     assert_eq!(plan(&classes, &[little], Goal::Stream), [Some(0)], "nor is a twelfth for a second device");
 }
 
+/// A job of one class, on one device or on two.
+fn widening(id: u64, one_ms: u64, two_ms: u64, waited_ms: u64) -> Job {
+    let modes = [(1, one_ms), (2, two_ms)].map(|(devices, left_ms)| Mode { class: 0, devices, left_ms });
+    Job { modes: modes.to_vec(), ..rigid(id, 1, 1, waited_ms) }
+}
+
+#[test]
+fn short_jobs_go_first_but_more_devices_go_where_they_bring_more() {
+    // A hundredth of the other's length, but a second device brings it 1.3 times the speed, not 2 times.
+    let jobs = [widening(0, 100_000, 77_000, 0), widening(1, 10_000_000, 5_000_000, 0)];
+    assert_eq!(plan(&[Class { devices: 1 }], &jobs, Goal::Stream), [Some(0), None]);
+    assert_eq!(plan(&[Class { devices: 3 }], &jobs, Goal::Stream), [Some(0), Some(1)]);
+}
+
+#[test]
+fn who_has_waited_gets_a_turn_not_more_devices() {
+    let jobs = [widening(0, 1_000_000, 700_000, 0), widening(1, 1_000_000, 770_000, 10_000_000)];
+    assert_eq!(plan(&[Class { devices: 1 }], &jobs, Goal::Stream), [None, Some(0)]);
+    assert_eq!(plan(&[Class { devices: 3 }], &jobs, Goal::Stream), [Some(1), Some(0)]);
+}
+
 #[test]
 fn long_jobs_change_places_in_a_calm_pool_but_not_amid_jobs_that_come_and_go() {
     let classes = [Class { devices: 1 }, Class { devices: 1 }, Class { devices: 8 }];

@@ -2,10 +2,11 @@
 //!
 //! [`plan`] looks at all jobs at once and at nothing else: no memory, no clock, no chance, whole numbers only. It
 //! says what each way to run a job is worth in this round ([`value`]), then fills the classes with the largest sum
-//! ([`fill`]). The worth is a product of few factors, each with one reason:
+//! ([`fill`]). The worth is made of few factors, each with one reason:
 //!
 //! * short jobs first, by the square root of the service that is left, so that long ones are slowed, not stopped;
 //! * the longer a job has waited against its own length, the more; nobody waits for ever;
+//! * more devices than the leanest mode has go where they bring most: there length counts less, and waiting nothing;
 //! * the class where it is fast against itself (comparative advantage), as prices rise where others want to be;
 //! * a job that runs stays, or grows where it is, as a move costs a restart, which must be won back before the pool has
 //!   changed;

@@ -27,14 +27,18 @@ const SLACK_PERMILLE: u64 = 10;
 /// # Panics
 /// If a mode is out of its ranges.
 pub fn offers(classes: &[Class], jobs: &[Job], goal: Goal) -> Vec<Vec<Offer>> {
-    let urgencies: Vec<u128> = jobs.iter().map(|job| urgency(job, goal)).collect();
+    let urgencies: Vec<u128> = jobs.iter().map(|job| urgency(job) * waiting(job, goal) / 1000).collect();
     let mean = (urgencies.iter().sum::<u128>() / (jobs.len().max(1) as u128)).max(1);
     let fluid = (goal == Goal::Batch).then(|| fluid::fluid(classes, jobs, SLACK_PERMILLE));
     let risen = |(index, job): (usize, &Job)| {
         let tight = tightness(job).max(fluid.as_ref().map_or(0, |fluid| fluid.tight_permille[index]));
-        urgencies[index] * ONE / mean * rise(tight) / 1000
+        let width = (urgency(job) * ONE / mean * ONE).isqrt();
+        Urgency {
+            turn: urgencies[index] * ONE / mean * rise(tight) / 1000,
+            width: width * rise(tight) / 1000,
+        }
     };
-    let urgencies: Vec<u128> = jobs.iter().enumerate().map(risen).collect();
+    let urgencies: Vec<Urgency> = jobs.iter().enumerate().map(risen).collect();
     let restarts = (goal == Goal::Stream).then(|| Restarts::of(jobs, &urgencies));
     let offers = |(index, job): (usize, &Job)| {
         let (urgency, restarts) = (urgencies[index], restarts.as_ref());
@@ -50,6 +54,17 @@ pub fn offers(classes: &[Class], jobs: &[Job], goal: Goal) -> Vec<Vec<Offer>> {
     jobs.iter().enumerate().map(offers).collect()
 }
 
+/// What a job's running is worth, in a pool of mean urgency [`ONE`].
+#[derive(Clone, Copy)]
+struct Urgency {
+    /// In its leanest mode: its turn among the others.
+    turn: u128,
+    /// Of the same speed once more. The geometric mean of its own urgency, without the waiting, and that of all: who
+    /// goes first is a matter of length, but a speed that costs more and more devices is to be bought where it costs
+    /// least, and who has waited needs a turn, not many devices.
+    width: u128,
+}
+
 /// What restarts cost in the pool as it is: a second of any job's life is worth about as much as one of any other's,
 /// however long they are, and a restart is paid for within the time until jobs end and others come.
 struct Restarts {
@@ -60,7 +75,7 @@ struct Restarts {
 }
 
 impl Restarts {
-    fn of(jobs: &[Job], urgencies: &[u128]) -> Restarts {
+    fn of(jobs: &[Job], urgencies: &[Urgency]) -> Restarts {
         let running = jobs.iter().zip(urgencies);
         let worths: Vec<u128> = running
             .filter_map(|(job, urgency)| Some(worth(job, job.modes[job.current?].left_ms, *urgency)))
@@ -83,16 +98,20 @@ impl Restarts {
 
     /// What a job that stays saves in this round: the part of the calm that a restart takes, at most all of it, at the
     /// geometric mean of its own worth and that of all.
-    fn saved(&self, job: &Job, at: usize, urgency: u128) -> u128 {
+    fn saved(&self, job: &Job, at: usize, urgency: Urgency) -> u128 {
         let lost = (u128::from(job.restart_ms) * 1000 / self.calm_ms).min(1000);
         self.mean_root * worth(job, job.modes[at].left_ms, urgency).isqrt() * lost / 1000
     }
 }
 
-/// Urgency times speed against the leanest mode, of a mode with so much left.
-fn worth(job: &Job, left_ms: u64, urgency: u128) -> u128 {
-    let lean = leanest(job).expect("it has modes");
-    urgency * u128::from(lean.left_ms) / u128::from(left_ms)
+/// Of a mode with so much left: the turn times its speed against the leanest mode, and what is faster than that at the
+/// worth of width.
+fn worth(job: &Job, left_ms: u64, urgency: Urgency) -> u128 {
+    let lean_ms = leanest(job).expect("it has modes").left_ms;
+    if lean_ms <= left_ms {
+        return urgency.turn * u128::from(lean_ms) / u128::from(left_ms);
+    }
+    urgency.turn + urgency.width * u128::from(lean_ms - left_ms) / u128::from(left_ms)
 }
 
 /// The mode with the least service.
@@ -100,19 +119,25 @@ fn leanest(job: &Job) -> Option<&Mode> {
     job.modes.iter().min_by_key(|mode| u128::from(mode.left_ms) * u128::from(mode.devices))
 }
 
-/// `weight * (1 + waited / left) / sqrt(left * sqrt(devices))` of the leanest mode; in a batch, where all end
-/// together, waiting counts for nothing.
-fn urgency(job: &Job, goal: Goal) -> u128 {
+/// `weight / sqrt(left * sqrt(devices))` of the leanest mode.
+fn urgency(job: &Job) -> u128 {
     let Some(lean) = leanest(job) else { return 0 };
     assert!((1..=1 << 40).contains(&lean.left_ms) && 0 < lean.devices, "{lean:?} is out of range");
     let left = u128::from(lean.left_ms);
     let width = (u128::from(lean.devices) << 16).isqrt();
     let root = ((left * width) << 16).isqrt();
-    let waited = match goal {
-        Goal::Stream => (1000 * u128::from(job.waited_ms) / left).min(1 << 30),
-        Goal::Batch => 0,
-    };
-    ((u128::from(job.weight_permille) << 40) / root) * (1000 + waited) / 1000
+    (u128::from(job.weight_permille) << 40) / root
+}
+
+/// `1 + waited / left` of the leanest mode, in thousandths; in a batch, where all end together, waiting counts for
+/// nothing.
+fn waiting(job: &Job, goal: Goal) -> u128 {
+    match leanest(job) {
+        Some(lean) if goal == Goal::Stream => {
+            1000 + (1000 * u128::from(job.waited_ms) / u128::from(lean.left_ms)).min(1 << 30)
+        }
+        _ => 1000,
+    }
 }
 
 /// The part of the time until it is due that a job needs on its fastest mode, in thousandths; 0 if it has no due
@@ -132,9 +157,9 @@ fn rise(tight_permille: u64) -> u128 {
     u128::from(1000 + if tight_permille == 0 { 0 } else { TIGHT * 1_000_000 / room })
 }
 
-/// Urgency times speed against the leanest mode; more if it stays or grows where it is, less for what a start costs. In a
+/// What its speed is worth; more if it stays or grows where it is, less for what a start costs. In a
 /// batch jobs take turns, and only the costs count.
-fn own(job: &Job, at: usize, urgency: u128, goal: Goal) -> u128 {
+fn own(job: &Job, at: usize, urgency: Urgency, goal: Goal) -> u128 {
     let mode = &job.modes[at];
     let stays = job.current == Some(at);
     let grows = |now: &Mode| now.class == mode.class && now.devices < mode.devices;
