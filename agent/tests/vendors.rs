@@ -145,7 +145,7 @@ const STUBS: [Stub; 14] = [
         memory_gib: 96,
         uuid_of_0: "02K00Y-0",
         env_of_0: &[("XPU_VISIBLE_DEVICES", "0"), ("CUDA_VISIBLE_DEVICES", "0")],
-        node_of_0: "/dev/xpu0",
+        node_of_0: "/dev/xpu2",
         linked: false,
         hangs: "xpumlDeviceGetSerial",
         dispensable: "xpumlDeviceGetState",

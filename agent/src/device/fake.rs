@@ -146,6 +146,7 @@ pub fn parse_fake(text: &str) -> Result<(Vec<Found>, BTreeMap<Name, Name>), Devi
                 memory_gbs: entry.memory_gbs,
                 speed_milli: entry.speed.map(|speed| (speed * 1000.0).round() as u32),
                 is_used: false,
+                one_of: 1,
                 island: entry.island_size.map(|size| (islands + number / size) as u16),
                 place: format!("{entry_number:04}-{number:05}"),
                 logical,

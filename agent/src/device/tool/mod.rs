@@ -5,6 +5,7 @@
 
 pub mod report;
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -99,8 +100,25 @@ impl Asked<'_> {
     fn run(&self, arguments: &[&str], here: &Path) -> Result<String, String> {
         let mut command = Command::new(&self.program);
         command.args(arguments).current_dir(here).env("LC_ALL", "C");
+        if let Some(path) = own_libraries(&self.program, std::env::var_os("LD_LIBRARY_PATH")) {
+            command.env("LD_LIBRARY_PATH", path);
+        }
         said(command, &[], PATIENCE)
     }
+}
+
+/// Where a tool finds the libraries that its vendor puts beside it, as `lib` beside `bin`: some (ixsmi, ppu-smi) start with no others.
+/// `None`: there are none, or it is where the system's own are.
+fn own_libraries(program: &Path, given: Option<OsString>) -> Option<OsString> {
+    let bin = program.parent().filter(|bin| bin.file_name().is_some_and(|name| name == "bin"))?;
+    let root = bin.parent().filter(|root| ![Path::new("/"), Path::new("/usr")].contains(root))?;
+    let own = ["lib64", "lib"].map(|name| root.join(name)).into_iter().filter(|dir| dir.is_dir());
+    let given: Vec<PathBuf> = given.iter().flat_map(std::env::split_paths).collect();
+    let own: Vec<PathBuf> = own.collect();
+    if own.is_empty() {
+        return None;
+    }
+    std::env::join_paths(given.into_iter().chain(own)).ok()
 }
 
 /// A directory that nobody else can write to, for as long as it is held.

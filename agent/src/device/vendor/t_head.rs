@@ -6,12 +6,30 @@ use super::Maker;
 use super::shaped::{MEMORY_TOTAL, MEMORY_V2, MEMORY_V2_TOTAL, PCI_PLACE, shaped};
 use crate::device::api::Arg::*;
 use crate::device::api::{Link, Take, U32, U64, probe};
+use crate::device::tool::report::{bytes, place, rows};
+use crate::device::tool::{Asked, Told, Tool};
 
 pub const T_HEAD: Maker = Maker {
     vendor: Vendor::THead,
     name: "hgml",
     libraries: &["libhgml.so"],
     needs: &["libuki.so"],
-    tool: None,
+    tool: Some(Tool { name: "ppu-smi", places: &["/usr/local/PPU_SDK/bin/ppu-smi"], read: listed_by_smi }),
     apis: &[shaped!("hgml")],
 };
+
+/// Cards as `ppu-smi` lists them. Their nodes are not known, nor needed: the vendor's container runtime is told the number.
+fn listed_by_smi(tool: &Asked) -> Result<Vec<Told>, String> {
+    let text =
+        tool.say(&["--query-ppu=index,name,uuid,pci.bus_id,memory.total", "--format=csv,noheader,nounits"])?;
+    let card = |(logical, row): (u32, Vec<&str>)| Told {
+        logical,
+        physical: None,
+        uuid: Some(row[2].into()),
+        model: row[1].into(),
+        memory_bytes: bytes(row[4], 20).unwrap_or(0),
+        place: place(row[3]),
+        fault: None,
+    };
+    Ok(rows(&text, 5).map(card).collect())
+}
