@@ -466,6 +466,8 @@ pub struct Device {
     pub speed_milli: u32,
     /// Who says so; empty: an agent that does not tell.
     pub speed_source: String,
+    /// How fast it reads its memory, in GB/s; 0: nobody knows.
+    pub memory_gbs: u32,
 }
 
 /// A queue. Quantities in thousandths of a device.
@@ -899,6 +901,7 @@ impl From<&v1::Node> for Node {
             cordoned: wire.devices_cordoned.contains(&(index as u32)),
             speed_milli: device.speed_milli,
             speed_source: device.speed_source.clone(),
+            memory_gbs: device.memory_gbs,
             island: device.island,
             isolation: if device.isolation.is_empty() { "advisory".into() } else { device.isolation.clone() },
         };
