@@ -142,9 +142,9 @@ const TOOLS: [Listed; 12] = [
         tool: "ppu-smi",
         model: "ppu-zw810e",
         memory_mib: 98_304,
-        uuid_of_0: "PPU-0000-0",
+        uuid_of_0: "GPU-0000-0",
         env_of_0: ("CUDA_VISIBLE_DEVICES", "0"),
-        node_of_0: "",
+        node_of_0: "/dev/alixpu_ppu0",
         sick: None,
     },
 ];
@@ -349,6 +349,16 @@ fn a_tool_finds_the_libraries_beside_it() {
     let needs = format!("case \"$LD_LIBRARY_PATH\" in *{}/lib*) ;; *) exit 127 ;; esac", dir.display());
     machine.install("corex/bin/ixsmi", &script.replace("#!/bin/sh\n", &format!("#!/bin/sh\n{needs}\n")));
     machine.roots.tools = vec![dir.join("bin")];
+    let found = machine.backend(Vendor::Iluvatar).discover();
+    assert_eq!(found.devices.len(), 2, "{found:#?}");
+
+    // Or where the agent was told to look.
+    let sdk = machine.dir.path().join("sdk");
+    fs::create_dir(&sdk).expect("a directory");
+    let needs = format!("case \"$LD_LIBRARY_PATH\" in *{}*) ;; *) exit 127 ;; esac", sdk.display());
+    machine.install("ixsmi", &script.replace("#!/bin/sh\n", &format!("#!/bin/sh\n{needs}\n")));
+    machine.roots.tools = vec![machine.dir.path().into()];
+    machine.roots.libraries = vec![sdk];
     let found = machine.backend(Vendor::Iluvatar).discover();
     assert_eq!(found.devices.len(), 2, "{found:#?}");
 }

@@ -78,7 +78,7 @@ const STUBS: [Stub; 14] = [
         model: "ppu-zw810e",
         uuid_of_0: "PPU-0",
         env_of_0: &[("CUDA_VISIBLE_DEVICES", "0"), ("NVIDIA_VISIBLE_DEVICES", "0")],
-        node_of_0: "",
+        node_of_0: "/dev/alixpu_ppu0",
         hangs: "hgmlDeviceGetUUID",
         dispensable: "hgmlDeviceGetMinorNumber",
         newer: &["hgmlDeviceGetMemoryInfo_v2"],

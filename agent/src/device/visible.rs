@@ -153,6 +153,8 @@ const GAUDI: Rules = Rules {
 const T_HEAD: Rules = Rules {
     variables: &[("CUDA_VISIBLE_DEVICES", By::Logical, "")],
     runtime: &[("NVIDIA_VISIBLE_DEVICES", By::Logical, "void")],
+    nodes: &["/dev/alixpu_ppu{}"],
+    common: &["/dev/alixpu", "/dev/alixpu_ctl"],
     ..NONE
 };
 
