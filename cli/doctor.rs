@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use aquifer_agent::container::{self, EngineChoice, EngineKind};
+use aquifer_agent::device::may_be_absent;
 use aquifer_core::Ports;
 use rustix::fs::Access;
 use serde::Serialize;
@@ -248,13 +249,17 @@ pub fn advice(what: &str) -> &'static str {
     known.iter().find(|(words, _)| what.contains(words)).map_or("see the vendor's own tool", |(_, next)| next)
 }
 
-fn of_permissions(machine: &Machine) -> Vec<Finding> {
+/// Whether the device nodes of a machine can be opened.
+pub fn of_permissions(machine: &Machine) -> Vec<Finding> {
     let usable = machine.devices.iter().filter(|device| device.fault.is_none());
     let mut nodes: Vec<&String> = usable.flat_map(|device| &device.device_nodes).collect();
     nodes.sort();
     nodes.dedup();
     let closed = nodes.iter().filter_map(|node| {
         let refused = rustix::fs::access(node.as_str(), Access::READ_OK | Access::WRITE_OK).err()?;
+        if refused == rustix::io::Errno::NOENT && may_be_absent(Path::new(node)) {
+            return None;
+        }
         let next = match refused {
             rustix::io::Errno::NOENT => "load the driver's modules; a container needs the node passed in",
             _ => "add the agent's user to the group that owns it, often video or render",

@@ -127,6 +127,15 @@ fn a_doctor_knows_something_better_than_the_vendor_s_tool_for_every_fault() {
 }
 
 #[test]
+fn a_doctor_misses_no_node_that_a_driver_may_do_without() {
+    let mut machine = machine();
+    machine.devices[0].device_nodes =
+        ["/dev/no-such-card", "/dev/null", "/dev/ummu"].map(String::from).into();
+    let said: Vec<String> = doctor::of_permissions(&machine).into_iter().map(|it| it.what).collect();
+    assert_eq!(said, ["/dev/no-such-card: No such file or directory (os error 2)"]);
+}
+
+#[test]
 fn a_doctor_says_what_to_do_about_each_finding() {
     let finding = |check, state, what: &str, next: &str| doctor::Finding {
         check,

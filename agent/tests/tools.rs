@@ -84,7 +84,7 @@ const TOOLS: [Listed; 12] = [
         memory_mib: 16_384,
         uuid_of_0: "GPU-ix-0",
         env_of_0: ("CUDA_VISIBLE_DEVICES", "0"),
-        node_of_0: "",
+        node_of_0: "/dev/itrctl",
         sick: None,
     },
     Listed {

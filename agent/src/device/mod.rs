@@ -53,7 +53,7 @@ pub use cpu::{Cpu, parse_cores, slug_of_cpu};
 pub use fake::{Fake, parse_fake};
 pub use reset::Resets;
 pub use roots::Roots;
-pub use visible::{driver_files, visible_devices_variable};
+pub use visible::{driver_files, may_be_absent, visible_devices_variable};
 
 /// One vendor's devices.
 ///
