@@ -13,6 +13,7 @@ use aquifer_core::Vendor;
 use serde::Serialize;
 
 use crate::client::Global;
+use crate::nodes::memory_speed;
 use crate::output::{Color, Failure, Output, Side, Table, aside, printable};
 use crate::{agent, explain, settings, units};
 
@@ -86,6 +87,8 @@ pub struct Device {
     pub speed_milli: u32,
     /// Who says so: a measurement, a datasheet, a file of fake devices, or nobody.
     pub speed_source: String,
+    /// How fast it reads its memory, in GB/s, by the same or, where that does not say, by a datasheet; 0: nobody knows.
+    pub memory_gbs: u32,
     /// What a device of its kind was measured to do.
     pub measured: Option<Figures>,
     /// Those with the same number are linked directly.
@@ -121,6 +124,13 @@ impl Place {
             self.devices.parse().map_err(|error| Failure::usage(format!("{error}"), next))?;
         let libraries = agent::libraries(&self.library_path)
             .map_err(|why| Failure::usage(format!("--library-path: {why}"), next))?;
+        // What is not there finds nothing, which looks as if there were nothing to be found.
+        let flags = [("--sysfs", std::slice::from_ref(&self.sysfs)), ("--library-path", &libraries[..])];
+        for (flag, dir) in flags.iter().flat_map(|(flag, dirs)| dirs.iter().map(move |dir| (flag, dir))) {
+            if !dir.is_dir() {
+                return Err(Failure::usage(format!("{flag}: {} is no directory", dir.display()), next));
+            }
+        }
         let roots = Roots { sysfs: self.sysfs.clone(), libraries, ..Roots::default() };
         let host = Host::read();
         let mut backends = Backends::open(&choice, &host, &roots, None)
@@ -144,6 +154,7 @@ impl Place {
                 switch: seat.switch,
                 speed_milli: device.speed_milli,
                 speed_source: device.speed_source.to_string(),
+                memory_gbs: device.memory_gbs,
                 measured: backends.figures(index).cloned(),
                 island: device.island,
                 isolation: device.isolation.to_string(),
@@ -277,6 +288,9 @@ fn speed_text(device: &Device) -> String {
             (it.decode_tokens_per_s, "tokens/s of decoding"),
         ];
         parts.extend(figures.iter().filter_map(|(rate, unit)| Some(format!("{:.0} {unit}", (*rate)?))));
+    }
+    if device.measured.as_ref().is_none_or(|it| it.memory_gbs.is_none()) {
+        parts[0] += &memory_speed(device.memory_gbs);
     }
     if let Some(setting) = &device.parted_by {
         parts.push(format!("parts of it can be made on demand (--{setting} on-demand)"));

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use aquifer_agent::container::{self, EngineChoice, EngineKind};
+use aquifer_agent::device::may_be_absent;
 use aquifer_core::Ports;
 use rustix::fs::Access;
 use serde::Serialize;
@@ -165,9 +166,21 @@ pub fn of_devices(machine: &Machine) -> Vec<Finding> {
     findings
 }
 
-/// What to do about a fault or a finding, as far as its words tell.
-fn advice(what: &str) -> &'static str {
+/// What to do about a fault or a finding, as far as its words tell. The first of these that it has in it counts.
+pub fn advice(what: &str) -> &'static str {
+    const LIBRARY: &str =
+        "install the vendor's library, or name its directory with --library-path: its tool tells too little";
+    const LOG: &str = "see the kernel's log (dmesg), and the vendor's own tool";
+    const LOOK: &str =
+        "see what the vendor's own tool says; if a reset does not help, have the card looked at";
+    const COOL: &str = "look at its fans and at the air that it gets; it takes work again by itself";
+    const SEAT: &str = "look at the card's seat, at cables and switches; the kernel's log (dmesg) says more";
+    const RESET: &str = "drain the node, then reset the card with the vendor's tool";
+    const REPLACE: &str = "drain the node and have the card replaced";
     let known = [
+        ("only its library lists", LIBRARY),
+        ("number of its device node is not known", LIBRARY),
+        ("does not tell its logical number", LIBRARY),
         ("not found", "install the vendor's driver, or name the library's directory with --library-path"),
         ("not loaded", "load the driver: see the kernel's log (dmesg)"),
         (
@@ -179,32 +192,74 @@ fn advice(what: &str) -> &'static str {
             "see the kernel's log (dmesg); a card that hangs needs a reset or a restart of the machine",
         ),
         ("fell off the bus", "restart the machine; if it happens again, look at the card's seat and power"),
-        ("reset", "drain the node, then reset the card with the vendor's tool"),
-        ("restart of the machine", "drain the node and restart the machine"),
+        ("is being reset", "nothing, if it comes back by itself; else see the kernel's log (dmesg)"),
+        ("at the next reset", RESET),
+        ("replace it", REPLACE),
         (
             "have it looked at",
             "drain the node and have the card looked at; the agent started again takes it anew",
         ),
-        ("replace it", "drain the node and have the card replaced"),
+        ("reset", RESET),
+        ("restart of the machine", "drain the node and restart the machine"),
+        ("restart the machine", "drain the node and restart the machine"),
         (
             "does not list",
             "see the kernel's log (dmesg) for the card; in a container, it may belong to others",
         ),
         ("there are no slices", "make some (nvidia-smi mig), or let the agent: --mig on-demand"),
-        ("has no compute part", "load the driver with kfd; a container needs /sys/class/kfd passed in"),
+        ("compute part", "load the driver with kfd; a container needs /sys/class/kfd passed in"),
         ("neither of the drivers", "load the driver i915 or xe"),
         ("no permission", "add the agent's user to the groups video and render"),
+        ("too hot", COOL),
+        ("as hot as", COOL),
+        ("by heat", COOL),
+        ("power supply", "look at the power supply and its cables; it takes work again by itself"),
+        ("links to be drained", "drain the node: its driver then says what it wants"),
+        ("IMEX", "restart nvidia-imex on the nodes that are linked with it"),
+        ("Link", SEAT),
+        ("PCIe link", SEAT),
+        ("between its dies", SEAT),
+        (
+            "memory error",
+            "nothing, as long as there are no more; else drain the node and reset the card with the vendor's tool",
+        ),
+        (
+            "corrected errors",
+            "nothing, as long as there are no uncorrected ones; if it goes on, have the card looked at",
+        ),
+        ("super-pod", "name the one that it is in: aquifer agent --labels super-pod=NAME"),
+        (
+            "taken from the agent",
+            "let the agent run on these cores: see its cpuset, and what it was started with",
+        ),
+        ("order of devices", "give the agent's user its directory, or another with --state-dir"),
+        ("memory unknown", "see whether the driver fits the library"),
+        ("log", LOG),
+        ("error", LOG),
+        ("incident", LOG),
+        ("cndev and /dev", LOG),
+        ("well", LOOK),
+        ("has failed", LOOK),
+        ("exception", LOOK),
+        ("reports a", LOOK),
+        ("warns of", LOOK),
+        ("not started", LOOK),
+        ("not available", LOOK),
     ];
     known.iter().find(|(words, _)| what.contains(words)).map_or("see the vendor's own tool", |(_, next)| next)
 }
 
-fn of_permissions(machine: &Machine) -> Vec<Finding> {
+/// Whether the device nodes of a machine can be opened.
+pub fn of_permissions(machine: &Machine) -> Vec<Finding> {
     let usable = machine.devices.iter().filter(|device| device.fault.is_none());
     let mut nodes: Vec<&String> = usable.flat_map(|device| &device.device_nodes).collect();
     nodes.sort();
     nodes.dedup();
     let closed = nodes.iter().filter_map(|node| {
         let refused = rustix::fs::access(node.as_str(), Access::READ_OK | Access::WRITE_OK).err()?;
+        if refused == rustix::io::Errno::NOENT && may_be_absent(Path::new(node)) {
+            return None;
+        }
         let next = match refused {
             rustix::io::Errno::NOENT => "load the driver's modules; a container needs the node passed in",
             _ => "add the agent's user to the group that owns it, often video or render",
@@ -234,11 +289,12 @@ fn of_limits() -> Finding {
 /// Whether jobs with an image can run here, and as they should.
 fn of_containers(choice: &EngineChoice, machine: &Machine) -> Vec<Finding> {
     let (engine, broken) = container::find(choice);
-    let next = match engine {
+    let next = |what: &str| match engine {
         Some(_) => "nothing, as long as the other one does",
+        None if what.contains("no such program") => "install it, or name another with --engine",
         None => "start its service, or let the agent's user use it; jobs with an image go to other nodes",
     };
-    let broken = broken.into_iter().map(|what| finding("containers", "warning", what, next));
+    let broken = broken.into_iter().map(|what| finding("containers", "warning", what.as_str(), next(&what)));
     let mut findings: Vec<Finding> = broken.collect();
     let Some(engine) = engine else {
         if findings.is_empty() {

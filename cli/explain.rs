@@ -1,4 +1,4 @@
-//! `aquifer explain`: why a job waits.
+//! `aquifer explain`: why a job waits, or a device takes no new work.
 
 use std::process::ExitCode;
 
@@ -7,29 +7,53 @@ use aquifer_proto::core::JobId;
 use aquifer_proto::v1;
 
 use crate::client::{Client, Patience};
-use crate::output::{Color, Output, Side, Table, printable};
-use crate::{Session, time_now, units, view};
+use crate::output::{Color, Failure, Output, Side, Table, printable};
+use crate::{Session, explain_device, nodes, time_now, units, view};
 
-/// Tell why a job waits, what holds what it needs, and what would let it start
+/// Tell why a job waits, what holds what it needs, and what would let it start; or why a device takes no new work
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
 Example:
-  aquifer explain job-7")]
+  aquifer explain job-7
+  aquifer explain gpu-12 --device 3")]
 pub struct Args {
-    /// The job: job-7, or 7
-    #[arg(value_name = "JOB")]
-    pub job: JobId,
+    /// The job: job-7, or 7; with --device the name of a node
+    #[arg(value_name = "JOB|NODE")]
+    pub subject: String,
+    /// Index of a device of the node
+    #[arg(long, value_name = "INDEX")]
+    pub device: Option<u16>,
 }
 
 /// Runs the command.
 pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
-    let request = v1::ExplainRequest { job: args.job.0 };
+    if let Some(index) = args.device {
+        return device(&args.subject, index, session).await;
+    }
+    let job = args.subject.parse::<JobId>().map_err(|error| {
+        Failure::usage(error, "of a node's devices it tells with --device: see `aquifer explain --help`")
+    })?;
+    let request = v1::ExplainRequest { job: job.0 };
     let explain = async |mut client: Client| client.explain(request).await;
     let answer = session.pool.call(Patience::Short, explain).await?;
-    let view = view::Explanation::new(Some(args.job.0), &answer);
+    let view = view::Explanation::new(Some(job.0), &answer);
     match session.output.json {
         true => session.output.document(&view),
         false => session.output.text(text(&view, time_now(), &session.output)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn device(node: &str, index: u16, session: &Session) -> Result<ExitCode> {
+    let node = nodes::one(node, Patience::Short, session).await?;
+    let Some(device) = node.devices.iter().find(|device| device.index == u32::from(index)) else {
+        let what = format!("{} has no device {index}", node.name);
+        return Err(Failure::refused(what, format!("`aquifer node {}` lists them", node.name)).into());
+    };
+    let it = explain_device::explain(&node, device);
+    match session.output.json {
+        true => session.output.document(&it),
+        false => session.output.text(explain_device::text(&it, &session.output)),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -44,6 +44,9 @@ pub struct JobFlags {
     /// Part of each device's memory, with its unit: 20GiB. Default: as large as that of the compute
     #[arg(long, value_name = "SIZE")]
     pub slice_memory: Option<Size>,
+    /// Part of each device by its maker's name for it, instead of --slice-compute and --slice-memory: 1g.10gb, vir05_1c_16g, qpx
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["slice_compute", "slice_memory"])]
+    pub slice_profile: Option<Profile>,
     /// How well the part must be kept from others on its device: hard, limited or advisory. Default: advisory, not at all
     #[arg(long, value_name = "LEVEL")]
     pub slice_isolation: Option<Apartness>,
@@ -199,8 +202,10 @@ impl JobFlags {
     }
 
     fn apply_to_roles(&self, file: &mut JobFile) -> Result<(), Failure> {
-        let slice =
-            self.slice_compute.is_some() || self.slice_memory.is_some() || self.slice_isolation.is_some();
+        let slice = self.slice_compute.is_some()
+            || self.slice_memory.is_some()
+            || self.slice_profile.is_some()
+            || self.slice_isolation.is_some();
         let device_flags = self.class.is_some()
             || self.vendor.is_some()
             || self.device_memory.is_some()
@@ -249,6 +254,9 @@ impl JobFlags {
                     device.island = self.island.map(Given).or(device.island);
                     if slice {
                         let part = device.slice.get_or_insert_default();
+                        if let Some(profile) = &self.slice_profile {
+                            *part = DevicePart { isolation: part.isolation, ..profile.part() };
+                        }
                         part.compute = self.slice_compute.map(Given).or(part.compute);
                         part.memory = self.slice_memory.map(Given).or(part.memory);
                         part.isolation = self.slice_isolation.map(Given).or(part.isolation);

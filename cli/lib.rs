@@ -17,6 +17,7 @@ pub mod doctor;
 pub mod drain;
 pub mod etcd;
 pub mod explain;
+pub mod explain_device;
 pub mod flags;
 pub mod gateway;
 pub mod job;

@@ -207,11 +207,12 @@ pub fn details(node: &view::Node, output: &Output) -> String {
         }
         parts.push(table.plain(output));
     }
-    let sources: BTreeMap<&str, &str> =
-        node.devices.iter().map(|it| (&it.model[..], &it.speed_source[..])).collect();
-    let sources = sources.iter().filter(|(_, source)| !source.is_empty());
+    let told = node.devices.iter().filter(|it| !it.speed_source.is_empty());
+    let sources: BTreeMap<&str, String> = told
+        .map(|it| (&it.model[..], format!("{}{}", it.speed_source, memory_speed(it.memory_gbs))))
+        .collect();
     let sources: Vec<String> =
-        sources.map(|(model, source)| printable(&format!("{model}: {source}"))).collect();
+        sources.iter().map(|(model, source)| printable(&format!("{model}: {source}"))).collect();
     if !sources.is_empty() {
         parts.push(sources.join("\n"));
     }
@@ -220,4 +221,9 @@ pub fn details(node: &view::Node, output: &Output) -> String {
         parts.push(node.findings.iter().map(line).collect::<Vec<String>>().join("\n"));
     }
     parts.join("\n\n")
+}
+
+/// How fast a device reads its memory, to be added to what else is said of it; nothing, where nobody knows.
+pub fn memory_speed(gbs: u32) -> String {
+    if gbs == 0 { String::new() } else { format!(", {} GB/s of memory", units::group(gbs.into())) }
 }

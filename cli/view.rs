@@ -460,12 +460,16 @@ pub struct Device {
     pub fault: Option<String>,
     /// How bad that is: suspect, on probation, quarantined, draining, to be reset, to be rebooted, faulty; empty: well.
     pub health: String,
+    /// Since when, in milliseconds of Unix time by the clock of its machine; null: not told.
+    pub fault_since_ms: Option<u64>,
     /// Whether an administrator keeps new work away.
     pub cordoned: bool,
     /// How fast it is, in thousandths of a reference device.
     pub speed_milli: u32,
     /// Who says so; empty: an agent that does not tell.
     pub speed_source: String,
+    /// How fast it reads its memory, in GB/s; 0: nobody knows.
+    pub memory_gbs: u32,
 }
 
 /// A queue. Quantities in thousandths of a device.
@@ -898,9 +902,11 @@ impl From<&v1::Node> for Node {
                 Some(_) => device.health.clone(),
                 None => String::new(),
             },
+            fault_since_ms: Some(device.fault_since_ms).filter(|ms| *ms != 0),
             cordoned: wire.devices_cordoned.contains(&(index as u32)),
             speed_milli: device.speed_milli,
             speed_source: device.speed_source.clone(),
+            memory_gbs: device.memory_gbs,
             island: device.island,
             isolation: if device.isolation.is_empty() { "advisory".into() } else { device.isolation.clone() },
         };

@@ -96,6 +96,26 @@ fn devices_are_a_number_a_mapping_or_alternatives() {
     assert_eq!(devices("{class: H200}")[0].model.as_deref(), Some("h200"));
     let one = &devices("{count: 2, vendor: nvidia, memory: 80GiB}")[0];
     assert_eq!((one.count, one.vendor, one.memory_bytes), (2, Some(Vendor::Nvidia), 80 << 30));
+    let slice = |text: &str| {
+        let device = devices(&format!("{{slice: {{{text}}}}}")).remove(0);
+        (
+            device.slice.unwrap().compute_milli,
+            device.slice.unwrap().memory_bytes,
+            device.isolation.to_string(),
+        )
+    };
+    assert_eq!(slice("compute: 40%, memory: 20GiB"), (400, 20 << 30, "advisory".into()));
+    assert_eq!(slice("profile: 1g.10gb, isolation: hard"), (142, 8960 << 20, "hard".into()));
+    let wrong =
+        |text: &str| spec(&format!("command: a\ndevices:\n  slice: {{{text}}}")).unwrap_err().to_string();
+    assert!(
+        wrong("profile: vir02")
+            .contains("devices.slice.profile is \"vir02\": expected a profile of NVIDIA (1g.10gb), ")
+    );
+    assert!(
+        wrong("profile: cpx, memory: 1GiB").contains("devices has slice.profile beside compute or memory")
+    );
+    assert!(wrong("profil: cpx").contains("profil"), "{}", wrong("profil: cpx"));
     let any = devices("{any_of: [{class: h200}, {vendor: ascend, count: 2}]}");
     assert_eq!((any.len(), any[0].count, any[1].count), (2, 1, 2));
 }

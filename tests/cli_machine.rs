@@ -3,6 +3,8 @@
 use aquifer_cli::output::Output;
 use aquifer_cli::{devices, doctor};
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 
 fn plain() -> Output {
     Output::default()
@@ -20,6 +22,7 @@ fn machine() -> devices::Machine {
         numa_node: Some(1),
         speed_milli: 1000,
         speed_source: "not measured".into(),
+        memory_gbs: if fault.is_some() { 0 } else { 1600 },
         switch: None,
         island: (index < 2).then_some(0),
         parted_by: (index < 2).then(|| "vnpu".into()),
@@ -42,7 +45,7 @@ DEVICE  VENDOR  MODEL    MEMORY  SPEED  STATE                     ISLAND  NUMA  
      1  ascend  910b3    64 GiB      1  well                           0     1  0000:c1:00.0  die-1
      2  ascend  unknown     0 B      1  faulty: fell off the bus             1  0000:c2:00.0  die-2
 
-910b3: not measured, parts of it can be made on demand (--vnpu on-demand)
+910b3: not measured, 1,600 GB/s of memory, parts of it can be made on demand (--vnpu on-demand)
 unknown: not measured
 
 ascend: device 0: a minor fault"
@@ -56,7 +59,7 @@ ascend: device 0: a minor fault"
     assert_eq!(keys(&json), "devices findings node");
     assert_eq!(
         keys(&json["devices"][0]),
-        "device_nodes environment fault index island isolation measured memory_bytes model numa_node parted_by place \
+        "device_nodes environment fault index island isolation measured memory_bytes memory_gbs model numa_node parted_by place \
          speed_milli speed_source switch uuid vendor"
     );
     assert_eq!(keys(&json["findings"][0]), "vendor what");
@@ -71,6 +74,65 @@ fn a_doctor_says_which_setting_parts_cards() {
     let devices = vec![devices::Device { parted_by: None, ..machine().devices.remove(0) }];
     let without = doctor::of_devices(&devices::Machine { devices, ..machine() });
     assert!(without.iter().all(|it| !it.what.contains("on demand")));
+}
+
+/// All that a rule of the agent says of a device, as its sources have it.
+fn faults() -> Vec<String> {
+    let mut dirs = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("agent/src/device")];
+    let mut faults = Vec::new();
+    while let Some(dir) = dirs.pop() {
+        for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                dirs.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+            for before in
+                ["Lost, \"", "Suspect, \"", "Drain, \"", "Reset, \"", "Reboot, \"", "faulty(\"", "=> \"the "]
+            {
+                faults.extend(
+                    text.split(before).skip(1).map(|rest| rest.split('"').next().unwrap().to_string()),
+                );
+            }
+        }
+    }
+    faults
+}
+
+#[test]
+fn a_doctor_knows_something_better_than_the_vendor_s_tool_for_every_fault() {
+    let faults = faults();
+    assert!(60 < faults.len(), "{faults:#?}");
+    let unknown: Vec<&String> =
+        faults.iter().filter(|fault| doctor::advice(fault) == doctor::advice("")).collect();
+    assert_eq!(unknown, [""; 0]);
+    for (what, next) in [
+        ("the driver amdgpu runs without its compute part, kfd", "load the driver with kfd"),
+        (
+            "found by npu-smi, as libdcmi.so not found: nobody watches whether they are well",
+            "install the vendor's driver",
+        ),
+        ("suspect: its hardware slows it down: it is too hot", "look at its fans"),
+        ("faulty: it is being reset", "nothing, if it comes back"),
+        ("resetting: xid 95: reset the card", "drain the node, then reset"),
+        ("faulty: the number of its device node is not known", "install the vendor's library"),
+        (
+            "suspect: 10 corrected errors or more within 10 minutes",
+            "nothing, as long as there are no uncorrected",
+        ),
+    ] {
+        assert!(doctor::advice(what).starts_with(next), "{what}: {}", doctor::advice(what));
+    }
+}
+
+#[test]
+fn a_doctor_misses_no_node_that_a_driver_may_do_without() {
+    let mut machine = machine();
+    machine.devices[0].device_nodes =
+        ["/dev/no-such-card", "/dev/null", "/dev/ummu"].map(String::from).into();
+    let said: Vec<String> = doctor::of_permissions(&machine).into_iter().map(|it| it.what).collect();
+    assert_eq!(said, ["/dev/no-such-card: No such file or directory (os error 2)"]);
 }
 
 #[test]

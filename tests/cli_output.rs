@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use aquifer_cli::logs::{Printer, Reader, Tail};
 use aquifer_cli::output::Output;
 use aquifer_cli::view::*;
-use aquifer_cli::{explain, job, jobs, nodes, plan, queues, submit, usage, wait, watch};
+use aquifer_cli::{explain, explain_device, job, jobs, nodes, plan, queues, submit, usage, wait, watch};
 use aquifer_proto::v1;
 
 const NOW: u64 = 1_900_000_000_000;
@@ -264,6 +264,39 @@ RANK  ROLE    NODE   DEVICES
     );
 }
 
+#[test]
+fn a_device_is_explained_with_what_becomes_of_it() {
+    let mut node = node();
+    node.devices[2].fault = Some("xid 95: reset the card".into());
+    node.devices[2].health = "to be reset".into();
+    node.devices[2].cordoned = true;
+    let said = |node: &Node, index: usize| {
+        explain_device::text(&explain_device::explain(node, &node.devices[index]), &plain())
+    };
+    assert_eq!(
+        said(&node, 2),
+        "\
+Device 2 of gpu-1 (h200-141gb, GPU-2) takes no new work.
+
+it is to be reset: xid 95: reset the card, since 2030-03-17 17:41:40Z
+  What runs on it is placed elsewhere. It comes back when it was reset.
+  To do: drain the node, then reset the card with the vendor's tool
+
+it is cordoned
+  It takes work again when it is uncordoned.
+  To do: aquifer uncordon gpu-1 --device 2"
+    );
+    assert_eq!(said(&node, 1), "Device 1 of gpu-1 (h200-141gb, GPU-1) takes work: it is free.");
+    assert!(said(&node, 0).ends_with("is held by a job, and takes work when that ends."));
+    node.availability = "cordoned".into();
+    node.cordoned_because = "fails probes beside node3".into();
+    node.up = false;
+    let lost = explain_device::explain(&node, &node.devices[0]);
+    let whats: Vec<&str> = lost.reasons.iter().map(|reason| &reason.what[..]).collect();
+    assert_eq!(whats, ["its node is cordoned, because it fails probes beside node3", "its node is lost"]);
+    assert!(!lost.takes_work && lost.held);
+}
+
 fn node() -> Node {
     let device = |index: u32, held: bool, fault: Option<&str>| Device {
         index,
@@ -276,9 +309,11 @@ fn node() -> Node {
         held,
         fault: fault.map(String::from),
         health: if fault.is_some() { "faulty".into() } else { String::new() },
+        fault_since_ms: fault.map(|_| NOW - 300_000),
         cordoned: false,
         speed_milli: 3170,
         speed_source: "NVIDIA H200 datasheet, dense".into(),
+        memory_gbs: 4800,
     };
     Node {
         name: "gpu-1".into(),
@@ -344,7 +379,7 @@ DEVICE  MODEL       VENDOR   MEMORY  SPEED  SLICES   STATE               UUID
      1  h200-141gb  nvidia  141 GiB   3.17  limited  free                GPU-1
      2  h200-141gb  nvidia  141 GiB   3.17  limited  faulty: ECC errors  GPU-2
 
-h200-141gb: NVIDIA H200 datasheet, dense
+h200-141gb: NVIDIA H200 datasheet, dense, 4,800 GB/s of memory
 
 8 Ascend cards on PCI, libdcmi.so not found"
     );

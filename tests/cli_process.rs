@@ -73,6 +73,23 @@ fn flags_say_what_their_values_look_like() {
 }
 
 #[test]
+fn a_directory_that_is_not_there_is_no_machine_without_devices() {
+    for (flag, command) in [("--sysfs", "devices"), ("--library-path", "devices"), ("--sysfs", "doctor")] {
+        let (code, out, err) = told(&aquifer(&[command, flag, "/no/such"], ""));
+        assert_eq!((code, &out[..]), (Some(2), ""), "{command} {flag}");
+        assert_eq!(
+            err,
+            format!("aquifer: {flag}: /no/such is no directory\n  see `aquifer devices --help`\n")
+        );
+    }
+    let (_, _, err) = told(&aquifer(&["devices", "--devices", "gpu"], ""));
+    assert!(
+        err.contains("a vendor (nvidia, amd, ascend, cambricon, hygon, ") && err.contains("t-head)"),
+        "{err}"
+    );
+}
+
+#[test]
 fn a_bad_file_is_exit_code_1_and_names_file_line_and_key() {
     let (code, out, err) = told(&aquifer(&["submit", "-"], "command: a\nranks: many\n"));
     assert_eq!((code, &out[..]), (Some(1), ""));

@@ -289,7 +289,20 @@ fn what_people_look_at_agrees_with_what_runs() {
     for words in [&["jobs"][..], &["nodes"], &["queues"], &["job", "job-1"], &["logs", "job-1"]] {
         pool.aquifer(words).ok();
     }
-    for words in [&["job", "job-9"][..], &["logs", "job-9"], &["node", "nobody"], &["explain", "job-9"]] {
+    let device = pool.aquifer(&["explain", "a", "--device", "1"]).ok();
+    assert!(device.starts_with("Device 1 of a (h200-141gb, ") && device.contains(" takes work"), "{device}");
+    pool.aquifer(&["cordon", "a", "--device", "1"]).ok();
+    let device = pool.aquifer(&["explain", "a", "--device", "1"]).ok();
+    assert!(device.contains("takes no new work.\n\nit is cordoned\n"), "{device}");
+    pool.aquifer(&["uncordon", "a", "--device", "1"]).ok();
+    for words in [
+        &["job", "job-9"][..],
+        &["logs", "job-9"],
+        &["node", "nobody"],
+        &["explain", "job-9"],
+        &["explain", "a", "--device", "99"],
+        &["explain", "nobody", "--device", "0"],
+    ] {
         let done = pool.aquifer(words);
         assert_eq!((done.code, &done.out[..]), (Some(1), ""), "{words:?}: {}", done.err);
     }

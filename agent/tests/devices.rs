@@ -104,6 +104,38 @@ fn fake_devices_can_be_broken_and_repaired_live() {
 }
 
 #[test]
+fn a_mistake_in_a_file_of_fake_devices_is_named_with_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("fake.toml");
+    let says = |entry: &str| {
+        fs::write(&file, format!("[[device]]\nvendor = \"nvidia\"\nmodel = \"h100\"\n{entry}\n")).unwrap();
+        let choice = format!("fake:{}", file.display()).parse().unwrap();
+        let error = Backends::open(&choice, &Host::read(), &Roots::default(), None).err().expect("a mistake");
+        let error = error.to_string();
+        error.strip_prefix(&format!("fake devices: {}: ", file.display())).expect("the file").to_string()
+    };
+    let unknown = says("count = 2\nmemory = 80");
+    assert!(unknown.starts_with("line 5: unknown field `memory`, expected one of `vendor`, "), "{unknown}");
+    let another = "[[device]]\nvendor = \"nvidia\"\nmodel = \"a\"\nuuid = \"G\"";
+    for (entry, said) in [
+        ("speed = 0", "device[0].speed is 0: expected 0.001 to 1000"),
+        ("count = 4000000000", "device[0].count is 4000000000: expected 65535 devices at most in all"),
+        ("memory_gib = 17179869184", "device[0].memory_gib is 17179869184: expected less than 2^34"),
+        (
+            "count = 2\nfaults = { 2 = \"bad\" }",
+            "device[0].faults is 2: expected numbers from 0 of 2 devices",
+        ),
+        (
+            &format!("uuid = \"G\"\n{another}"),
+            "device[1].uuid is G: expected another: two devices are called G-0",
+        ),
+        ("isolation = \"so so\"", "device[0].isolation is \"so so\": expected hard, limited or advisory"),
+    ] {
+        assert_eq!(says(entry), said);
+    }
+}
+
+#[test]
 fn a_file_of_fake_devices_that_makes_no_sense_is_refused_at_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("devices.toml");

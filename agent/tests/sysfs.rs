@@ -162,6 +162,12 @@ fn a_card_of_amd_that_is_divided_or_fails_is_told() {
     let places: Vec<&str> = found.devices.iter().map(|card| &card.place[..]).collect();
     assert_eq!(places, ["0000:1b:00.0", "0000:3d:00.0", "0000:9f:00.0", "0000:3d:00.0/001"]);
     assert_eq!(&*found.devices[3].uuid, "GPU-0000000000000042-1");
+    // Of a card that is divided each part has its share of what the maker says.
+    let speeds: Vec<(u32, u32)> =
+        found.devices.iter().map(|card| (card.speed(None).0, card.memory_gbs(None))).collect();
+    assert_eq!(speeds, [(4190, 5300), (2095, 2650), (4190, 5300), (2095, 2650)]);
+    let said = found.devices[3].speed(None).1;
+    assert_eq!(said, "AMD ROCm documentation, MI300 series, dense, one of 2 parts");
     let faults: Vec<Option<String>> =
         found.devices.iter().map(|card| card.fault.as_ref().map(ToString::to_string)).collect();
     let bad = "draining: uncorrected errors (umc 2): drain the card and reset it".to_string();

@@ -14,7 +14,7 @@ struct Listed {
     vendor: Vendor,
     tool: &'static str,
     model: &'static str,
-    memory_gib: u64,
+    memory_mib: u64,
     uuid_of_0: &'static str,
     /// What a worker that holds card 0 is told.
     env_of_0: (&'static str, &'static str),
@@ -28,20 +28,20 @@ const NVIDIA: Listed = Listed {
     vendor: Vendor::Nvidia,
     tool: "nvidia-smi",
     model: "h100-80gb-hbm3",
-    memory_gib: 80,
+    memory_mib: 81_920,
     uuid_of_0: "GPU-0000-0",
     env_of_0: ("CUDA_VISIBLE_DEVICES", "GPU-0000-0"),
     node_of_0: "/dev/nvidia1",
     sick: Some("divided into instances, which only its library lists"),
 };
 
-const TOOLS: [Listed; 11] = [
+const TOOLS: [Listed; 12] = [
     NVIDIA,
     Listed {
         vendor: Vendor::Ascend,
         tool: "npu-smi",
         model: "910b3",
-        memory_gib: 64,
+        memory_mib: 65_536,
         uuid_of_0: "ascend-0000:2b:00.0",
         env_of_0: ("ASCEND_RT_VISIBLE_DEVICES", "0"),
         node_of_0: "/dev/davinci4",
@@ -51,7 +51,7 @@ const TOOLS: [Listed; 11] = [
         vendor: Vendor::Cambricon,
         tool: "cnmon",
         model: "mlu590-m9",
-        memory_gib: 80,
+        memory_mib: 81_920,
         uuid_of_0: "MLU-0000-0",
         env_of_0: ("MLU_VISIBLE_DEVICES", "0"),
         node_of_0: "/dev/cambricon_dev0",
@@ -60,9 +60,9 @@ const TOOLS: [Listed; 11] = [
     Listed {
         vendor: Vendor::Hygon,
         tool: "hy-smi",
-        model: "bw1000",
-        memory_gib: 64,
-        uuid_of_0: "hygon-0000:2b:00.0",
+        model: "k100-ai",
+        memory_mib: 65_536,
+        uuid_of_0: "GPU-7100fa0000000001",
         env_of_0: ("HIP_VISIBLE_DEVICES", "0"),
         node_of_0: "/dev/kfd",
         sick: None,
@@ -71,7 +71,7 @@ const TOOLS: [Listed; 11] = [
         vendor: Vendor::MooreThreads,
         tool: "mthreads-gmi",
         model: "mtt-s4000",
-        memory_gib: 48,
+        memory_mib: 49_152,
         uuid_of_0: "8a3e0000-0",
         env_of_0: ("MUSA_VISIBLE_DEVICES", "0"),
         node_of_0: "",
@@ -81,17 +81,17 @@ const TOOLS: [Listed; 11] = [
         vendor: Vendor::Iluvatar,
         tool: "ixsmi",
         model: "mr-v50",
-        memory_gib: 16,
+        memory_mib: 16_384,
         uuid_of_0: "GPU-ix-0",
         env_of_0: ("CUDA_VISIBLE_DEVICES", "0"),
-        node_of_0: "",
+        node_of_0: "/dev/itrctl",
         sick: None,
     },
     Listed {
         vendor: Vendor::Enflame,
         tool: "efsmi",
         model: "s60",
-        memory_gib: 48,
+        memory_mib: 42_976,
         uuid_of_0: "T6R-0",
         env_of_0: ("TOPS_VISIBLE_DEVICES", "0"),
         node_of_0: "",
@@ -101,7 +101,7 @@ const TOOLS: [Listed; 11] = [
         vendor: Vendor::MetaX,
         tool: "mx-smi",
         model: "mxc500",
-        memory_gib: 64,
+        memory_mib: 65_536,
         uuid_of_0: "GPU-mx-0",
         env_of_0: ("CUDA_VISIBLE_DEVICES", "0"),
         node_of_0: "/dev/mxcd",
@@ -111,17 +111,17 @@ const TOOLS: [Listed; 11] = [
         vendor: Vendor::Kunlunxin,
         tool: "xpu-smi",
         model: "p800-oam",
-        memory_gib: 96,
-        uuid_of_0: "kunlunxin-0000:2b:00.0",
+        memory_mib: 98_304,
+        uuid_of_0: "GPU-xpu-0",
         env_of_0: ("XPU_VISIBLE_DEVICES", "0"),
-        node_of_0: "/dev/xpu0",
+        node_of_0: "/dev/xpu2",
         sick: None,
     },
     Listed {
         vendor: Vendor::Biren,
         tool: "brsmi",
         model: "biren106m",
-        memory_gib: 32,
+        memory_mib: 32_768,
         uuid_of_0: "biren-index-00000",
         env_of_0: ("SUPA_VISIBLE_DEVICES", "0"),
         node_of_0: "/dev/biren/card_0",
@@ -131,11 +131,21 @@ const TOOLS: [Listed; 11] = [
         vendor: Vendor::Gaudi,
         tool: "hl-smi",
         model: "hl-225",
-        memory_gib: 96,
+        memory_mib: 98_304,
         uuid_of_0: "01P0-HL2080A0-15-TNPS34-07-01-00",
         env_of_0: ("HABANA_VISIBLE_MODULES", "5"),
         node_of_0: "/dev/accel/accel3",
         sick: Some("the number of its device node is not known"),
+    },
+    Listed {
+        vendor: Vendor::THead,
+        tool: "ppu-smi",
+        model: "ppu-zw810e",
+        memory_mib: 98_304,
+        uuid_of_0: "GPU-0000-0",
+        env_of_0: ("CUDA_VISIBLE_DEVICES", "0"),
+        node_of_0: "/dev/alixpu_ppu0",
+        sick: None,
     },
 ];
 
@@ -214,7 +224,7 @@ fn cards_that_a_tool_lists_are_offered_and_shown_to_workers() {
         let of_0 = found.devices.iter().find(|device| *device.uuid == *listed.uuid_of_0);
         let of_0 = of_0.unwrap_or_else(|| panic!("{} in {found:#?}", listed.uuid_of_0));
         assert_eq!((&*of_0.class.model, why(of_0)), (listed.model, None), "{}", listed.tool);
-        assert_eq!(of_0.class.memory_bytes, listed.memory_gib << 30, "{}", listed.tool);
+        assert_eq!(of_0.class.memory_bytes, listed.memory_mib << 20, "{}", listed.tool);
         let at = if listed.tool == "brsmi" { "index-00000" } else { "0000:2b:00.0" };
         assert_eq!(of_0.place, at, "{}", listed.tool);
         let of_1 = found.devices.iter().find(|device| device.uuid != of_0.uuid).expect("another");
@@ -250,6 +260,107 @@ fn a_chip_whose_node_the_tool_does_not_number_is_at_fault() {
         assert_eq!(why(card), Some("the number of its device node is not known"));
         assert_eq!(card.nodes, [""; 0].map(PathBuf::from));
     }
+    let machine = Machine::new(&["xpu-smi"]);
+    let script = fs::read_to_string(machine.file("xpu-smi")).expect("a script");
+    machine.install("xpu-smi", &script.replace("Minor Number ", "PCIe Id "));
+    let found = machine.backend(Vendor::Kunlunxin).discover();
+    // No container gets it; a process finds it by its number.
+    assert_eq!((why(card(&found, 0)), card(&found, 0).nodes.len()), (None, 0));
+}
+
+/// As a map of chips of the series 950 is printed in a test of SwanHubX/SwanLab; there, boards know no chips.
+#[test]
+fn a_chip_whose_logical_number_is_not_told_is_at_fault() {
+    let machine = Machine::new(&[]);
+    machine.install(
+        "npu-smi",
+        "#!/bin/sh\n\
+         case \"$*\" in\n\
+         'info -m') echo 'NPU ID  Slot ID  Chip ID  Chip Phy-ID  Chip Name'\n\
+         echo '0       1        0        3            Ascend950PR' ;;\n\
+         'info -t usages -i 0') printf 'HBM Capacity(MB) : 114688\\nChip ID : 0\\n' ;;\n\
+         'info -t board -i 0') printf 'PCIe Bus Info : 0000:F1:00.0\\nChip Count : 1\\n' ;;\n\
+         *) echo 'not supported' >&2; exit 1 ;;\n\
+         esac\n",
+    );
+    let found = machine.backend(Vendor::Ascend).discover();
+    let [chip] = &found.devices[..] else { panic!("{found:#?}") };
+    assert_eq!(why(chip), Some("npu-smi does not tell its logical number"));
+    assert_eq!((&*chip.class.model, chip.class.memory_bytes >> 30), ("ascend950pr", 112));
+    assert_eq!((&chip.place[..], &chip.nodes[0]), ("0000:f1:00.0", &PathBuf::from("/dev/davinci3")));
+}
+
+/// Forms of other versions.
+#[test]
+fn what_other_versions_of_a_tool_print_is_read_too() {
+    let other = |tool: &str, changes: &[(&str, &str)]| {
+        let machine = Machine::new(&[tool]);
+        let script = fs::read_to_string(machine.file(tool)).expect("a script");
+        let changed = changes.iter().fold(script.clone(), |text, (from, to)| text.replace(from, to));
+        assert_ne!(changed, script, "{tool}");
+        machine.install(tool, &changed);
+        let vendor = TOOLS.iter().find(|listed| listed.tool == tool).expect("a tool").vendor;
+        let found = machine.backend(vendor).discover();
+        let first = card(&found, 0);
+        (first.class.model.to_string(), first.class.memory_bytes >> 20, first.uuid.to_string())
+    };
+    // Memory in bytes, as a number and no text, and names as AMD's tool has them.
+    let changes = [
+        (r#""vram Total Memory (MiB)": "65536""#, r#""VRAM Total Memory (B)": 68702699520"#),
+        ("7100fa0000000001", "0x7100fa0000000001"),
+    ];
+    let read = other("hy-smi", &changes);
+    assert_eq!(read, ("k100-ai".into(), 65_520, "GPU-7100fa0000000001".into()));
+    // A name of two words.
+    let read = other("mx-smi", &[("    MXC500        0000", "    MetaX C550    0000")]);
+    assert_eq!((&read.0[..], read.1), ("c550", 65_536));
+    // Wider columns, and a product that is named otherwise.
+    let read = other("nvidia-smi", &[("  : ", "          : "), ("H100 80GB HBM3", "A10")]);
+    assert_eq!(read, ("a10".into(), 81_920, "GPU-0000-0".into()));
+    // Two chips on a card; memory that is no HBM.
+    let changes = [
+        (
+            "0                              1                              -                              -                              Mcu",
+            "0                              1                              1                              1                              Ascend 310P3",
+        ),
+        (
+            "1                              0                              1                              5 ",
+            "9 - - - ",
+        ),
+        (
+            "        Chip ID                        : 0\nTEXT",
+            "        Chip ID                        : 0\n        DDR Capacity(MB)               : 22000\n        Chip ID                        : 1\nTEXT",
+        ),
+        ("info -t board -i 1 -c 0", "info -t board -i 0 -c 1"),
+        ("Ascend 910B3", "Ascend 310P3"),
+    ];
+    assert_eq!(other("npu-smi", &changes), ("310p3".into(), 65_536, TOOLS[1].uuid_of_0.into()));
+}
+
+/// Some are linked against libraries that their vendor puts beside them, and only a shell that was set up for them knows where.
+#[test]
+fn a_tool_finds_the_libraries_beside_it() {
+    let mut machine = Machine::new(&["ixsmi"]);
+    let script = fs::read_to_string(machine.file("ixsmi")).expect("a script");
+    let dir = machine.dir.path().join("corex");
+    for name in ["bin", "lib"] {
+        fs::create_dir_all(dir.join(name)).expect("a directory");
+    }
+    let needs = format!("case \"$LD_LIBRARY_PATH\" in *{}/lib*) ;; *) exit 127 ;; esac", dir.display());
+    machine.install("corex/bin/ixsmi", &script.replace("#!/bin/sh\n", &format!("#!/bin/sh\n{needs}\n")));
+    machine.roots.tools = vec![dir.join("bin")];
+    let found = machine.backend(Vendor::Iluvatar).discover();
+    assert_eq!(found.devices.len(), 2, "{found:#?}");
+
+    // Or where the agent was told to look.
+    let sdk = machine.dir.path().join("sdk");
+    fs::create_dir(&sdk).expect("a directory");
+    let needs = format!("case \"$LD_LIBRARY_PATH\" in *{}*) ;; *) exit 127 ;; esac", sdk.display());
+    machine.install("ixsmi", &script.replace("#!/bin/sh\n", &format!("#!/bin/sh\n{needs}\n")));
+    machine.roots.tools = vec![machine.dir.path().into()];
+    machine.roots.libraries = vec![sdk];
+    let found = machine.backend(Vendor::Iluvatar).discover();
+    assert_eq!(found.devices.len(), 2, "{found:#?}");
 }
 
 #[test]

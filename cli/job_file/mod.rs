@@ -6,6 +6,7 @@
 
 mod apartness;
 mod mount;
+mod profile;
 mod scalars;
 mod set;
 mod spec;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use apartness::Apartness;
 pub use mount::Mount;
+pub use profile::Profile;
 pub use scalars::*;
 pub use spec::*;
 pub use words::*;
@@ -236,7 +238,7 @@ pub struct Topology {
 
 /// A part of one device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(try_from = "profile::Named")]
 #[allow(missing_docs)]
 pub struct DevicePart {
     #[serde(skip_serializing_if = "Option::is_none")]

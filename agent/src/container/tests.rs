@@ -37,6 +37,7 @@ fn cards(vendor: Vendor) -> Vec<Found> {
         speed_milli: None,
         memory_gbs: None,
         is_used: false,
+        one_of: 1,
         place: "0000:1b:00.0".into(),
         logical,
         physical,

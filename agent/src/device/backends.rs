@@ -526,6 +526,7 @@ impl KnownDevice {
             speed_milli: None,
             memory_gbs: None,
             is_used: false,
+            one_of: 1,
             place: self.place.clone(),
             logical: u32::MAX,
             physical: u32::MAX,

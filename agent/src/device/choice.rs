@@ -64,9 +64,11 @@ impl FromStr for DeviceChoice {
                 ("auto" | "none", None) => Err(error("stands alone, or not at all")),
                 ("fake", _) => Err(error("needs a file: fake:FILE")),
                 (name, library) => match (name.parse(), library) {
-                    (Ok(Vendor::Cpu) | Err(_), _) | (_, Some("")) => Err(error(
-                        "expected auto, none, cpu, cpu:0-3, a vendor (nvidia, amd, ascend, …) or fake:FILE",
-                    )),
+                    (Ok(Vendor::Cpu) | Err(_), _) => Err(error(&format!(
+                        "expected auto, none, cpu, cpu:0-3, a vendor ({}) or fake:FILE",
+                        vendors().join(", ")
+                    ))),
+                    (Ok(vendor), Some("")) => Err(error(&format!("needs a library: {vendor}:LIBRARY"))),
                     (Ok(vendor), Some(_)) if maker(vendor).is_none() => {
                         Err(error("its devices are found without a library"))
                     }
@@ -76,4 +78,9 @@ impl FromStr for DeviceChoice {
         };
         text.split(',').map(|text| part(text.trim())).collect::<Result<_, _>>().map(DeviceChoice::These)
     }
+}
+
+/// Names of those that make accelerators.
+fn vendors() -> Vec<&'static str> {
+    Vendor::ALL.iter().filter(|(vendor, _)| *vendor != Vendor::Cpu).map(|(_, name)| *name).collect()
 }

@@ -57,6 +57,7 @@ impl Backend for Cpu {
             speed_milli: None,
             memory_gbs: None,
             is_used: false,
+            one_of: 1,
             place: format!("{core:05}"),
             logical: *core as u32,
             physical: *core as u32,

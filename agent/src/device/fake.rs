@@ -12,20 +12,24 @@
 //! count = 8                         # 1 if left out
 //! uuid = "GPU-left"                 # start of the unique names; "fake-VENDOR" if left out
 //! island_size = 4                   # so many, one after the other, are linked directly; none if left out
-//! speed = 2.5                       # how fast each is, 1 is the reference; 1 if left out
+//! speed = 2.5                       # how fast each is, 1 is the reference; what a datasheet says if left out
 //! memory_gbs = 3350                 # how fast each reads its memory; what a datasheet says if left out
 //! isolation = "limited"             # how well slices of each are kept apart; "advisory" if left out
 //! faults = { 3 = "fell off the bus", 4 = "suspect: xid 74" }   # by number within this entry, from 0
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aquifer_core::{DeviceClass, Fault, Health, Isolation, Name, Vendor};
+use aquifer_core::{DeviceClass, Fault, Health, Isolation, Name, UnknownVendor, Vendor};
 use serde::Deserialize;
 
 use super::{Backend, DeviceError, Discovery, Finding, Found, Visibility, merge, visible_devices_variable};
+
+/// Devices of a node, at most.
+const MOST_DEVICES: usize = 65_535;
 
 /// One vendor's devices of a file.
 pub struct Fake {
@@ -74,7 +78,7 @@ impl Backend for Fake {
     }
 
     fn discover(&mut self) -> Discovery {
-        match read(&self.file).and_then(|text| parse_fake(&text)) {
+        match of_file(&self.file) {
             Ok((mut devices, _)) => {
                 devices.retain(|device| device.class.vendor == self.vendor);
                 Discovery { devices, findings: Vec::new() }
@@ -111,41 +115,63 @@ impl Backend for Fake {
 ///
 /// # Errors
 ///
-/// Says what is wrong, and where.
+/// Says what is wrong, and where: the line, or the entry (from 0) with its key.
 pub fn parse_fake(text: &str) -> Result<(Vec<Found>, BTreeMap<Name, Name>), DeviceError> {
-    let file: File =
-        toml::from_str(text).map_err(|error| DeviceError::Fake(error.to_string().trim().to_string()))?;
+    let file: File = toml::from_str(text).map_err(|error| {
+        let line = 1 + text[..error.span().map_or(0, |at| at.start)].matches('\n').count();
+        DeviceError::Fake(format!("line {line}: {}", error.message().replace('\n', " ")))
+    })?;
     let mut devices: Vec<Found> = Vec::new();
+    let mut names = BTreeSet::new();
     let mut islands = 0;
     for (entry_number, entry) in file.device.iter().enumerate() {
-        let vendor: Vendor = entry.vendor.parse().map_err(|error| DeviceError::Fake(format!("{error}")))?;
-        let memory_bytes = entry.memory_bytes.or(entry.memory_gib.map(|gib| gib << 30)).unwrap_or(0);
+        let wrong = |key: &str, value: &dyn fmt::Display, allowed: &str| {
+            DeviceError::Fake(format!("device[{entry_number}].{key} is {value}: expected {allowed}"))
+        };
+        let vendor: Vendor = entry.vendor.parse().map_err(|error: UnknownVendor| {
+            DeviceError::Fake(format!("device[{entry_number}].vendor: {error}"))
+        })?;
+        let bytes = entry.memory_gib.map(|gib| gib.checked_mul(1 << 30).ok_or(gib)).transpose();
+        let bytes = bytes.map_err(|gib| wrong("memory_gib", &gib, "less than 2^34"))?;
+        let memory_bytes = entry.memory_bytes.or(bytes).unwrap_or(0);
         let class = Arc::new(DeviceClass { vendor, model: entry.model.as_str().into(), memory_bytes });
         let earlier = devices.iter().filter(|device| device.class.vendor == vendor).count() as u32;
         if entry.island_size == Some(0) {
-            return Err(DeviceError::Fake("island_size is 0: expected at least 1".into()));
+            return Err(wrong("island_size", &0, "at least 1"));
+        }
+        if MOST_DEVICES - devices.len() < entry.count as usize {
+            return Err(wrong("count", &entry.count, &format!("{MOST_DEVICES} devices at most in all")));
         }
         let speed = entry.speed.unwrap_or(1.0);
         if !(0.001..=1000.0).contains(&speed) {
-            return Err(DeviceError::Fake(format!("speed is {speed}: expected 0.001 to 1000")));
+            return Err(wrong("speed", &speed, "0.001 to 1000"));
         }
         let isolation = entry.isolation.as_deref().unwrap_or("advisory");
-        let isolation = isolation
-            .parse::<Isolation>()
-            .map_err(|allowed| DeviceError::Fake(format!("isolation is {isolation:?}: {allowed}")))?;
+        let isolation = isolation.parse::<Isolation>().map_err(|allowed| {
+            DeviceError::Fake(format!("device[{entry_number}].isolation is {isolation:?}: {allowed}"))
+        })?;
+        let is_one = |number: &String| number.parse().is_ok_and(|number: u32| number < entry.count);
+        if let Some(number) = entry.faults.keys().find(|number| !is_one(number)) {
+            return Err(wrong("faults", &number, &format!("numbers from 0 of {} devices", entry.count)));
+        }
         let prefix = entry.uuid.clone().unwrap_or_else(|| format!("fake-{vendor}"));
         for number in 0..entry.count {
             let logical = earlier + number;
             let suffix = if entry.uuid.is_some() { number } else { logical };
+            let uuid = format!("{prefix}-{suffix}");
+            if !names.insert(uuid.clone()) {
+                return Err(wrong("uuid", &prefix, &format!("another: two devices are called {uuid}")));
+            }
             devices.push(Found {
                 class: class.clone(),
-                uuid: format!("{prefix}-{suffix}").into(),
+                uuid: uuid.as_str().into(),
                 fault: entry.faults.get(&number.to_string()).map(|fault| parse_fault(fault)),
                 isolation,
                 parts: None,
                 memory_gbs: entry.memory_gbs,
                 speed_milli: entry.speed.map(|speed| (speed * 1000.0).round() as u32),
                 is_used: false,
+                one_of: 1,
                 island: entry.island_size.map(|size| (islands + number / size) as u16),
                 place: format!("{entry_number:04}-{number:05}"),
                 logical,
@@ -169,20 +195,24 @@ fn parse_fault(text: &str) -> Fault {
 }
 
 pub(super) fn labels(file: &Path) -> Result<BTreeMap<Name, Name>, DeviceError> {
-    Ok(parse_fake(&read(file)?)?.1)
+    Ok(of_file(file)?.1)
 }
 
 /// The vendors that a file names, each once.
 pub(super) fn vendors(file: &Path) -> Result<Vec<Vendor>, DeviceError> {
-    let mut vendors: Vec<Vendor> =
-        parse_fake(&read(file)?)?.0.iter().map(|device| device.class.vendor).collect();
+    let mut vendors: Vec<Vendor> = of_file(file)?.0.iter().map(|device| device.class.vendor).collect();
     vendors.sort();
     vendors.dedup();
     Ok(vendors)
 }
 
-fn read(file: &Path) -> Result<String, DeviceError> {
-    std::fs::read_to_string(file).map_err(|error| DeviceError::Fake(format!("{}: {error}", file.display())))
+fn of_file(file: &Path) -> Result<(Vec<Found>, BTreeMap<Name, Name>), DeviceError> {
+    let of_file = |what: &dyn fmt::Display| DeviceError::Fake(format!("{}: {what}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|error| of_file(&error))?;
+    parse_fake(&text).map_err(|error| match error {
+        DeviceError::Fake(what) => of_file(&what),
+        other => other,
+    })
 }
 
 fn one() -> u32 {

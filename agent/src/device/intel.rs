@@ -65,6 +65,7 @@ fn read(roots: &Roots, place: &str, logical: u32) -> Found {
         speed_milli: None,
         memory_gbs: None,
         is_used: false,
+        one_of: 1,
         nodes: visible::nodes(Vendor::Intel, logical, place, &roots.sysfs),
         place: place.to_string(),
         logical,

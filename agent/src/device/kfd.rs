@@ -66,7 +66,7 @@ pub fn look(roots: &Roots, errors: &mut Ras) -> Discovery {
         let logical = found.devices.len() as u32;
         // Graphics of processors have no memory of their own.
         let Some(device) = read_node(roots, &dir, &get, logical, &found.devices) else { continue };
-        let of_card = |card: &Card| device.place.split('/').next() == Some(&card.place);
+        let of_card = |card: &Card| card_of(&device) == card.place;
         match whole.iter().find(|card| of_card(card)) {
             None => {
                 at.insert(number, found.devices.len());
@@ -95,9 +95,14 @@ pub fn look(roots: &Roots, errors: &mut Ras) -> Discovery {
             }
         }
     }
+    let mut parts: BTreeMap<String, u32> = BTreeMap::new();
+    for device in &found.devices {
+        *parts.entry(card_of(device).into()).or_default() += 1;
+    }
     for device in &mut found.devices {
-        // Of a card that is divided all parts share its errors.
-        let place = device.place.split('/').next().unwrap_or_default();
+        // Of a card that is divided all parts are equal, and share its errors.
+        device.one_of = parts.get(card_of(device)).copied().unwrap_or(1);
+        let place = card_of(device);
         let pci = roots.pci(place);
         device.fault = errors.look(place, &pci, Instant::now()).or_else(|| too_hot(&pci).map(suspect));
         if let Some(fault) = device.fault.as_ref().filter(|fault| fault.health == Health::Suspect) {
@@ -121,6 +126,11 @@ pub fn look(roots: &Roots, errors: &mut Ras) -> Discovery {
         }
     }
     found
+}
+
+/// Bus address of the card that a device is, or is a part of.
+fn card_of(device: &Found) -> &str {
+    device.place.split('/').next().unwrap_or_default()
 }
 
 /// A card, however many nodes it has: one for each part that it is divided into.
@@ -230,7 +240,7 @@ fn read_node(
         0 => read_number(pci.join("mem_info_vram_total")).filter(|_| get("cpu_cores_count") == 0)?,
         bytes => bytes,
     };
-    let siblings = earlier.iter().filter(|device| device.place.split('/').next() == Some(&card)).count();
+    let siblings = earlier.iter().filter(|device| card_of(device) == card).count();
     let (place, suffix) = match siblings {
         0 => (card.clone(), String::new()),
         number => (format!("{card}/{number:03}"), format!("-{number}")),
@@ -254,6 +264,7 @@ fn read_node(
         speed_milli: None,
         memory_gbs: None,
         is_used: false,
+        one_of: 1,
         nodes: visible::nodes(Vendor::Amd, physical, &card, &roots.sysfs),
         place,
         logical,

@@ -12,7 +12,7 @@ pub mod caps;
 mod choice;
 mod cndev_incidents;
 mod cpu;
-mod datasheet;
+pub mod datasheet;
 mod fake;
 mod helper;
 mod hwmon;
@@ -53,7 +53,7 @@ pub use cpu::{Cpu, parse_cores, slug_of_cpu};
 pub use fake::{Fake, parse_fake};
 pub use reset::Resets;
 pub use roots::Roots;
-pub use visible::{driver_files, visible_devices_variable};
+pub use visible::{driver_files, may_be_absent, visible_devices_variable};
 
 /// One vendor's devices.
 ///
@@ -127,6 +127,9 @@ pub struct Found {
     pub nodes: Vec<PathBuf>,
     /// Whether a program computes on it now, whoever started it; false also where nobody can tell.
     pub is_used: bool,
+    /// How many such devices, equal parts, make up the card that its class names; 1: it is whole. Parts whose class names them do not
+    /// count here.
+    pub one_of: u32,
 }
 
 impl Found {
@@ -137,7 +140,8 @@ impl Found {
         let measured =
             || measured.and_then(|figures| figures.memory_gbs).filter(|gbs| gbs.is_finite() && 1.0 <= *gbs);
         let known = self.memory_gbs.or_else(|| measured().map(|gbs| gbs as u32));
-        known.or_else(|| datasheet::memory_gbs(&self.class)).unwrap_or(0)
+        let listed = || datasheet::memory_gbs(&self.class).map(|gbs| (gbs / self.one_of).max(1));
+        known.or_else(listed).unwrap_or(0)
     }
 
     /// How fast it is, in thousandths of the reference device, at least 1, and who says so. An accelerator of which
@@ -152,7 +156,10 @@ impl Found {
             return (datasheet::milli(tflops), format!("measured: {tflops:.3} TFLOP/s in bf16"));
         }
         match datasheet::speed_milli(&self.class) {
-            Some((milli, source)) => (milli, source.into()),
+            Some((milli, source)) if self.one_of == 1 => (milli, source.into()),
+            Some((milli, source)) => {
+                ((milli / self.one_of).max(1), format!("{source}, one of {} parts", self.one_of))
+            }
             None if self.class.vendor == Vendor::Cpu => (1, "not measured, as a slow core".into()),
             None => (1000, "not measured, as the reference device".into()),
         }

@@ -6,8 +6,9 @@ use std::path::Path;
 
 use aquifer_core::Vendor;
 
-/// PCI vendor ids. Source: pciutils/pciids and the vendors' own discovery code.
-const VENDORS: [(u32, Vendor); 14] = [
+/// PCI vendor ids. Source: pciutils/pciids and the vendors' own discovery code; newer cards of Kunlunxin have another than those before
+/// (`xpu-smi -q` of a P800: `Device Id: 0x36862057`).
+const VENDORS: [(u32, Vendor); 15] = [
     (0x10de, Vendor::Nvidia),
     (0x1002, Vendor::Amd),
     (0x19e5, Vendor::Ascend),
@@ -18,6 +19,7 @@ const VENDORS: [(u32, Vendor); 14] = [
     (0x1e36, Vendor::Enflame),
     (0x9999, Vendor::MetaX),
     (0x1d22, Vendor::Kunlunxin),
+    (0x2057, Vendor::Kunlunxin),
     (0x1ee0, Vendor::Biren),
     (0x8086, Vendor::Intel),
     (0x1da3, Vendor::Gaudi),
@@ -46,7 +48,7 @@ pub fn scan(sysfs: &Path) -> BTreeMap<Vendor, Vec<String>> {
 }
 
 /// Whose accelerator it is, if it is one: a processing accelerator, or a display controller, but none that only
-/// drives a screen.
+/// drives a screen. Some makers' are of other classes: `lspci` calls a K100-AI of Hygon a co-processor.
 fn accelerator(vendor: u32, class: u32, place: &str) -> Option<Vendor> {
     let (_, vendor) = *VENDORS.iter().find(|(id, _)| *id == vendor)?;
     match (class >> 16, class >> 8) {
@@ -56,6 +58,8 @@ fn accelerator(vendor: u32, class: u32, place: &str) -> Option<Vendor> {
         // The graphics of an AMD processor (its cards are found by the driver), and the screen of a Huawei server's management controller.
         (0x03, 0x0300) if matches!(vendor, Vendor::Amd | Vendor::Ascend) => None,
         (0x03, _) => Some(vendor),
+        (_, 0x0b40) if vendor == Vendor::Hygon => Some(vendor),
+        (_, 0x0780) if vendor == Vendor::Kunlunxin => Some(vendor),
         _ => None,
     }
 }
@@ -79,6 +83,11 @@ mod tests {
             ("0000:00:1f.0", "0x8086", "0x060100"),
             ("0000:00:05.0", "0x1af4", "0x120000"),
             ("0000:00:06.0", "rubbish", "0x120000"),
+            ("0000:37:00.0", "0x1d94", "0x0b4000"),
+            ("0000:00:08.0", "0x1d94", "0x108000"),
+            ("0000:21:00.0", "0x2057", "0x120000"),
+            ("0000:22:00.0", "0x2057", "0x078000"),
+            ("0000:23:00.0", "0x10de", "0x0b4000"),
         ];
         for (place, vendor, class) in devices {
             let dir = sysfs.path().join("bus/pci/devices").join(place);
@@ -89,6 +98,8 @@ mod tests {
         let expected = [
             (Vendor::Nvidia, vec!["0000:1a:00.0".to_string(), "0000:1b:00.0".to_string()]),
             (Vendor::Ascend, vec!["0000:c1:00.0".to_string()]),
+            (Vendor::Hygon, vec!["0000:37:00.0".to_string()]),
+            (Vendor::Kunlunxin, vec!["0000:21:00.0".to_string(), "0000:22:00.0".to_string()]),
             (Vendor::Intel, vec!["0000:00:03.0".to_string(), "0000:0b:00.0".to_string()]),
         ];
         assert_eq!(scan(sysfs.path()), BTreeMap::from(expected));

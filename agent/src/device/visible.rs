@@ -30,7 +30,7 @@ struct Rules {
     fixed: &'static [(&'static str, &'static str)],
     /// Device nodes of a device; `{}` is its physical number.
     nodes: &'static [&'static str],
-    /// Device nodes that every program needs.
+    /// Device nodes that every program needs, as far as a machine has them. Source: gpustack/runtime `deployer/cdi`.
     common: &'static [&'static str],
     /// Whether programs reach it through `/dev/dri` too.
     dri: bool,
@@ -76,7 +76,14 @@ const ASCEND: Rules = Rules {
     variables: &[("ASCEND_RT_VISIBLE_DEVICES", By::Logical, "")],
     runtime: &[("ASCEND_VISIBLE_DEVICES", By::Physical, "void")],
     nodes: &["/dev/davinci{}"],
-    common: &["/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc"],
+    common: &[
+        "/dev/davinci_manager",
+        "/dev/devmm_svm",
+        "/dev/hisi_hdc",
+        "/dev/dvpp_cmdlist",
+        "/dev/uburma",
+        "/dev/ummu",
+    ],
     files: &[
         "/usr/local/Ascend/driver",
         "/usr/local/dcmi",
@@ -109,6 +116,7 @@ const ILUVATAR: Rules = Rules {
     variables: &[("CUDA_VISIBLE_DEVICES", By::Logical, "")],
     runtime: &[("IX_VISIBLE_DEVICES", By::Logical, "")],
     nodes: &["/dev/iluvatar{}"],
+    common: &["/dev/itrctl"],
     ..NONE
 };
 const ENFLAME: Rules = Rules {
@@ -118,7 +126,7 @@ const ENFLAME: Rules = Rules {
 };
 const METAX: Rules = Rules {
     variables: &[("CUDA_VISIBLE_DEVICES", By::Logical, "")],
-    common: &["/dev/mxcd"],
+    common: &["/dev/mxcd", "/dev/mxnd", "/dev/mxgd"],
     dri: true,
     ..NONE
 };
@@ -153,6 +161,8 @@ const GAUDI: Rules = Rules {
 const T_HEAD: Rules = Rules {
     variables: &[("CUDA_VISIBLE_DEVICES", By::Logical, "")],
     runtime: &[("NVIDIA_VISIBLE_DEVICES", By::Logical, "void")],
+    nodes: &["/dev/alixpu_ppu{}"],
+    common: &["/dev/alixpu", "/dev/alixpu_ctl"],
     ..NONE
 };
 
@@ -242,6 +252,13 @@ pub fn show_alone(held: &[&Found], show: impl FnOnce(&[&Found]) -> Visibility, v
             .for_each(|known| known.1.clone_from(&value));
     }
     shown
+}
+
+/// Whether machines whose driver runs as it should may have no such node: older series and drivers do without.
+pub fn may_be_absent(node: &Path) -> bool {
+    const SOME: [&str; 8] =
+        ["nvidia-uvm-tools", "mkfd", "dvpp_cmdlist", "uburma", "ummu", "itrctl", "mxnd", "mxgd"];
+    node.file_name().and_then(|name| name.to_str()).is_some_and(|name| SOME.contains(&name))
 }
 
 /// What of a vendor's driver programs in a container need to see of the node.

@@ -9,6 +9,8 @@ int xpumlInit(void) { INIT(9); }
 int xpumlDeviceGetCount(u32 *count) { CALL; GIVE(count, 2); }
 int xpumlDeviceGetHandleByIndex(u32 index, int **card) { OF(index); GIVE(card, &cards[index]); }
 int xpumlDeviceGetSerial(int *card, char *to, u32 size) { OF(*card); return text(to, size, "02K00Y-%d", *card); }
+// Newer ones have it: the number of its node.
+int xpumlDeviceGetId(int *card, int *id) { OF(*card); GIVE(id, 2 - 2 * *card); }
 int xpumlDeviceGetPciInfo(int *card, Pci *pci) { OF(*card); *pci = (Pci){.bus = bus(*card)}; return 0; }
 int xpumlDeviceGetMemoryInfo(int *card, Memory *memory) {
     OF(*card);

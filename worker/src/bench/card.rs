@@ -10,7 +10,7 @@ use crate::model::{Model, ModelConfig};
 use std::time::Instant;
 
 /// What makers say of cards: the first words of their names, dense products of bf16 and products of floats in TFLOP/s, and
-/// memory in GB/s. Of those that match, the longest counts. Source: the cards' datasheets.
+/// memory in GB/s. Of those that match, the longest counts. Source: the cards' datasheets, as `docs/datasheets.md` has them.
 const DATASHEETS: [(&str, f64, f64, f64); 14] = [
     ("NVIDIA B200", 2250.0, 75.0, 8000.0),
     ("NVIDIA H200", 989.0, 67.0, 4800.0),
@@ -66,9 +66,7 @@ impl Roofline {
     /// # Errors
     /// The card has failed.
     pub fn of_card<E: Element>(kernels: &Cuda<E>) -> Result<(Roofline, &'static str), DeviceError> {
-        let name = kernels.card().name();
-        let known = DATASHEETS.iter().filter(|row| name.starts_with(row.0)).max_by_key(|row| row.0.len());
-        if let Some((_, bf16, f32, memory)) = known {
+        if let Some((_, bf16, f32, memory)) = listed(kernels.card().name()) {
             let (bf16_gflops, f32_gflops) = (1e3 * bf16, 1e3 * f32);
             return Ok((Roofline { f32_gflops, bf16_gflops, read_gbs: *memory }, "datasheet"));
         }
@@ -77,6 +75,14 @@ impl Roofline {
         // Of the other precision nothing is known.
         Ok((Roofline { f32_gflops: product, bf16_gflops: product, read_gbs }, "measured"))
     }
+}
+
+/// What its maker says of a card with this name. Words count, not letters: an L40 is no L4.
+fn listed(name: &str) -> Option<&'static (&'static str, f64, f64, f64)> {
+    let begins = |row: &&(&str, f64, f64, f64)| {
+        name.strip_prefix(row.0).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '-']))
+    };
+    DATASHEETS.iter().filter(begins).max_by_key(|row| row.0.len())
 }
 
 /// How work is timed, in seconds.
@@ -390,4 +396,20 @@ pub(crate) fn upload_gbs<E: Element>(kernels: &Cuda<E>, most: usize) -> Result<f
         time(kernels, &mut || kernels.card().upload(&mut to, &values))
     };
     rate_as_needed((LEAST_COPIED, most), seconds, |len| 4e-9 * len as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_is_known_by_words_and_not_by_letters() {
+        let of = |name: &str| listed(name).map(|row| row.0);
+        assert_eq!(of("NVIDIA A100-SXM4-80GB"), Some("NVIDIA A100-SXM4-80GB"));
+        assert_eq!(of("NVIDIA A100-PCIE-40GB"), Some("NVIDIA A100"));
+        assert_eq!(of("NVIDIA H100 80GB HBM3"), Some("NVIDIA H100"));
+        for other in ["NVIDIA L40", "NVIDIA A10G", "NVIDIA A1000 Laptop GPU", "Tesla T4"] {
+            assert_eq!(of(other), None, "{other}");
+        }
+    }
 }

@@ -68,6 +68,8 @@ pub struct Told {
 pub struct Asked<'a> {
     program: PathBuf,
     roots: &'a Roots,
+    /// Where the vendor's library is looked for.
+    libraries: &'static [&'static str],
 }
 
 impl Asked<'_> {
@@ -99,8 +101,25 @@ impl Asked<'_> {
     fn run(&self, arguments: &[&str], here: &Path) -> Result<String, String> {
         let mut command = Command::new(&self.program);
         command.args(arguments).current_dir(here).env("LC_ALL", "C");
+        let dirs = library_dirs(&self.program, self.roots, self.libraries);
+        if !dirs.is_empty() {
+            let given = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+            let all = std::env::split_paths(&given).chain(dirs);
+            command.env("LD_LIBRARY_PATH", std::env::join_paths(all).unwrap_or(given));
+        }
         said(command, &[], PATIENCE)
     }
+}
+
+/// Where a tool finds its vendor's libraries beside the system's places, as far as they are there: where the agent was told to look, as `lib`
+/// beside the `bin` that it is in, and where the vendor puts them. Some (ixsmi, ppu-smi) start with no others.
+fn library_dirs(program: &Path, roots: &Roots, libraries: &[&str]) -> Vec<PathBuf> {
+    let bin = program.parent().filter(|bin| bin.file_name().is_some_and(|name| name == "bin"));
+    let root = bin.and_then(Path::parent).filter(|root| ![Path::new("/"), Path::new("/usr")].contains(root));
+    let beside = root.into_iter().flat_map(|root| ["lib64", "lib"].map(|name| root.join(name)));
+    let of_vendor = libraries.iter().filter_map(|path| Path::new(path).parent()).map(Path::to_path_buf);
+    let all = roots.libraries.iter().cloned().chain(beside).chain(of_vendor);
+    all.filter(|dir| dir.is_absolute() && dir.is_dir()).collect()
 }
 
 /// A directory that nobody else can write to, for as long as it is held.
@@ -126,6 +145,7 @@ impl Drop for Private {
 pub struct ByTool {
     vendor: Vendor,
     tool: &'static Tool,
+    libraries: &'static [&'static str],
     needs_physical: bool,
     running: Option<Receiver<Result<Vec<Told>, String>>>,
     last: Option<(Instant, Result<Vec<Told>, String>)>,
@@ -136,7 +156,8 @@ impl ByTool {
     pub fn new(maker: &'static Maker) -> Option<ByTool> {
         let needs_physical = maker.apis.iter().any(|api| api.needs_physical);
         let tool = maker.tool.as_ref()?;
-        Some(ByTool { vendor: maker.vendor, tool, needs_physical, running: None, last: None })
+        let (vendor, libraries) = (maker.vendor, maker.libraries);
+        Some(ByTool { vendor, tool, libraries, needs_physical, running: None, last: None })
     }
 
     /// The devices that the tool lists. `None` if the machine has no such tool.
@@ -160,10 +181,10 @@ impl ByTool {
         let is_new = |(at, _): &(Instant, _)| at.elapsed() < KEPT.min(roots.pause * 6);
         if self.running.is_none() && !self.last.as_ref().is_some_and(is_new) {
             let program = find(self.tool, &roots.tools)?;
-            let (tool, roots) = (self.tool, roots.clone());
+            let (tool, libraries, roots) = (self.tool, self.libraries, roots.clone());
             let (send, receive) = channel();
             let ask = move || {
-                let cards = (tool.read)(&Asked { program, roots: &roots }).and_then(plausible);
+                let cards = (tool.read)(&Asked { program, roots: &roots, libraries }).and_then(plausible);
                 _ = send.send(cards); // Nobody waits for it any more.
             };
             let _ = thread::Builder::new().name(tool.name.into()).spawn(ask);

@@ -12,28 +12,40 @@ pub fn rows(text: &str, fields: usize) -> impl Iterator<Item = (u32, Vec<&str>)>
     })
 }
 
+/// A line of columns, which two spaces at least are between.
+pub fn columns(line: &str) -> Vec<&str> {
+    line.split("  ").map(str::trim).filter(|word| !word.is_empty()).collect()
+}
+
 /// One device's part of a report.
 pub struct Block<'a> {
     /// The line with which it begins.
     pub title: &'a str,
-    /// Heading, key and value.
-    entries: Vec<(&'a str, &'a str, &'a str)>,
+    entries: Vec<Entry<'a>>,
+}
+
+struct Entry<'a> {
+    indent: usize,
+    heading: &'a str,
+    key: &'a str,
+    value: &'a str,
 }
 
 impl<'a> Block<'a> {
     /// The value of the first of these keys that is there, wherever it stands.
     pub fn value(&self, keys: &[&str]) -> Option<&'a str> {
-        let of = |key: &&str| self.entries.iter().find(|(_, own, _)| own.eq_ignore_ascii_case(key));
-        keys.iter().find_map(of).map(|(.., value)| *value)
+        let of = |key: &&str| self.entries.iter().find(|entry| entry.key.eq_ignore_ascii_case(key));
+        keys.iter().find_map(of).map(|entry| entry.value)
     }
 
-    /// The same under a heading that has this word in it.
+    /// The same under a heading that has this word in it; of several the one that stands furthest out, which is of the device and not of
+    /// a part of it.
     pub fn under(&self, heading: &str, keys: &[&str]) -> Option<&'a str> {
         let of = |key: &&str| {
-            let is_it = |(own, at, _): &&(&str, &str, &str)| own.contains(heading) && at == key;
-            self.entries.iter().find(is_it)
+            let is_it = |entry: &&Entry| entry.heading.contains(heading) && entry.key == *key;
+            self.entries.iter().filter(is_it).min_by_key(|entry| entry.indent)
         };
-        keys.iter().find_map(of).map(|(.., value)| *value)
+        keys.iter().find_map(of).map(|entry| entry.value)
     }
 }
 
@@ -53,8 +65,8 @@ pub fn blocks<'a>(text: &'a str, title: &str) -> Vec<Block<'a>> {
         let Some(block) = blocks.last_mut() else { continue };
         match line.split_once(':').map(|(key, value)| (key.trim(), value.trim())) {
             Some((key, value)) => {
-                let above = if heading.0 < indent { heading.1 } else { "" };
-                block.entries.push((above, key, value));
+                let heading = if heading.0 < indent { heading.1 } else { "" };
+                block.entries.push(Entry { indent, heading, key, value });
             }
             None => heading = (indent, line),
         }
@@ -135,5 +147,7 @@ mod tests {
             (Some("7"), None)
         );
         assert_eq!((first.under("Memory", &["Last"]), first.value(&["last"])), (None, Some("2")));
+        let parts = "GPU 0\n  Part\n    Memory\n      Total : 1\n  Memory\n    Total : 7\n";
+        assert_eq!(super::blocks(parts, "GPU")[0].under("Memory", &["Total"]), Some("7"));
     }
 }

@@ -12,7 +12,7 @@ use crate::device::api::{
     take_list,
 };
 use crate::device::ascend_codes;
-use crate::device::tool::report::{bytes, place};
+use crate::device::tool::report::{bytes, columns, place};
 use crate::device::tool::{Asked, Told, Tool};
 
 pub const ASCEND: Maker = Maker {
@@ -261,40 +261,48 @@ fn super_pod(opened: &Opened, chip: &Context) -> Option<String> {
 
 /// Chips as `npu-smi` tells of them: the map of their numbers, then the memory of each card's chips, then where each is.
 ///
-/// Only newer ones tell the number of a chip's node, without which it cannot be used.
+/// Only newer ones tell the number of a chip's node, and that of a 950 not the logical number: without both a chip cannot be used.
 fn listed_by_smi(tool: &Asked) -> Result<Vec<Told>, String> {
     let map = tool.say(&["info", "-m"])?;
-    let mut lines = map.lines().skip_while(|line| !line.contains("Chip Logic ID"));
-    let columns: Vec<&str> = in_columns(lines.next().ok_or("its map of chips has no Chip Logic ID")?);
+    let mut lines = map.lines().skip_while(|line| !(line.contains("NPU ID") && line.contains("Chip Name")));
+    let head = columns(lines.next().ok_or("its map of chips has no line with NPU ID and Chip Name")?);
     let mut cards: Vec<Told> = Vec::new();
     let (mut asked, mut sizes) = (String::new(), Vec::new());
-    for row in lines.map(in_columns) {
-        let field = |name: &str| row.get(columns.iter().position(|column| *column == name)?).copied();
+    for row in lines.map(columns) {
+        let field = |name: &str| row.get(head.iter().position(|column| *column == name)?).copied();
+        let number = |name: &str| field(name).and_then(|number| number.parse::<u32>().ok());
         let (Some(card), Some(chip)) = (field("NPU ID"), field("Chip ID")) else { continue };
-        // The controllers of cards have none.
-        let Some(logical) = field("Chip Logic ID").and_then(|number| number.parse().ok()) else { continue };
+        let (logical, physical) = (number("Chip Logic ID"), number("Chip Phy-ID"));
+        // The controllers of cards have neither.
+        let Some(some) = logical.or(physical) else { continue };
         if asked != card {
             (asked, sizes) =
                 (card.into(), memory_of_chips(&tool.say(&["info", "-t", "usages", "-i", card])?));
         }
-        let board = tool.say(&["info", "-t", "board", "-i", card, "-c", chip])?;
+        let board = board_of(tool, card, chip)?;
         let at = board.lines().find_map(|line| line.trim().strip_prefix("PCIe Bus Info")?.split_once(':'));
         let size = sizes.iter().find(|(of, _)| of == chip).or(sizes.first().filter(|_| sizes.len() == 1));
         cards.push(Told {
-            logical,
-            physical: field("Chip Phy-ID").and_then(|number| number.parse().ok()),
+            logical: some,
+            physical,
             model: field("Chip Name").unwrap_or("unknown").into(),
             memory_bytes: size.map_or(0, |(_, bytes)| *bytes),
             place: at.and_then(|(_, at)| place(at)),
+            fault: logical.is_none().then(|| "npu-smi does not tell its logical number".into()),
             ..Told::default()
         });
     }
     Ok(cards)
 }
 
-/// A line of columns, which two spaces at least are between.
-fn in_columns(line: &str) -> Vec<&str> {
-    line.split("  ").map(str::trim).filter(|word| !word.is_empty()).collect()
+/// What it says of a chip; where it knows no chips, of the card, if that is one.
+fn board_of(tool: &Asked, card: &str, chip: &str) -> Result<String, String> {
+    let ask = ["info", "-t", "board", "-i", card, "-c", chip];
+    tool.say(&ask).or_else(|why| {
+        let one =
+            |text: &String| text.lines().any(|line| columns(&line.replace(':', "  ")) == ["Chip Count", "1"]);
+        tool.say(&ask[..5]).ok().filter(one).ok_or(why)
+    })
 }
 
 /// The memory of each chip of a card, which is told before the chip's number: of HBM, or else of DDR.

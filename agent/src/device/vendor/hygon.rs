@@ -20,7 +20,11 @@ pub const HYGON: Maker = Maker {
         "/opt/rocm/lib/librocm_smi64.so",
     ],
     needs: &[],
-    tool: Some(Tool { name: "hy-smi", places: &["/opt/hyhal/bin/hy-smi"], read: listed_by_smi }),
+    tool: Some(Tool {
+        name: "hy-smi",
+        places: &["/opt/hyhal/bin/hy-smi", "/usr/local/hyhal/bin/hy-smi"],
+        read: listed_by_smi,
+    }),
     apis: &[Api {
         init: &[probe("rsmi_init", &[Is(0)], 0, Take::Done)],
         count: &[probe("rsmi_num_monitor_devices", &[Out(0)], 4, U32)],
@@ -58,7 +62,8 @@ pub const HYGON: Maker = Maker {
 
 /// Cards as `hy-smi` tells of them in JSON, before which it may print other things. Their nodes are found by their places.
 fn listed_by_smi(tool: &Asked) -> Result<Vec<Told>, String> {
-    let text = tool.say(&["--showproductname", "--showmeminfo", "vram", "--showbus", "--json"])?;
+    let text =
+        tool.say(&["--showproductname", "--showmeminfo", "vram", "--showbus", "--showuniqueid", "--json"])?;
     let json = text.find('{').map_or("", |at| &text[at..]);
     let json = serde_json::Deserializer::from_str(json).into_iter::<Map<String, Json>>().next();
     let all = json.and_then(Result::ok).ok_or("what it says is not JSON")?;
@@ -68,11 +73,16 @@ fn listed_by_smi(tool: &Asked) -> Result<Vec<Told>, String> {
             // `vram Total Memory (MiB)`, `VRAM Total Memory (B)`.
             let key = key.to_lowercase();
             let unit = key.strip_prefix("vram total memory (")?.strip_suffix(')')?;
-            bytes(&format!("{} {unit}", value.as_str()?), 20)
+            // Some versions have numbers, others texts.
+            let value = value.as_str().map_or_else(|| value.to_string(), Into::into);
+            bytes(&format!("{value} {unit}"), 20)
         });
+        let unique = one["Unique ID"].as_str().map(|id| id.trim_start_matches("0x"));
+        let unique = unique.and_then(|digits| u64::from_str_radix(digits, 16).ok()).filter(|id| *id != 0);
         Some(Told {
             logical,
             physical: Some(logical),
+            uuid: unique.map(|id| format!("GPU-{id:x}")),
             model: one["Card Series"].as_str().unwrap_or("unknown").into(),
             memory_bytes: total.unwrap_or(0),
             place: one["PCI Bus"].as_str().and_then(place),

@@ -7,7 +7,7 @@ use super::Maker;
 use super::shaped::{MEMORY_TOTAL, MEMORY_V2, MEMORY_V2_TOTAL, PCI_PLACE, shaped};
 use crate::device::api::Arg::*;
 use crate::device::api::{Api, Check, Level, Link, Rule, Take, U32, U64, probe};
-use crate::device::tool::report::{bytes, place};
+use crate::device::tool::report::{Block, blocks, bytes, place};
 use crate::device::tool::{Asked, Told, Tool};
 
 pub const KUNLUNXIN: Maker = Maker {
@@ -41,6 +41,11 @@ pub const KUNLUNXIN: Maker = Maker {
             128,
             Take::Number { at: 8, bytes: 8, unit: 1 },
         )],
+        // `/dev/xpuN` is not numbered as the cards are. Neither is in the header of 2022.
+        physical: &[
+            probe("xpumlDeviceGetMinorNumber", &[Card, Out(0)], 4, U32),
+            probe("xpumlDeviceGetId", &[Card, Out(0)], 4, U32),
+        ],
         checks: &[Check {
             probe: probe("xpumlDeviceGetState", &[Card, Out(0)], 4, U32),
             rule: Rule::Values(&[
@@ -54,22 +59,18 @@ pub const KUNLUNXIN: Maker = Maker {
     }],
 };
 
-/// Cards as `xpu-smi -m` lists them: a line each, of columns with spaces between. Intel has a tool of the same name that knows
-/// no such flag.
+/// Cards as `xpu-smi -q` reports them. Their order is not that of their nodes: only `Minor Number` says which is whose. Intel has a
+/// tool of the same name that knows no such flag.
 fn listed_by_smi(tool: &Asked) -> Result<Vec<Told>, String> {
-    let text = tool.say(&["-m"])?;
-    let card = |line: &str| {
-        let line = line.replace('"', "");
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let logical = words.get(1)?.parse().ok()?;
-        Some(Told {
-            logical,
-            physical: Some(logical),
-            model: words.get(21..23)?.join(" "),
-            memory_bytes: bytes(words[18], 20)?,
-            place: place(words[0]),
-            ..Told::default()
-        })
+    let report = tool.say(&["-q"])?;
+    let card = |(logical, block): (u32, Block)| Told {
+        logical,
+        physical: block.value(&["Minor Number"]).and_then(|number| number.parse().ok()),
+        uuid: block.value(&["XPU UUID"]).map(Into::into),
+        model: block.value(&["Product Name"]).unwrap_or("unknown").into(),
+        memory_bytes: block.under("Memory", &["Total"]).and_then(|total| bytes(total, 20)).unwrap_or(0),
+        place: block.title.strip_prefix("XPU ").and_then(place),
+        fault: None,
     };
-    Ok(text.lines().filter_map(card).collect())
+    Ok((0..).zip(blocks(&report, "XPU ")).map(card).collect())
 }

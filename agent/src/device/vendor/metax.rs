@@ -5,7 +5,7 @@ use aquifer_core::Vendor;
 use super::Maker;
 use crate::device::api::Arg::*;
 use crate::device::api::{Api, Check, Level, Link, NOTHING, Probe, Rule, Take, U32, probe};
-use crate::device::tool::report::{Block, blocks, bytes, place};
+use crate::device::tool::report::{Block, blocks, bytes, columns, place};
 use crate::device::tool::{Asked, Told, Tool};
 
 pub const METAX: Maker = Maker {
@@ -70,11 +70,11 @@ fn listed_by_smi(tool: &Asked) -> Result<Vec<Told>, String> {
     let (list, memory) = (tool.say(&["-L"])?, tool.say(&["--show-memory"])?);
     let sizes = blocks(&memory, "GPU#");
     let card = |line: &str| {
-        let mut words = line.trim().strip_prefix("GPU#")?.split_whitespace();
-        let (number, model, at, state) = (words.next()?, words.next()?, words.next()?, words.next()?);
+        let [number, model, at, state] = columns(line.trim().strip_prefix("GPU#")?)[..] else { return None };
+        let state = state.split_whitespace().next()?;
         let logical = number.parse().ok()?;
         let is_it = |block: &&Block| block.title.split_whitespace().next() == Some(&format!("GPU#{number}"));
-        let total = sizes.iter().find(is_it).and_then(|block| block.value(&["vram total"]));
+        let total = sizes.iter().find(is_it).and_then(|block| block.value(&["vram total", "vis_vram total"]));
         let uuid = line.split_once("UUID:").map(|(_, rest)| rest.trim().trim_end_matches(')'));
         Some(Told {
             logical,
