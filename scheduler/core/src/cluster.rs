@@ -349,7 +349,7 @@ impl Cluster {
 
     /// Durable part of the state, but for specifications: for comparison with a restored one.
     pub fn records(&self) -> Vec<Record> {
-        let jobs = self.jobs.iter().cloned().map(Record::Job);
+        let jobs = self.jobs.iter_shared().cloned().map(Record::Job);
         let nodes = self.nodes.iter().cloned().map(Record::Node);
         let queues = self.queues.iter().cloned().map(Record::Queue);
         let usages = self.queues.usages().map(|(queue, usage)| Record::Usage(queue.clone(), usage));
@@ -378,7 +378,7 @@ impl Cluster {
         if first_of_spec {
             self.changes.new_specs.push(job.id);
         }
-        self.jobs.insert(self.now, job);
+        self.jobs.insert(self.now, Arc::new(job));
     }
 
     pub(crate) fn change_node(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {

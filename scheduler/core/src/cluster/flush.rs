@@ -58,7 +58,7 @@ impl Cluster {
             save(Record::Spec(id, self.jobs.get(id).expect("a new job").spec.clone()));
         }
         for id in changes.jobs.drain() {
-            save(Record::Job(self.jobs.get(id).expect("a touched job").clone()));
+            save(Record::Job(self.jobs.shared(id).expect("a touched job")));
         }
         for id in changes.nodes.drain() {
             save(Record::Node(self.nodes.get(id).clone()));

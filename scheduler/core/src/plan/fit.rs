@@ -455,7 +455,9 @@ impl<'a> Free<'a> {
                 }
             }
         }
-        plan.kept_from.retain(|shape| plan.unfit.contains(shape));
+        if !plan.kept_from.is_empty() {
+            plan.kept_from.retain(|shape| plan.unfit.contains(shape));
+        }
     }
 
     /// When the next of those that are kept from room has waited so long that it may use what is kept for jobs to come.
