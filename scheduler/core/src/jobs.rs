@@ -371,6 +371,11 @@ impl Jobs {
         to.filter_map(|(id, at)| Some((self.get(id)?, at)))
     }
 
+    /// Whether nobody stops.
+    pub(crate) fn nobody_stops(&self) -> bool {
+        self.stopping.is_empty()
+    }
+
     /// Those of them that wait.
     pub fn preemptors(&self) -> impl Iterator<Item = (&Job, Time)> {
         self.gives_way().filter(|(job, _)| matches!(job.phase, Phase::Pending(_)))
