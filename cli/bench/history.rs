@@ -1,5 +1,6 @@
 //! `aquifer bench history`: a pool with many jobs that have ended, wait and run.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -167,7 +168,7 @@ fn write_history(ended: u64, trial: &Trial) -> Result<()> {
             (1, Some(at(5)), Some(at(5)), Some(at(60_000)));
         job.usage.device_ms = 59_995;
         totals.add(&job);
-        rows.push(encode(&Record::Ended(job)));
+        rows.push(encode(&Record::Ended(Arc::new(job))));
     }
     rows.push(encode(&Record::Retired(spec.queue.clone(), totals)));
     let mut store = Embedded::open(&trial.directory.join("server/store.redb"))?;

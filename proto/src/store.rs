@@ -134,7 +134,7 @@ pub fn decode_all(rows: impl IntoIterator<Item = Row>) -> Result<Vec<Record>, Un
     let others = others.iter().map(|row| match row.kind {
         Kind::Job => {
             let id = number(row)?;
-            decode(row, |wire| decode_job(id, &wire, &by_id)).map(Record::Job)
+            decode(row, |wire| decode_job(id, &wire, &by_id)).map(|job| Record::Job(Arc::new(job)))
         }
         Kind::Node => {
             let id = NodeId(number(row)? as u32);
@@ -148,7 +148,7 @@ pub fn decode_all(rows: impl IntoIterator<Item = Row>) -> Result<Vec<Record>, Un
         Kind::Reservation => decode(row, |wire| reservations::decode(&wire)).map(Record::Reservation),
         Kind::Ended => {
             let id = u64::MAX - number(row)?;
-            decode(row, |wire| decode_job(id, &wire, &by_id)).map(Record::Ended)
+            decode(row, |wire| decode_job(id, &wire, &by_id)).map(|job| Record::Ended(Arc::new(job)))
         }
         Kind::Retired => decode(row, |wire: v1::StoredTotals| {
             let queue = border::name("queue", &String::from_utf8_lossy(&row.key))?;

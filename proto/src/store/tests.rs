@@ -69,11 +69,11 @@ fn a_job_that_moves_is_stored_with_where_it_goes_on() {
     job.phase = Phase::Stopping(Then::Resize(vec![1]));
     job.ranks = vec![rank(RankState::Running), rank(RankState::Gone)];
     job.last_failure = Some(Why::Moved { from: "t4".into(), to: "h200".into() });
-    let records = [Record::Spec(JobId(1), spec), Record::Job(job.clone())];
+    let records = [Record::Spec(JobId(1), spec), Record::Job(Arc::new(job.clone()))];
     let again = decode_all(records.iter().map(encode)).expect("records");
-    assert_eq!(again, [Record::Job(job.clone())]);
+    assert_eq!(again, [Record::Job(Arc::new(job.clone()))]);
     job.phase = Phase::Stopping(Then::Resize(vec![2]));
-    let rows = [&records[0], &Record::Job(job)].map(encode);
+    let rows = [&records[0], &Record::Job(Arc::new(job))].map(encode);
     let refused = decode_all(rows).expect_err("it has no such rank").to_string();
     assert!(refused.contains("stays is 2: expected less than 2"), "{refused}");
 }
@@ -148,12 +148,12 @@ fn a_job_that_is_resized_reads_as_it_was_written() {
         job.ranks = (1..4).map(rank).collect();
         job.last_failure = Some(why);
         job.scale = Some(Scale { ranks, at: Time(4) });
-        let rows = [Record::Spec(job.id, job.spec.clone()), Record::Job(job.clone())];
+        let rows = [Record::Spec(job.id, job.spec.clone()), Record::Job(Arc::new(job.clone()))];
         let read = decode_all(rows.iter().map(encode)).expect("records");
-        assert_eq!(read, [Record::Job(job.clone())]);
+        assert_eq!(read, [Record::Job(Arc::new(job.clone()))]);
 
         job.phase = Phase::Stopping(Then::Resize(vec![3]));
-        let rows = [Record::Spec(job.id, job.spec.clone()), Record::Job(job)];
+        let rows = [Record::Spec(job.id, job.spec.clone()), Record::Job(Arc::new(job))];
         let error = decode_all(rows.iter().map(encode)).expect_err("a rank that it does not have");
         assert!(error.to_string().ends_with("stays is 3: expected less than 3"), "{error}");
     }

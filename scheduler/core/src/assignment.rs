@@ -18,22 +18,27 @@ struct Layout {
 impl Cluster {
     /// What every worker on the node should be doing.
     pub fn assignment(&self, node: NodeId) -> Assignment {
-        let mut layouts: BTreeMap<JobId, Layout> = BTreeMap::new();
+        // Workers of one job stand beside each other.
+        let mut layout: Option<(JobId, Layout)> = None;
+        let mut are_told = false;
         let orders = self.nodes.held(node).workers.iter().map(|worker| {
             let job = self.jobs.get(worker.job).expect("a worker's job");
+            are_told |= job.spec.restart == Restart::Rank;
             let at = job.position(worker.rank);
             let goal = if job.runs(at as u32) { Goal::Run } else { Goal::Stop };
             let launch = (job.ranks[at].worker == RankState::Assigned).then(|| {
-                let layout = layouts.entry(job.id).or_insert_with(|| self.layout(job));
+                let known = layout.take().filter(|(of, _)| *of == job.id);
+                let (_, layout) = layout.insert(known.unwrap_or_else(|| (job.id, self.layout(job))));
                 Arc::new(self.launch(job, at, layout))
             });
             let why = (goal == Goal::Stop).then(|| job.stop_reason());
             WorkerOrder { id: *worker, goal, grace_ms: job.spec.grace_ms, why, launch }
         });
+        let workers = orders.collect();
         Assignment {
             revision: self.nodes.revision(node),
-            workers: orders.collect(),
-            members: self.members_on(node),
+            workers,
+            members: if are_told { self.members_on(node) } else { Vec::new() },
             probe: self.inquiries.order(node).cloned(),
         }
     }

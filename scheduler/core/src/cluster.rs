@@ -1,6 +1,7 @@
 //! The pool's state, and the one function that changes it.
 
 mod check;
+mod flush;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,9 +22,12 @@ use crate::reservations::Reservations;
 use crate::services::Services;
 use crate::speed::{Pace, Speeds};
 use crate::types::*;
+use flush::Changes;
 
 /// Name of the queue that always exists.
 pub const DEFAULT_QUEUE: &str = "default";
+
+const NO_ROUND: &str = "no round has the room";
 
 /// All that the scheduler knows.
 ///
@@ -71,8 +75,8 @@ pub struct Cluster {
     pub(crate) exchanges: BTreeMap<JobId, Target>,
     /// Whether an earlier scheduler may have left jobs that had stopped to change places: until the first step.
     pub(crate) is_new: bool,
-    /// What is free. Derived from the nodes and what is held on them.
-    room: Room,
+    /// What is free. Derived from the nodes and what is held on them. `None` while a round hands it out.
+    room: Option<Box<Room>>,
     /// Learned from what was asked for. Derived from the jobs, see [`price::learned_from`].
     prices: Arc<Prices>,
     /// The last job that they are learned from.
@@ -83,15 +87,8 @@ pub struct Cluster {
     pub(crate) freed: Vec<NodeId>,
     /// Jobs for which others that gave way to them have gone, with when that was decided: they go first.
     pub(crate) freed_for: BTreeSet<(JobId, Time)>,
-    touched_jobs: BTreeSet<JobId>,
-    touched_nodes: BTreeSet<NodeId>,
-    touched_queues: BTreeSet<Name>,
-    touched_usages: BTreeSet<Name>,
-    touched_reservations: BTreeSet<Name>,
     pub(crate) retired: Vec<Arc<Job>>,
-    reassigned: BTreeSet<NodeId>,
-    new_specs: Vec<JobId>,
-    notes: Vec<Note>,
+    changes: Changes,
 }
 
 impl Cluster {
@@ -131,19 +128,12 @@ impl Cluster {
             inquiries: Inquiries::default(),
             freed_for: BTreeSet::new(),
             moves: BTreeSet::new(),
-            room: Room::default(),
+            room: Some(Box::default()),
             prices: Arc::default(),
             priced: 0,
             freed: Vec::new(),
-            touched_jobs: BTreeSet::new(),
-            touched_nodes: BTreeSet::new(),
-            touched_queues: BTreeSet::new(),
-            touched_usages: BTreeSet::new(),
-            touched_reservations: BTreeSet::new(),
             retired: Vec::new(),
-            reassigned: BTreeSet::new(),
-            new_specs: Vec::new(),
-            notes: Vec::new(),
+            changes: Changes::default(),
         };
         let (mut jobs, mut nodes, mut usages) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let mut totals: BTreeMap<Name, Totals> = BTreeMap::new();
@@ -197,10 +187,12 @@ impl Cluster {
         for (at, job) in ended {
             cluster.turnover.enter(at, job);
         }
+        let mut room = cluster.room.take().expect(NO_ROUND);
         for node in cluster.nodes.iter() {
-            cluster.room.refresh(node, cluster.nodes.held(node.id));
+            room.refresh(node, cluster.nodes.held(node.id));
         }
-        cluster.room.learn_worth(&cluster.speeds);
+        room.learn_worth(&cluster.speeds);
+        cluster.room = Some(room);
         cluster
     }
 
@@ -242,11 +234,12 @@ impl Cluster {
             if self.turnover.forget(now) {
                 self.kept.wide_changed(self.turnover.is_empty());
             }
-            self.room.protect_idle(!self.turnover.is_empty());
-            let (room, kept) = (std::mem::take(&mut self.room), std::mem::take(&mut self.kept));
+            let (mut room, kept) = (self.room.take().expect(NO_ROUND), std::mem::take(&mut self.kept));
+            room.protect_idle(!self.turnover.is_empty());
             let mut free = Free::in_room(self, room, kept);
             let plan = plan::plan(&mut free, now);
-            (self.room, self.kept) = free.into_parts();
+            let (room, kept) = free.into_parts();
+            (self.room, self.kept) = (Some(room), kept);
             (self.unfit, self.kept_from) = (plan.unfit, plan.kept_from);
             (self.futile, self.promised) = (plan.futile, plan.promised);
             self.freed.clear();
@@ -302,13 +295,14 @@ impl Cluster {
 
     /// Brings the prices up to date with the jobs that were submitted.
     fn learn_prices(&mut self) {
+        let room = self.room.as_mut().expect(NO_ROUND);
         let last = price::learned_from(self.jobs.len());
         if last != self.priced {
             self.priced = last;
             self.prices = Arc::new(Prices::learn(self.jobs.range(price::window(last)).map(|job| &*job.spec)));
-            self.room.set_prices(self.prices.clone());
+            room.set_prices(self.prices.clone());
         }
-        self.room.learn_worth(&self.speeds);
+        room.learn_worth(&self.speeds);
     }
 
     /// The rules.
@@ -340,7 +334,7 @@ impl Cluster {
 
     /// What is free.
     pub(crate) fn room(&self) -> &Room {
-        &self.room
+        self.room.as_ref().expect(NO_ROUND)
     }
 
     /// Nodes that are booked.
@@ -355,7 +349,7 @@ impl Cluster {
 
     /// Durable part of the state, but for specifications: for comparison with a restored one.
     pub fn records(&self) -> Vec<Record> {
-        let jobs = self.jobs.iter().cloned().map(Record::Job);
+        let jobs = self.jobs.iter_shared().cloned().map(Record::Job);
         let nodes = self.nodes.iter().cloned().map(Record::Node);
         let queues = self.queues.iter().cloned().map(Record::Queue);
         let usages = self.queues.usages().map(|(queue, usage)| Record::Usage(queue.clone(), usage));
@@ -369,26 +363,26 @@ impl Cluster {
 
     /// Changes a job: saves it at the end of the step.
     pub(crate) fn change_job<R>(&mut self, id: JobId, change: impl FnOnce(&mut Job) -> R) -> R {
-        self.touched_jobs.insert(id);
+        self.changes.jobs.insert(id);
         self.jobs.update(self.now, id, change)
     }
 
     /// Changes the state of a rank's worker: saves its job at the end of the step.
     pub(crate) fn set_rank_state(&mut self, worker: WorkerId, state: RankState) {
-        self.touched_jobs.insert(worker.job);
+        self.changes.jobs.insert(worker.job);
         *self.jobs.rank_state_mut(worker) = state;
     }
 
     pub(crate) fn add_job(&mut self, job: Job, first_of_spec: bool) {
-        self.touched_jobs.insert(job.id);
+        self.changes.jobs.insert(job.id);
         if first_of_spec {
-            self.new_specs.push(job.id);
+            self.changes.new_specs.push(job.id);
         }
-        self.jobs.insert(self.now, job);
+        self.jobs.insert(self.now, Arc::new(job));
     }
 
     pub(crate) fn change_node(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
-        self.touched_nodes.insert(id);
+        self.changes.nodes.insert(id);
         self.nodes.change(id, change);
         self.kept.forget();
         self.plan_at(self.now);
@@ -401,37 +395,37 @@ impl Cluster {
 
     /// Brings what is free on a node up to date.
     pub(crate) fn refresh_room(&mut self, id: NodeId) {
-        self.room.refresh(self.nodes.get(id), self.nodes.held(id));
+        self.room.as_mut().expect(NO_ROUND).refresh(self.nodes.get(id), self.nodes.held(id));
     }
 
     pub(crate) fn add_node(&mut self, name: Name) -> NodeId {
         let id = NodeId(self.nodes.len() as u32);
         self.nodes.insert(Node::new(id, name), self.revision);
-        self.touched_nodes.insert(id);
+        self.changes.nodes.insert(id);
         self.refresh_room(id);
         id
     }
 
     pub(crate) fn set_queue(&mut self, queue: Queue) {
-        self.touched_queues.insert(queue.name.clone());
+        self.changes.queues.insert(queue.name.clone());
         self.queues.set(queue);
         self.admit_guests();
         self.schedule_moves();
     }
 
     pub(crate) fn touch_reservation(&mut self, name: Name) {
-        self.touched_reservations.insert(name);
+        self.changes.reservations.insert(name);
     }
 
     /// Notes that the nodes of a job's ranks have something new to do.
     pub(crate) fn reassign(&mut self, id: JobId) {
         let job = self.jobs.get(id).expect("a job that exists");
-        self.reassigned.extend(job.ranks.iter().map(|rank| rank.node));
+        job.ranks.iter().for_each(|rank| self.changes.reassigned.insert(rank.node));
     }
 
     /// Notes that a node has something new to do.
     pub(crate) fn retell(&mut self, id: NodeId) {
-        self.reassigned.insert(id);
+        self.changes.reassigned.insert(id);
     }
 
     /// A revision that no assignment has.
@@ -441,7 +435,7 @@ impl Cluster {
     }
 
     pub(crate) fn note(&mut self, note: Note) {
-        self.notes.push(note);
+        self.changes.notes.push(note);
     }
 
     pub(crate) fn plan_at(&mut self, at: Time) {
@@ -506,62 +500,8 @@ impl Cluster {
 
     /// Adds to and takes from what a queue's jobs hold.
     pub(crate) fn charge(&mut self, queue: &Name, add: Charge, take: Charge) {
-        self.touched_usages.insert(queue.clone());
+        self.changes.usages.insert(queue.clone());
         self.queues.charge(self.now, queue, add, take);
-    }
-
-    /// Ends the step: emits every change once, then the answers, then the notes.
-    fn flush(&mut self, reporter: Option<NodeId>, unknown: Option<NodeId>, effects: &mut Vec<Effect>) {
-        self.flush_retired(effects);
-        for id in self.new_specs.drain(..) {
-            effects.push(Effect::Save(Record::Spec(id, self.jobs.get(id).expect("a new job").spec.clone())));
-        }
-        while let Some(id) = self.touched_jobs.pop_first() {
-            effects.push(Effect::Save(Record::Job(self.jobs.get(id).expect("a touched job").clone())));
-        }
-        while let Some(id) = self.touched_nodes.pop_first() {
-            effects.push(Effect::Save(Record::Node(self.nodes.get(id).clone())));
-        }
-        while let Some(name) = self.touched_queues.pop_first() {
-            effects
-                .push(Effect::Save(Record::Queue(self.queues.get(&name).expect("a touched queue").clone())));
-        }
-        while let Some(name) = self.touched_usages.pop_first() {
-            let usage = self.queues.usage(&name);
-            effects.push(Effect::Save(Record::Usage(name, usage)));
-        }
-        while let Some(name) = self.touched_reservations.pop_first() {
-            effects.push(Effect::Save(match self.reservations.get(&name) {
-                Some(reservation) => Record::Reservation(reservation.clone()),
-                None => Record::NoReservation(name),
-            }));
-        }
-        let (mut reporter, mut unknown) = (reporter, unknown);
-        while let Some(id) = self.reassigned.pop_first() {
-            reporter = reporter.filter(|node| *node != id);
-            self.revision.count += 1;
-            self.nodes.set_revision(id, self.revision);
-            if self.nodes.get(id).up {
-                // Its next heartbeat is not known either, and asks again.
-                unknown = unknown.filter(|node| *node != id);
-                effects.push(self.assign(id));
-            }
-        }
-        if let Some(id) = reporter {
-            let lease = self.nodes.lease(id).expect("a node that just reported is up");
-            if lease.reported == self.nodes.revision(id) {
-                effects.push(Effect::Renew { node: id, acked: lease.seq });
-            } else {
-                effects.push(self.assign(id));
-            }
-        }
-        effects.extend(unknown.map(Effect::AskReport));
-        effects.extend(self.notes.drain(..).map(Effect::Note));
-    }
-
-    fn assign(&self, id: NodeId) -> Effect {
-        let acked = self.nodes.lease(id).map_or(0, |lease| lease.seq);
-        Effect::Assign { node: id, acked, assignment: self.assignment(id) }
     }
 }
 

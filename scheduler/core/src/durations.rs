@@ -67,7 +67,7 @@ impl Like {
         };
         Like::Named {
             user: spec.user.clone(),
-            name: spec.name.trim_end_matches(|it: char| it.is_ascii_digit()).into(),
+            name: spec.stem(),
             kinds: spec.roles.iter().map(kind).collect(),
         }
     }

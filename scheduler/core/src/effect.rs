@@ -21,8 +21,6 @@ use crate::types::*;
 /// What is for a node is for the start of its agent that the cluster knows at the end of the step, the node's
 /// `boot`: it must not reach a later one, whose sequence numbers begin anew, and which would take the answer
 /// for one to a message of its own and launch what its first report will turn out not to run.
-// Boxing jobs would cost an allocation for every transition, to save moving some bytes.
-#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     /// Write a record to the store, over the earlier one of the same identity.
@@ -52,15 +50,14 @@ pub enum Effect {
     Note(Note),
 }
 
-/// A durable row.
-// Boxing jobs would cost an allocation for every transition, to save moving some bytes.
-#[allow(clippy::large_enum_variant)]
+/// A durable row. Jobs are shared with the cluster that says to write them, which copies one only to change it before it
+/// is written.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     /// What was asked for, by the first job that was made from it. Never changes.
     Spec(JobId, Arc<JobSpec>),
     /// A job, by its identity. Its `spec` is a record of its own, written before or with it.
-    Job(Job),
+    Job(Arc<Job>),
     /// A node, by its identity. Its lease is not part of the record: it is granted anew on restore.
     Node(Node),
     /// A queue, by its name.
@@ -71,7 +68,7 @@ pub enum Record {
     Reservation(Reservation),
     /// A job that has ended and retired. What [`Record::Spec`] has of it stands in here, with the first of an array for all
     /// of it. Never changes, and is not needed to go on.
-    Ended(Job),
+    Ended(Arc<Job>),
     /// What the jobs of the queue of that name were that have retired.
     Retired(Name, Totals),
     /// There is no record of the job any more: it has retired.

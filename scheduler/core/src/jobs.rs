@@ -187,6 +187,8 @@ pub struct Jobs {
     /// Shapes of ready jobs, each with the number of queues that have one; shared by all jobs of that shape.
     shapes: BTreeMap<Arc<Shape>, usize>,
     ready: Ready,
+    /// The shape of each of them.
+    shape_of: BTreeMap<JobId, Arc<Shape>>,
     /// Jobs that hold resources.
     holding: BTreeSet<JobId>,
     /// Those of them that run, by queue: the lowest priority first, of one priority the latest.
@@ -297,9 +299,19 @@ impl Jobs {
         self.table.get(id)
     }
 
+    /// The same, to be kept.
+    pub(crate) fn shared(&self, id: JobId) -> Option<Arc<Job>> {
+        self.table.shared(id).cloned()
+    }
+
     /// All jobs but those that have retired, oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Job> {
         self.table.iter()
+    }
+
+    /// The same, to be kept.
+    pub(crate) fn iter_shared(&self) -> impl Iterator<Item = &Arc<Job>> {
+        self.table.iter_shared()
     }
 
     /// Jobs from `first` on, oldest first.
@@ -359,6 +371,11 @@ impl Jobs {
         to.filter_map(|(id, at)| Some((self.get(id)?, at)))
     }
 
+    /// Whether nobody stops.
+    pub(crate) fn nobody_stops(&self) -> bool {
+        self.stopping.is_empty()
+    }
+
     /// Those of them that wait.
     pub fn preemptors(&self) -> impl Iterator<Item = (&Job, Time)> {
         self.gives_way().filter(|(job, _)| matches!(job.phase, Phase::Pending(_)))
@@ -400,7 +417,7 @@ impl Jobs {
     }
 
     /// Adds a job, or replaces it, and brings the indexes up to date.
-    pub(crate) fn insert(&mut self, now: Time, job: Job) {
+    pub(crate) fn insert(&mut self, now: Time, job: Arc<Job>) {
         if !job.spec.client_key.is_empty() && job.array.is_none_or(|array| array.first == job.id) {
             self.by_key.insert(job.spec.client_key.clone(), job.id);
         }
@@ -450,17 +467,16 @@ impl Jobs {
             Phase::Pending(not_before) => match self.dependencies(job) {
                 Dependency::Met if now < *not_before => _ = self.timers.insert((*not_before, id)),
                 Dependency::Met => {
-                    let shape = self.shape(job);
-                    let turn = self.turn(job);
-                    let shapes = self.ready.entry(job.spec.queue.clone()).or_default();
-                    if let Some(jobs) = shapes.get_mut(&shape) {
-                        jobs.insert(turn);
-                    } else {
-                        let known = self.shapes.get_key_value(&shape).map(|(known, _)| known.clone());
-                        let shape = known.unwrap_or_else(|| Arc::new(shape));
+                    let (shape, turn) = (self.shape(job), self.turn(job));
+                    let known = self.shapes.get_key_value(&shape).map(|(known, _)| known.clone());
+                    let shape = known.unwrap_or_else(|| Arc::new(shape));
+                    let lines = self.ready.entry(job.spec.queue.clone()).or_default();
+                    let line = lines.entry(shape.clone()).or_default();
+                    if line.is_empty() {
                         *self.shapes.entry(shape.clone()).or_default() += 1;
-                        shapes.insert(shape, BTreeSet::from([turn]));
                     }
+                    line.insert(turn);
+                    self.shape_of.insert(id, shape);
                 }
                 Dependency::Waits | Dependency::Failed(_) => {
                     for dependency in &job.spec.after {
@@ -496,53 +512,62 @@ impl Jobs {
     /// Removes a job from every index. A job that is done stays done.
     fn unindex(&mut self, id: JobId) {
         let job = &self.table[id];
-        let turn = self.turn(job);
-        assert!(!matches!(job.phase, Phase::Done(_)), "{id} is done and changes no more");
-        self.holding.remove(&id);
-        self.stopping.remove(&id);
-        self.small.remove(&id);
-        self.services.remove(&id);
-        if job.phase == Phase::Active
-            && let Some(active) = self.active.get_mut(&job.spec.queue)
-        {
-            active.remove(&(job.spec.priority, Reverse(id)));
-            if active.is_empty() {
-                self.active.remove(&job.spec.queue);
-            }
+        if job.spec.served().is_some() {
+            self.services.remove(&id);
         }
-        if let Phase::Pending(not_before) = job.phase {
-            self.timers.remove(&(not_before, id));
-        }
-        if let Some(at) = job.timer() {
-            self.timers.remove(&(at, id));
-        }
-        for dependency in &job.spec.after {
-            if let Some(set) = self.dependents.get_mut(dependency) {
-                set.remove(&id);
-                if set.is_empty() {
-                    self.dependents.remove(dependency);
-                }
-            }
-        }
-        if matches!(job.phase, Phase::Pending(_))
-            && let Some(shapes) = self.ready.get_mut(&job.spec.queue)
-        {
-            let shape = Shape { may_use: self.guests.of(&job.spec), ..job.shape() };
-            if let Some(jobs) = shapes.get_mut(&shape) {
-                jobs.remove(&turn);
-                if jobs.is_empty()
-                    && let Some(queues) = self.shapes.get_mut(&shape)
-                {
-                    shapes.remove(&shape);
-                    *queues -= 1;
-                    if *queues == 0 {
-                        self.shapes.remove(&shape);
+        match job.phase {
+            Phase::Pending(not_before) => {
+                self.timers.remove(&(not_before, id));
+                for dependency in &job.spec.after {
+                    if let Some(set) = self.dependents.get_mut(dependency) {
+                        set.remove(&id);
+                        if set.is_empty() {
+                            self.dependents.remove(dependency);
+                        }
                     }
                 }
+                if let Some(shape) = self.shape_of.remove(&id) {
+                    let (queue, turn) = (job.spec.queue.clone(), self.turn(job));
+                    self.leave_line(&queue, &shape, &turn);
+                }
             }
-            if shapes.is_empty() {
-                self.ready.remove(&job.spec.queue);
+            Phase::Active => {
+                self.holding.remove(&id);
+                self.small.remove(&id);
+                if let Some(active) = self.active.get_mut(&job.spec.queue) {
+                    active.remove(&(job.spec.priority, Reverse(id)));
+                    if active.is_empty() {
+                        self.active.remove(&job.spec.queue);
+                    }
+                }
+                if let Some(at) = job.timer() {
+                    self.timers.remove(&(at, id));
+                }
             }
+            Phase::Stopping(_) => {
+                self.holding.remove(&id);
+                self.stopping.remove(&id);
+            }
+            Phase::Done(_) => panic!("{id} is done and changes no more"),
+        }
+    }
+
+    /// Takes a ready job out of the line of its queue and shape.
+    fn leave_line(&mut self, queue: &Name, shape: &Arc<Shape>, turn: &Turn) {
+        let lines = self.ready.get_mut(queue).expect("the queue of a ready job");
+        let line = lines.get_mut(shape).expect("the line of a ready job");
+        line.remove(turn);
+        if !line.is_empty() {
+            return;
+        }
+        lines.remove(shape);
+        if lines.is_empty() {
+            self.ready.remove(queue);
+        }
+        let queues = self.shapes.get_mut(shape).expect("the shape of a ready job");
+        *queues -= 1;
+        if *queues == 0 {
+            self.shapes.remove(shape);
         }
     }
 
@@ -556,10 +581,11 @@ impl Jobs {
         for job in self.table.iter() {
             let is_due = job.phase != Phase::Active || !job.is_to_sleep();
             assert!(is_due, "{} runs, and is to sleep", job.id);
-            recount.insert(now, Job::clone(job));
+            recount.insert(now, Arc::new(job.clone()));
         }
         assert_eq!(self.ready, recount.ready, "the ready jobs");
         assert_eq!(self.shapes, recount.shapes, "the shapes");
+        assert_eq!(self.shape_of, recount.shape_of, "the shapes of the ready jobs");
         assert_eq!(self.holding, recount.holding, "the jobs that hold resources");
         assert_eq!(self.active, recount.active, "the jobs that run");
         assert_eq!(self.stopping, recount.stopping, "the jobs that stop");

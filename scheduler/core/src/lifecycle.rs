@@ -1,6 +1,6 @@
 //! What happens to jobs and nodes: the transitions.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -229,13 +229,11 @@ impl Cluster {
             }
         }
         report.workers.sort_by_key(|worker| worker.id);
-        let state_of = |id: WorkerId| {
-            let at = report.workers.binary_search_by_key(&id, |worker| worker.id).ok()?;
-            Some(&report.workers[at].state)
-        };
+        let mut reported = report.workers.iter().peekable();
         for worker in self.workers_on(id) {
+            while reported.next_if(|it| it.id < worker).is_some() {}
             let known = self.rank_state(worker);
-            match state_of(worker) {
+            match reported.next_if(|it| it.id == worker).map(|it| &it.state) {
                 Some(WorkerState::Starting) if known < RankState::Starting => {
                     self.set_rank_state(worker, RankState::Starting);
                 }
@@ -456,11 +454,14 @@ impl Cluster {
 
     /// Gives back all that a job holds; it ends, or with `None` is placed again.
     pub(crate) fn release(&mut self, now: Time, id: JobId, outcome: Option<Outcome>) {
-        let job = self.jobs.get(id).expect("a job that holds resources").clone();
+        let job = self.jobs.shared(id).expect("a job that holds resources");
         for (worker, rank) in workers(&job) {
             self.nodes.release(worker, rank, job.span());
         }
-        for node in job.ranks.iter().map(|rank| rank.node).collect::<BTreeSet<NodeId>>() {
+        let mut nodes: Vec<NodeId> = job.ranks.iter().map(|rank| rank.node).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        for node in nodes {
             self.refresh_room(node);
             self.plan_freed(now, node);
         }
@@ -487,6 +488,8 @@ impl Cluster {
             true => self.hold_for_verdict(now, id, self.pause(job.failures)),
             false => Duration::ZERO,
         };
+        // It is not copied to be changed.
+        drop(job);
         self.change_job(id, |job| {
             job.add_usage(now, lost_ms);
             job.usage.spent = spent;

@@ -1,11 +1,13 @@
 //! What jobs have in common that fit alike.
 
+use std::cmp::Ordering;
+
 use crate::jobs::Job;
 use crate::topology::{Standing, Topology};
 use crate::types::*;
 
 /// What must be equal for two jobs to fit alike.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// The fewest ranks that it starts with and their request, role by role.
     pub roles: Vec<(u32, Request)>,
@@ -21,6 +23,31 @@ pub struct Shape {
     pub reservation: Option<Name>,
     /// Reservations that it may use, by name.
     pub may_use: Vec<Name>,
+}
+
+/// Jobs that fit alike share their shape, so most of those that are compared are the same one.
+impl Ord for Shape {
+    fn cmp(&self, other: &Shape) -> Ordering {
+        let Shape { roles, topology, standings, time_limit_ms, grace_ms, reservation, may_use } = self;
+        match std::ptr::eq(self, other) {
+            true => Ordering::Equal,
+            false => (roles, topology, standings, time_limit_ms, grace_ms, reservation, may_use).cmp(&(
+                &other.roles,
+                &other.topology,
+                &other.standings,
+                &other.time_limit_ms,
+                &other.grace_ms,
+                &other.reservation,
+                &other.may_use,
+            )),
+        }
+    }
+}
+
+impl PartialOrd for Shape {
+    fn partial_cmp(&self, other: &Shape) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 impl Job {

@@ -70,8 +70,7 @@ impl Kind {
             Program::Train(options) => Kind::Train(options.model.clone()),
             Program::Serve(options) => Kind::Serve(options.model.clone()),
             Program::Command(_) => {
-                let name = spec.name.trim_end_matches(|last: char| last.is_ascii_digit()).into();
-                Kind::Command { name, role: role.name.clone(), user: spec.user.clone() }
+                Kind::Command { name: spec.stem(), role: role.name.clone(), user: spec.user.clone() }
             }
         }
     }

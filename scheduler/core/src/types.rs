@@ -373,6 +373,14 @@ pub const MAX_ARRAY: u64 = 100_000;
 pub const MAX_RANKS: u64 = 65_536;
 
 impl JobSpec {
+    /// Its name without the digits at its end.
+    pub(crate) fn stem(&self) -> Name {
+        match self.name.trim_end_matches(|last: char| last.is_ascii_digit()) {
+            stem if stem.len() == self.name.len() => self.name.clone(),
+            stem => stem.into(),
+        }
+    }
+
     /// The most ranks over all roles.
     pub fn ranks(&self) -> u32 {
         self.roles.iter().map(|role| role.ranks).sum()

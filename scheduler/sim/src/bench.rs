@@ -70,7 +70,7 @@ pub fn measure(nodes: u32, waiting: u32, clock: fn() -> u64) -> Figures {
     let specs: Vec<Arc<JobSpec>> = (0..64).map(|_| Arc::new(any_spec(&mut rng))).collect();
     let jobs = (1..=waiting).map(|id| {
         let spec = rng.pick(&specs).clone();
-        Record::Job(Job::new(JobId(id.into()), spec, None, Time(0)))
+        Record::Job(Arc::new(Job::new(JobId(id.into()), spec, None, Time(0))))
     });
     let records: Vec<Record> = pool.into_iter().chain(jobs).collect();
     let mut cluster = Cluster::restore(policy, 1, records, Time(0));

@@ -204,8 +204,9 @@ impl Sim {
             return false;
         };
         let count = first.spec.array.map_or(1, |range| range.count());
-        let is_past =
-            |job: &Job| job.ended.is_some_and(|ended| ended + self.policy.keep_at_least <= again.submitted);
+        let is_past = |job: &Arc<Job>| {
+            job.ended.is_some_and(|ended| ended + self.policy.keep_at_least <= again.submitted)
+        };
         (was.0..was.0 + count).all(|id| self.store.ended.get(&JobId(id)).is_some_and(is_past))
     }
 

@@ -14,9 +14,9 @@ pub struct Store {
     /// Specifications, by the first job made from each.
     pub specs: BTreeMap<JobId, Arc<JobSpec>>,
     /// Jobs.
-    pub jobs: BTreeMap<JobId, Job>,
+    pub jobs: BTreeMap<JobId, Arc<Job>>,
     /// Jobs that have retired.
-    pub ended: BTreeMap<JobId, Job>,
+    pub ended: BTreeMap<JobId, Arc<Job>>,
     /// What they were.
     pub retired: BTreeMap<Name, Totals>,
     /// Nodes.
@@ -33,7 +33,7 @@ pub struct Store {
 impl Store {
     /// The job, also if it has retired.
     pub fn job(&self, id: JobId) -> Option<&Job> {
-        self.jobs.get(&id).or_else(|| self.ended.get(&id))
+        self.jobs.get(&id).or_else(|| self.ended.get(&id)).map(|job| &**job)
     }
 
     /// Every record, in some order.

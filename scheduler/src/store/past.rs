@@ -75,7 +75,7 @@ impl Past {
             }
         }
         let jobs = decode_all(rows)?.into_iter().take(wanted).filter_map(|record| match record {
-            Record::Ended(job) => Some(job),
+            Record::Ended(job) => Some(Arc::unwrap_or_clone(job)),
             _ => None,
         });
         Ok(jobs.collect())

@@ -167,7 +167,7 @@ impl Jobs {
 
     /// A job has ended that had not before.
     pub(super) fn enter_ended(&mut self, id: JobId) {
-        let job = self.get(id).expect("a job that ended").clone();
+        let job = self.shared(id).expect("a job that ended");
         let open = self.ended.open.get_mut(&job.spec.queue).expect("the queue of a job");
         *open -= 1;
         if *open == 0 {
@@ -288,7 +288,7 @@ impl Cluster {
             let first = job.array.is_none_or(|array| array.first == job.id);
             effects.extend(first.then_some(Effect::Save(Record::NoSpec(job.id))));
             effects.push(Effect::Save(Record::NoJob(job.id)));
-            effects.push(Effect::Save(Record::Ended(Arc::unwrap_or_clone(job))));
+            effects.push(Effect::Save(Record::Ended(job)));
         }
         for queue in queues {
             let totals = self.jobs.ended.retired[&queue];

@@ -42,8 +42,12 @@ impl Table {
     }
 
     pub fn get(&self, id: JobId) -> Option<&Job> {
+        self.shared(id).map(|job| &**job)
+    }
+
+    pub fn shared(&self, id: JobId) -> Option<&Arc<Job>> {
         let (page, at) = place(id);
-        self.pages.get(page)?.as_ref()?.jobs[at].as_deref()
+        self.pages.get(page)?.as_ref()?.jobs[at].as_ref()
     }
 
     /// To change a job; what copies of the cluster share is copied before.
@@ -54,13 +58,13 @@ impl Table {
     }
 
     /// Adds a job, or replaces it.
-    pub fn insert(&mut self, job: Job) {
+    pub fn insert(&mut self, job: Arc<Job>) {
         let (page, at) = place(job.id);
         if self.pages.len() <= page {
             self.pages.resize(page + 1, None);
         }
         let page = Arc::make_mut(self.pages[page].get_or_insert_with(|| Arc::new(Page::empty())));
-        if page.jobs[at].replace(Arc::new(job)).is_none() {
+        if page.jobs[at].replace(job).is_none() {
             page.count += 1;
             self.count += 1;
         }
@@ -81,7 +85,11 @@ impl Table {
 
     /// All jobs, oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Job> {
-        self.pages.iter().flatten().flat_map(|page| page.jobs.iter().flatten()).map(|job| &**job)
+        self.iter_shared().map(|job| &**job)
+    }
+
+    pub fn iter_shared(&self) -> impl DoubleEndedIterator<Item = &Arc<Job>> {
+        self.pages.iter().flatten().flat_map(|page| page.jobs.iter().flatten())
     }
 
     /// Those of some identities, oldest first. `O(pages between them * PAGE)`.
@@ -135,7 +143,7 @@ mod tests {
             let copy = (round % 1000 == 0).then(|| (table.clone(), ids(&table)));
             match below(4) {
                 0 | 1 => {
-                    table.insert(job(id.0));
+                    table.insert(Arc::new(job(id.0)));
                     map.insert(id, job(id.0));
                 }
                 2 => assert_eq!(table.remove(id).map(|job| job.id), map.remove(&id).map(|job| job.id)),

@@ -19,7 +19,7 @@ use crate::types::*;
 #[derive(Clone)]
 pub struct Free<'a> {
     pub(super) cluster: &'a Cluster,
-    pub(super) room: Room,
+    pub(super) room: Box<Room>,
     pub(super) kept: Kept,
     /// Of the classes of devices, as the round found it. See [`Room::scarcity`].
     pub(super) scarcity: Vec<i64>,
@@ -407,18 +407,18 @@ fn free_port(node: &Node, left: &NodeFree, job: &Job, rank: usize) -> Option<u16
 impl<'a> Free<'a> {
     /// Healthy resources of live nodes that no job holds. Copies what the cluster knows of them: `O(nodes)`.
     pub fn of(cluster: &'a Cluster) -> Free<'a> {
-        Free::in_room(cluster, cluster.room().clone(), cluster.kept.clone())
+        Free::in_room(cluster, Box::new(cluster.room().clone()), cluster.kept.clone())
     }
 
     /// The same, of a room that is up to date.
-    pub(crate) fn in_room(cluster: &'a Cluster, room: Room, kept: Kept) -> Free<'a> {
+    pub(crate) fn in_room(cluster: &'a Cluster, room: Box<Room>, kept: Kept) -> Free<'a> {
         let scarcity = room.scarcity();
         let (taken, left, at) = (BTreeMap::new(), BTreeMap::new(), cluster.now());
         Free { cluster, room, kept, scarcity, taken, left, at }
     }
 
     /// Gives the room back, without what was taken from it, and what is kept of it.
-    pub(crate) fn into_parts(self) -> (Room, Kept) {
+    pub(crate) fn into_parts(self) -> (Box<Room>, Kept) {
         (self.room, self.kept)
     }
 
@@ -455,7 +455,9 @@ impl<'a> Free<'a> {
                 }
             }
         }
-        plan.kept_from.retain(|shape| plan.unfit.contains(shape));
+        if !plan.kept_from.is_empty() {
+            plan.kept_from.retain(|shape| plan.unfit.contains(shape));
+        }
     }
 
     /// When the next of those that are kept from room has waited so long that it may use what is kept for jobs to come.

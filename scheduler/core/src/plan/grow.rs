@@ -34,6 +34,9 @@ const MOST_LOSS: u64 = 4;
 pub(super) fn grow(free: &mut Free, now: Time, plan: &Plan) -> (Vec<Growth>, Option<Time>) {
     let cluster = free.cluster;
     let (mut growths, mut next) = (Vec::new(), None::<Time>);
+    if cluster.jobs().small().next().is_none() {
+        return (growths, next);
+    }
     let victims: BTreeSet<JobId> =
         plan.preemptions.iter().flat_map(|it| &it.victims).map(|victim| victim.job).collect();
     // One of which a rank has ended already is about to end.

@@ -23,6 +23,28 @@ pub(super) enum Gap {
 }
 
 impl Gap {
+    /// The gap as a number, in the order of gaps: where it is looked up, that is compared at once.
+    pub fn key(&self) -> u128 {
+        let pack =
+            |kind: u8, class: u16, rest: u128| u128::from(kind) << 124 | u128::from(class) << 100 | rest;
+        let counts = |count: u16, island: u16, all: u16| {
+            u128::from(count) << 40 | u128::from(island) << 24 | u128::from(all) << 8
+        };
+        match *self {
+            Gap::Cores { beside } => pack(0, 0, beside.into()),
+            Gap::Whole { class, count, island, all, idle } => {
+                pack(1, class, counts(count, island, all) | u128::from(idle))
+            }
+            Gap::WholeCores { class, count, island, beside } => {
+                pack(2, class, counts(count, island, 0) | u128::from(beside))
+            }
+            Gap::Part { class, compute_milli, memory_bytes, beside, idle } => {
+                let free = u128::from(compute_milli) << 66 | u128::from(memory_bytes) << 2;
+                pack(3, class, free | u128::from(beside) << 1 | u128::from(idle))
+            }
+        }
+    }
+
     /// The class of its devices, if it has devices.
     pub fn class(&self) -> Option<u16> {
         match self {
@@ -107,6 +129,15 @@ impl Bounds {
         self.least = self.least.min(imbalance);
         self.most = self.most.max(imbalance);
     }
+
+    /// Whether one of them may be less without the entry.
+    fn is_set_by(&self, entry: &Entry, core_value: i64) -> bool {
+        let imbalance = entry.imbalance(core_value);
+        entry.cpus_milli == self.most_cpus_milli
+            || entry.memory_bytes == self.most_memory_bytes
+            || imbalance == self.least
+            || imbalance == self.most
+    }
 }
 
 impl Run {
@@ -160,6 +191,7 @@ impl Group {
         let run = &mut self.runs[at];
         let inner = run.entries.binary_search_by_key(&entry.place(), Entry::place);
         run.entries.remove(inner.expect("an entry of the group"));
+        let is_bound = run.bounds.is_set_by(entry, core_value);
         if run.entries.is_empty() {
             self.runs.remove(at);
             return;
@@ -167,9 +199,12 @@ impl Group {
         let len = run.entries.len();
         if self.runs.get(at + 1).is_some_and(|next| len + next.entries.len() <= RUN / 2) {
             let next = self.runs.remove(at + 1);
-            self.runs[at].entries.extend(next.entries);
+            let run = &mut self.runs[at];
+            run.entries.extend(next.entries);
+            run.bound(core_value);
+        } else if is_bound {
+            self.runs[at].bound(core_value);
         }
-        self.runs[at].bound(core_value);
     }
 
     /// Brings the bounds up to date after the value of processor time has changed.

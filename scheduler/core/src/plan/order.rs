@@ -30,7 +30,7 @@ struct Branch<'a> {
     /// Those that still have jobs, by name.
     children: BTreeMap<&'a Name, usize>,
     /// Its own jobs.
-    lines: BTreeMap<&'a Arc<Shape>, Line<'a>>,
+    lines: Vec<Line<'a>>,
     weight: u32,
     guaranteed_milli: u64,
     held_milli: u64,
@@ -51,8 +51,9 @@ struct Next {
     claim: u128,
 }
 
-/// Jobs of one queue and shape, best first. Never empty.
+/// Jobs of one queue and shape, best first. Never empty. Ready jobs of one shape share it.
 struct Line<'a> {
+    shape: &'a Arc<Shape>,
     jobs: std::collections::btree_set::Iter<'a, Turn>,
     head: Turn,
 }
@@ -94,9 +95,9 @@ impl PartialEq for Share {
 impl Eq for Share {}
 
 impl<'a> Line<'a> {
-    fn of(jobs: &'a BTreeSet<Turn>) -> Option<Line<'a>> {
+    fn of(shape: &'a Arc<Shape>, jobs: &'a BTreeSet<Turn>) -> Option<Line<'a>> {
         let mut jobs = jobs.iter();
-        jobs.next().map(|head| Line { head: *head, jobs })
+        jobs.next().map(|head| Line { shape, head: *head, jobs })
     }
 }
 
@@ -106,7 +107,7 @@ impl<'a> Branch<'a> {
             name,
             parent,
             children: BTreeMap::new(),
-            lines: BTreeMap::new(),
+            lines: Vec::new(),
             weight: 1,
             guaranteed_milli: 0,
             held_milli: 0,
@@ -119,7 +120,7 @@ impl<'a> Branch<'a> {
 
     /// The best of its own jobs: its turn and its shape.
     fn head(&self) -> Option<(Turn, &'a Arc<Shape>)> {
-        self.lines.iter().map(|(shape, line)| (line.head, *shape)).min_by_key(|(turn, _)| *turn)
+        self.lines.iter().map(|line| (line.head, line.shape)).min_by_key(|(turn, _)| *turn)
     }
 }
 
@@ -144,8 +145,7 @@ impl<'a> Ready<'a> {
                 !unfit.contains(*shape)
                     || head().is_some_and(|job| preempt::is_worth_a_search(cluster, futile, job, shape))
             });
-            let lines: BTreeMap<_, _> =
-                open.filter_map(|(shape, jobs)| Some((shape, Line::of(jobs)?))).collect();
+            let lines: Vec<Line> = open.filter_map(|(shape, jobs)| Line::of(shape, jobs)).collect();
             if !lines.is_empty() {
                 let at = ready.branch(queue);
                 ready.branches[at].lines = lines;
@@ -220,11 +220,12 @@ impl<'a> Ready<'a> {
     /// Removes a job that was placed, and charges its queue, for this round. `O(depth * (children + shapes))`.
     pub fn pop(&mut self, job: &Job, shape: &Arc<Shape>, ranks: &[Allocation]) {
         let at = self.index[&job.spec.queue];
-        let line = self.branches[at].lines.get_mut(shape).expect("the line of the best job");
+        let line = self.branches[at].lines.iter_mut().find(|line| Arc::ptr_eq(line.shape, shape));
+        let line = line.expect("the line of the best job");
         assert_eq!(line.head.1, job.id, "the head of the line");
         match line.jobs.next() {
             Some(head) => line.head = *head,
-            None => _ = self.branches[at].lines.remove(shape),
+            None => self.branches[at].leave(shape),
         }
         let charge: u64 = ranks.iter().map(|rank| rank.charge_milli).sum();
         let worth = ranks.iter().map(|rank| self.cluster.nodes().get(rank.node).worth_milli(rank)).sum();
@@ -245,12 +246,12 @@ impl<'a> Ready<'a> {
     /// Removes all jobs of a shape from a queue, but not from those below it.
     pub fn drop_line(&mut self, queue: &Name, shape: &Arc<Shape>) {
         let at = self.index[queue];
-        self.branches[at].lines.remove(shape);
+        self.branches[at].leave(shape);
         self.climb(at, |_| ());
     }
 
     fn drop_below(&mut self, at: usize, shape: &Arc<Shape>) {
-        self.branches[at].lines.remove(shape);
+        self.branches[at].leave(shape);
         for child in self.branches[at].children.values().copied().collect::<Vec<usize>>() {
             self.drop_below(child, shape);
             self.prune(child);
@@ -281,6 +282,11 @@ impl<'a> Ready<'a> {
 }
 
 impl Branch<'_> {
+    /// Removes all jobs of a shape.
+    fn leave(&mut self, shape: &Arc<Shape>) {
+        self.lines.retain(|line| !Arc::ptr_eq(line.shape, shape));
+    }
+
     fn is_bare(&self) -> bool {
         self.lines.is_empty() && self.children.is_empty()
     }

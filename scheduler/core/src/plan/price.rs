@@ -179,20 +179,33 @@ fn ascend(demand: &[u64; STEPS + 1]) -> (Vec<i64>, Vec<i64>) {
         price[*size] = sum[*size] / (ASCENTS - ASCENTS / 2) as i64;
     }
     let (value, _) = fill(&sizes, &price);
-    (value, price)
+    (value.to_vec(), price)
 }
 
-/// The best that each part of a device can be filled with: its value, and the size that it takes first, 0 for none.
-fn fill(sizes: &[usize], price: &[i64]) -> (Vec<i64>, Vec<usize>) {
-    let (mut value, mut first) = (vec![0; STEPS + 1], vec![0; STEPS + 1]);
+/// The best that each part of a device can be filled with: its value, and the size that it takes first, 0 for none. Of equal
+/// ones the smallest.
+///
+/// * `sizes`: ascending.
+fn fill(sizes: &[usize], price: &[i64]) -> ([i64; STEPS + 1], [usize; STEPS + 1]) {
+    let (mut value, mut first) = ([0; STEPS + 1], [0; STEPS + 1]);
+    // A size that does not even fill its own part best does so for no larger part: what fills it better is there too.
+    let mut useful: Vec<(usize, i64)> = Vec::with_capacity(sizes.len());
+    let mut sizes = sizes.iter().copied().peekable();
     for part in 1..=STEPS {
-        value[part] = value[part - 1];
-        for size in sizes.iter().take_while(|size| **size <= part) {
-            let with = value[part - size] + price[*size];
-            if value[part] < with {
-                (value[part], first[part]) = (with, *size);
+        let mut best = (value[part - 1], 0);
+        for (size, price) in &useful {
+            let with = value[part - size] + price;
+            if best.0 < with {
+                best = (with, *size);
             }
         }
+        if let Some(size) = sizes.next_if_eq(&part)
+            && best.0 < price[size]
+        {
+            best = (price[size], size);
+            useful.push((size, price[size]));
+        }
+        (value[part], first[part]) = best;
     }
     (value, first)
 }
@@ -206,6 +219,36 @@ mod tests {
         sizes.iter().for_each(|(milli, count)| demand[step_up(*milli)] = *count);
         let (value, price) = ascend(&demand);
         Prices { value, price, ..Prices::default() }
+    }
+
+    #[test]
+    fn sizes_that_are_passed_over_fill_no_part_best() {
+        let mut random = 1u64;
+        let mut below = |n: u64| {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (random >> 33) % n
+        };
+        let mut passed_over = 0;
+        for _ in 0..500 {
+            let rare = 1 + below(8);
+            let sizes: Vec<usize> = (1..=STEPS).filter(|_| below(rare) == 0).collect();
+            let noise = 1 + below(40);
+            let price: Vec<i64> =
+                (0..=STEPS as i64).map(|size| 4 * size + below(noise) as i64 - noise as i64 / 2).collect();
+            let (mut value, mut first) = ([0; STEPS + 1], [0; STEPS + 1]);
+            for part in 1..=STEPS {
+                value[part] = value[part - 1];
+                for size in sizes.iter().take_while(|size| **size <= part) {
+                    let with = value[part - size] + price[*size];
+                    if value[part] < with {
+                        (value[part], first[part]) = (with, *size);
+                    }
+                }
+            }
+            assert_eq!(fill(&sizes, &price), (value, first), "{sizes:?}, {price:?}");
+            passed_over += sizes.iter().filter(|size| first[**size] != **size).count();
+        }
+        assert!(5_000 < passed_over, "{passed_over}");
     }
 
     #[test]

@@ -112,7 +112,8 @@ pub struct Room {
     nodes: Vec<RoomNode>,
     /// Kinds of gaps that were ever met since the index was made, each with its group.
     gaps: Vec<(Gap, Group)>,
-    gap_ids: BTreeMap<Gap, u32>,
+    /// By [`Gap::key`].
+    gap_ids: BTreeMap<u128, u32>,
     /// Requests that were searched for, prepared.
     asked: BTreeMap<DeviceRequest, Asked>,
     /// Free accelerators of each class on nodes that take work, in thousandths of one.
@@ -321,7 +322,7 @@ impl Room {
         let (entry, gaps) = summary(id, &node.free, &node.inventory.devices, &self.classes);
         node.entry = Some(entry);
         for gap in gaps {
-            let group = *self.gap_ids.entry(gap).or_insert_with(|| {
+            let group = *self.gap_ids.entry(gap.key()).or_insert_with(|| {
                 self.gaps.push((gap, Group::default()));
                 self.gaps.len() as u32 - 1
             });
@@ -341,7 +342,7 @@ impl Room {
             kept[old] = self.gaps.len() as u32;
             self.gaps.push(gap);
         }
-        self.gap_ids = self.gaps.iter().zip(0..).map(|((gap, _), id)| (*gap, id)).collect();
+        self.gap_ids = self.gaps.iter().zip(0..).map(|((gap, _), id)| (gap.key(), id)).collect();
         self.asked.clear();
         for node in &mut self.nodes {
             node.groups.iter_mut().for_each(|group| *group = kept[*group as usize]);
@@ -384,7 +385,7 @@ impl Room {
         let mut best = None;
         let Some(want) = devices else {
             for beside in [false, true] {
-                if let Some(group) = self.gap_ids.get(&Gap::Cores { beside }) {
+                if let Some(group) = self.gap_ids.get(&Gap::Cores { beside }.key()) {
                     let wanted = wanted(None, beside_cost(beside));
                     self.gaps[*group as usize].1.improve(&wanted, core_value, &mut best, passes);
                 }
@@ -536,7 +537,8 @@ fn summary(
     let all = accelerators(free, classes).filter(|device| device.compute_milli == 1000).count() as u16;
     let beside = free_milli != 0;
     let idle = 1 < all && usize::from(all) == devices.len();
-    let mut gaps = vec![Gap::Cores { beside }];
+    let mut gaps = Vec::with_capacity(2 + 2 * free.devices.len());
+    gaps.push(Gap::Cores { beside });
     for &DeviceFree { class, compute_milli, memory_bytes, .. } in &free.devices {
         let cores = classes[usize::from(class)].vendor == Vendor::Cpu;
         gaps.push(Gap::Part {
@@ -574,7 +576,7 @@ fn summary(
             }
         }
     }
-    gaps.sort_unstable();
+    gaps.sort_unstable_by_key(Gap::key);
     gaps.dedup();
     (entry, gaps)
 }

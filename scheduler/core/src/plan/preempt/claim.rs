@@ -7,7 +7,9 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use super::search::Search;
-use super::{Part, Preemption, Promises, Victim, give_to, guards, may_reclaim, spare_milli, take};
+use super::{
+    Part, Preemption, Promises, Victim, give_to, guards, may_reclaim, nobody_gives_way, spare_milli, take,
+};
 use crate::cluster::Cluster;
 use crate::event::Queue;
 use crate::jobs::{Job, Phase};
@@ -72,6 +74,9 @@ impl<'a> Promises<'a> {
     /// Lets services grow into what was given up for them, and keeps it while not all of it is there.
     pub fn keep_claims(&mut self, free: &mut Free<'a>) -> Vec<Growth> {
         let (cluster, mut growths) = (free.cluster, Vec::new());
+        if nobody_gives_way(cluster) {
+            return growths;
+        }
         let jobs = cluster.jobs();
         let freed_for = cluster.freed_for.iter().filter_map(|(id, at)| Some((jobs.get(*id)?, *at)));
         let claimants: BTreeSet<(Time, Reverse<i32>, JobId)> = (freed_for.chain(jobs.gives_way()))

@@ -182,6 +182,11 @@ pub fn is_worth_a_search(cluster: &Cluster, futile: &Futile, job: &Job, shape: &
         && cluster.jobs().victims_of(job.id).next().is_none()
 }
 
+/// Whether nobody gives way to anybody, nor has just done so.
+fn nobody_gives_way(cluster: &Cluster) -> bool {
+    cluster.freed_for.is_empty() && cluster.jobs().nobody_stops()
+}
+
 /// What is free for jobs to which nobody gives way.
 pub fn free_for_all(cluster: &Cluster) -> Free<'_> {
     let mut free = Free::of(cluster);
@@ -199,6 +204,9 @@ pub type Promised = BTreeMap<NodeId, Option<(Vec<Allocation>, Vec<WorkerId>)>>;
 
 /// Nodes where something else is promised now: there may be more room there than the round before saw.
 pub fn moved(last: &Promised, now: &Promised) -> Vec<NodeId> {
+    if last.is_empty() && now.is_empty() {
+        return Vec::new();
+    }
     let nodes: BTreeSet<NodeId> = last.keys().chain(now.keys()).copied().collect();
     let same = |node: &NodeId| last.get(node).is_some_and(|was| was.is_some() && Some(was) == now.get(node));
     nodes.into_iter().filter(|node| !same(node)).collect()
@@ -240,6 +248,9 @@ impl<'a> Promises<'a> {
     /// Starts the jobs whose victims have left, and keeps the room of those whose victims have not.
     pub fn of(free: &mut Free<'a>, starts: &mut Vec<(JobId, Vec<Allocation>)>) -> Promises<'a> {
         let jobs = free.cluster.jobs();
+        if nobody_gives_way(free.cluster) {
+            return Promises::default();
+        }
         let freed_for = free.cluster.freed_for.iter().filter_map(|(id, at)| Some((jobs.get(*id)?, *at)));
         let freed_for = freed_for.filter(|(job, _)| matches!(job.phase, Phase::Pending(_)));
         // What was promised first is placed first, so that it is promised again what it was.
@@ -374,12 +385,14 @@ impl<'a> Promises<'a> {
     /// must be sought in another round: there are more jobs to seek them for than one round may, or those that stop now
     /// or start may help jobs for which there were none.
     pub fn end(mut self, free: &mut Free<'a>, starts: &[(JobId, Vec<Allocation>)]) -> bool {
-        self.catch_up(starts);
         // After what was handed out, what is kept may lie elsewhere, and what stops may not be enough.
         let is_open = self.waits || !self.promised.is_empty();
-        let kept = std::mem::take(&mut self.promised);
-        let mut search = Search::new(free, &self);
-        kept.into_keys().for_each(|node| search.refresh_node(node));
+        if !self.promised.is_empty() {
+            self.catch_up(starts);
+            let kept = std::mem::take(&mut self.promised);
+            let mut search = Search::new(free, &self);
+            kept.into_keys().for_each(|node| search.refresh_node(node));
+        }
         self.is_news || MAX_SEARCHES < self.searches || (is_open && !starts.is_empty())
     }
 }

@@ -129,9 +129,10 @@ impl<'a> Ours<'a> {
 
     /// One step of the scheduler, and of all agents that it tells something.
     fn step(&mut self, now_ms: u64, event: Event, starts: &mut Vec<Start>) {
-        self.cluster.step(Time(now_ms), event, &mut self.effects);
+        let mut effects = std::mem::take(&mut self.effects);
+        self.cluster.step(Time(now_ms), event, &mut effects);
         let mut told = Vec::new();
-        for effect in std::mem::take(&mut self.effects) {
+        for effect in effects.drain(..) {
             match effect {
                 Effect::Reply(_, Ok(_)) | Effect::Save(_) | Effect::Renew { .. } => (),
                 Effect::Reply(_, Err(refusal)) => panic!("a request of a replay is refused: {refusal}"),
@@ -156,6 +157,7 @@ impl<'a> Ours<'a> {
                 Effect::Note(_) => (),
             }
         }
+        self.effects = effects;
         for node in told {
             self.report(now_ms, node, None, starts);
         }
