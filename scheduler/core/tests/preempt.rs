@@ -391,3 +391,26 @@ fn a_queue_reclaims_by_the_guarantee_of_a_queue_above_but_not_within_it() {
     assert_eq!(t.submit_with(1, 1, of("speech", 0)), ["job-6 queued"]);
     assert_eq!(t.cluster.queues().held_milli("research"), 3_000);
 }
+
+/// Where the cheapest victims are others', and the queue would hold more than its guarantee with what they leave, and its own are
+/// not enough.
+#[test]
+fn what_goes_beyond_a_guarantee_is_taken_of_those_who_hold_it() {
+    let mut t = Fixture::new();
+    t.node(0, 16);
+    t.queue("blue", 6);
+    (0..3).for_each(|_| _ = t.submit_with(1, 1, in_queue("blue")));
+    t.node_again(0);
+    t.pass(Duration::from_secs(10));
+    (0..13).for_each(|_| _ = t.submit_with(1, 1, |_| ()));
+    t.node_again(0);
+    let notes = t.submit_with(1, 4, |spec| {
+        (spec.queue, spec.priority) = ("blue".into(), 1);
+        // It may count less than it will.
+        let other = DeviceRequest { vendor: Some(Vendor::Ascend), count: 1, ..DeviceRequest::default() };
+        spec.roles[0].request.devices.insert(0, other);
+    });
+    let victims: Vec<JobId> = t.cluster.jobs().victims_of(JobId(17)).map(|victim| victim.id).collect();
+    let (own, others): (Vec<JobId>, Vec<JobId>) = victims.into_iter().partition(|id| id.0 <= 3);
+    assert!(!own.is_empty() && own.len() + others.len() == 4, "{notes:?}");
+}

@@ -215,6 +215,38 @@ fn trainings_give_up_for_a_service_what_they_can_do_without() {
     assert_eq!([1, 2, 3].map(|job| t.job(job).ranks.len()), [1, 6, 1]);
 }
 
+/// Where it is given what others gave up for it in the round in which a better job looks for victims, it grows first.
+#[test]
+fn a_service_grows_before_it_gives_something_up() {
+    let mut t = full(patient(), training(5, 7, 0));
+    t.tell(Command::Cancel { job: JobId(3), whole_array: false });
+    tell(&mut t, 8, 10);
+    tell(&mut t, 4, 10);
+    assert_eq!([1, 2].map(|job| t.job(job).ranks.len()), [2, 6]);
+    // A better job takes one of the training's devices, fails at once, and pauses for a second.
+    t.tell(Command::Submit(Arc::new(JobSpec { priority: 5, retries: 9, ..spec(1, 1) })));
+    tell(&mut t, 4, 10);
+    assert_eq!([1, 2, 4].map(|job| t.job(job).ranks.len()), [2, 5, 1]);
+    let orders = t.cluster.assignment(NodeId(0)).workers;
+    let state = |it: &WorkerOrder| match it.id.job == JobId(4) {
+        true => WorkerState::Exited(Exit::Code(1)),
+        false => WorkerState::Running,
+    };
+    let workers = orders.iter().map(|it| worker(it.id, state(it))).collect();
+    let inventory = (*t.cluster.nodes().get(NodeId(0)).inventory).clone();
+    t.report(0, inventory, workers);
+    assert_eq!([1, 2, 4].map(|job| t.job(job).ranks.len()), [2, 6, 0], "the training has grown");
+    let notes = tell(&mut t, 6, 10);
+    let given = |note: &String| note.starts_with("job-2 shrinks from 6 to 5 ranks: it gives way to job-1");
+    assert!(notes.iter().any(given), "{notes:?}");
+    t.now = t.now + Duration::from_secs(1);
+    let notes = tell(&mut t, 6, 10);
+    assert!(notes.contains(&"job-1 grows from 2 to 3 ranks".into()), "{notes:?}");
+    let notes = t.pass(Duration::from_millis(1));
+    let gives = |note: &String| note.starts_with("job-1 shrinks from 3 to 2 ranks: it gives way to job-4");
+    assert!(notes.iter().any(gives), "{notes:?}");
+}
+
 #[test]
 fn nobody_gives_way_to_a_service_of_lower_priority_or_against_the_policy() {
     let asks = |policy: Policy, training: JobSpec| {

@@ -98,6 +98,7 @@ impl<'a> Promises<'a> {
             let is_within_limit = free.over_limit(&service.spec.queue, charge(&ranks)).is_none();
             if is_within_limit && take(free, service, &ranks) {
                 give_to(&mut self.started, &ranks);
+                self.grows = true;
                 growths.push(Growth { job: id, more: ranks });
             } else {
                 let victims: Vec<Part> = victims.into_iter().map(Part::of).collect();

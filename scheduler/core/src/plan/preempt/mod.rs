@@ -231,6 +231,8 @@ pub struct Promises<'a> {
     charges: BTreeMap<Name, (u64, u64)>,
     /// With what they give back, in thousandths of a device.
     victims: BTreeMap<JobId, u64>,
+    /// Whether services grow into what was given up for them: who gives way to others is sought once they have.
+    grows: bool,
     /// What the victims give back.
     leaving: Leaving<'a>,
     /// The round's starts.
@@ -324,7 +326,7 @@ impl<'a> Promises<'a> {
             self.waits = true;
             return None;
         }
-        self.searches += 1;
+        self.searches += if self.grows { 1 + MAX_SEARCHES } else { 1 };
         if MAX_SEARCHES < self.searches {
             return None;
         }

@@ -208,14 +208,20 @@ impl<'s, 'a> Search<'s, 'a> {
         let cluster: &'a Cluster = self.free.cluster;
         let reclaimers: Vec<&Queue> = reclaimers(cluster, &self.free.taken, job).collect();
         for by in reclaimers {
-            let (victims, ranks) = self.choose(job, &self.candidates(job, Some(by)))?;
-            // What the job counts is only known once it is placed.
-            let within = victims.iter().filter(|it| cluster.queues().is_within(&it.job.spec.queue, &by.name));
-            let leaves: u64 = within.map(Part::charge_milli).sum();
-            let held = self.free.held_by(&by.name) + charge(&ranks) - leaves;
-            let reclaims = victims.iter().any(|victim| victim.job.spec.queue != job.spec.queue);
-            if !reclaims || held <= by.guaranteed_milli {
-                return Some((victims, ranks));
+            let is_within = |victim: &Job| cluster.queues().is_within(&victim.spec.queue, &by.name);
+            let mut candidates = self.candidates(job, Some(by));
+            for _ in 0..2 {
+                let (victims, ranks) = self.choose(job, &candidates)?;
+                // What the job counts is only known once it is placed.
+                let leaves =
+                    victims.iter().filter(|it| is_within(it.job)).map(Part::charge_milli).sum::<u64>();
+                let held = self.free.held_by(&by.name) + charge(&ranks) - leaves;
+                let reclaims = victims.iter().any(|victim| victim.job.spec.queue != job.spec.queue);
+                if !reclaims || held <= by.guaranteed_milli {
+                    return Some((victims, ranks));
+                }
+                // Those who hold what is guaranteed give room below it, too.
+                candidates.sort_by_key(|it| !is_within(it.job));
             }
         }
         self.choose(job, &self.candidates(job, None))
