@@ -247,6 +247,33 @@ fn a_service_grows_before_it_gives_something_up() {
     assert!(notes.iter().any(gives), "{notes:?}");
 }
 
+/// While part of what is given up for a service is there and the rest is not, all of it is kept, and `explain` knows.
+#[test]
+fn what_is_kept_for_a_service_is_not_said_to_be_the_next_ones() {
+    let mut t = Fixture::with(patient());
+    t.node(0, 8);
+    t.tell(Command::Submit(Arc::new(service(1, 6, Some(PROMISE)))));
+    t.tell(Command::Submit(Arc::new(training(3, 4, 0))));
+    t.tell(Command::Submit(Arc::new(training(2, 3, 0))));
+    t.tell(Command::Submit(Arc::new(spec(1, 1))));
+    tell(&mut t, 0, 10);
+    let notes = tell(&mut t, 12, 10);
+    assert!((2..=3).all(|job| notes.iter().any(|note| note.starts_with(&format!("job-{job} shrinks")))));
+    // The first of the two has stopped what it gives up.
+    let orders = t.cluster.assignment(NodeId(0)).workers;
+    let state = |it: &WorkerOrder| match (it.goal, it.id.job) {
+        (Goal::Stop, JobId(2)) => WorkerState::Exited(Exit::Signal(15)),
+        _ => WorkerState::Running,
+    };
+    let load = ReplicaLoad { running: 12, idle_ms: Some(0), ..Default::default() };
+    let report = orders.iter().map(|it| WorkerReport { load: Some(load), ..worker(it.id, state(it)) });
+    let inventory = (*t.cluster.nodes().get(NodeId(0)).inventory).clone();
+    t.report(0, inventory, report.collect());
+    assert_eq!([1, 2, 3, 4].map(|job| t.job(job).ranks.len()), [1, 3, 3, 0]);
+    let reason = explain::explain(&t.cluster, t.job(4)).reason;
+    assert_ne!(reason, explain::Reason::Next, "it is kept for job-1");
+}
+
 #[test]
 fn nobody_gives_way_to_a_service_of_lower_priority_or_against_the_policy() {
     let asks = |policy: Policy, training: JobSpec| {

@@ -190,7 +190,7 @@ fn nobody_gives_way(cluster: &Cluster) -> bool {
 /// What is free for jobs to which nobody gives way.
 pub fn free_for_all(cluster: &Cluster) -> Free<'_> {
     let mut free = Free::of(cluster);
-    Promises::of(&mut free, &mut Vec::new());
+    Promises::of(&mut free, &mut Vec::new()).keep_claims(&mut free);
     free
 }
 
