@@ -183,9 +183,7 @@ impl Cluster {
         let Phase::Stopping(Then::Resize(mut stays)) = job.phase.clone() else {
             panic!("{id} is not resized while {:?}", job.phase)
         };
-        let waits = |(by, _): (JobId, Time)| {
-            self.jobs.get(by).is_some_and(|by| matches!(by.phase, Phase::Pending(_)))
-        };
+        let waits = |(by, _): (JobId, Time)| self.jobs.get(by).is_some_and(Job::wants_room);
         let shrinks = matches!(job.last_failure, Some(Why::Resized { .. })) && stays.len() < job.ranks.len();
         if !is_live && shrinks && job.gives_way_to().is_some_and(|by| !waits(by)) {
             // Nobody needs the rest any more.

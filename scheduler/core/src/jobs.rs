@@ -376,9 +376,9 @@ impl Jobs {
         self.stopping.is_empty()
     }
 
-    /// Those of them that wait.
+    /// Those of them that wait for it.
     pub fn preemptors(&self) -> impl Iterator<Item = (&Job, Time)> {
-        self.gives_way().filter(|(job, _)| matches!(job.phase, Phase::Pending(_)))
+        self.gives_way().filter(|(job, _)| job.wants_room())
     }
 
     /// Jobs that stop to give way to `job`, oldest first.

@@ -337,4 +337,9 @@ impl Job {
     pub fn sleeps(&self) -> bool {
         self.is_to_sleep() && matches!(self.phase, Phase::Pending(_))
     }
+
+    /// Whether it waits for resources, now or after a pause; one that sleeps waits for a request.
+    pub(crate) fn wants_room(&self) -> bool {
+        matches!(self.phase, Phase::Pending(_)) && !self.is_to_sleep()
+    }
 }

@@ -129,6 +129,31 @@ fn a_service_that_nobody_asks_sleeps_until_somebody_does() {
     }
 }
 
+/// What was to give way to it stops when it sleeps already, as it had found room elsewhere.
+#[test]
+fn a_service_that_sleeps_is_not_woken_by_room_that_is_given_up_for_it() {
+    let mut t = Fixture::with(patient());
+    t.node(0, 1);
+    t.tell(Command::Submit(Arc::new(spec(1, 1))));
+    t.all(0, WorkerState::Running);
+    t.pass(Duration::from_secs(60));
+    t.node(1, 1);
+    t.tell(Command::Submit(Arc::new(spec(1, 1))));
+    t.all(1, WorkerState::Running);
+    t.tell(Command::Submit(Arc::new(JobSpec { priority: 5, ..sleepy(1) })));
+    let victims: Vec<JobId> = t.cluster.jobs().victims_of(JobId(3)).map(|victim| victim.id).collect();
+    assert_eq!(victims, [JobId(2)], "it loses less");
+    t.all(0, WorkerState::Exited(Exit::Code(0)));
+    assert_eq!((t.job(3).ranks.len(), t.job(3).ranks[0].node), (1, NodeId(0)));
+    idle(&mut t, 0);
+    t.pass(Duration::from_secs(10));
+    idle(&mut t, 10_000);
+    idle(&mut t, 10_000);
+    assert!(t.job(3).sleeps(), "{:?}", t.job(3).phase);
+    t.obey(1);
+    assert!(t.job(3).sleeps() && t.job(2).ranks.len() == 1, "{:?}", t.job(3).phase);
+}
+
 #[test]
 fn a_service_that_is_asked_while_it_goes_to_sleep_gets_up_again() {
     let mut t = Fixture::with(patient());

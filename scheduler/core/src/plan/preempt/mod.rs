@@ -254,7 +254,7 @@ impl<'a> Promises<'a> {
             return Promises::default();
         }
         let freed_for = free.cluster.freed_for.iter().filter_map(|(id, at)| Some((jobs.get(*id)?, *at)));
-        let freed_for = freed_for.filter(|(job, _)| matches!(job.phase, Phase::Pending(_)));
+        let freed_for = freed_for.filter(|(job, _)| job.wants_room());
         // What was promised first is placed first, so that it is promised again what it was.
         let preemptors: BTreeSet<(Time, Reverse<i32>, JobId)> = (freed_for.chain(jobs.preemptors()))
             .map(|(job, at)| (at, Reverse(job.spec.priority), job.id))
