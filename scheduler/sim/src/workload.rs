@@ -189,7 +189,7 @@ fn any_queue(rng: &mut Rng, queues: &[&str], name: &str) -> Queue {
         weight: rng.within((1, 4)) as u32,
         guaranteed_milli: guaranteed_milli.min(limit_milli.unwrap_or(u64::MAX)),
         limit_milli,
-        users: match rng.below(16) {
+        users: match rng.below(48) {
             0 => vec!["ben".into()],
             1 => vec!["ada".into(), "ben".into()],
             _ => Vec::new(),

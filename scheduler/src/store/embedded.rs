@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aquifer_proto::store::{Kind, Row};
@@ -57,20 +57,25 @@ impl Embedded {
         let name = path.display().to_string();
         let mut beside = path.as_os_str().to_owned();
         beside.push(ACKNOWLEDGED);
-        let refused = |error: io::Error| StoreError::Failed { path: name.clone(), cause: error.to_string() };
+        let beside = PathBuf::from(beside);
+        let refused = |path: &Path, error: io::Error| StoreError::Failed {
+            path: path.display().to_string(),
+            cause: error.to_string(),
+        };
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).map_err(refused)?;
+            fs::create_dir_all(directory).map_err(|error| refused(directory, error))?;
         }
         if !path.exists() {
             // What stood beside another store says nothing of a new one.
             match fs::remove_file(&beside) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(refused(error)),
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(refused(&beside, error)),
                 _ => (),
             }
         }
         let database = database(&name, builder().create(path))?;
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(beside);
-        let backend = FileBackend::new(file.map_err(refused)?).map_err(|error| failed(&name, error))?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&beside);
+        let file = file.map_err(|error| refused(&beside, error))?;
+        let backend = FileBackend::new(file).map_err(|error| failed(&beside.display().to_string(), error))?;
         Embedded::opened(name, database, Acknowledged::on(backend))
     }
 
