@@ -272,6 +272,16 @@ fn podman(dir: &Path) -> Result<(Arc<Engine>, &'static str), String> {
     Err(format!("podman does not run here: {why}"))
 }
 
+/// Until the engine has noted that a container runs, which may be after that has said something: podman passes no signal on
+/// before.
+async fn until_known(engine: &Engine) {
+    eventually("a container that runs", || {
+        let listed = Command::new(&engine.program).args(["ps", "--quiet"]).output().unwrap();
+        !listed.stdout.is_empty()
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn podman_runs_a_worker_from_its_start_to_every_end() {
     let mut t = Fixture::with(|config| config.enforce_limits = true).await;
@@ -311,10 +321,12 @@ async fn podman_runs_a_worker_from_its_start_to_every_end() {
     assert!(cache.join("new").exists() && !sets.join("new").exists());
     t.start(launch(2, &["obey"])).await;
     t.wait_for_log(id(2), "obey").await;
+    until_known(&engine).await;
     t.launcher().stop(id(2), StopReason::Cancel);
     assert_eq!(t.exit_of(id(2)).await, Exit::Code(3));
     t.start(Launch { grace_ms: 300, ..launch(3, &["ignore"]) }).await;
     t.wait_for_log(id(3), "ignore").await;
+    until_known(&engine).await;
     t.launcher().stop(id(3), StopReason::Cancel);
     assert_eq!(t.exit_of(id(3)).await, failed("killed: it did not stop within 300 ms"));
     t.start(launch(4, &["obey"])).await;
