@@ -40,6 +40,7 @@ pub const MAX_ENV: usize = 1 << 20;
 
 /// Users that a queue may name.
 pub const MAX_QUEUE_USERS: usize = 1000;
+
 const DAY_MS: u64 = 86_400_000;
 const YEAR_MS: u64 = 366 * DAY_MS;
 
@@ -401,23 +402,26 @@ pub fn queue(wire: &v1::Queue) -> Checked<Queue> {
         "" => None,
         parent => Some(name("queue.parent", parent)?),
     };
-    if MAX_QUEUE_USERS < wire.users.len() {
-        let allowed = format!("at most {MAX_QUEUE_USERS}");
-        return Err(Invalid::new("queue.users", wire.users.len(), allowed));
+    let named: BTreeSet<Name> = users("queue.users", &wire.users, MAX_QUEUE_USERS)?.into_iter().collect();
+    if let Some(at) = wire.users.iter().position(String::is_empty) {
+        return Err(Invalid::new(format!("queue.users[{at}]"), "\"\"", "expected the name of a user"));
     }
-    let user = |(at, user): (usize, &String)| match &user[..] {
-        "" => Err(Invalid::new(format!("queue.users[{at}]"), "\"\"", "expected the name of a user")),
-        user => text(&format!("queue.users[{at}]"), user, 128),
-    };
-    let users: BTreeSet<Name> = wire.users.iter().enumerate().map(user).collect::<Result<_, Invalid>>()?;
     Ok(Queue {
         name: name("queue.name", &wire.name)?,
         parent,
         weight,
         guaranteed_milli: wire.guaranteed_milli,
         limit_milli: wire.limit_milli,
-        users: users.into_iter().collect(),
+        users: named.into_iter().collect(),
     })
+}
+
+/// Names of users, `most` of them.
+pub(crate) fn users(field: &str, users: &[String], most: usize) -> Checked<Vec<Name>> {
+    if most < users.len() {
+        return Err(Invalid::new(field, users.len(), format!("at most {most}")));
+    }
+    users.iter().enumerate().map(|(at, user)| text(&format!("{field}[{at}]"), user, 128)).collect()
 }
 
 /// Checks what a node offers.

@@ -2,7 +2,7 @@
 
 use aquifer_core::*;
 
-use crate::border::{Invalid, name, pairs, text};
+use crate::border::{Invalid, name, pairs, text, users};
 use crate::v1;
 
 /// Of a reservation: nodes, at most.
@@ -45,17 +45,14 @@ pub fn booking(wire: &v1::ReserveRequest) -> Result<Booking, Invalid> {
             return Err(Invalid::new("end_ms", wire.end_ms, allowed));
         }
     }
-    let users = wire.users.iter().enumerate().map(|(at, user)| text(&format!("users[{at}]"), user, 128));
-    if MAX_GUESTS < wire.users.len() {
-        return Err(Invalid::new("users", wire.users.len(), format!("at most {MAX_GUESTS}")));
-    }
+    let users = users("users", &wire.users, MAX_GUESTS)?;
     Ok(Booking {
         name,
         nodes,
         start: wire.start_ms.map(Time),
         end: Time(wire.end_ms),
         queues: names("queues", &wire.queues, MAX_GUESTS)?,
-        users: users.collect::<Result<_, Invalid>>()?,
+        users,
     })
 }
 

@@ -1,25 +1,21 @@
 //! The default store: one file, crash safe, one transaction a commit.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, ErrorKind};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
 use aquifer_proto::store::{Kind, Row};
-use redb::backends::FileBackend;
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
     TableError, WriteTransaction,
 };
 
-use super::acknowledged::Acknowledged;
+use super::acknowledged::{ACKNOWLEDGED, Acknowledged};
 use super::{Contents, FORMAT, History, Store, StoreError};
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 /// In it: how many commits there were.
 const COMMITS: &str = "commits";
-/// What the file beside it is called, behind its own name.
-pub const ACKNOWLEDGED: &str = ".acknowledged";
 
 fn table(kind: Kind) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
     TableDefinition::new(kind.table())
@@ -55,28 +51,14 @@ impl Embedded {
     /// When another scheduler has it open, the file system refuses, or commits are missing that were acknowledged.
     pub fn open(path: &Path) -> Result<Embedded, StoreError> {
         let name = path.display().to_string();
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(ACKNOWLEDGED);
-        let beside = PathBuf::from(beside);
-        let refused = |path: &Path, error: io::Error| StoreError::Failed {
-            path: path.display().to_string(),
-            cause: error.to_string(),
-        };
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).map_err(|error| refused(directory, error))?;
+            fs::create_dir_all(directory).map_err(|error| StoreError::refused(directory, &error))?;
         }
         if !path.exists() {
-            // What stood beside another store says nothing of a new one.
-            match fs::remove_file(&beside) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(refused(&beside, error)),
-                _ => (),
-            }
+            Acknowledged::forget(path)?;
         }
         let database = database(&name, builder().create(path))?;
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&beside);
-        let file = file.map_err(|error| refused(&beside, error))?;
-        let backend = FileBackend::new(file).map_err(|error| failed(&beside.display().to_string(), error))?;
-        Embedded::opened(name, database, Acknowledged::on(backend))
+        Embedded::opened(name, database, Acknowledged::beside(path)?)
     }
 
     /// Opens what backends hold, the store and what stands beside it: for tests of what files do when disks fail.
@@ -89,13 +71,14 @@ impl Embedded {
     ) -> Result<Embedded, StoreError> {
         let name = "in memory".to_string();
         let database = database(&name, builder().create_with_backend(backend))?;
-        Embedded::opened(name, database, Acknowledged::on(acknowledged))
+        let acknowledged = Acknowledged::on(format!("{name}{ACKNOWLEDGED}"), acknowledged);
+        Embedded::opened(name, database, acknowledged)
     }
 
     fn opened(path: String, database: Database, acknowledged: Acknowledged) -> Result<Embedded, StoreError> {
         let mut store = Embedded { path, database: Arc::new(database), commits: 0, acknowledged };
         store.commits = store.count()?;
-        let acknowledged = store.acknowledged.read().map_err(|error| store.refused(&error))?;
+        let acknowledged = store.acknowledged.read()?;
         match store.commits < acknowledged {
             true => Err(StoreError::Lost { found: store.commits, acknowledged, path: store.path }),
             false => Ok(store),
@@ -122,11 +105,7 @@ impl Embedded {
         }
         transaction.commit().map_err(|error| self.failed(error))?;
         self.commits = count;
-        self.acknowledged.write(count).map_err(|error| self.refused(&error))
-    }
-
-    fn refused(&self, error: &io::Error) -> StoreError {
-        StoreError::Failed { path: format!("{}{ACKNOWLEDGED}", self.path), cause: error.to_string() }
+        self.acknowledged.write(count)
     }
 
     fn failed(&self, error: impl Into<redb::Error>) -> StoreError {

@@ -15,8 +15,9 @@ use std::sync::Arc;
 use aquifer_core::Record;
 use aquifer_proto::store::{self, Kind, Row, Unreadable};
 
+pub use acknowledged::ACKNOWLEDGED;
 pub use address::{Address, EtcdAccess, EtcdAddress};
-pub use embedded::{ACKNOWLEDGED, Embedded};
+pub use embedded::Embedded;
 pub use memory::Memory;
 pub use past::{History, Past};
 
@@ -153,4 +154,11 @@ pub enum StoreError {
         /// What the system said.
         cause: String,
     },
+}
+
+impl StoreError {
+    /// What the system said of a file or directory.
+    fn refused(path: &std::path::Path, error: &std::io::Error) -> StoreError {
+        StoreError::Failed { path: path.display().to_string(), cause: error.to_string() }
+    }
 }

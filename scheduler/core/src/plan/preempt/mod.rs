@@ -240,6 +240,8 @@ pub struct Promises<'a> {
     /// How many of them were counted.
     seen: usize,
     searches: u32,
+    /// Whether victims for some jobs are left to another round to be sought.
+    is_left: bool,
     /// Whether those for whom there were no victims may find some in another round.
     is_news: bool,
     /// Whether a job waits because what stops already is enough, or what is kept for others.
@@ -326,8 +328,9 @@ impl<'a> Promises<'a> {
             self.waits = true;
             return None;
         }
-        self.searches += if self.grows { 1 + MAX_SEARCHES } else { 1 };
-        if MAX_SEARCHES < self.searches {
+        self.searches += 1;
+        if self.grows || MAX_SEARCHES < self.searches {
+            self.is_left = true;
             return None;
         }
         self.catch_up(starts);
@@ -395,7 +398,7 @@ impl<'a> Promises<'a> {
             let mut search = Search::new(free, &self);
             kept.into_keys().for_each(|node| search.refresh_node(node));
         }
-        self.is_news || MAX_SEARCHES < self.searches || (is_open && !starts.is_empty())
+        self.is_news || self.is_left || (is_open && !starts.is_empty())
     }
 }
 
