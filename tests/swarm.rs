@@ -1,9 +1,10 @@
 //! Safety under faults, and an end to everything once they heal, over many seeds.
 //!
 //! One seed again, with all that was said: `SEED=41 cargo test --test swarm -- --nocapture`.
-//! More of them: `SEEDS=100000 cargo test --test swarm -- --nocapture`.
+//! More of them: `SEEDS=100000 cargo test --test swarm -- --nocapture`; others: `SEEDS=2000..100000`.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -84,12 +85,15 @@ const SIGHTS: [&str; 61] = [
 fn whatever_goes_wrong_nothing_is_lost_and_everything_ends() {
     match std::env::var("SEED") {
         Ok(seed) => one_run_aloud(seed.parse().expect("SEED is a number")),
-        Err(_) => {
-            let seeds =
-                std::env::var("SEEDS").map_or(2_000, |seeds| seeds.parse().expect("SEEDS is a number"));
-            many_runs(seeds);
-        }
+        Err(_) => many_runs(std::env::var("SEEDS").map_or(0..2_000, |seeds| range(&seeds))),
     }
+}
+
+/// `TO`, or `FROM..TO`.
+fn range(seeds: &str) -> Range<u64> {
+    let (from, to) = seeds.split_once("..").unwrap_or(("0", seeds));
+    let number = |text: &str| text.parse().expect("SEEDS is TO or FROM..TO");
+    number(from)..number(to)
 }
 
 fn one_run_aloud(seed: u64) {
@@ -103,14 +107,14 @@ fn one_run_aloud(seed: u64) {
     }
 }
 
-fn many_runs(seeds: u64) {
-    let (next, steps) = (AtomicU64::new(0), AtomicU64::new(0));
+fn many_runs(seeds: Range<u64>) {
+    let (next, steps) = (AtomicU64::new(seeds.start), AtomicU64::new(0));
     let sights: Mutex<BTreeMap<&str, u64>> = Mutex::default();
     let began = Instant::now();
     let work = || {
         loop {
             let seed = next.fetch_add(1, Relaxed);
-            if seeds <= seed {
+            if seeds.end <= seed {
                 return;
             }
             let ran = catch_unwind(|| {
@@ -119,7 +123,7 @@ fn many_runs(seeds: u64) {
                 (sim.steps, sim.sights())
             });
             let (ran, saw) = ran.unwrap_or_else(|_| {
-                next.store(seeds, Relaxed);
+                next.store(seeds.end, Relaxed);
                 panic!("SEED={seed}")
             });
             steps.fetch_add(ran, Relaxed);
@@ -131,6 +135,7 @@ fn many_runs(seeds: u64) {
     let (steps, seconds) = (steps.into_inner(), began.elapsed().as_secs_f64());
     let sights = sights.into_inner().expect("nobody panics with it");
     sights.iter().for_each(|(what, times)| println!("{times:>9} {what}"));
+    let seeds = seeds.end - seeds.start;
     println!("{seeds} seeds, {steps} steps, {seconds:.1} s: {:.0} steps/s", steps as f64 / seconds);
     for what in SIGHTS {
         let times = sights.get(what).copied().unwrap_or(0);
