@@ -528,6 +528,13 @@ impl<'a> Free<'a> {
         self.kept.placed(job.id, ranks.iter().map(|rank| rank.node));
     }
 
+    /// Undoes [`Free::count`] of ranks that a running job does not get after all: nothing was kept for it.
+    pub(super) fn count_back(&mut self, job: &Job, ranks: &[Allocation]) {
+        for queue in self.cluster.queues().line(&job.spec.queue) {
+            *self.taken.get_mut(&queue.name).expect("it was counted") -= charge(ranks);
+        }
+    }
+
     /// Adds to what a queue and each one above it hold, in thousandths of a device.
     pub(super) fn charge_line(&mut self, queue: &Name, milli: impl Fn(&Name) -> u64) {
         for queue in self.cluster.queues().line(queue) {

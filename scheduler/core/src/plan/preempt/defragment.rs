@@ -108,7 +108,6 @@ impl<'a> Promises<'a> {
             for it in &moves {
                 let job = cluster.jobs().get(it.job).expect("a job that moves");
                 give_to(&mut self.started, &it.ranks);
-                free.count(job, &it.ranks);
                 leave.push(Part { job, stays: Vec::new() });
             }
             self.promise(free, job, &leave, ranks);
@@ -119,7 +118,7 @@ impl<'a> Promises<'a> {
         migrations
     }
 
-    /// Who moves where for one job, and where it starts then. The places are taken but not counted.
+    /// Who moves where for one job, and where it starts then. The places of those that move are taken.
     ///
     /// * `moved`: who moves already.
     /// * `worth`: what may be lost for it, in thousandths of a device times milliseconds.
@@ -154,10 +153,15 @@ impl<'a> Promises<'a> {
                     stuck = Some(mover.job.id);
                     break;
                 };
+                // Those that move together hold both places together.
+                free.count(mover.job, &ranks);
                 let (job, cost_ms, aim) = (mover.job.id, mover.cost_ms, Aim::RoomFor(job.id));
                 moves.push(Migration { job, ranks, cost_ms, aim });
             }
             let Some(stuck) = stuck else { return Some((moves, ranks)) };
+            for it in &moves {
+                free.count_back(free.cluster.jobs().get(it.job).expect("a job that moves"), &it.ranks);
+            }
             let changed: BTreeSet<NodeId> = moves.iter().flat_map(|it| nodes(&it.ranks)).collect();
             let mut search = Search::new(free, self);
             changed.into_iter().for_each(|node| search.refresh_node(node));
