@@ -177,7 +177,8 @@ fn decisions(args: &DecisionsArgs, output: &Output) {
     let mut document = Vec::new();
     for nodes in &args.nodes {
         aside(format!("{nodes} nodes …"));
-        let figures = bench::measure(*nodes, args.pending, crate::simulate::nanoseconds);
+        let meter = bench::Meter { clock: crate::simulate::nanoseconds, memory: crate::metrics::resident };
+        let figures = bench::measure(*nodes, args.pending, meter);
         let per_s = |ns: u64| f64::from(figures.placed) * 1e9 / ns.max(1) as f64;
         let us = |ns: u64| ns as f64 / 1e3;
         let mut rows = vec![
@@ -188,16 +189,27 @@ fn decisions(args: &DecisionsArgs, output: &Output) {
             ),
             ("placements, deciding alone".into(), per_s(figures.round_ns), "jobs/s"),
             ("placements, with records and orders".into(), per_s(figures.step_ns), "jobs/s"),
+            ("memory of the pool with its jobs".into(), figures.bytes as f64 / f64::from(1 << 20), "MiB"),
+            ("a step that changes nothing, p50".into(), us(figures.idle.p50), "µs"),
+            ("a step that changes nothing, p99".into(), us(figures.idle.p99), "µs"),
             ("a submission that waits, p50".into(), us(figures.unfit.p50), "µs"),
             ("a submission that waits, p99".into(), us(figures.unfit.p99), "µs"),
             ("an end, and who takes its place, p50".into(), us(figures.ends.p50), "µs"),
             ("an end, and who takes its place, p99".into(), us(figures.ends.p99), "µs"),
+            ("a submission for which another job is stopped, p50".into(), us(figures.preempts.p50), "µs"),
+            ("a submission for which another job is stopped, p99".into(), us(figures.preempts.p99), "µs"),
+            ("booking a hundredth of the nodes".into(), figures.booked_ns as f64 / 1e6, "ms"),
             ("explaining one that waits".into(), figures.explain_ns as f64 / 1e6, "ms"),
             ("what would happen if one more came".into(), figures.what_if_ns as f64 / 1e6, "ms"),
         ];
-        rows.extend(figures.gangs.iter().map(|(ranks, ns)| {
-            (format!("a gang of {ranks} ranks in the idle pool"), *ns as f64 / 1e6, "ms")
-        }));
+        let mut gangs = |what: &str, gangs: &[(u32, u64)]| {
+            let row =
+                |(ranks, ns): &(u32, u64)| (format!("a gang of {ranks} {what}"), *ns as f64 / 1e6, "ms");
+            rows.extend(gangs.iter().map(row));
+        };
+        gangs("ranks in the idle pool", &figures.gangs);
+        gangs("nodes that waits first, and gets nodes kept", &figures.kept);
+        gangs("nodes for which eight jobs on each are stopped", &figures.gangs_preempt);
         for (name, value, unit) in rows {
             table.row([units::group((*nodes).into()), name.clone(), digits(value), unit.into()]);
             document.push(Figure { name: format!("{nodes} nodes: {name}"), value, unit });

@@ -2,6 +2,8 @@
 
 mod process;
 
+pub use process::resident;
+
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;

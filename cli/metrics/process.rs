@@ -47,16 +47,21 @@ impl Collector for Process {
         let used = clock_gettime(ClockId::ProcessCPUTime);
         let used = used.tv_sec as f64 + used.tv_nsec as f64 / 1e9;
         self.cpu.inc_by((used - self.cpu.get()).max(0.0));
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        self.memory.set(field(&status, "VmRSS:") * 1024.0);
-        self.threads.set(field(&status, "Threads:"));
+        self.memory.set(resident() as f64);
+        self.threads.set(field("Threads:"));
         self.files.set(fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as f64);
         self.parts().into_iter().flat_map(Collector::collect).collect()
     }
 }
 
-/// The number after a word at the beginning of a line.
-fn field(status: &str, name: &str) -> f64 {
+/// Main memory that this process has, in bytes; 0 where that is not told.
+pub fn resident() -> u64 {
+    field("VmRSS:") as u64 * 1024
+}
+
+/// The number after a word at the beginning of a line of what the kernel tells of this process; 0 where it does not.
+fn field(name: &str) -> f64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0.0)
 }
