@@ -15,7 +15,7 @@ use crate::jobs::history::Totals;
 use crate::jobs::*;
 use crate::nodes::*;
 use crate::plan::price::{self, Prices};
-use crate::plan::{self, Free, Futile, Kept, Promised, Room, Turnover};
+use crate::plan::{self, Free, Kept, Known, Promised, Room, Turnover};
 pub use crate::policy::Policy;
 use crate::queues::Queues;
 use crate::reservations::Reservations;
@@ -46,18 +46,14 @@ pub struct Cluster {
     revision: Revision,
     /// When to plan next; `None` while nothing has changed that could let a job start.
     round_at: Option<Time>,
-    /// Shapes that found no room in the last round, and since when nothing has become free.
-    pub(crate) unfit: BTreeSet<Arc<Shape>>,
-    /// Of those, the ones that would fit but for what is kept for others.
-    pub(crate) kept_from: BTreeSet<Arc<Shape>>,
+    /// What the last round found. Soft state.
+    pub(crate) known: Known,
     /// What is kept for wide jobs. Soft state.
     pub(crate) kept: Kept,
     /// Wide jobs that ended of late. Derived from the jobs.
     pub(crate) turnover: Turnover,
     /// How long jobs ran. Derived from the jobs; shared with copies of the cluster.
     pub(crate) durations: Arc<Durations>,
-    /// Jobs for which no victims were found, and since when nothing has changed that could help them.
-    pub(crate) futile: Futile,
     /// What the last round promised to jobs to which others give way.
     pub(crate) promised: Promised,
     /// When jobs that run had their last checkpoint, if that was in this attempt. Soft state, from reports.
@@ -111,12 +107,10 @@ impl Cluster {
             now,
             revision: Revision { term, count: 0 },
             round_at: Some(now),
-            unfit: BTreeSet::new(),
-            kept_from: BTreeSet::new(),
+            known: Known::default(),
             kept: Kept::default(),
             turnover: Turnover::default(),
             durations: Arc::default(),
-            futile: Futile::default(),
             promised: Promised::new(),
             checkpoints: BTreeMap::new(),
             paces: BTreeMap::new(),
@@ -168,9 +162,6 @@ impl Cluster {
         for job in jobs.into_values() {
             for (worker, rank) in workers(&job) {
                 cluster.nodes.hold(worker, rank, job.span());
-                if rank.worker == RankState::Gone {
-                    cluster.nodes.worker_gone(worker, rank.node);
-                }
             }
             cluster.queues.hold(&job.spec.queue, job.charge(), Charge::default());
             cluster.jobs.insert(cluster.now, job);
@@ -236,12 +227,12 @@ impl Cluster {
             }
             let (mut room, kept) = (self.room.take().expect(NO_ROUND), std::mem::take(&mut self.kept));
             room.protect_idle(!self.turnover.is_empty());
+            let known = std::mem::take(&mut self.known);
             let mut free = Free::in_room(self, room, kept);
-            let plan = plan::plan(&mut free, now);
+            let plan = plan::plan_next(&mut free, now, known);
             let (room, kept) = free.into_parts();
             (self.room, self.kept) = (Some(room), kept);
-            (self.unfit, self.kept_from) = (plan.unfit, plan.kept_from);
-            (self.futile, self.promised) = (plan.futile, plan.promised);
+            (self.known, self.promised) = (plan.known, plan.promised);
             self.freed.clear();
             for (id, ranks) in plan.starts {
                 self.place(now, id, ranks);
@@ -329,7 +320,9 @@ impl Cluster {
 
     /// The same, but for searches for victims in vain, which it does not remember: for checks.
     pub fn without_futile(&self) -> Cluster {
-        Cluster { futile: Futile::default(), ..self.clone() }
+        let mut cluster = self.clone();
+        cluster.known.futile.clear();
+        cluster
     }
 
     /// What is free.
@@ -370,7 +363,8 @@ impl Cluster {
     /// Changes the state of a rank's worker: saves its job at the end of the step.
     pub(crate) fn set_rank_state(&mut self, worker: WorkerId, state: RankState) {
         self.changes.jobs.insert(worker.job);
-        *self.jobs.rank_state_mut(worker) = state;
+        let node = self.jobs.set_rank_state(worker, state);
+        self.nodes.set_worker(worker, node, state);
     }
 
     pub(crate) fn add_job(&mut self, job: Job, first_of_spec: bool) {
@@ -472,9 +466,7 @@ impl Cluster {
 
     /// Plans again for all who wait.
     pub(crate) fn plan_anew(&mut self, at: Time) {
-        self.unfit.clear();
-        self.kept_from.clear();
-        self.futile.clear();
+        self.known = Known::default();
         self.freed.clear();
         self.kept.forget();
         self.plan_at(at);
@@ -482,7 +474,7 @@ impl Cluster {
 
     /// Seeks victims again where there were none.
     pub(crate) fn seek_anew(&mut self, at: Time) {
-        self.futile.clear();
+        self.known.futile.clear();
         if self.policy.preemption && !self.jobs.ready().is_empty() {
             self.plan_at(at);
         }
@@ -490,10 +482,10 @@ impl Cluster {
 
     /// A job has become ready. Another one of its shape may have been kept from room that it may take.
     pub(crate) fn reopen(&mut self, id: JobId) {
-        if !self.kept_from.is_empty() {
+        if !self.known.kept_from.is_empty() {
             let shape = self.jobs.shape(self.jobs.get(id).expect("a job that exists"));
-            if self.kept_from.remove(&shape) {
-                self.unfit.remove(&shape);
+            if self.known.kept_from.remove(&shape) {
+                self.known.unfit.remove(&shape);
             }
         }
     }

@@ -155,7 +155,6 @@ impl Cluster {
         let mut touched = BTreeSet::new();
         for (worker, rank) in workers(job).skip(from) {
             self.nodes.hold(worker, rank, job.span());
-            self.nodes.worker_gone(worker, rank.node);
             touched.insert(rank.node);
         }
         let charge = job.charge();
@@ -241,9 +240,6 @@ impl Cluster {
         let after = self.jobs.get(id).expect("a job that is resized").clone();
         for (worker, rank) in workers(&after) {
             self.nodes.hold(worker, rank, after.span());
-            if rank.worker == RankState::Gone {
-                self.nodes.worker_gone(worker, rank.node);
-            }
         }
         for node in job.ranks.iter().map(|rank| rank.node).collect::<BTreeSet<NodeId>>() {
             self.refresh_room(node);

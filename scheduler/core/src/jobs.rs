@@ -443,12 +443,13 @@ impl Jobs {
         result
     }
 
-    /// State of one rank's worker. No index depends on it.
-    pub(crate) fn rank_state_mut(&mut self, worker: WorkerId) -> &mut RankState {
+    /// Changes the state of one rank's worker, of which no index depends; returns the node that it is on.
+    pub(crate) fn set_rank_state(&mut self, worker: WorkerId, state: RankState) -> NodeId {
         let job = self.table.get_mut(worker.job).expect("a job that exists");
         assert_eq!(job.attempt, worker.attempt, "{worker} is of another attempt");
         let at = job.position(worker.rank);
-        &mut job.ranks[at].worker
+        job.ranks[at].worker = state;
+        job.ranks[at].node
     }
 
     pub(crate) fn turn(&self, job: &Job) -> Turn {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::emptying::{Emptying, Expiry, Size, SoonestFirst};
 use crate::event::Availability;
 use crate::inquiry::Blame;
+use crate::sorted::Sorted;
 use crate::types::*;
 
 /// A machine with an agent.
@@ -72,17 +73,17 @@ pub struct Lease {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Held {
     /// Devices of which something is held, by index.
-    pub devices: BTreeMap<u16, HeldDevice>,
+    pub devices: Sorted<u16, HeldDevice>,
     /// Thousandths of a core.
     pub cpus_milli: u64,
     /// Main memory, in bytes.
     pub memory_bytes: u64,
     /// Ports.
-    pub ports: BTreeSet<u16>,
-    /// Workers that are not known gone.
-    pub workers: BTreeSet<WorkerId>,
+    pub ports: Sorted<u16>,
+    /// Workers that are not known gone, and how far they are.
+    pub workers: Sorted<WorkerId, RankState>,
     /// When ranks give back what they hold, at the latest.
-    pub ends: BTreeSet<(Until, WorkerId)>,
+    pub ends: Sorted<(Until, WorkerId)>,
     /// When they were placed: milliseconds, summed over them.
     pub since_sum: u64,
 }
@@ -167,7 +168,7 @@ impl Held {
 
     /// When all that is held is given back, at the latest.
     pub fn until(&self) -> Until {
-        self.ends.last().map_or(Until::Time(Time(0)), |(until, _)| *until)
+        self.ends.keys().next_back().map_or(Until::Time(Time(0)), |(until, _)| *until)
     }
 
     /// Adds (or removes) what a rank holds.
@@ -176,11 +177,12 @@ impl Held {
             for device in &rank.devices {
                 self.take_device(worker, *device, rank.slice);
             }
-            assert!(self.ports.insert(rank.port), "{worker}: port {} is held twice", rank.port);
+            let earlier = self.ports.insert(rank.port, ());
+            assert_eq!(earlier, None, "{worker}: port {} is held twice", rank.port);
             self.cpus_milli += u64::from(rank.cpus_milli);
             self.memory_bytes += rank.memory_bytes;
-            self.workers.insert(worker);
-            self.ends.insert((span.until, worker));
+            self.set_worker(worker, rank.worker);
+            self.ends.insert((span.until, worker), ());
             self.since_sum += span.since.0;
         } else {
             for device in &rank.devices {
@@ -197,6 +199,14 @@ impl Held {
 }
 
 impl Held {
+    /// A worker is so far.
+    fn set_worker(&mut self, worker: WorkerId, state: RankState) {
+        match state {
+            RankState::Gone => _ = self.workers.remove(&worker),
+            _ => _ = self.workers.insert(worker, state),
+        }
+    }
+
     /// # Panics
     /// When the device has not so much left.
     fn take_device(&mut self, worker: WorkerId, device: u16, slice: Option<Slice>) {
@@ -218,7 +228,7 @@ impl Held {
 }
 
 /// Gives back what a rank held of a device.
-pub(crate) fn give_device(devices: &mut BTreeMap<u16, HeldDevice>, device: u16, slice: Option<Slice>) {
+pub(crate) fn give_device(devices: &mut Sorted<u16, HeldDevice>, device: u16, slice: Option<Slice>) {
     match (devices.get_mut(&device), slice) {
         (Some(HeldDevice::Slices(held)), Some(slice)) if slice.compute_milli < held.compute_milli => {
             held.compute_milli -= slice.compute_milli;
@@ -354,9 +364,9 @@ impl Nodes {
         assert_eq!(self.emptying, recount, "when nodes get empty");
     }
 
-    /// The worker is known gone; its resources are held until all of its job are.
-    pub(crate) fn worker_gone(&mut self, worker: WorkerId, node: NodeId) {
-        self.entry_mut(node).held.workers.remove(&worker);
+    /// A worker is so far; what it holds, it holds until all of its job are gone.
+    pub(crate) fn set_worker(&mut self, worker: WorkerId, node: NodeId, state: RankState) {
+        self.entry_mut(node).held.set_worker(worker, state);
     }
 
     fn entry_mut(&mut self, id: NodeId) -> &mut Entry {

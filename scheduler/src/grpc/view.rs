@@ -176,7 +176,7 @@ pub fn node(cluster: &Cluster, shared: &Shared, node: &Node) -> v1::Node {
         devices_held: held.devices.keys().map(|index| u32::from(*index)).collect(),
         cpus_milli_held: held.cpus_milli,
         memory_bytes_held: held.memory_bytes,
-        workers: held.workers.iter().map(|worker| wire::worker(*worker)).collect(),
+        workers: held.workers.keys().map(|worker| wire::worker(*worker)).collect(),
         lease_left_ms: lease.map_or(0, |lease| lease.end.since(cluster.now())),
         version: session.as_ref().map(|session| session.version.clone()).unwrap_or_default(),
         reservations: booked.iter().map(|it| reservations::reservation(cluster, it)).collect(),

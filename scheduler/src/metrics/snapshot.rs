@@ -184,7 +184,7 @@ impl Snapshot {
             let state = match &device.fault {
                 _ if !node.up => 4,
                 Some(_) => 3,
-                None if held.contains_key(&index) => 1,
+                None if held.get(&index).is_some() => 1,
                 None if !node.takes_work() || node.cordoned.contains(&device.uuid) => 2,
                 None => 0,
             };

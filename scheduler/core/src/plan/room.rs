@@ -86,7 +86,7 @@ impl NodeFree {
             devices: free.filter(|device| 0 < device.compute_milli).collect(),
             cpus_milli: u64::from(inventory.cpus_milli).saturating_sub(held.cpus_milli),
             memory_bytes: inventory.memory_bytes.saturating_sub(held.memory_bytes),
-            ports: held.ports.iter().copied().collect(),
+            ports: held.ports.keys().copied().collect(),
         }
     }
 
