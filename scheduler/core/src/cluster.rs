@@ -21,6 +21,7 @@ use crate::queues::Queues;
 use crate::reservations::Reservations;
 use crate::services::Services;
 use crate::speed::{Pace, Speeds};
+use crate::tariff::Tariff;
 use crate::types::*;
 use flush::Changes;
 
@@ -40,6 +41,7 @@ pub struct Cluster {
     pub(crate) nodes: Nodes,
     pub(crate) queues: Queues,
     pub(crate) reservations: Reservations,
+    pub(crate) tariff: Arc<Tariff>,
     /// When it last stepped.
     pub(crate) now: Time,
     /// Of the last assignment that was changed.
@@ -104,6 +106,7 @@ impl Cluster {
             nodes: Nodes::default(),
             queues: Queues::new(policy.half_life),
             reservations: Reservations::default(),
+            tariff: Arc::default(),
             now,
             revision: Revision { term, count: 0 },
             round_at: Some(now),
@@ -139,6 +142,7 @@ impl Cluster {
                 Record::Queue(queue) => queues.push(queue),
                 Record::Usage(queue, usage) => _ = usages.insert(queue, usage),
                 Record::Reservation(reservation) => cluster.reservations.set(reservation),
+                Record::Tariff(tariff) => cluster.tariff = tariff,
                 Record::Retired(queue, of) => _ = totals.insert(queue, of),
                 Record::Spec(..) | Record::NoSpec(_) | Record::NoJob(_) => (),
                 Record::Ended(_) | Record::NoReservation(_) => (),
@@ -182,7 +186,7 @@ impl Cluster {
         for node in cluster.nodes.iter() {
             room.refresh(node, cluster.nodes.held(node.id));
         }
-        room.learn_worth(&cluster.speeds);
+        room.learn_worth(&cluster.speeds, &cluster.tariff);
         cluster.room = Some(room);
         cluster
     }
@@ -293,7 +297,7 @@ impl Cluster {
             self.prices = Arc::new(Prices::learn(self.jobs.range(price::window(last)).map(|job| &*job.spec)));
             room.set_prices(self.prices.clone());
         }
-        room.learn_worth(&self.speeds);
+        room.learn_worth(&self.speeds, &self.tariff);
     }
 
     /// The rules.
@@ -349,7 +353,9 @@ impl Cluster {
         let reservations = self.reservations.iter().cloned().map(Record::Reservation);
         let totals =
             self.jobs.retired_totals().map(|(queue, totals)| Record::Retired(queue.clone(), *totals));
-        jobs.chain(nodes).chain(queues).chain(usages).chain(reservations).chain(totals).collect()
+        let tariff = (!self.tariff.is_empty()).then(|| Record::Tariff(self.tariff.clone()));
+        let all = jobs.chain(nodes).chain(queues).chain(usages).chain(reservations).chain(totals);
+        all.chain(tariff).collect()
     }
 
     // ---- For the files beside this one: the only ways to change a record, each of which marks it. ----
@@ -405,6 +411,11 @@ impl Cluster {
         self.queues.set(queue);
         self.admit_guests();
         self.schedule_moves();
+    }
+
+    pub(crate) fn tariff_changed(&mut self) {
+        self.changes.tariff = true;
+        self.room.as_mut().expect(NO_ROUND).forget_worth();
     }
 
     pub(crate) fn touch_reservation(&mut self, name: Name) {

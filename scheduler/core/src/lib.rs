@@ -43,6 +43,7 @@ mod shape;
 mod sorted;
 pub mod speed;
 mod stop;
+mod tariff;
 pub mod topology;
 pub mod types;
 
@@ -60,5 +61,6 @@ pub use queues::{QueueError, QueueUsage};
 pub use reservations::{Reservation, ReservationError};
 pub use sorted::Sorted;
 pub use stop::StopReason;
+pub use tariff::{MAX_PRICES, Tariff};
 pub use topology::{Level, Standing, Topology};
 pub use types::*;

@@ -28,6 +28,7 @@ impl Cluster {
                 self.plan_anew(now);
                 Ok(Answer::Done)
             }
+            Command::SetPrice { model, milli } => self.set_price(now, model, milli),
             Command::Reserve(booking) => self.reserve(now, booking),
             Command::Unreserve(name) => self.unreserve(now, &name),
         }
@@ -275,7 +276,7 @@ impl Cluster {
 
     /// Places a job that a plan, made from this very state, starts. Its resources are taken from the room already.
     pub(crate) fn place(&mut self, now: Time, id: JobId, ranks: Vec<Allocation>) {
-        let worth_milli = ranks.iter().map(|rank| self.nodes.get(rank.node).worth_milli(rank)).sum();
+        let worth_milli = ranks.iter().map(|rank| self.worth_milli(rank)).sum();
         self.change_job(id, |job| {
             assert!(matches!(job.phase, Phase::Pending(_)), "{id} is placed twice");
             job.phase = Phase::Active;
@@ -284,7 +285,7 @@ impl Cluster {
             job.first_placed = job.first_placed.or(Some(now));
             job.last_nodes = ranks.iter().map(|rank| rank.node).collect();
             job.ranks = (0..).zip(ranks).map(|(at, rank)| rank.assigned(at, now)).collect();
-            job.worth_milli = worth_milli;
+            job.set_worth(now, worth_milli);
         });
         let job = self.jobs.get(id).expect("a placed job");
         for (worker, rank) in workers(job) {
@@ -504,7 +505,7 @@ impl Cluster {
             job.add_usage(now, lost_ms);
             job.usage.spent = spent;
             job.ranks.clear();
-            job.worth_milli = 0;
+            job.set_worth(now, 0);
             match outcome {
                 None => job.phase = Phase::Pending(now + pause),
                 Some(outcome) => {
@@ -566,16 +567,5 @@ impl Job {
             last_failure: None,
             usage: Usage::default(),
         }
-    }
-
-    /// Adds what an attempt held that ends now, and what of it was lost.
-    pub(crate) fn add_usage(&mut self, now: Time, lost_ms: u64) {
-        let Some(placed) = self.placed.filter(|_| !self.ranks.is_empty()) else { return };
-        let ms = now.since(placed);
-        let devices_milli = self.devices_held_milli();
-        self.usage.device_ms += devices_milli * ms / 1000;
-        self.usage.lost_device_ms += devices_milli * lost_ms.min(ms) / 1000;
-        let cpus: u64 = self.in_attempt().iter().map(|rank| u64::from(rank.cpus_milli)).sum();
-        self.usage.cpu_milli_ms += cpus * ms;
     }
 }

@@ -7,6 +7,7 @@ use crate::emptying::{Emptying, Expiry, Size, SoonestFirst};
 use crate::event::Availability;
 use crate::inquiry::Blame;
 use crate::sorted::Sorted;
+use crate::tariff::Tariff;
 use crate::types::*;
 
 /// A machine with an agent.
@@ -139,20 +140,21 @@ struct Entry {
 
 impl Node {
     /// What a rank on it counts for the usage of its queue, in thousandths of a reference device, rounded up: its
-    /// charge, by the mean speed of its devices; without devices by that of a core.
-    pub fn worth_milli(&self, rank: &Allocation) -> u64 {
-        let speed = |index: &u16| self.inventory.devices.get(usize::from(*index)).map(|it| it.speed_milli);
-        let speeds: u64 = rank.devices.iter().filter_map(speed).map(u64::from).sum();
+    /// charge, by the mean of what an hour of its devices counts; without devices by that of a core.
+    pub fn worth_milli(&self, rank: &Allocation, tariff: &Tariff) -> u64 {
+        let hour =
+            |index: &u16| self.inventory.devices.get(usize::from(*index)).map(|it| tariff.hour_milli(it));
+        let hours: u64 = rank.devices.iter().filter_map(hour).sum();
         match rank.devices.len() as u64 {
-            0 => (rank.charge_milli * self.core_speed_milli()).div_ceil(1000),
-            count => (rank.charge_milli * speeds).div_ceil(1000 * count),
+            0 => (rank.charge_milli * self.core_hour_milli(tariff)).div_ceil(1000),
+            count => (rank.charge_milli * hours).div_ceil(1000 * count),
         }
     }
 
-    /// How fast a core of it is, in thousandths of the reference device: as its first device that is one, or 1.
-    fn core_speed_milli(&self) -> u64 {
+    /// What an hour of a core of it counts: as its first device that is one, or 1.
+    fn core_hour_milli(&self, tariff: &Tariff) -> u64 {
         let core = self.inventory.devices.iter().find(|device| device.class.vendor == Vendor::Cpu);
-        core.map_or(1, |core| core.speed_milli.into())
+        core.map_or(1, |core| tariff.hour_milli(core))
     }
 
     /// Whether new work may be placed on it.

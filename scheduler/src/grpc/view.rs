@@ -1,10 +1,12 @@
 //! The core's state as clients see it.
 
+use std::collections::BTreeMap;
+
 use aquifer_core::explain::{Explanation, Reason, Start};
 use aquifer_core::jobs::{Job, Outcome, Phase};
 use aquifer_core::nodes::Node;
 use aquifer_core::*;
-use aquifer_proto::{reservations, v1, wire};
+use aquifer_proto::{reservations, tariff, v1, wire};
 
 use crate::notes::Numbered;
 use crate::runtime::Shared;
@@ -153,6 +155,27 @@ pub fn service(shared: &Shared, job: &Job) -> Option<v1::Service> {
         submitted_ms: job.submitted.0,
         endpoints: job.ranks.iter().filter_map(ready).collect(),
     })
+}
+
+/// Prices, and what an hour of each class counts that nodes have which are up.
+pub fn prices(cluster: &Cluster) -> v1::ListPricesResponse {
+    let mut classes: BTreeMap<&DeviceClass, (u64, u64)> = BTreeMap::new();
+    let nodes = cluster.nodes().iter().filter(|node| node.up);
+    for device in nodes.flat_map(|node| &node.inventory.devices) {
+        let (devices, speeds) = classes.entry(&device.class).or_default();
+        *devices += 1;
+        *speeds += u64::from(device.speed_milli);
+    }
+    let class = |(class, (devices, speeds)): (&DeviceClass, (u64, u64))| v1::ClassPrice {
+        vendor: class.vendor.to_string(),
+        model: class.model.to_string(),
+        memory_bytes: class.memory_bytes,
+        devices,
+        speed_milli: speeds / devices,
+        price_milli: cluster.tariff().of(class),
+    };
+    let classes = classes.into_iter().map(class).collect();
+    v1::ListPricesResponse { prices: tariff::prices(cluster.tariff()), classes }
 }
 
 /// A node.

@@ -188,7 +188,7 @@ impl<'a> Ready<'a> {
         let is_short =
             branch.held_milli < branch.guaranteed_milli || children.clone().any(|child| child.is_short);
         let own = branch.head().map(|(_, shape)| {
-            let claim = self.decay.claim(0, shape.wants_milli());
+            let claim = self.decay.claim(0, shape.wants_milli() * self.cluster.tariff().mean_milli() / 1000);
             let share = Share { used: branch.own_used + claim, weight: 1 };
             (Served { short: Reverse(false), share }, Next { branch: at, claim })
         });
@@ -222,7 +222,7 @@ impl<'a> Ready<'a> {
             None => self.branches[at].leave(shape),
         }
         let charge: u64 = ranks.iter().map(|rank| rank.charge_milli).sum();
-        let worth = ranks.iter().map(|rank| self.cluster.nodes().get(rank.node).worth_milli(rank)).sum();
+        let worth = ranks.iter().map(|rank| self.cluster.worth_milli(rank)).sum();
         let used = self.decay.claim(0, worth);
         self.branches[at].own_used += used;
         self.climb(at, |branch| {
