@@ -30,6 +30,7 @@ pub mod nodes;
 pub mod otlp;
 pub mod output;
 pub mod plan;
+pub mod prices;
 pub mod queues;
 pub mod reservations;
 pub mod run;
@@ -84,6 +85,7 @@ pub enum Command {
     Drain(drain::DrainArgs),
     Uncordon(drain::UncordonArgs),
     Queues(queues::Args),
+    Prices(prices::Args),
     Reserve(Box<reservations::ReserveArgs>),
     Reservations(reservations::ListArgs),
     Unreserve(reservations::UnreserveArgs),
@@ -134,6 +136,7 @@ pub fn run(command: Command, global: &Global, cli: clap::Command) -> Result<Exit
             Command::Drain(args) => drain::drain(args, session).await,
             Command::Uncordon(args) => drain::uncordon(args, session).await,
             Command::Queues(args) => queues::run(args, session).await,
+            Command::Prices(args) => prices::run(args, session).await,
             Command::Reserve(args) => reservations::reserve(*args, session).await,
             Command::Reservations(_) => reservations::list(session).await,
             Command::Unreserve(args) => reservations::unreserve(args, session).await,

@@ -87,21 +87,22 @@ fn limit(text: &str) -> Result<Limit, String> {
 
 /// Runs the command.
 pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
-    let queues = list(session).await?;
+    let (queues, has_prices) = list(session).await?;
     match args.command {
         None | Some(Command::List) => match session.output.json {
             true => session.output.document(&queues),
-            false => session.output.text(text(&queues, &session.output)),
+            false => session.output.text(text(&queues, has_prices, &session.output)),
         },
         Some(Command::Set(args)) => set(args, &queues, session).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn list(session: &Session) -> Result<Vec<view::Queue>, Failure> {
+/// The queues, and whether devices have prices.
+async fn list(session: &Session) -> Result<(Vec<view::Queue>, bool), Failure> {
     let list = async |mut client: Client| client.list_queues(v1::ListQueuesRequest {}).await;
     let answer = session.pool.call(Patience::Short, list).await?;
-    Ok(answer.queues.iter().map(view::Queue::from).collect())
+    Ok((answer.queues.iter().map(view::Queue::from).collect(), answer.has_prices))
 }
 
 async fn set(args: SetArgs, queues: &[view::Queue], session: &Session) -> Result<()> {
@@ -164,7 +165,9 @@ async fn set(args: SetArgs, queues: &[view::Queue], session: &Session) -> Result
 }
 
 /// The queues for people, each indented below its parent.
-pub fn text(queues: &[view::Queue], output: &Output) -> String {
+///
+/// * `has_prices`: what was used is in the unit of prices, not in hours.
+pub fn text(queues: &[view::Queue], has_prices: bool, output: &Output) -> String {
     let columns = [
         ("QUEUE", Side::Left),
         ("WEIGHT", Side::Right),
@@ -185,7 +188,7 @@ pub fn text(queues: &[view::Queue], output: &Output) -> String {
             units::milli(queue.guaranteed_milli),
             queue.limit_milli.map_or("none".into(), units::milli),
             units::milli(queue.held_milli),
-            format!("{} h", units::hours(queue.used_device_ms)),
+            format!("{}{}", units::hours(queue.used_device_ms), if has_prices { "" } else { " h" }),
             percent(queue.share_millionths),
             units::group(queue.pending_jobs),
             units::group(queue.running_jobs),

@@ -30,6 +30,7 @@ pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
         since_ms,
         devices: answer.devices,
         devices_held: answer.devices_held,
+        has_prices: answer.has_prices,
         rows: answer.rows.iter().map(view::UsageRow::from).collect(),
     };
     match session.output.json {
@@ -48,6 +49,7 @@ pub fn text(usage: &view::Usage, output: &Output) -> String {
         ("SUCCEEDED", Side::Right),
         ("FAILED", Side::Right),
         ("DEVICE HOURS", Side::Right),
+        (if usage.has_prices { "COST" } else { "COUNTED" }, Side::Right),
         ("LOST", Side::Right),
         ("EFFECTIVE", Side::Right),
         ("OF CAPACITY", Side::Right),
@@ -63,6 +65,7 @@ pub fn text(usage: &view::Usage, output: &Output) -> String {
             units::group(row.succeeded),
             units::group(row.failed),
             units::hours(row.device_ms),
+            units::hours(row.counted_ms),
             units::hours(row.lost_device_ms),
             match row.trained_ms {
                 0 => String::new(),

@@ -486,7 +486,8 @@ pub struct Queue {
     pub users: Vec<String>,
     /// With what the queues below it hold.
     pub held_milli: u64,
-    /// As much as still counts, with that of the queues below it: time of a reference device.
+    /// As much as still counts, with that of the queues below it: time of a reference device, or of a device that costs 1
+    /// where devices have prices.
     pub used_device_ms: u64,
     /// The part of the pool that it gets when all queues want more, in millionths.
     pub share_millionths: u32,
@@ -503,6 +504,8 @@ pub struct Usage {
     /// Of nodes that are up.
     pub devices: u64,
     pub devices_held: u64,
+    /// Whether devices have prices.
+    pub has_prices: bool,
     pub rows: Vec<UsageRow>,
 }
 
@@ -516,6 +519,8 @@ pub struct UsageRow {
     pub succeeded: u64,
     pub failed: u64,
     pub device_ms: u64,
+    /// What it counted against the queue: time of a reference device, or of one that costs 1 an hour where devices have prices.
+    pub counted_ms: u64,
     pub lost_device_ms: u64,
     pub cpu_milli_ms: u64,
     /// From submission to first placement, summed over jobs.
@@ -984,6 +989,7 @@ impl From<&v1::UsageRow> for UsageRow {
             succeeded: wire.succeeded,
             failed: wire.failed,
             device_ms: wire.device_ms,
+            counted_ms: wire.counted_ms,
             lost_device_ms: wire.lost_device_ms,
             cpu_milli_ms: wire.cpu_milli_ms,
             waited_ms: wire.waited_ms,

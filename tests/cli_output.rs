@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use aquifer_cli::logs::{Printer, Reader, Tail};
 use aquifer_cli::output::Output;
 use aquifer_cli::view::*;
-use aquifer_cli::{explain, explain_device, job, jobs, nodes, plan, queues, submit, usage, wait, watch};
+use aquifer_cli::{
+    explain, explain_device, job, jobs, nodes, plan, prices, queues, submit, usage, wait, watch,
+};
 use aquifer_proto::v1;
 
 const NOW: u64 = 1_900_000_000_000;
@@ -409,7 +411,7 @@ fn queues_and_usage_are_tables_of_numbers() {
     };
     let unlimited = Queue { name: "default".into(), weight: 1, limit_milli: None, ..Queue::default() };
     assert_eq!(
-        queues::text(&[unlimited, queue, vision], &plain()),
+        queues::text(&[unlimited, queue, vision], false, &plain()),
         "\
 QUEUE     WEIGHT  GUARANTEED  LIMIT  HOLDS    USAGE  SHARE  PENDING  RUNNING  USERS
 default        1           0   none      0    0.0 h   0.0%        0        0  all
@@ -423,6 +425,7 @@ research       3          16   64.5     12  139.0 h  75.0%    1,234        5  ad
         succeeded: 2,
         failed: 1,
         device_ms: 45_000_000,
+        counted_ms: 90_000_000,
         lost_device_ms: 360_000,
         cpu_milli_ms: 7_200_000_000,
         waited_ms: 240_000,
@@ -431,12 +434,12 @@ research       3          16   64.5     12  139.0 h  75.0%    1,234        5  ad
         held_ms: 40_000_000,
         worked_ms: 38_000_000,
     };
-    let view = Usage { since_ms: 0, devices: 16, devices_held: 12, rows: vec![row] };
+    let view = Usage { since_ms: 0, devices: 16, devices_held: 12, has_prices: false, rows: vec![row] };
     assert_eq!(
         usage::text(&view, &plain()),
         "\
-QUEUE     USER  JOBS  SUCCEEDED  FAILED  DEVICE HOURS  LOST  EFFECTIVE  OF CAPACITY  CPU HOURS  MEAN WAIT
-research  ada      4          2       1          12.5   0.1     97.1 %       95.0 %        2.0      1m00s
+QUEUE     USER  JOBS  SUCCEEDED  FAILED  DEVICE HOURS  COUNTED  LOST  EFFECTIVE  OF CAPACITY  CPU HOURS  MEAN WAIT
+research  ada      4          2       1          12.5     25.0   0.1     97.1 %       95.0 %        2.0      1m00s
 
 12 of 16 devices are held now."
     );
@@ -482,9 +485,15 @@ fn a_job_that_waits_again_has_no_nodes_and_no_runtime() {
 /// The names that scripts rely on.
 #[test]
 fn names_of_json_fields_are_kept() {
-    let json =
-        serde_json::to_value((running(), node(), explanation(), Usage::default(), Submitted::default()))
-            .unwrap();
+    let json = serde_json::to_value((
+        running(),
+        node(),
+        explanation(),
+        Usage::default(),
+        Submitted::default(),
+        prices::Class::default(),
+    ))
+    .unwrap();
     let keys = |at: usize| {
         let keys: BTreeSet<&String> = json[at].as_object().unwrap().keys().collect();
         keys.into_iter().cloned().collect::<Vec<_>>().join(" ")
@@ -501,8 +510,9 @@ fn names_of_json_fields_are_kept() {
          lease_left_ms memory_bytes memory_bytes_held name reservations state up version workers"
     );
     assert_eq!(keys(2), "blockers change gave_way_to job reason roles sentence start start_ms start_text");
-    assert_eq!(keys(3), "devices devices_held rows since_ms");
+    assert_eq!(keys(3), "devices devices_held has_prices rows since_ms");
     assert_eq!(keys(4), "client_key count file id name repeated");
+    assert_eq!(keys(5), "devices memory_bytes model price_milli speed_milli vendor");
 }
 
 fn chunk(rank: u32, offset: u64, data: &str) -> v1::LogChunk {

@@ -58,6 +58,8 @@ fn wrong_use_is_exit_code_2() {
         &["jobs", "--server", "ftp://head:7700"],
         &["jobs", "--token-file", "/no/such/file"],
         &["queues", "set", "a", "--weight", "0"],
+        &["prices", "set", "h100", "0"],
+        &["prices", "set", "h100", "10000.001"],
         &["submit", "a.yaml", "b.yaml", "--key", "k"],
     ] {
         let (code, out, err) = told(&aquifer(arguments, ""));
@@ -225,7 +227,7 @@ fn commands() -> Vec<Vec<String>> {
 }
 
 /// The long-running commands have tests of their own.
-const CLIENT: [&str; 25] = [
+const CLIENT: [&str; 26] = [
     "run",
     "submit",
     "jobs",
@@ -240,6 +242,7 @@ const CLIENT: [&str; 25] = [
     "drain",
     "uncordon",
     "queues",
+    "prices",
     "reserve",
     "reservations",
     "unreserve",
@@ -258,7 +261,7 @@ fn every_command_has_an_example_and_a_place_in_the_reference() {
     let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/cli.md")).unwrap();
     let commands: Vec<Vec<String>> =
         commands().into_iter().filter(|path| CLIENT.contains(&&path[0][..])).collect();
-    assert_eq!(commands.len(), CLIENT.len() + 9, "{commands:?}");
+    assert_eq!(commands.len(), CLIENT.len() + 11, "{commands:?}");
     let mut flags = 0;
     for path in commands {
         let mut arguments: Vec<&str> = path.iter().map(String::as_str).collect();

@@ -193,6 +193,12 @@ impl Pool for Peer {
     async fn set_queue(&self, _: Request<SetQueueRequest>) -> Reply<SetQueueResponse> {
         Err(Status::unimplemented(""))
     }
+    async fn set_price(&self, _: Request<SetPriceRequest>) -> Reply<SetPriceResponse> {
+        Err(Status::unimplemented(""))
+    }
+    async fn list_prices(&self, _: Request<ListPricesRequest>) -> Reply<ListPricesResponse> {
+        Err(Status::unimplemented(""))
+    }
     async fn reserve(&self, _: Request<ReserveRequest>) -> Reply<ReserveResponse> {
         Err(Status::unimplemented(""))
     }

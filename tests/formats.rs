@@ -1,6 +1,6 @@
 //! What earlier versions have stored stays readable: pools of random runs, recorded when their format was new.
 //!
-//! The files are never written again. A format that is new gets files of its own: `RECORD=tests/formats/store-3`.
+//! The files are never written again. A format that is new gets files of its own: `RECORD=tests/formats/store-4`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,6 +16,9 @@ use aquifer_sim::workload;
 
 /// Runs that were recorded, each amid its faults.
 const RECORDED: [(u64, u64); 7] = [(0, 90), (6, 120), (7, 100), (25, 180), (93, 90), (113, 110), (410, 120)];
+
+/// The same of the third format.
+const RECORDED_SINCE_3: [(u64, u64); 3] = [(0, 90), (1, 120), (7, 100)];
 
 /// What must be among the records, or the test proves little.
 const SIGHTS: [&str; 28] = [
@@ -53,12 +56,15 @@ const SIGHTS: [&str; 28] = [
 const SIGHTS_SINCE_2: [&str; 6] =
     ["active", "array", "pending", "retired", "retired of a queue", "succeeded"];
 
+/// The same of what was recorded since devices have prices, and jobs a count of what they cost.
+const SIGHTS_SINCE_3: [&str; 4] = ["active", "counted", "prices", "succeeded"];
+
 #[test]
 fn stores_of_every_format_are_read() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     if let Some(directory) = env::var_os("RECORD") {
         fs::create_dir_all(root.join(&directory)).expect("a directory");
-        for (seed, second) in RECORDED {
+        for (seed, second) in RECORDED_SINCE_3 {
             let mut sim = workload::swarm(seed);
             sim.run_until(Time(second * 1000));
             let rows = sim.store.records().iter().map(encode).collect();
@@ -66,9 +72,13 @@ fn stores_of_every_format_are_read() {
             fs::write(root.join(&directory).join(format!("seed-{seed}.backup")), bytes).expect("a file");
         }
     }
-    for (format, expected) in [("store-1", &SIGHTS[..]), ("store-2", &SIGHTS_SINCE_2)] {
+    for (format, recorded, expected) in [
+        ("store-1", &RECORDED[..], &SIGHTS[..]),
+        ("store-2", &RECORDED, &SIGHTS_SINCE_2),
+        ("store-3", &RECORDED_SINCE_3, &SIGHTS_SINCE_3),
+    ] {
         let mut sights: BTreeMap<&str, u64> = BTreeMap::new();
-        for (seed, second) in RECORDED {
+        for &(seed, second) in recorded {
             let file = root.join(format!("tests/formats/{format}/seed-{seed}.backup"));
             let bytes = fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
             let (contents, _) = backup::read(&bytes).expect("a whole backup");
@@ -118,6 +128,9 @@ fn look(records: &[Record], sights: &mut BTreeMap<&'static str, u64>) {
                     Some(Why::DeviceBad { .. } | Why::MadeRoom { .. }) | None => (),
                 }
                 job.array.iter().for_each(|_| see("array"));
+                if job.usage.counted_ms != 0 {
+                    see("counted");
+                }
                 job.spec.after.iter().for_each(|_| see("dependency"));
                 job.spec.topology.require.iter().for_each(|_| see("topology"));
                 job.ranks.iter().filter(|rank| rank.slice.is_some()).for_each(|_| see("slice"));
@@ -133,6 +146,7 @@ fn look(records: &[Record], sights: &mut BTreeMap<&'static str, u64>) {
             Record::Reservation(_) => see("reservation"),
             Record::Ended(_) => see("retired"),
             Record::Retired(..) => see("retired of a queue"),
+            Record::Tariff(_) => see("prices"),
             Record::Spec(..) | Record::NoSpec(_) | Record::NoJob(_) | Record::NoReservation(_) => {
                 unreachable!("they are not read as records")
             }

@@ -71,6 +71,10 @@ fn what_an_administrator_said_survives_a_restart() {
     pool.aquifer(&["cordon", "a"]).ok();
     pool.aquifer(&["queues", "set", "red", "--weight", "3", "--guaranteed", "2", "--limit", "4"]).ok();
     pool.aquifer(&["queues", "set", "dark-red", "--parent", "red", "--guaranteed", "1"]).ok();
+    let said = pool.aquifer(&["prices", "set", "H100", "2.5"]).ok();
+    assert_eq!(said, "a device hour of h100 costs 2.5 from now on\n");
+    pool.aquifer(&["prices", "set", "t4", "1"]).ok();
+    pool.aquifer(&["prices", "set", "t4", "none"]).ok();
     pool.kill_server();
     pool.start_server();
     let tree = pool.aquifer(&["queues"]).ok();
@@ -80,6 +84,13 @@ fn what_an_administrator_said_survives_a_restart() {
     assert_eq!(red.expect("the queue")["weight"], 3);
     let nodes = json(&pool.aquifer(&["nodes", "--json"]).ok());
     assert_eq!(nodes[0]["availability"], "cordoned");
+    let prices = json(&pool.aquifer(&["prices", "--json"]).ok());
+    assert_eq!(prices["prices"], serde_json::json!([{ "class": "h100", "price_milli": 2500 }]));
+    let text = pool.aquifer(&["prices"]).ok();
+    assert!(
+        text.ends_with("\nSet: h100 2.5. An hour of a device without a price counts its speed.\n"),
+        "{text}"
+    );
     let job = pool.submit(command(&["true"]));
     until("the node is up again", || pool.node("a").filter(|node| node.up && !node.version.is_empty()));
     assert_eq!(pool.job(job).state(), Pending);

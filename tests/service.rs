@@ -169,6 +169,15 @@ fn malformed_questions_are_refused_with_the_field() {
     ] {
         calls(&pool, field, async |mut stub| stub.set_queue(v1::SetQueueRequest { queue }).await);
     }
+    let price = |class: &str, price_milli| v1::SetPriceRequest { class: class.into(), price_milli };
+    for (field, price) in [
+        ("class", price("", Some(1))),
+        ("class", price("h100|t4", Some(1))),
+        ("price_milli", price("h100", Some(0))),
+        ("price_milli", price("h100", Some(10_000_001))),
+    ] {
+        calls(&pool, field, async |mut stub| stub.set_price(price).await);
+    }
     let queues = pool.call(async |mut stub| stub.list_queues(v1::ListQueuesRequest {}).await);
     assert_eq!(queues.expect("queues").queues.len(), 1);
 }

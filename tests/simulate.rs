@@ -56,6 +56,34 @@ fn what_was_written_is_replayed_alike_and_added_nodes_stand_beside_it() {
     assert!(text(&more.stdout).contains("ours +2x8xmi300x"), "{}", text(&more.stdout));
 }
 
+/// Jobs that accept both models go to the dearer one only when the cheaper is full.
+#[test]
+fn prices_say_which_devices_are_taken_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let nodes =
+        "name,cpus,memory,devices,model,device_memory\na,64,512GiB,8,h100,80GiB\nb,64,512GiB,8,t4,16GiB\n";
+    let nodes = write("nodes.csv", nodes);
+    let jobs = write("jobs.csv", "time,run_time,devices,class\n1,60,8,h100|t4\n2,60,8,h100|t4\n");
+    let log = directory.path().join("log.csv").display().to_string();
+    let order = |prices: &[&str]| {
+        let common =
+            ["--nodes", &nodes, "--jobs", &jobs, "--mode", "replay", "--policy", "ours", "--log", &log];
+        let prices = prices.iter().flat_map(|price| ["--price", price]);
+        let done = simulate(&common.into_iter().chain(prices).collect::<Vec<&str>>());
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        let log = std::fs::read_to_string(&log).unwrap();
+        let started = log.lines().filter(|line| line.contains("started"));
+        started.map(|line| line.rsplit(',').next().unwrap()[..1].to_string()).collect::<String>()
+    };
+    assert_eq!(order(&["h100=0.1", "T4=0.2"]), "ab");
+    assert_eq!(order(&["h100=0.2", "T4=0.1"]), "ba");
+}
+
 #[test]
 fn wrong_use_is_told_with_what_is_allowed() {
     let cases: [(&[&str], &str); 7] = [

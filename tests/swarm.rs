@@ -17,7 +17,7 @@ use aquifer_sim::{Sim, workload};
 const PATIENCE: Time = Time(20_000_000);
 
 /// What a swarm must have met, or it proves nothing.
-const SIGHTS: [&str; 61] = [
+const SIGHTS: [&str; 63] = [
     "agent-restarted",
     "answered as repeated",
     "array",
@@ -49,6 +49,8 @@ const SIGHTS: [&str; 61] = [
     "placed for a reservation",
     "preempted",
     "preempted by priority",
+    "price set",
+    "price-set",
     "queue below another",
     "queue refused",
     "queue-set",

@@ -89,6 +89,8 @@ fn administrators_alone_change_the_pool() {
     refused(&bob, async |mut stub| stub.drain(node()).await);
     refused(&bob, async |mut stub| stub.uncordon(node()).await);
     refused(&bob, async |mut stub| stub.set_queue(queue()).await);
+    let price = || v1::SetPriceRequest { class: "h100".into(), price_milli: Some(1) };
+    refused(&bob, async |mut stub| stub.set_price(price()).await);
     refused(&bob, async |mut stub| stub.reserve(reserve()).await);
     refused(&bob, async |mut stub| stub.unreserve(v1::UnreserveRequest { name: "r".into() }).await);
     refused(&bob, async |mut stub| stub.backup(v1::BackupRequest {}).await);
@@ -97,6 +99,7 @@ fn administrators_alone_change_the_pool() {
         client.once(async |mut stub| stub.uncordon(node()).await).expect("an administrator");
     }
     ada.once(async |mut stub| stub.set_queue(queue()).await).expect("an administrator");
+    ada.once(async |mut stub| stub.set_price(price()).await).expect("an administrator");
     ada.once(async |mut stub| stub.backup(v1::BackupRequest {}).await).expect("an administrator");
     // Nobody but agents speaks as one.
     let token = pool.file("bob");

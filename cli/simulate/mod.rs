@@ -76,6 +76,10 @@ pub struct Args {
     /// What if there were more nodes: 8xh200 is one of eight devices, 4x8xh200:141GiB four. May be repeated
     #[arg(long, value_name = "NODES")]
     pub add: Vec<String>,
+    /// What an hour of a device costs, MODEL=PRICE as in `aquifer prices set`; may be repeated. Only `ours` looks at it, and takes all
+    /// devices as equally fast
+    #[arg(long, value_name = "MODEL=PRICE", value_parser = price)]
+    pub price: Vec<(String, u64)>,
     /// Measure how long decisions take. The output then differs from run to run
     #[arg(long)]
     pub timing: bool,
@@ -99,7 +103,8 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         _ => Mode::Fill,
     };
     let seeds = source::seeds(&args.seeds)?;
-    let base = source::base(args, global, seeds[0])?.times(args.times);
+    let mut base = source::base(args, global, seeds[0])?.times(args.times);
+    base.prices = args.price.iter().map(|(model, milli)| (model.to_lowercase().into(), *milli)).collect();
     let mut report = Report::new(&args.mode, &base, &seeds);
     for (at, seed) in seeds.iter().enumerate() {
         let arrivals = source::arrivals(args, mode, &base, *seed)?;
@@ -125,6 +130,14 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         false => output.text(report.text(&output)),
     }
     Ok(())
+}
+
+fn price(text: &str) -> Result<(String, u64), String> {
+    let (model, price) = text.split_once('=').ok_or("expected MODEL=PRICE, like h100=2.5")?;
+    match crate::prices::price(price)?.0.filter(|_| !model.is_empty()) {
+        Some(milli) => Ok((model.into(), milli)),
+        None => Err("expected MODEL=PRICE, like h100=2.5".into()),
+    }
 }
 
 /// The workload as it is, and with what might be bought.

@@ -5,6 +5,7 @@
 pub mod border;
 pub mod reservations;
 pub mod store;
+pub mod tariff;
 pub mod tls;
 pub mod wire;
 

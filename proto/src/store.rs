@@ -10,7 +10,7 @@ use aquifer_core::*;
 use prost::Message;
 
 use crate::border::{self, Invalid};
-use crate::{reservations, v1, wire};
+use crate::{reservations, tariff, v1, wire};
 
 /// Kind of a record: the store's tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,11 +26,13 @@ pub enum Kind {
     Ended,
     /// What they were, by queue.
     Retired,
+    /// One record: what device hours cost.
+    Tariff,
 }
 
 impl Kind {
     /// All of them. A record's kind is stored as its place here: new ones are added at the end.
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 9] = [
         Kind::Spec,
         Kind::Job,
         Kind::Node,
@@ -39,10 +41,19 @@ impl Kind {
         Kind::Reservation,
         Kind::Ended,
         Kind::Retired,
+        Kind::Tariff,
     ];
     /// Those that a scheduler needs to go on.
-    pub const LIVE: [Kind; 7] =
-        [Kind::Spec, Kind::Job, Kind::Node, Kind::Queue, Kind::Usage, Kind::Reservation, Kind::Retired];
+    pub const LIVE: [Kind; 8] = [
+        Kind::Spec,
+        Kind::Job,
+        Kind::Node,
+        Kind::Queue,
+        Kind::Usage,
+        Kind::Reservation,
+        Kind::Retired,
+        Kind::Tariff,
+    ];
 
     /// Name of the table.
     pub fn table(self) -> &'static str {
@@ -55,6 +66,7 @@ impl Kind {
             Kind::Reservation => "reservations",
             Kind::Ended => "ended",
             Kind::Retired => "retired",
+            Kind::Tariff => "tariff",
         }
     }
 }
@@ -102,6 +114,10 @@ pub fn encode(record: &Record) -> Row {
         Record::Reservation(it) => {
             (Kind::Reservation, it.name.as_bytes().into(), reservations::encode(it).encode_to_vec())
         }
+        Record::Tariff(it) => {
+            let wire = v1::StoredTariff { prices: tariff::prices(it) };
+            (Kind::Tariff, b"all".into(), wire.encode_to_vec())
+        }
         Record::Ended(job) => (Kind::Ended, ended_key(job.id).into(), encode_ended(job).encode_to_vec()),
         Record::Retired(queue, totals) => {
             (Kind::Retired, queue.as_bytes().into(), encode_totals(totals).encode_to_vec())
@@ -146,6 +162,7 @@ pub fn decode_all(rows: impl IntoIterator<Item = Row>) -> Result<Vec<Record>, Un
             Ok(Record::Usage(queue, QueueUsage { at: Time(wire.at_ms), spent: wire.spent }))
         }),
         Kind::Reservation => decode(row, |wire| reservations::decode(&wire)).map(Record::Reservation),
+        Kind::Tariff => decode(row, |wire| Ok(Record::Tariff(Arc::new(tariff::decode(&wire)?)))),
         Kind::Ended => {
             let id = u64::MAX - number(row)?;
             decode(row, |wire| decode_job(id, &wire, &by_id)).map(|job| Record::Ended(Arc::new(job)))
@@ -206,6 +223,8 @@ fn encode_job(job: &Job) -> v1::StoredJob {
         device_ms: job.usage.device_ms,
         cpu_milli_ms: job.usage.cpu_milli_ms,
         lost_device_ms: job.usage.lost_device_ms,
+        counted_ms: job.usage.counted_ms,
+        counted_at_ms: Some(job.usage.counted_at.0),
         scale_ranks: job.scale.and_then(|scale| scale.ranks),
         scale_ms: job.scale.map(|scale| scale.at.0),
         own_spec: None,
@@ -366,6 +385,8 @@ fn decode_job(id: u64, wire: &v1::StoredJob, specs: &BTreeMap<u64, Arc<JobSpec>>
             device_ms: wire.device_ms,
             cpu_milli_ms: wire.cpu_milli_ms,
             lost_device_ms: wire.lost_device_ms,
+            counted_ms: wire.counted_ms,
+            counted_at: Time(wire.counted_at_ms.or(wire.placed_ms).unwrap_or(0)),
             spent: decode_spent(wire.spent.as_ref()),
         },
         scale: wire.scale_ms.map(|ms| Scale { ranks: wire.scale_ranks, at: Time(ms) }),

@@ -414,6 +414,7 @@ fn kind(event: &Event) -> &'static str {
             Command::SetNode { .. } => "set-node",
             Command::SetDevice { .. } => "set-device",
             Command::SetQueue(_) => "set-queue",
+            Command::SetPrice { .. } => "set-price",
             Command::Reserve(_) => "reserve",
             Command::Unreserve(_) => "unreserve",
         },

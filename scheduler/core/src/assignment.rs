@@ -21,12 +21,12 @@ impl Cluster {
         // Workers of one job stand beside each other.
         let mut layout: Option<(JobId, Layout)> = None;
         let mut are_told = false;
-        let orders = self.nodes.held(node).workers.iter().map(|worker| {
+        let orders = self.nodes.held(node).workers.iter().map(|(worker, state)| {
             let job = self.jobs.get(worker.job).expect("a worker's job");
             are_told |= job.spec.restart == Restart::Rank;
             let at = job.position(worker.rank);
             let goal = if job.runs(at as u32) { Goal::Run } else { Goal::Stop };
-            let launch = (job.ranks[at].worker == RankState::Assigned).then(|| {
+            let launch = (*state == RankState::Assigned).then(|| {
                 let known = layout.take().filter(|(of, _)| *of == job.id);
                 let (_, layout) = layout.insert(known.unwrap_or_else(|| (job.id, self.layout(job))));
                 Arc::new(self.launch(job, at, layout))

@@ -153,7 +153,7 @@ impl Cluster {
 
     /// Jobs that hold something on a node, each once for every rank.
     fn holders(&self, node: NodeId) -> impl Iterator<Item = JobId> + '_ {
-        self.nodes.held(node).ends.iter().map(|(_, worker)| worker.job)
+        self.nodes.held(node).ends.keys().map(|(_, worker)| worker.job)
     }
 
     /// A reservation was made, changed or removed.

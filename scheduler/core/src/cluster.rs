@@ -15,12 +15,13 @@ use crate::jobs::history::Totals;
 use crate::jobs::*;
 use crate::nodes::*;
 use crate::plan::price::{self, Prices};
-use crate::plan::{self, Free, Futile, Kept, Promised, Room, Turnover};
+use crate::plan::{self, Free, Kept, Known, Promised, Room, Turnover};
 pub use crate::policy::Policy;
 use crate::queues::Queues;
 use crate::reservations::Reservations;
 use crate::services::Services;
 use crate::speed::{Pace, Speeds};
+use crate::tariff::Tariff;
 use crate::types::*;
 use flush::Changes;
 
@@ -40,24 +41,21 @@ pub struct Cluster {
     pub(crate) nodes: Nodes,
     pub(crate) queues: Queues,
     pub(crate) reservations: Reservations,
+    pub(crate) tariff: Arc<Tariff>,
     /// When it last stepped.
     pub(crate) now: Time,
     /// Of the last assignment that was changed.
     revision: Revision,
     /// When to plan next; `None` while nothing has changed that could let a job start.
     round_at: Option<Time>,
-    /// Shapes that found no room in the last round, and since when nothing has become free.
-    pub(crate) unfit: BTreeSet<Arc<Shape>>,
-    /// Of those, the ones that would fit but for what is kept for others.
-    pub(crate) kept_from: BTreeSet<Arc<Shape>>,
+    /// What the last round found. Soft state.
+    pub(crate) known: Known,
     /// What is kept for wide jobs. Soft state.
     pub(crate) kept: Kept,
     /// Wide jobs that ended of late. Derived from the jobs.
     pub(crate) turnover: Turnover,
     /// How long jobs ran. Derived from the jobs; shared with copies of the cluster.
     pub(crate) durations: Arc<Durations>,
-    /// Jobs for which no victims were found, and since when nothing has changed that could help them.
-    pub(crate) futile: Futile,
     /// What the last round promised to jobs to which others give way.
     pub(crate) promised: Promised,
     /// When jobs that run had their last checkpoint, if that was in this attempt. Soft state, from reports.
@@ -108,15 +106,14 @@ impl Cluster {
             nodes: Nodes::default(),
             queues: Queues::new(policy.half_life),
             reservations: Reservations::default(),
+            tariff: Arc::default(),
             now,
             revision: Revision { term, count: 0 },
             round_at: Some(now),
-            unfit: BTreeSet::new(),
-            kept_from: BTreeSet::new(),
+            known: Known::default(),
             kept: Kept::default(),
             turnover: Turnover::default(),
             durations: Arc::default(),
-            futile: Futile::default(),
             promised: Promised::new(),
             checkpoints: BTreeMap::new(),
             paces: BTreeMap::new(),
@@ -145,6 +142,7 @@ impl Cluster {
                 Record::Queue(queue) => queues.push(queue),
                 Record::Usage(queue, usage) => _ = usages.insert(queue, usage),
                 Record::Reservation(reservation) => cluster.reservations.set(reservation),
+                Record::Tariff(tariff) => cluster.tariff = tariff,
                 Record::Retired(queue, of) => _ = totals.insert(queue, of),
                 Record::Spec(..) | Record::NoSpec(_) | Record::NoJob(_) => (),
                 Record::Ended(_) | Record::NoReservation(_) => (),
@@ -168,9 +166,6 @@ impl Cluster {
         for job in jobs.into_values() {
             for (worker, rank) in workers(&job) {
                 cluster.nodes.hold(worker, rank, job.span());
-                if rank.worker == RankState::Gone {
-                    cluster.nodes.worker_gone(worker, rank.node);
-                }
             }
             cluster.queues.hold(&job.spec.queue, job.charge(), Charge::default());
             cluster.jobs.insert(cluster.now, job);
@@ -191,7 +186,7 @@ impl Cluster {
         for node in cluster.nodes.iter() {
             room.refresh(node, cluster.nodes.held(node.id));
         }
-        room.learn_worth(&cluster.speeds);
+        room.learn_worth(&cluster.speeds, &cluster.tariff);
         cluster.room = Some(room);
         cluster
     }
@@ -236,12 +231,12 @@ impl Cluster {
             }
             let (mut room, kept) = (self.room.take().expect(NO_ROUND), std::mem::take(&mut self.kept));
             room.protect_idle(!self.turnover.is_empty());
+            let known = std::mem::take(&mut self.known);
             let mut free = Free::in_room(self, room, kept);
-            let plan = plan::plan(&mut free, now);
+            let plan = plan::plan_next(&mut free, now, known);
             let (room, kept) = free.into_parts();
             (self.room, self.kept) = (Some(room), kept);
-            (self.unfit, self.kept_from) = (plan.unfit, plan.kept_from);
-            (self.futile, self.promised) = (plan.futile, plan.promised);
+            (self.known, self.promised) = (plan.known, plan.promised);
             self.freed.clear();
             for (id, ranks) in plan.starts {
                 self.place(now, id, ranks);
@@ -302,7 +297,7 @@ impl Cluster {
             self.prices = Arc::new(Prices::learn(self.jobs.range(price::window(last)).map(|job| &*job.spec)));
             room.set_prices(self.prices.clone());
         }
-        room.learn_worth(&self.speeds);
+        room.learn_worth(&self.speeds, &self.tariff);
     }
 
     /// The rules.
@@ -329,7 +324,9 @@ impl Cluster {
 
     /// The same, but for searches for victims in vain, which it does not remember: for checks.
     pub fn without_futile(&self) -> Cluster {
-        Cluster { futile: Futile::default(), ..self.clone() }
+        let mut cluster = self.clone();
+        cluster.known.futile.clear();
+        cluster
     }
 
     /// What is free.
@@ -356,7 +353,9 @@ impl Cluster {
         let reservations = self.reservations.iter().cloned().map(Record::Reservation);
         let totals =
             self.jobs.retired_totals().map(|(queue, totals)| Record::Retired(queue.clone(), *totals));
-        jobs.chain(nodes).chain(queues).chain(usages).chain(reservations).chain(totals).collect()
+        let tariff = (!self.tariff.is_empty()).then(|| Record::Tariff(self.tariff.clone()));
+        let all = jobs.chain(nodes).chain(queues).chain(usages).chain(reservations).chain(totals);
+        all.chain(tariff).collect()
     }
 
     // ---- For the files beside this one: the only ways to change a record, each of which marks it. ----
@@ -370,7 +369,8 @@ impl Cluster {
     /// Changes the state of a rank's worker: saves its job at the end of the step.
     pub(crate) fn set_rank_state(&mut self, worker: WorkerId, state: RankState) {
         self.changes.jobs.insert(worker.job);
-        *self.jobs.rank_state_mut(worker) = state;
+        let node = self.jobs.set_rank_state(worker, state);
+        self.nodes.set_worker(worker, node, state);
     }
 
     pub(crate) fn add_job(&mut self, job: Job, first_of_spec: bool) {
@@ -411,6 +411,11 @@ impl Cluster {
         self.queues.set(queue);
         self.admit_guests();
         self.schedule_moves();
+    }
+
+    pub(crate) fn tariff_changed(&mut self) {
+        self.changes.tariff = true;
+        self.room.as_mut().expect(NO_ROUND).forget_worth();
     }
 
     pub(crate) fn touch_reservation(&mut self, name: Name) {
@@ -472,9 +477,7 @@ impl Cluster {
 
     /// Plans again for all who wait.
     pub(crate) fn plan_anew(&mut self, at: Time) {
-        self.unfit.clear();
-        self.kept_from.clear();
-        self.futile.clear();
+        self.known = Known::default();
         self.freed.clear();
         self.kept.forget();
         self.plan_at(at);
@@ -482,7 +485,7 @@ impl Cluster {
 
     /// Seeks victims again where there were none.
     pub(crate) fn seek_anew(&mut self, at: Time) {
-        self.futile.clear();
+        self.known.futile.clear();
         if self.policy.preemption && !self.jobs.ready().is_empty() {
             self.plan_at(at);
         }
@@ -490,10 +493,10 @@ impl Cluster {
 
     /// A job has become ready. Another one of its shape may have been kept from room that it may take.
     pub(crate) fn reopen(&mut self, id: JobId) {
-        if !self.kept_from.is_empty() {
+        if !self.known.kept_from.is_empty() {
             let shape = self.jobs.shape(self.jobs.get(id).expect("a job that exists"));
-            if self.kept_from.remove(&shape) {
-                self.unfit.remove(&shape);
+            if self.known.kept_from.remove(&shape) {
+                self.known.unfit.remove(&shape);
             }
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::cluster::Cluster;
 use crate::jobs::{Job, Jobs, Outcome, Phase};
+use crate::sorted::Sorted;
 use crate::types::*;
 
 /// Runs that are remembered, at most: the last to end.
@@ -23,31 +24,29 @@ const LONGEST_MS: u64 = 1 << 40;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Durations {
     runs: BTreeMap<(Time, JobId), Run>,
-    sketches: BTreeMap<Like, Sketch>,
+    alike: BTreeMap<Arc<Like>, Sketch>,
+    of_users: BTreeMap<Name, Sketch>,
+    all: Sketch,
 }
 
-/// What is alike.
+/// What is alike: jobs of one user with the same name but for digits at its end, and programs of the same kinds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Like {
-    /// Jobs of one user with the same name but for digits at its end, and programs of the same kinds.
-    Named {
-        user: Name,
-        name: Name,
-        kinds: Vec<u8>,
-    },
-    OfUser(Name),
-    Any,
+struct Like {
+    user: Name,
+    name: Name,
+    kinds: Vec<u8>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Run {
-    like: Like,
+    /// Shared by those that are alike.
+    like: Arc<Like>,
     step: u16,
 }
 
 /// Number of runs by the step of their duration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Sketch(BTreeMap<u16, u64>);
+struct Sketch(Sorted<u16, u64>);
 
 /// How long a job is expected to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,25 +64,7 @@ impl Like {
             Program::Train(_) => 1,
             Program::Serve(_) => 2,
         };
-        Like::Named {
-            user: spec.user.clone(),
-            name: spec.stem(),
-            kinds: spec.roles.iter().map(kind).collect(),
-        }
-    }
-
-    /// What more is like, too.
-    fn wider(&self) -> Option<Like> {
-        match self {
-            Like::Named { user, .. } => Some(Like::OfUser(user.clone())),
-            Like::OfUser(_) => Some(Like::Any),
-            Like::Any => None,
-        }
-    }
-
-    /// Itself, and all that is wider.
-    fn all(self) -> impl Iterator<Item = Like> {
-        std::iter::successors(Some(self), Like::wider)
+        Like { user: spec.user.clone(), name: spec.stem(), kinds: spec.roles.iter().map(kind).collect() }
     }
 }
 
@@ -113,44 +94,45 @@ impl Durations {
         let by_itself = matches!(job.phase, Phase::Done(Outcome::Succeeded | Outcome::Failed(_)))
             && !job.spec.is_service();
         let (Some(began), Some(ended), true) = (job.began, job.ended, by_itself) else { return };
-        let run = Run { like: Like::of(&job.spec), step: step_of(ended.since(began)) };
-        self.add((ended, job.id), run);
+        self.add((ended, job.id), Like::of(&job.spec), step_of(ended.since(began)));
     }
 
     /// Forgets a job.
     pub fn forget(&mut self, job: &Job) {
         if let Some(run) = job.ended.and_then(|ended| self.runs.remove(&(ended, job.id))) {
-            run.like.all().for_each(|like| self.remove(like, run.step));
+            self.remove(&run);
         }
     }
 
-    fn add(&mut self, at: (Time, JobId), run: Run) {
-        for like in run.like.clone().all() {
-            *self.sketches.entry(like).or_default().0.entry(run.step).or_default() += 1;
-        }
-        self.runs.insert(at, run);
+    fn add(&mut self, at: (Time, JobId), like: Like, step: u16) {
+        let known = self.alike.get_key_value(&like).map(|(known, _)| known.clone());
+        let like = known.unwrap_or_else(|| Arc::new(like));
+        self.alike.entry(like.clone()).or_default().add(step);
+        self.of_users.entry(like.user.clone()).or_default().add(step);
+        self.all.add(step);
+        self.runs.insert(at, Run { like, step });
         if WINDOW < self.runs.len() {
             let (_, run) = self.runs.pop_first().expect("the first of many");
-            run.like.all().for_each(|like| self.remove(like, run.step));
+            self.remove(&run);
         }
     }
 
-    fn remove(&mut self, like: Like, step: u16) {
-        let sketch = self.sketches.get_mut(&like).expect("the sketch of a run");
-        let count = sketch.0.get_mut(&step).expect("the step of a run");
-        *count -= 1;
-        if *count == 0 {
-            sketch.0.remove(&step);
+    fn remove(&mut self, Run { like, step }: &Run) {
+        if self.alike.get_mut(like).expect("the sketch of a run").remove(*step) {
+            self.alike.remove(like);
         }
-        if sketch.0.is_empty() {
-            self.sketches.remove(&like);
+        if self.of_users.get_mut(&like.user).expect("the sketch of a run").remove(*step) {
+            self.of_users.remove(&like.user);
         }
+        self.all.remove(*step);
     }
 
     /// How long a job that has run for `age_ms` is expected to go on, by those that are most alike, if enough of them
     /// ran as long. `O(steps)`.
     pub fn estimate(&self, spec: &JobSpec, age_ms: u64) -> Option<Estimate> {
-        Like::of(spec).all().find_map(|like| self.sketches.get(&like)?.left(age_ms))
+        let alike = self.alike.get(&Like::of(spec)).and_then(|sketch| sketch.left(age_ms));
+        let of_user = || self.of_users.get(&spec.user)?.left(age_ms);
+        alike.or_else(of_user).or_else(|| self.all.left(age_ms))
     }
 }
 
@@ -173,15 +155,33 @@ impl Cluster {
 }
 
 impl Sketch {
+    fn add(&mut self, step: u16) {
+        match self.0.get_mut(&step) {
+            Some(count) => *count += 1,
+            None => _ = self.0.insert(step, 1),
+        }
+    }
+
+    /// Removes a run that was added; returns whether it was the last.
+    fn remove(&mut self, step: u16) -> bool {
+        let count = self.0.get_mut(&step).expect("the step of a run");
+        *count -= 1;
+        if *count == 0 {
+            self.0.remove(&step);
+        }
+        self.0.is_empty()
+    }
+
     /// The median of what is left after `age_ms`. Within a step durations are taken as spread evenly.
     fn left(&self, age_ms: u64) -> Option<Estimate> {
         let age_ms = age_ms.min(LONGEST_MS);
-        let part = |(step, count): (&u16, &u64)| {
+        let part = |(step, count): &(u16, u64)| {
             let (whole, end) = (shortest(*step), shortest(step + 1));
             let from = whole.max(age_ms);
             (from, end, 1000 * count * (end - from) / (end - whole))
         };
-        let parts = || self.0.range(step_of(age_ms)..).map(part);
+        let least = step_of(age_ms);
+        let parts = || self.0.iter().skip_while(move |(step, _)| *step < least).map(part);
         let total: u64 = parts().map(|(.., milli)| milli).sum();
         if total < 1000 * FEWEST {
             return None;
@@ -204,7 +204,7 @@ mod tests {
 
     fn sketch(durations: &[u64]) -> Sketch {
         let mut sketch = Sketch::default();
-        durations.iter().for_each(|ms| *sketch.0.entry(step_of(*ms)).or_default() += 1);
+        durations.iter().for_each(|ms| sketch.add(step_of(*ms)));
         sketch
     }
 
@@ -253,18 +253,19 @@ mod tests {
 
     #[test]
     fn the_last_runs_are_remembered_in_whatever_order_they_are_entered() {
-        let run = |id: u64| {
-            let like =
-                if id.is_multiple_of(3) { Like::Any } else { Like::OfUser(format!("u{}", id % 7).into()) };
-            ((Time(id / 2), JobId(id)), Run { like, step: step_of(id) })
+        let enter = |durations: &mut Durations, id: u64| {
+            let name = if id.is_multiple_of(3) { "train" } else { "serve" };
+            let like = Like { user: format!("u{}", id % 7).into(), name: name.into(), kinds: vec![0] };
+            durations.add((Time(id / 2), JobId(id)), like, step_of(id));
         };
         let (mut lived, mut restored) = (Durations::default(), Durations::default());
         let last = 2 * WINDOW as u64;
-        (1..=last).map(run).for_each(|(at, run)| lived.add(at, run));
-        (1..=last).rev().map(run).for_each(|(at, run)| restored.add(at, run));
+        (1..=last).for_each(|id| enter(&mut lived, id));
+        (1..=last).rev().for_each(|id| enter(&mut restored, id));
         assert_eq!(lived, restored);
         assert_eq!(lived.runs.len(), WINDOW);
-        assert_eq!(lived.sketches[&Like::Any].0.values().sum::<u64>(), WINDOW as u64);
+        assert_eq!(lived.all.0.iter().map(|(_, count)| count).sum::<u64>(), WINDOW as u64);
+        assert_eq!((lived.alike.len(), lived.of_users.len()), (14, 7));
     }
 
     #[test]

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use crate::autoscale::Sign;
 use crate::event::{Availability, Queue};
-use crate::explain::{ServingChoice, duration};
+use crate::explain::{ServingChoice, duration, milli};
 use crate::inquiry::{Symptom, Verdict};
 use crate::jobs::history::Totals;
 use crate::jobs::{Job, Outcome, Why};
 use crate::nodes::Node;
 use crate::queues::{QueueError, QueueUsage};
 use crate::reservations::{Reservation, ReservationError};
+use crate::tariff::Tariff;
 use crate::types::*;
 
 /// One output of [`Cluster::step`](crate::Cluster::step).
@@ -66,6 +67,8 @@ pub enum Record {
     Usage(Name, QueueUsage),
     /// A reservation, by its name.
     Reservation(Reservation),
+    /// Prices of device hours, all of them. Written when one changes.
+    Tariff(Arc<Tariff>),
     /// A job that has ended and retired. What [`Record::Spec`] has of it stands in here, with the first of an array for all
     /// of it. Never changes, and is not needed to go on.
     Ended(Arc<Job>),
@@ -205,6 +208,8 @@ pub enum Note {
     NodeBlamed { node: Name, cordoned: bool, why: Name },
     /// An administrator made or changed a queue.
     QueueSet(Name),
+    /// An administrator said what a device hour of a model costs, in thousandths of a unit; `None`: its speed counts.
+    PriceSet { model: Name, milli: Option<u64> },
     /// An administrator booked nodes, from `in_ms` on for `for_ms`.
     Reserved { reservation: Name, nodes: Vec<Name>, in_ms: u64, for_ms: u64 },
     /// An administrator gave a reservation up.
@@ -250,6 +255,7 @@ impl Note {
             | Note::ProbeFailed { .. }
             | Note::NodeBlamed { .. }
             | Note::QueueSet(_)
+            | Note::PriceSet { .. }
             | Note::Reserved { .. }
             | Note::Unreserved(_)
             | Note::ReservationBegun { .. }
@@ -304,6 +310,7 @@ impl Note {
             Note::Probed { .. } => "probed",
             Note::NodeBlamed { .. } => "node-blamed",
             Note::QueueSet(_) => "queue-set",
+            Note::PriceSet { .. } => "price-set",
             Note::Reserved { .. } => "reserved",
             Note::Unreserved(_) => "unreserved",
             Note::ReservationBegun { .. } => "reservation-begun",
@@ -406,6 +413,12 @@ impl fmt::Display for Note {
                 write!(f, "{node} {word}: {why}")
             }
             Note::QueueSet(queue) => write!(f, "queue {queue} set"),
+            Note::PriceSet { model, milli: None } => {
+                write!(f, "a device hour of {model} has no price any more")
+            }
+            Note::PriceSet { model, milli: Some(price) } => {
+                write!(f, "a device hour of {model} costs {}", milli(*price))
+            }
             Note::Reserved { reservation, nodes, in_ms, for_ms } => {
                 write!(f, "reservation {reservation} books")?;
                 nodes.iter().try_for_each(|node| write!(f, " {node}"))?;

@@ -143,19 +143,19 @@ impl Cluster {
     /// resources are taken from the room already.
     fn add_ranks(&mut self, id: JobId, more: Vec<Allocation>) {
         let job = self.jobs.get(id).expect("a job that runs");
-        let (queue, before, from) = (job.spec.queue.clone(), job.charge(), job.ranks.len());
-        let worth: u64 = more.iter().map(|rank| self.nodes.get(rank.node).worth_milli(rank)).sum();
+        let (now, from) = (self.now(), job.ranks.len());
+        let (queue, before) = (job.spec.queue.clone(), job.charge());
+        let worth: u64 = more.iter().map(|rank| self.worth_milli(rank)).sum();
         self.change_job(id, |job| {
             let next = job.last_nodes.len() as u32..;
             let held = |(rank, it)| Allocation { rank, worker: RankState::Gone, ..it };
             job.ranks.extend(next.zip(more).map(held));
-            job.worth_milli += worth;
+            job.set_worth(now, job.worth_milli + worth);
         });
         let job = self.jobs.get(id).expect("a job that runs");
         let mut touched = BTreeSet::new();
         for (worker, rank) in workers(job).skip(from) {
             self.nodes.hold(worker, rank, job.span());
-            self.nodes.worker_gone(worker, rank.node);
             touched.insert(rank.node);
         }
         let charge = job.charge();
@@ -220,7 +220,7 @@ impl Cluster {
             false => kept(stays).assigned(at, now),
         };
         let ranks: Vec<Allocation> = (0..).zip(&stays).map(ranks).collect();
-        let worth_milli = ranks.iter().map(|rank| self.nodes.get(rank.node).worth_milli(rank)).sum();
+        let worth_milli = ranks.iter().map(|rank| self.worth_milli(rank)).sum();
         self.freed_for.extend(job.gives_way_to());
         self.reassign(id);
         self.change_job(id, |job| {
@@ -236,14 +236,11 @@ impl Cluster {
             let new = ranks.iter().filter(|rank| known <= rank.rank);
             job.last_nodes.extend(new.map(|rank| rank.node));
             job.ranks = ranks;
-            job.worth_milli = worth_milli;
+            job.set_worth(now, worth_milli);
         });
         let after = self.jobs.get(id).expect("a job that is resized").clone();
         for (worker, rank) in workers(&after) {
             self.nodes.hold(worker, rank, after.span());
-            if rank.worker == RankState::Gone {
-                self.nodes.worker_gone(worker, rank.node);
-            }
         }
         for node in job.ranks.iter().map(|rank| rank.node).collect::<BTreeSet<NodeId>>() {
             self.refresh_room(node);

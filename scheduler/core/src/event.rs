@@ -77,6 +77,13 @@ pub enum Command {
     },
     /// Make a queue, or change it.
     SetQueue(Queue),
+    /// Say what an hour of devices of a model costs, for what is placed from now on.
+    SetPrice {
+        /// As in [`DeviceRequest::model`], but one.
+        model: Name,
+        /// Thousandths of a unit, at least 1; `None`: it has no price, its speed counts.
+        milli: Option<u64>,
+    },
     /// Book nodes for a period.
     Reserve(Booking),
     /// Give a reservation up.

@@ -3,16 +3,17 @@
 mod dependencies;
 pub mod history;
 mod table;
+mod usage;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::event::Spent;
 pub use crate::jobs::dependencies::Dependency;
 use crate::jobs::history::Ended;
 use crate::jobs::table::Table;
+pub use crate::jobs::usage::{Charge, Usage};
 use crate::nodes::{Span, Until};
 use crate::reservations::Guests;
 pub use crate::shape::Shape;
@@ -73,31 +74,6 @@ pub struct ArrayElement {
     pub first: JobId,
     /// Index of this element.
     pub index: u32,
-}
-
-/// Resources times the time for which they were held.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Devices times milliseconds.
-    pub device_ms: u64,
-    /// Thousandths of a core times milliseconds.
-    pub cpu_milli_ms: u64,
-    /// The part of `device_ms` that attempts which were placed again had spent since their last checkpoint.
-    pub lost_device_ms: u64,
-    /// Of a training: where its time has gone, up to its last attempt that has ended. See [`Cluster::spent`].
-    ///
-    /// [`Cluster::spent`]: crate::Cluster::spent
-    pub spent: Spent,
-}
-
-/// What a job that holds resources counts against its queue.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Charge {
-    /// Against guarantee and limit, in thousandths of a device. See [`Allocation::charge_milli`].
-    pub milli: u64,
-    /// For the usage: the same, each device by its speed when the job was placed, in thousandths of a
-    /// reference device.
-    pub worth_milli: u64,
 }
 
 /// Phase of a job. `Pending -> Active -> Stopping -> (Pending | Done)`.
@@ -219,21 +195,6 @@ struct ArrayCount {
 }
 
 impl Job {
-    /// Devices that its attempt holds now, in thousandths of one.
-    pub fn devices_held_milli(&self) -> u64 {
-        self.in_attempt().iter().filter(|rank| !rank.devices.is_empty()).map(|rank| rank.charge_milli).sum()
-    }
-
-    /// What it counts against its queue, in thousandths of a device. See [`Allocation::charge_milli`].
-    pub fn charge_milli(&self) -> u64 {
-        self.ranks.iter().map(|rank| rank.charge_milli).sum()
-    }
-
-    /// What it counts against its queue.
-    pub fn charge(&self) -> Charge {
-        Charge { milli: self.charge_milli(), worth_milli: self.worth_milli }
-    }
-
     /// When its time limit ends it.
     pub fn expected_end(&self) -> Option<Time> {
         Some(Time(self.began?.0.saturating_add(self.spec.time_limit_ms?)))
@@ -443,12 +404,13 @@ impl Jobs {
         result
     }
 
-    /// State of one rank's worker. No index depends on it.
-    pub(crate) fn rank_state_mut(&mut self, worker: WorkerId) -> &mut RankState {
+    /// Changes the state of one rank's worker, of which no index depends; returns the node that it is on.
+    pub(crate) fn set_rank_state(&mut self, worker: WorkerId, state: RankState) -> NodeId {
         let job = self.table.get_mut(worker.job).expect("a job that exists");
         assert_eq!(job.attempt, worker.attempt, "{worker} is of another attempt");
         let at = job.position(worker.rank);
-        &mut job.ranks[at].worker
+        job.ranks[at].worker = state;
+        job.ranks[at].node
     }
 
     pub(crate) fn turn(&self, job: &Job) -> Turn {

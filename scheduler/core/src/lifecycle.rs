@@ -28,6 +28,7 @@ impl Cluster {
                 self.plan_anew(now);
                 Ok(Answer::Done)
             }
+            Command::SetPrice { model, milli } => self.set_price(now, model, milli),
             Command::Reserve(booking) => self.reserve(now, booking),
             Command::Unreserve(name) => self.unreserve(now, &name),
         }
@@ -212,9 +213,9 @@ impl Cluster {
         self.quarantine(now, id);
         self.leave_bad_devices(id);
         for worker in &report.workers {
-            let of_attempt = |job: &&Job| job.attempt == worker.id.attempt && !job.ranks.is_empty();
-            if let (Some(age_ms), Some(_)) =
-                (worker.checkpoint_age_ms, self.jobs.get(worker.id.job).filter(of_attempt))
+            let of_attempt = |job: &Job| job.attempt == worker.id.attempt && !job.ranks.is_empty();
+            if let Some(age_ms) = worker.checkpoint_age_ms
+                && self.jobs.get(worker.id.job).is_some_and(of_attempt)
             {
                 self.on_checkpoint(worker.id.job, age_ms);
             }
@@ -229,19 +230,31 @@ impl Cluster {
             }
         }
         report.workers.sort_by_key(|worker| worker.id);
-        let mut reported = report.workers.iter().peekable();
-        for worker in self.workers_on(id) {
-            while reported.next_if(|it| it.id < worker).is_some() {}
-            let known = self.rank_state(worker);
-            match reported.next_if(|it| it.id == worker).map(|it| &it.state) {
-                Some(WorkerState::Starting) if known < RankState::Starting => {
-                    self.set_rank_state(worker, RankState::Starting);
-                }
-                Some(WorkerState::Running) if known < RankState::Running => self.on_running(worker),
-                Some(WorkerState::Exited(exit)) => self.on_exited(now, worker, exit.clone()),
+        let (mut reported, mut news) = (&report.workers[..], Vec::new());
+        for (worker, known) in self.nodes.held(id).workers.iter() {
+            while let [it, rest @ ..] = reported
+                && it.id < *worker
+            {
+                reported = rest;
+            }
+            let state = reported.first().filter(|it| it.id == *worker).map(|it| &it.state);
+            let is_news = match state {
+                Some(WorkerState::Starting) => *known < RankState::Starting,
+                Some(WorkerState::Running) => *known < RankState::Running,
+                Some(WorkerState::Exited(_)) => true,
                 // An agent that knows the assignment, or has just started, would list the worker if it ran.
-                None if caught_up || rebooted => self.on_rank_lost(now, worker),
-                Some(WorkerState::Starting | WorkerState::Running) | None => (),
+                None => caught_up || rebooted,
+            };
+            if is_news {
+                news.push((*worker, state.cloned()));
+            }
+        }
+        for (worker, state) in news {
+            match state {
+                Some(WorkerState::Starting) => self.set_rank_state(worker, RankState::Starting),
+                Some(WorkerState::Running) => self.on_running(worker),
+                Some(WorkerState::Exited(exit)) => self.on_exited(now, worker, exit),
+                None => self.on_rank_lost(now, worker),
             }
         }
         Some(id)
@@ -263,7 +276,7 @@ impl Cluster {
 
     /// Places a job that a plan, made from this very state, starts. Its resources are taken from the room already.
     pub(crate) fn place(&mut self, now: Time, id: JobId, ranks: Vec<Allocation>) {
-        let worth_milli = ranks.iter().map(|rank| self.nodes.get(rank.node).worth_milli(rank)).sum();
+        let worth_milli = ranks.iter().map(|rank| self.worth_milli(rank)).sum();
         self.change_job(id, |job| {
             assert!(matches!(job.phase, Phase::Pending(_)), "{id} is placed twice");
             job.phase = Phase::Active;
@@ -272,7 +285,7 @@ impl Cluster {
             job.first_placed = job.first_placed.or(Some(now));
             job.last_nodes = ranks.iter().map(|rank| rank.node).collect();
             job.ranks = (0..).zip(ranks).map(|(at, rank)| rank.assigned(at, now)).collect();
-            job.worth_milli = worth_milli;
+            job.set_worth(now, worth_milli);
         });
         let job = self.jobs.get(id).expect("a placed job");
         for (worker, rank) in workers(job) {
@@ -393,9 +406,8 @@ impl Cluster {
     /// A queue with a guarantee, or one below it, holds more or less than before: others may be due theirs now.
     pub(crate) fn weigh_anew(&mut self, queue: &Name, at: Time) {
         if self.queues.line(queue).any(|queue| 0 < queue.guaranteed_milli) {
-            self.kept_from.iter().for_each(|shape| _ = self.unfit.remove(shape));
-            self.kept_from.clear();
-            self.futile.clear();
+            self.known.forget_kept();
+            self.known.futile.clear();
             if !self.jobs.ready().is_empty() {
                 self.plan_at(at);
             }
@@ -405,8 +417,6 @@ impl Cluster {
     fn on_gone(&mut self, now: Time, worker: WorkerId) {
         self.set_rank_state(worker, RankState::Gone);
         self.reassign(worker.job);
-        let job = self.jobs.get(worker.job).expect("a worker's job");
-        self.nodes.worker_gone(worker, job.ranks[job.position(worker.rank)].node);
         self.end_if_stopped(now, worker.job);
     }
 
@@ -436,8 +446,8 @@ impl Cluster {
 
     /// Ends a job that has no worker left, and with it those that can no longer follow it.
     fn finish(&mut self, now: Time, id: JobId, outcome: Outcome) {
-        let mut ending = BTreeMap::from([(id, outcome)]);
-        while let Some((id, outcome)) = ending.pop_first() {
+        let (mut next, mut ending) = (Some((id, outcome)), BTreeMap::new());
+        while let Some((id, outcome)) = next {
             self.release(now, id, Some(outcome.clone()));
             self.note(Note::Done(id, outcome));
             for dependent in self.jobs.dependents_of(id) {
@@ -449,6 +459,7 @@ impl Cluster {
                     Dependency::Waits => (),
                 }
             }
+            next = ending.pop_first();
         }
     }
 
@@ -471,7 +482,7 @@ impl Cluster {
         }
         if !job.ranks.is_empty() || self.jobs.victims_of(id).next().is_some() {
             // What it held, or what was promised to it, may help others.
-            self.futile.clear();
+            self.known.futile.clear();
         }
         self.freed_for.extend(job.gives_way_to());
         self.plan_at(now);
@@ -494,7 +505,7 @@ impl Cluster {
             job.add_usage(now, lost_ms);
             job.usage.spent = spent;
             job.ranks.clear();
-            job.worth_milli = 0;
+            job.set_worth(now, 0);
             match outcome {
                 None => job.phase = Phase::Pending(now + pause),
                 Some(outcome) => {
@@ -521,11 +532,6 @@ impl Cluster {
         self.reopen(id);
     }
 
-    fn rank_state(&self, worker: WorkerId) -> RankState {
-        let job = self.jobs.get(worker.job).expect("a worker's job");
-        job.ranks[job.position(worker.rank)].worker
-    }
-
     pub(crate) fn node_of(&self, worker: WorkerId) -> Name {
         let job = self.jobs.get(worker.job).expect("a worker's job");
         self.nodes.get(job.ranks[job.position(worker.rank)].node).name.clone()
@@ -533,7 +539,7 @@ impl Cluster {
 
     /// Workers on the node that are not known gone. One may go while another is dealt with.
     pub(crate) fn workers_on(&self, node: NodeId) -> Vec<WorkerId> {
-        self.nodes.held(node).workers.iter().copied().collect()
+        self.nodes.held(node).workers.keys().copied().collect()
     }
 }
 
@@ -561,16 +567,5 @@ impl Job {
             last_failure: None,
             usage: Usage::default(),
         }
-    }
-
-    /// Adds what an attempt held that ends now, and what of it was lost.
-    pub(crate) fn add_usage(&mut self, now: Time, lost_ms: u64) {
-        let Some(placed) = self.placed.filter(|_| !self.ranks.is_empty()) else { return };
-        let ms = now.since(placed);
-        let devices_milli = self.devices_held_milli();
-        self.usage.device_ms += devices_milli * ms / 1000;
-        self.usage.lost_device_ms += devices_milli * lost_ms.min(ms) / 1000;
-        let cpus: u64 = self.in_attempt().iter().map(|rank| u64::from(rank.cpus_milli)).sum();
-        self.usage.cpu_milli_ms += cpus * ms;
     }
 }

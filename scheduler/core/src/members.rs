@@ -33,7 +33,7 @@ impl Cluster {
     /// Of the jobs that have workers on a node, the members of those that tell them of each other.
     pub(crate) fn members_on(&self, node: NodeId) -> Vec<Arc<Members>> {
         let mut found = BTreeMap::new();
-        for worker in &self.nodes().held(node).workers {
+        for worker in self.nodes().held(node).workers.keys() {
             let job = self.jobs().get(worker.job).expect("a worker's job");
             if job.spec.restart == Restart::Rank && !found.contains_key(&job.id) {
                 found.extend(self.members(job).map(|members| (job.id, Arc::new(members))));

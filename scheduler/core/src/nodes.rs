@@ -6,6 +6,8 @@ use std::sync::Arc;
 use crate::emptying::{Emptying, Expiry, Size, SoonestFirst};
 use crate::event::Availability;
 use crate::inquiry::Blame;
+use crate::sorted::Sorted;
+use crate::tariff::Tariff;
 use crate::types::*;
 
 /// A machine with an agent.
@@ -72,17 +74,17 @@ pub struct Lease {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Held {
     /// Devices of which something is held, by index.
-    pub devices: BTreeMap<u16, HeldDevice>,
+    pub devices: Sorted<u16, HeldDevice>,
     /// Thousandths of a core.
     pub cpus_milli: u64,
     /// Main memory, in bytes.
     pub memory_bytes: u64,
     /// Ports.
-    pub ports: BTreeSet<u16>,
-    /// Workers that are not known gone.
-    pub workers: BTreeSet<WorkerId>,
+    pub ports: Sorted<u16>,
+    /// Workers that are not known gone, and how far they are.
+    pub workers: Sorted<WorkerId, RankState>,
     /// When ranks give back what they hold, at the latest.
-    pub ends: BTreeSet<(Until, WorkerId)>,
+    pub ends: Sorted<(Until, WorkerId)>,
     /// When they were placed: milliseconds, summed over them.
     pub since_sum: u64,
 }
@@ -138,20 +140,21 @@ struct Entry {
 
 impl Node {
     /// What a rank on it counts for the usage of its queue, in thousandths of a reference device, rounded up: its
-    /// charge, by the mean speed of its devices; without devices by that of a core.
-    pub fn worth_milli(&self, rank: &Allocation) -> u64 {
-        let speed = |index: &u16| self.inventory.devices.get(usize::from(*index)).map(|it| it.speed_milli);
-        let speeds: u64 = rank.devices.iter().filter_map(speed).map(u64::from).sum();
+    /// charge, by the mean of what an hour of its devices counts; without devices by that of a core.
+    pub fn worth_milli(&self, rank: &Allocation, tariff: &Tariff) -> u64 {
+        let hour =
+            |index: &u16| self.inventory.devices.get(usize::from(*index)).map(|it| tariff.hour_milli(it));
+        let hours: u64 = rank.devices.iter().filter_map(hour).sum();
         match rank.devices.len() as u64 {
-            0 => (rank.charge_milli * self.core_speed_milli()).div_ceil(1000),
-            count => (rank.charge_milli * speeds).div_ceil(1000 * count),
+            0 => (rank.charge_milli * self.core_hour_milli(tariff)).div_ceil(1000),
+            count => (rank.charge_milli * hours).div_ceil(1000 * count),
         }
     }
 
-    /// How fast a core of it is, in thousandths of the reference device: as its first device that is one, or 1.
-    fn core_speed_milli(&self) -> u64 {
+    /// What an hour of a core of it counts: as its first device that is one, or 1.
+    fn core_hour_milli(&self, tariff: &Tariff) -> u64 {
         let core = self.inventory.devices.iter().find(|device| device.class.vendor == Vendor::Cpu);
-        core.map_or(1, |core| core.speed_milli.into())
+        core.map_or(1, |core| tariff.hour_milli(core))
     }
 
     /// Whether new work may be placed on it.
@@ -167,7 +170,7 @@ impl Held {
 
     /// When all that is held is given back, at the latest.
     pub fn until(&self) -> Until {
-        self.ends.last().map_or(Until::Time(Time(0)), |(until, _)| *until)
+        self.ends.keys().next_back().map_or(Until::Time(Time(0)), |(until, _)| *until)
     }
 
     /// Adds (or removes) what a rank holds.
@@ -176,11 +179,12 @@ impl Held {
             for device in &rank.devices {
                 self.take_device(worker, *device, rank.slice);
             }
-            assert!(self.ports.insert(rank.port), "{worker}: port {} is held twice", rank.port);
+            let earlier = self.ports.insert(rank.port, ());
+            assert_eq!(earlier, None, "{worker}: port {} is held twice", rank.port);
             self.cpus_milli += u64::from(rank.cpus_milli);
             self.memory_bytes += rank.memory_bytes;
-            self.workers.insert(worker);
-            self.ends.insert((span.until, worker));
+            self.set_worker(worker, rank.worker);
+            self.ends.insert((span.until, worker), ());
             self.since_sum += span.since.0;
         } else {
             for device in &rank.devices {
@@ -197,6 +201,14 @@ impl Held {
 }
 
 impl Held {
+    /// A worker is so far.
+    fn set_worker(&mut self, worker: WorkerId, state: RankState) {
+        match state {
+            RankState::Gone => _ = self.workers.remove(&worker),
+            _ => _ = self.workers.insert(worker, state),
+        }
+    }
+
     /// # Panics
     /// When the device has not so much left.
     fn take_device(&mut self, worker: WorkerId, device: u16, slice: Option<Slice>) {
@@ -218,7 +230,7 @@ impl Held {
 }
 
 /// Gives back what a rank held of a device.
-pub(crate) fn give_device(devices: &mut BTreeMap<u16, HeldDevice>, device: u16, slice: Option<Slice>) {
+pub(crate) fn give_device(devices: &mut Sorted<u16, HeldDevice>, device: u16, slice: Option<Slice>) {
     match (devices.get_mut(&device), slice) {
         (Some(HeldDevice::Slices(held)), Some(slice)) if slice.compute_milli < held.compute_milli => {
             held.compute_milli -= slice.compute_milli;
@@ -354,9 +366,9 @@ impl Nodes {
         assert_eq!(self.emptying, recount, "when nodes get empty");
     }
 
-    /// The worker is known gone; its resources are held until all of its job are.
-    pub(crate) fn worker_gone(&mut self, worker: WorkerId, node: NodeId) {
-        self.entry_mut(node).held.workers.remove(&worker);
+    /// A worker is so far; what it holds, it holds until all of its job are gone.
+    pub(crate) fn set_worker(&mut self, worker: WorkerId, node: NodeId, state: RankState) {
+        self.entry_mut(node).held.set_worker(worker, state);
     }
 
     fn entry_mut(&mut self, id: NodeId) -> &mut Entry {

@@ -150,7 +150,7 @@ fn a_core_counts_what_it_is_for_usage_and_never_nothing() {
     };
     let worth = |inventory: &Inventory, rank: &Allocation| {
         let node = Node { inventory: inventory.clone().into(), ..Node::new(NodeId(0), "a".into()) };
-        node.worth_milli(rank)
+        node.worth_milli(rank, &Tariff::default())
     };
     assert_eq!(worth(&inventory, &rank(vec![0, 1], 2000)), 2000);
     // Four cores without devices: a thousandth of the reference device each, not one each.

@@ -120,6 +120,8 @@ impl Sim {
     fn check_stored(&self) {
         let cluster = self.cluster.as_ref().expect("a scheduler");
         assert!(self.store.reservations.values().eq(cluster.reservations().iter()), "stored reservations");
+        let stored = self.store.tariff.as_deref().cloned().unwrap_or_default();
+        assert_eq!(stored, *cluster.tariff(), "stored prices");
         let (kept, retired) = (self.store.jobs.len() as u64, self.store.ended.len() as u64);
         assert_eq!(kept + retired, cluster.jobs().len(), "jobs stored");
         let counted: u64 = self.store.retired.values().map(Totals::jobs).sum();
@@ -491,6 +493,7 @@ impl Sim {
                 Some(Err(_)) => saw("refused", 1),
                 Some(Ok(Answer::Done)) => match &client.command {
                     Command::SetQueue(queue) if queue.parent.is_some() => saw("queue below another", 1),
+                    Command::SetPrice { .. } => saw("price set", 1),
                     _ => (),
                 },
                 _ => (),

@@ -69,6 +69,10 @@ impl Player {
                 sim.run_until(Time(now.0 + 20));
             }
             ["queue", name, ref rest @ ..] => self.set_queue(name, rest)?,
+            ["price", model, "none"] => self.ask(Command::SetPrice { model: model.into(), milli: None }),
+            ["price", model, milli] => {
+                self.ask(Command::SetPrice { model: model.into(), milli: Some(number(milli)?) });
+            }
             ["reserve", name, ref rest @ ..] => self.reserve(name, rest)?,
             ["unreserve", name] => self.ask(Command::Unreserve(name.into())),
             ["show-reservations"] => self.show_reservations(),

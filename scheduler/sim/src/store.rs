@@ -27,6 +27,8 @@ pub struct Store {
     pub usages: BTreeMap<Name, QueueUsage>,
     /// Reservations.
     pub reservations: BTreeMap<Name, Reservation>,
+    /// Prices.
+    pub tariff: Option<Arc<Tariff>>,
     keys: BTreeMap<Name, JobId>,
 }
 
@@ -47,7 +49,8 @@ impl Store {
         let ended = self.ended.values().cloned().map(Record::Ended);
         let retired = self.retired.iter().map(|(queue, totals)| Record::Retired(queue.clone(), *totals));
         let jobs = specs.chain(jobs).chain(ended).chain(retired);
-        jobs.chain(nodes).chain(queues).chain(usages).chain(reservations).collect()
+        let tariff = self.tariff.iter().cloned().map(Record::Tariff);
+        jobs.chain(nodes).chain(queues).chain(usages).chain(reservations).chain(tariff).collect()
     }
 
     /// Writes a record over the earlier one of the same identity.
@@ -78,6 +81,7 @@ impl Store {
                     assert!(same || anew, "reservation {} changed", it.name);
                 }
             }
+            Record::Tariff(tariff) => self.tariff = Some(tariff),
             Record::Ended(job) => {
                 let earlier = self.jobs.get(&job.id).cloned();
                 assert!(earlier.is_none_or(|earlier| earlier == job), "{} changed as it retired", job.id);

@@ -108,6 +108,13 @@ pub fn swarm(seed: u64) -> Sim {
         let (job, waiting) = (JobId(1 + guests.below(40)), guests.below(20) as u32);
         sim.client(at, Command::Demand { job, waiting }, Time(HEAL_AT.0 - 1));
     }
+    let mut operator = Rng(seed ^ 0x9e1c_e5e7);
+    for _ in 0..*operator.pick(&[0, 0, 0, 6]) {
+        let at = Time(operator.within((1_000, 190_000)));
+        let (model, price) = (*operator.pick(&["h200", "h100", "910b", "core"]), operator.within((1, 5_000)));
+        let milli = (operator.below(4) != 0).then_some(price);
+        sim.client(at, Command::SetPrice { model: model.into(), milli }, Time(HEAL_AT.0 - 1));
+    }
     sim.ask_sleepers(HEAL_AT);
     // Then everything is set right again, by somebody who does not give up.
     let healed = Time(HEAL_AT.0 + 20_000);

@@ -242,9 +242,9 @@ pub async fn usage(runtime: &Runtime, since: Time) -> Result<v1::UsageResponse, 
         let up = || cluster.nodes().iter().filter(|node| node.up);
         let devices: u64 = up().map(|node| node.inventory.devices.len() as u64).sum();
         let held: u64 = up().map(|node| cluster.nodes().held(node.id).devices.len() as u64).sum();
-        (rows, seen, cluster.now(), devices, held)
+        (rows, seen, cluster.now(), (devices, held, !cluster.tariff().is_empty()))
     });
-    let (mut rows, seen, now, devices, devices_held) = kept.await.map_err(unavailable)?;
+    let (mut rows, seen, now, (devices, devices_held, has_prices)) = kept.await.map_err(unavailable)?;
     let read = move |past: &Past| {
         let mut before = JobId(u64::MAX);
         loop {
@@ -264,7 +264,7 @@ pub async fn usage(runtime: &Runtime, since: Time) -> Result<v1::UsageResponse, 
         user: user.to_string(),
         ..row
     });
-    Ok(v1::UsageResponse { rows: rows.collect(), devices, devices_held })
+    Ok(v1::UsageResponse { rows: rows.collect(), devices, devices_held, has_prices })
 }
 
 fn add_usage(rows: &mut Rows, now: Time, job: &Job, spent: Spent) {
@@ -280,6 +280,7 @@ fn add_usage(rows: &mut Rows, now: Time, job: &Job, spent: Spent) {
     let cpus_milli: u64 = job.ranks.iter().map(|rank| u64::from(rank.cpus_milli)).sum();
     let cpu_milli_ms = job.usage.cpu_milli_ms + cpus_milli * since_placed;
     row.device_ms += device_ms;
+    row.counted_ms += job.counted_ms(now);
     row.lost_device_ms += job.usage.lost_device_ms;
     row.cpu_milli_ms += cpu_milli_ms;
     if 0 < spent.sum_us() {

@@ -11,7 +11,7 @@ use aquifer_core::plan::free_for_all;
 use aquifer_core::queues::Overview;
 use aquifer_core::*;
 use aquifer_proto::store::{Row, encode, ended_key};
-use aquifer_proto::{border, reservations, v1, wire};
+use aquifer_proto::{border, reservations, tariff, v1, wire};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -443,9 +443,22 @@ impl v1::pool_server::Pool for PoolService {
                     share_millionths: row.share_millionths,
                 }
             };
-            cluster.queues().overview(cluster.now()).iter().map(state).collect()
+            let queues = cluster.queues().overview(cluster.now()).iter().map(state).collect();
+            (queues, !cluster.tariff().is_empty())
         });
-        Ok(Response::new(v1::ListQueuesResponse { queues: queues.await? }))
+        let (queues, has_prices) = queues.await?;
+        Ok(Response::new(v1::ListQueuesResponse { queues, has_prices }))
+    }
+
+    async fn set_price(&self, request: Request<v1::SetPriceRequest>) -> Reply<v1::SetPriceResponse> {
+        Caller::of(&request).administer("set prices")?;
+        let (model, milli) = tariff::price(&request.into_inner())?;
+        self.command(Command::SetPrice { model, milli }).await?;
+        Ok(Response::new(v1::SetPriceResponse {}))
+    }
+
+    async fn list_prices(&self, _: Request<v1::ListPricesRequest>) -> Reply<v1::ListPricesResponse> {
+        Ok(Response::new(self.query(view::prices).await?))
     }
 
     async fn reserve(&self, request: Request<v1::ReserveRequest>) -> Reply<v1::ReserveResponse> {

@@ -1,10 +1,12 @@
 //! The core's state as clients see it.
 
+use std::collections::BTreeMap;
+
 use aquifer_core::explain::{Explanation, Reason, Start};
 use aquifer_core::jobs::{Job, Outcome, Phase};
 use aquifer_core::nodes::Node;
 use aquifer_core::*;
-use aquifer_proto::{reservations, v1, wire};
+use aquifer_proto::{reservations, tariff, v1, wire};
 
 use crate::notes::Numbered;
 use crate::runtime::Shared;
@@ -155,6 +157,27 @@ pub fn service(shared: &Shared, job: &Job) -> Option<v1::Service> {
     })
 }
 
+/// Prices, and what an hour of each class counts that nodes have which are up.
+pub fn prices(cluster: &Cluster) -> v1::ListPricesResponse {
+    let mut classes: BTreeMap<&DeviceClass, (u64, u64)> = BTreeMap::new();
+    let nodes = cluster.nodes().iter().filter(|node| node.up);
+    for device in nodes.flat_map(|node| &node.inventory.devices) {
+        let (devices, speeds) = classes.entry(&device.class).or_default();
+        *devices += 1;
+        *speeds += u64::from(device.speed_milli);
+    }
+    let class = |(class, (devices, speeds)): (&DeviceClass, (u64, u64))| v1::ClassPrice {
+        vendor: class.vendor.to_string(),
+        model: class.model.to_string(),
+        memory_bytes: class.memory_bytes,
+        devices,
+        speed_milli: speeds / devices,
+        price_milli: cluster.tariff().of(class),
+    };
+    let classes = classes.into_iter().map(class).collect();
+    v1::ListPricesResponse { prices: tariff::prices(cluster.tariff()), classes }
+}
+
 /// A node.
 pub fn node(cluster: &Cluster, shared: &Shared, node: &Node) -> v1::Node {
     let held = cluster.nodes().held(node.id);
@@ -176,7 +199,7 @@ pub fn node(cluster: &Cluster, shared: &Shared, node: &Node) -> v1::Node {
         devices_held: held.devices.keys().map(|index| u32::from(*index)).collect(),
         cpus_milli_held: held.cpus_milli,
         memory_bytes_held: held.memory_bytes,
-        workers: held.workers.iter().map(|worker| wire::worker(*worker)).collect(),
+        workers: held.workers.keys().map(|worker| wire::worker(*worker)).collect(),
         lease_left_ms: lease.map_or(0, |lease| lease.end.since(cluster.now())),
         version: session.as_ref().map(|session| session.version.clone()).unwrap_or_default(),
         reservations: booked.iter().map(|it| reservations::reservation(cluster, it)).collect(),

@@ -184,7 +184,7 @@ impl Snapshot {
             let state = match &device.fault {
                 _ if !node.up => 4,
                 Some(_) => 3,
-                None if held.contains_key(&index) => 1,
+                None if held.get(&index).is_some() => 1,
                 None if !node.takes_work() || node.cordoned.contains(&device.uuid) => 2,
                 None => 0,
             };
@@ -279,7 +279,7 @@ impl Snapshot {
         });
         let help = "Time of trainings, each counted once, by what it was spent on; all but steps is badput";
         page.counters(("queue_training_seconds_total", help, ["queue", "cause"]), spent);
-        let help = "Device seconds, each device by its speed in reference devices, since this scheduler began to lead";
+        let help = "Device seconds, each device by its price or speed in reference devices, since this scheduler began to lead";
         counter("queue_reference_device_seconds_total", help, |it| it.reference_milli_ms as f64 / MILLI_MS);
 
         let of_share = |value: fn(&Share) -> Option<f64>| {

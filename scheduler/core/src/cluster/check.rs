@@ -52,9 +52,6 @@ impl Cluster {
             for (worker, rank) in workers(job) {
                 let held = held.get_mut(&rank.node).expect("a node that exists");
                 held.change(worker, rank, job.span(), true);
-                if rank.worker == RankState::Gone {
-                    held.workers.remove(&worker);
-                }
             }
         }
         for (id, held) in held {

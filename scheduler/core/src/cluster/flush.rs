@@ -10,6 +10,7 @@ pub(super) struct Changes {
     pub queues: Touched<Name>,
     pub usages: Touched<Name>,
     pub reservations: Touched<Name>,
+    pub tariff: bool,
     /// Nodes that have something new to do.
     pub reassigned: Touched<NodeId>,
     pub new_specs: Vec<JobId>,
@@ -75,6 +76,9 @@ impl Cluster {
                 Some(reservation) => Record::Reservation(reservation.clone()),
                 None => Record::NoReservation(name),
             });
+        }
+        if std::mem::take(&mut changes.tariff) {
+            save(Record::Tariff(self.tariff.clone()));
         }
         for id in changes.reassigned.drain() {
             reporter = reporter.filter(|node| *node != id);

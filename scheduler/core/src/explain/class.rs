@@ -24,8 +24,11 @@ pub struct OtherClass {
     pub model: Name,
     /// Speed of the job on its class over that on this one, in thousandths.
     pub times_milli: u64,
-    /// Price of this class over that of the job's, in thousandths: mean speeds over what is asked for.
+    /// Price of this class over that of the job's, in thousandths: as the operator says, or else mean speeds over what is
+    /// asked for.
     pub worth_milli: u64,
+    /// Whether the operator says what one of them costs.
+    pub is_priced: bool,
     /// Whether both speeds were measured; else one is that of the devices alone.
     pub is_measured: bool,
 }
@@ -56,9 +59,10 @@ pub fn class_choice(cluster: &Cluster, job: &Job) -> Option<ClassChoice> {
         model: it.class.model.clone(),
         times_milli: own.speed * 1000 / it.speed,
         worth_milli: it.price * 1000 / own.price,
+        is_priced: [own, it].iter().any(|it| cluster.tariff().of(&it.class).is_some()),
         is_measured: [own, it].iter().all(|it| speeds.is_measured(&kind, &it.class)),
     };
-    let is_known = |other: &OtherClass| other.is_measured || other.times_milli != 1000;
+    let is_known = |other: &OtherClass| other.is_measured || other.is_priced || other.times_milli != 1000;
     let others: Vec<OtherClass> = others.iter().map(other).filter(is_known).take(MAX_OTHERS).collect();
     (!others.is_empty()).then(|| ClassChoice { model: device.class.model.clone(), others })
 }
@@ -72,10 +76,12 @@ impl fmt::Display for ClassChoice {
                 f.write_str(", ")?;
             }
             let times = |milli: u64| format!("{}.{}", (milli + 50) / 1000, (milli + 50) % 1000 / 100);
-            let OtherClass { model, times_milli, worth_milli, is_measured } = other;
+            let OtherClass { model, times_milli, worth_milli, is_priced, is_measured } = other;
             let by = if *is_measured { "" } else { " by the devices' figures" };
             write!(f, "{} times as fast for it as {model}{by}", times(*times_milli))?;
-            if *times_milli < 1000 && 1000 < *worth_milli {
+            if *is_priced {
+                write!(f, ", an hour of which costs {} times as much", times(*worth_milli))?;
+            } else if *times_milli < 1000 && 1000 < *worth_milli {
                 write!(f, ", which is worth {} times as much", times(*worth_milli))?;
             }
         }

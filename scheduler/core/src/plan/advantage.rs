@@ -2,7 +2,8 @@
 //!
 //! The work of a job costs on a class the price of the class over the speed of the job there. The price of a class is
 //! its mean speed over what is asked for: a job that is as fast everywhere as others are is indifferent, one that gains
-//! little from a fast class leaves it to those that gain much. Where all speeds are equal, nothing is added.
+//! little from a fast class leaves it to those that gain much. Where the operator says what a class costs, that is its price.
+//! Where all speeds and prices are equal, nothing is added.
 //!
 //! Source: Ricardo, "On the Principles of Political Economy and Taxation", 1817, chapter 7.
 
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 use super::price::{Prices, UNIT};
 use crate::speed::{Kind, Speeds};
+use crate::tariff::Tariff;
 use crate::types::*;
 
 /// A class that costs more than this, in [`UNIT`]s of its devices, costs no less than others that do.
@@ -25,9 +27,9 @@ const ONE: u128 = 1 << 20;
 pub(super) struct Worth {
     /// Each with the mean figure of its devices, in thousandths of a reference device.
     classes: Vec<(Arc<DeviceClass>, u64)>,
-    /// Mean speed over what is asked for, in the same unit.
+    /// What an hour costs as the operator says, or else the mean speed over what is asked for, in the same unit.
     price: Vec<u64>,
-    /// Whether every program is as fast on one class as on another.
+    /// Whether every program is as fast on one class as on another, and they cost the same.
     is_even: bool,
     /// Version of the speeds that it was learned from; `None`: something else has changed since.
     learned_from: Option<u64>,
@@ -40,7 +42,7 @@ pub struct ClassSpeed {
     pub class: Arc<DeviceClass>,
     /// Speed of the kind there.
     pub speed: u64,
-    /// Mean speed over what is asked for.
+    /// As the operator says, or else the mean speed over what is asked for.
     pub price: u64,
 }
 
@@ -97,7 +99,7 @@ impl Worth {
     pub fn learn(
         &mut self,
         speeds: &Speeds,
-        prices: &Prices,
+        (prices, tariff): (&Prices, &Tariff),
         classes: impl Iterator<Item = (Arc<DeviceClass>, Figure)>,
     ) {
         if self.learned_from == Some(speeds.version()) {
@@ -118,7 +120,10 @@ impl Worth {
                 *sum = *sum - u128::from(*asked) * figure + u128::from(*asked) * speed;
             }
         }
-        self.price = sums.iter().map(|sum| (sum / u128::from(asked.max(1))).max(1) as u64).collect();
+        let mean = |sum: &u128| (sum / u128::from(asked.max(1))).max(1) as u64;
+        let set: Vec<Option<u64>> = self.classes.iter().map(|(class, _)| tariff.of(class)).collect();
+        self.price = sums.iter().zip(&set).map(|(sum, set)| set.unwrap_or(mean(sum))).collect();
+        self.is_even &= set.iter().all(Option::is_none) || self.price.iter().all(|it| *it == self.price[0]);
     }
 
     /// What a thousandth of each class costs a job of the kind beyond the one that serves the pool best, in [`UNIT`]s.
@@ -147,7 +152,7 @@ impl Worth {
         Some(costs)
     }
 
-    /// Whether every program is as fast on one class as on another, as far as is known.
+    /// Whether every program is as fast on one class as on another, as far as is known, and they cost the same.
     pub fn is_even(&self) -> bool {
         self.is_even
     }
@@ -174,15 +179,19 @@ mod tests {
         one_island: false,
     };
 
-    fn worth(figures: &[(&str, u64)], speeds: &Speeds) -> Worth {
+    fn priced<const N: usize>(figures: &[(&str, u64)], speeds: &Speeds, prices: [(Name, u64); N]) -> Worth {
         let class = |model: &str| {
             Arc::new(DeviceClass { vendor: Vendor::Nvidia, model: model.into(), memory_bytes: 0 })
         };
         let figure = |sum| Figure { sum, memory_sum: sum, devices: 1 };
         let mut worth = Worth::default();
         let classes = figures.iter().map(|(model, milli)| (class(model), figure(*milli)));
-        worth.learn(speeds, &Prices::default(), classes);
+        worth.learn(speeds, (&Prices::default(), &Tariff::new(prices)), classes);
         worth
+    }
+
+    fn worth(figures: &[(&str, u64)], speeds: &Speeds) -> Worth {
+        priced(figures, speeds, [])
     }
 
     fn train(model: &str) -> Kind {
@@ -202,6 +211,34 @@ mod tests {
         let costs = worth(&[("slow", 250), ("fast", 1000)], &speeds).costs(&speeds, || train("x"), &WANT);
         let costs = costs.expect("they differ");
         assert!(costs[1] == 0 && 0 < costs[0] && costs[0] <= TIE as i64, "{costs:?}");
+    }
+
+    /// Work takes the class where it costs least, whatever the unit; of those that cost the same the faster, if only just.
+    #[test]
+    fn a_price_that_is_set_counts_instead_of_the_speed() {
+        let speeds = Speeds::default();
+        let of = |slow: u64, fast: u64| {
+            let prices = [("slow".into(), slow), ("fast".into(), fast)];
+            let worth = priced(&[("slow", 250), ("fast", 1000)], &speeds, prices);
+            worth.costs(&speeds, || train("x"), &WANT).expect("they differ")
+        };
+        for unit in [1, 1_000] {
+            let (dear, cheap) = (of(unit, 8 * unit), of(unit, 2 * unit));
+            assert!(dear[0] < dear[1] && UNIT <= dear[1], "it costs twice as much on the fast one: {dear:?}");
+            assert!(cheap[1] < cheap[0] && UNIT <= cheap[0], "{cheap:?}");
+            let same = of(unit, 4 * unit);
+            assert!(same[1] == 0 && 0 < same[0] && same[0] <= TIE as i64, "{same:?}");
+        }
+        // Equal speeds, unequal prices.
+        let priced = |b| {
+            priced(&[("a", 700), ("b", 700)], &speeds, [("a".into(), 700), ("b".into(), b)]).costs(
+                &speeds,
+                || train("x"),
+                &WANT,
+            )
+        };
+        assert_eq!(priced(700), None);
+        assert!(priced(1400).is_some_and(|costs| costs[0] == 0 && costs[1] == UNIT));
     }
 
     #[test]

@@ -4,10 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::Plan;
 use super::domain::{Stand, Within, in_one_domain, may_stand};
 use super::reserve::{self, Kept, Owner};
 use super::room::{NodeFree, Room};
+use super::{Known, Plan};
 use crate::cluster::Cluster;
 use crate::jobs::{Job, Lines, Shape};
 use crate::nodes::Node;
@@ -430,15 +430,14 @@ impl<'a> Free<'a> {
     /// Tries shapes again that were found not to fit, if what has become free may change that.
     pub(super) fn wake(&mut self, freed: &[NodeId], plan: &mut Plan) {
         if self.kept.take_lost() {
-            plan.kept_from.iter().for_each(|shape| _ = plan.unfit.remove(shape));
-            plan.kept_from.clear();
-            plan.futile.clear();
+            plan.known.forget_kept();
+            plan.known.futile.clear();
         }
         let Free { room, cluster, kept, taken, .. } = &*self;
         let tired =
             |shape: &Arc<Shape>| self.firsts(shape).any(|job| reserve::tired_at(job) <= cluster.now());
-        for shape in plan.kept_from.iter().filter(|shape| tired(shape)) {
-            plan.unfit.remove(shape);
+        for shape in plan.known.kept_from.iter().filter(|shape| tired(shape)) {
+            plan.known.unfit.remove(shape);
         }
         for node in freed {
             let takes = |(_, request): &(u32, Request)| {
@@ -446,24 +445,25 @@ impl<'a> Free<'a> {
             };
             let is_kept = |job: &Job| kept.keeps(cluster, taken, job, *node).is_some();
             let fit: Vec<Arc<Shape>> =
-                plan.unfit.iter().filter(|shape| shape.roles.iter().any(takes)).cloned().collect();
+                plan.known.unfit.iter().filter(|shape| shape.roles.iter().any(takes)).cloned().collect();
             for shape in fit {
                 if self.firsts(&shape).next().is_some() && self.firsts(&shape).all(is_kept) {
-                    plan.kept_from.insert(shape);
+                    plan.known.kept_from.insert(shape);
                 } else {
-                    plan.unfit.remove(&shape);
+                    plan.known.unfit.remove(&shape);
                 }
             }
         }
-        if !plan.kept_from.is_empty() {
-            plan.kept_from.retain(|shape| plan.unfit.contains(shape));
+        let Known { unfit, kept_from, .. } = &mut plan.known;
+        if !kept_from.is_empty() {
+            kept_from.retain(|shape| unfit.contains(shape));
         }
     }
 
     /// When the next of those that are kept from room has waited so long that it may use what is kept for jobs to come.
     pub(super) fn tired_at(&self, plan: &Plan) -> Option<Time> {
         let (now, kept_from) =
-            (self.cluster.now(), plan.kept_from.iter().filter(|_| self.kept.is_for_others()));
+            (self.cluster.now(), plan.known.kept_from.iter().filter(|_| self.kept.is_for_others()));
         let tired = kept_from.flat_map(|shape| self.firsts(shape)).map(reserve::tired_at);
         tired.filter(|at| now < *at).min()
     }
@@ -487,7 +487,7 @@ impl<'a> Free<'a> {
         for node in job.ranks.iter().map(|rank| rank.node).collect::<BTreeSet<NodeId>>() {
             let held = cluster.nodes().held(node);
             let mut rest = held.clone();
-            for worker in held.ends.iter().map(|(_, worker)| *worker).filter(|it| left.contains_key(&it.job))
+            for worker in held.ends.keys().map(|(_, worker)| *worker).filter(|it| left.contains_key(&it.job))
             {
                 let job = cluster.jobs().get(worker.job).expect("a job that holds resources");
                 let at = job.position(worker.rank);

@@ -227,15 +227,22 @@ fn candidate<'a>(free: &Free, classes: &[Arc<DeviceClass>], mover: Mover<'a>) ->
     let role = &job.spec.roles[0];
     let speeds = free.room.class_speeds(cluster.speeds(), &Kind::of(&job.spec, role));
     let speed = |class: &Arc<DeviceClass>| speeds.iter().find(|it: &&ClassSpeed| it.class == *class);
-    let own_speed = speed(&classes[own])?.speed;
+    let here = speed(&classes[own])?;
     let left_ms = cluster.left_ms(job).clamp(1, 1 << 40);
     let mode = |(at, class): (usize, &Arc<DeviceClass>)| {
         let want = role.request.devices.iter().find(|want| want.accepts(class))?;
         let on = if at == own { devices } else { u32::from(want.count) * job.ranks.len() as u32 };
-        let there = u128::from(speed(class)?.speed) * u128::from(on.max(1));
-        let here = u128::from(own_speed) * u128::from(devices);
-        let left_ms = (u128::from(left_ms) * here / there).clamp(1, 1 << 40) as u64;
-        Some(Mode { class: at, devices: on, left_ms })
+        let there = speed(class)?;
+        let fast = |it: &ClassSpeed, devices: u32| u128::from(it.speed) * u128::from(devices);
+        let mode_ms = u128::from(left_ms) * fast(here, devices) / fast(there, on.max(1));
+        let mode_ms = mode_ms.clamp(1, 1 << 40) as u64;
+        // Where an operator says what devices cost, nobody is moved to where the rest costs more.
+        let is_priced = [&classes[own], class].iter().any(|it| cluster.tariff().of(it).is_some());
+        let cost = |it: &ClassSpeed, devices: u32, ms: u64| {
+            u128::from(it.price) * u128::from(devices) * u128::from(ms)
+        };
+        let is_dearer = is_priced && cost(here, devices, left_ms) < cost(there, on, mode_ms);
+        (at == own || !is_dearer).then_some(Mode { class: at, devices: on, left_ms: mode_ms })
     };
     let modes: Vec<Mode> = classes.iter().enumerate().filter_map(mode).collect();
     let is_known = modes.iter().any(|mode| mode.class == own) && 1 < modes.len();

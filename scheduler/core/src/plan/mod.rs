@@ -63,12 +63,8 @@ pub struct Plan {
     pub exchanges: Vec<Exchange>,
     /// When the next job may grow.
     pub grow_at: Option<Time>,
-    /// Shapes that wait and find no room, until something becomes free.
-    pub unfit: BTreeSet<Arc<Shape>>,
-    /// Of those, the ones that would fit but for what is kept for others.
-    pub kept_from: BTreeSet<Arc<Shape>>,
-    /// Shapes that wait and find no victims either.
-    pub futile: Futile,
+    /// For the next round.
+    pub known: Known,
     /// What is promised to jobs to which others give way.
     pub promised: Promised,
     /// Whether another round must follow at once: something is kept no more, or victims are to be sought for further
@@ -78,34 +74,54 @@ pub struct Plan {
     pub tired_at: Option<Time>,
 }
 
+/// Shapes that wait and found nothing, since when nothing has changed that could help them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Those that found no room.
+    pub unfit: BTreeSet<Arc<Shape>>,
+    /// Of these, the ones that would fit but for what is kept for others.
+    pub kept_from: BTreeSet<Arc<Shape>>,
+    /// Those that found no victims either.
+    pub futile: Futile,
+}
+
+impl Known {
+    /// What is kept for others has changed.
+    pub(crate) fn forget_kept(&mut self) {
+        self.kept_from.iter().for_each(|shape| _ = self.unfit.remove(shape));
+        self.kept_from.clear();
+    }
+}
+
 /// Decides, from the cluster as it is at `now`, and takes from `free` what it hands out.
 ///
 /// `O(starts * (depth * (children + shapes) + ranks log nodes) + shapes * log nodes)`, and once `O(queues * depth)`: a
 /// round only hands resources out, so a shape that did not fit once is not tried again in it, nor in a later one before
 /// something has become free.
 pub fn plan(free: &mut Free, now: Time) -> Plan {
+    let known = free.cluster.known.clone();
+    plan_next(free, now, known)
+}
+
+/// The same, knowing what the rounds before have found.
+pub(crate) fn plan_next(free: &mut Free, now: Time, known: Known) -> Plan {
     let cluster = free.cluster;
-    let mut plan = Plan {
-        unfit: cluster.unfit.clone(),
-        kept_from: cluster.kept_from.clone(),
-        futile: cluster.futile.clone(),
-        ..Plan::default()
-    };
+    let mut plan = Plan { known, ..Plan::default() };
     let mut promises = Promises::of(free, &mut plan.starts);
     plan.growths = promises.keep_claims(free);
     let before = promises.promised();
     let mut at_limit = false;
     let mut placed: BTreeSet<JobId> = promises.jobs().collect();
-    free.keep(&cluster.freed, &plan.unfit, &placed);
+    free.keep(&cluster.freed, &plan.known.unfit, &placed);
     free.wake(&cluster.freed, &mut plan);
     free.wake(&preempt::moved(&cluster.promised, &before), &mut plan);
-    let mut ready = order::Ready::of(cluster, now, (&plan.unfit, &plan.futile), &promises);
+    let mut ready = order::Ready::of(cluster, now, &plan.known, &promises);
     while let Some((job, shape)) = ready.best() {
         if let Some(ranks) = promises.counted(job.id) {
             ready.pop(job, shape, ranks);
             continue;
         }
-        if !plan.unfit.contains(shape) {
+        if !plan.known.unfit.contains(shape) {
             match place(free, job) {
                 Ok(ranks) => {
                     placed.insert(job.id);
@@ -122,26 +138,26 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
                 // Of those below it, some may find victims.
                 Err(Misfit::QueueLimit { .. }) => at_limit = true,
                 Err(Misfit::Kept(_)) => {
-                    plan.kept_from.insert(shape.clone());
+                    plan.known.kept_from.insert(shape.clone());
                     // For whom the room is kept, a job of another queue may go before.
                     if cluster.jobs().queues_with(shape) == 1 {
-                        plan.unfit.insert(shape.clone());
+                        plan.known.unfit.insert(shape.clone());
                     }
                 }
                 Err(misfit @ (Misfit::RoomFor { .. } | Misfit::Barred(_))) => {
-                    plan.unfit.insert(shape.clone());
+                    plan.known.unfit.insert(shape.clone());
                     if matches!(misfit, Misfit::Barred(_)) && free.keeps_any() {
                         // Of nodes that are booked and others that are kept, the former are told.
-                        plan.kept_from.insert(shape.clone());
+                        plan.known.kept_from.insert(shape.clone());
                     }
                     if reserve::is_wide(shape) {
                         free.kept.choose();
-                        free.keep(&[], &plan.unfit, &placed);
+                        free.keep(&[], &plan.known.unfit, &placed);
                     }
                 }
             }
         }
-        match promises.seek(free, (job, shape), &plan.starts, &mut plan.futile) {
+        match promises.seek(free, (job, shape), (&plan.starts, &plan.growths), &mut plan.known.futile) {
             Some(preemption) => {
                 placed.insert(job.id);
                 plan.preemptions.push(preemption);
@@ -151,8 +167,8 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
     }
     let (grown, grow_at) = grow::grow(free, now, &plan);
     plan.grow_at = grow_at;
-    plan.growths.extend(grown.iter().cloned());
-    plan.claims = promises.claim(free, &plan, &grown);
+    plan.growths.extend(grown);
+    plan.claims = promises.claim(free, &plan);
     // While others give way, what is idle may be theirs.
     let is_calm =
         plan.preemptions.is_empty() && plan.claims.is_empty() && cluster.jobs().preemptors().next().is_none();
@@ -164,9 +180,9 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
     }
     plan.tired_at = free.tired_at(&plan);
     plan.promised = preempt::remember(promises.promised(), &before);
-    let seeks = promises.end(free, &plan.starts) || preempt::claim::may_help(cluster, &plan);
+    let seeks = promises.end(free, &plan) || preempt::claim::may_help(cluster, &plan);
     // At its limit, a job may have been kept from the alternative that counts less.
-    let is_kept_from = at_limit || !plan.kept_from.is_empty() || !plan.futile.is_empty();
+    let is_kept_from = at_limit || !plan.known.kept_from.is_empty() || !plan.known.futile.is_empty();
     plan.is_unfinished = seeks || (is_kept_from && free.kept.has_lost());
     plan
 }

@@ -4,8 +4,8 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::Order;
-use super::preempt::{self, Futile, Promises};
+use super::preempt::{self, Promises};
+use super::{Known, Order};
 use crate::cluster::Cluster;
 use crate::jobs::{Job, Shape, Turn};
 use crate::queues::Decay;
@@ -127,23 +127,17 @@ impl<'a> Branch<'a> {
 impl<'a> Ready<'a> {
     /// `O(queues * depth * log queues)`; if nothing new is ready, nothing.
     ///
-    /// * `unfit`: shapes that are known not to fit. Their jobs are left out where victims need not be
-    ///   sought either.
-    /// * `futile`: for which victims were sought in vain.
-    pub fn of(
-        cluster: &'a Cluster,
-        now: Time,
-        (unfit, futile): (&BTreeSet<Arc<Shape>>, &Futile),
-        promises: &Promises,
-    ) -> Ready<'a> {
+    /// * `known`: jobs of shapes that do not fit are left out where victims need not be sought either.
+    pub fn of(cluster: &'a Cluster, now: Time, known: &Known, promises: &Promises) -> Ready<'a> {
         let (queues, branches) = (cluster.queues(), vec![Branch::new(None, POOL)]);
         let mut ready = Ready { cluster, decay: queues.decay(), branches, index: BTreeMap::new() };
         for (queue, shapes) in cluster.jobs().ready() {
             let open = shapes.iter().filter(|(shape, jobs)| {
                 let head = || jobs.iter().find(|(_, id)| promises.counted(*id).is_none());
                 let head = || cluster.jobs().get(head()?.1);
-                !unfit.contains(*shape)
-                    || head().is_some_and(|job| preempt::is_worth_a_search(cluster, futile, job, shape))
+                !known.unfit.contains(*shape)
+                    || head()
+                        .is_some_and(|job| preempt::is_worth_a_search(cluster, &known.futile, job, shape))
             });
             let lines: Vec<Line> = open.filter_map(|(shape, jobs)| Line::of(shape, jobs)).collect();
             if !lines.is_empty() {
@@ -194,7 +188,7 @@ impl<'a> Ready<'a> {
         let is_short =
             branch.held_milli < branch.guaranteed_milli || children.clone().any(|child| child.is_short);
         let own = branch.head().map(|(_, shape)| {
-            let claim = self.decay.claim(0, shape.wants_milli());
+            let claim = self.decay.claim(0, shape.wants_milli() * self.cluster.tariff().mean_milli() / 1000);
             let share = Share { used: branch.own_used + claim, weight: 1 };
             (Served { short: Reverse(false), share }, Next { branch: at, claim })
         });
@@ -228,7 +222,7 @@ impl<'a> Ready<'a> {
             None => self.branches[at].leave(shape),
         }
         let charge: u64 = ranks.iter().map(|rank| rank.charge_milli).sum();
-        let worth = ranks.iter().map(|rank| self.cluster.nodes().get(rank.node).worth_milli(rank)).sum();
+        let worth = ranks.iter().map(|rank| self.cluster.worth_milli(rank)).sum();
         let used = self.decay.claim(0, worth);
         self.branches[at].own_used += used;
         self.climb(at, |branch| {

@@ -49,8 +49,8 @@ const STEADY: usize = 64;
 #[derive(Clone, Debug, Default)]
 pub struct Kept {
     owners: BTreeMap<NodeId, Owner>,
-    /// When the kept nodes of a waiting job are all free.
-    starts: BTreeMap<JobId, Until>,
+    /// When the kept nodes of a waiting job are all free, and which these are.
+    starts: BTreeMap<JobId, (Until, BTreeSet<NodeId>)>,
     /// For every shape that room was kept for how many ranks of it each node could take.
     hosts: BTreeMap<Arc<Shape>, usize>,
     /// What [`Kept::hosts`] points to; no two are equal.
@@ -170,8 +170,8 @@ impl Kept {
 
     /// A job waits no more.
     pub(crate) fn leave(&mut self, job: JobId) {
-        if self.starts.remove(&job).is_some() {
-            self.owners.retain(|_, owner| *owner != Owner::Job(job));
+        if let Some((_, nodes)) = self.starts.remove(&job) {
+            nodes.iter().for_each(|node| _ = self.owners.remove(node));
             (self.lost, self.chosen) = (true, false);
         }
     }
@@ -246,7 +246,8 @@ impl Kept {
         }
         self.for_wide = self.owners.values().filter(|owner| **owner == Owner::Wide).count();
         // What starts later, or at a time that is known now, may leave others time.
-        let is_other = |(job, start): (&JobId, &Until)| self.starts.get(job) != Some(start);
+        let start = |job: &JobId| self.starts.get(job).map(|(start, _)| *start);
+        let is_other = |(job, (was, _)): (&JobId, &(Until, _))| start(job) != Some(*was);
         self.lost |= before.iter().any(|(node, owner)| self.owners.get(node) != Some(owner))
             || starts.iter().any(is_other);
     }
@@ -256,7 +257,7 @@ impl Kept {
         if self.starts.is_empty() {
             return false;
         }
-        let awaited = self.owners.iter().filter(|(_, owner)| **owner != Owner::Wide).map(|(node, _)| node);
+        let awaited = self.starts.values().flat_map(|(_, nodes)| nodes);
         let latest = awaited.filter_map(|node| empty_in(cluster, *node)).max().unwrap_or(0);
         let others = freed.iter().filter(|node| !self.owners.contains_key(node));
         others.filter_map(|node| empty_in(cluster, *node)).any(|soon| soon < latest / SOONER)
@@ -350,9 +351,9 @@ impl Kept {
         let barred = |node: &NodeId| cluster.reservations().barred_from(job, *node, empty_at(cluster, *node));
         self.patience = self.patience.into_iter().chain(chosen.iter().filter_map(barred)).min();
         let until = chosen.iter().map(|node| cluster.nodes().held(*node).until());
-        self.starts
-            .insert(job.id, until.max().unwrap_or(Until::Time(Time(0))).max(Until::Time(cluster.now())));
-        self.own(soonest, chosen, Owner::Job(job.id));
+        let start = until.max().unwrap_or(Until::Time(Time(0))).max(Until::Time(cluster.now()));
+        self.own(soonest, chosen.iter().copied(), Owner::Job(job.id));
+        self.starts.insert(job.id, (start, chosen));
     }
 
     /// Nodes, the first ones, that have room for all ranks of the job once they are idle, and are kept for nobody.
@@ -482,7 +483,7 @@ impl Kept {
     /// Whether a job that starts now has certainly ended when all nodes are free that are kept for another.
     fn is_back_in_time(&self, now: Time, job: &Job, other: JobId) -> bool {
         match (job.spec.time_limit_ms, self.starts.get(&other)) {
-            (Some(limit), Some(Until::Time(start))) => now + Duration::from_millis(limit) <= *start,
+            (Some(limit), Some((Until::Time(start), _))) => now + Duration::from_millis(limit) <= *start,
             _ => false,
         }
     }

@@ -9,6 +9,7 @@ use super::price::Prices;
 use super::score::{Score, Strand, Take, Weights, beside_cost, scarcity};
 use crate::nodes::{Held, HeldDevice, Node};
 use crate::speed::{Kind, Speeds};
+use crate::tariff::Tariff;
 use crate::types::*;
 
 /// What is free on one node.
@@ -86,7 +87,7 @@ impl NodeFree {
             devices: free.filter(|device| 0 < device.compute_milli).collect(),
             cpus_milli: u64::from(inventory.cpus_milli).saturating_sub(held.cpus_milli),
             memory_bytes: inventory.memory_bytes.saturating_sub(held.memory_bytes),
-            ports: held.ports.iter().copied().collect(),
+            ports: held.ports.keys().copied().collect(),
         }
     }
 
@@ -222,15 +223,20 @@ impl Room {
         &self.classes
     }
 
-    /// Whether every program is as fast on one class as on another, as far as is known.
+    /// Whether every program is as fast on one class as on another, as far as is known, and they cost the same.
     pub(crate) fn is_even(&self) -> bool {
         self.worth.is_even()
     }
 
     /// Brings up to date what the classes are worth to programs of different speeds.
-    pub(crate) fn learn_worth(&mut self, speeds: &Speeds) {
+    pub(crate) fn learn_worth(&mut self, speeds: &Speeds, tariff: &Tariff) {
         let classes = self.classes.iter().cloned().zip(self.figures.iter().copied());
-        self.worth.learn(speeds, &self.prices, classes);
+        self.worth.learn(speeds, (&self.prices, tariff), classes);
+    }
+
+    /// What an hour of devices costs has changed.
+    pub(crate) fn forget_worth(&mut self) {
+        self.worth.forget();
     }
 
     /// The classes that nodes have, with what they are worth to a kind of program.

@@ -133,7 +133,7 @@ fn any_spec(rng: &mut Rng) -> JobSpec {
 /// What an agent says of whose workers one has ended.
 pub fn report(cluster: &Cluster, id: NodeId, seq: u64, ended: WorkerId) -> NodeReport {
     let node = cluster.nodes().get(id);
-    let workers = cluster.nodes().held(id).workers.iter().map(|worker| WorkerReport {
+    let workers = cluster.nodes().held(id).workers.keys().map(|worker| WorkerReport {
         id: *worker,
         state: if *worker == ended { WorkerState::Exited(Exit::Code(0)) } else { WorkerState::Running },
         checkpoint_age_ms: None,

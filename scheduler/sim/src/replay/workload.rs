@@ -88,6 +88,9 @@ pub struct Workload {
     pub specs: Vec<Spec>,
     /// Names of queues.
     pub queues: Vec<Name>,
+    /// What an hour of a device costs by its model, in thousandths, as [`aquifer_core::Tariff`] has it. Only the pool's own
+    /// scheduler looks at it.
+    pub prices: Vec<(Name, u64)>,
     /// Arrivals, in order of time.
     pub jobs: Vec<Job>,
     /// Requests from which a policy may learn what to expect, with how often each occurs: the trace that arrivals

@@ -98,6 +98,7 @@ impl<'a> Promises<'a> {
             let is_within_limit = free.over_limit(&service.spec.queue, charge(&ranks)).is_none();
             if is_within_limit && take(free, service, &ranks) {
                 give_to(&mut self.started, &ranks);
+                self.seen.1 += 1;
                 self.grows = true;
                 growths.push(Growth { job: id, more: ranks });
             } else {
@@ -109,21 +110,21 @@ impl<'a> Promises<'a> {
     }
 
     /// Seeks ranks that trainings can do without for services that need more replicas.
-    ///
-    /// * `grown`: those of the plan's growths that are not counted yet.
-    pub fn claim(&mut self, free: &mut Free<'a>, plan: &Plan, grown: &[Growth]) -> Vec<Preemption> {
+    pub fn claim(&mut self, free: &mut Free<'a>, plan: &Plan) -> Vec<Preemption> {
         let cluster: &'a Cluster = free.cluster;
-        self.catch_up(&plan.starts);
-        grown.iter().for_each(|growth| give_to(&mut self.started, &growth.more));
-        let policy = cluster.policy();
+        let (policy, mut claims) = (cluster.policy(), Vec::new());
         if !policy.preemption || !policy.yield_to_services {
-            return Vec::new();
+            return claims;
         }
-        let mut claims = Vec::new();
+        let needy = needy(cluster, plan);
+        if needy.is_empty() {
+            return claims;
+        }
+        self.catch_up(&plan.starts, &plan.growths);
         let growing = plan.growths.iter().map(|growth| growth.job);
         let giving = plan.preemptions.iter().flat_map(|it| &it.victims).map(|victim| victim.job);
         let mut busy: BTreeSet<JobId> = growing.chain(giving).collect();
-        for service in needy(cluster, plan) {
+        for service in needy {
             let mut search = Search::new(free, self);
             let Some((victims, ranks)) = search.claim(service, &busy) else { continue };
             self.promise(free, service, &victims, ranks);

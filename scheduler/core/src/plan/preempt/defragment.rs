@@ -87,6 +87,7 @@ impl<'a> Promises<'a> {
     /// both times the devices. So at most twice is lost of what would be lost by whoever knew how long it will wait.
     pub fn defragment(&mut self, free: &mut Free<'a>, plan: &Plan) -> Vec<Migration> {
         let cluster = free.cluster;
+        self.catch_up(&plan.starts, &plan.growths);
         let mut found: Option<Vec<Site>> = None;
         let (mut migrations, mut moved, mut rooms) = (Vec::new(), BTreeSet::new(), 0);
         for (_, job) in spare::waiting(free, plan).into_iter().take(MAX_LOOKS) {

@@ -11,9 +11,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::Order;
 use super::fit::{Free, Taken, charge, extend, fits};
 use super::room::NodeFree;
+use super::{Growth, Order, Plan};
 use crate::cluster::Cluster;
 use crate::event::Queue;
 use crate::jobs::{Job, Phase, Shape, Then};
@@ -235,10 +235,10 @@ pub struct Promises<'a> {
     grows: bool,
     /// What the victims give back.
     leaving: Leaving<'a>,
-    /// The round's starts.
+    /// The round's starts and growths.
     started: Given,
-    /// How many of them were counted.
-    seen: usize,
+    /// How many of both were counted.
+    seen: (usize, usize),
     searches: u32,
     /// Whether victims for some jobs are left to another round to be sought.
     is_left: bool,
@@ -280,7 +280,7 @@ impl<'a> Promises<'a> {
                 let victims: Vec<Part> = victims.into_iter().map(Part::of).collect();
                 promises.promise(free, job, &victims, ranks);
             }
-            promises.catch_up(starts);
+            promises.catch_up(starts, &[]);
         }
         // Beyond what was promised, each gets what all promises leave.
         for (id, ranks) in starts {
@@ -317,7 +317,7 @@ impl<'a> Promises<'a> {
         &mut self,
         free: &mut Free<'a>,
         (job, shape): (&'a Job, &Arc<Shape>),
-        starts: &[(JobId, Vec<Allocation>)],
+        (starts, growths): (&[(JobId, Vec<Allocation>)], &[Growth]),
         futile: &mut Futile,
     ) -> Option<Preemption> {
         let cluster = free.cluster;
@@ -333,7 +333,7 @@ impl<'a> Promises<'a> {
             self.is_left = true;
             return None;
         }
-        self.catch_up(starts);
+        self.catch_up(starts, growths);
         let mut search = Search::new(free, self);
         if search.fits_soon(job) {
             self.waits = true;
@@ -381,24 +381,26 @@ impl<'a> Promises<'a> {
     }
 
     /// Counts what the round has handed out since.
-    fn catch_up(&mut self, starts: &[(JobId, Vec<Allocation>)]) {
-        starts[self.seen..].iter().for_each(|(_, ranks)| give_to(&mut self.started, ranks));
-        self.seen = starts.len();
+    fn catch_up(&mut self, starts: &[(JobId, Vec<Allocation>)], growths: &[Growth]) {
+        let (started, grown) = self.seen;
+        starts[started..].iter().for_each(|(_, ranks)| give_to(&mut self.started, ranks));
+        growths[grown..].iter().for_each(|growth| give_to(&mut self.started, &growth.more));
+        self.seen = (starts.len(), growths.len());
     }
 
     /// Gives back to `free` what is kept, so that only what was handed out is taken from it. Returns whether victims
     /// must be sought in another round: there are more jobs to seek them for than one round may, or those that stop now
     /// or start may help jobs for which there were none.
-    pub fn end(mut self, free: &mut Free<'a>, starts: &[(JobId, Vec<Allocation>)]) -> bool {
+    pub fn end(mut self, free: &mut Free<'a>, plan: &Plan) -> bool {
         // After what was handed out, what is kept may lie elsewhere, and what stops may not be enough.
         let is_open = self.waits || !self.promised.is_empty();
         if !self.promised.is_empty() {
-            self.catch_up(starts);
+            self.catch_up(&plan.starts, &plan.growths);
             let kept = std::mem::take(&mut self.promised);
             let mut search = Search::new(free, &self);
             kept.into_keys().for_each(|node| search.refresh_node(node));
         }
-        self.is_news || self.is_left || (is_open && !starts.is_empty())
+        self.is_news || self.is_left || (is_open && !plan.starts.is_empty())
     }
 }
 

@@ -23,11 +23,12 @@ impl Room {
         let known = (0u16..).zip(self.classes.iter().zip(&self.figures));
         let fits = known.filter_map(|(id, (class, figure))| {
             let take = Take::of(want, class).filter(|_| 0 < figure.devices)?;
+            let hour = cluster.tariff().of(class).unwrap_or(figure.mean());
             let of_all = |mean: u64| mean.saturating_mul(take.devices_milli().into()).max(1);
             let offered = Offered {
                 compute_micro: of_all(figure.mean()),
                 memory_micro: of_all(figure.memory_mean()),
-                price: figure.mean().saturating_mul(take.charge_milli()).max(1),
+                price: hour.saturating_mul(take.charge_milli()).max(1),
                 pace: learned.and_then(|learned| learned.pace(class)),
             };
             Some((id, offered))

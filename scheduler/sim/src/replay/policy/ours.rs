@@ -64,6 +64,10 @@ impl<'a> Ours<'a> {
                 ours.step(0, Event::Request { id: 0, command }, &mut Vec::new());
             }
         }
+        for (model, milli) in &workload.prices {
+            let command = Command::SetPrice { model: model.clone(), milli: Some(*milli) };
+            ours.step(0, Event::Request { id: 0, command }, &mut Vec::new());
+        }
         for node in &workload.nodes {
             let class = workload.classes.get(usize::from(node.class)).map(|class| Arc::new(class.clone()));
             let devices = (0..node.devices).map(|at| Device {
