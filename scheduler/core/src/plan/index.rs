@@ -1,12 +1,12 @@
 //! Nodes in groups of equal gaps, so that the best one for a rank is found without looking at them all.
 //!
 //! What a rank costs on a node has two parts. One depends on the gap that it takes, of which there are few kinds in a
-//! pool ([`Gap`]): nodes that have such a gap are one group. The other depends on a single number of the node, its
-//! imbalance of free devices and processor time ([`Strand`]), and only rises or only falls with it. Within a group nodes
+//! pool ([`Gap`]): nodes that have such a gap are one group. The other depends on two numbers of the node, its free
+//! accelerators and processor time ([`Strand`]), and has a bound where these have. Within a group nodes
 //! are sorted as ties are broken and cut into short runs that know their bounds, so that a search passes over nearly all
 //! of them.
 
-use super::score::{Score, Strand};
+use super::score::{Beside, Score, Strand};
 use crate::types::*;
 
 /// A kind of gap on a node; classes are numbered by the room.
@@ -64,21 +64,22 @@ pub(super) struct Entry {
     /// Free processor time, in thousandths of a core.
     pub cpus_milli: u32,
     pub node: NodeId,
-    /// Free of the accelerators, in thousandths of one.
+    /// Free of the accelerators, in thousandths of one; in groups for those who take none, what can still be made of
+    /// them, see [`Prices::worth_milli`](super::price::Prices::worth_milli).
     pub free_milli: u32,
     /// Free main memory.
     pub memory_bytes: u64,
 }
 
 /// What a search wants of a group's nodes.
-pub(super) struct Wanted {
+pub(super) struct Wanted<'a> {
     pub cpus_milli: u32,
     pub memory_bytes: u64,
     /// What it takes of the node's devices, in thousandths of one.
     pub devices_milli: u32,
     /// What its gap costs.
     pub cost: i64,
-    pub strand: Strand,
+    pub strand: Strand<'a>,
 }
 
 /// Nodes with the same gap, by `(devices_milli, cpus_milli, node)`.
@@ -98,7 +99,9 @@ struct Run {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Bounds {
+    least_cpus_milli: u32,
     most_cpus_milli: u32,
+    least_free_milli: u32,
     most_memory_bytes: u64,
     /// Of the imbalance, see [`Strand`].
     least: i64,
@@ -107,7 +110,14 @@ struct Bounds {
 
 impl Default for Bounds {
     fn default() -> Bounds {
-        Bounds { most_cpus_milli: 0, most_memory_bytes: 0, least: i64::MAX, most: i64::MIN }
+        Bounds {
+            least_cpus_milli: u32::MAX,
+            most_cpus_milli: 0,
+            least_free_milli: u32::MAX,
+            most_memory_bytes: 0,
+            least: i64::MAX,
+            most: i64::MIN,
+        }
     }
 }
 
@@ -116,15 +126,21 @@ impl Entry {
         (self.devices_milli, self.cpus_milli, self.node)
     }
 
+    fn beside(&self) -> Beside {
+        Beside { free_milli: self.free_milli.into(), cpus_milli: self.cpus_milli.into() }
+    }
+
     fn imbalance(&self, core_value: i64) -> i64 {
-        Strand::imbalance(self.free_milli.into(), self.cpus_milli.into(), core_value)
+        self.beside().imbalance(core_value)
     }
 }
 
 impl Bounds {
     fn add(&mut self, entry: &Entry, core_value: i64) {
         let imbalance = entry.imbalance(core_value);
+        self.least_cpus_milli = self.least_cpus_milli.min(entry.cpus_milli);
         self.most_cpus_milli = self.most_cpus_milli.max(entry.cpus_milli);
+        self.least_free_milli = self.least_free_milli.min(entry.free_milli);
         self.most_memory_bytes = self.most_memory_bytes.max(entry.memory_bytes);
         self.least = self.least.min(imbalance);
         self.most = self.most.max(imbalance);
@@ -134,6 +150,8 @@ impl Bounds {
     fn is_set_by(&self, entry: &Entry, core_value: i64) -> bool {
         let imbalance = entry.imbalance(core_value);
         entry.cpus_milli == self.most_cpus_milli
+            || entry.cpus_milli == self.least_cpus_milli
+            || entry.free_milli == self.least_free_milli
             || entry.memory_bytes == self.most_memory_bytes
             || imbalance == self.least
             || imbalance == self.most
@@ -212,6 +230,14 @@ impl Group {
         self.runs.iter_mut().for_each(|run| run.bound(core_value));
     }
 
+    /// Changes what is free of the accelerators, as its entries count it.
+    pub fn count_free(&mut self, core_value: i64, free_milli: impl Fn(NodeId) -> u32) {
+        for run in &mut self.runs {
+            run.entries.iter_mut().for_each(|entry| entry.free_milli = free_milli(entry.node));
+            run.bound(core_value);
+        }
+    }
+
     /// Improves on `best` with a node of the group that passes, if one does.
     pub fn improve(
         &self,
@@ -224,7 +250,11 @@ impl Group {
             if bounds.most_cpus_milli < wanted.cpus_milli || bounds.most_memory_bytes < wanted.memory_bytes {
                 continue;
             }
-            let least = wanted.cost + wanted.strand.least_cost(bounds.least, bounds.most);
+            let (cpus, free) = (bounds.least_cpus_milli.into(), bounds.least_free_milli.into());
+            let fewest = Beside { free_milli: free, cpus_milli: cpus };
+            let balance = (bounds.least, bounds.most);
+            let least =
+                wanted.cost + wanted.strand.least_cost(balance, fewest, bounds.most_cpus_milli.into());
             let fullest = entries[0].devices_milli.saturating_sub(wanted.devices_milli);
             if best.is_some_and(|best| (best.cost, best.devices_left_milli) < (least, fullest)) {
                 continue;
@@ -234,7 +264,7 @@ impl Group {
                     continue;
                 }
                 let score = Score {
-                    cost: wanted.cost + wanted.strand.cost(entry.imbalance(core_value)),
+                    cost: wanted.cost + wanted.strand.cost(entry.beside(), core_value),
                     devices_left_milli: entry.devices_milli - wanted.devices_milli,
                     cpus_left_milli: u64::from(entry.cpus_milli - wanted.cpus_milli),
                     node: entry.node,

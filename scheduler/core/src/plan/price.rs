@@ -24,6 +24,12 @@ const STEPS: usize = 100;
 /// Rounds of dual ascent; more change placements no more on the traces that were tried.
 const ASCENTS: u64 = 300;
 
+/// Ranks that ask for more cores are served by no fewer than these.
+pub const CORES: usize = 256;
+
+/// So many parts are the whole of what is asked for.
+pub const WHOLE: i64 = 1 << 10;
+
 /// Jobs that prices are learned from, at most: the last ones.
 const WINDOW: u64 = 4096;
 
@@ -36,10 +42,35 @@ pub struct Prices {
     price: Vec<i64>,
     /// What a thousandth of a core is worth beside free devices, in [`UNIT`]s of a thousandth of a device; 0: nothing.
     pub core_value: i64,
-    /// Requests that only some classes can take, with their part of the whole demand in millionths.
-    pub choosy: Vec<(DeviceRequest, u64)>,
+    /// What was asked for: accelerators, and cores by all jobs.
+    pub asked: Totals,
+    /// Whom so many cores suffice, by cores: `[0..=CORES]`, in parts of [`WHOLE`] of what is asked for by ranks of one
+    /// accelerator or a part of it; never falling.
+    pub served: Vec<i64>,
+    /// What ranks ask for, with its part of the whole demand in millionths: some can be had of few classes only.
+    pub ranks: Vec<(Rank, u64)>,
     /// What was asked for by each kind of program, in thousandths of a device.
     pub kinds: BTreeMap<Kind, u64>,
+}
+
+/// What a rank asks for that not every node of a class of accelerators has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank {
+    /// Without a slice.
+    pub devices: DeviceRequest,
+    #[allow(missing_docs)]
+    pub cpus_milli: u32,
+    #[allow(missing_docs)]
+    pub memory_bytes: u64,
+}
+
+/// Accelerators and cores, in thousandths.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    #[allow(missing_docs)]
+    pub devices_milli: u64,
+    #[allow(missing_docs)]
+    pub cpus_milli: u64,
 }
 
 impl Default for Prices {
@@ -51,7 +82,9 @@ impl Default for Prices {
             value: sizes.clone(),
             price: sizes,
             core_value: 0,
-            choosy: Vec::new(),
+            asked: Totals::default(),
+            served: vec![WHOLE; CORES + 1],
+            ranks: Vec::new(),
             kinds: BTreeMap::new(),
         }
     }
@@ -76,12 +109,17 @@ impl Prices {
     /// Learns from what jobs ask for. `O(jobs + ASCENTS * sizes * STEPS)`: about a millisecond.
     pub fn learn<'a>(specs: impl Iterator<Item = &'a JobSpec>) -> Prices {
         let mut demand = [0u64; STEPS + 1];
-        let (mut milli, mut cpus_milli) = (0u64, 0u64);
-        let mut choosy: BTreeMap<DeviceRequest, u64> = BTreeMap::new();
+        // Of accelerators, and of cores: beside them, of all jobs, and by how many one accelerator is served.
+        let (mut milli, mut cpus_milli, mut all_cpus_milli) = (0u64, 0u64, 0u64);
+        let mut served = vec![0u64; CORES + 1];
+        let mut ranks: BTreeMap<Rank, u64> = BTreeMap::new();
         let mut kinds: BTreeMap<Kind, u64> = BTreeMap::new();
         for (spec, role) in specs.flat_map(|spec| spec.roles.iter().map(move |role| (spec, role))) {
-            let Some(want) = role.request.devices.first().filter(|want| want.vendor != Some(Vendor::Cpu))
-            else {
+            let want = role.request.devices.first();
+            let cores = want.filter(|want| want.vendor == Some(Vendor::Cpu));
+            let rank_cpus = role.request.cpus_milli.max(cores.map_or(0, |want| 1000 * u32::from(want.count)));
+            all_cpus_milli += u64::from(role.ranks) * u64::from(rank_cpus);
+            let Some(want) = want.filter(|_| cores.is_none()) else {
                 continue;
             };
             // What share a part of the memory is, only a class of devices can say.
@@ -91,23 +129,38 @@ impl Prices {
             milli += devices * share;
             *kinds.entry(Kind::of(spec, role)).or_default() += devices * share;
             cpus_milli += u64::from(role.ranks) * u64::from(role.request.cpus_milli);
-            if want.vendor.is_some() || want.model.is_some() || want.memory_bytes != 0 {
-                let which = DeviceRequest { count: 1, slice: None, one_island: false, ..want.clone() };
-                *choosy.entry(which).or_default() += devices * share;
+            if want.count == 1 {
+                served[(role.request.cpus_milli as usize).div_ceil(1000).min(CORES)] += devices * share;
             }
+            let which = Rank {
+                devices: DeviceRequest { slice: None, one_island: false, ..want.clone() },
+                cpus_milli: role.request.cpus_milli,
+                memory_bytes: role.request.memory_bytes,
+            };
+            *ranks.entry(which).or_default() += devices * share;
         }
         if milli == 0 {
             return Prices::default();
         }
-        let part = |(which, of): (DeviceRequest, u64)| (which, (of * 1_000_000 / milli));
+        let part = |(which, of): (Rank, u64)| (which, (of * 1_000_000 / milli));
         let (value, price) = ascend(&demand);
         Prices {
             value,
             price,
             core_value: core_value(milli, cpus_milli),
-            choosy: choosy.into_iter().map(part).filter(|(_, millionths)| 0 < *millionths).collect(),
+            asked: Totals { devices_milli: milli, cpus_milli: all_cpus_milli },
+            served: cumulated(&served),
+            ranks: ranks.into_iter().map(part).filter(|(_, millionths)| 0 < *millionths).collect(),
             kinds,
         }
+    }
+
+    /// What can still be made of free accelerators, by the parts of them that are free, in thousandths of one.
+    ///
+    /// Those who take none of them do no harm where nobody can use what is left.
+    pub fn worth_milli(&self, free_milli: impl Iterator<Item = u64>) -> u32 {
+        let worth: i64 = free_milli.map(|milli| self.value[milli as usize * STEPS / 1000]).sum();
+        u32::try_from(worth / UNIT).unwrap_or(0)
     }
 
     /// What it costs to take `takes` thousandths of a device of which `free` are free; 0 where the best combinations
@@ -116,6 +169,16 @@ impl Prices {
         let at = |milli: u64| self.value[milli as usize * STEPS / 1000];
         at(free_milli) - at(free_milli - takes_milli) - self.price[step_up(takes_milli)]
     }
+}
+
+/// Sums from the first on, in parts of [`WHOLE`] of all; all of it where there is nothing.
+fn cumulated(parts: &[u64]) -> Vec<i64> {
+    let (all, mut sum) = (parts.iter().sum::<u64>(), 0);
+    let mut up_to = |part: &u64| {
+        sum += part;
+        (u128::from(sum) * WHOLE as u128).checked_div(u128::from(all)).map_or(WHOLE, |part| part as i64)
+    };
+    parts.iter().map(&mut up_to).collect()
 }
 
 /// Where `cpus_milli` are asked for with `devices_milli`. Those that ask for less are served by what those that ask for

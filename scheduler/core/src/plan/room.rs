@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use super::advantage::{ClassSpeed, Figure, Worth};
 use super::index::{Entry, Gap, Group, Wanted};
-use super::price::Prices;
-use super::score::{Score, Strand, Take, Weights, beside_cost, scarcity};
+use super::price::{Prices, Totals};
+use super::score::{Score, Strand, Take, Weights, beside_cost, grain, scarcity};
 use crate::nodes::{Held, HeldDevice, Node};
 use crate::speed::{Kind, Speeds};
 use crate::tariff::Tariff;
 use crate::types::*;
+use gaps::{Size, accelerators, islands, size, sizes, summary, takes_none, worth_milli};
 
 /// What is free on one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -119,12 +120,18 @@ pub struct Room {
     asked: BTreeMap<DeviceRequest, Asked>,
     /// Free accelerators of each class on nodes that take work, in thousandths of one.
     free_milli: Vec<u64>,
+    /// What all nodes have that take work.
+    has: Totals,
     prices: Arc<Prices>,
+    /// See [`grain`].
+    grain: Vec<i64>,
     weights: Weights,
     /// Sets of classes, and which part of the demand, in millionths, can use no others.
     choosy: Vec<(Vec<u16>, u64)>,
     /// By class, of the devices of all nodes.
     figures: Vec<Figure>,
+    /// By class, how large its nodes are, and how many are so.
+    sizes: Vec<BTreeMap<Size, u32>>,
     worth: Worth,
 }
 
@@ -138,9 +145,12 @@ struct RoomNode {
     inventory: Arc<Inventory>,
     /// Of its devices, by index.
     class_of: Vec<u16>,
+    has: Totals,
     free: NodeFree,
     /// As it stands in the groups of its gaps; `None`: it takes no work.
     entry: Option<Entry>,
+    /// See [`Prices::worth_milli`].
+    worth_milli: u32,
     groups: Vec<u32>,
 }
 
@@ -168,16 +178,24 @@ impl Room {
         if id == self.nodes.len() {
             self.nodes.push(RoomNode::default());
         }
+        let before = self.has;
         if !Arc::ptr_eq(&self.nodes[id].inventory, &node.inventory) {
+            self.unindex(node.id);
             let class_of = node.inventory.devices.iter().map(|device| self.class_id(&device.class)).collect();
             self.count_figures(id, false);
+            self.count_sizes(id, false);
             self.nodes[id].class_of = class_of;
+            self.nodes[id].has = size(&node.inventory);
             self.nodes[id].inventory = node.inventory.clone();
             self.count_figures(id, true);
+            self.count_sizes(id, true);
         }
         let class_of = &self.nodes[id].class_of;
         let free = NodeFree::of(node, held, class_of);
         self.set(node.id, free, node.takes_work());
+        if self.has != before {
+            self.grain = grain(&self.prices, self.has);
+        }
     }
 
     fn class_id(&mut self, class: &Arc<DeviceClass>) -> u16 {
@@ -189,6 +207,7 @@ impl Room {
         self.class_ids.insert(class.clone(), id);
         self.free_milli.push(0);
         self.figures.push(Figure::default());
+        self.sizes.push(BTreeMap::new());
         self.asked.clear();
         self.find_choosy();
         id
@@ -200,9 +219,39 @@ impl Room {
             self.gaps.iter_mut().for_each(|(_, group)| group.bound(prices.core_value));
         }
         self.prices = prices;
+        self.grain = grain(&self.prices, self.has);
+        self.count_worth();
         self.worth.forget();
         self.asked.clear();
         self.find_choosy();
+    }
+
+    /// Brings what can still be made of free accelerators up to date. `O(nodes)`.
+    fn count_worth(&mut self) {
+        for node in &mut self.nodes {
+            node.worth_milli = worth_milli(&self.prices, &node.free, &self.classes);
+        }
+        let (classes, nodes, core_value) = (&self.classes, &self.nodes, self.prices.core_value);
+        for (_, group) in self.gaps.iter_mut().filter(|(gap, _)| takes_none(gap, classes)) {
+            group.count_free(core_value, |id| nodes[id.0 as usize].worth_milli);
+        }
+    }
+
+    /// Adds or removes how large a node is, for each class that it has.
+    fn count_sizes(&mut self, id: usize, add: bool) {
+        let mut changed = false;
+        for (class, size) in sizes(&self.nodes[id].inventory, &self.nodes[id].class_of) {
+            let sizes = &mut self.sizes[usize::from(class)];
+            let count = sizes.entry(size).or_default();
+            *count = if add { *count + 1 } else { *count - 1 };
+            changed |= *count == u32::from(add);
+            if *count == 0 {
+                sizes.remove(&size);
+            }
+        }
+        if changed {
+            self.find_choosy();
+        }
     }
 
     /// Adds or removes what the devices of a node say of their speed.
@@ -272,11 +321,15 @@ impl Room {
     fn find_choosy(&mut self) {
         let accelerators: Vec<u16> = (0..self.classes.len() as u16)
             .filter(|class| self.classes[usize::from(*class)].vendor != Vendor::Cpu)
+            .filter(|class| !self.sizes[usize::from(*class)].is_empty())
             .collect();
         let mut choosy: BTreeMap<Vec<u16>, u64> = BTreeMap::new();
-        for (want, millionths) in &self.prices.choosy {
-            let accepts = |class: &u16| want.accepts(&self.classes[usize::from(*class)]);
-            let classes: Vec<u16> = accelerators.iter().copied().filter(accepts).collect();
+        for (rank, millionths) in &self.prices.ranks {
+            let takes = |class: &u16| {
+                rank.devices.accepts(&self.classes[usize::from(*class)])
+                    && self.sizes[usize::from(*class)].keys().any(|size| size.takes(rank))
+            };
+            let classes: Vec<u16> = accelerators.iter().copied().filter(takes).collect();
             if !classes.is_empty() && classes.len() < accelerators.len() {
                 *choosy.entry(classes).or_default() += millionths;
             }
@@ -310,8 +363,11 @@ impl Room {
         let node = &mut self.nodes[id.0 as usize];
         let Some(entry) = node.entry.take() else { return };
         for group in node.groups.drain(..) {
-            self.gaps[group as usize].1.remove(&entry, self.prices.core_value);
+            let (gap, group) = &mut self.gaps[group as usize];
+            group.remove(&entry.for_gap(gap, &self.classes, node.worth_milli), self.prices.core_value);
         }
+        self.has.devices_milli -= node.has.devices_milli;
+        self.has.cpus_milli -= node.has.cpus_milli;
         for device in accelerators(&node.free, &self.classes) {
             self.free_milli[usize::from(device.class)] -= u64::from(device.compute_milli);
         }
@@ -327,11 +383,15 @@ impl Room {
         }
         let (entry, gaps) = summary(id, &node.free, &node.inventory.devices, &self.classes);
         node.entry = Some(entry);
+        node.worth_milli = worth_milli(&self.prices, &node.free, &self.classes);
+        self.has.devices_milli += node.has.devices_milli;
+        self.has.cpus_milli += node.has.cpus_milli;
         for gap in gaps {
             let group = *self.gap_ids.entry(gap.key()).or_insert_with(|| {
                 self.gaps.push((gap, Group::default()));
                 self.gaps.len() as u32 - 1
             });
+            let entry = entry.for_gap(&gap, &self.classes, node.worth_milli);
             self.gaps[group as usize].1.insert(entry, self.prices.core_value);
             node.groups.push(group);
         }
@@ -374,7 +434,7 @@ impl Room {
             }
             self.prepare(want);
         }
-        let core_value = self.prices.core_value;
+        let (core_value, grain) = (self.prices.core_value, &self.grain[..]);
         let nodes = &self.nodes;
         let passes = &mut |id: NodeId| passes(id, &nodes[id.0 as usize].free);
         let wanted = |take: Option<&Take>, cost: i64| {
@@ -385,7 +445,7 @@ impl Room {
                 memory_bytes: request.memory_bytes,
                 devices_milli: take.map_or(0, Take::devices_milli),
                 cost,
-                strand: Strand::of(accelerators_milli, cpus_milli, core_value),
+                strand: Strand::of(accelerators_milli, cpus_milli, core_value, grain),
             }
         };
         let mut best = None;
@@ -466,7 +526,7 @@ impl Room {
     /// # Panics
     /// When something is not what it should be.
     pub(crate) fn check<'a>(&self, nodes: impl Iterator<Item = (&'a Node, &'a Held)>) {
-        let mut entries = 0;
+        let (mut entries, mut has) = (0, Totals::default());
         let mut free_milli = vec![0; self.classes.len()];
         for ((node, held), known) in nodes.zip(&self.nodes) {
             let name = &node.name;
@@ -483,14 +543,18 @@ impl Room {
             }
             let (entry, gaps) = summary(node.id, &free, &node.inventory.devices, &self.classes);
             assert_eq!(known.entry, Some(entry), "the entry of {name}");
+            let worth = worth_milli(&self.prices, &free, &self.classes);
+            assert_eq!(known.worth_milli, worth, "what {name} is worth");
             let indexed = known.groups.iter().map(|group| self.gaps[*group as usize].0);
             assert!(indexed.eq(gaps.iter().copied()), "the gaps of {name}");
             for group in &known.groups {
-                assert!(
-                    self.gaps[*group as usize].1.iter().any(|other| *other == entry),
-                    "{name} in a group"
-                );
+                let (gap, group) = &self.gaps[*group as usize];
+                let entry = entry.for_gap(gap, &self.classes, worth);
+                assert!(group.iter().any(|other| *other == entry), "{name} in a group");
             }
+            let all = size(&node.inventory);
+            has.devices_milli += all.devices_milli;
+            has.cpus_milli += all.cpus_milli;
             entries += gaps.len();
             for device in accelerators(&free, &self.classes) {
                 free_milli[usize::from(device.class)] += u64::from(device.compute_milli);
@@ -499,6 +563,8 @@ impl Room {
         let indexed: usize = self.gaps.iter().map(|(_, group)| group.iter().count()).sum();
         assert_eq!(indexed, entries, "entries of the index");
         assert_eq!(self.free_milli, free_milli, "what is free of each class");
+        assert_eq!(self.has, has, "what nodes that take work have");
+        assert_eq!(self.grain, grain(&self.prices, has), "whom cores suffice");
         let mut figures = vec![Figure::default(); self.classes.len()];
         for node in &self.nodes {
             for (device, class) in node.inventory.devices.iter().zip(&node.class_of) {
@@ -506,88 +572,18 @@ impl Room {
             }
         }
         assert_eq!(self.figures, figures, "what the devices of each class say of their speed");
-    }
-}
-
-fn accelerators<'a>(
-    free: &'a NodeFree,
-    classes: &'a [Arc<DeviceClass>],
-) -> impl Iterator<Item = &'a DeviceFree> {
-    free.devices.iter().filter(|device| classes[usize::from(device.class)].vendor != Vendor::Cpu)
-}
-
-/// How many of some devices of a node are in each island; those in none are left out.
-fn islands(devices: &[Device], some: impl Iterator<Item = u16>) -> BTreeMap<u16, u16> {
-    let mut islands = BTreeMap::new();
-    for island in some.filter_map(|index| devices[usize::from(index)].island) {
-        *islands.entry(island).or_default() += 1;
-    }
-    islands
-}
-
-/// A node as its groups know it, and the gaps that it has, ascending.
-fn summary(
-    id: NodeId,
-    free: &NodeFree,
-    devices: &[Device],
-    classes: &[Arc<DeviceClass>],
-) -> (Entry, Vec<Gap>) {
-    let free_milli: u32 = accelerators(free, classes).map(|device| device.compute_milli).sum();
-    let entry = Entry {
-        devices_milli: free.devices.iter().map(|device| device.compute_milli).sum(),
-        cpus_milli: u32::try_from(free.cpus_milli).unwrap_or(u32::MAX),
-        node: id,
-        free_milli,
-        memory_bytes: free.memory_bytes,
-    };
-    let all = accelerators(free, classes).filter(|device| device.compute_milli == 1000).count() as u16;
-    let beside = free_milli != 0;
-    let idle = 1 < all && usize::from(all) == devices.len();
-    let mut gaps = Vec::with_capacity(2 + 2 * free.devices.len());
-    gaps.push(Gap::Cores { beside });
-    for &DeviceFree { class, compute_milli, memory_bytes, .. } in &free.devices {
-        let cores = classes[usize::from(class)].vendor == Vendor::Cpu;
-        gaps.push(Gap::Part {
-            class,
-            compute_milli,
-            memory_bytes,
-            beside: cores && beside,
-            idle: idle && !cores,
-        });
-        if compute_milli != 1000 {
-            continue;
-        }
-        let count = |gap: &mut Gap| match gap {
-            Gap::Whole { class: of, count, .. } | Gap::WholeCores { class: of, count, .. }
-                if *of == class =>
-            {
-                *count += 1;
-                true
-            }
-            _ => false,
-        };
-        if !gaps.iter_mut().any(count) {
-            gaps.push(match cores {
-                true => Gap::WholeCores { class, count: 1, island: 0, beside },
-                false => Gap::Whole { class, count: 1, island: 0, all, idle },
-            });
-        }
-    }
-    if devices.iter().any(|device| device.island.is_some()) {
-        for gap in &mut gaps {
-            if let Gap::Whole { class, island, .. } | Gap::WholeCores { class, island, .. } = gap {
-                let whole = |device: &&DeviceFree| device.class == *class && device.compute_milli == 1000;
-                let whole = free.devices.iter().filter(whole).map(|device| device.index);
-                *island = islands(devices, whole).into_values().max().unwrap_or(0);
+        let mut of_class = vec![BTreeMap::new(); self.classes.len()];
+        for node in &self.nodes {
+            for (class, size) in sizes(&node.inventory, &node.class_of) {
+                *of_class[usize::from(class)].entry(size).or_default() += 1;
             }
         }
+        assert_eq!(self.sizes, of_class, "how large nodes are");
     }
-    gaps.sort_unstable_by_key(Gap::key);
-    gaps.dedup();
-    (entry, gaps)
 }
 
 mod choose;
+mod gaps;
 mod offers;
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@
 //! * for ranks of whole devices, a little for every free one on the node, so that wide gaps stay wide.
 
 use super::index::Gap;
-use super::price::{Prices, UNIT};
+use super::price::{CORES, Prices, Totals, UNIT, WHOLE};
 use super::room::DeviceFree;
 use crate::types::*;
 
@@ -177,38 +177,100 @@ pub(super) fn beside_cost(beside: bool) -> i64 {
 /// The imbalance of a node is the worth of its free accelerators less that of its free processor time: above 0,
 /// accelerators are stranded. A rank that takes more of accelerators than of processor time relieves a node that has
 /// too few processors; one that takes less strands accelerators, unless processor time is plenty.
+///
+/// Where a pool has too few cores for what is asked for ([`grain`]), it counts too how many of those who want an accelerator
+/// the cores that are left beside it suffice: balance alone takes half of what serves two for half as good.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Strand {
+pub(super) struct Strand<'a> {
     /// What is added to the imbalance.
     shift: i64,
     /// Whether processor time is worth anything.
     counts: bool,
+    /// What is taken of accelerators, and of processor time.
+    accelerators_milli: i64,
+    cpus_milli: i64,
+    /// See [`grain`].
+    grain: &'a [i64],
 }
 
-impl Strand {
-    pub fn of(accelerators_milli: u32, cpus_milli: u32, core_value: i64) -> Strand {
-        let shift = i64::from(cpus_milli) * core_value - i64::from(accelerators_milli) * UNIT;
-        Strand { shift, counts: core_value != 0 }
+/// What a rank finds on a node: free accelerators, as it counts them, and free processor time, in thousandths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Beside {
+    pub free_milli: i64,
+    pub cpus_milli: i64,
+}
+
+impl Beside {
+    pub fn imbalance(&self, core_value: i64) -> i64 {
+        self.free_milli * UNIT - self.cpus_milli * core_value
+    }
+}
+
+impl<'a> Strand<'a> {
+    pub fn of(accelerators_milli: u32, cpus_milli: u32, core_value: i64, grain: &'a [i64]) -> Strand<'a> {
+        let (accelerators_milli, cpus_milli) = (i64::from(accelerators_milli), i64::from(cpus_milli));
+        let shift = cpus_milli * core_value - accelerators_milli * UNIT;
+        Strand { shift, counts: core_value != 0, accelerators_milli, cpus_milli, grain }
     }
 
-    pub fn imbalance(free_milli: i64, cpus_milli: i64, core_value: i64) -> i64 {
-        free_milli * UNIT - cpus_milli * core_value
+    /// Accelerators that it strands on a node that has room for it; below 0: that it relieves.
+    pub fn cost(&self, node: Beside, core_value: i64) -> i64 {
+        self.balance(node.imbalance(core_value)) + self.unserved(node)
     }
 
-    /// Accelerators that it strands on a node; below 0: that it relieves.
-    pub fn cost(&self, imbalance: i64) -> i64 {
+    fn balance(&self, imbalance: i64) -> i64 {
         if self.counts { (imbalance + self.shift).max(0) - imbalance.max(0) } else { 0 }
+    }
+
+    /// What part of those who want an accelerator so many cores do not suffice.
+    fn lacks(&self, cpus_milli: i64) -> i64 {
+        self.grain[(cpus_milli.max(0) as usize / 1000).min(CORES)]
+    }
+
+    fn unserved(&self, node: Beside) -> i64 {
+        if self.grain.is_empty() {
+            return 0;
+        }
+        let left =
+            (node.free_milli - self.accelerators_milli) * self.lacks(node.cpus_milli - self.cpus_milli);
+        (left - node.free_milli * self.lacks(node.cpus_milli)) * (UNIT / WHOLE)
     }
 
     /// The least cost that there can be. It falls with the imbalance if the shift is below 0, else it rises.
     pub fn least(&self) -> i64 {
-        if self.counts { self.shift.min(0) } else { 0 }
+        let relieves = if self.grain.is_empty() { 0 } else { self.accelerators_milli * UNIT };
+        if self.counts { self.shift.min(0) - relieves } else { -relieves }
     }
 
-    /// The least cost on nodes of an imbalance in `least..=most`.
-    pub fn least_cost(&self, least: i64, most: i64) -> i64 {
-        self.cost(if self.shift < 0 { most } else { least })
+    /// The least cost on nodes of an imbalance in `balance`, with at least `least` and at most `most` of both.
+    pub fn least_cost(&self, balance: (i64, i64), least: Beside, most_cpus_milli: i64) -> i64 {
+        let balance = self.balance(if self.shift < 0 { balance.1 } else { balance.0 });
+        if self.grain.is_empty() {
+            return balance;
+        }
+        let fewest = (least.cpus_milli - self.cpus_milli).max(0);
+        let worse = self.lacks(most_cpus_milli - self.cpus_milli) - self.lacks(least.cpus_milli);
+        let unserved = least.free_milli * worse.max(0) - self.accelerators_milli * self.lacks(fewest);
+        balance + unserved * (UNIT / WHOLE)
     }
+}
+
+/// By cores up to [`CORES`], for what part of those who want an accelerator these do not suffice, in parts of [`WHOLE`]; empty
+/// where the pool has more than enough cores beside its accelerators for all that is asked for.
+///
+/// It begins to count where 7 % of the cores would be left, and counts in full where they just suffice.
+///
+/// * `has`: what all nodes have that take work.
+pub(super) fn grain(prices: &Prices, has: Totals) -> Vec<i64> {
+    const BEGINS: u128 = 930;
+    const FULL: u128 = 1000;
+    let asked = u128::from(prices.asked.cpus_milli) * u128::from(has.devices_milli) * 1000;
+    let permille = asked.checked_div(u128::from(prices.asked.devices_milli) * u128::from(has.cpus_milli));
+    let counts = permille.unwrap_or(0).clamp(BEGINS, FULL) - BEGINS;
+    if counts == 0 {
+        return Vec::new();
+    }
+    prices.served.iter().map(|served| (WHOLE - served) * counts as i64 / (FULL - BEGINS) as i64).collect()
 }
 
 /// For every class the chance, in [`UNIT`]s, that those who can use few classes miss what is taken of it: their part of

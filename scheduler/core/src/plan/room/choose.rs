@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::plan::price::UNIT;
-use crate::plan::score::Chosen;
+use crate::plan::score::{Beside, Chosen};
 
 /// Devices with what taking them costs.
 type Fit = Vec<(i64, u16)>;
@@ -62,13 +62,15 @@ impl Room {
         }
         let idle = 1 < whole && usize::from(whole) == self.nodes[id.0 as usize].inventory.devices.len();
         let core_value = self.prices.core_value;
+        let worth_milli = worth_milli(&self.prices, left, &self.classes);
         let score = |take: Option<&Take>, cost: i64| {
             let cpus_milli = take.map_or(request.cpus_milli, |take| take.cpus_milli(request));
             let taken_milli = take.map_or(0, Take::accelerators_milli);
-            let strand = Strand::of(taken_milli, cpus_milli, core_value);
-            let imbalance = Strand::imbalance(free_milli.into(), left.cpus_milli as i64, core_value);
+            let strand = Strand::of(taken_milli, cpus_milli, core_value, &self.grain);
+            let free_milli = if taken_milli == 0 { worth_milli } else { free_milli };
+            let beside = Beside { free_milli: free_milli.into(), cpus_milli: left.cpus_milli as i64 };
             let score = Score {
-                cost: cost + strand.cost(imbalance),
+                cost: cost + strand.cost(beside, core_value),
                 devices_left_milli: devices_milli - take.map_or(0, Take::devices_milli),
                 cpus_left_milli: left.cpus_milli.checked_sub(cpus_milli.into())?,
                 node: id,

@@ -3,7 +3,7 @@
 use super::*;
 use crate::health::Fault;
 use crate::nodes::{Span, Until};
-use crate::plan::price::UNIT;
+use crate::plan::price::{Rank, UNIT, WHOLE};
 use crate::plan::score::Chosen;
 
 const SPAN: Span = Span { since: Time(0), until: Until::Unknown };
@@ -87,10 +87,19 @@ fn request(rng: &mut Rng) -> Request {
 
 fn prices(rng: &mut Rng) -> Prices {
     let core_value = rng.pick(&[0, 800, 6_500, 70_000]);
-    let choosy = DeviceRequest { count: 1, model: Some("t4".into()), ..DeviceRequest::default() };
-    let choosy = if rng.below(2) == 0 { vec![(choosy, rng.below(600_000))] } else { Vec::new() };
+    let devices =
+        DeviceRequest { count: rng.pick(&[1, 8]), model: Some("t4".into()), ..DeviceRequest::default() };
+    let rank = Rank { devices, cpus_milli: rng.pick(&[0, 80_000]), ..Rank::default() };
+    let ranks = if rng.below(2) == 0 { vec![(rank, rng.below(600_000))] } else { Vec::new() };
     let mut prices = Prices::default();
-    (prices.core_value, prices.choosy) = (core_value, choosy);
+    (prices.core_value, prices.ranks) = (core_value, ranks);
+    // From pools with cores enough to those with too few.
+    prices.asked = Totals { devices_milli: 1000, cpus_milli: rng.pick(&[1_000, 12_000, 16_000, 40_000]) };
+    let mut served = 0;
+    for part in &mut prices.served {
+        served = WHOLE.min(served + rng.below(3) as i64 * rng.below(40) as i64);
+        *part = served;
+    }
     prices
 }
 
