@@ -98,7 +98,11 @@ pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn list(session: &Session) -> Result<Vec<view::Queue>, Failure> {
+/// Asks for all queues.
+///
+/// # Errors
+/// As of [`crate::client::Pool::call`].
+pub async fn list(session: &Session) -> Result<Vec<view::Queue>, Failure> {
     let list = async |mut client: Client| client.list_queues(v1::ListQueuesRequest {}).await;
     let answer = session.pool.call(Patience::Short, list).await?;
     Ok(answer.queues.iter().map(view::Queue::from).collect())
