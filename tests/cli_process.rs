@@ -225,7 +225,7 @@ fn commands() -> Vec<Vec<String>> {
 }
 
 /// The long-running commands have tests of their own.
-const CLIENT: [&str; 25] = [
+const CLIENT: [&str; 27] = [
     "run",
     "submit",
     "jobs",
@@ -243,6 +243,8 @@ const CLIENT: [&str; 25] = [
     "reserve",
     "reservations",
     "unreserve",
+    "overview",
+    "services",
     "usage",
     "watch",
     "store",
