@@ -231,6 +231,6 @@ job-7  chat   running       2/3  1,500 ms           2,345  http://a:1/v1 http://
     );
     assert_eq!(
         keys(&serde_json::to_value(&service).unwrap()),
-        "endpoints job model most queue ready reason state told tokens_per_s tpot_ms ttft_ms user wanted"
+        "endpoints job model most queue ready reason state tokens_per_s told tpot_ms ttft_ms user wanted"
     );
 }

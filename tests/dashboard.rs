@@ -5,7 +5,7 @@ mod pool;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use aquifer_proto::v1;
@@ -13,6 +13,7 @@ use browser::Browser;
 use pool::{Pool, Running, command, devices, program, shell, start, training, until};
 use rustix::process::Signal;
 use serde_json::Value;
+use tempfile::TempDir;
 use v1::JobState;
 
 /// A dashboard of a pool, once it listens.
@@ -56,11 +57,8 @@ fn dashboard(pool: &Pool, flags: &[&str]) -> Dashboard {
     let words = [&["dashboard", "--server", &url, "--listen", "127.0.0.1:0"][..], flags].concat();
     let mut process = start(pool.dir(), "dashboard", program(pool.dir(), &words));
     process.until_out("The dashboard is at http://");
-    let line = process.out();
-    let url = line.trim().rsplit_once("http://").expect("a URL").1;
-    let (address, key) = url.split_once('/').expect("a path");
-    let port = address.rsplit(':').next().expect("a port").parse().expect("a number");
-    Dashboard { process, port, key: key.strip_prefix("?key=").unwrap_or_default().into() }
+    let (port, key) = address(&process.out());
+    Dashboard { process, port, key }
 }
 
 impl Dashboard {
@@ -143,6 +141,14 @@ impl Dashboard {
         let done = self.process.finish();
         assert_eq!(done.code, Some(0), "{done:?}");
     }
+}
+
+/// An HTTP port and the key, of a printed address.
+fn address(printed: &str) -> (u16, String) {
+    let url = printed.lines().find_map(|line| Some(line.split_once("The dashboard is at http://")?.1));
+    let (address, key) = url.expect("a URL").trim().split_once('/').expect("a path");
+    let port = address.rsplit(':').next().expect("a port").parse().expect("a number");
+    (port, key.strip_prefix("?key=").unwrap_or_default().into())
 }
 
 /// Numbers that are others a moment later.
@@ -488,6 +494,32 @@ fn what_happens_is_told_as_it_happens_and_a_scheduler_that_is_gone_is_said_to_be
 }
 
 #[test]
+fn a_pool_of_one_machine_has_its_dashboard_wherever_there_is_room() {
+    let home = TempDir::with_prefix("aquifer-test-").expect("a temporary directory");
+    fs::create_dir(home.path().join("home")).expect("a home");
+    let _taken = TcpListener::bind(aquifer_cli::dashboard::ADDRESS); // By this, or by somebody else.
+    let up = |flags: &[&str]| {
+        let words =
+            [&["up", "--listen", "127.0.0.1:0", "--cpus", "1", "--devices", "none"][..], flags].concat();
+        start(home.path(), "up", program(home.path(), &words))
+    };
+    let mut process = up(&[]);
+    process.until_out("Try, in another terminal");
+    let (port, key) = address(&process.out());
+    let dashboard = Dashboard { process, port, key };
+    let cookie = dashboard.enter();
+    assert_eq!(dashboard.get("/api/overview", &cookie).json()["nodes"]["up"], 1);
+    dashboard.end();
+    let mut process = up(&["--dashboard", "off"]);
+    process.until_out("Try, in another terminal");
+    assert!(!process.out().contains("dashboard"), "{}", process.out());
+    process.signal(Signal::TERM);
+    assert_eq!(process.finish().code, Some(0));
+    let done = up(&["--dashboard", "0.0.0.0:0"]).finish();
+    assert!(done.code == Some(1) && done.err.contains("needs --sign-in token"), "{done:?}");
+}
+
+#[test]
 fn every_page_shows_in_a_browser_what_must_stand_there() {
     let Some(mut browser) = Browser::start() else {
         println!("skipped: there is no browser (apt-get install chromium)");
@@ -502,7 +534,7 @@ fn every_page_shows_in_a_browser_what_must_stand_there() {
     browser.said();
     browser.until(&format!("http://127.0.0.1:{}/?key={}#/", dashboard.port, dashboard.key), &["live"]);
     for (hash, wanted) in [
-        ("", &["2</p>", "1 idle, 1 unwell", "h200", "red", "running"][..]),
+        ("", &["2<small> of 4", "1 idle, 1 unwell", "h200", "red", "running"][..]),
         ("nodes", &["<canvas", "2 up"]),
         ("nodes/cards", &["fell off the bus", &format!("job-{holds}"), "maint", "Drain"]),
         ("jobs", &["drips &lt;b&gt;&amp;\"'", "waits", "failed", "4 jobs"]),

@@ -38,6 +38,8 @@ const STREAMS: usize = 32;
 const MAX_BODY: usize = 16 << 10;
 /// Bytes of a path with what follows it, at most.
 const MAX_PATH: usize = 4 << 10;
+/// Browsers that sign in at a time: others wait, so that guesses do not use up what the scheduler gives to this client.
+const SIGNING_IN: usize = 4;
 /// So long a refusal to let in is held back.
 const HELD_BACK: Duration = Duration::from_millis(250);
 
@@ -66,6 +68,7 @@ pub struct Door {
     /// All who have the key are one viewer.
     keyholder: Arc<Viewer>,
     browsers: Mutex<VecDeque<Browser>>,
+    signing_in: Semaphore,
 }
 
 /// Somebody in whose name the pool is asked.
@@ -121,7 +124,8 @@ impl Door {
     ) -> Door {
         let keyholder = Viewer::new(&pool, token);
         let (key, browsers) = (random_token(), Mutex::default());
-        Door { pool, sign_in, address, hosts, is_secure, key, keyholder, browsers }
+        let signing_in = Semaphore::new(SIGNING_IN);
+        Door { pool, sign_in, address, hosts, is_secure, key, keyholder, browsers, signing_in }
     }
 
     /// What to open.
@@ -198,6 +202,13 @@ impl Door {
         let at = self.find(headers, &browsers)?;
         browsers[at].seen = Instant::now();
         Some(browsers[at].viewer.clone())
+    }
+
+    /// Who has this token; the same one in all of their browsers.
+    fn viewer_of(&self, token: MetadataValue<Ascii>) -> Arc<Viewer> {
+        let browsers = self.browsers.lock().expect("no holder panics");
+        let known = browsers.iter().find(|browser| browser.viewer.token.as_ref() == Some(&token));
+        known.map_or_else(|| Viewer::new(&self.pool, Some(token)), |browser| browser.viewer.clone())
     }
 
     fn forget(&self, headers: &HeaderMap) {
@@ -323,6 +334,7 @@ pub async fn sign_in(State(door): State<Arc<Door>>, request: Request) -> Answere
         serde_json::from_slice(&body).map_err(|_| Refusal::bad("expected {\"token\": \"…\"}"))?;
     let token = bearer(shown.token.trim()).filter(|_| !shown.token.trim().is_empty());
     let token = token.ok_or_else(|| Refusal::bad("token is no token: it is empty, or cannot be sent"))?;
+    let _turn = door.signing_in.acquire().await.expect("it is never closed");
     // A pool that takes calls of anybody could tell nobody apart.
     let stranger = Viewer::new(&door.pool, bearer(&random_token()));
     match is_taken(&stranger).await {
@@ -334,7 +346,7 @@ pub async fn sign_in(State(door): State<Arc<Door>>, request: Request) -> Answere
             return Err(Refusal::new(StatusCode::CONFLICT, sentence, next));
         }
     }
-    let viewer = Viewer::new(&door.pool, Some(token));
+    let viewer = door.viewer_of(token);
     if let Err(refusal) = is_taken(&viewer).await {
         if refusal.status() != StatusCode::UNAUTHORIZED {
             return Err(refusal);

@@ -266,7 +266,7 @@ fn router(door: Arc<Door>, draining: streams::Draining) -> Router {
         .route("/api/nodes/{node}", get(pages::node))
         .route("/api/nodes/{node}/devices/{device}", get(pages::device))
         .route("/api/nodes/{node}/{act}", post(acts::node))
-        .route("/api/jobs", get(pages::jobs))
+        .route("/api/jobs", get(pages::list))
         .route("/api/jobs/{job}", get(pages::job))
         .route("/api/jobs/{job}/explain", get(pages::explain))
         .route("/api/jobs/{job}/cancel", post(acts::cancel))

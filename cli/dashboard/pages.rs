@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use aquifer_proto::core::JobId;
 use aquifer_proto::v1;
@@ -15,15 +16,19 @@ use super::answer::{Answered, Refusal, ask, dated, written};
 use super::door::{Door, Viewer};
 use super::picture;
 use crate::client::{Client, Patience};
+use crate::jobs::Page;
+use crate::output::Failure;
 use crate::units::parse_duration;
 use crate::view::{self, STATES};
-use crate::{explain, job, nodes, queues, reservations, services, time_now, usage};
+use crate::{Session, explain, job, jobs, nodes, queues, reservations, services, time_now, usage};
 
 /// What to ask for the next page with; absent on the last one.
 const NEXT: HeaderName = HeaderName::from_static("aquifer-next-page");
 /// Entries of a page, at most, and if nothing is said.
 const MOST: u32 = 1000;
 const USUAL: u32 = 100;
+/// For so long a page is filled with jobs that are looked for.
+const LOOKED_FOR: Duration = Duration::from_secs(2);
 
 type Of = Extension<Arc<Viewer>>;
 
@@ -160,7 +165,7 @@ pub async fn device(Extension(viewer): Of, Path((name, index)): Path<(String, St
 }
 
 /// `aquifer jobs --all`, in pages.
-pub async fn jobs(Extension(viewer): Of, RawQuery(raw): RawQuery) -> Answered {
+pub async fn list(Extension(viewer): Of, RawQuery(raw): RawQuery) -> Answered {
     let mut query = Query::read(raw, &["state", "queue", "user", "name", "limit", "page"])?;
     let mut states = Vec::new();
     for name in query.take("state").split(',').filter(|name| !name.is_empty()) {
@@ -179,10 +184,24 @@ pub async fn jobs(Extension(viewer): Of, RawQuery(raw): RawQuery) -> Answered {
     };
     let found = ask(&viewer, |session| {
         let request = request.clone();
-        async move { crate::jobs::page(&request, &session).await }
+        async move { some_jobs(request, &session).await }
     });
     let found = found.await?;
     Ok(page(dated(Json(found.value.jobs), found.age_ms), &found.value.next))
+}
+
+/// Jobs of as many pages as it takes to fill one: those with few that are looked for may have none.
+async fn some_jobs(mut request: v1::ListRequest, session: &Session) -> Result<Page, Failure> {
+    let (begun, size) = (Instant::now(), request.page_size);
+    let mut found = jobs::page(&request, session).await?;
+    while !found.next.is_empty() && (found.jobs.len() as u32) < size && begun.elapsed() < LOOKED_FOR {
+        request.page_size = size - found.jobs.len() as u32;
+        request.page_token = found.next;
+        let more = jobs::page(&request, session).await?;
+        found.jobs.extend(more.jobs);
+        found.next = more.next;
+    }
+    Ok(found)
 }
 
 /// `aquifer job`.

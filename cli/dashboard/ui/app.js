@@ -69,8 +69,8 @@ async function look(at) {
     if (error.name !== "AbortError") at.failed = at.page.failed?.(error) ?? fail(at, error);
   }
   at.busy = false;
-  const every = at.failed ? 3000 : (at.page.every ?? 3000);
-  at.timer = setTimeout(() => look(at), Math.max(every, 8 * (performance.now() - begun)));
+  const took = performance.now() - begun;
+  at.timer = setTimeout(() => look(at), at.failed ? 2000 : Math.max(at.page.every ?? 3000, Math.min(8 * took, 30000)));
   document.body.dataset.looked = at.name || "overview";
 }
 

@@ -93,7 +93,7 @@ export function grid(on) {
         }
         const job = node.jobs[at];
         brush.fillStyle = colors[does];
-        if (byJob && does === "u") brush.fillStyle = job ? `hsl(${hue(job)} 58% ${dark === "1" ? 58 : 46}%)` : quiet;
+        if (byJob && does === "u" && job) brush.fillStyle = `hsl(${hue(job)} 58% ${dark === "1" ? 58 : 46}%)`;
         if (does === "i") {
           brush.globalAlpha = 0.55;
         }

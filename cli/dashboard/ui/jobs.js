@@ -90,7 +90,7 @@ export function jobs({ query }) {
     last = text;
     counts = glance.data.jobs;
     fill(chips, STATES.map(chip));
-    fill(list, page.data.length ? rows(page.data) : wanted.size ? nothing("No job is like that.") : nothing("No jobs yet:", "aquifer run -- echo hello", "makes one."));
+    fill(list, page.data.length ? rows(page.data) : page.next ? nothing("None of those looked at so far is like that; there are older ones.") : wanted.size ? nothing("No job is like that.") : nothing("No jobs yet:", "aquifer run -- echo hello", "makes one."));
     const older = () => go({ page: page.next, before: [...before, at || "0"].join(".") });
     const newer = () => go({ page: before.at(-1) === "0" ? "" : before.at(-1), before: before.slice(0, -1).join(".") });
     fill(pages, before.length > 0 && h("button", { class: "quietly", onclick: newer, "data-key": "newer" }, "← newer"),
