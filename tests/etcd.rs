@@ -175,8 +175,9 @@ mod with_etcd {
                 head.lines().find_map(|line| line.strip_prefix("aquifer-age-ms: ")?.parse::<u64>().ok());
             (body.contains("\"job-1\"") && age.is_some_and(|age| 2000 <= age)).then_some(())
         });
+        // What happens is told by one that leads alone.
         let (head, body) = ask_dashboard("/api/notes", cookie);
-        assert!(head.starts_with("HTTP/1.0 503") && body.contains("stands by"), "{head} {body}");
+        assert!(head.starts_with("HTTP/1.0 503") && body.contains("no scheduler"), "{head} {body}");
         let list = ["jobs", "--server", &pool.url_of(1 - leader)];
         until("a hint", || {
             let done = pool.aquifer(&list);
