@@ -6,7 +6,7 @@ mod pool;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aquifer_proto::v1;
 use browser::Browser;
@@ -131,6 +131,9 @@ impl Dashboard {
         let mut lines = BufReader::new(stream).lines().map(|line| line.expect("a line in time"));
         lines.find(|line| line.is_empty()).expect("the end of the head");
         after();
+        // Every now and then there is a line that says nothing.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let mut lines = lines.take_while(|_| Instant::now() < deadline);
         let line = lines.find(|line| line.starts_with("data: ") && line.contains(text));
         let line = line.unwrap_or_else(|| panic!("no event says {text:?}"));
         serde_json::from_str(line.strip_prefix("data: ").expect("data")).expect("JSON")
@@ -247,6 +250,8 @@ fn a_browser_with_the_key_reads_what_commands_print() {
         (Some(3), Some("job-1"))
     );
     assert_eq!(second.header("aquifer-next-page"), None);
+    let counts = second.header("aquifer-jobs").expect("numbers");
+    assert!(counts.contains("pending=1") && counts.contains("succeeded=1"), "{counts}");
     // The picture has a letter for each device, and who holds it.
     let picture = dashboard.get("/api/devices", &cookie).json();
     let node =

@@ -24,6 +24,8 @@ use crate::{Session, explain, job, jobs, nodes, queues, reservations, services, 
 
 /// What to ask for the next page with; absent on the last one.
 const NEXT: HeaderName = HeaderName::from_static("aquifer-next-page");
+/// Jobs by state over all pages.
+const JOBS: HeaderName = HeaderName::from_static("aquifer-jobs");
 /// Entries of a page, at most, and if nothing is said.
 const MOST: u32 = 1000;
 const USUAL: u32 = 100;
@@ -187,7 +189,11 @@ pub async fn list(Extension(viewer): Of, RawQuery(raw): RawQuery) -> Answered {
         async move { some_jobs(request, &session).await }
     });
     let found = found.await?;
-    Ok(page(dated(Json(found.value.jobs), found.age_ms), &found.value.next))
+    let counts = found.value.counts.iter().map(|(state, jobs)| format!("{state}={jobs}"));
+    let counts = counts.collect::<Vec<_>>().join(" ");
+    let mut answer = page(dated(Json(found.value.jobs), found.age_ms), &found.value.next);
+    answer.headers_mut().insert(JOBS, HeaderValue::try_from(counts).expect("words and digits"));
+    Ok(answer)
 }
 
 /// Jobs of as many pages as it takes to fill one: those with few that are looked for may have none.

@@ -21,7 +21,7 @@ use crate::{jobs, view};
 /// A picture is kept for so long at least,
 const KEPT: Duration = Duration::from_secs(1);
 /// and for so many times what it took to make.
-const TIMES: u32 = 5;
+const TIMES: u32 = 10;
 /// Jobs that hold devices, of which it is asked where they are; of the others what their nodes tell.
 const PAGES: usize = 4;
 const PAGE: u32 = 500;

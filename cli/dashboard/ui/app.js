@@ -1,6 +1,6 @@
 // The frame: which page is shown, how often it looks, and how the connection is.
 
-import { fill, h, duration } from "./dom.js";
+import { duration, fill, h, sentence } from "./dom.js";
 import { get, onHeard, post } from "./net.js";
 import { overview } from "./overview.js";
 import { nodes } from "./nodes.js";
@@ -26,11 +26,19 @@ const banner = document.getElementById("banner");
 let shown; // { page, timer, busy, leave }
 let me = {};
 
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // It was typed in.
+  }
+}
+
 /** `#/jobs/job-7?state=running` */
 function route() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
   const [name = "", ...rest] = path.split("/");
-  return { name, rest: rest.map(decodeURIComponent), query: new URLSearchParams(query) };
+  return { name, rest: rest.map(decoded), query: new URLSearchParams(query) };
 }
 
 function show() {
@@ -84,8 +92,6 @@ function fail(at, error) {
   }
   return true;
 }
-
-const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.?!]$/.test(text) ? "" : "."}`;
 
 onHeard(({ age, error, next, unknown }) => {
   const state = unknown ? "lost" : error ? "lost" : age !== null && age !== undefined ? "old" : "live";

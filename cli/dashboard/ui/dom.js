@@ -15,12 +15,17 @@ export function h(tag, props = {}, ...children) {
   return it;
 }
 
-/** Puts children into the place of those that there are; who has the focus keeps it. */
+/** Puts children into the place of those that there are; who has the focus keeps it, and what was unfolded stays so. */
 export function fill(parent, ...children) {
   const key = parent.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  const unfolded = parent.querySelector("details[open]") !== null;
   parent.replaceChildren(...children.flat(3).filter((child) => child));
+  if (unfolded) parent.querySelectorAll("details").forEach((it) => (it.open = true));
   if (key) parent.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus({ preventScroll: true });
 }
+
+/** A text as a sentence. */
+export const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.?!]$/.test(text) ? "" : "."}`;
 
 const grouped = new Intl.NumberFormat("en");
 export const count = (n) => grouped.format(n);

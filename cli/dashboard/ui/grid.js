@@ -6,7 +6,7 @@ const WORDS = { u: "used", i: "idle", x: "unwell", c: "cordoned", l: "lost" };
 const PER_LINE = 8;
 
 /** The hue of a job: neighbours in number are far apart, and none is the red or amber of what is not well. */
-export const hue = (job) => Math.round(65 + ((job * 107.13) % 270));
+export const hue = (job) => Math.round(65 + ((job * 166.87) % 270));
 
 /**
  * The cells. `on.open(node)` is called where one is chosen; `on.by()` says what colours mean: "state" or "job".
@@ -93,7 +93,7 @@ export function grid(on) {
         }
         const job = node.jobs[at];
         brush.fillStyle = colors[does];
-        if (byJob && does === "u" && job) brush.fillStyle = `hsl(${hue(job)} 58% ${dark === "1" ? 58 : 46}%)`;
+        if (byJob && does === "u" && job) brush.fillStyle = `hsl(${hue(job)} 58% ${(dark === "1" ? 60 : 48) - 9 * (job % 3)}%)`;
         if (does === "i") {
           brush.globalAlpha = 0.55;
         }

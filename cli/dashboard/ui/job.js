@@ -81,6 +81,7 @@ export function job({ rest }) {
   const logs = h("pre", { class: "logs", tabindex: 0, "aria-label": "what its workers print" });
   const said = h("p", { class: "quiet" });
   const el = h("div", { class: "page" });
+  const cancel = act("Cancel", `Shall ${id} end?`, `jobs/${id}/cancel`);
   const ends = [];
   let last;
   let notes = [];
@@ -123,7 +124,7 @@ export function job({ rest }) {
     last = text;
     const step = it.progress?.total_steps > 0 && it.progress;
     fill(top, h("h1", {}, it.name, " ", h("span", { class: "quiet mono" }, it.id), " ", badge(it.state)),
-      h("div", { class: "tools" }, it.state !== "pending" && h("span", { class: "quiet" }, it.progress && !ENDED.includes(it.state) ? progress(it.progress) : detail(it)), !ENDED.includes(it.state) && act("Cancel", `Shall ${it.id} end?`, `jobs/${id}/cancel`)),
+      h("div", { class: "tools" }, it.state !== "pending" && h("span", { class: "quiet" }, it.progress && !ENDED.includes(it.state) ? progress(it.progress) : detail(it)), !ENDED.includes(it.state) && cancel),
       step && !ENDED.includes(it.state) && h("div", { class: "tall" }, bar([["used", step.step, `step ${count(step.step)} of ${count(step.total_steps)}`]], step.total_steps, "progress")));
     fill(body, it.spent && ledger(it.spent), h("div", { class: "two" }, card("About", about(it)),
       card("Ranks", it.workers.length ? workers(it) : nothing("It holds nothing."))));

@@ -65,7 +65,7 @@ export function jobs({ query }) {
   const chip = (state) => h("button", { class: "chip", "data-key": state, "aria-pressed": String(states.has(state)), onclick: () => {
     states.has(state) ? states.delete(state) : states.add(state);
     go({ state: [...states].join(",") });
-  } }, state, counts?.[state] ? h("small", {}, ` ${count(counts[state])}`) : "");
+  } }, state, Number(counts?.[state]) ? h("small", {}, ` ${count(counts[state])}`) : "");
   let counts;
   const chips = h("div", { class: "chips", role: "group", "aria-label": "states" });
   const field = (name, words) => h("input", { type: "search", name, value: wanted.get(name) ?? "", placeholder: words, "aria-label": words, size: 14 });
@@ -83,12 +83,12 @@ export function jobs({ query }) {
     const asked = new URLSearchParams(wanted);
     asked.set("limit", PAGE);
     if (at) asked.set("page", at);
-    const [page, glance] = await Promise.all([get(`jobs?${asked}`), get("overview")]);
+    const page = await get(`jobs?${asked}`);
     if (!el.childElementCount) fill(el, h("h1", {}, "Jobs"), chips, form, list, pages);
-    const text = page.text + page.next + JSON.stringify(glance.data.jobs);
+    const text = page.text + page.next + page.counts;
     if (text === last) return;
     last = text;
-    counts = glance.data.jobs;
+    counts = Object.fromEntries((page.counts ?? "").split(" ").map((it) => it.split("=")));
     fill(chips, STATES.map(chip));
     fill(list, page.data.length ? rows(page.data) : page.next ? nothing("None of those looked at so far is like that; there are older ones.") : wanted.size ? nothing("No job is like that.") : nothing("No jobs yet:", "aquifer run -- echo hello", "makes one."));
     const older = () => go({ page: page.next, before: [...before, at || "0"].join(".") });

@@ -16,7 +16,7 @@ async function refused(answer) {
   return new Refused(answer.status, said.error ?? `the dashboard answered ${answer.status}`, said.next ?? "");
 }
 
-/** Asks for JSON; returns it with its text, its age, and what to ask for the next page with. */
+/** Asks for JSON; returns it with its text, what to ask for the next page with, and how many jobs there are by state. */
 export async function get(path, signal) {
   let answer;
   try {
@@ -29,7 +29,7 @@ export async function get(path, signal) {
   const text = await answer.text();
   const age = answer.headers.get("aquifer-age-ms");
   listener({ age: age === null ? null : Number(age) });
-  return { data: JSON.parse(text), text, next: answer.headers.get("aquifer-next-page") };
+  return { data: JSON.parse(text), text, next: answer.headers.get("aquifer-next-page"), counts: answer.headers.get("aquifer-jobs") };
 }
 
 function heard(error) {

@@ -1,6 +1,6 @@
 // Nodes with their devices as cells, and one node in full.
 
-import { badge, bar, card, count, facts, fill, h, jobLink, milli, moment, nothing, plural, size, table } from "./dom.js";
+import { badge, bar, card, count, facts, fill, h, jobLink, milli, moment, nothing, sentence, size, table } from "./dom.js";
 import { get, post } from "./net.js";
 import { grid, legend } from "./grid.js";
 
@@ -71,6 +71,7 @@ export function act(words, question, path) {
 function node(name) {
   const el = h("div", { class: "page" });
   let last;
+  let [was, acts] = [undefined, undefined];
   async function look() {
     const { data: it, text } = await get(`nodes/${encodeURIComponent(name)}`);
     const jobs = [...new Set(it.workers.map((worker) => worker.split(".")[0]))].slice(0, 16);
@@ -81,11 +82,12 @@ function node(name) {
         for (const device of worker.devices) holders.set(device, [...(holders.get(device) ?? []), job]);
       }
     }
-    const now = text + JSON.stringify([...holders].map(([device, jobs]) => [device, jobs.map((job) => job.id)]));
+    const now = text.replace(/"lease_left_ms":\d+/, "") + JSON.stringify([...holders].map(([device, jobs]) => [device, jobs.map((job) => job.id)]));
     if (now === last) return;
     last = now;
+    if (it.availability !== was) [was, acts] = [it.availability, h("div", { class: "tools" }, tools(it))];
     fill(el, h("h1", {}, it.name, " ", badge(it.state)),
-      h("div", { class: "tools" }, tools(it)),
+      acts,
       (it.cordoned_because || it.findings.length > 0) && h("section", { class: "card warn" }, it.cordoned_because && h("p", {}, `Cordoned, because ${it.cordoned_because}`), it.findings.map((what) => h("p", {}, what))),
       card("Devices", it.devices.length ? devices(it, holders) : nothing("It offers no devices, but cores and memory.")),
       h("div", { class: "two" }, card("About", facts([
@@ -104,13 +106,24 @@ function node(name) {
   return { el, look, every: 3000 };
 }
 
+/** What can be done with a node; the questions stay while it stays as it is. */
 const tools = (it) => {
   const path = (what) => `nodes/${encodeURIComponent(it.name)}/${what}`;
   const open = act("Uncordon", "Shall it take work again?", path("uncordon"));
-  const drain = act("Drain", `Shall ${plural(it.workers.length, "worker")} be stopped and placed elsewhere?`, path("drain"));
+  const drain = act("Drain", "Shall its workers be stopped and placed elsewhere?", path("drain"));
   if (it.availability !== "open") return [open, it.availability === "cordoned" && drain];
   return [act("Cordon", "Shall it take no new work? What runs there runs on.", path("cordon")), drain];
 };
+
+/** Why a device takes no new work, and what to do about it, to who asks. */
+function why(it, device) {
+  const told = h("div", { class: "reasons" });
+  const ask = h("button", { class: "plain", "data-key": `why${device.index}`, onclick: async () => {
+    const { data } = await get(`nodes/${encodeURIComponent(it.name)}/devices/${device.index}`).catch(() => ({ data: { reasons: [] } }));
+    fill(told, data.reasons.map((one) => [one.what, one.then, one.next].filter(Boolean).map((text) => h("p", {}, sentence(text)))));
+  } }, "why");
+  return [" ", ask, told];
+}
 
 function devices(it, holders) {
   const state = (device) => {
@@ -125,7 +138,7 @@ function devices(it, holders) {
       count(device.index),
       h("span", {}, h("i", { class: `cell b-${kind(device)}` }), state(device),
         device.fault && h("small", {}, ` ${device.fault}`, device.fault_since_ms && ", since ", moment(device.fault_since_ms, true)),
-        device.cordoned && device.held && h("small", {}, " cordoned")),
+        device.cordoned && device.held && h("small", {}, " cordoned"), !["used", "idle"].includes(state(device)) && why(it, device)),
       h("span", {}, h("span", { class: "quiet" }, `${device.vendor} `), device.model),
       (holders.get(device.index) ?? []).map((job) => h("div", {}, jobLink(job.id), ` ${job.name}${job.array_index === null ? "" : `[${job.array_index}]`} `, h("span", { class: "quiet" }, job.user))),
       size(device.memory_bytes), device.island ?? "", device.uuid,

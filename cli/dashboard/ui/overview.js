@@ -54,6 +54,7 @@ export function overview() {
   const frame = [top, card("Devices", legend("used: a colour for each job"), cells.el),
     h("div", { class: "two" }, h("div", {}, card("Kinds of devices", kinds), card("Shares of queues", shares)), card("What happens", told))];
   let last = "";
+  let [use, used] = [undefined, 0];
   let seen = [];
   const end = stream(`notes?recent=${3 * NOTES}`, {
     resumes: true,
@@ -66,7 +67,9 @@ export function overview() {
   fill(told, h("li", { class: "nothing" }, "Nothing yet."));
 
   async function look() {
-    const [it, use, tree, devices] = await Promise.all([get("overview"), get("usage?since=7d"), get("queues"), get("devices")]);
+    // What was used is summed up over all jobs: that is not asked for every time.
+    if (!use || performance.now() - used > 60000) [use, used] = [await get("usage?since=7d"), performance.now()];
+    const [it, tree, devices] = await Promise.all([get("overview"), get("queues"), get("devices")]);
     if (!el.childElementCount) fill(el, frame);
     cells.show(devices.data);
     const text = it.text + use.text + tree.text;

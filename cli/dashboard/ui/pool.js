@@ -4,7 +4,7 @@ import { badge, count, fill, h, hours, duration, jobLink, milli, moment, nodeLin
 import { get } from "./net.js";
 
 /** A page that is one list: asks, and draws again what has changed. */
-function page(title, path, draw, tools) {
+function page(title, path, draw, tools, every = 3000) {
   const list = h("section", { class: "card" });
   const el = h("div", { class: "page" });
   let last;
@@ -17,7 +17,7 @@ function page(title, path, draw, tools) {
     last = text;
     fill(list, draw(...found.map((one) => one.data)));
   }
-  return { el, look, every: 3000 };
+  return { el, look, every };
 }
 
 /** What a queue holds, with marks where its guarantee and its limit are. */
@@ -82,5 +82,5 @@ export function usage({ query }) {
       row.lost_device_ms ? hours(row.lost_device_ms) : "", hours(row.cpu_milli_ms / 1000), count(row.jobs), count(row.succeeded), count(row.failed),
       percent(row.effective_ms, row.trained_ms), percent(row.worked_ms, row.held_ms), duration(row.waited_ms / Math.max(1, row.jobs)),
     ])), held];
-  }, tools);
+  }, tools, 20000);
 }
