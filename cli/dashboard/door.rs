@@ -386,7 +386,7 @@ mod tests {
     use super::*;
     use crate::client::Global;
 
-    fn door(address: &str, hosts: &[&str]) -> Door {
+    fn door(address: &str, hosts: &[&str], is_secure: bool) -> Door {
         let global = Global {
             server: None,
             stale: false,
@@ -399,12 +399,12 @@ mod tests {
         };
         let pool = Pool::new(&global).expect("a URL");
         let hosts = hosts.iter().map(ToString::to_string).collect();
-        Door::new(pool, SignIn::Key, None, address.parse().expect("an address"), hosts, false)
+        Door::new(pool, SignIn::Key, None, address.parse().expect("an address"), hosts, is_secure)
     }
 
     #[tokio::test]
     async fn names_that_nobody_gave_are_not_ours() {
-        let door = door("127.0.0.1:7780", &["pool.example.org"]);
+        let door = door("127.0.0.1:7780", &["pool.example.org"], false);
         for ours in ["127.0.0.1:7780", "localhost:1", "LOCALHOST", "[::1]:7780", "pool.example.org:443"] {
             assert!(door.is_ours(ours), "{ours}");
         }
@@ -413,23 +413,25 @@ mod tests {
         {
             assert!(!door.is_ours(other), "{other}");
         }
-        let door = self::door("192.0.2.1:7780", &[]);
+        let door = self::door("192.0.2.1:7780", &[], false);
         assert!(door.is_ours("192.0.2.1:7780") && !door.is_ours("evil.example"));
     }
 
     #[tokio::test]
     async fn a_browser_is_known_by_its_cookie_until_it_is_forgotten() {
-        let door = door("127.0.0.1:7780", &[]);
+        let door = door("127.0.0.1:7780", &[], true);
         let headers = |text: &str| HeaderMap::from_iter([(header::COOKIE, text.parse().expect("a value"))]);
         let mut cookies = Vec::new();
         for _ in 0..BROWSERS + 1 {
             let cookie = door.let_in(door.keyholder.clone());
-            let cookie = cookie.to_str().expect("text").split(';').next().expect("a pair").to_string();
+            let cookie = cookie.to_str().expect("text");
+            assert!(cookie.starts_with("__Host-aquifer-7780=") && cookie.ends_with("; Secure"), "{cookie}");
+            let cookie = cookie.split(';').next().expect("a pair");
             cookies.push(headers(&format!("other=1; {cookie}")));
         }
         let known = |at: usize| door.viewer(&cookies[at]).is_some();
         assert!(!known(0) && known(1) && known(BROWSERS), "the oldest gave way");
-        assert!(door.viewer(&headers("aquifer-7780=guess")).is_none());
+        assert!(door.viewer(&headers("__Host-aquifer-7780=guess")).is_none());
         assert!(door.viewer(&HeaderMap::new()).is_none());
         door.forget(&cookies[1]);
         assert!(!known(1) && known(2));
