@@ -1,8 +1,8 @@
 //! `aquifer dashboard`: the pool in a browser.
 //!
 //! A client of the pool like every other command: what it shows is what the scheduler answers to the viewer's token, in
-//! the words of `--json`. [`door`] lets browsers in, [`pages`] has what can be read and [`acts`] what can be done,
-//! [`streams`] what is told as it happens, [`picture`] the devices of the whole pool in few bytes, and `ui/` the page itself.
+//! the words of `--json`. `door.rs` lets browsers in, `pages.rs` has what can be read and `acts.rs` what can be done,
+//! `streams.rs` what is told as it happens, `picture.rs` the devices of the whole pool in few bytes, and `ui/` the page itself.
 
 mod acts;
 mod answer;
