@@ -54,7 +54,8 @@ impl Answer {
 
 fn dashboard(pool: &Pool, flags: &[&str]) -> Dashboard {
     let url = pool.url();
-    let words = [&["dashboard", "--server", &url, "--listen", "127.0.0.1:0"][..], flags].concat();
+    let listen: &[&str] = if flags.contains(&"--listen") { &[] } else { &["--listen", "127.0.0.1:0"] };
+    let words = [&["dashboard", "--server", &url][..], listen, flags].concat();
     let mut process = start(pool.dir(), "dashboard", program(pool.dir(), &words));
     process.until_out("The dashboard is at http://");
     let (port, key) = address(&process.out());
@@ -260,6 +261,7 @@ fn a_browser_with_the_key_reads_what_commands_print() {
         (node["does"].as_str(), &node["jobs"]),
         (Some("uuix"), &serde_json::json!([holds, holds, 0, 0]))
     );
+    assert_eq!(node["why"], serde_json::json!({ "3": "faulty: fell off the bus" }));
     assert_eq!(picture["jobs"][holds.to_string()][0], "drips <b>&\"'");
     for (path, status, why) in [
         ("/api/jobs/job-99", 404, "job-99"),
@@ -393,7 +395,8 @@ fn viewers_of_a_pool_with_tokens_see_and_do_what_theirs_may() {
     pool.agent("a", &[]);
     // The token of who starts it is nobody's.
     let secret = pool.file("token");
-    let dashboard = dashboard(&pool, &["--sign-in", "token", "--token-file", &secret]);
+    let beyond = ["--listen", "0.0.0.0:0", "--clear-text", "--sign-in", "token"];
+    let dashboard = dashboard(&pool, &[&beyond[..], &["--token-file", &secret]].concat());
     assert_eq!(dashboard.key, "");
     dashboard.get("/api/jobs", "").refused(401, "sign in with your token");
     dashboard.post("/api/sign-in", "", "{\"token\": \"guess\"}").refused(403, "does not know this token");

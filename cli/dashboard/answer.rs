@@ -134,7 +134,7 @@ where
         Ok(Err(failure)) => Err(Refusal::of(failure, pool.heard().refusal)),
         Err(_) => {
             let sentence = format!("the scheduler at {} does not answer in time", pool.server());
-            Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, sentence, "it is asked again"))
+            Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, sentence, ""))
         }
     }
 }

@@ -67,6 +67,9 @@ struct Row {
     does: String,
     /// Numbers of jobs that hold them; 0: nobody, or nobody knows. Empty: no job holds any.
     jobs: Vec<u64>,
+    /// Why devices are unwell, by index.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    why: BTreeMap<u32, String>,
 }
 
 /// The pool now, or a moment ago.
@@ -112,11 +115,16 @@ async fn make(session: &Session) -> Result<Picture, Failure> {
             false => 0,
         };
         let held = node.devices.iter().any(|device| device.held);
+        let why = |device: &view::Device| {
+            let fault = device.fault.as_ref()?;
+            Some((device.index, format!("{}: {fault}", device.health)))
+        };
         devices.nodes.push(Row {
             name: node.name.clone(),
             state: node.state.clone(),
             classes: of_node,
             does: node.devices.iter().map(does).collect(),
+            why: node.devices.iter().filter_map(why).collect(),
             jobs: if held { node.devices.iter().map(holder).collect() } else { Vec::new() },
         });
     };

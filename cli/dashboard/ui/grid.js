@@ -169,6 +169,7 @@ export function grid(on) {
       const known = data.jobs[job];
       const [vendor, model] = data.classes[node.classes[node.classes.length > 1 ? device : 0]] ?? ["", ""];
       lines.push(`${vendor} ${model}`, h("span", { class: `tip-${WORDS[node.does[device]]}` }, WORDS[node.does[device]]));
+      if (node.why?.[device]) lines.push(node.why[device]);
       if (job) lines.push(`job-${job}${known ? ` ${known[0]}` : ""}`, known && `${known[1]} in ${known[2]}`);
     }
     tip.replaceChildren(...lines.filter(Boolean).map((line) => h("div", {}, line)));

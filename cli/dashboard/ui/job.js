@@ -84,6 +84,7 @@ export function job({ rest }) {
   const cancel = act("Cancel", `Shall ${id} end?`, `jobs/${id}/cancel`);
   const ends = [];
   let last;
+  let explained = -Infinity;
   let notes = [];
 
   function begin() {
@@ -117,8 +118,11 @@ export function job({ rest }) {
     const { data: it, text } = await get(`jobs/${id}`);
     if (!el.childElementCount) begin();
     if (it.state === "pending") {
-      const { data: told } = await get(`jobs/${id}/explain`);
-      fill(why, explanation(told));
+      // All nodes are asked for it.
+      if (performance.now() - explained > 10000) {
+        explained = performance.now();
+        fill(why, explanation((await get(`jobs/${id}/explain`)).data));
+      }
     } else fill(why);
     if (text === last) return;
     last = text;
