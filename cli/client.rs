@@ -1,12 +1,13 @@
 //! The connection to the scheduler: calls that are repeated when it is lost, errors in the words of people.
 
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{env, fs};
 
 use aquifer_proto::tls::{ClientTls, EndpointError};
 use aquifer_proto::v1::pool_client::PoolClient;
-use aquifer_proto::{STALE, v1};
+use aquifer_proto::{AGE, STALE, v1};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -58,10 +59,23 @@ pub type Client = PoolClient<InterceptedService<Servers, Bearer>>;
 #[derive(Clone, Debug)]
 pub struct Pool {
     client: Client,
+    servers: Servers,
     server: String,
     /// There is a single scheduler: another one will not take over.
     is_one: bool,
     takes_stale: bool,
+    /// Calls are made once: whoever asks will ask again.
+    is_hasty: bool,
+    heard: Arc<Mutex<Heard>>,
+}
+
+/// What was last heard of a scheduler.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// How old its answer was, in milliseconds; `None`: of now.
+    pub age_ms: Option<u64>,
+    /// What kind of refusal it was.
+    pub refusal: Option<Code>,
 }
 
 /// Puts the token into requests, and whether old answers will do.
@@ -123,11 +137,31 @@ impl Pool {
             Failure::usage(error.to_string(), next)
         })?;
         let (server, is_one) = (servers.listed().join(" or "), servers.listed().len() == 1);
-        let client =
-            PoolClient::with_interceptor(servers, Bearer { token: token(global)?, stale: global.stale });
-        // Specifications may carry a mebibyte of environment each.
-        let client = client.max_decoding_message_size(1 << 30);
-        Ok(Pool { client, server, is_one, takes_stale: global.stale })
+        let (token, takes_stale, heard) = (token(global)?, global.stale, Arc::default());
+        let client = client(&servers, Bearer { token, stale: takes_stale });
+        Ok(Pool { client, servers, server, is_one, takes_stale, is_hasty: false, heard })
+    }
+
+    /// The same connections for one question in the name of somebody: it is asked once, and [`Pool::heard`] tells of it
+    /// alone.
+    pub fn for_question(&self, token: Option<MetadataValue<Ascii>>, stale: bool) -> Pool {
+        let client = client(&self.servers, Bearer { token, stale });
+        Pool { client, takes_stale: stale, is_hasty: true, heard: Arc::default(), ..self.clone() }
+    }
+
+    /// What was last heard of a scheduler in answer to [`Pool::call`].
+    pub fn heard(&self) -> Heard {
+        *self.heard.lock().expect("no holder panics")
+    }
+
+    /// URLs of the schedulers, for people.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// Whether there is a single scheduler.
+    pub fn is_one(&self) -> bool {
+        self.is_one
     }
 
     /// A client for one call, for those who repeat it themselves.
@@ -162,15 +196,28 @@ impl Pool {
     ///
     /// # Errors
     /// The scheduler refused, or did not answer for as long as there was patience.
-    pub async fn call<Answer>(
+    pub async fn call<Answer, Called>(
         &self,
         patience: Patience,
-        call: impl AsyncFn(Client) -> Result<Response<Answer>, Status>,
-    ) -> Result<Answer, Failure> {
+        // No `AsyncFn`: of its futures nobody can say that they may be sent to another thread.
+        call: impl Fn(Client) -> Called,
+    ) -> Result<Answer, Failure>
+    where
+        Called: Future<Output = Result<Response<Answer>, Status>>,
+    {
         let (mut backoff, mut told_to_wait) = (Backoff::default(), 0);
         loop {
             match call(self.client()).await {
-                Ok(answer) => return Ok(answer.into_inner()),
+                Ok(answer) => {
+                    let age = answer.metadata().get(AGE).and_then(|age| age.to_str().ok()?.parse().ok());
+                    let mut heard = self.heard.lock().expect("no holder panics");
+                    heard.age_ms = age.or(heard.age_ms);
+                    return Ok(answer.into_inner());
+                }
+                Err(status) if self.is_hasty => {
+                    self.heard.lock().expect("no holder panics").refusal = Some(status.code());
+                    return Err(self.failure(&status));
+                }
                 Err(status) if told_to_wait < MOST_WAITS && obey(&status).await => told_to_wait += 1,
                 Err(status) if is_lost(&status) && backoff.goes_on(patience, self.is_one) => {
                     if backoff.pauses == 2 {
@@ -229,6 +276,12 @@ impl Pool {
     }
 }
 
+fn client(servers: &Servers, bearer: Bearer) -> Client {
+    let client = PoolClient::with_interceptor(servers.clone(), bearer);
+    // Specifications may carry a mebibyte of environment each.
+    client.max_decoding_message_size(1 << 30)
+}
+
 /// How often a call waits as long as the scheduler tells it to.
 const MOST_WAITS: u32 = 20;
 
@@ -282,7 +335,11 @@ pub fn identity<File: Clone>(
     Err(Failure::usage(format!("{given} is given without {missing}"), "Give both, or neither."))
 }
 
-fn token(global: &Global) -> Result<Option<MetadataValue<Ascii>>, Failure> {
+/// The token that is sent, from a file or from `AQUIFER_TOKEN`; `None`: there is none.
+///
+/// # Errors
+/// It cannot be read, or not be sent.
+pub fn token(global: &Global) -> Result<Option<MetadataValue<Ascii>>, Failure> {
     let (token, whence) = match &global.token_file {
         Some(file) => {
             let next = "name a file that holds nothing but the token";
@@ -295,12 +352,17 @@ fn token(global: &Global) -> Result<Option<MetadataValue<Ascii>>, Failure> {
     if token.trim().is_empty() {
         return Ok(None);
     }
-    let value = format!("Bearer {}", token.trim()).parse();
-    let mut value: MetadataValue<Ascii> = value.map_err(|_| {
+    let value = bearer(token.trim()).ok_or_else(|| {
         Failure::usage(format!("the token in {whence} has characters that cannot be sent"), "is it a token?")
     })?;
-    value.set_sensitive(true);
     Ok(Some(value))
+}
+
+/// A token as it is sent; `None`: it has characters that cannot be.
+pub fn bearer(token: &str) -> Option<MetadataValue<Ascii>> {
+    let mut value: MetadataValue<Ascii> = format!("Bearer {token}").parse().ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 /// Pauses between attempts that grow, and differ from those of other clients.

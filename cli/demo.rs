@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::fs;
 use std::io::IsTerminal;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::client::Global;
+use crate::dashboard::{Dashboard, Setup};
 use crate::job_file::Span;
 use crate::output::Output;
 use crate::trial::{Trial, last_lines};
@@ -117,6 +119,7 @@ impl Demo {
             "Starting a scheduler with its embedded store, and two agents that share this machine's cores.",
         );
         self.trial.start_scheduler(&["--lease", "5s"]).await?;
+        self.show_in_browser().await?;
         let host = aquifer_agent::host::Host::read();
         let memory = format!("{}KiB", host.memory_bytes / 2 / 1024);
         let each = (host.cores.len() / 2).clamp(1, 8);
@@ -130,6 +133,15 @@ impl Demo {
             let offer = ["--devices", &devices, "--cpus", &cpus, "--memory", &memory, "--ports", &ports];
             self.trial.start_agent(node, &offer).await?;
         }
+        Ok(())
+    }
+
+    /// Shows the pool in a browser for as long as it is there.
+    async fn show_in_browser(&self) -> Result<()> {
+        let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let dashboard = Dashboard::bind(Setup::of_loopback(anywhere, self.trial.global().clone())).await?;
+        self.tell(&format!("Watch it in a browser: {}", dashboard.url()));
+        tokio::spawn(dashboard.serve(std::future::pending()));
         Ok(())
     }
 
@@ -306,7 +318,9 @@ impl Demo {
         jobs::run(jobs::Args::default(), &session).await?;
         self.output.text("\n$ aquifer usage");
         usage::run(usage::Args { since: Span(0) }, &session).await?;
-        self.output.text("\nThere is no dashboard yet; `aquifer watch` tells what happens as it happens.");
+        self.output.text(
+            "\n`aquifer dashboard` shows all of it in a browser, `aquifer watch` line by line as it happens.",
+        );
         Ok(())
     }
 

@@ -33,10 +33,7 @@ pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
     let job = args.subject.parse::<JobId>().map_err(|error| {
         Failure::usage(error, "of a node's devices it tells with --device: see `aquifer explain --help`")
     })?;
-    let request = v1::ExplainRequest { job: job.0 };
-    let explain = async |mut client: Client| client.explain(request).await;
-    let answer = session.pool.call(Patience::Short, explain).await?;
-    let view = view::Explanation::new(Some(job.0), &answer);
+    let view = of_job(job, session).await?;
     match session.output.json {
         true => session.output.document(&view),
         false => session.output.text(text(&view, time_now(), &session.output)),
@@ -44,18 +41,41 @@ pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Asks why a job waits.
+///
+/// # Errors
+/// As of [`crate::client::Pool::call`].
+pub async fn of_job(job: JobId, session: &Session) -> Result<view::Explanation, Failure> {
+    let request = v1::ExplainRequest { job: job.0 };
+    let explain = async |mut client: Client| client.explain(request).await;
+    let answer = session.pool.call(Patience::Short, explain).await?;
+    Ok(view::Explanation::new(Some(job.0), &answer))
+}
+
 async fn device(node: &str, index: u16, session: &Session) -> Result<ExitCode> {
-    let node = nodes::one(node, Patience::Short, session).await?;
-    let Some(device) = node.devices.iter().find(|device| device.index == u32::from(index)) else {
-        let what = format!("{} has no device {index}", node.name);
-        return Err(Failure::refused(what, format!("`aquifer node {}` lists them", node.name)).into());
-    };
-    let it = explain_device::explain(&node, device);
+    let it = of_device(node, index, session).await?;
     match session.output.json {
         true => session.output.document(&it),
         false => session.output.text(explain_device::text(&it, &session.output)),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Asks why a device of a node takes no new work, or whether it does.
+///
+/// # Errors
+/// As of [`crate::client::Pool::call`], and that there is no such device.
+pub async fn of_device(
+    node: &str,
+    index: u16,
+    session: &Session,
+) -> Result<explain_device::DeviceExplanation, Failure> {
+    let node = nodes::one(node, Patience::Short, session).await?;
+    let Some(device) = node.devices.iter().find(|device| device.index == u32::from(index)) else {
+        let what = format!("{} has no device {index}", node.name);
+        return Err(Failure::refused(what, format!("`aquifer node {}` lists them", node.name)));
+    };
+    Ok(explain_device::explain(&node, device))
 }
 
 /// The explanation for people: a sentence, then the numbers.

@@ -82,8 +82,7 @@ pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
         None => (),
     }
     let job = args.job.expect("clap asks for it");
-    let job = get(job, Patience::Short, session).await?;
-    let view = view::Job::with_spec(&job);
+    let view = one(job, session).await?;
     match session.output.json {
         true => session.output.document(&view),
         false => {
@@ -120,6 +119,14 @@ async fn wake(job: JobId, session: &Session) -> Result<ExitCode> {
         false => session.output.text(format!("{job} is awake")),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Asks for a job with what was asked for.
+///
+/// # Errors
+/// As of [`crate::client::Pool::call`].
+pub async fn one(job: JobId, session: &Session) -> Result<view::Job, Failure> {
+    Ok(view::Job::with_spec(&get(job, Patience::Short, session).await?))
 }
 
 /// Asks for a job.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use aquifer_proto::v1;
 
 use crate::client::{Client, Patience};
-use crate::output::{Output, Side, Table, aside};
+use crate::output::{Failure, Output, Side, Table, aside};
 use crate::view::{self, STATES, UNENDED};
 use crate::{Session, time_now, units};
 
@@ -59,7 +59,7 @@ pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
             Err(failure) if session.pool.takes_stale() => {
                 aside(format!("those that have ended are left out: {failure}"));
             }
-            Err(failure) => return Err(failure),
+            Err(failure) => return Err(failure.into()),
         }
         listed
     };
@@ -91,7 +91,12 @@ struct Listed {
 }
 
 /// Asks for as many pages as are wanted.
-async fn list(args: &Args, states: &[v1::JobState], limit: usize, session: &Session) -> Result<Listed> {
+async fn list(
+    args: &Args,
+    states: &[v1::JobState],
+    limit: usize,
+    session: &Session,
+) -> Result<Listed, Failure> {
     let mut listed = Listed { jobs: Vec::new(), counts: String::new(), more: false };
     let mut page_token = String::new();
     while listed.jobs.len() < limit {
@@ -103,20 +108,44 @@ async fn list(args: &Args, states: &[v1::JobState], limit: usize, session: &Sess
             page_size: PAGE.min(limit - listed.jobs.len()) as u32,
             page_token,
         };
-        let list = async |mut client: Client| client.list(request.clone()).await;
-        let answer = session.pool.call(Patience::Short, list).await?;
-        listed.jobs.extend(answer.jobs.iter().map(view::Job::from));
-        let count =
-            |count: &v1::StateCount| format!("{} {}", units::group(count.jobs), view::state(count.state()));
-        let counts = answer.counts.iter().filter(|count| count.jobs != 0).map(count);
+        let page = page(&request, session).await?;
+        listed.jobs.extend(page.jobs);
+        let count = |(state, jobs): &(&str, u64)| format!("{} {state}", units::group(*jobs));
+        let counts = page.counts.iter().filter(|(_, jobs)| *jobs != 0).map(count);
         listed.counts = counts.collect::<Vec<String>>().join(", ");
-        page_token = answer.next_page_token;
+        page_token = page.next;
         listed.more = !page_token.is_empty();
         if page_token.is_empty() {
             break;
         }
     }
     Ok(listed)
+}
+
+/// One page of jobs.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// The newest first.
+    pub jobs: Vec<view::Job>,
+    /// Jobs by state over all pages, whatever is asked for.
+    pub counts: Vec<(&'static str, u64)>,
+    /// What to ask for the next page with; empty: this is the last one.
+    pub next: String,
+}
+
+/// Asks for one page.
+///
+/// # Errors
+/// As of [`crate::client::Pool::call`].
+pub async fn page(request: &v1::ListRequest, session: &Session) -> Result<Page, Failure> {
+    let list = async |mut client: Client| client.list(request.clone()).await;
+    let answer = session.pool.call(Patience::Short, list).await?;
+    let count = |count: &v1::StateCount| (view::state(count.state()), count.jobs);
+    Ok(Page {
+        jobs: answer.jobs.iter().map(view::Job::from).collect(),
+        counts: answer.counts.iter().map(count).collect(),
+        next: answer.next_page_token,
+    })
 }
 
 /// The table for people.

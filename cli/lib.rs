@@ -10,6 +10,7 @@ pub mod cancel;
 pub mod chaos;
 pub mod client;
 pub mod completions;
+pub mod dashboard;
 pub mod debug;
 pub mod demo;
 pub mod devices;
@@ -29,6 +30,7 @@ pub mod metrics;
 pub mod nodes;
 pub mod otlp;
 pub mod output;
+pub mod overview;
 pub mod plan;
 pub mod prices;
 pub mod queues;
@@ -36,6 +38,7 @@ pub mod reservations;
 pub mod run;
 pub mod server;
 pub mod servers;
+pub mod services;
 pub mod settings;
 pub mod simulate;
 pub mod store;
@@ -89,6 +92,8 @@ pub enum Command {
     Reserve(Box<reservations::ReserveArgs>),
     Reservations(reservations::ListArgs),
     Unreserve(reservations::UnreserveArgs),
+    Overview(overview::Args),
+    Services(services::Args),
     Usage(usage::Args),
     Watch(watch::Args),
     #[command(subcommand)]
@@ -140,6 +145,8 @@ pub fn run(command: Command, global: &Global, cli: clap::Command) -> Result<Exit
             Command::Reserve(args) => reservations::reserve(*args, session).await,
             Command::Reservations(_) => reservations::list(session).await,
             Command::Unreserve(args) => reservations::unreserve(args, session).await,
+            Command::Overview(args) => overview::run(args, session).await,
+            Command::Services(args) => services::run(args, session).await,
             Command::Usage(args) => usage::run(args, session).await,
             Command::Debug(command) => debug::run(command, global, session).await,
             Command::Watch(args) => watch::run(args, session).await,

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use aquifer_cli::client::Global;
-use aquifer_cli::{agent, bench, chaos, demo, gateway, output, server, simulate, up, worker};
+use aquifer_cli::{agent, bench, chaos, dashboard, demo, gateway, output, server, simulate, up, worker};
 use clap::{CommandFactory, Parser, Subcommand};
 
 /// One pool of compute, fed by every accelerator an organisation owns
@@ -30,6 +30,7 @@ enum Command {
     Server(Box<server::Args>),
     Agent(Box<agent::Args>),
     Gateway(gateway::Args),
+    Dashboard(dashboard::Args),
     Worker(worker::Args),
     Simulate(Box<simulate::Args>),
     #[command(subcommand)]
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         Command::Server(args) => done(server::run(&args, &global)),
         Command::Agent(args) => done(agent::run(&args, &global)),
         Command::Gateway(args) => done(gateway::run(&args, &global)),
+        Command::Dashboard(args) => done(dashboard::run(&args, &global)),
         Command::Bench(command) => bench::run(&command, &global).map(|()| ExitCode::SUCCESS),
         Command::Worker(args) => Ok(worker::run(args)),
         Command::Simulate(args) => simulate::run(&args, &global).map(|()| ExitCode::SUCCESS),

@@ -99,7 +99,10 @@ pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
 }
 
 /// The queues, and whether devices have prices.
-async fn list(session: &Session) -> Result<(Vec<view::Queue>, bool), Failure> {
+///
+/// # Errors
+/// As of [`crate::client::Pool::call`].
+pub async fn list(session: &Session) -> Result<(Vec<view::Queue>, bool), Failure> {
     let list = async |mut client: Client| client.list_queues(v1::ListQueuesRequest {}).await;
     let answer = session.pool.call(Patience::Short, list).await?;
     Ok((answer.queues.iter().map(view::Queue::from).collect(), answer.has_prices))

@@ -111,14 +111,7 @@ pub async fn reserve(args: ReserveArgs, session: &Session) -> Result<ExitCode> {
 
 /// Runs `aquifer reservations`.
 pub async fn list(session: &Session) -> Result<ExitCode> {
-    let list = async |mut client: Client| client.list_reservations(v1::ListReservationsRequest {}).await;
-    let answer = session.pool.call(Patience::Short, list).await?;
-    let listed = |state: &v1::ReservationState| Listed {
-        reservation: view::Reservation::from(&state.reservation.clone().unwrap_or_default()),
-        state: if state.running { "running" } else { "to-come" },
-        conflicts: state.conflicts.iter().map(|job| format!("job-{job}")).collect(),
-    };
-    let all: Vec<Listed> = answer.reservations.iter().map(listed).collect();
+    let all = ask(session).await?;
     if session.output.json {
         session.output.document(&all);
     } else if all.is_empty() {
@@ -128,6 +121,21 @@ pub async fn list(session: &Session) -> Result<ExitCode> {
         session.output.text(text(&all, &session.output));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Asks for all reservations that are not over.
+///
+/// # Errors
+/// As of [`crate::client::Pool::call`].
+pub async fn ask(session: &Session) -> Result<Vec<Listed>, Failure> {
+    let list = async |mut client: Client| client.list_reservations(v1::ListReservationsRequest {}).await;
+    let answer = session.pool.call(Patience::Short, list).await?;
+    let listed = |state: &v1::ReservationState| Listed {
+        reservation: view::Reservation::from(&state.reservation.clone().unwrap_or_default()),
+        state: if state.running { "running" } else { "to-come" },
+        conflicts: state.conflicts.iter().map(|job| format!("job-{job}")).collect(),
+    };
+    Ok(answer.reservations.iter().map(listed).collect())
 }
 
 /// Runs `aquifer unreserve`.

@@ -21,6 +21,8 @@ pub struct SettingsFile {
     pub agent: BTreeMap<String, toml::Value>,
     /// Of `aquifer gateway`.
     pub gateway: BTreeMap<String, toml::Value>,
+    /// Of `aquifer dashboard`.
+    pub dashboard: BTreeMap<String, toml::Value>,
 }
 
 /// One daemon's table, from which settings are taken one by one.

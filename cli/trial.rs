@@ -70,6 +70,11 @@ impl Trial {
         Ok(format!("{}-{}", first + 1, first + BLOCK - 1))
     }
 
+    /// Where its scheduler is.
+    pub fn global(&self) -> &Global {
+        &self.global
+    }
+
     /// The client.
     pub fn client(&self) -> Client {
         self.pool.client()

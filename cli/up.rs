@@ -1,5 +1,6 @@
 //! `aquifer up`: a pool of this one machine.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,13 +12,14 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::client::{Global, Pool};
+use crate::dashboard::{Dashboard, Setup};
 use crate::output::{Failure, Output, aside};
 use crate::server::failure;
-use crate::{agent, server, settings, units};
+use crate::{agent, dashboard, metrics, server, settings, units};
 
 /// Run a pool of this one machine
 ///
-/// The scheduler and an agent run in this process until Ctrl-C; jobs and their state stay in the data directory, and
+/// The scheduler, an agent and the dashboard run in this process until Ctrl-C; jobs and their state stay in the data directory, and
 /// the next start finds them again. Ctrl-C stops what runs with its grace, so that it can write a checkpoint and goes
 /// on after the next start; a second one leaves at once.
 #[derive(Clone, Debug, clap::Args)]
@@ -32,6 +34,9 @@ pub struct Args {
     /// Address on which operators read `/metrics`, as for `aquifer server`. Default: off
     #[arg(long, env = "AQUIFER_METRICS", value_name = "ADDRESS:PORT")]
     pub metrics: Option<String>,
+    /// Address of the dashboard, on loopback, or `off`. Default: 127.0.0.1:7780, or another port if that is taken
+    #[arg(long, env = "AQUIFER_DASHBOARD", value_name = "ADDRESS:PORT|off")]
+    pub dashboard: Option<String>,
     /// Devices to offer, as for `aquifer agent`. Default: auto
     #[arg(long, env = "AQUIFER_DEVICES", value_name = "DEVICES")]
     pub devices: Option<String>,
@@ -107,9 +112,14 @@ async fn run_both(args: &Args, global: &Global) -> Result<(), Failure> {
     let mut agent = tokio::spawn(run_agent(config, agent_stopped));
     let pool = Pool::new(&global)?;
 
+    let (stop_dashboard, dashboard_stopped) = oneshot::channel::<()>();
+    let dashboard = look(args.dashboard.as_deref(), &global).await?;
+    let shown_at = dashboard.as_ref().map(Dashboard::url);
+    let dashboard = dashboard.map(|it| tokio::spawn(it.serve(async move { _ = dashboard_stopped.await })));
+
     let greeted = async {
         let node = open_node(&pool, &node).await?;
-        greet(&node, global.server(), &data_dir);
+        greet(&node, global.server(), shown_at.as_deref(), &data_dir);
         std::future::pending::<Result<(), Failure>>().await
     };
     tokio::select! {
@@ -124,10 +134,33 @@ async fn run_both(args: &Args, global: &Global) -> Result<(), Failure> {
         drained = drain(&pool, &node) => drained?,
     }
     // Whoever has gone already needs no word.
+    _ = stop_dashboard.send(());
+    if let Some(dashboard) = dashboard {
+        _ = dashboard.await;
+    }
     _ = stop_agent.send(());
     _ = agent.await;
     _ = stop_server.send(());
     joined(&mut server).await
+}
+
+/// Takes the address of the dashboard; `None`: there is to be none.
+async fn look(address: Option<&str>, global: &Global) -> Result<Option<Dashboard>, Failure> {
+    let bind = |listen| Dashboard::bind(Setup::of_loopback(listen, global.clone()));
+    match address {
+        Some("off") => Ok(None),
+        Some(text) => {
+            let wrong = |why| Failure::usage(format!("--dashboard is {text:?}: {why}, or off"), "");
+            bind(metrics::address(text).map_err(wrong)?).await.map(Some)
+        }
+        None => {
+            let usual: SocketAddr = dashboard::ADDRESS.parse().expect("an address");
+            match bind(usual).await {
+                Ok(dashboard) => Ok(Some(dashboard)),
+                Err(_) => bind(SocketAddr::new(usual.ip(), 0)).await.map(Some),
+            }
+        }
+    }
 }
 
 async fn joined(server: &mut JoinHandle<Result<(), ServerError>>) -> Result<(), Failure> {
@@ -170,7 +203,7 @@ async fn find(pool: &Pool, name: &str) -> Result<Option<v1::Node>, Failure> {
     Ok(nodes.into_inner().nodes.into_iter().find(|node| node.name == name))
 }
 
-fn greet(node: &v1::Node, server: &str, data_dir: &Path) {
+fn greet(node: &v1::Node, server: &str, dashboard: Option<&str>, data_dir: &Path) {
     let inventory = node.inventory.clone().unwrap_or_default();
     let output = Output::new(false, false);
     let mut models: Vec<&str> = inventory.devices.iter().map(|device| &device.model[..]).collect();
@@ -185,6 +218,9 @@ fn greet(node: &v1::Node, server: &str, data_dir: &Path) {
     ));
     for finding in &node.findings {
         output.text(format!("  {finding}"));
+    }
+    if let Some(dashboard) = dashboard {
+        output.text(format!("The dashboard is at {dashboard}"));
     }
     output.text(format!("Jobs are kept in {}. Ctrl-C stops the pool.", data_dir.display()));
     output.text("Try, in another terminal: aquifer run -- echo hello");

@@ -7,7 +7,7 @@ use aquifer_proto::v1;
 
 use crate::client::{Client, Patience};
 use crate::job_file::Span;
-use crate::output::{Output, Side, Table};
+use crate::output::{Failure, Output, Side, Table};
 use crate::{Session, time_now, units, view};
 
 /// Tell who used what, by queue and user
@@ -24,20 +24,28 @@ pub struct Args {
 /// Runs the command.
 pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
     let since_ms = if args.since.0 == 0 { 0 } else { time_now().saturating_sub(args.since.0) };
-    let usage = async |mut client: Client| client.usage(v1::UsageRequest { since_ms }).await;
-    let answer = session.pool.call(Patience::Short, usage).await?;
-    let view = view::Usage {
-        since_ms,
-        devices: answer.devices,
-        devices_held: answer.devices_held,
-        has_prices: answer.has_prices,
-        rows: answer.rows.iter().map(view::UsageRow::from).collect(),
-    };
+    let view = ask(since_ms, session).await?;
     match session.output.json {
         true => session.output.document(&view),
         false => session.output.text(text(&view, &session.output)),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Asks who used what, by jobs that were submitted since then.
+///
+/// # Errors
+/// As of [`crate::client::Pool::call`].
+pub async fn ask(since_ms: u64, session: &Session) -> Result<view::Usage, Failure> {
+    let usage = async |mut client: Client| client.usage(v1::UsageRequest { since_ms }).await;
+    let answer = session.pool.call(Patience::Short, usage).await?;
+    Ok(view::Usage {
+        since_ms,
+        devices: answer.devices,
+        devices_held: answer.devices_held,
+        has_prices: answer.has_prices,
+        rows: answer.rows.iter().map(view::UsageRow::from).collect(),
+    })
 }
 
 /// Usage for people. Hours are of devices and of cores.

@@ -1,7 +1,7 @@
 //! What people see of one machine, golden; and what scripts do.
 
 use aquifer_cli::output::Output;
-use aquifer_cli::{devices, doctor};
+use aquifer_cli::{devices, doctor, overview, services, view};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -52,10 +52,6 @@ ascend: device 0: a minor fault"
     );
     assert_eq!(devices::text(&devices::Machine::default(), &plain()), "This machine has no devices.");
     let json = serde_json::to_value(machine()).unwrap();
-    let keys = |value: &serde_json::Value| -> String {
-        let keys: BTreeSet<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
-        keys.into_iter().collect::<Vec<_>>().join(" ")
-    };
     assert_eq!(keys(&json), "devices findings node");
     assert_eq!(
         keys(&json["devices"][0]),
@@ -162,4 +158,79 @@ problem  disk        /data cannot be written: Permission denied
     let json = serde_json::to_value(&findings[0]).unwrap();
     let keys: BTreeSet<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(keys, ["check", "next", "state", "what"].into());
+}
+
+/// The names of the fields of an object.
+fn keys(value: &serde_json::Value) -> String {
+    let keys: BTreeSet<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.into_iter().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn a_device_counts_once_in_the_overview() {
+    let device = |held, cordoned, fault: Option<&str>| view::Device {
+        vendor: "nvidia".into(),
+        model: "h200".into(),
+        held,
+        cordoned,
+        fault: fault.map(Into::into),
+        ..Default::default()
+    };
+    let node = |state: &str, availability: &str, devices: Vec<view::Device>| view::Node {
+        name: "a".into(),
+        state: state.into(),
+        up: state != "lost",
+        availability: availability.into(),
+        devices,
+        ..Default::default()
+    };
+    let all = || {
+        let faulty = device(true, true, Some("fell off the bus"));
+        vec![device(false, false, None), device(true, true, None), device(false, true, None), faulty]
+    };
+    let mut it = overview::Overview::default();
+    it.add(&node("up", "open", all()));
+    it.add(&node("draining", "draining", all()));
+    it.add(&node("lost", "open", all()));
+    it.finish(&[("pending", 3), ("running", 1200)]);
+    assert_eq!(
+        overview::text(&it, &plain()),
+        "\
+VENDOR  MODEL  DEVICES  USED  IDLE  UNWELL  CORDONED  LOST
+nvidia  h200        12     2     1       2         3     4
+
+Nodes: 1 up, 1 draining, 1 lost.
+Jobs: 3 pending, 1,200 running."
+    );
+    let empty = overview::text(&overview::Overview::default(), &plain());
+    assert_eq!(empty, "Nodes: none.\nJobs: none.");
+    let json = serde_json::to_value(&it).unwrap();
+    assert_eq!(keys(&json), "devices jobs nodes");
+    assert_eq!(keys(&json["devices"][0]), "cordoned devices idle lost model unwell used vendor");
+}
+
+#[test]
+fn services_are_listed_with_what_they_promise() {
+    let service = services::Service {
+        job: "job-7".into(),
+        model: "chat".into(),
+        state: "running".into(),
+        ready: 2,
+        wanted: 3,
+        most: 8,
+        endpoints: vec!["http://a:1/v1".into(), "http://b:1/v1".into()],
+        ttft_ms: Some(1500),
+        tokens_per_s: Some(2345.6),
+        ..Default::default()
+    };
+    assert_eq!(
+        services::text(std::slice::from_ref(&service), &plain()),
+        "\
+JOB    MODEL  STATE    REPLICAS      TTFT  TPOT  TOKENS/S  ENDPOINTS
+job-7  chat   running       2/3  1,500 ms           2,345  http://a:1/v1 http://b:1/v1"
+    );
+    assert_eq!(
+        keys(&serde_json::to_value(&service).unwrap()),
+        "endpoints job model most queue ready reason state tokens_per_s told tpot_ms ttft_ms user wanted"
+    );
 }

@@ -227,7 +227,7 @@ fn commands() -> Vec<Vec<String>> {
 }
 
 /// The long-running commands have tests of their own.
-const CLIENT: [&str; 26] = [
+const CLIENT: [&str; 28] = [
     "run",
     "submit",
     "jobs",
@@ -246,6 +246,8 @@ const CLIENT: [&str; 26] = [
     "reserve",
     "reservations",
     "unreserve",
+    "overview",
+    "services",
     "usage",
     "watch",
     "store",

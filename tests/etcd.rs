@@ -39,7 +39,9 @@ mod with_etcd {
 
     use crate::authority::Authority;
     use crate::etcd_server::{EtcdServer, Wire};
-    use crate::pool::{Checks, Client, Pool, ask, is_alive, is_lost, shell, until};
+    use crate::pool::{
+        Checks, Client, Pool, ask, ask_for_all, is_alive, is_lost, program, shell, start, until,
+    };
 
     /// After so long without a sign of life another scheduler leads.
     const LEASE: Duration = Duration::from_secs(2);
@@ -145,6 +147,10 @@ mod with_etcd {
         let status = cancelled.expect_err("it does not lead");
         assert!(status.metadata().get(LEADER).is_some(), "{status:?}");
 
+        let words = ["dashboard", "--server", &pool.url(), "--listen", "127.0.0.1:0"];
+        let mut dashboard = start(pool.dir(), "dashboard", program(pool.dir(), &words));
+        dashboard.until_out("/?key=");
+
         // Without etcd nobody leads. What was known is still told, and how old it is.
         etcd.kill(0);
         pool.kill_server_at(leader);
@@ -153,6 +159,25 @@ mod with_etcd {
             assert_eq!(found.id, job);
             (Duration::from_secs(2) <= age).then_some(())
         });
+        // So is it to browsers, as long as nobody leads.
+        let port = dashboard.out().split("http://127.0.0.1:").nth(1).expect("a port").to_string();
+        let (port, key) = port.trim().split_once("/?key=").expect("a key");
+        let ask_dashboard = |path: &str, cookie: &str| {
+            let headers = format!("host: localhost\r\ncookie: {cookie}\r\n");
+            ask_for_all(port.parse().expect("a port"), &format!("GET {path}"), &headers)
+        };
+        let (head, _) = ask_dashboard(&format!("/?key={key}"), "");
+        let cookie = head.lines().find_map(|line| line.strip_prefix("set-cookie: ")?.split(';').next());
+        let cookie = cookie.expect("a cookie");
+        until("an old answer with its age", || {
+            let (head, body) = ask_dashboard("/api/jobs", cookie);
+            let age =
+                head.lines().find_map(|line| line.strip_prefix("aquifer-age-ms: ")?.parse::<u64>().ok());
+            (body.contains("\"job-1\"") && age.is_some_and(|age| 2000 <= age)).then_some(())
+        });
+        // What happens is told by one that leads alone.
+        let (head, body) = ask_dashboard("/api/notes", cookie);
+        assert!(head.starts_with("HTTP/1.0 503") && body.contains("no scheduler"), "{head} {body}");
         let list = ["jobs", "--server", &pool.url_of(1 - leader)];
         until("a hint", || {
             let done = pool.aquifer(&list);
@@ -173,6 +198,10 @@ mod with_etcd {
         until("an answer as of now", || {
             let (_, age) = ask(job).expect("an answer");
             age.is_none().then_some(())
+        });
+        until("browsers see the same", || {
+            let (head, _) = ask_dashboard("/api/jobs", cookie);
+            (head.starts_with("HTTP/1.0 200") && !head.contains("aquifer-age-ms")).then_some(())
         });
         pool.cancel(job);
     }

@@ -121,6 +121,24 @@ fn a_gateway_with_a_certificate_speaks_tls_to_all() {
 }
 
 #[test]
+fn a_dashboard_beyond_loopback_speaks_tls_to_all() {
+    let pool = secured(&Authority::new(), &[]);
+    let url = pool.url();
+    let words = ["dashboard", "--listen", "0.0.0.0:0", "--sign-in", "token", "--host", "pool.example.org"];
+    let words = [&words[..], &["--server", &url, "--tls-ca", "ca.pem"], &OWN].concat();
+    let mut dashboard = start(pool.dir(), "dashboard", program(pool.dir(), &words));
+    dashboard.until_out("The dashboard is at https://pool.example.org:");
+    let out = dashboard.out();
+    let port = out.trim().trim_end_matches('/').rsplit(':').next().expect("a port");
+    let address = format!("127.0.0.1:{port}");
+    refuses_clear_text(&address, "/");
+    let not_grpc = nodes(&pool, &format!("https://{address}"), &["--tls-ca", "ca.pem"]);
+    says(&not_grpc, 1, "speaks TLS, but not gRPC");
+    dashboard.signal(rustix::process::Signal::TERM);
+    assert_eq!(dashboard.finish().code, Some(0));
+}
+
+#[test]
 fn what_is_said_travels_in_clear_text_without_tls_and_not_with_it() {
     // Of a message: words of a head, as the token is, are packed.
     let secret = "a-name-that-nobody-may-read";

@@ -283,13 +283,21 @@ impl Client {
 /// Asks a daemon over HTTP; returns the status and the body.
 #[track_caller]
 pub fn ask(port: u16, request: &str, headers: &str) -> (u16, String) {
+    let (head, body) = ask_for_all(port, request, headers);
+    (head[9..12].parse().expect("a status"), body)
+}
+
+/// The same; returns the head and the body.
+#[track_caller]
+pub fn ask_for_all(port: u16, request: &str, headers: &str) -> (String, String) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
-    let head = format!("{request} HTTP/1.0\r\nhost: x\r\n{headers}\r\n");
+    let host = if headers.contains("host: ") { "" } else { "host: x\r\n" };
+    let head = format!("{request} HTTP/1.0\r\n{host}{headers}\r\n");
     stream.write_all(head.as_bytes()).expect("it reads");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("text");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
-    (head[9..12].parse().expect("a status"), body.to_string())
+    (head.to_string(), body.to_string())
 }
 
 /// Whether nobody answered, as opposed to a refusal.
