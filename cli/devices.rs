@@ -13,9 +13,8 @@ use aquifer_core::Vendor;
 use serde::Serialize;
 
 use crate::client::Global;
-use crate::nodes::memory_speed;
 use crate::output::{Color, Failure, Output, Side, Table, aside, printable};
-use crate::{agent, explain, settings, units};
+use crate::{agent, explain, figures, settings, units};
 
 /// Show the devices of this machine, and why one is missing or faulty; needs no scheduler
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -276,22 +275,7 @@ fn setting(vendor: Vendor) -> Option<String> {
 
 /// What a kind of devices does, and who says so.
 fn speed_text(device: &Device) -> String {
-    let mut parts = vec![device.speed_source.clone()];
-    if let Some(it) = &device.measured {
-        let figures = [
-            (it.f32_tflops.map(|rate| rate * 1000.0), "GFLOP/s in f32"),
-            (it.int8_tflops.map(|rate| rate * 1000.0), "GFLOP/s with int8 weights"),
-            (it.attention_tflops.map(|rate| rate * 1000.0), "GFLOP/s of attention"),
-            (it.memory_gbs, "GB/s of memory"),
-            (it.host_link_gbs, "GB/s from the host"),
-            (it.train_tokens_per_s, "tokens/s of training"),
-            (it.decode_tokens_per_s, "tokens/s of decoding"),
-        ];
-        parts.extend(figures.iter().filter_map(|(rate, unit)| Some(format!("{:.0} {unit}", (*rate)?))));
-    }
-    if device.measured.as_ref().is_none_or(|it| it.memory_gbs.is_none()) {
-        parts[0] += &memory_speed(device.memory_gbs);
-    }
+    let mut parts = figures::parts(&device.speed_source, device.measured.as_ref(), device.memory_gbs);
     if let Some(setting) = &device.parted_by {
         parts.push(format!("parts of it can be made on demand (--{setting} on-demand)"));
     }

@@ -130,6 +130,11 @@ fn a_card_that_nobody_uses_is_measured_once_for_its_driver_and_what_breaks_on_it
     assert_eq!(pool.read("used-cards"), "GPU-0000-0\n", "the card that nobody uses, and once for both");
     let told = pool.aquifer(&["node", "a"]).ok();
     assert!(told.contains("h100-80gb-hbm3: measured: "), "{told}");
+    let told: serde_json::Value =
+        serde_json::from_str(&pool.aquifer(&["nodes", "--json"]).ok()).expect("JSON");
+    let figures = &told[0]["devices"][1]["measured"];
+    assert!(figures["bf16_tflops"].as_f64().is_some_and(|rate| 0.0 < rate), "{told}");
+    assert!(figures["memory_gbs"].is_null(), "the copy crashes: {told}");
     let broken = "nvidia: h100-80gb-hbm3 was not measured to the end: signal: 6 (SIGABRT)";
     until("the finding", || pool.aquifer(&["node", "a"]).ok().contains(broken).then_some(()));
 

@@ -199,5 +199,6 @@ fn inventory(name: &str, devices: u16) -> Inventory {
         ports: Ports { first: 20_000, last: 20_999 },
         labels: Default::default(),
         engine: "".into(),
+        measured: Default::default(),
     }
 }

@@ -364,6 +364,9 @@ impl Backends {
         let mut all_labels: BTreeMap<Name, Name> = super_pod.into_iter().collect();
         all_labels.extend(self.labels.iter().map(|(key, value)| (key.clone(), value.clone())));
         all_labels.extend(labels.iter().map(|(key, value)| (key.clone(), value.clone())));
+        let figures = |(backend, found): &(Option<usize>, Found)| {
+            Some((found.class.clone(), self.measured_of((*backend, found))?.into()))
+        };
         Inventory {
             devices: self.devices(),
             cpus_milli: host.cpus_milli,
@@ -372,6 +375,7 @@ impl Backends {
             ports,
             labels: all_labels,
             engine: Name::default(),
+            measured: self.devices.iter().filter_map(figures).collect(),
         }
     }
 

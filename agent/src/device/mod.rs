@@ -156,9 +156,10 @@ impl Found {
             return (datasheet::milli(tflops), format!("measured: {tflops:.3} TFLOP/s in bf16"));
         }
         match datasheet::speed_milli(&self.class) {
-            Some((milli, source)) if self.one_of == 1 => (milli, source.into()),
+            Some((milli, source)) if self.one_of == 1 => (milli, format!("by datasheet ({source})")),
             Some((milli, source)) => {
-                ((milli / self.one_of).max(1), format!("{source}, one of {} parts", self.one_of))
+                let part = format!("by datasheet ({source}), one of {} parts", self.one_of);
+                ((milli / self.one_of).max(1), part)
             }
             None if self.class.vendor == Vendor::Cpu => (1, "not measured, as a slow core".into()),
             None => (1000, "not measured, as the reference device".into()),

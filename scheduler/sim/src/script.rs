@@ -435,6 +435,7 @@ fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inve
         ports: Ports { first: 20_000, last: 20_063 },
         labels: [].into(),
         engine: "".into(),
+        measured: Default::default(),
     };
     for group in devices.split('+').filter(|group| *group != "0") {
         let (count, model) = group.split_once(':').ok_or("expected COUNT:MODEL")?;

@@ -85,6 +85,7 @@ impl<'a> Ours<'a> {
                 ports: Ports { first: 20_000, last: 29_999 },
                 labels: BTreeMap::new(),
                 engine: "".into(),
+                measured: Default::default(),
             };
             ours.nodes.push(Agent {
                 name: node.name.clone(),
