@@ -51,6 +51,7 @@ pub use by_sysfs::BySysfs;
 pub use choice::{BackendChoice, DeviceChoice, DeviceError};
 pub use cpu::{Cpu, parse_cores, slug_of_cpu};
 pub use fake::{Fake, parse_fake};
+pub use library::HelperCommand;
 pub use reset::Resets;
 pub use roots::Roots;
 pub use visible::{driver_files, may_be_absent, visible_devices_variable};
@@ -264,7 +265,13 @@ fn merge(known: &mut Vec<Found>, now: Vec<Found>, why_missing: Option<&str>) {
             }
             // A card that was read before is not another one for being unreadable now.
             None if is_unread(&found)
-                && known.iter().any(|device| device.place.starts_with(&found.place)) => {}
+                && known.iter().any(|device| device.place.starts_with(&found.place)) =>
+            {
+                let there = known.iter_mut().zip(&mut seen);
+                for (device, seen) in there.filter(|(device, _)| device.place.starts_with(&found.place)) {
+                    (device.fault, *seen) = (found.fault.clone(), true);
+                }
+            }
             None => {
                 known.push(found);
                 seen.push(true);
