@@ -1,5 +1,6 @@
 //! `aquifer devices`: what this machine has, without any scheduler.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -225,11 +226,18 @@ pub fn text(machine: &Machine, output: &Output) -> String {
         ("SPEED", Side::Right),
         ("STATE", Side::Left),
         ("ISLAND", Side::Right),
+        ("SWITCH", Side::Right),
         ("NUMA", Side::Right),
         ("PLACE", Side::Left),
         ("UUID", Side::Left),
     ];
-    let mut table = Table::new(&columns).elastic(&[8, 4]);
+    let mut table = Table::new(&columns).elastic(&[9, 4]);
+    let switches: BTreeSet<&String> =
+        machine.devices.iter().filter_map(|device| device.switch.as_ref()).collect();
+    let switch = |device: &Device| {
+        let own = device.switch.as_ref()?;
+        switches.iter().position(|switch| *switch == own).map(|number| number as u32)
+    };
     for device in &machine.devices {
         let number = |number: Option<u32>| number.map(|number| number.to_string()).unwrap_or_default();
         table.row([
@@ -240,6 +248,7 @@ pub fn text(machine: &Machine, output: &Output) -> String {
             units::milli(device.speed_milli.into()),
             device.fault.as_ref().map_or("well".into(), |fault| fault.to_string()),
             number(device.island.map(u32::from)),
+            number(switch(device)),
             number(device.numa_node),
             if device.vendor == "cpu" { String::new() } else { device.place.clone() },
             device.uuid.clone(),

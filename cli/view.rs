@@ -453,6 +453,10 @@ pub struct Device {
     /// Devices of the node with the same number are linked directly.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub island: Option<u32>,
+    /// Those with the same number are below one PCIe switch.
+    pub pcie_switch: Option<u32>,
+    /// The memory node that it hangs on.
+    pub numa_node: Option<u32>,
     /// How well slices of it are kept from each other: hard, limited, advisory.
     pub isolation: String,
     /// Whether a job holds it.
@@ -930,6 +934,8 @@ impl From<&v1::Node> for Node {
             memory_gbs: device.memory_gbs,
             measured: inventory.measured.iter().find(|it| is_of(it, device)).map(figures),
             island: device.island,
+            pcie_switch: device.pcie_switch,
+            numa_node: device.numa_node,
             isolation: if device.isolation.is_empty() { "advisory".into() } else { device.isolation.clone() },
         };
         let worker = |wire: &v1::Worker| {

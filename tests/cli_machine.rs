@@ -25,7 +25,7 @@ fn machine() -> devices::Machine {
         speed_milli: 1000,
         speed_source: "not measured".into(),
         memory_gbs: if fault.is_some() { 0 } else { 1600 },
-        switch: None,
+        switch: (index != 1).then(|| format!("0000:{}0:00.0", 9 - index)),
         island: (index < 2).then_some(0),
         parted_by: (index < 2).then(|| "vnpu".into()),
         ..devices::Device::default()
@@ -42,10 +42,10 @@ fn devices_of_a_machine_are_listed_with_what_is_wrong() {
     assert_eq!(
         devices::text(&machine(), &plain()),
         "\
-DEVICE  VENDOR  MODEL    MEMORY  SPEED  STATE                     ISLAND  NUMA  PLACE         UUID
-     0  ascend  910b3    64 GiB      1  well                           0     1  0000:c0:00.0  die-0
-     1  ascend  910b3    64 GiB      1  well                           0     1  0000:c1:00.0  die-1
-     2  ascend  unknown     0 B      1  faulty: fell off the bus             1  0000:c2:00.0  die-2
+DEVICE  VENDOR  MODEL    MEMORY  SPEED  STATE                     ISLAND  SWITCH  NUMA  PLACE         UUID
+     0  ascend  910b3    64 GiB      1  well                           0       1     1  0000:c0:00.0  die-0
+     1  ascend  910b3    64 GiB      1  well                           0             1  0000:c1:00.0  die-1
+     2  ascend  unknown     0 B      1  faulty: fell off the bus               0     1  0000:c2:00.0  die-2
 
 910b3: not measured, 1,600 GB/s of memory, parts of it can be made on demand (--vnpu on-demand)
 unknown: not measured

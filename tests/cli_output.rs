@@ -304,6 +304,8 @@ fn node() -> Node {
         model: "h200-141gb".into(),
         memory_bytes: 141 << 30,
         island: None,
+        pcie_switch: None,
+        numa_node: None,
         isolation: "limited".into(),
         uuid: format!("GPU-{index}"),
         held,

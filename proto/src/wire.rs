@@ -147,6 +147,8 @@ pub fn inventory(inventory: &Inventory) -> v1::Inventory {
         number: device.number,
         isolation: isolation(device.isolation),
         island: device.island.map(u32::from),
+        pcie_switch: device.locality.switch.map(u32::from),
+        numa_node: device.locality.numa_node.map(u32::from),
     };
     v1::Inventory {
         devices: inventory.devices.iter().map(device).collect(),

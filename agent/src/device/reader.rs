@@ -8,14 +8,16 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aquifer_core::{DeviceClass, Fault, Health, Isolation, Name, Vendor};
+use aquifer_core::{DeviceClass, Fault, Isolation, Name, Vendor};
 
 use super::api::{CallError, Context, Level, Listed, Opened, Rule, Slices, TOO_MANY, Value};
 use super::library::LoadError;
+use super::meaning::{health_of, meanings, numbers};
 use super::open;
 use super::recurring::Recurring;
 use super::roots::{LONGEST_PAUSE, Roots, read_number};
 use super::tool::ByTool;
+use super::unread::{unread, without_library};
 use super::vendor::Maker;
 use super::watch::SUSPICION_MS;
 use super::{Discovery, Finding, Found, count_text, model_of, topology, visible};
@@ -562,80 +564,6 @@ impl Reader {
 
     fn finding(&self, what: String) -> Finding {
         Finding { vendor: self.maker.vendor, what }
-    }
-}
-
-/// What there is without a library: every card that is plugged in, with the reason.
-pub fn without_library(vendor: Vendor, roots: &Roots, why: String) -> Discovery {
-    let places = roots.plugged(vendor);
-    let what = match places.len() {
-        0 => why.clone(),
-        count => format!("{} on PCI, but {why}", count_text(count, "device")),
-    };
-    let fault = Fault::faulty(why.as_str());
-    let device =
-        |place: String| Found { fault: Some(fault.clone()), ..unread(vendor, &place.clone(), place) };
-    Discovery { devices: places.into_iter().map(device).collect(), findings: vec![Finding { vendor, what }] }
-}
-
-/// A card of which nothing could be read.
-pub(super) fn unread(vendor: Vendor, name: &str, place: String) -> Found {
-    let class = DeviceClass { vendor, model: "unknown".into(), memory_bytes: 0 };
-    Found {
-        class: Arc::new(class),
-        uuid: format!("{vendor}-{name}").into(),
-        fault: None,
-        island: None,
-        isolation: Isolation::Advisory,
-        parts: None,
-        speed_milli: None,
-        memory_gbs: None,
-        is_used: false,
-        one_of: 1,
-        place,
-        logical: u32::MAX,
-        physical: u32::MAX,
-        nodes: Vec::new(),
-    }
-}
-
-/// What an answer means.
-///
-/// * `bytes`: all that the call wrote. `before`: what other checks of the card have said.
-fn meanings(rule: &Rule, value: u64, bytes: &[u8], before: &[(Level, String)]) -> Vec<(Level, String)> {
-    let of = |(_, level, what): &(u64, Level, &str)| (*level, what.to_string());
-    let told = |level: Level| before.iter().any(|(before, _)| level.min(Level::Drain) <= *before);
-    match *rule {
-        Rule::Values(values) => values.iter().filter(|(bad, ..)| *bad == value).map(of).collect(),
-        Rule::Bits(bits) => bits.iter().filter(|(bit, ..)| value & bit != 0).map(of).collect(),
-        Rule::Else(values) => {
-            values.iter().filter(|(bad, level, _)| *bad == value && !told(*level)).map(of).collect()
-        }
-        Rule::Not0(level, what) if value != 0 => vec![(level, what.to_string())],
-        Rule::Not0(..) => Vec::new(),
-        Rule::Each { means, .. } => numbers(rule, value, bytes).into_iter().filter_map(means).collect(),
-    }
-}
-
-/// The numbers of a list.
-fn numbers(rule: &Rule, value: u64, bytes: &[u8]) -> Vec<u64> {
-    let Rule::Each { at, stride, most, .. } = *rule else { return Vec::new() };
-    let number = |item: usize| {
-        let word = bytes.get(at + stride * item..)?.get(..4)?.try_into().ok()?;
-        Some(u32::from_le_bytes(word).into())
-    };
-    (0..(value as usize).min(most)).filter_map(number).collect()
-}
-
-/// How bad a level is, where so many kinds of signals say something: two that are suspicious are one that is bad.
-fn health_of(level: Level, kinds: u32) -> Health {
-    match level {
-        Level::Note | Level::Suspect if 1 < kinds => Health::Quarantined,
-        Level::Note | Level::Suspect => Health::Suspect,
-        Level::Drain => Health::Draining,
-        Level::Reset => Health::ResetWanted,
-        Level::Reboot => Health::RebootWanted,
-        Level::Lost => Health::Faulty,
     }
 }
 

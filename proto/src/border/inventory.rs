@@ -31,16 +31,31 @@ pub fn inventory(wire: &v1::Inventory) -> Checked<Inventory> {
             let field = format!("inventory.devices[{at}].speed_milli");
             return Err(Invalid::new(field, speed_milli, "at most 1,000,000"));
         }
-        let island = wire.island.map(|island| {
-            let field = || format!("inventory.devices[{at}].island");
-            u16::try_from(island).map_err(|_| Invalid::new(field(), island, "at most 65,535"))
-        });
+        let group = |name: &str, number: Option<u32>| {
+            let field = || format!("inventory.devices[{at}].{name}");
+            let small = |it| u16::try_from(it).map_err(|_| Invalid::new(field(), it, "at most 65,535"));
+            number.map(small).transpose()
+        };
+        let island = group("island", wire.island)?;
+        let switch = group("pcie_switch", wire.pcie_switch)?;
+        let locality = Locality { switch, numa_node: group("numa_node", wire.numa_node)? };
         let uuid = wire.uuid.as_str().into();
         let speed_source = wire.speed_source.as_str().into();
-        let (number, island) = (wire.number, island.transpose()?);
+        let number = wire.number;
         let isolation = isolation(&format!("inventory.devices[{at}].isolation"), &wire.isolation)?;
         let memory_gbs = wire.memory_gbs;
-        Ok(Device { class, uuid, fault, speed_milli, speed_source, memory_gbs, number, isolation, island })
+        Ok(Device {
+            class,
+            uuid,
+            fault,
+            speed_milli,
+            speed_source,
+            memory_gbs,
+            number,
+            isolation,
+            island,
+            locality,
+        })
     });
     let devices = devices.collect::<Checked<Vec<Device>>>()?;
     let measured = wire.measured.iter().enumerate().map(|(at, wire)| {

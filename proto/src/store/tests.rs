@@ -40,6 +40,9 @@ fn where_ranks_stand_is_stored_and_so_are_islands_and_mounts() {
     offered.devices[0].island = Some(65_536);
     let refused = crate::border::inventory(&offered).expect_err("it is too large");
     assert_eq!(refused.to_string(), "inventory.devices[0].island is 65536: at most 65,535");
+    (offered.devices[0].island, offered.devices[0].pcie_switch) = (None, Some(1 << 31));
+    let refused = crate::border::inventory(&offered).expect_err("it is too large");
+    assert_eq!(refused.to_string(), "inventory.devices[0].pcie_switch is 2147483648: at most 65,535");
 }
 
 #[test]
@@ -172,6 +175,7 @@ fn what_keeps_work_from_devices_is_stored_with_their_node() {
         number: 0,
         isolation: Isolation::Advisory,
         island: None,
+        locality: Locality { switch: Some(0), numa_node: Some(65_535) },
     };
     let mut node = Node::new(NodeId(0), "a".into());
     let devices: Vec<Device> = all.into_iter().chain([None]).map(device).collect();

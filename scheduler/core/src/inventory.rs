@@ -61,6 +61,17 @@ pub struct Device {
     pub isolation: Isolation,
     /// Devices of a node with the same number are linked directly (NVLink, XGMI, HCCS, MetaXLink); `None`: with none.
     pub island: Option<u16>,
+    /// Where it hangs in its machine.
+    pub locality: Locality,
+}
+
+/// Where a device hangs in its machine: those of a node with the same number are near each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Locality {
+    /// The PCIe switch above it; `None`: there is none, or nobody knows.
+    pub switch: Option<u16>,
+    /// The memory node that it hangs on; `None`: none is nearer than others, or nobody knows.
+    pub numa_node: Option<u16>,
 }
 
 /// Who sees to it that a rank takes no more of a device than it holds.

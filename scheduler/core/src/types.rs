@@ -13,7 +13,7 @@ use crate::stop::StopReason;
 use crate::topology::{Standing, Topology};
 
 pub use crate::inventory::{
-    Device, DeviceClass, Inventory, Isolation, Measured, Ports, UnknownVendor, Vendor,
+    Device, DeviceClass, Inventory, Isolation, Locality, Measured, Ports, UnknownVendor, Vendor,
 };
 
 /// A point on the pool's timeline, in milliseconds since the Unix epoch. Never decreases.

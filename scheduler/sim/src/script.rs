@@ -459,6 +459,7 @@ fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inve
                 number: 0,
                 isolation: Isolation::Advisory,
                 island: None,
+                locality: Default::default(),
             });
         }
     }

@@ -157,6 +157,11 @@ fn any_inventory(rng: &mut Rng, at: u64) -> Inventory {
         number: 0,
         isolation: if at.is_multiple_of(2) { Isolation::Limited } else { Isolation::Advisory },
         island: island.map(|size| (index / size) as u16),
+        // Drawn by nobody either.
+        locality: Locality {
+            switch: at.is_multiple_of(4).then_some(index as u16 / 2),
+            numa_node: at.is_multiple_of(2).then_some(index as u16 / 4),
+        },
     });
     let mut labels: BTreeMap<Name, Name> = [("rack".into(), format!("r{}", rng.below(2)).into())].into();
     if rng.below(4) != 0 {

@@ -76,6 +76,7 @@ impl<'a> Ours<'a> {
                 number: 0,
                 isolation: Isolation::Advisory,
                 island: None,
+                locality: Default::default(),
             });
             let inventory = Inventory {
                 devices: devices.collect(),
