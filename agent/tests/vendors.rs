@@ -831,6 +831,36 @@ fn cards_that_can_be_parted_say_so_where_that_is_switched_on() {
     assert_eq!(backends.devices()[0].isolation, Isolation::Advisory);
 }
 
+/// Two cards below one switch, near the same memory.
+#[test]
+fn where_cards_hang_is_reported_and_kept() {
+    let Some(machine) = Machine::new(&SHAPED, &[]) else { return };
+    let bus = machine.roots.sysfs.join("bus/pci/devices");
+    fs::create_dir_all(&bus).unwrap();
+    let put = |above: &str, place: &str| {
+        let real = machine.roots.sysfs.join("devices/pci0000:16").join(above).join(place);
+        fs::create_dir_all(&real).unwrap();
+        for (file, text) in [("vendor", "0x10de"), ("class", "0x030200"), ("numa_node", "1")] {
+            fs::write(real.join(file), text).unwrap();
+        }
+        std::os::unix::fs::symlink(&real, bus.join(place)).unwrap();
+    };
+    put("0000:16:01.0/0000:17:00.0/0000:18:00.0", "0000:2a:00.0");
+    put("0000:16:01.0/0000:17:00.0/0000:18:01.0", "0000:2b:00.0");
+    put("0000:16:02.0", "0000:2c:00.0");
+    let mut backends =
+        Backends::open(&"nvidia,cpu:0".parse().unwrap(), &Host::read(), &machine.roots, None).unwrap();
+    let seen = |backends: &Backends| -> Vec<(Option<u16>, Option<u16>)> {
+        let told = backends.devices();
+        told.iter().map(|device| (device.locality.switch, device.locality.numa_node)).collect()
+    };
+    let all = [(None, None), (Some(0), Some(1)), (Some(0), Some(1))];
+    assert_eq!(seen(&backends), all, "a core hangs nowhere");
+    fs::remove_file(bus.join("0000:2a:00.0")).unwrap();
+    backends.refresh();
+    assert_eq!(seen(&backends), all, "that does not change while the machine is up");
+}
+
 /// Cards that are linked with those of other nodes give their node a label, which jobs can require.
 #[test]
 fn a_node_has_the_label_of_the_super_pod_that_its_cards_tell() {

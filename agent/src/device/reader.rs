@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aquifer_core::{DeviceClass, Fault, Isolation, Name, Vendor};
+use aquifer_core::{DeviceClass, Fault, Isolation, Name};
 
 use super::api::{CallError, Context, Level, Listed, Opened, Rule, Slices, TOO_MANY, Value};
 use super::library::LoadError;
