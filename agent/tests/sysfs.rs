@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use aquifer_agent::device::{Backend, Backends, BySysfs, Discovery, Roots};
+use aquifer_agent::device::{Backend, Backends, BySysfs, Discovery, HelperCommand, Roots};
 use aquifer_agent::host::Host;
 use aquifer_core::{Health, Vendor};
 
@@ -16,7 +16,10 @@ struct Tree {
 impl Tree {
     fn new() -> Tree {
         let dir = tempfile::tempdir().unwrap();
-        let roots = Roots { sysfs: dir.path().into(), ..Roots::default() };
+        let tests = std::env::current_exe().unwrap();
+        let examples = tests.parent().unwrap().parent().unwrap().join("examples");
+        let helper = HelperCommand { program: examples.join("ask_library"), args: Vec::new() };
+        let roots = Roots { sysfs: dir.path().into(), helper, ..Roots::default() };
         Tree { dir, roots }
     }
 
