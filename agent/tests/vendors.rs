@@ -555,6 +555,31 @@ fn a_library_that_crashes_in_a_call_about_no_card_is_named_for_every_card_and_tr
 }
 
 #[test]
+fn a_process_that_is_ended_while_nothing_is_asked_says_nothing_of_cards() {
+    let Some(machine) = Machine::new(&SHAPED, &[]) else { return };
+    let mut backend = machine.backend(&SHAPED);
+    assert_well(&SHAPED, &backend.discover(), false);
+    let own = machine.file(SHAPED.library).display().to_string();
+    let has_it =
+        |pid: &i32| fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains(&own));
+    let processes = || {
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).filter(has_it)
+    };
+    let first: Vec<i32> = processes().collect();
+    let [helper] = first[..] else { panic!("{first:?}") };
+    assert!(Command::new("kill").args(["-9", &helper.to_string()]).status().unwrap().success());
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while processes().next().is_some() {
+        assert!(Instant::now() < deadline, "{helper} lives");
+    }
+    assert_well(&SHAPED, &backend.discover(), false);
+    assert_eq!(processes().count(), 1, "another one has the library");
+    drop(backend);
+    assert_eq!(processes().count(), 0);
+}
+
+#[test]
 fn a_library_that_starts_slowly_is_waited_for_and_one_that_never_does_is_ended() {
     let Some(machine) = Machine::new(&SHAPED, &[]) else { return };
     machine.begin("hang-nvmlInit_v2");

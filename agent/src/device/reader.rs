@@ -152,7 +152,10 @@ impl Reader {
                     let trouble = Trouble::after(self.left_out.get(&card), why, &self.roots);
                     self.left_out.insert(card, trouble);
                 }
-                None => self.failed = Some(Trouble::after(self.failed.as_ref(), why, &self.roots)),
+                None => {
+                    self.failed = Some(Trouble::after(self.failed.as_ref(), why.clone(), &self.roots));
+                    return self.by_tool(why);
+                }
             }
         }
     }
@@ -214,7 +217,10 @@ impl Reader {
     /// The library, started now or before. After a failure it is not tried for a while.
     fn opened(&mut self) -> Result<Arc<Opened>, String> {
         if let Some(opened) = &self.opened {
-            return Ok(opened.clone());
+            let Some(ended) = opened.library.ended() else { return Ok(opened.clone()) };
+            // Whoever ended it, that says nothing of a card.
+            tracing::warn!("{ended}: it is started again");
+            (self.opened, self.handles, self.registered) = (None, BTreeMap::new(), BTreeSet::new());
         }
         if let Some(trouble) = self.failed.as_ref().filter(|trouble| !trouble.is_over()) {
             return Err(trouble.why.clone());

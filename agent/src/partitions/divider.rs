@@ -116,7 +116,7 @@ impl Reopened {
     /// One that can be asked, and has as long for what comes as for its start.
     fn ready(&self) -> Result<Arc<dyn Divider>, String> {
         let mut now = self.now.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if now.library().is_some_and(|library| library.gone().is_some()) {
+        if now.library().is_some_and(|library| library.gone().or_else(|| library.ended()).is_some()) {
             *now = open_now(now.vendor(), &self.roots)?;
         }
         if let Some(library) = now.library() {

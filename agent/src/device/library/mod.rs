@@ -157,6 +157,13 @@ impl Library {
         self.inner().gone.clone()
     }
 
+    /// Whether its process has ended by itself since it was last asked, as a whole sentence.
+    pub fn ended(&self) -> Option<String> {
+        let mut inner = self.inner();
+        let status = inner.helper.process.try_wait().ok()??;
+        Some(format!("{} {} while nothing was asked", inner.name, how(Some(status))))
+    }
+
     /// Calls a function.
     ///
     /// * `words`: at most [`MOST_WORDS`]. `memory`: what it is given starts with this, is `size` bytes, the others 0, and all of
