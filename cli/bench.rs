@@ -444,6 +444,8 @@ fn report(seq: u64) -> v1::NodeReport {
         speed_milli: 1000,
         speed_source: String::new(),
         memory_gbs: 0,
+        pcie_switch: None,
+        numa_node: None,
         health: String::new(),
         fault_since_ms: 0,
         number: at,

@@ -1,5 +1,6 @@
 //! `aquifer devices`: what this machine has, without any scheduler.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -13,9 +14,8 @@ use aquifer_core::Vendor;
 use serde::Serialize;
 
 use crate::client::Global;
-use crate::nodes::memory_speed;
 use crate::output::{Color, Failure, Output, Side, Table, aside, printable};
-use crate::{agent, explain, settings, units};
+use crate::{agent, explain, figures, settings, units};
 
 /// Show the devices of this machine, and why one is missing or faulty; needs no scheduler
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -226,11 +226,18 @@ pub fn text(machine: &Machine, output: &Output) -> String {
         ("SPEED", Side::Right),
         ("STATE", Side::Left),
         ("ISLAND", Side::Right),
+        ("SWITCH", Side::Right),
         ("NUMA", Side::Right),
         ("PLACE", Side::Left),
         ("UUID", Side::Left),
     ];
-    let mut table = Table::new(&columns).elastic(&[8, 4]);
+    let mut table = Table::new(&columns).elastic(&[9, 4]);
+    let switches: BTreeSet<&String> =
+        machine.devices.iter().filter_map(|device| device.switch.as_ref()).collect();
+    let switch = |device: &Device| {
+        let own = device.switch.as_ref()?;
+        switches.iter().position(|switch| *switch == own).map(|number| number as u32)
+    };
     for device in &machine.devices {
         let number = |number: Option<u32>| number.map(|number| number.to_string()).unwrap_or_default();
         table.row([
@@ -241,6 +248,7 @@ pub fn text(machine: &Machine, output: &Output) -> String {
             units::milli(device.speed_milli.into()),
             device.fault.as_ref().map_or("well".into(), |fault| fault.to_string()),
             number(device.island.map(u32::from)),
+            number(switch(device)),
             number(device.numa_node),
             if device.vendor == "cpu" { String::new() } else { device.place.clone() },
             device.uuid.clone(),
@@ -276,22 +284,7 @@ fn setting(vendor: Vendor) -> Option<String> {
 
 /// What a kind of devices does, and who says so.
 fn speed_text(device: &Device) -> String {
-    let mut parts = vec![device.speed_source.clone()];
-    if let Some(it) = &device.measured {
-        let figures = [
-            (it.f32_tflops.map(|rate| rate * 1000.0), "GFLOP/s in f32"),
-            (it.int8_tflops.map(|rate| rate * 1000.0), "GFLOP/s with int8 weights"),
-            (it.attention_tflops.map(|rate| rate * 1000.0), "GFLOP/s of attention"),
-            (it.memory_gbs, "GB/s of memory"),
-            (it.host_link_gbs, "GB/s from the host"),
-            (it.train_tokens_per_s, "tokens/s of training"),
-            (it.decode_tokens_per_s, "tokens/s of decoding"),
-        ];
-        parts.extend(figures.iter().filter_map(|(rate, unit)| Some(format!("{:.0} {unit}", (*rate)?))));
-    }
-    if device.measured.as_ref().is_none_or(|it| it.memory_gbs.is_none()) {
-        parts[0] += &memory_speed(device.memory_gbs);
-    }
+    let mut parts = figures::parts(&device.speed_source, device.measured.as_ref(), device.memory_gbs);
     if let Some(setting) = &device.parted_by {
         parts.push(format!("parts of it can be made on demand (--{setting} on-demand)"));
     }

@@ -177,7 +177,16 @@ pub fn advice(what: &str) -> &'static str {
     const SEAT: &str = "look at the card's seat, at cables and switches; the kernel's log (dmesg) says more";
     const RESET: &str = "drain the node, then reset the card with the vendor's tool";
     const REPLACE: &str = "drain the node and have the card replaced";
+    const VERSIONS: &str = "see whether the driver and its library are of versions that belong together; the agent asks again by itself";
     let known = [
+        ("crashed (SIG", VERSIONS),
+        ("ended its process", VERSIONS),
+        ("no sensible answer", VERSIONS),
+        ("cannot be asked", "see whether the agent may start more processes; it tries again by itself"),
+        (
+            "has not started",
+            "nothing, if it does so by itself; else see the kernel's log (dmesg) and what wakes its cards",
+        ),
         ("only its library lists", LIBRARY),
         ("number of its device node is not known", LIBRARY),
         ("does not tell its logical number", LIBRARY),

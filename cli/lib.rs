@@ -19,6 +19,7 @@ pub mod drain;
 pub mod etcd;
 pub mod explain;
 pub mod explain_device;
+mod figures;
 pub mod flags;
 pub mod gateway;
 pub mod job;

@@ -38,10 +38,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // The supervisor of a worker is this program too, but nothing of the command line: it must stay small, quick to
-    // start, and single-threaded.
-    if std::env::args_os().nth(1).is_some_and(|word| word == "supervise") {
-        return aquifer_agent::supervise();
+    // The supervisor of a worker is this program too, and so is what has a vendor's library, but they are nothing of the command
+    // line: they must stay small and quick to start, the supervisor single-threaded.
+    match std::env::args_os().nth(1).as_ref().and_then(|word| word.to_str()) {
+        Some("supervise") => return aquifer_agent::supervise(),
+        Some("ask-library") => return aquifer_agent::ask_library(),
+        _ => (),
     }
     let Cli { global, command } = Cli::parse();
     let done = |done: Result<(), output::Failure>| done.map(|()| ExitCode::SUCCESS).map_err(Into::into);

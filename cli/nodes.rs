@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::client::Patience;
 use crate::output::{Color, Failure, Output, Side, Table, pairs, printable};
-use crate::{Session, explain, reservations, units, view};
+use crate::{Session, explain, figures, reservations, units, view};
 
 /// List nodes, with what is free on them
 #[derive(Clone, Debug, clap::Args)]
@@ -208,22 +208,15 @@ pub fn details(node: &view::Node, output: &Output) -> String {
         parts.push(table.plain(output));
     }
     let told = node.devices.iter().filter(|it| !it.speed_source.is_empty());
-    let sources: BTreeMap<&str, String> = told
-        .map(|it| (&it.model[..], format!("{}{}", it.speed_source, memory_speed(it.memory_gbs))))
-        .collect();
-    let sources: Vec<String> =
-        sources.iter().map(|(model, source)| printable(&format!("{model}: {source}"))).collect();
+    let of = |it: &view::Device| figures::parts(&it.speed_source, it.measured.as_ref(), it.memory_gbs);
+    let sources: BTreeMap<&str, String> =
+        told.map(|it| (&it.model[..], printable(&format!("{}: {}", it.model, of(it).join(", "))))).collect();
     if !sources.is_empty() {
-        parts.push(sources.join("\n"));
+        parts.push(sources.into_values().collect::<Vec<String>>().join("\n"));
     }
     if !node.findings.is_empty() {
         let line = |finding: &String| output.paint(Color::Yellow, &printable(finding));
         parts.push(node.findings.iter().map(line).collect::<Vec<String>>().join("\n"));
     }
     parts.join("\n\n")
-}
-
-/// How fast a device reads its memory, to be added to what else is said of it; nothing, where nobody knows.
-pub fn memory_speed(gbs: u32) -> String {
-    if gbs == 0 { String::new() } else { format!(", {} GB/s of memory", units::group(gbs.into())) }
 }

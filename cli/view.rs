@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use aquifer_agent::device::measured::Figures;
 use aquifer_proto::{border, core, v1};
 use serde::Serialize;
 
@@ -452,6 +453,10 @@ pub struct Device {
     /// Devices of the node with the same number are linked directly.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub island: Option<u32>,
+    /// Those with the same number are below one PCIe switch.
+    pub pcie_switch: Option<u32>,
+    /// The memory node that it hangs on.
+    pub numa_node: Option<u32>,
     /// How well slices of it are kept from each other: hard, limited, advisory.
     pub isolation: String,
     /// Whether a job holds it.
@@ -470,6 +475,8 @@ pub struct Device {
     pub speed_source: String,
     /// How fast it reads its memory, in GB/s; 0: nobody knows.
     pub memory_gbs: u32,
+    /// What a device of its kind was measured to do.
+    pub measured: Option<Figures>,
 }
 
 /// A queue. Quantities in thousandths of a device.
@@ -885,6 +892,21 @@ impl Explanation {
     }
 }
 
+/// In the units of `aquifer worker measure`.
+fn figures(wire: &v1::Measured) -> Figures {
+    let rate = |whole: u64, unit: f64| (whole != 0).then_some(whole as f64 / unit);
+    Figures {
+        f32_tflops: rate(wire.f32_mflops, 1e6),
+        bf16_tflops: rate(wire.bf16_mflops, 1e6),
+        int8_tflops: rate(wire.int8_mflops, 1e6),
+        memory_gbs: rate(wire.memory_mbs, 1e3),
+        attention_tflops: rate(wire.attention_mflops, 1e6),
+        train_tokens_per_s: rate(wire.train_tokens_milli, 1e3),
+        decode_tokens_per_s: rate(wire.decode_tokens_milli, 1e3),
+        host_link_gbs: rate(wire.host_link_mbs, 1e3),
+    }
+}
+
 impl From<&v1::Node> for Node {
     fn from(wire: &v1::Node) -> Node {
         let default = v1::Inventory::default();
@@ -893,6 +915,9 @@ impl From<&v1::Node> for Node {
             v1::Availability::Cordoned => "cordoned",
             v1::Availability::Draining => "draining",
             v1::Availability::Open | v1::Availability::Unspecified => "open",
+        };
+        let is_of = |it: &v1::Measured, device: &v1::Device| {
+            (&it.vendor, &it.model, it.memory_bytes) == (&device.vendor, &device.model, device.memory_bytes)
         };
         let device = |(index, device): (usize, &v1::Device)| Device {
             index: index as u32,
@@ -912,7 +937,10 @@ impl From<&v1::Node> for Node {
             speed_milli: device.speed_milli,
             speed_source: device.speed_source.clone(),
             memory_gbs: device.memory_gbs,
+            measured: inventory.measured.iter().find(|it| is_of(it, device)).map(figures),
             island: device.island,
+            pcie_switch: device.pcie_switch,
+            numa_node: device.numa_node,
             isolation: if device.isolation.is_empty() { "advisory".into() } else { device.isolation.clone() },
         };
         let worker = |wire: &v1::Worker| {

@@ -130,6 +130,11 @@ fn a_card_that_nobody_uses_is_measured_once_for_its_driver_and_what_breaks_on_it
     assert_eq!(pool.read("used-cards"), "GPU-0000-0\n", "the card that nobody uses, and once for both");
     let told = pool.aquifer(&["node", "a"]).ok();
     assert!(told.contains("h100-80gb-hbm3: measured: "), "{told}");
+    let told: serde_json::Value =
+        serde_json::from_str(&pool.aquifer(&["nodes", "--json"]).ok()).expect("JSON");
+    let figures = &told[0]["devices"][1]["measured"];
+    assert!(figures["bf16_tflops"].as_f64().is_some_and(|rate| 0.0 < rate), "{told}");
+    assert!(figures["memory_gbs"].is_null(), "the copy crashes: {told}");
     let broken = "nvidia: h100-80gb-hbm3 was not measured to the end: signal: 6 (SIGABRT)";
     until("the finding", || pool.aquifer(&["node", "a"]).ok().contains(broken).then_some(()));
 
@@ -157,6 +162,45 @@ fn a_card_that_nobody_uses_is_measured_once_for_its_driver_and_what_breaks_on_it
     assert!(figures["bf16_tflops"].as_f64().is_some_and(|rate| 0.0 < rate), "{told}");
     assert!(figures["memory_gbs"].is_null(), "{told}");
     assert_eq!(told["findings"][0]["what"], broken.trim_start_matches("nvidia: "));
+}
+
+/// What a library does to its process is nothing to the agent, nor to what runs on its cards; and it ends with the agent.
+#[test]
+fn a_library_that_crashes_takes_its_card_out_of_work_and_nothing_else() {
+    let mut pool = Pool::start();
+    let Some(libraries) = driver(pool.dir()) else { return };
+    pool.set_env(&[("LD_LIBRARY_PATH".into(), libraries.to_str().unwrap().into())]);
+    let dir = pool.dir().to_str().unwrap().to_string();
+    pool.agent("a", &["--devices", "nvidia", "--library-path", &dir]);
+    // The first one has the card that the crash is about.
+    let jobs = [(); 2].map(|()| pool.submit(devices(shell("sleep 1000"), 1, &[(1, "h100-80gb-hbm3")])));
+    jobs.iter().for_each(|job| _ = pool.until_job(*job, "it runs", |job| job.state() == Running));
+    let agents = |pool: &Pool| -> Vec<i32> {
+        let all = pool.processes().into_iter();
+        all.filter(|(_, words)| words.contains(" agent ")).map(|(pid, _)| pid).collect()
+    };
+    let before = agents(&pool);
+    fs::write(pool.file("crash-nvmlDeviceGetUUID"), "").unwrap();
+    let why = "libnvidia-ml.so.1 crashed (SIGSEGV) in nvmlDeviceGetUUID";
+    let faults = |pool: &Pool| -> Vec<Option<String>> {
+        let inventory = pool.node("a").and_then(|node| node.inventory).expect("the node's report");
+        inventory.devices.into_iter().map(|device| device.fault).collect()
+    };
+    until("the fault", || (faults(&pool) == [Some(why.into()), None]).then_some(()));
+    assert_eq!(agents(&pool), before, "the agent that it was");
+    assert_eq!((pool.job(jobs[1]).state(), pool.job(jobs[1]).attempt), (Running, 1));
+    fs::remove_file(pool.file("crash-nvmlDeviceGetUUID")).unwrap();
+    fs::write(pool.file("hang-nvmlDeviceGetCount_v2"), "").unwrap();
+    let asks =
+        |pool: &Pool| pool.processes().iter().filter(|(_, words)| words.contains("ask-library")).count();
+    until("a call that hangs", || fs::exists(pool.file("hanging")).unwrap().then_some(()));
+    assert_eq!(asks(&pool), 1);
+    pool.kill_agent("a");
+    until("nobody asks it", || (asks(&pool) == 0).then_some(()));
+    fs::remove_file(pool.file("hang-nvmlDeviceGetCount_v2")).unwrap();
+    pool.agent("a", &[]);
+    until("all is well", || (faults(&pool) == [None, None]).then_some(()));
+    assert_eq!(pool.job(jobs[1]).attempt, 1, "it ran on through all of it");
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! What people see of one machine, golden; and what scripts do.
 
 use aquifer_cli::output::Output;
-use aquifer_cli::{devices, doctor, overview, services, view};
+use aquifer_cli::view::{self, Node};
+use aquifer_cli::{devices, doctor, nodes, overview, services};
+use aquifer_proto::v1;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -23,7 +25,7 @@ fn machine() -> devices::Machine {
         speed_milli: 1000,
         speed_source: "not measured".into(),
         memory_gbs: if fault.is_some() { 0 } else { 1600 },
-        switch: None,
+        switch: (index != 1).then(|| format!("0000:{}0:00.0", 9 - index)),
         island: (index < 2).then_some(0),
         parted_by: (index < 2).then(|| "vnpu".into()),
         ..devices::Device::default()
@@ -40,10 +42,10 @@ fn devices_of_a_machine_are_listed_with_what_is_wrong() {
     assert_eq!(
         devices::text(&machine(), &plain()),
         "\
-DEVICE  VENDOR  MODEL    MEMORY  SPEED  STATE                     ISLAND  NUMA  PLACE         UUID
-     0  ascend  910b3    64 GiB      1  well                           0     1  0000:c0:00.0  die-0
-     1  ascend  910b3    64 GiB      1  well                           0     1  0000:c1:00.0  die-1
-     2  ascend  unknown     0 B      1  faulty: fell off the bus             1  0000:c2:00.0  die-2
+DEVICE  VENDOR  MODEL    MEMORY  SPEED  STATE                     ISLAND  SWITCH  NUMA  PLACE         UUID
+     0  ascend  910b3    64 GiB      1  well                           0       1     1  0000:c0:00.0  die-0
+     1  ascend  910b3    64 GiB      1  well                           0             1  0000:c1:00.0  die-1
+     2  ascend  unknown     0 B      1  faulty: fell off the bus               0     1  0000:c2:00.0  die-2
 
 910b3: not measured, 1,600 GB/s of memory, parts of it can be made on demand (--vnpu on-demand)
 unknown: not measured
@@ -59,6 +61,55 @@ ascend: device 0: a minor fault"
          speed_milli speed_source switch uuid vendor"
     );
     assert_eq!(keys(&json["findings"][0]), "vendor what");
+}
+
+#[test]
+fn what_was_measured_of_a_class_is_told_beside_it_and_of_others_who_says_how_fast_they_are() {
+    let device = |model: &str, source: &str| v1::Device {
+        vendor: "nvidia".into(),
+        model: model.into(),
+        speed_source: source.into(),
+        memory_gbs: 300,
+        ..v1::Device::default()
+    };
+    let measured = v1::Measured {
+        vendor: "nvidia".into(),
+        model: "h200".into(),
+        f32_mflops: 50_000_000,
+        bf16_mflops: 700_000_000,
+        int8_mflops: 1_200_000_000,
+        attention_mflops: 300_000_000,
+        memory_mbs: 4_000_000,
+        host_link_mbs: 55_000,
+        train_tokens_milli: 900_000_500,
+        decode_tokens_milli: 0,
+        ..v1::Measured::default()
+    };
+    let inventory = v1::Inventory {
+        devices: vec![
+            device("h200", "measured: 700.000 TFLOP/s in bf16"),
+            device("l4", "by datasheet (NVIDIA L4 datasheet, dense)"),
+            device("b999", "not measured, as the reference device"),
+        ],
+        measured: vec![measured],
+        ..v1::Inventory::default()
+    };
+    let node = Node::from(&v1::Node { inventory: Some(inventory), ..v1::Node::default() });
+    let text = nodes::details(&node, &plain());
+    let told = text.split("\n\n").last().unwrap();
+    assert_eq!(
+        told,
+        "\
+b999: not measured, as the reference device, 300 GB/s of memory
+h200: measured: 700.000 TFLOP/s in bf16, 50,000 GFLOP/s in f32, 1,200,000 GFLOP/s with int8 weights, 300,000 GFLOP/s of \
+         attention, 4,000 GB/s of memory, 55 GB/s from the host, 900,001 tokens/s of training
+l4: by datasheet (NVIDIA L4 datasheet, dense), 300 GB/s of memory"
+    );
+    let json = serde_json::to_value(&node).unwrap();
+    assert_eq!(json["devices"][0]["measured"]["train_tokens_per_s"], 900_000.5);
+    assert_eq!(json["devices"][0]["measured"]["host_link_gbs"], 55.0);
+    assert!(json["devices"][0]["measured"]["decode_tokens_per_s"].is_null(), "{json}");
+    assert!(json["devices"][1]["measured"].is_null(), "{json}");
 }
 
 #[test]

@@ -306,6 +306,8 @@ fn node() -> Node {
         model: "h200-141gb".into(),
         memory_bytes: 141 << 30,
         island: None,
+        pcie_switch: None,
+        numa_node: None,
         isolation: "limited".into(),
         uuid: format!("GPU-{index}"),
         held,
@@ -314,8 +316,9 @@ fn node() -> Node {
         fault_since_ms: fault.map(|_| NOW - 300_000),
         cordoned: false,
         speed_milli: 3170,
-        speed_source: "NVIDIA H200 datasheet, dense".into(),
+        speed_source: "by datasheet (NVIDIA H200 datasheet, dense)".into(),
         memory_gbs: 4800,
+        measured: None,
     };
     Node {
         name: "gpu-1".into(),
@@ -381,7 +384,7 @@ DEVICE  MODEL       VENDOR   MEMORY  SPEED  SLICES   STATE               UUID
      1  h200-141gb  nvidia  141 GiB   3.17  limited  free                GPU-1
      2  h200-141gb  nvidia  141 GiB   3.17  limited  faulty: ECC errors  GPU-2
 
-h200-141gb: NVIDIA H200 datasheet, dense, 4,800 GB/s of memory
+h200-141gb: by datasheet (NVIDIA H200 datasheet, dense), 4,800 GB/s of memory
 
 8 Ascend cards on PCI, libdcmi.so not found"
     );

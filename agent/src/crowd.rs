@@ -185,6 +185,7 @@ fn inventory(name: &str, devices: u16) -> Inventory {
         uuid: format!("GPU-{name}-{number}").as_str().into(),
         number: number.into(),
         island: Some(0),
+        locality: Default::default(),
         isolation: Isolation::Advisory,
         fault: None,
         speed_milli: 1000,
@@ -199,5 +200,6 @@ fn inventory(name: &str, devices: u16) -> Inventory {
         ports: Ports { first: 20_000, last: 20_999 },
         labels: Default::default(),
         engine: "".into(),
+        measured: Default::default(),
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! [`run`] is the daemon; it alone talks to a scheduler (`session.rs`). [`Launcher`] runs workers, one run
 //! directory ([`run_dir`]) and one [`supervise`] process each; [`command`] says how a worker is called; [`device`]
-//! what there is to run them on; [`host`] what else the node offers.
+//! what there is to run them on, through vendors' libraries that one [`ask_library`] process each has; [`host`] what else the
+//! node offers.
 
 pub mod account;
 pub mod cgroup;
@@ -38,6 +39,7 @@ mod trial;
 
 pub use cgroup::Limits;
 pub use daemon::{AgentConfig, AgentError, run};
+pub use device::library::serve as ask_library;
 pub use fork_server::supervise;
 pub use frameworks::RunFile;
 pub use launcher::{Launch, Launcher, LauncherConfig, LauncherError, News, Ready, SupervisorCommand};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use aquifer_agent::device::{BackendChoice, Backends, DeviceChoice, Roots, Visibility};
+use aquifer_agent::device::{BackendChoice, Backends, DeviceChoice, HelperCommand, Roots, Visibility};
 use aquifer_agent::host::Host;
 use aquifer_core::{Device, Ports, Vendor};
 
@@ -19,8 +19,15 @@ fn env(shown: &Visibility) -> Vec<(&str, &str)> {
     shown.env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect()
 }
 
+fn roots() -> Roots {
+    let tests = std::env::current_exe().unwrap();
+    let examples = tests.parent().unwrap().parent().unwrap().join("examples");
+    let helper = HelperCommand { program: examples.join("ask_library"), args: Vec::new() };
+    Roots { helper, ..Roots::default() }
+}
+
 fn open(choice: &str) -> Backends {
-    Backends::open(&choice.parse().unwrap(), &Host::read(), &Roots::default(), None).unwrap()
+    Backends::open(&choice.parse().unwrap(), &Host::read(), &roots(), None).unwrap()
 }
 
 #[test]
@@ -32,7 +39,7 @@ fn the_order_of_devices_survives_the_loss_of_one_while_there_is_no_agent() {
     };
     let open = |host: &Host| {
         let choice = format!("fake:{}", file.display()).parse().unwrap();
-        Backends::open(&choice, host, &Roots::default(), Some(&known)).unwrap()
+        Backends::open(&choice, host, &roots(), Some(&known)).unwrap()
     };
     let host = Host::read();
     fs::write(&file, [entry("a"), entry("b"), entry("c")].concat()).unwrap();
@@ -110,7 +117,7 @@ fn a_mistake_in_a_file_of_fake_devices_is_named_with_its_place() {
     let says = |entry: &str| {
         fs::write(&file, format!("[[device]]\nvendor = \"nvidia\"\nmodel = \"h100\"\n{entry}\n")).unwrap();
         let choice = format!("fake:{}", file.display()).parse().unwrap();
-        let error = Backends::open(&choice, &Host::read(), &Roots::default(), None).err().expect("a mistake");
+        let error = Backends::open(&choice, &Host::read(), &roots(), None).err().expect("a mistake");
         let error = error.to_string();
         error.strip_prefix(&format!("fake devices: {}: ", file.display())).expect("the file").to_string()
     };
@@ -142,13 +149,13 @@ fn a_file_of_fake_devices_that_makes_no_sense_is_refused_at_the_start() {
     let refused = |text: &str| {
         fs::write(&file, text).unwrap();
         let choice = format!("fake:{}", file.display()).parse().unwrap();
-        Backends::open(&choice, &Host::read(), &Roots::default(), None).err().unwrap().to_string()
+        Backends::open(&choice, &Host::read(), &roots(), None).err().unwrap().to_string()
     };
     assert!(refused("[[device]]\nvendor = \"acme\"\nmodel = \"x\"\n").contains("no vendor \"acme\""));
     assert!(refused("[[device]]\nvendor = \"amd\"\n").contains("model"));
     assert!(refused("[[device]]\nvendor = \"amd\"\nmodel = \"x\"\ncuont = 2\n").contains("cuont"));
     let missing = "fake:/no/such/file".parse().unwrap();
-    let error = Backends::open(&missing, &Host::read(), &Roots::default(), None).err().unwrap().to_string();
+    let error = Backends::open(&missing, &Host::read(), &roots(), None).err().unwrap().to_string();
     assert_eq!(error, "fake devices: /no/such/file: No such file or directory (os error 2)");
 }
 

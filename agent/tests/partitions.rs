@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use aquifer_agent::Launch;
 use aquifer_agent::container::{self, Container, EngineChoice, ShownDevice};
 use aquifer_agent::device::caps::Caps;
-use aquifer_agent::device::{Backend, BySysfs, Roots};
+use aquifer_agent::device::{Backend, BySysfs, HelperCommand, Roots};
 use aquifer_agent::partitions::{Divider, Mps, Partition, Partitions, Prepared, open};
 use aquifer_core::{Exit, Isolation, Slice, Vendor, WorkerState};
 use fixture::*;
@@ -95,7 +95,8 @@ impl Machine {
     fn divider(&self) -> Box<dyn Divider> {
         let dir = self.dir.path();
         let caps = Caps { dir: dir.join("caps"), table: dir.join("mig-minors") };
-        let roots = Roots { libraries: vec![dir.into()], caps, ..Roots::default() };
+        let helper = HelperCommand { program: example("ask_library"), args: Vec::new() };
+        let roots = Roots { libraries: vec![dir.into()], caps, helper, ..Roots::default() };
         open(self.way.vendor, &roots).unwrap()
     }
 
@@ -391,6 +392,30 @@ fn an_agent_that_is_killed_at_any_step_leaves_nothing_to_the_next() {
             (format!("[\"{}\"]\n", way.first), String::new(), 0)
         );
         assert_eq!((killed, left), (2 * way.steps, way.left.iter().map(|it| it.to_string()).collect()));
+    }
+}
+
+#[test]
+fn a_driver_that_crashes_at_any_step_fails_the_worker_and_leaves_nothing_behind() {
+    for way in [&MIG, &VNPU, &SMLU] {
+        let Some(machine) = Machine::new(way) else { return };
+        let dir = machine.dir.path();
+        let mut failed = 0;
+        for step in 0..2 * way.steps {
+            let when = format!("{}{}c", step / 2, if step % 2 == 0 { "" } else { "a" });
+            let mut agent = Command::new(example("part_one"));
+            agent.arg(dir).args([&way.vendor.to_string(), way.card]).arg(dir).arg("/sys");
+            let output = agent.env("PART_DIE", &when).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            let left = (machine.parts(), machine.claims());
+            assert_eq!(left, (String::new(), 0), "{} crashed at step {when}: {said}", way.vendor);
+            let why = format!("{} crashed (SIGKILL) in ", way.library);
+            assert_eq!(output.status.signal(), None, "{said}");
+            assert!(output.status.success() || said.contains(&why), "{said}");
+            failed += usize::from(!output.status.success());
+        }
+        // A crash while parts are removed is nothing that a worker is told of.
+        assert_eq!(failed, way.steps, "{}: half of the steps make the part", way.vendor);
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use aquifer_agent::device::{Backend, Backends, BySysfs, Discovery, Roots};
+use aquifer_agent::device::{Backend, Backends, BySysfs, Discovery, HelperCommand, Roots};
 use aquifer_agent::host::Host;
 use aquifer_core::{Health, Vendor};
 
@@ -16,7 +16,10 @@ struct Tree {
 impl Tree {
     fn new() -> Tree {
         let dir = tempfile::tempdir().unwrap();
-        let roots = Roots { sysfs: dir.path().into(), ..Roots::default() };
+        let tests = std::env::current_exe().unwrap();
+        let examples = tests.parent().unwrap().parent().unwrap().join("examples");
+        let helper = HelperCommand { program: examples.join("ask_library"), args: Vec::new() };
+        let roots = Roots { sysfs: dir.path().into(), helper, ..Roots::default() };
         Tree { dir, roots }
     }
 
@@ -167,7 +170,7 @@ fn a_card_of_amd_that_is_divided_or_fails_is_told() {
         found.devices.iter().map(|card| (card.speed(None).0, card.memory_gbs(None))).collect();
     assert_eq!(speeds, [(4190, 5300), (2095, 2650), (4190, 5300), (2095, 2650)]);
     let said = found.devices[3].speed(None).1;
-    assert_eq!(said, "AMD ROCm documentation, MI300 series, dense, one of 2 parts");
+    assert_eq!(said, "by datasheet (AMD ROCm documentation, MI300 series, dense), one of 2 parts");
     let faults: Vec<Option<String>> =
         found.devices.iter().map(|card| card.fault.as_ref().map(ToString::to_string)).collect();
     let bad = "draining: uncorrected errors (umc 2): drain the card and reset it".to_string();

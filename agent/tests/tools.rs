@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use aquifer_agent::device::{Backend, ByLibrary, Discovery, Found, Roots};
+use aquifer_agent::device::{Backend, ByLibrary, Discovery, Found, HelperCommand, Roots};
 use aquifer_core::Vendor;
 
 /// A tool, and what is to be found through it. Card 0 is at 2b:00.0, card 1 at 1b:00.0.
@@ -165,6 +165,15 @@ impl Machine {
             patience: Duration::from_secs(10),
             // What a tool said is asked for again after six of these.
             pause: Duration::ZERO,
+            helper: HelperCommand {
+                program: std::env::current_exe()
+                    .unwrap()
+                    .ancestors()
+                    .nth(2)
+                    .unwrap()
+                    .join("examples/ask_library"),
+                args: Vec::new(),
+            },
             ..Roots::default()
         };
         let machine = Machine { dir, roots };

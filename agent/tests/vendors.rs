@@ -8,7 +8,7 @@ use std::{fs, io};
 
 use aquifer_agent::device::caps::Caps;
 use aquifer_agent::device::measured::{On, ToMeasure};
-use aquifer_agent::device::{Backend, Backends, ByLibrary, Discovery, Found, Roots};
+use aquifer_agent::device::{Backend, Backends, ByLibrary, Discovery, Found, HelperCommand, Roots};
 use aquifer_agent::host::Host;
 use aquifer_core::{Health, Isolation, Ports, Slice, Vendor};
 
@@ -278,8 +278,17 @@ const WITH_MIG: &[&str] =
     &["-DPREFIX=nvml", "-DNAME=\"NVIDIA H100 80GB HBM3\"", "-DUUID=\"GPU-0000\"", "-DMIG"];
 const WITH_MIG_DRIVER: &[&str] =
     &["-DPREFIX=nvml", "-DNAME=\"NVIDIA H100 80GB HBM3\"", "-DUUID=\"GPU-0000\"", "-DMIG", "-DRECOVERY"];
+const CRASH_AT_LOAD: &[&str] =
+    &["-DPREFIX=nvml", "-DNAME=\"NVIDIA H100 80GB HBM3\"", "-DUUID=\"GPU-0000\"", "-DCRASH_AT_LOAD"];
 const WITH_XID: &[&str] =
     &["-DPREFIX=nvml", "-DNAME=\"NVIDIA H100 80GB HBM3\"", "-DUUID=\"GPU-0000\"", "-DXID"];
+
+/// The process that has a library, beside the tests.
+fn helper() -> HelperCommand {
+    let tests = std::env::current_exe().unwrap();
+    let examples = tests.parent().unwrap().parent().unwrap().join("examples");
+    HelperCommand { program: examples.join("ask_library"), args: Vec::new() }
+}
 
 /// A directory with a stand-in; `None`, said aloud, where there is no C compiler.
 struct Machine {
@@ -310,6 +319,7 @@ impl Machine {
             sysfs: dir.path().join("sys"),
             libraries: vec![dir.path().into()],
             tools: Vec::new(),
+            helper: helper(),
             patience: Duration::from_secs(10),
             pause: Duration::from_millis(1),
             caps: Caps { dir: dir.path().join("caps"), table: dir.path().join("mig-minors") },
@@ -451,33 +461,139 @@ fn a_card_that_is_lost_or_sick_is_at_fault_and_hides_no_other() {
     }
 }
 
-#[test]
-fn a_call_that_hangs_costs_its_card_until_it_returns_and_no_other() {
-    for stub in &STUBS {
-        let Some(mut machine) = Machine::new(stub, &[]) else { return };
-        machine.roots.patience = Duration::from_millis(300);
-        let hang = format!("hang-{}", stub.hangs);
-        machine.begin(&hang);
-        let mut backend = machine.backend(stub);
-        let found = backend.discover();
-        let why = format!("{} did not answer within 0.3 s: {} has not returned", stub.name, stub.hangs);
-        assert_eq!((found.devices.len(), faults(&found)), (2, vec![&why[..]]), "{found:#?}");
-        assert_eq!(card(&found, stub.uuid_of_0).fault, None, "{}", stub.name);
-        assert_eq!(faults(&backend.discover()), [why], "it still hangs, and is not asked twice");
-        machine.end(&hang);
-        let deadline = Instant::now() + Duration::from_secs(20);
-        let mut found = backend.discover();
-        while !faults(&found).is_empty() {
-            assert!(
-                Instant::now() < deadline,
-                "{}: the call has returned, but nobody asks again: {found:#?}",
-                stub.name
-            );
-            std::thread::yield_now();
-            found = backend.discover();
-        }
-        assert_well(stub, &found, false);
+/// Looks until all is well again.
+fn until_well(stub: &Stub, backend: &mut ByLibrary) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut found = backend.discover();
+    while found.devices.len() != 2 || !faults(&found).is_empty() {
+        assert!(Instant::now() < deadline, "{}: nobody asks again: {found:#?}", stub.name);
+        std::thread::yield_now();
+        found = backend.discover();
     }
+    assert_well(stub, &found, false);
+}
+
+/// What one card costs that breaks a call about it, which is asked again only after a while.
+///
+/// * `how`: what the stand-in does. `why`: what is said of it, with `LIBRARY` and `FUNCTION`.
+fn one_card_breaks(stub: &Stub, how: &str, why: &str) {
+    let Some(mut machine) = Machine::new(stub, &[]) else { return };
+    // A call that hangs costs all of it; the pause is longer than a second look takes on a busy machine.
+    machine.roots.patience = Duration::from_secs(if how == "hang" { 1 } else { 10 });
+    machine.roots.pause = Duration::from_secs(3);
+    let begun = format!("{how}-{}", stub.hangs);
+    machine.begin(&begun);
+    let mut backend = machine.backend(stub);
+    let found = backend.discover();
+    let why = why.replace("LIBRARY", stub.library).replace("FUNCTION", stub.hangs);
+    assert_eq!((found.devices.len(), faults(&found)), (2, vec![&why[..]]), "{found:#?}");
+    assert_eq!(card(&found, stub.uuid_of_0).fault, None, "{}", stub.name);
+    machine.end(&begun);
+    assert_eq!(faults(&backend.discover()), [why], "it is not asked again at once");
+    until_well(stub, &mut backend);
+}
+
+fn with_each_stub(test: impl Fn(&Stub) + Sync) {
+    std::thread::scope(|scope| STUBS.iter().for_each(|stub| _ = scope.spawn(|| test(stub))));
+}
+
+#[test]
+fn a_call_that_hangs_costs_its_card_and_no_other() {
+    let why = "LIBRARY did not answer within 1 s: FUNCTION has not returned";
+    with_each_stub(|stub| one_card_breaks(stub, "hang", why));
+}
+
+#[test]
+fn a_library_that_crashes_costs_the_card_it_was_asked_about_and_neither_another_nor_who_asks() {
+    with_each_stub(|stub| one_card_breaks(stub, "crash", "LIBRARY crashed (SIGSEGV) in FUNCTION"));
+    one_card_breaks(&SHAPED, "abort", "LIBRARY crashed (SIGABRT) in FUNCTION");
+    one_card_breaks(&SHAPED, "exit", "LIBRARY ended its process (exit code 3) in FUNCTION");
+}
+
+#[test]
+fn a_library_that_crashes_in_a_call_about_no_card_is_named_for_every_card_and_tried_again() {
+    for function in ["nvmlInit_v2", "nvmlDeviceGetCount_v2"] {
+        let Some(machine) = Machine::new(&SHAPED, &[]) else { return };
+        machine.plug("0x10de", &["0000:2a:00.0", "0000:2b:00.0"]);
+        let crash = format!("crash-{function}");
+        let why = format!("libnvidia-ml.so.1 crashed (SIGSEGV) in {function}");
+        machine.begin(&crash);
+        let mut backend = machine.backend(&SHAPED);
+        let found = backend.discover();
+        assert_eq!(faults(&found), [&why[..]; 2], "{found:#?}");
+        assert_eq!(findings(&found), [format!("2 devices on PCI, but {why}")]);
+        machine.end(&crash);
+        until_well(&SHAPED, &mut backend);
+    }
+    // Cards that were known keep their names.
+    let Some(machine) = Machine::new(&SHAPED, &[]) else { return };
+    machine.plug("0x10de", &["0000:2a:00.0", "0000:2b:00.0"]);
+    let mut backend = machine.backend(&SHAPED);
+    let mut devices = backend.discover().devices;
+    let about = |devices: &[Found]| -> Vec<(String, Option<String>)> {
+        let fault = |it: &Found| it.fault.as_ref().map(|fault| fault.why.to_string());
+        devices.iter().map(|it| (it.uuid.to_string(), fault(it))).collect()
+    };
+    let names = ["GPU-0000-0", "GPU-0000-1"].map(String::from);
+    machine.begin("crash-nvmlDeviceGetCount_v2");
+    backend.health(&mut devices);
+    let why = Some("libnvidia-ml.so.1 crashed (SIGSEGV) in nvmlDeviceGetCount_v2".to_string());
+    assert_eq!(about(&devices), names.clone().map(|name| (name, why.clone())));
+    machine.end("crash-nvmlDeviceGetCount_v2");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while devices.iter().any(|device| device.fault.is_some()) {
+        assert!(Instant::now() < deadline, "{devices:#?}");
+        backend.health(&mut devices);
+    }
+    assert_eq!(about(&devices), names.map(|name| (name, None)));
+    // While it is loaded.
+    let stub = Stub { defines: CRASH_AT_LOAD, ..SHAPED };
+    let Some(machine) = Machine::new(&stub, &[]) else { return };
+    machine.plug("0x10de", &["0000:2a:00.0"]);
+    let found = machine.backend(&stub).discover();
+    assert_eq!(faults(&found), ["libnvidia-ml.so.1 crashed (SIGSEGV) in its initialisers"]);
+}
+
+#[test]
+fn a_process_that_is_ended_while_nothing_is_asked_says_nothing_of_cards() {
+    let Some(machine) = Machine::new(&SHAPED, &[]) else { return };
+    let mut backend = machine.backend(&SHAPED);
+    assert_well(&SHAPED, &backend.discover(), false);
+    let own = machine.file(SHAPED.library).display().to_string();
+    let has_it =
+        |pid: &i32| fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains(&own));
+    let processes = || {
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).filter(has_it)
+    };
+    let first: Vec<i32> = processes().collect();
+    let [helper] = first[..] else { panic!("{first:?}") };
+    assert!(Command::new("kill").args(["-9", &helper.to_string()]).status().unwrap().success());
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while processes().next().is_some() {
+        assert!(Instant::now() < deadline, "{helper} lives");
+    }
+    assert_well(&SHAPED, &backend.discover(), false);
+    assert_eq!(processes().count(), 1, "another one has the library");
+    drop(backend);
+    assert_eq!(processes().count(), 0);
+}
+
+#[test]
+fn a_library_that_starts_slowly_is_waited_for_and_one_that_never_does_is_ended() {
+    let Some(machine) = Machine::new(&SHAPED, &[]) else { return };
+    machine.begin("hang-nvmlInit_v2");
+    let roots = Roots { patience: Duration::from_millis(300), ..machine.roots.clone() };
+    let mut backend = ByLibrary::new(Vendor::Nvidia, None, &roots).unwrap();
+    let said = findings(&backend.discover());
+    assert_eq!(said, ["nvml has not started within 0.3 s, and is waited for"]);
+    let why = "libnvidia-ml.so.1 did not answer within 3.6 s: nvmlInit_v2 has not returned";
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while findings(&backend.discover()) != [why] {
+        assert!(Instant::now() < deadline, "{:?}", findings(&backend.discover()));
+    }
+    machine.end("hang-nvmlInit_v2");
+    until_well(&SHAPED, &mut backend);
 }
 
 #[test]
@@ -738,6 +854,36 @@ fn cards_that_can_be_parted_say_so_where_that_is_switched_on() {
     let roots = Roots { parts_on_demand: [Vendor::Ascend].into(), ..machine.roots.clone() };
     let backends = Backends::open(&"ascend".parse().unwrap(), &Host::read(), &roots, None).unwrap();
     assert_eq!(backends.devices()[0].isolation, Isolation::Advisory);
+}
+
+/// Two cards below one switch, near the same memory.
+#[test]
+fn where_cards_hang_is_reported_and_kept() {
+    let Some(machine) = Machine::new(&SHAPED, &[]) else { return };
+    let bus = machine.roots.sysfs.join("bus/pci/devices");
+    fs::create_dir_all(&bus).unwrap();
+    let put = |above: &str, place: &str| {
+        let real = machine.roots.sysfs.join("devices/pci0000:16").join(above).join(place);
+        fs::create_dir_all(&real).unwrap();
+        for (file, text) in [("vendor", "0x10de"), ("class", "0x030200"), ("numa_node", "1")] {
+            fs::write(real.join(file), text).unwrap();
+        }
+        std::os::unix::fs::symlink(&real, bus.join(place)).unwrap();
+    };
+    put("0000:16:01.0/0000:17:00.0/0000:18:00.0", "0000:2a:00.0");
+    put("0000:16:01.0/0000:17:00.0/0000:18:01.0", "0000:2b:00.0");
+    put("0000:16:02.0", "0000:2c:00.0");
+    let mut backends =
+        Backends::open(&"nvidia,cpu:0".parse().unwrap(), &Host::read(), &machine.roots, None).unwrap();
+    let seen = |backends: &Backends| -> Vec<(Option<u16>, Option<u16>)> {
+        let told = backends.devices();
+        told.iter().map(|device| (device.locality.switch, device.locality.numa_node)).collect()
+    };
+    let all = [(None, None), (Some(0), Some(1)), (Some(0), Some(1))];
+    assert_eq!(seen(&backends), all, "a core hangs nowhere");
+    fs::remove_file(bus.join("0000:2a:00.0")).unwrap();
+    backends.refresh();
+    assert_eq!(seen(&backends), all, "that does not change while the machine is up");
 }
 
 /// Cards that are linked with those of other nodes give their node a label, which jobs can require.

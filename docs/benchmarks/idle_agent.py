@@ -4,7 +4,7 @@
 usage: idle_agent.py --aquifer target/release/aquifer [--seconds 100]
 
 Compiles the stand-ins for the vendors' libraries that the tests use (needs cc), starts a scheduler and both agents, waits until
-what is done at the start is over, and reads memory and processor time of the agents from /proc. Root adds a bus
+what is done at the start is over, and reads memory and processor time of the agents and of their processes from /proc. Root adds a bus
 of 178 places with 28 accelerators, in a mount namespace of the agents (needs unshare).
 """
 import argparse, os, pathlib, subprocess, tempfile, time
@@ -45,12 +45,31 @@ def make_bus(directory):
         (at / "class").write_text("0x120000" if is_card else "0x060400")
 
 
+def family(process):
+    """The process and all that it has started, which have its libraries."""
+    all, parents = [], {}
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents.setdefault(int(stat.read_text().rsplit(") ", 1)[1].split()[1]), []).append(int(stat.parent.name))
+        except OSError:
+            pass  # It has just ended.
+    waiting = [process]
+    while waiting:
+        all.append(waiting.pop())
+        waiting += parents.get(all[-1], [])
+    return all
+
+
 def cost(process):
-    """Resident KiB and processor ticks so far."""
-    status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
-    resident = int(status.split("VmRSS:")[1].split()[0])
-    fields = pathlib.Path(f"/proc/{process.pid}/stat").read_text().rsplit(") ", 1)[1].split()
-    return resident, int(fields[11]) + int(fields[12])
+    """KiB of memory, what is shared with others in parts, and processor ticks so far, of an agent with its processes."""
+    memory, ticks = 0, 0
+    for one in family(process.pid):
+        rollup = pathlib.Path(f"/proc/{one}/smaps_rollup").read_text()
+        memory += int(rollup.split("\nPss:")[1].split()[0])
+        fields = pathlib.Path(f"/proc/{one}/stat").read_text().rsplit(") ", 1)[1].split()
+        # With those of processes of it that have ended.
+        ticks += sum(int(field) for field in fields[11:15])
+    return memory, ticks
 
 
 def main():
@@ -88,7 +107,7 @@ def main():
             share = (ticks - before[name][1]) / os.sysconf("SC_CLK_TCK") / took
             base = base or (resident, share)
             more = f"{(resident - base[0]) / 1024:+.1f} MiB, {(share - base[1]) * 100:+.2f} %"
-            print(f"{name:16} {resident / 1024:6.1f} MiB resident, {share * 100:5.2f} % of one core   {more}")
+            print(f"{name:16} {resident / 1024:6.1f} MiB, {share * 100:5.2f} % of one core   {more}")
         for process in [*agents.values(), server]:
             process.terminate()
             process.wait()

@@ -1,6 +1,7 @@
 //! Core to wire.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use aquifer_core::serving::Work;
 use aquifer_core::*;
@@ -146,6 +147,8 @@ pub fn inventory(inventory: &Inventory) -> v1::Inventory {
         number: device.number,
         isolation: isolation(device.isolation),
         island: device.island.map(u32::from),
+        pcie_switch: device.locality.switch.map(u32::from),
+        numa_node: device.locality.numa_node.map(u32::from),
     };
     v1::Inventory {
         devices: inventory.devices.iter().map(device).collect(),
@@ -156,6 +159,23 @@ pub fn inventory(inventory: &Inventory) -> v1::Inventory {
         last_port: inventory.ports.last.into(),
         labels: inventory.labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
         engine: inventory.engine.to_string(),
+        measured: inventory.measured.iter().map(measured).collect(),
+    }
+}
+
+fn measured((class, it): (&Arc<DeviceClass>, &Measured)) -> v1::Measured {
+    v1::Measured {
+        vendor: class.vendor.to_string(),
+        model: class.model.to_string(),
+        memory_bytes: class.memory_bytes,
+        f32_mflops: it.f32_mflops,
+        bf16_mflops: it.bf16_mflops,
+        int8_mflops: it.int8_mflops,
+        attention_mflops: it.attention_mflops,
+        memory_mbs: it.memory_mbs,
+        host_link_mbs: it.host_link_mbs,
+        train_tokens_milli: it.train_tokens_milli,
+        decode_tokens_milli: it.decode_tokens_milli,
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use aquifer_core::Isolation;
 
-use super::library::{Library, text_at};
+use super::library::{Library, Place, Returned, Uncalled};
 use super::recurring::Often;
 use super::roots::Roots;
 
@@ -263,6 +263,8 @@ pub enum CallError {
     Status { symbol: &'static str, status: i32, text: String },
     /// The answer makes no sense.
     Nonsense(&'static str),
+    /// The library crashed or hung, in this call or an earlier one: a whole sentence.
+    Gone(String),
 }
 
 impl std::fmt::Display for CallError {
@@ -274,6 +276,7 @@ impl std::fmt::Display for CallError {
             }
             CallError::Status { symbol, status, text } => write!(f, "{symbol} says {status}: {text}"),
             CallError::Nonsense(symbol) => write!(f, "the answer of {symbol} makes no sense"),
+            CallError::Gone(why) => f.write_str(why),
         }
     }
 }
@@ -317,46 +320,41 @@ pub struct Opened {
     pub library: Library,
     pub handle: usize,
     pub events: usize,
-    /// Told of every call before it is made.
-    pub before: Box<dyn Fn(&'static str) + Send + Sync>,
 }
-
-/// Bytes beyond what a function may write: libraries that are newer than their tables write more.
-const SLACK: usize = 4096;
 
 impl Opened {
     /// Asks, and gives the bytes of the answer besides its value.
     pub fn ask_raw(&self, probe: &Probe, about: &Context) -> Result<(Value, Vec<u8>), CallError> {
-        // Of eight bytes each, so that whatever is written is aligned.
-        let mut answer = vec![0u64; (probe.size + SLACK) / 8];
-        let start = answer.as_mut_ptr() as usize;
-        if probe.stamp != 0 {
-            answer[0] =
-                u64::from_ne_bytes([probe.stamp.to_ne_bytes(), [0; 4]].concat().try_into().expect("8 bytes"));
-        }
-        let word = |arg: &Arg| match *arg {
-            Arg::Library => self.handle,
-            Arg::Index => about.index,
-            Arg::Card => about.card[0],
-            Arg::Chip => about.card[1],
-            Arg::Memory => about.memory,
-            Arg::OtherCard => about.other[0],
-            Arg::OtherChip => about.other[1],
-            Arg::Events => self.events,
-            Arg::Is(number) => number as usize,
-            Arg::Out(at) => start + at,
-            Arg::Size => probe.size,
+        let stamp = probe.stamp.to_ne_bytes();
+        let start = if probe.stamp == 0 { &[][..] } else { &stamp[..] };
+        let word = |arg: &Arg| {
+            Place::Is(match *arg {
+                Arg::Library => self.handle as u64,
+                Arg::Index => about.index as u64,
+                Arg::Card => about.card[0] as u64,
+                Arg::Chip => about.card[1] as u64,
+                Arg::Memory => about.memory as u64,
+                Arg::OtherCard => about.other[0] as u64,
+                Arg::OtherChip => about.other[1] as u64,
+                Arg::Events => self.events as u64,
+                Arg::Is(number) => number as u64,
+                Arg::Out(at) => return Place::At(at as u32),
+                Arg::Size => probe.size as u64,
+            })
         };
-        let words: Vec<usize> = probe.args.iter().map(word).collect();
-        (self.before)(probe.symbol);
-        let returned = self.library.call(probe.symbol, &words).ok_or(CallError::Missing(probe.symbol))?;
+        let words: Vec<Place> = probe.args.iter().map(word).collect();
+        let is_text = matches!(probe.take, Take::ReturnedText);
+        let returned = self.library.call(probe.symbol, &words, start, probe.size, is_text);
+        let Returned { value, text, memory: bytes } = returned.map_err(|uncalled| match uncalled {
+            Uncalled::Missing => CallError::Missing(probe.symbol),
+            Uncalled::Gone(why) => CallError::Gone(why),
+        })?;
         match probe.take {
-            Take::Returned => return Ok((Value::Number(u64::from(returned as u32)), Vec::new())),
-            Take::ReturnedText => return Ok((Value::Text(text_at(returned)), Vec::new())),
+            Take::Returned => return Ok((Value::Number(u64::from(value as u32)), Vec::new())),
+            Take::ReturnedText => return Ok((Value::Text(text), Vec::new())),
             _ => (),
         }
-        let bytes: Vec<u8> = answer.iter().flat_map(|word| word.to_ne_bytes()).take(probe.size).collect();
-        match returned as i32 {
+        match value as i32 {
             0 => take(probe, &bytes).ok_or(CallError::Nonsense(probe.symbol)).map(|value| (value, bytes)),
             status => Err(self.failed(probe.symbol, status)),
         }
@@ -367,12 +365,12 @@ impl Opened {
         self.ask_raw(probe, about).map(|(value, _)| value)
     }
 
-    /// Asks one after the other until there is an answer. That a card is gone is one.
+    /// Asks one after the other until there is an answer. That a card is gone is one, and that the library is.
     pub fn first(&self, probes: &[Probe], about: &Context) -> Result<Value, CallError> {
         let mut failed = None;
         for probe in probes {
             match self.ask(probe, about) {
-                Err(error @ CallError::Status { .. }) if self.is_lost(&error) => return Err(error),
+                Err(error) if self.is_lost(&error) => return Err(error),
                 // An old function's failure says more than that a new one is missing.
                 Err(error) => {
                     failed = Some(failed.filter(|_| matches!(error, CallError::Missing(_))).unwrap_or(error))
@@ -386,14 +384,19 @@ impl Opened {
         Err(failed.unwrap_or(CallError::Missing("such function")))
     }
 
-    /// Whether this says that the card is gone.
+    /// Whether this says that the card is gone, or nothing can be asked any more.
     pub fn is_lost(&self, error: &CallError) -> bool {
-        matches!(error, CallError::Status { status, .. } if self.api.lost.contains(status))
+        match error {
+            CallError::Status { status, .. } => self.api.lost.contains(status),
+            CallError::Gone(_) => true,
+            CallError::Missing(_) | CallError::Nonsense(_) => false,
+        }
     }
 
     fn failed(&self, symbol: &'static str, status: i32) -> CallError {
-        let text = self.api.explain.and_then(|explain| self.library.call(explain, &[status as usize]));
-        CallError::Status { symbol, status, text: text.map(text_at).unwrap_or_default() }
+        let said = |explain| self.library.call(explain, &[Place::Is(status as u64)], &[], 0, true).ok();
+        let text = self.api.explain.and_then(said).map(|returned| returned.text).unwrap_or_default();
+        CallError::Status { symbol, status, text }
     }
 }
 

@@ -1,16 +1,17 @@
 //! All backends of a node together: indices that stay, and what they see as one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aquifer_core::{Device, DeviceClass, Fault, Inventory, Isolation, Name, Ports, Slice, Vendor};
+use aquifer_core::{Device, DeviceClass, Fault, Inventory, Isolation, Locality, Name, Ports, Slice, Vendor};
 use serde::{Deserialize, Serialize};
 
 use super::by_library::ByLibrary;
 use super::by_sysfs::BySysfs;
 use super::measured::{Figures, Measurements, On, ToMeasure};
+use super::topology::{Seat, seat};
 use super::{
     Backend, BackendChoice, Cpu, DeviceChoice, DeviceError, Fake, Finding, Found, Roots, Visibility, fake,
     mps, near, visible,
@@ -60,6 +61,8 @@ pub struct Backends {
     /// What else than the devices themselves keeps parts of them apart.
     enforced: BTreeMap<Vendor, Isolation>,
     roots: Roots,
+    /// Where devices hang, by their places; that does not change while the machine is up.
+    seats: BTreeMap<String, Seat>,
     measured: Measurements,
     /// Vendors are added as their devices appear.
     automatic: bool,
@@ -88,6 +91,7 @@ impl Backends {
             super_pod: None,
             enforced: BTreeMap::new(),
             roots: roots.clone(),
+            seats: BTreeMap::new(),
             measured: Measurements::default(),
             automatic: *choice == DeviceChoice::Auto,
         };
@@ -205,6 +209,11 @@ impl Backends {
             slot.1 = device;
         }
         self.devices.extend(devices.map(|device| (Some(index), device)));
+        for (_, found) in &self.devices {
+            if !self.seats.contains_key(&found.place) {
+                self.seats.insert(found.place.clone(), seat(&self.roots.sysfs, &found.place));
+            }
+        }
     }
 
     /// The devices in the order of their indices.
@@ -216,6 +225,17 @@ impl Backends {
             let own = own.filter_map(|(_, found)| found.island).map(|island| island + 1).max();
             first[index + 1] = first[index] + own.unwrap_or(0);
         }
+        let switches: BTreeSet<&String> =
+            self.seats.values().filter_map(|seat| seat.switch.as_ref()).collect();
+        let locality = |found: &Found| {
+            let seat = self.seats.get(&found.place);
+            let own = seat.and_then(|seat| seat.switch.as_ref());
+            let number = switches.iter().position(|switch| Some(*switch) == own);
+            Locality {
+                switch: number.map(|number| number as u16),
+                numa_node: seat.and_then(|seat| seat.numa_node?.try_into().ok()),
+            }
+        };
         let device = |(backend, found): &(Option<usize>, Found)| Device {
             class: found.class.clone(),
             uuid: found.uuid.clone(),
@@ -226,6 +246,7 @@ impl Backends {
             number: found.physical,
             isolation: self.isolation(found),
             island: found.island.map(|island| island + backend.map_or(0, |backend| first[backend])),
+            locality: locality(found),
         };
         self.devices.iter().map(device).collect()
     }
@@ -364,6 +385,9 @@ impl Backends {
         let mut all_labels: BTreeMap<Name, Name> = super_pod.into_iter().collect();
         all_labels.extend(self.labels.iter().map(|(key, value)| (key.clone(), value.clone())));
         all_labels.extend(labels.iter().map(|(key, value)| (key.clone(), value.clone())));
+        let figures = |(backend, found): &(Option<usize>, Found)| {
+            Some((found.class.clone(), self.measured_of((*backend, found))?.into()))
+        };
         Inventory {
             devices: self.devices(),
             cpus_milli: host.cpus_milli,
@@ -372,6 +396,7 @@ impl Backends {
             ports,
             labels: all_labels,
             engine: Name::default(),
+            measured: self.devices.iter().filter_map(figures).collect(),
         }
     }
 

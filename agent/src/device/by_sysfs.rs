@@ -4,8 +4,8 @@ use aquifer_core::Vendor;
 
 use super::helper::Helper;
 use super::ras::Ras;
-use super::reader::without_library;
 use super::roots::Roots;
+use super::unread::without_library;
 use super::{Backend, Discovery, Found, Visibility, intel, kfd, visible};
 
 /// A vendor's cards, from `/sys`. Reading it can hang where a card has, and has a thread of its own.

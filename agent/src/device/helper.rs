@@ -40,9 +40,4 @@ impl<R: Send + 'static> Helper<R> {
         self.hangs = false;
         Some(answer)
     }
-
-    /// Whether the call that hung has returned since.
-    pub fn has_answered(&mut self) -> bool {
-        self.answers.try_recv().is_ok()
-    }
 }

@@ -12,8 +12,8 @@ use aquifer_core::{DeviceClass, Health, Isolation, Vendor};
 use super::api::place_text;
 use super::hwmon::too_hot;
 use super::ras::Ras;
-use super::reader::without_library;
 use super::roots::{Roots, read, read_number};
+use super::unread::without_library;
 use super::{Discovery, Finding, Found, model_of, suspect, topology, visible};
 
 /// `CRAT_IOLINK_TYPE_XGMI`; PCI Express is 2.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use aquifer_core::DeviceClass;
+use aquifer_core::{DeviceClass, Measured};
 use serde::{Deserialize, Serialize};
 
 use crate::{json, trial};
@@ -52,6 +52,23 @@ impl Figures {
     /// What speeds are counted by, in TFLOP/s: the matrix product in bfloat16; `None`: it makes no sense.
     pub fn tflops(&self) -> Option<f64> {
         self.bf16_tflops.filter(|tflops| tflops.is_finite() && 0.0 < *tflops)
+    }
+}
+
+impl From<&Figures> for Measured {
+    /// What makes no sense counts as not measured.
+    fn from(figures: &Figures) -> Measured {
+        let whole = |figure: Option<f64>, unit: f64| (figure.unwrap_or(0.0) * unit) as u64;
+        Measured {
+            f32_mflops: whole(figures.f32_tflops, 1e6),
+            bf16_mflops: whole(figures.bf16_tflops, 1e6),
+            int8_mflops: whole(figures.int8_tflops, 1e6),
+            attention_mflops: whole(figures.attention_tflops, 1e6),
+            memory_mbs: whole(figures.memory_gbs, 1e3),
+            host_link_mbs: whole(figures.host_link_gbs, 1e3),
+            train_tokens_milli: whole(figures.train_tokens_per_s, 1e3),
+            decode_tokens_milli: whole(figures.decode_tokens_per_s, 1e3),
+        }
     }
 }
 
@@ -208,6 +225,31 @@ mod tests {
         assert_eq!(again.of(&class("epyc"), "6.1"), Some(&figures(0.2)));
         assert_eq!(again.of(&class("epyc"), "6.2"), None, "another driver");
         assert_eq!(again.of(&class("xeon"), "6.1"), None, "another class");
+    }
+
+    #[test]
+    fn every_figure_is_told_the_scheduler_in_its_own_field() {
+        let figures = Figures {
+            f32_tflops: Some(0.082),
+            bf16_tflops: Some(0.161),
+            int8_tflops: Some(f64::NAN),
+            memory_gbs: Some(16.5),
+            attention_tflops: Some(0.059),
+            train_tokens_per_s: Some(2170.0),
+            decode_tokens_per_s: Some(913.5),
+            host_link_gbs: None,
+        };
+        let told = Measured {
+            f32_mflops: 82_000,
+            bf16_mflops: 161_000,
+            int8_mflops: 0,
+            attention_mflops: 59_000,
+            memory_mbs: 16_500,
+            host_link_mbs: 0,
+            train_tokens_milli: 2_170_000,
+            decode_tokens_milli: 913_500,
+        };
+        assert_eq!(Measured::from(&figures), told);
     }
 
     #[test]

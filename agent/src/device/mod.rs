@@ -19,6 +19,7 @@ mod hwmon;
 mod intel;
 pub(crate) mod kfd;
 pub(crate) mod library;
+mod meaning;
 pub mod measured;
 pub mod mps;
 mod near;
@@ -31,6 +32,7 @@ mod reset;
 pub(crate) mod roots;
 pub(crate) mod tool;
 pub mod topology;
+mod unread;
 pub(crate) mod vendor;
 pub(crate) mod visible;
 pub mod watch;
@@ -51,6 +53,7 @@ pub use by_sysfs::BySysfs;
 pub use choice::{BackendChoice, DeviceChoice, DeviceError};
 pub use cpu::{Cpu, parse_cores, slug_of_cpu};
 pub use fake::{Fake, parse_fake};
+pub use library::HelperCommand;
 pub use reset::Resets;
 pub use roots::Roots;
 pub use visible::{driver_files, may_be_absent, visible_devices_variable};
@@ -156,9 +159,10 @@ impl Found {
             return (datasheet::milli(tflops), format!("measured: {tflops:.3} TFLOP/s in bf16"));
         }
         match datasheet::speed_milli(&self.class) {
-            Some((milli, source)) if self.one_of == 1 => (milli, source.into()),
+            Some((milli, source)) if self.one_of == 1 => (milli, format!("by datasheet ({source})")),
             Some((milli, source)) => {
-                ((milli / self.one_of).max(1), format!("{source}, one of {} parts", self.one_of))
+                let part = format!("by datasheet ({source}), one of {} parts", self.one_of);
+                ((milli / self.one_of).max(1), part)
             }
             None if self.class.vendor == Vendor::Cpu => (1, "not measured, as a slow core".into()),
             None => (1000, "not measured, as the reference device".into()),
@@ -263,7 +267,13 @@ fn merge(known: &mut Vec<Found>, now: Vec<Found>, why_missing: Option<&str>) {
             }
             // A card that was read before is not another one for being unreadable now.
             None if is_unread(&found)
-                && known.iter().any(|device| device.place.starts_with(&found.place)) => {}
+                && known.iter().any(|device| device.place.starts_with(&found.place)) =>
+            {
+                let there = known.iter_mut().zip(&mut seen);
+                for (device, seen) in there.filter(|(device, _)| device.place.starts_with(&found.place)) {
+                    (device.fault, *seen) = (found.fault.clone(), true);
+                }
+            }
             None => {
                 known.push(found);
                 seen.push(true);

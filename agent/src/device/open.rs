@@ -1,46 +1,44 @@
 //! Loads a vendor's library, starts it, and addresses its cards.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::api::{CallError, Context, Opened, Value};
-use super::library::Library;
+use super::library::{Library, LoadError, STARTING};
+use super::roots::Roots;
 use super::vendor::Maker;
 
 /// Loads a vendor's library and starts the first of its generations that can be.
 ///
 /// * `library`: the one to use, instead of those of the vendor's table.
-/// * `dirs`: where to look first.
-/// * `before`: told of every call before it is made.
 ///
 /// # Errors
 /// It is not there, or does not start.
-pub fn open(
-    maker: &Maker,
-    library: Option<&Path>,
-    dirs: &[PathBuf],
-    before: impl Fn(&'static str) + Send + Sync + Clone + 'static,
-) -> Result<Opened, String> {
-    let load = || match library {
-        Some(path) => Library::load(&[&path.to_string_lossy()], &[]),
-        None => Library::load(maker.libraries, dirs),
+pub fn open(maker: &Maker, library: Option<&Path>, roots: &Roots) -> Result<Opened, LoadError> {
+    let patience = roots.patience * STARTING;
+    let given = library.map(|path| path.to_string_lossy());
+    let (names, dirs) = match &given {
+        Some(path) => (&[&**path][..], &[][..]),
+        None => (maker.libraries, &roots.libraries[..]),
     };
-    // What is missing shows when the library itself is loaded.
-    maker.needs.iter().for_each(|name| _ = Library::load(&[name], dirs));
+    let library = Library::load(&roots.helper, maker.needs, names, dirs, patience)?;
+    let mut opened = Opened { api: &maker.apis[0], library, handle: 0, events: 0 };
     let mut failed = None;
     for api in maker.apis {
-        let before = Box::new(before.clone());
-        let mut opened = Opened { api, library: load()?, handle: 0, events: 0, before };
+        opened.api = api;
         match opened.first(api.init, &Context::default()) {
-            Ok(handle) => opened.handle = handle.number() as usize,
+            Ok(handle) => {
+                opened.handle = handle.number() as usize;
+                return Ok(opened);
+            }
+            Err(CallError::Gone(why)) => return Err(LoadError::Gone(why)),
+            // That a generation is not there says less than how the other failed.
             Err(error) => {
-                // That a generation is not there says less than how the other failed.
-                failed = Some(failed.filter(|_| matches!(error, CallError::Missing(_))).unwrap_or(error));
-                continue;
+                failed = Some(failed.filter(|_| matches!(error, CallError::Missing(_))).unwrap_or(error))
             }
         }
-        return Ok(opened);
     }
-    Err(failed.map_or("no way to initialise it".to_string(), |error| error.to_string()))
+    let why = failed.map_or("no way to initialise it".to_string(), |error| error.to_string());
+    Err(LoadError::Refused(why))
 }
 
 /// The addresses of all cards.

@@ -1,17 +1,23 @@
-//! Reads the cards of one vendor through its library. Runs on a thread of its own, since any call may never return.
+//! Reads the cards of one vendor through its library, which any call may crash or never come back from: then the process that has it
+//! is another one, the card of the call is left out for a while, and the others are read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use aquifer_core::{DeviceClass, Fault, Health, Isolation, Name, Vendor};
+use aquifer_core::{DeviceClass, Fault, Isolation, Name};
 
 use super::api::{CallError, Context, Level, Listed, Opened, Rule, Slices, TOO_MANY, Value};
+use super::library::LoadError;
+use super::meaning::{health_of, meanings, numbers};
 use super::open;
 use super::recurring::Recurring;
 use super::roots::{LONGEST_PAUSE, Roots, read_number};
 use super::tool::ByTool;
+use super::unread::{unread, without_library};
 use super::vendor::Maker;
 use super::watch::SUSPICION_MS;
 use super::{Discovery, Finding, Found, count_text, model_of, topology, visible};
@@ -20,20 +26,24 @@ use super::{Discovery, Finding, Found, count_text, model_of, topology, visible};
 const MOST_EVENTS: usize = 64;
 /// Reasons that are told of one card, at most.
 const MOST_REASONS: usize = 4;
+/// Cards that may be left out before the library as a whole is given up for a while.
+const MOST_LEFT_OUT: usize = 4;
 
-/// What outlives a thread whose call hangs.
-#[derive(Default)]
-pub struct Shared(Mutex<State>);
-
-#[derive(Default)]
-struct State {
+/// Reads cards.
+pub struct Reader {
+    maker: &'static Maker,
+    roots: Roots,
+    /// The library to use, instead of those of the table.
+    library: Option<PathBuf>,
     opened: Option<Arc<Opened>>,
+    /// A library that is being started.
+    opening: Option<Receiver<Result<Opened, LoadError>>>,
+    /// Why there is no library.
+    failed: Option<Trouble>,
+    /// Cards that are not asked.
+    left_out: BTreeMap<u32, Trouble>,
     /// Cards that could be read: one that is lost later keeps its identity.
     known: BTreeMap<u32, Vec<Found>>,
-    /// Cards that are not asked, and why: a call for them has not returned.
-    hung: BTreeMap<u32, String>,
-    /// The call that is being made, and for which card.
-    now: (Option<u32>, &'static str),
     /// Handles, with those of their memory, as far as they are kept.
     handles: BTreeMap<u32, [usize; 2]>,
     /// Cards whose events come.
@@ -48,83 +58,132 @@ struct State {
     driver: Option<String>,
     /// Domains of links beyond the node, of cards that have said theirs.
     super_pods: BTreeMap<u32, String>,
+    /// What lists cards where there is no library.
+    tool: Option<ByTool>,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+/// Why something is not asked, from when on it is again, and how long that is if it comes again.
+struct Trouble {
+    why: String,
+    again: Instant,
+    pause: Duration,
+}
+
+impl Trouble {
+    /// Twice as long as the last time.
+    fn after(last: Option<&Trouble>, why: String, roots: &Roots) -> Trouble {
+        let pause = last.map_or(roots.pause, |last| (last.pause * 2).min(LONGEST_PAUSE));
+        Trouble { why, again: Instant::now() + pause, pause }
     }
 
-    /// The call that is being made.
-    pub fn now(&self) -> (Option<u32>, &'static str) {
-        self.lock().now
+    fn is_over(&self) -> bool {
+        self.again <= Instant::now()
+    }
+}
+
+/// A look that the library's process did not survive.
+struct Broken {
+    /// Of which it was asked.
+    card: Option<u32>,
+    why: String,
+}
+
+impl Reader {
+    pub fn new(maker: &'static Maker, roots: Roots, library: Option<PathBuf>) -> Reader {
+        Reader {
+            maker,
+            roots,
+            library,
+            opened: None,
+            opening: None,
+            failed: None,
+            left_out: BTreeMap::new(),
+            known: BTreeMap::new(),
+            handles: BTreeMap::new(),
+            registered: BTreeSet::new(),
+            alarms: BTreeMap::new(),
+            recurring: BTreeMap::new(),
+            pairs: BTreeMap::new(),
+            driver: None,
+            super_pods: BTreeMap::new(),
+            tool: ByTool::new(maker),
+        }
     }
 
     /// Version of the driver, where it matters and is known.
     pub fn driver(&self) -> Option<String> {
-        self.lock().driver.clone()
+        self.driver.clone()
     }
 
     /// The domains of links beyond the node in which its cards are, each once.
     pub fn super_pods(&self) -> BTreeSet<String> {
-        self.lock().super_pods.values().cloned().collect()
-    }
-
-    /// Leaves out a card.
-    pub fn leave_out(&self, card: u32, why: String) {
-        self.lock().hung.insert(card, why);
+        self.super_pods.values().cloned().collect()
     }
 
     /// Forgets what events said of a card.
-    pub fn forget_alarms(&self, uuid: &Name) {
-        let mut state = self.lock();
-        let card = state.known.iter().find(|(_, found)| found.iter().any(|it| it.uuid == *uuid));
+    pub fn forget_alarms(&mut self, uuid: &Name) {
+        let card = self.known.iter().find(|(_, found)| found.iter().any(|it| it.uuid == *uuid));
         if let Some(card) = card.map(|(card, _)| *card) {
-            state.alarms.remove(&card);
+            self.alarms.remove(&card);
         }
     }
 
-    /// Asks for a card again.
-    pub fn take_in(&self, card: u32) {
-        self.lock().hung.remove(&card);
-    }
-}
-
-/// Reads cards.
-pub struct Reader {
-    maker: &'static Maker,
-    roots: Roots,
-    /// The library to use, instead of those of the table.
-    library: Option<PathBuf>,
-    shared: Arc<Shared>,
-    /// Why there is no library, from when on to try again, and how long to wait after that.
-    failed: Option<(String, Instant, Duration)>,
-    /// What lists cards where there is none.
-    tool: Option<ByTool>,
-}
-
-impl Reader {
-    pub fn new(maker: &'static Maker, roots: Roots, library: Option<PathBuf>, shared: Arc<Shared>) -> Reader {
-        Reader { maker, roots, library, shared, failed: None, tool: ByTool::new(maker) }
-    }
-
-    /// Looks at all cards.
+    /// Looks at all cards. Takes no longer than one look may, but for each card that breaks it.
     pub fn look(&mut self) -> Discovery {
-        let opened = match self.opened() {
-            Ok(opened) => opened,
-            Err(why) => return self.by_tool(why),
-        };
-        self.shared.lock().now = (None, "");
-        let cards = match open::addresses(&opened) {
+        let mut breaks = 0;
+        loop {
+            let opened = match self.opened() {
+                Ok(opened) => opened,
+                Err(why) => return self.by_tool(why),
+            };
+            opened.library.allow(self.roots.patience);
+            let Broken { card, why } = match self.read_all(&opened) {
+                Ok(found) => {
+                    self.failed = None;
+                    return found;
+                }
+                Err(broken) => broken,
+            };
+            (self.opened, self.handles, self.registered) = (None, BTreeMap::new(), BTreeSet::new());
+            let left_out = self.left_out.values().filter(|trouble| !trouble.is_over()).count();
+            breaks += 1;
+            match card.filter(|_| left_out.max(breaks - 1) < MOST_LEFT_OUT) {
+                Some(card) => {
+                    let trouble = Trouble::after(self.left_out.get(&card), why, &self.roots);
+                    self.left_out.insert(card, trouble);
+                }
+                None => {
+                    self.failed = Some(Trouble::after(self.failed.as_ref(), why.clone(), &self.roots));
+                    return self.by_tool(why);
+                }
+            }
+        }
+    }
+
+    fn read_all(&mut self, opened: &Opened) -> Result<Discovery, Broken> {
+        let survived =
+            |card: Option<u32>| opened.library.gone().map_or(Ok(()), |why| Err(Broken { card, why }));
+        let cards = match open::addresses(opened) {
             Ok(cards) => cards,
-            Err(error) => return self.by_tool(format!("{} cannot count devices: {error}", self.maker.name)),
+            Err(error) => {
+                survived(None)?;
+                return Ok(self.by_tool(format!("{} cannot count devices: {error}", self.maker.name)));
+            }
         };
         let mut found = Discovery::default();
         let mut handles = BTreeMap::new();
         for (index, address) in (0u32..).zip(cards) {
-            self.shared.lock().now = (Some(index), "");
             let mut notes = Vec::new();
-            let devices = match self.read_card(&opened, index, address, &mut notes) {
+            let read = match self.left_out.get(&index).filter(|trouble| !trouble.is_over()) {
+                Some(trouble) => Err(trouble.why.clone()),
+                None => {
+                    let read = self.read_card(opened, index, address, &mut notes);
+                    survived(Some(index))?;
+                    self.left_out.remove(&index);
+                    read
+                }
+            };
+            let devices = match read {
                 Ok((devices, handle)) => {
                     handles.insert(index, handle);
                     devices
@@ -135,11 +194,11 @@ impl Reader {
             let note = |note| self.finding(format!("device {index}: {note}"));
             found.findings.extend(notes.into_iter().map(note));
         }
-        self.shared.lock().now = (None, "");
-        self.mark_islands(&opened, &handles, &mut found.devices);
-        self.take_events(&opened, &handles);
+        self.mark_islands(opened, &handles, &mut found.devices);
+        self.take_events(opened, &handles);
+        survived(None)?;
         self.count_plugged(&mut found, self.maker.name);
-        found
+        Ok(found)
     }
 
     /// What the vendor's tool lists, or else what is plugged in.
@@ -155,58 +214,72 @@ impl Reader {
         }
     }
 
-    /// The library, initialised by this or an earlier thread. After a failure it is not tried for a while.
+    /// The library, started now or before. After a failure it is not tried for a while.
     fn opened(&mut self) -> Result<Arc<Opened>, String> {
-        if let Some(opened) = &self.shared.lock().opened {
-            return Ok(opened.clone());
+        if let Some(opened) = &self.opened {
+            let Some(ended) = opened.library.ended() else { return Ok(opened.clone()) };
+            // Whoever ended it, that says nothing of a card.
+            tracing::warn!("{ended}: it is started again");
+            (self.opened, self.handles, self.registered) = (None, BTreeMap::new(), BTreeSet::new());
         }
-        let pause = match &self.failed {
-            Some((why, again, _)) if Instant::now() < *again => return Err(why.clone()),
-            Some((_, _, pause)) => (*pause * 2).min(LONGEST_PAUSE),
-            None => self.roots.pause,
-        };
-        match self.open() {
-            Ok(opened) => {
-                self.failed = None;
-                Ok(self.shared.lock().opened.insert(Arc::new(opened)).clone())
+        if let Some(trouble) = self.failed.as_ref().filter(|trouble| !trouble.is_over()) {
+            return Err(trouble.why.clone());
+        }
+        let opening = self.opening.take().unwrap_or_else(|| self.open());
+        match opening.recv_timeout(self.roots.patience) {
+            Ok(Ok(opened)) => {
+                opened.library.allow(self.roots.patience);
+                let driver = opened.first(opened.api.driver, &Context::default());
+                self.driver = driver.ok().map(Value::text);
+                Ok(self.opened.insert(Arc::new(opened)).clone())
             }
-            Err(why) => {
-                let why = match why.ends_with("not found") {
-                    true => why,
-                    false => format!("{} cannot be used: {why}", self.maker.name),
+            Ok(Err(error)) => {
+                let why = match error {
+                    LoadError::Refused(why) => format!("{} cannot be used: {why}", self.maker.name),
+                    error => error.to_string(),
                 };
-                self.failed = Some((why.clone(), Instant::now() + pause, pause));
+                self.failed = Some(Trouble::after(self.failed.as_ref(), why.clone(), &self.roots));
                 Err(why)
             }
+            Err(RecvTimeoutError::Timeout) => {
+                self.opening = Some(opening);
+                let patience = self.roots.patience.as_secs_f64();
+                Err(format!("{} has not started within {patience} s, and is waited for", self.maker.name))
+            }
+            Err(RecvTimeoutError::Disconnected) => Err(format!("{} cannot be started", self.maker.name)),
         }
     }
 
-    fn open(&self) -> Result<Opened, String> {
-        let shared = Arc::downgrade(&self.shared);
-        let before = move |symbol| _ = shared.upgrade().map(|shared| shared.lock().now.1 = symbol);
-        let mut opened = open::open(self.maker, self.library.as_deref(), &self.roots.libraries, before)?;
-        let driver = opened.first(opened.api.driver, &Context::default());
-        self.shared.lock().driver = driver.ok().map(Value::text);
-        if let Some(events) = opened.api.events {
-            let set = opened.ask(&events.create, &Context::default());
-            opened.events = set.map_or(0, |set| set.number() as usize);
-        }
-        Ok(opened)
+    /// Starts the library, beside the looks: drivers may take longer for that than a look may.
+    fn open(&self) -> Receiver<Result<Opened, LoadError>> {
+        let (maker, library, roots) = (self.maker, self.library.clone(), self.roots.clone());
+        let (done, opening) = channel();
+        let open = move || {
+            let opened = open::open(maker, library.as_deref(), &roots).map(|mut opened| {
+                if let Some(events) = opened.api.events {
+                    let set = opened.ask(&events.create, &Context::default());
+                    opened.events = set.map_or(0, |set| set.number() as usize);
+                }
+                opened
+            });
+            _ = done.send(opened); // Nobody may wait for it any more.
+        };
+        // Without a thread nobody says anything, which is what will then be reported.
+        _ = thread::Builder::new().name(maker.name.into()).spawn(open);
+        opening
     }
 
     /// A card or its slices, and its handle. What is merely nice to know may be missing.
     fn read_card(
-        &self,
+        &mut self,
         opened: &Opened,
         index: u32,
         address: [usize; 2],
         notes: &mut Vec<String>,
     ) -> Result<(Vec<Found>, [usize; 2]), String> {
-        let hung = self.shared.lock().hung.get(&index).cloned();
-        hung.map_or(Ok(()), Err)?;
         let fault = |error: CallError| fault_of(opened, &error);
         let mut about = Context { index: index as usize, card: address, ..Context::default() };
-        let kept = self.shared.lock().handles.get(&index).copied();
+        let kept = self.handles.get(&index).copied();
         if let Some([card, memory]) = kept {
             (about.card[0], about.memory) = (card, memory);
         } else {
@@ -218,33 +291,35 @@ impl Reader {
                     opened.first(opened.api.memory_part, &about).map_or(0, |part| part.number() as usize);
             }
             if opened.api.keeps_handles {
-                self.shared.lock().handles.insert(index, [about.card[0], about.memory]);
+                self.handles.insert(index, [about.card[0], about.memory]);
             }
         }
         if let Some(events) = opened.api.events.filter(|_| opened.events != 0)
-            && self.shared.lock().registered.insert(index)
+            && self.registered.insert(index)
         {
             _ = opened.ask(&events.register, &about); // Older ones have none.
         }
         // Cards may still be registering with their fabric, but do not change it.
         if let Some(super_pod) = opened.api.super_pod
-            && !self.shared.lock().super_pods.contains_key(&index)
+            && !self.super_pods.contains_key(&index)
             && let Some(name) = super_pod(opened, &about)
         {
-            self.shared.lock().super_pods.insert(index, name);
+            self.super_pods.insert(index, name);
         }
         let on_demand = self.roots.parts_on_demand.contains(&self.maker.vendor);
         let slices = opened.api.slices.filter(|slices| (slices.is_divided)(opened, &about));
-        let device = |notes: &mut Vec<String>| self.read_device(opened, &about, notes).map_err(fault);
         let devices = match slices {
             Some(Slices { listed: Some(listed), .. }) if !on_demand => {
                 self.read_slices(opened, &listed, &about, notes)?
             }
-            Some(slices) => vec![Found { parts: Some(slices.level), ..device(notes)? }],
-            None => vec![device(notes)?],
+            Some(slices) => {
+                let device = self.read_device(opened, &about, notes).map_err(fault)?;
+                vec![Found { parts: Some(slices.level), ..device }]
+            }
+            None => vec![self.read_device(opened, &about, notes).map_err(fault)?],
         };
         let worst = self.health(opened, &about, notes).map_err(fault)?;
-        self.shared.lock().known.insert(index, devices.clone());
+        self.known.insert(index, devices.clone());
         let marked = devices.into_iter().map(|device| Found { fault: worst.clone(), ..device });
         Ok((marked.collect(), about.card))
     }
@@ -352,7 +427,7 @@ impl Reader {
 
     /// Why a card must not be used, if so; what people should look at is noted.
     fn health(
-        &self,
+        &mut self,
         opened: &Opened,
         about: &Context,
         notes: &mut Vec<String>,
@@ -367,8 +442,7 @@ impl Reader {
             };
             let mut meant = meanings(&check.rule, value, &bytes, &said);
             if let Rule::Each { often: Some(often), .. } = check.rule {
-                let mut state = self.shared.lock();
-                let codes = state.recurring.entry(about.index as u32).or_default();
+                let codes = self.recurring.entry(about.index as u32).or_default();
                 meant.extend(codes.look(Instant::now(), &numbers(&check.rule, value, &bytes), often));
             }
             for one in meant {
@@ -398,19 +472,18 @@ impl Reader {
     }
 
     /// What events said of a card; a suspicion is forgotten after a while.
-    fn alarm(&self, card: u32) -> Option<(Level, String)> {
-        let mut state = self.shared.lock();
+    fn alarm(&mut self, card: u32) -> Option<(Level, String)> {
         let is_over = |(level, _, at): &(Level, String, Instant)| {
             *level <= Level::Suspect && Duration::from_millis(SUSPICION_MS) <= at.elapsed()
         };
-        if state.alarms.get(&card).is_some_and(is_over) {
-            state.alarms.remove(&card);
+        if self.alarms.get(&card).is_some_and(is_over) {
+            self.alarms.remove(&card);
         }
-        state.alarms.get(&card).map(|(level, what, _)| (*level, what.clone()))
+        self.alarms.get(&card).map(|(level, what, _)| (*level, what.clone()))
     }
 
     /// Takes what the driver has told since. What it means for a card shows at the next look.
-    fn take_events(&self, opened: &Opened, cards: &BTreeMap<u32, [usize; 2]>) {
+    fn take_events(&mut self, opened: &Opened, cards: &BTreeMap<u32, [usize; 2]>) {
         let Some(events) = opened.api.events.filter(|_| opened.events != 0) else { return };
         for _ in 0..MOST_EVENTS {
             let Ok((number, bytes)) = opened.ask_raw(&events.next, &Context::default()) else { return };
@@ -423,30 +496,32 @@ impl Reader {
             let about = Context { card: *card, index: *index as usize, ..Context::default() };
             let settled = opened.ask(&events.settled_by, &about).is_ok();
             let level = if settled { Level::Note } else { level };
-            self.shared.lock().alarms.insert(*index, (level, what, Instant::now()));
+            self.alarms.insert(*index, (level, what, Instant::now()));
         }
     }
 
     /// Asks about every pair once.
-    fn mark_islands(&self, opened: &Opened, cards: &BTreeMap<u32, [usize; 2]>, devices: &mut [Found]) {
+    fn mark_islands(&mut self, opened: &Opened, cards: &BTreeMap<u32, [usize; 2]>, devices: &mut [Found]) {
         let Some(link) = opened.api.link else { return };
         let numbers: Vec<u32> = cards.keys().copied().collect();
         for (at, one) in numbers.iter().enumerate() {
             for other in &numbers[at + 1..] {
-                if self.shared.lock().pairs.contains_key(&(*one, *other)) {
+                if self.pairs.contains_key(&(*one, *other)) {
                     continue;
                 }
                 let about =
                     Context { index: *one as usize, card: cards[one], other: cards[other], memory: 0 };
-                let linked = opened.ask(&link.probe, &about).is_ok_and(|way| (link.is_linked)(way.number()));
-                self.shared.lock().pairs.insert((*one, *other), linked);
+                let linked = match opened.ask(&link.probe, &about) {
+                    Err(CallError::Gone(_)) => return,
+                    answer => answer.is_ok_and(|way| (link.is_linked)(way.number())),
+                };
+                self.pairs.insert((*one, *other), linked);
             }
         }
-        let state = self.shared.lock();
-        let linked = state.pairs.iter().filter(|(_, linked)| **linked).map(|(pair, _)| *pair);
+        let linked = self.pairs.iter().filter(|(_, linked)| **linked).map(|(pair, _)| *pair);
         // The slices of a card are not linked, neither with each other nor with other cards.
         let is_whole = |own: &&Vec<Found>| own.len() == 1 && !own[0].place.contains('/');
-        let whole: BTreeMap<u32, &Name> = state
+        let whole: BTreeMap<u32, &Name> = self
             .known
             .iter()
             .filter(|(_, own)| is_whole(own))
@@ -481,7 +556,7 @@ impl Reader {
 
     /// The devices of a card as they were known, or one of which nothing is.
     fn at_fault(&self, index: u32, why: String) -> Vec<Found> {
-        let known = self.shared.lock().known.get(&index).cloned();
+        let known = self.known.get(&index).cloned();
         let known = known.unwrap_or_else(|| {
             let place = format!("index-{index:05}");
             vec![Found {
@@ -495,80 +570,6 @@ impl Reader {
 
     fn finding(&self, what: String) -> Finding {
         Finding { vendor: self.maker.vendor, what }
-    }
-}
-
-/// What there is without a library: every card that is plugged in, with the reason.
-pub fn without_library(vendor: Vendor, roots: &Roots, why: String) -> Discovery {
-    let places = roots.plugged(vendor);
-    let what = match places.len() {
-        0 => why.clone(),
-        count => format!("{} on PCI, but {why}", count_text(count, "device")),
-    };
-    let fault = Fault::faulty(why.as_str());
-    let device =
-        |place: String| Found { fault: Some(fault.clone()), ..unread(vendor, &place.clone(), place) };
-    Discovery { devices: places.into_iter().map(device).collect(), findings: vec![Finding { vendor, what }] }
-}
-
-/// A card of which nothing could be read.
-pub(super) fn unread(vendor: Vendor, name: &str, place: String) -> Found {
-    let class = DeviceClass { vendor, model: "unknown".into(), memory_bytes: 0 };
-    Found {
-        class: Arc::new(class),
-        uuid: format!("{vendor}-{name}").into(),
-        fault: None,
-        island: None,
-        isolation: Isolation::Advisory,
-        parts: None,
-        speed_milli: None,
-        memory_gbs: None,
-        is_used: false,
-        one_of: 1,
-        place,
-        logical: u32::MAX,
-        physical: u32::MAX,
-        nodes: Vec::new(),
-    }
-}
-
-/// What an answer means.
-///
-/// * `bytes`: all that the call wrote. `before`: what other checks of the card have said.
-fn meanings(rule: &Rule, value: u64, bytes: &[u8], before: &[(Level, String)]) -> Vec<(Level, String)> {
-    let of = |(_, level, what): &(u64, Level, &str)| (*level, what.to_string());
-    let told = |level: Level| before.iter().any(|(before, _)| level.min(Level::Drain) <= *before);
-    match *rule {
-        Rule::Values(values) => values.iter().filter(|(bad, ..)| *bad == value).map(of).collect(),
-        Rule::Bits(bits) => bits.iter().filter(|(bit, ..)| value & bit != 0).map(of).collect(),
-        Rule::Else(values) => {
-            values.iter().filter(|(bad, level, _)| *bad == value && !told(*level)).map(of).collect()
-        }
-        Rule::Not0(level, what) if value != 0 => vec![(level, what.to_string())],
-        Rule::Not0(..) => Vec::new(),
-        Rule::Each { means, .. } => numbers(rule, value, bytes).into_iter().filter_map(means).collect(),
-    }
-}
-
-/// The numbers of a list.
-fn numbers(rule: &Rule, value: u64, bytes: &[u8]) -> Vec<u64> {
-    let Rule::Each { at, stride, most, .. } = *rule else { return Vec::new() };
-    let number = |item: usize| {
-        let word = bytes.get(at + stride * item..)?.get(..4)?.try_into().ok()?;
-        Some(u32::from_le_bytes(word).into())
-    };
-    (0..(value as usize).min(most)).filter_map(number).collect()
-}
-
-/// How bad a level is, where so many kinds of signals say something: two that are suspicious are one that is bad.
-fn health_of(level: Level, kinds: u32) -> Health {
-    match level {
-        Level::Note | Level::Suspect if 1 < kinds => Health::Quarantined,
-        Level::Note | Level::Suspect => Health::Suspect,
-        Level::Drain => Health::Draining,
-        Level::Reset => Health::ResetWanted,
-        Level::Reboot => Health::RebootWanted,
-        Level::Lost => Health::Faulty,
     }
 }
 

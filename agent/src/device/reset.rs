@@ -117,6 +117,7 @@ mod tests {
             number: 0,
             isolation: Isolation::Advisory,
             island: None,
+            locality: Default::default(),
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use aquifer_core::Vendor;
 
 use super::caps::Caps;
+use super::library::HelperCommand;
 use super::pci;
 
 /// Where devices are looked for, and how patiently. Tests have their own.
@@ -19,7 +20,9 @@ pub struct Roots {
     pub libraries: Vec<PathBuf>,
     /// Directories in which vendors' command-line tools are looked for before the vendors' own: those of `PATH`.
     pub tools: Vec<PathBuf>,
-    /// How long a library may take to answer.
+    /// What is started to ask a library.
+    pub helper: HelperCommand,
+    /// How long a look at a vendor's cards may take.
     pub patience: Duration,
     /// How long to wait after a library could not be initialised; twice as long each time, up to five minutes.
     pub pause: Duration,
@@ -52,6 +55,7 @@ impl Default for Roots {
             sysfs: "/sys".into(),
             libraries: Vec::new(),
             tools: std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect(),
+            helper: HelperCommand::default(),
             patience: Duration::from_secs(5),
             pause: Duration::from_secs(5),
             parts_on_demand: BTreeSet::new(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use aquifer_core::{Slice, Vendor};
 
 use super::{Mig, Profile, Smlu, Vnpu, Xcp};
 use crate::device::Roots;
+use crate::device::library::{Library, STARTING};
 
 /// Vendors whose cards can be parted on demand, with the setting that switches it on.
 pub const ON_DEMAND: [(Vendor, &str); 4] =
@@ -58,6 +60,11 @@ pub trait Divider: fmt::Debug + Send + Sync {
 
     /// Removes all parts but these, given by their card and number. Returns what failed.
     fn remove_others(&self, kept: &BTreeSet<(&str, u32)>) -> Vec<String>;
+
+    /// The library that it asks, if any.
+    fn library(&self) -> Option<&Library> {
+        None
+    }
 }
 
 /// A part of a card that was made, by all that workers and engines may call it.
@@ -80,13 +87,84 @@ pub struct Part {
 /// # Errors
 /// It is not there, or does not start.
 pub fn open(vendor: Vendor, roots: &Roots) -> Result<Box<dyn Divider>, String> {
+    let divider = open_now(vendor, roots)?;
+    Ok(Box::new(Reopened { roots: roots.clone(), now: Mutex::new(divider) }))
+}
+
+fn open_now(vendor: Vendor, roots: &Roots) -> Result<Arc<dyn Divider>, String> {
     Ok(match vendor {
-        Vendor::Nvidia => Box::new(Mig::open(roots)?),
-        Vendor::Ascend => Box::new(Vnpu::open(&roots.libraries)?),
-        Vendor::Cambricon => Box::new(Smlu::open(&roots.libraries)?),
-        Vendor::Amd => Box::new(Xcp::open(roots)?),
+        Vendor::Nvidia => Arc::new(Mig::open(roots)?),
+        Vendor::Ascend => Arc::new(Vnpu::open(roots)?),
+        Vendor::Cambricon => Arc::new(Smlu::open(roots)?),
+        Vendor::Amd => Arc::new(Xcp::open(roots)?),
         _ => return Err(format!("{vendor}'s cards cannot be parted on demand")),
     })
+}
+
+/// A divider whose library is loaded anew when it has crashed. What it knows of cards, it asks for each time.
+#[derive(Debug)]
+struct Reopened {
+    roots: Roots,
+    now: Mutex<Arc<dyn Divider>>,
+}
+
+impl Reopened {
+    fn as_it_is(&self) -> Arc<dyn Divider> {
+        self.now.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    /// One that can be asked, and has as long for what comes as for its start.
+    fn ready(&self) -> Result<Arc<dyn Divider>, String> {
+        let mut now = self.now.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if now.library().is_some_and(|library| library.gone().or_else(|| library.ended()).is_some()) {
+            *now = open_now(now.vendor(), &self.roots)?;
+        }
+        if let Some(library) = now.library() {
+            library.allow(self.roots.patience * STARTING);
+        }
+        Ok(now.clone())
+    }
+}
+
+impl Divider for Reopened {
+    fn vendor(&self) -> Vendor {
+        self.as_it_is().vendor()
+    }
+
+    fn parts_whole(&self) -> bool {
+        self.as_it_is().parts_whole()
+    }
+
+    fn check(&self, cards: usize, contained: bool) -> Result<(), String> {
+        self.as_it_is().check(cards, contained)
+    }
+
+    fn choose(&self, card: &str, slice: Option<Slice>, taken: &BTreeSet<u32>) -> Result<Profile, String> {
+        self.ready()?.choose(card, slice, taken)
+    }
+
+    fn create(&self, card: &str, profile: &Profile, taken: &BTreeSet<u32>) -> Result<u32, String> {
+        self.ready()?.create(card, profile, taken)
+    }
+
+    fn finish(&self, card: &str, profile: &Profile, number: u32) -> Result<Part, String> {
+        self.ready()?.finish(card, profile, number)
+    }
+
+    fn env(&self, parts: &[Part]) -> Vec<(String, String)> {
+        self.as_it_is().env(parts)
+    }
+
+    fn remove_others(&self, kept: &BTreeSet<(&str, u32)>) -> Vec<String> {
+        let remove = || match self.ready() {
+            Ok(divider) => divider.remove_others(kept),
+            Err(why) => vec![why],
+        };
+        let failures = remove();
+        // A crash leaves what would have been removed after it, and nobody else comes for that soon.
+        let is_gone = self.as_it_is().library().is_some_and(|library| library.gone().is_some());
+        if is_gone { remove() } else { failures }
+    }
 }
 
 /// A node that has the same name everywhere.

@@ -5,16 +5,18 @@ use std::ffi::CString;
 use std::fmt;
 
 use aquifer_core::{Slice, Vendor};
+use bytemuck::{Pod, Zeroable};
 
 use super::divider::{Divider, Part, remove, runtime_names, same};
 use super::{Profile, smallest};
 use crate::device::api::text;
-use crate::device::library::Library;
+use crate::device::library::Word::Is;
+use crate::device::library::{Library, STARTING, Word, at};
 use crate::device::{Roots, caps};
 
 /// `nvmlGpuInstanceProfileInfo_t`.
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
 struct ProfileInfo {
     id: u32,
     is_p2p_supported: u32,
@@ -28,7 +30,7 @@ const _: () = assert!(size_of::<ProfileInfo>() == 48);
 
 /// `nvmlGpuInstanceInfo_t`.
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
 struct InstanceInfo {
     device: usize,
     id: u32,
@@ -39,7 +41,7 @@ const _: () = assert!(size_of::<InstanceInfo>() == 24);
 
 /// `nvmlComputeInstanceProfileInfo_t`.
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
 struct ComputeProfileInfo {
     id: u32,
     slice_count: u32,
@@ -73,29 +75,33 @@ impl Mig {
     /// # Errors
     /// It is not there, or does not start.
     pub fn open(roots: &Roots) -> Result<Mig, String> {
-        let library = Library::load(&["libnvidia-ml.so.1", "libnvidia-ml.so"], &roots.libraries)?;
-        let mig = Mig { library, roots: roots.clone() };
-        mig.call("nvmlInit_v2", &[])?;
+        let names = ["libnvidia-ml.so.1", "libnvidia-ml.so"];
+        let patience = roots.patience * STARTING;
+        let library = Library::load(&roots.helper, &[], &names, &roots.libraries, patience);
+        let mig = Mig { library: library.map_err(|error| error.to_string())?, roots: roots.clone() };
+        mig.call("nvmlInit_v2", &mut [])?;
         Ok(mig)
     }
 
-    fn call(&self, symbol: &str, words: &[usize]) -> Result<(), String> {
+    fn call(&self, symbol: &str, words: &mut [Word<'_>]) -> Result<(), String> {
         self.library.done(symbol, words)
     }
 
     /// A card, by its unique name.
     fn card(&self, uuid: &str) -> Result<usize, String> {
-        let name = CString::new(uuid).map_err(|_| "a zero byte in a device's name".to_string())?;
+        let mut name = CString::new(uuid)
+            .map_err(|_| "a zero byte in a device's name".to_string())?
+            .into_bytes_with_nul();
         let mut card = 0usize;
-        self.call("nvmlDeviceGetHandleByUUID", &[name.as_ptr() as usize, &raw mut card as usize])?;
+        self.call("nvmlDeviceGetHandleByUUID", &mut [Word::At(&mut name), at(&mut card)])?;
         Ok(card)
     }
 
     /// Whether a card is in MIG mode.
     fn is_divided(&self, card: usize) -> bool {
         let (mut divided, mut pending) = (0u32, 0u32);
-        let words = [card, &raw mut divided as usize, &raw mut pending as usize];
-        self.call("nvmlDeviceGetMigMode", &words).is_ok() && divided == 1
+        let words = &mut [Is(card), at(&mut divided), at(&mut pending)];
+        self.call("nvmlDeviceGetMigMode", words).is_ok() && divided == 1
     }
 
     /// What a card can be parted into.
@@ -104,7 +110,7 @@ impl Mig {
         let profile = |kind: usize| {
             let mut info = ProfileInfo::default();
             let symbol = "nvmlDeviceGetGpuInstanceProfileInfo";
-            self.call(symbol, &[card, kind, &raw mut info as usize]).ok()?;
+            self.call(symbol, &mut [Is(card), Is(kind), at(&mut info)]).ok()?;
             let (slices, memory_bytes) = (info.slice_count, info.memory_size_mb << 20);
             Some(Profile { id: info.id, slices, memory_bytes })
         };
@@ -113,21 +119,21 @@ impl Mig {
 
     fn has_room(&self, card: usize, profile: &Profile) -> bool {
         let mut count = 0u32;
-        let words = [card, profile.id as usize, &raw mut count as usize];
-        self.call("nvmlDeviceGetGpuInstanceRemainingCapacity", &words).is_ok() && 0 < count
+        let words = &mut [Is(card), Is(profile.id as usize), at(&mut count)];
+        self.call("nvmlDeviceGetGpuInstanceRemainingCapacity", words).is_ok() && 0 < count
     }
 
     fn info(&self, instance: usize) -> Result<InstanceInfo, String> {
         let mut info = InstanceInfo::default();
-        self.call("nvmlGpuInstanceGetInfo", &[instance, &raw mut info as usize])?;
+        self.call("nvmlGpuInstanceGetInfo", &mut [Is(instance), at(&mut info)])?;
         Ok(info)
     }
 
     fn compute_profiles(&self, instance: usize) -> impl Iterator<Item = ComputeProfileInfo> {
         (0..COMPUTE_PROFILES).filter_map(move |kind| {
             let mut info = ComputeProfileInfo::default();
-            let words = [instance, kind, 0, &raw mut info as usize];
-            self.call("nvmlGpuInstanceGetComputeInstanceProfileInfo", &words).ok()?;
+            let words = &mut [Is(instance), Is(kind), Is(0), at(&mut info)];
+            self.call("nvmlGpuInstanceGetComputeInstanceProfileInfo", words).ok()?;
             Some(info)
         })
     }
@@ -139,22 +145,22 @@ impl Mig {
         let whole = self.compute_profiles(instance).find(|info| info.slice_count == profile.slices);
         let whole = whole.ok_or("an instance has no compute profile of its own size")?;
         let mut compute = 0usize;
-        let words = [instance, whole.id as usize, &raw mut compute as usize];
-        self.call("nvmlGpuInstanceCreateComputeInstance", &words)
+        let words = &mut [Is(instance), Is(whole.id as usize), at(&mut compute)];
+        self.call("nvmlGpuInstanceCreateComputeInstance", words)
     }
 
     /// What is the device of an instance, and its number among the instance's own.
     fn device(&self, card: usize, instance: u32) -> Result<(usize, u32), String> {
         let mut most = 0u32;
-        self.call("nvmlDeviceGetMaxMigDeviceCount", &[card, &raw mut most as usize])?;
+        self.call("nvmlDeviceGetMaxMigDeviceCount", &mut [Is(card), at(&mut most)])?;
         for index in 0..most as usize {
             let (mut part, mut number) = (0usize, 0u32);
-            let words = [card, index, &raw mut part as usize];
-            let is_there = self.call("nvmlDeviceGetMigDeviceHandleByIndex", &words).is_ok()
-                && self.call("nvmlDeviceGetGpuInstanceId", &[part, &raw mut number as usize]).is_ok();
+            let words = &mut [Is(card), Is(index), at(&mut part)];
+            let is_there = self.call("nvmlDeviceGetMigDeviceHandleByIndex", words).is_ok()
+                && self.call("nvmlDeviceGetGpuInstanceId", &mut [Is(part), at(&mut number)]).is_ok();
             if is_there && number == instance {
                 let mut compute = 0u32;
-                self.call("nvmlDeviceGetComputeInstanceId", &[part, &raw mut compute as usize])?;
+                self.call("nvmlDeviceGetComputeInstanceId", &mut [Is(part), at(&mut compute)])?;
                 return Ok((part, compute));
             }
         }
@@ -164,17 +170,17 @@ impl Mig {
     /// By what programs call it.
     fn uuid(&self, device: usize) -> Result<String, String> {
         let mut uuid = [0u8; 96];
-        self.call("nvmlDeviceGetUUID", &[device, &raw mut uuid as usize, uuid.len()])?;
+        self.call("nvmlDeviceGetUUID", &mut [Is(device), Word::At(&mut uuid), Is(96)])?;
         Ok(text(&uuid))
     }
 
     /// Cards in MIG mode, with their unique names.
     fn divided(&self) -> Result<Vec<(String, usize)>, String> {
         let mut cards = 0u32;
-        self.call("nvmlDeviceGetCount_v2", &[&raw mut cards as usize])?;
+        self.call("nvmlDeviceGetCount_v2", &mut [at(&mut cards)])?;
         let card = |index: usize| {
             let mut card = 0usize;
-            self.call("nvmlDeviceGetHandleByIndex_v2", &[index, &raw mut card as usize]).ok()?;
+            self.call("nvmlDeviceGetHandleByIndex_v2", &mut [Is(index), at(&mut card)]).ok()?;
             let uuid = self.uuid(card).ok()?;
             self.is_divided(card).then_some((uuid, card))
         };
@@ -185,8 +191,8 @@ impl Mig {
     fn all(&self, card: usize) -> Vec<(usize, u32)> {
         let of_profile = |profile: Profile| {
             let (mut found, mut count) = ([0usize; MOST], 0u32);
-            let words = [card, profile.id as usize, &raw mut found as usize, &raw mut count as usize];
-            let listed = self.call("nvmlDeviceGetGpuInstances", &words).map_or(0, |()| count as usize);
+            let words = &mut [Is(card), Is(profile.id as usize), at(&mut found), at(&mut count)];
+            let listed = self.call("nvmlDeviceGetGpuInstances", words).map_or(0, |()| count as usize);
             found.into_iter().take(listed)
         };
         let all = self.profiles(card).into_iter().flat_map(of_profile);
@@ -196,16 +202,23 @@ impl Mig {
     fn destroy(&self, instance: usize) -> Result<(), String> {
         for profile in self.compute_profiles(instance) {
             let (mut found, mut count) = ([0usize; MOST], 0u32);
-            let words = [instance, profile.id as usize, &raw mut found as usize, &raw mut count as usize];
+            let words = &mut [Is(instance), Is(profile.id as usize), at(&mut found), at(&mut count)];
             let listed =
-                self.call("nvmlGpuInstanceGetComputeInstances", &words).map_or(0, |()| count as usize);
-            found.iter().take(listed).for_each(|it| _ = self.call("nvmlComputeInstanceDestroy", &[*it]));
+                self.call("nvmlGpuInstanceGetComputeInstances", words).map_or(0, |()| count as usize);
+            found
+                .iter()
+                .take(listed)
+                .for_each(|it| _ = self.call("nvmlComputeInstanceDestroy", &mut [Is(*it)]));
         }
-        self.call("nvmlGpuInstanceDestroy", &[instance])
+        self.call("nvmlGpuInstanceDestroy", &mut [Is(instance)])
     }
 }
 
 impl Divider for Mig {
+    fn library(&self) -> Option<&Library> {
+        Some(&self.library)
+    }
+
     fn vendor(&self) -> Vendor {
         Vendor::Nvidia
     }
@@ -229,8 +242,8 @@ impl Divider for Mig {
 
     fn create(&self, card: &str, profile: &Profile, _: &BTreeSet<u32>) -> Result<u32, String> {
         let mut instance = 0usize;
-        let words = [self.card(card)?, profile.id as usize, &raw mut instance as usize];
-        self.call("nvmlDeviceCreateGpuInstance", &words)?;
+        let words = &mut [Is(self.card(card)?), Is(profile.id as usize), at(&mut instance)];
+        self.call("nvmlDeviceCreateGpuInstance", words)?;
         Ok(self.info(instance)?.id)
     }
 
@@ -239,7 +252,7 @@ impl Divider for Mig {
         self.create_compute(card, number, profile)?;
         let (device, compute) = self.device(card, number)?;
         let (name, mut minor) = (self.uuid(device)?, 0u32);
-        let minor = self.call("nvmlDeviceGetMinorNumber", &[card, &raw mut minor as usize]).map(|()| minor);
+        let minor = self.call("nvmlDeviceGetMinorNumber", &mut [Is(card), at(&mut minor)]).map(|()| minor);
         let nodes = minor.map_or(Vec::new(), |minor| caps::of_instance(&self.roots, minor, number, compute));
         Ok(Part {
             runtime: name.clone(),

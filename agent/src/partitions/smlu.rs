@@ -5,19 +5,22 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::PathBuf;
 
 use aquifer_core::{Slice, Vendor};
+use bytemuck::{Pod, Zeroable};
 
 use super::Profile;
 use super::divider::{Divider, Part, only_contained, remove, runtime_names, same};
 use crate::device::api::{Context, Opened, Value, text};
-use crate::device::open;
+use crate::device::library::Word::Is;
+use crate::device::library::{Library, Word, at};
 use crate::device::vendor::cambricon::{SMLU_MODE, VERSION};
 use crate::device::vendor::maker;
+use crate::device::{Roots, open};
 
 /// `cndevSMluSet_t`.
 #[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
 struct Set {
     version: u32,
     percent: u32,
@@ -27,6 +30,7 @@ const _: () = assert!(size_of::<Set>() == 16);
 
 /// `cndevSMluProfileIdInfo_t`.
 #[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
 struct ProfileIds {
     version: u32,
     count: i32,
@@ -36,6 +40,7 @@ const _: () = assert!(size_of::<ProfileIds>() == 520);
 
 /// `cndevSMluProfileInfo_t`.
 #[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
 struct ProfileInfo {
     version: u32,
     id: u32,
@@ -43,18 +48,20 @@ struct ProfileInfo {
     total: u32,
     remain: u32,
     percent: [u32; 2],
+    gap: u32,
     memory_bytes: [u64; 2],
 }
 const _: () = assert!(size_of::<ProfileInfo>() == 144);
 
 /// `cndevSMluInfo_t`.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Pod, Zeroable)]
 struct Info {
     version: u32,
     profile: u32,
     number: u32,
     uuid: [u8; 37],
+    gap: [u8; 3],
     place: [u32; 4],
     profile_name: [u8; 100],
     name: [u8; 100],
@@ -70,6 +77,7 @@ const NO_INFO: Info = Info {
     profile: 0,
     number: 0,
     uuid: [0; 37],
+    gap: [0; 3],
     place: [0; 4],
     profile_name: [0; 100],
     name: [0; 100],
@@ -95,13 +103,14 @@ impl fmt::Debug for Smlu {
 }
 
 impl Smlu {
-    /// Loads CNDEV, looking in `dirs` before the system's places.
+    /// Loads CNDEV.
     ///
     /// # Errors
     /// It is not there, or does not start.
-    pub fn open(dirs: &[PathBuf]) -> Result<Smlu, String> {
+    pub fn open(roots: &Roots) -> Result<Smlu, String> {
         let maker = maker(Vendor::Cambricon).expect("found through a library");
-        Ok(Smlu { opened: open::open(maker, None, dirs, |_| ())? })
+        let opened = open::open(maker, None, roots).map_err(|error| error.to_string())?;
+        Ok(Smlu { opened })
     }
 
     /// Cards in sMLU mode.
@@ -117,8 +126,8 @@ impl Smlu {
 
     fn profiles(&self, card: &Context) -> Vec<ProfileInfo> {
         let mut found = ProfileIds { version: VERSION, count: 0, ids: [0; MOST] };
-        let words = [&raw mut found as usize, card.card[0]];
-        let listed = self.opened.library.done("cndevGetSMluProfileIdInfo", &words);
+        let words = &mut [at(&mut found), Is(card.card[0])];
+        let listed = self.opened.library.done("cndevGetSMluProfileIdInfo", words);
         let count = listed.map_or(0, |()| found.count.max(0) as usize);
         let info = |id: u32| {
             let mut info = ProfileInfo {
@@ -128,10 +137,11 @@ impl Smlu {
                 total: 0,
                 remain: 0,
                 percent: [0; 2],
+                gap: 0,
                 memory_bytes: [0; 2],
             };
-            let words = [&raw mut info as usize, id as usize, card.card[0]];
-            self.opened.library.done("cndevGetSMluProfileInfo", &words).ok()?;
+            let words = &mut [at(&mut info), Is(id as usize), Is(card.card[0])];
+            self.opened.library.done("cndevGetSMluProfileInfo", words).ok()?;
             Some(ProfileInfo { id, ..info })
         };
         found.ids.into_iter().take(count).filter_map(info).collect()
@@ -146,21 +156,26 @@ impl Smlu {
         }
         let mut set = Set { version: VERSION, percent: wanted.slices, memory_bytes: wanted.memory_bytes };
         let mut id = 0u32;
-        let words = [&raw mut set as usize, &raw mut id as usize, card.card[0]];
-        self.opened.library.done("cndevCreateSMluProfileInfo", &words)?;
+        let words = &mut [at(&mut set), at(&mut id), Is(card.card[0])];
+        self.opened.library.done("cndevCreateSMluProfileInfo", words)?;
         Ok(id)
     }
 
     fn all(&self, card: &Context) -> Vec<Info> {
         let (mut found, mut count) = (vec![NO_INFO; MOST], MOST as i32);
-        let words = [&raw mut count as usize, found.as_mut_ptr() as usize, card.card[0]];
-        let listed = self.opened.library.done("cndevGetAllSMluInstanceInfo", &words);
+        let infos = Word::At(bytemuck::cast_slice_mut(&mut found));
+        let words = &mut [at(&mut count), infos, Is(card.card[0])];
+        let listed = self.opened.library.done("cndevGetAllSMluInstanceInfo", words);
         found.truncate(listed.map_or(0, |()| count.max(0) as usize));
         found
     }
 }
 
 impl Divider for Smlu {
+    fn library(&self) -> Option<&Library> {
+        Some(&self.opened.library)
+    }
+
     fn vendor(&self) -> Vendor {
         Vendor::Cambricon
     }
@@ -198,11 +213,12 @@ impl Divider for Smlu {
         let card = self.card(card)?;
         let (id, mut handle) = (self.profile(&card, profile)?, 0i32);
         // The driver gives it a name.
-        let words = [&raw mut handle as usize, id as usize, card.card[0], c"".as_ptr() as usize];
-        self.opened.library.done("cndevCreateSMluInstanceByProfileId", &words)?;
+        let mut nameless = 0u8;
+        let words = &mut [at(&mut handle), Is(id as usize), Is(card.card[0]), at(&mut nameless)];
+        self.opened.library.done("cndevCreateSMluInstanceByProfileId", words)?;
         let mut info = NO_INFO;
-        let words = [&raw mut info as usize, handle as usize];
-        self.opened.library.done("cndevGetSMluInstanceInfo", &words)?;
+        let words = &mut [at(&mut info), Is(handle as usize)];
+        self.opened.library.done("cndevGetSMluInstanceInfo", words)?;
         Ok(info.number)
     }
 
@@ -228,16 +244,19 @@ impl Divider for Smlu {
     fn remove_others(&self, kept: &BTreeSet<(&str, u32)>) -> Vec<String> {
         let mut failures = Vec::new();
         for (name, card) in self.cards() {
-            for info in self.all(&card).iter().filter(|info| !kept.contains(&(&name, info.number))) {
-                let words = [card.card[0], info.name.as_ptr() as usize];
+            for mut info in self.all(&card).into_iter().filter(|info| !kept.contains(&(&name, info.number))) {
                 let symbol = "cndevDestroySMluInstanceByInstanceName";
-                failures.extend(remove(&name, info.number, || self.opened.library.done(symbol, &words)));
+                let mut destroy = || {
+                    let words = &mut [Is(card.card[0]), Word::At(&mut info.name)];
+                    self.opened.library.done(symbol, words)
+                };
+                failures.extend(remove(&name, info.number, &mut destroy));
             }
             let used: BTreeSet<u32> = self.all(&card).iter().map(|info| info.profile).collect();
             for profile in self.profiles(&card).iter().filter(|profile| !used.contains(&profile.id)) {
-                let words = [profile.id as usize, card.card[0]];
+                let words = &mut [Is(profile.id as usize), Is(card.card[0])];
                 // The driver may have profiles of its own: that one stays harms nobody.
-                let removed = self.opened.library.done("cndevDestroySMluProfileInfo", &words);
+                let removed = self.opened.library.done("cndevDestroySMluProfileInfo", words);
                 tracing::debug!(card = name, profile = profile.id, ?removed, "sMLU profile");
             }
         }

@@ -2,19 +2,22 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::PathBuf;
 
 use aquifer_core::{Slice, Vendor};
+use bytemuck::{Pod, Zeroable};
 
 use super::divider::{Divider, Part, only_contained, remove, runtime_names};
 use super::{Profile, smallest};
 use crate::device::api::{CallError, Context, Opened, Value};
-use crate::device::open;
+use crate::device::library::Word::Is;
+use crate::device::library::{Library, at};
 use crate::device::vendor::ascend::{AI_CORES, FREE_CORES, Template, VIRTUAL_DEVICES, templates};
 use crate::device::vendor::maker;
+use crate::device::{Roots, open};
 
 /// `dcmi_create_vdev_res_stru`.
 #[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
 struct Wanted {
     number: u32,
     group: u32,
@@ -25,7 +28,7 @@ const _: () = assert!(size_of::<Wanted>() == 104);
 
 /// `dcmi_create_vdev_out`.
 #[repr(C)]
-#[derive(Default)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
 struct Created {
     number: u32,
     bus: u32,
@@ -53,13 +56,14 @@ impl fmt::Debug for Vnpu {
 }
 
 impl Vnpu {
-    /// Loads DCMI, looking in `dirs` before the system's places.
+    /// Loads DCMI.
     ///
     /// # Errors
     /// It is not there, or does not start.
-    pub fn open(dirs: &[PathBuf]) -> Result<Vnpu, String> {
+    pub fn open(roots: &Roots) -> Result<Vnpu, String> {
         let maker = maker(Vendor::Ascend).expect("found through a library");
-        Ok(Vnpu { opened: open::open(maker, None, dirs, |_| ())? })
+        let opened = open::open(maker, None, roots).map_err(|error| error.to_string())?;
+        Ok(Vnpu { opened })
     }
 
     fn chip(&self, name: &str) -> Result<Context, String> {
@@ -113,6 +117,10 @@ impl Vnpu {
 }
 
 impl Divider for Vnpu {
+    fn library(&self) -> Option<&Library> {
+        Some(&self.opened.library)
+    }
+
     fn vendor(&self) -> Vendor {
         Vendor::Ascend
     }
@@ -145,9 +153,8 @@ impl Divider for Vnpu {
         let mut wanted = Wanted { number: ANY, group: ANY, template: [0; 32], spare: [0; 64] };
         wanted.template[..name.len()].copy_from_slice(name);
         let mut created = Created::default();
-        let [card, at] = chip.card;
-        let words = [card, at, &raw mut wanted as usize, &raw mut created as usize];
-        self.opened.library.done("dcmi_create_vdevice", &words)?;
+        let words = &mut [Is(chip.card[0]), Is(chip.card[1]), at(&mut wanted), at(&mut created)];
+        self.opened.library.done("dcmi_create_vdevice", words)?;
         Ok(created.number)
     }
 
@@ -174,9 +181,9 @@ impl Divider for Vnpu {
         let mut failures = Vec::new();
         for (name, chip) in open::named(&self.opened) {
             for number in self.all(&chip).into_iter().filter(|number| !kept.contains(&(&name, *number))) {
-                let words = [chip.card[0], chip.card[1], number as usize];
+                let words = || [Is(chip.card[0]), Is(chip.card[1]), Is(number as usize)];
                 let symbol = "dcmi_set_destroy_vdevice";
-                failures.extend(remove(&name, number, || self.opened.library.done(symbol, &words)));
+                failures.extend(remove(&name, number, || self.opened.library.done(symbol, &mut words())));
             }
         }
         failures

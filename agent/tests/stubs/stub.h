@@ -7,11 +7,14 @@
 //   no-init        initialisation fails
 //   used, crowded  a program uses card 1, or more of them than are counted; where the library tells
 //   new-driver     the driver is another one; where its version matters
-//   hang-FUNCTION  this function does not return while the file exists; one that is about a card, for card 1 only
-// A library without a symbol is built with -DSYMBOL=absent.
+//   hang-FUNCTION  this function does not return while the file exists; one that is about a card, for card 1 only;
+//                  while one does, there is a file hanging
+//   crash-FUNCTION, abort-FUNCTION, exit-FUNCTION  it reads from nowhere, aborts or ends its process instead
+// A library without a symbol is built with -DSYMBOL=absent, one that crashes while it is loaded with -DCRASH_AT_LOAD.
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -23,11 +26,24 @@ static inline int on(const char *name) {
     snprintf(path, sizeof path, "%s/%s", DIR, name);
     return access(path, F_OK) == 0;
 }
-static inline void hang(const char *function) {
+static inline int goes(const char *how, const char *function) {
     char name[128];
-    snprintf(name, sizeof name, "hang-%s", function);
-    while (on(name)) usleep(1000);
+    snprintf(name, sizeof name, "%s-%s", how, function);
+    return on(name);
 }
+static inline void crash(void) { *(volatile int *)0 = 1; }
+static inline void hang(const char *function) {
+    for (; goes("hang", function); usleep(1000)) {
+        FILE *file = fopen(DIR "/hanging", "w");
+        if (file) fclose(file);
+    }
+    if (goes("crash", function)) crash();
+    if (goes("abort", function)) abort();
+    if (goes("exit", function)) exit(3);
+}
+#ifdef CRASH_AT_LOAD
+__attribute__((constructor)) static void loaded(void) { crash(); }
+#endif
 static inline int bus(u32 card) { return 0x2b - card; }
 static inline int sick(u32 card) { return card == 1 && on("sick"); }
 static inline int codes(u32 card, u32 *to, int most) {

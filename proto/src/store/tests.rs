@@ -40,6 +40,9 @@ fn where_ranks_stand_is_stored_and_so_are_islands_and_mounts() {
     offered.devices[0].island = Some(65_536);
     let refused = crate::border::inventory(&offered).expect_err("it is too large");
     assert_eq!(refused.to_string(), "inventory.devices[0].island is 65536: at most 65,535");
+    (offered.devices[0].island, offered.devices[0].pcie_switch) = (None, Some(1 << 31));
+    let refused = crate::border::inventory(&offered).expect_err("it is too large");
+    assert_eq!(refused.to_string(), "inventory.devices[0].pcie_switch is 2147483648: at most 65,535");
 }
 
 #[test]
@@ -172,12 +175,22 @@ fn what_keeps_work_from_devices_is_stored_with_their_node() {
         number: 0,
         isolation: Isolation::Advisory,
         island: None,
+        locality: Locality { switch: Some(0), numa_node: Some(65_535) },
     };
     let mut node = Node::new(NodeId(0), "a".into());
-    node.inventory = Arc::new(Inventory {
-        devices: all.into_iter().chain([None]).map(device).collect(),
-        ..Inventory::default()
-    });
+    let devices: Vec<Device> = all.into_iter().chain([None]).map(device).collect();
+    let figures = Measured {
+        f32_mflops: 1,
+        bf16_mflops: 2,
+        int8_mflops: 3,
+        attention_mflops: 4,
+        memory_mbs: 5,
+        host_link_mbs: 6,
+        train_tokens_milli: 7,
+        decode_tokens_milli: u64::MAX,
+    };
+    let measured = [(devices[0].class.clone(), figures)].into();
+    node.inventory = Arc::new(Inventory { devices, measured, ..Inventory::default() });
     node.cordoned.insert("GPU-1".into());
     node.quarantined.insert("GPU-2".into(), Time(9));
     node.blame = Some(Blame { at: Time(8), why: "it fails probes".into() });
@@ -194,6 +207,12 @@ fn what_keeps_work_from_devices_is_stored_with_their_node() {
     };
     let fault = read(&wire).expect("an inventory").devices[0].fault.clone();
     assert_eq!(fault, Some(Fault::faulty("gone")));
+    // Of an agent that tells no figures, none is known; of a class that no device has, nothing is kept.
+    let mut offered = v1::Inventory { devices: vec![wire.clone()], ..Default::default() };
+    assert!(crate::border::inventory(&offered).expect("an inventory").measured.is_empty());
+    offered.measured = vec![v1::Measured { vendor: "cpu".into(), model: "x".into(), ..Default::default() }];
+    let error = crate::border::inventory(&offered).expect_err("no device is of that class").to_string();
+    assert_eq!(error, "inventory.measured[0].model is x: expected that of a device");
     wire.health = "tired".into();
     let error = read(&wire).expect_err("no such state").to_string();
     assert!(error.starts_with("inventory.devices[0].health is tired: expected one of suspect,"), "{error}");

@@ -61,6 +61,17 @@ pub struct Device {
     pub isolation: Isolation,
     /// Devices of a node with the same number are linked directly (NVLink, XGMI, HCCS, MetaXLink); `None`: with none.
     pub island: Option<u16>,
+    /// Where it hangs in its machine.
+    pub locality: Locality,
+}
+
+/// Where a device hangs in its machine: those of a node with the same number are near each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Locality {
+    /// The PCIe switch above it; `None`: there is none, or nobody knows.
+    pub switch: Option<u16>,
+    /// The memory node that it hangs on; `None`: none is nearer than others, or nobody knows.
+    pub numa_node: Option<u16>,
 }
 
 /// Who sees to it that a rank takes no more of a device than it holds.
@@ -73,6 +84,27 @@ pub enum Isolation {
     Limited,
     /// The hardware; or nobody else is on the device.
     Hard,
+}
+
+/// What one device of a class was measured to do, by the worker's kernels, in whole numbers; 0: that was not measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// Matrix products with factors of single precision, in MFLOP/s.
+    pub f32_mflops: u64,
+    /// With factors of bfloat16.
+    pub bf16_mflops: u64,
+    /// With weights of eight bits.
+    pub int8_mflops: u64,
+    /// Causal attention, in MFLOP/s.
+    pub attention_mflops: u64,
+    /// Bytes read from memory, in MB/s.
+    pub memory_mbs: u64,
+    /// From the host to the device, in MB/s.
+    pub host_link_mbs: u64,
+    /// Training of a model of 10.8 million parameters, in thousandths of a token a second.
+    pub train_tokens_milli: u64,
+    /// Decoding with it, in thousandths of a token a second.
+    pub decode_tokens_milli: u64,
 }
 
 /// What a node offers, as its agent last reported it.
@@ -92,6 +124,8 @@ pub struct Inventory {
     pub labels: BTreeMap<Name, Name>,
     /// What runs containers on it, with its version; empty: nothing does.
     pub engine: Name,
+    /// What devices were measured to do, by their class; told to people. What counts is the speed of each device.
+    pub measured: BTreeMap<Arc<DeviceClass>, Measured>,
 }
 
 /// A range of TCP ports, `first..=last`.
@@ -135,6 +169,7 @@ impl Inventory {
             (device.speed_milli, device.speed_source) = (own.speed_milli, own.speed_source.clone());
             device.memory_gbs = own.memory_gbs;
         }
+        same.measured = self.measured.clone();
         *self == same
     }
 }

@@ -12,7 +12,9 @@ use crate::mount::Mount;
 use crate::stop::StopReason;
 use crate::topology::{Standing, Topology};
 
-pub use crate::inventory::{Device, DeviceClass, Inventory, Isolation, Ports, UnknownVendor, Vendor};
+pub use crate::inventory::{
+    Device, DeviceClass, Inventory, Isolation, Locality, Measured, Ports, UnknownVendor, Vendor,
+};
 
 /// A point on the pool's timeline, in milliseconds since the Unix epoch. Never decreases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

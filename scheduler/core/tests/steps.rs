@@ -82,6 +82,21 @@ fn held_devices_that_are_gone_leave_the_others_free() {
     assert_eq!(t.submit(1, 2), ["job-3 queued", "job-3 placed attempt=1 on node-0"]);
 }
 
+/// What was measured changes nothing of what a node has: people are not told of it, and find it where they look.
+#[test]
+fn figures_of_a_node_are_kept_as_last_told_and_are_no_news() {
+    let mut t = Fixture::new();
+    t.node(0, 4);
+    let mut told = inventory(4, 64, 512);
+    let figures = Measured { bf16_mflops: 700_000_000, decode_tokens_milli: 913_500, ..Measured::default() };
+    told.measured.insert(told.devices[0].class.clone(), figures);
+    told.devices.iter_mut().for_each(|device| device.speed_milli = 2243);
+    assert_eq!(t.report(0, told.clone(), vec![]), [""; 0]);
+    assert_eq!(t.cluster.nodes().get(NodeId(0)).inventory.measured, told.measured);
+    told.engine = "podman 5.4.0".into();
+    assert_eq!(t.report(0, told, vec![]), ["node-0 has 4 of 4 devices usable"]);
+}
+
 /// An agent whose node was cut off ends its worker by itself, and does not call that a failure.
 #[test]
 fn a_worker_that_its_lease_ended_is_lost_and_has_not_failed() {

@@ -496,3 +496,37 @@ fn jobs_of_other_wishes_are_of_another_shape() {
     submit(&mut t, gang(2, 4, |_| ()));
     assert_eq!(t.job(4).ranks.len(), 2);
 }
+
+/// Where devices hang counts less than how they are linked, and only for whole ones that are several.
+#[test]
+fn devices_of_a_rank_are_below_one_switch_or_near_one_memory_node_where_that_can_be() {
+    let placed = |change: &dyn Fn(usize, &mut Device)| -> [Vec<u16>; 3] {
+        let mut t = pool();
+        let mut inventory = inventory(8, 64, 512);
+        inventory.devices.iter_mut().enumerate().for_each(|(at, device)| change(at, device));
+        t.report(0, inventory, Vec::new());
+        // One device alone, of any switch; then two, then four of the five that are left.
+        [1, 2, 4].map(|devices| {
+            submit(&mut t, gang(1, devices, |_| ()));
+            let last = t.cluster.jobs().iter().map(|job| job.id.0).max().expect("a job");
+            t.job(last).ranks[0].devices.clone()
+        })
+    };
+    let switches = |at: usize, device: &mut Device| device.locality.switch = Some(at as u16 / 2);
+    let nodes = |at: usize, device: &mut Device| device.locality.numa_node = Some(at as u16 / 4);
+    let both = |at: usize, device: &mut Device| {
+        switches(at, device);
+        nodes(at, device);
+    };
+    let four = vec![4, 5, 6, 7];
+    assert_eq!(placed(&|_, _| ()), [vec![0], vec![1, 2], vec![3, 4, 5, 6]], "nothing is known");
+    assert_eq!(placed(&switches), [vec![0], vec![2, 3], vec![1, 4, 5, 6]], "none has four");
+    assert_eq!(placed(&nodes), [vec![0], vec![1, 2], four.clone()]);
+    assert_eq!(placed(&both), [vec![0], vec![2, 3], four]);
+    // One island goes before one switch, and within an island a switch counts.
+    let linked = |at: usize, device: &mut Device| {
+        both(at, device);
+        device.island = Some(u16::from(3 <= at));
+    };
+    assert_eq!(placed(&linked), [vec![0], vec![1, 2], vec![4, 5, 6, 7]]);
+}

@@ -439,6 +439,7 @@ fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inve
         ports: Ports { first: 20_000, last: 20_063 },
         labels: [].into(),
         engine: "".into(),
+        measured: Default::default(),
     };
     for group in devices.split('+').filter(|group| *group != "0") {
         let (count, model) = group.split_once(':').ok_or("expected COUNT:MODEL")?;
@@ -462,6 +463,7 @@ fn inventory(at: usize, name: &str, devices: &str, rest: &[&str]) -> Result<Inve
                 number: 0,
                 isolation: Isolation::Advisory,
                 island: None,
+                locality: Default::default(),
             });
         }
     }

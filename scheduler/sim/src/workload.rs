@@ -164,13 +164,23 @@ fn any_inventory(rng: &mut Rng, at: u64) -> Inventory {
         number: 0,
         isolation: if at.is_multiple_of(2) { Isolation::Limited } else { Isolation::Advisory },
         island: island.map(|size| (index / size) as u16),
+        // Drawn by nobody either.
+        locality: Locality {
+            switch: at.is_multiple_of(4).then_some(index as u16 / 2),
+            numa_node: at.is_multiple_of(2).then_some(index as u16 / 4),
+        },
     });
     let mut labels: BTreeMap<Name, Name> = [("rack".into(), format!("r{}", rng.below(2)).into())].into();
     if rng.below(4) != 0 {
         labels.insert("zone".into(), format!("z{}", rng.below(2)).into());
     }
+    let devices: Vec<Device> = devices.collect();
+    let figures =
+        Measured { bf16_mflops: 161_000 * (at + 1), train_tokens_milli: 2_170_500, ..Measured::default() };
+    // Drawn by nobody either.
+    let measured = devices.first().filter(|_| at.is_multiple_of(3)).map(|it| (it.class.clone(), figures));
     Inventory {
-        devices: devices.collect(),
+        devices,
         cpus_milli: 1000 * rng.within((16, 64)) as u32,
         memory_bytes: GIB * rng.within((64, 512)),
         address: format!("10.0.0.{at}").into(),
@@ -178,6 +188,7 @@ fn any_inventory(rng: &mut Rng, at: u64) -> Inventory {
         labels,
         // Drawn by nobody, so that all else is as it was.
         engine: if at % 3 == 2 { "" } else { "podman 5.0" }.into(),
+        measured: measured.into_iter().collect(),
     }
 }
 

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use aquifer_core::{DeviceClass, Fault, Vendor};
 
-use super::reader::unread;
 use super::roots::Roots;
+use super::unread::unread;
 use super::vendor::Maker;
 use super::{Discovery, Finding, Found, model_of, visible};
 use crate::said::said;

@@ -70,6 +70,7 @@ fn node(id: u32) -> Record {
         number: 0,
         isolation: Isolation::Advisory,
         island: None,
+        locality: Default::default(),
     };
     let inventory = Inventory {
         devices: (0..8).map(device).collect(),

@@ -139,6 +139,7 @@ fn report(class: usize, devices: u16) -> NodeReport {
         number: index.into(),
         isolation: Isolation::Advisory,
         island: None,
+        locality: Default::default(),
     };
     let inventory = Inventory {
         devices: (0..devices).map(device).collect(),

@@ -102,7 +102,7 @@ impl Room {
                 return None;
             }
             fit.sort_unstable();
-            let (fit, is_split) = self.of_one_island(id, want, fit)?;
+            let (fit, is_split) = self.nearest(id, want, fit)?;
             let gap_cost = match (take.cores, take.slice) {
                 (true, _) => beside_cost(free_milli != 0),
                 (false, Some(_)) => {
@@ -128,29 +128,27 @@ impl Room {
     /// The devices that are taken of those that fit, which are enough and the cheapest first, and whether they are of
     /// several islands although the node has such. `None`: one island is required and has not so many.
     ///
-    /// Whole devices are of one island if one has so many: of the smallest of these, so that large ones stay whole.
-    fn of_one_island(&self, id: NodeId, want: &DeviceRequest, mut fit: Fit) -> Option<(Fit, bool)> {
+    /// Whole devices are of one island if one has so many; of these, or of all, below one PCIe switch if there are so many below
+    /// one, and else near one memory node.
+    fn nearest(&self, id: NodeId, want: &DeviceRequest, mut fit: Fit) -> Option<(Fit, bool)> {
         let count = usize::from(want.count);
         let devices = &self.nodes[id.0 as usize].inventory.devices;
-        let island = |index: u16| devices[usize::from(index)].island;
+        let of = |index: u16| &devices[usize::from(index)];
         let counts = 1 < count && (want.one_island || want.slice.is_none());
-        let is_linked = counts && fit.iter().any(|(_, index)| island(*index).is_some());
-        if is_linked {
-            let mut islands: BTreeMap<u16, Fit> = BTreeMap::new();
-            for (cost, index) in &fit {
-                if let Some(island) = island(*index) {
-                    islands.entry(island).or_default().push((*cost, *index));
-                }
-            }
-            let enough = islands.into_values().filter(|linked| count <= linked.len());
-            let cost = |linked: &Fit| linked[..count].iter().map(|(cost, _)| cost).sum::<i64>();
-            if let Some(mut linked) = enough.min_by_key(|linked| (cost(linked), linked.len())) {
-                linked.truncate(count);
-                return Some((linked, false));
+        let is_linked = counts && fit.iter().any(|(_, index)| of(*index).island.is_some());
+        let of_one = is_linked.then(|| of_one_group(&fit, count, |index| of(index).island)).flatten();
+        let is_split = is_linked && of_one.is_none();
+        if want.one_island && count != 1 && of_one.is_none() {
+            return None;
+        }
+        fit = of_one.unwrap_or(fit);
+        if 1 < count && want.slice.is_none() && count < fit.len() {
+            for group in [|it: &Device| it.locality.switch, |it: &Device| it.locality.numa_node] {
+                fit = of_one_group(&fit, count, |index| group(of(index))).unwrap_or(fit);
             }
         }
         fit.truncate(count);
-        (!want.one_island || count == 1).then_some((fit, is_linked))
+        Some((fit, is_split))
     }
 
     /// Of some nodes those that take work and have room for a rank, the best first. `O(nodes * (devices + log nodes))`.
@@ -214,4 +212,18 @@ impl Room {
         let classes = free.devices.iter().enumerate().filter(is_first).map(|(_, device)| device.class);
         classes.filter_map(of_class).sum::<u64>().min(others) as u32
     }
+}
+
+/// Of devices that fit, the cheapest first, those of one group that has so many: of the cheapest, then of the smallest, so that
+/// large ones stay whole. `None`: none has. `O(devices * log devices)`.
+fn of_one_group(fit: &Fit, count: usize, group: impl Fn(u16) -> Option<u16>) -> Option<Fit> {
+    let mut groups: BTreeMap<u16, Fit> = BTreeMap::new();
+    for (cost, index) in fit {
+        if let Some(group) = group(*index) {
+            groups.entry(group).or_default().push((*cost, *index));
+        }
+    }
+    let enough = groups.into_values().filter(|own| count <= own.len());
+    let cost = |own: &Fit| own[..count].iter().map(|(cost, _)| cost).sum::<i64>();
+    enough.min_by_key(|own| (cost(own), own.len()))
 }

@@ -50,6 +50,8 @@ fn inventory(rng: &mut Rng) -> Inventory {
         number: 0,
         isolation: Isolation::Advisory,
         island: linked.then_some(at as u16 / size),
+        // Nobody draws it, so that all else is as it was.
+        locality: Locality { switch: (size != 3).then_some(at as u16 / 2), numa_node: Some(at as u16 / 4) },
     };
     Inventory {
         devices: (0..rng.pick(&[0, 1, 2, 4, 8, 8, 8])).map(|at| device(rng, at)).collect(),
@@ -127,6 +129,33 @@ fn check_islands(
         assert_eq!(together, smallest.is_some(), "seed {seed}: {want:?} {chosen:?}");
         if let (true, Some(island)) = (together, island(*first)) {
             assert_eq!(Some(islands[&island]), smallest, "seed {seed}: large islands stay whole");
+        }
+    }
+    if want.slice.is_none() {
+        // Of those of one island, if they are, or else of all: below one switch, else near one memory node, of the fewest.
+        let all: Vec<u16> = room
+            .on(node.id)
+            .devices
+            .iter()
+            .filter(|it| it.compute_milli == 1000)
+            .map(|it| it.index)
+            .collect();
+        let of = |index: u16| &node.inventory.devices[usize::from(index)];
+        let alike = |at: &u16| of(*at).class == *class && (!together || island(*at) == island(*first));
+        for group in [|it: &Device| it.locality.switch, |it: &Device| it.locality.numa_node] {
+            let mut sizes = BTreeMap::new();
+            let groups = all.iter().filter(|at| alike(at)).filter_map(|at| group(of(*at)));
+            groups.for_each(|group| *sizes.entry(group).or_insert(0) += 1);
+            let Some(smallest) = sizes.values().copied().filter(|size| want.count <= *size).min() else {
+                continue;
+            };
+            let own = group(of(*first)).map(|group| sizes[&group]);
+            assert!(
+                chosen.devices.iter().all(|at| group(of(*at)) == group(of(*first))),
+                "seed {seed}: {chosen:?}"
+            );
+            assert_eq!(own, Some(smallest), "seed {seed}: {chosen:?}");
+            break;
         }
     }
     usize::from(together)

@@ -80,6 +80,7 @@ impl<'a> Ours<'a> {
                 number: 0,
                 isolation: Isolation::Advisory,
                 island: None,
+                locality: Default::default(),
             });
             let inventory = Inventory {
                 devices: devices.collect(),
@@ -89,6 +90,7 @@ impl<'a> Ours<'a> {
                 ports: Ports { first: 20_000, last: 29_999 },
                 labels: BTreeMap::new(),
                 engine: "".into(),
+                measured: Default::default(),
             };
             ours.nodes.push(Agent {
                 name: node.name.clone(),
