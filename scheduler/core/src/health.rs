@@ -129,6 +129,9 @@ impl Cluster {
     /// Quarantines what an agent wants to be, as far as the pool can afford it, and forgets what is long over.
     pub(crate) fn quarantine(&mut self, now: Time, id: NodeId) {
         let node = self.nodes.get(id);
+        if self.nodes.is_well(id) && node.quarantined.is_empty() {
+            return;
+        }
         let is_wanted =
             |device: &Device| device.fault.as_ref().is_some_and(|fault| fault.health == Health::Quarantined);
         let wanted: Vec<Name> =
@@ -163,7 +166,9 @@ impl Cluster {
     /// Places those elsewhere that hold a device that went bad. They are not charged with a failure.
     pub(crate) fn leave_bad_devices(&mut self, id: NodeId) {
         let node = self.nodes.get(id);
-        if (0..node.inventory.devices.len() as u16).all(|index| node.breaks_work(index).is_none()) {
+        let is_whole =
+            || (0..node.inventory.devices.len() as u16).all(|index| node.breaks_work(index).is_none());
+        if self.nodes.is_well(id) || is_whole() {
             return;
         }
         for worker in self.workers_on(id) {

@@ -149,6 +149,11 @@ impl Device {
 }
 
 impl Inventory {
+    /// Whether no device has a fault.
+    pub fn is_well(&self) -> bool {
+        self.devices.iter().all(|device| device.fault.is_none())
+    }
+
     /// How well a rank that holds these devices, or parts of them, is kept from others on them.
     pub fn isolation(&self, rank: &Allocation) -> Isolation {
         let of = |index: &u16| self.devices.get(usize::from(*index)).map(|device| device.isolation);

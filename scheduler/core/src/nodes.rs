@@ -1,6 +1,7 @@
 //! Nodes, their leases, and what is held on them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use crate::emptying::{Emptying, Expiry, Size, SoonestFirst};
@@ -124,7 +125,8 @@ pub struct Nodes {
     /// Shared with copies of the cluster, as what-if questions make them.
     entries: Vec<Arc<Entry>>,
     emptying: Emptying,
-    by_name: BTreeMap<Name, NodeId>,
+    /// By a hash of the name: names themselves would be looked for all over the memory.
+    by_name: BTreeSet<(u64, NodeId)>,
     /// No lease runs out before this; `None`: no node is up.
     next_expiry: Option<Time>,
 }
@@ -132,6 +134,8 @@ pub struct Nodes {
 #[derive(Clone, Debug)]
 struct Entry {
     node: Node,
+    /// Whether none of its devices has a fault.
+    is_well: bool,
     lease: Lease,
     held: Held,
     /// Version of its assignment.
@@ -229,6 +233,12 @@ impl Held {
     }
 }
 
+fn hash_of(name: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    hasher.finish()
+}
+
 /// Gives back what a rank held of a device.
 pub(crate) fn give_device(devices: &mut Sorted<u16, HeldDevice>, device: u16, slice: Option<Slice>) {
     match (devices.get_mut(&device), slice) {
@@ -261,9 +271,16 @@ impl Nodes {
         &self.entries[id.0 as usize].node
     }
 
+    /// Whether none of the node's devices has a fault.
+    pub fn is_well(&self, id: NodeId) -> bool {
+        self.entries[id.0 as usize].is_well
+    }
+
     /// The node of that name.
     pub fn by_name(&self, name: &str) -> Option<NodeId> {
-        self.by_name.get(name).copied()
+        let hash = hash_of(name);
+        let alike = self.by_name.range((hash, NodeId(0))..=(hash, NodeId(u32::MAX)));
+        alike.map(|(_, id)| *id).find(|id| *self.get(*id).name == *name)
     }
 
     /// What is held on the node.
@@ -290,16 +307,18 @@ impl Nodes {
     /// Enters a node. Its identity must be the next one.
     pub(crate) fn insert(&mut self, node: Node, revision: Revision) {
         assert_eq!(node.id.0 as usize, self.entries.len(), "identities have no gaps");
-        self.by_name.insert(node.name.clone(), node.id);
+        self.by_name.insert((hash_of(&node.name), node.id));
         let (lease, held) = (Lease::default(), Held::default());
         self.emptying.change(node.id, None, (Size::of(&node.inventory), held.expiry()));
-        self.entries.push(Arc::new(Entry { node, lease, held, revision }));
+        let is_well = node.inventory.is_well();
+        self.entries.push(Arc::new(Entry { node, is_well, lease, held, revision }));
     }
 
     pub(crate) fn change(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
         let entry = self.entry_mut(id);
         let (before, expiry) = (Size::of(&entry.node.inventory), entry.held.expiry());
         change(&mut entry.node);
+        entry.is_well = entry.node.inventory.is_well();
         let after = Size::of(&entry.node.inventory);
         if before != after {
             self.emptying.change(id, Some((before, expiry)), (after, expiry));
@@ -360,7 +379,9 @@ impl Nodes {
     /// When it is not what it should be.
     pub(crate) fn check(&self) {
         let mut recount = Emptying::default();
-        for Entry { node, held, .. } in self.entries.iter().map(|entry| &**entry) {
+        for Entry { node, held, is_well, .. } in self.entries.iter().map(|entry| &**entry) {
+            assert_eq!(*is_well, node.inventory.is_well(), "whether {} is well", node.name);
+            assert_eq!(self.by_name(&node.name), Some(node.id), "the node {}", node.name);
             recount.change(node.id, None, (Size::of(&node.inventory), held.expiry()));
         }
         assert_eq!(self.emptying, recount, "when nodes get empty");
