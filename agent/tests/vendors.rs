@@ -539,6 +539,8 @@ fn a_library_that_crashes_in_a_call_about_no_card_is_named_for_every_card_and_tr
     backend.health(&mut devices);
     let why = Some("libnvidia-ml.so.1 crashed (SIGSEGV) in nvmlDeviceGetCount_v2".to_string());
     assert_eq!(about(&devices), names.clone().map(|name| (name, why.clone())));
+    let is_suspect = |it: &Found| it.fault.as_ref().is_some_and(|fault| fault.health == Health::Suspect);
+    assert!(devices.iter().all(is_suspect), "what runs on them runs on: {devices:#?}");
     machine.end("crash-nvmlDeviceGetCount_v2");
     let deadline = Instant::now() + Duration::from_secs(30);
     while devices.iter().any(|device| device.fault.is_some()) {

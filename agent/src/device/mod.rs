@@ -265,13 +265,15 @@ fn merge(known: &mut Vec<Found>, now: Vec<Found>, why_missing: Option<&str>) {
                 let uuid = if is_nameless(&found) { known[at].uuid.clone() } else { found.uuid.clone() };
                 (known[at], seen[at]) = (Found { uuid, ..found }, true);
             }
-            // A card that was read before is not another one for being unreadable now.
+            // A card that was read before is not another one for being unreadable now. Nor is it known to be bad: what
+            // runs on it does not need who could not read it, so it runs on.
             None if is_unread(&found)
                 && known.iter().any(|device| device.place.starts_with(&found.place)) =>
             {
                 let there = known.iter_mut().zip(&mut seen);
                 for (device, seen) in there.filter(|(device, _)| device.place.starts_with(&found.place)) {
-                    (device.fault, *seen) = (found.fault.clone(), true);
+                    let fault = |fault: &Fault| Fault { health: Health::Suspect, ..fault.clone() };
+                    (device.fault, *seen) = (found.fault.as_ref().map(fault), true);
                 }
             }
             None => {
