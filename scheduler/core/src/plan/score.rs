@@ -179,7 +179,7 @@ pub(super) fn beside_cost(beside: bool) -> i64 {
 /// too few processors; one that takes less strands accelerators, unless processor time is plenty.
 ///
 /// Where a pool has too few cores for what is asked for ([`grain`]), it counts too how many of those who want an accelerator
-/// the cores that are left beside it suffice: balance alone takes half of what serves two for half as good.
+/// the cores that are left beside it suffice: balance alone takes 7 and 8 of them for as good as 3 and 12.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Strand<'a> {
     /// What is added to the imbalance.

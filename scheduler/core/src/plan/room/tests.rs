@@ -5,6 +5,7 @@ use crate::health::Fault;
 use crate::nodes::{Span, Until};
 use crate::plan::price::{Rank, UNIT, WHOLE};
 use crate::plan::score::Chosen;
+use crate::topology::Standing;
 
 const SPAN: Span = Span { since: Time(0), until: Until::Unknown };
 
@@ -87,13 +88,27 @@ fn request(rng: &mut Rng) -> Request {
     }
 }
 
+fn spec(request: Request) -> JobSpec {
+    let role = Role {
+        name: "worker".into(),
+        ranks: 1,
+        min_ranks: None,
+        request,
+        mounts: Vec::new(),
+        standing: Standing::default(),
+        program: Program::Command(vec!["work".into()]),
+    };
+    JobSpec { roles: vec![role], ..JobSpec::default() }
+}
+
 fn prices(rng: &mut Rng) -> Prices {
     let core_value = rng.pick(&[0, 800, 6_500, 70_000]);
     let devices =
         DeviceRequest { count: rng.pick(&[1, 8]), model: Some("t4".into()), ..DeviceRequest::default() };
     let rank = Rank { devices, cpus_milli: rng.pick(&[0, 80_000]), ..Rank::default() };
     let ranks = if rng.below(2) == 0 { vec![(rank, rng.below(600_000))] } else { Vec::new() };
-    let mut prices = Prices::default();
+    let asked: Vec<JobSpec> = (0..20).map(|_| spec(request(rng))).collect();
+    let mut prices = Prices::learn(asked.iter());
     (prices.core_value, prices.ranks) = (core_value, ranks);
     // From pools with cores enough to those with too few.
     prices.asked = Totals { devices_milli: 1000, cpus_milli: rng.pick(&[1_000, 12_000, 16_000, 40_000]) };
