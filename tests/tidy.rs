@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Files that are longer than the guideline; none may be added. One that was split leaves the list.
-const LONG: [&str; 2] = ["agent/src/launcher.rs", "cli/view.rs"];
+const LONG: [&str; 1] = ["agent/src/launcher.rs"];
 
 /// Lines of a file, at most.
 const MOST_LINES: usize = 600;
