@@ -88,6 +88,8 @@ impl Meter {
 
 /// Steps of each kind that are measured.
 const STEPS: u32 = 2000;
+/// Of those that stop others, which take longer.
+const STOPS: u32 = 50;
 /// Ranks of the gangs that are measured.
 const GANGS: [u32; 3] = [128, 1024, 8192];
 
@@ -186,7 +188,7 @@ fn full(figures: &mut Figures, meter: Meter) {
         Arc::new(JobSpec { queue: OWNER.into(), ..spec(ranks, want(devices, None, None), 8000) })
     };
     let (mut cluster, one) = (pool.clone(), of(1, 1));
-    figures.preempts = spread((0..STEPS).map(|_| meter.submit(&mut cluster, &one)));
+    figures.preempts = spread((0..STOPS).map(|_| meter.submit(&mut cluster, &one)));
     for ranks in GANGS.into_iter().filter(|ranks| *ranks <= figures.nodes) {
         let mut cluster = pool.clone();
         figures.gangs_preempt.push((ranks, meter.submit(&mut cluster, &of(ranks, 8))));
