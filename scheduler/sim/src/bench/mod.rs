@@ -189,7 +189,8 @@ fn full(figures: &mut Figures, meter: Meter) {
     };
     let (mut cluster, one) = (pool.clone(), of(1, 1));
     figures.preempts = spread((0..STOPS).map(|_| meter.submit(&mut cluster, &one)));
-    for ranks in GANGS.into_iter().filter(|ranks| *ranks <= figures.nodes) {
+    // For one that waits, no more than 1,024 running jobs are looked at.
+    for ranks in [16, 128].into_iter().filter(|ranks| *ranks <= figures.nodes) {
         let mut cluster = pool.clone();
         figures.gangs_preempt.push((ranks, meter.submit(&mut cluster, &of(ranks, 8))));
         let gives_way =
