@@ -189,7 +189,11 @@ fn decisions(args: &DecisionsArgs, output: &Output) {
             ),
             ("placements, deciding alone".into(), per_s(figures.round_ns), "jobs/s"),
             ("placements, with records and orders".into(), per_s(figures.step_ns), "jobs/s"),
-            ("memory of the pool with its jobs".into(), figures.bytes as f64 / f64::from(1 << 20), "MiB"),
+            (
+                "memory of the pool with its jobs, if it is the first".into(),
+                figures.bytes as f64 / f64::from(1 << 20),
+                "MiB",
+            ),
             ("a step that changes nothing, p50".into(), us(figures.idle.p50), "µs"),
             ("a step that changes nothing, p99".into(), us(figures.idle.p99), "µs"),
             ("a submission that waits, p50".into(), us(figures.unfit.p50), "µs"),
@@ -208,7 +212,7 @@ fn decisions(args: &DecisionsArgs, output: &Output) {
             rows.extend(gangs.iter().map(row));
         };
         gangs("ranks in the idle pool", &figures.gangs);
-        gangs("nodes that waits first, and gets nodes kept", &figures.kept);
+        gangs("nodes that comes, goes first, and has to wait", &figures.wide);
         gangs("nodes for which eight jobs on each are stopped", &figures.gangs_preempt);
         for (name, value, unit) in rows {
             table.row([units::group((*nodes).into()), name.clone(), digits(value), unit.into()]);

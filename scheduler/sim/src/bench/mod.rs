@@ -36,8 +36,8 @@ pub struct Figures {
     pub ends: Spread,
     /// Gangs of so many ranks of one device each, in an idle pool; those that it has room for.
     pub gangs: Vec<(u32, u64)>,
-    /// Gangs of so many whole nodes that go first, wait, and get nodes kept; those that the pool is large enough for.
-    pub kept: Vec<(u32, u64)>,
+    /// Submissions of gangs of so many whole nodes that go first and have to wait; those that the pool is large enough for.
+    pub wide: Vec<(u32, u64)>,
     /// Booking a hundredth of the nodes for a period.
     pub booked_ns: u64,
     /// Steps with a submission for which another job is stopped, in a pool without a free device.
@@ -160,14 +160,14 @@ fn ends(figures: &mut Figures, cluster: &mut Cluster, meter: Meter) {
     }));
 }
 
-/// Room that is kept, in pools that are full: for gangs of whole nodes that go first, and for a period.
+/// Gangs of whole nodes that go first, in a pool that is full, and nodes that are booked for a period.
 fn keeps(figures: &mut Figures, pool: &Cluster, meter: Meter) {
     for ranks in GANGS.into_iter().filter(|ranks| 5 * ranks <= figures.nodes) {
         let mut cluster = pool.clone();
         let queue = Queue { weight: 1_000, ..Queue::new(OWNER.into()) };
         meter.step(&mut cluster, Event::Request { id: 0, command: Command::SetQueue(queue) });
         let gang = JobSpec { queue: OWNER.into(), ..spec(ranks, want(8, Some(CLASSES[0].1), None), 8000) };
-        figures.kept.push((ranks, meter.submit(&mut cluster, &Arc::new(gang))));
+        figures.wide.push((ranks, meter.submit(&mut cluster, &Arc::new(gang))));
     }
     let booking = Booking {
         name: "maintenance".into(),
