@@ -7,19 +7,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_gateway::serve::converse;
-use aquifer_gateway::{Gateway, Limits, Router, Service, plain, router};
+use aquifer_gateway::{Gateway, Limits, Service, router};
 use aquifer_proto::v1;
 use aquifer_scheduler::grpc::Guard;
-use aquifer_scheduler::tls::{Accepted, Files, Protocol, Tls};
+use aquifer_scheduler::tls::Tls;
 use prometheus::Registry;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tonic::{Code, Status};
 
-use crate::accept::accept;
-use crate::client::{Global, Pool, identity, is_lost};
+use crate::client::{Global, Pool, is_lost};
+use crate::front::{self, Front};
 use crate::output::{Failure, write_out};
 use crate::server::log_format;
 use crate::settings::{self, Settings};
@@ -92,14 +91,8 @@ impl Args {
     fn resolve(&self, global: &Global) -> Result<Resolved, Failure> {
         let mut settings = Settings::read(self.config.as_deref(), |file| file.gateway)?;
         let text = |text: &str| Ok::<_, String>(text.to_string());
-        let mut global = global.clone();
-        global.server = settings.take_optional("server", global.server.as_ref(), text)?;
-        let mut file = |name, flag: &Option<PathBuf>| settings::file(&mut settings, name, flag);
-        global.token_file = file("token-file", &global.token_file)?;
-        global.tls_ca = file("tls-ca", &global.tls_ca)?;
-        global.tls_cert = file("tls-cert", &global.tls_cert)?;
-        global.tls_key = file("tls-key", &global.tls_key)?;
-        let api_keys = file("api-keys", &self.api_keys)?;
+        let global = front::reach(&mut settings, global)?;
+        let api_keys = settings::file(&mut settings, "api-keys", &self.api_keys)?;
         let listen = settings.take("listen", self.listen.as_ref(), "127.0.0.1:8000", metrics::address)?;
         let at_most = |text: &str, most_ms: u64| match parse_duration(text)? {
             ms if ms <= most_ms => Ok(Duration::from_millis(ms)),
@@ -125,15 +118,12 @@ impl Args {
             Some(file) => keys(file)?,
             None => settings::token(global.token_file.as_deref())?.into_iter().collect(),
         };
-        let tls = identity(&global.tls_cert, &global.tls_key)?;
-        let tls = tls.map(|(certificate, key)| Files { certificate, key, client_ca: None });
-        let tls = tls.map(|files| Tls::open(files, Protocol::Http1)).transpose();
         Ok(Resolved {
             listen,
             keys: keys.iter().map(|key| Guard::new(Some(key))).collect(),
             limits: Limits { in_flight, body, hold },
             grace,
-            tls: tls.map_err(|error| Failure::usage(error.to_string(), ""))?,
+            tls: front::tls(&global)?,
             global,
             log_format,
             log_level,
@@ -195,33 +185,17 @@ async fn serve(resolved: Resolved) -> Result<(), Failure> {
     let address = socket.local_addr().expect("it listens");
     write_out(format!("listening on {address}\n").as_bytes());
     tokio::spawn(follow(pool, gateway.clone()));
-    let (draining, seen) = watch::channel(false);
-    let (tls, router) = (tls.map(Arc::new), router(gateway.clone()));
-    let places = Arc::new(Semaphore::new(most));
-    tokio::select! {
-        () = accept(socket, places.clone(), |stream| {
-            _ = stream.set_nodelay(true); // Only costs latency where it fails.
-            begin(stream, tls.clone(), router.clone(), seen.clone())
-        }) => (),
-        () = settings::stop_signal() => (),
-    }
-    gateway.drain();
-    _ = draining.send(true); // Without connections nobody listens.
-    match timeout(grace, places.acquire_many(most as u32)).await {
-        Ok(_) => tracing::info!("stopped; every request was answered"),
-        Err(_) => tracing::warn!("stopped; answers were not complete within the grace"),
+    let (router, draining) = (router(gateway.clone()), watch::Sender::new(false));
+    let front = Front { socket, tls, router, connections: most, draining, grace };
+    let stopped = async {
+        settings::stop_signal().await;
+        gateway.drain();
+    };
+    match front.serve(stopped).await {
+        true => tracing::info!("stopped; every request was answered"),
+        false => tracing::warn!("stopped; answers were not complete within the grace"),
     }
     Ok(())
-}
-
-/// One connection, to its end.
-async fn begin(stream: TcpStream, tls: Option<Arc<Tls>>, router: Router, draining: watch::Receiver<bool>) {
-    let Some(tls) = tls else { return converse(stream, router, draining).await };
-    match tls.accept(stream).await {
-        Ok(Accepted::Tls(stream)) => converse(stream, router, draining).await,
-        Ok(Accepted::Plain(stream)) => converse(stream, plain(), draining).await,
-        Err(_) => (), // Whoever it was has gone, or does not agree and knows.
-    }
 }
 
 /// Keeps up with the services of the pool. What was known stands while the scheduler does not answer.

@@ -21,6 +21,7 @@ pub mod explain;
 pub mod explain_device;
 mod figures;
 pub mod flags;
+mod front;
 pub mod gateway;
 pub mod job;
 pub mod job_file;

@@ -16,17 +16,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_gateway::serve::converse;
-use aquifer_gateway::{Router, plain};
-use aquifer_scheduler::tls::{Accepted, Files, Protocol, Tls};
+use aquifer_gateway::Router;
+use aquifer_scheduler::tls::Tls;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 
-use crate::accept::accept;
-use crate::client::{self, Global, Pool, identity};
+use crate::client::{self, Global, Pool};
+use crate::front::{self, Front};
 use crate::output::{Failure, write_out};
 use crate::server::log_format;
 use crate::settings::{self, Settings};
@@ -118,13 +116,7 @@ impl Args {
     fn resolve(&self, global: &Global) -> Result<(Setup, String, String), Failure> {
         let mut settings = Settings::read(self.config.as_deref(), |file| file.dashboard)?;
         let text = |text: &str| Ok::<_, String>(text.to_string());
-        let mut global = global.clone();
-        global.server = settings.take_optional("server", global.server.as_ref(), text)?;
-        let mut file = |name, flag: &Option<PathBuf>| settings::file(&mut settings, name, flag);
-        global.token_file = file("token-file", &global.token_file)?;
-        global.tls_ca = file("tls-ca", &global.tls_ca)?;
-        global.tls_cert = file("tls-cert", &global.tls_cert)?;
-        global.tls_key = file("tls-key", &global.tls_key)?;
+        let global = front::reach(&mut settings, global)?;
         let listen = settings.take("listen", self.listen.as_ref(), ADDRESS, metrics::address)?;
         let sign_in = settings.take("sign-in", self.sign_in.as_ref(), "key", |text| match text {
             "key" => Ok(SignIn::Key),
@@ -155,10 +147,7 @@ impl Args {
         let log_format = settings.take("log-format", self.log_format.as_ref(), "text", log_format)?;
         let log_level = settings.take("log-level", self.log_level.as_ref(), "info", text)?;
         settings.finish()?;
-        let tls = identity(&global.tls_cert, &global.tls_key)?;
-        let tls = tls.map(|(certificate, key)| Files { certificate, key, client_ca: None });
-        let tls = tls.map(|files| Tls::open(files, Protocol::Http1)).transpose();
-        let tls = tls.map_err(|error| Failure::usage(error.to_string(), ""))?;
+        let tls = front::tls(&global)?;
         Ok((Setup { listen, sign_in, hosts, clear_text, connections, tls, global }, log_format, log_level))
     }
 }
@@ -184,7 +173,7 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
 pub struct Dashboard {
     socket: TcpListener,
     door: Arc<Door>,
-    tls: Option<Arc<Tls>>,
+    tls: Option<Tls>,
     connections: usize,
 }
 
@@ -220,7 +209,7 @@ impl Dashboard {
         })?;
         let address = socket.local_addr().expect("it listens");
         let door = Arc::new(Door::new(pool, sign_in, token, address, hosts, tls.is_some()));
-        Ok(Dashboard { socket, door, tls: tls.map(Arc::new), connections })
+        Ok(Dashboard { socket, door, tls, connections })
     }
 
     /// What to open in a browser, with the key if that lets in.
@@ -231,28 +220,10 @@ impl Dashboard {
     /// Answers until `stopped` is ready, and then what is under way.
     pub async fn serve(self, stopped: impl Future<Output = ()>) {
         let Dashboard { socket, door, tls, connections } = self;
-        let (draining, seen) = watch::channel(false);
-        let router = router(door, seen.clone());
-        let places = Arc::new(Semaphore::new(connections));
-        tokio::select! {
-            () = accept(socket, places.clone(), |stream| {
-                _ = stream.set_nodelay(true); // Only costs latency where it fails.
-                begin(stream, tls.clone(), router.clone(), seen.clone())
-            }) => (),
-            () = stopped => (),
-        }
-        _ = draining.send(true); // Without connections nobody listens.
-        _ = timeout(GRACE, places.acquire_many(connections as u32)).await; // Who is slow has been told.
-    }
-}
-
-/// One connection, to its end.
-async fn begin(stream: TcpStream, tls: Option<Arc<Tls>>, router: Router, draining: watch::Receiver<bool>) {
-    let Some(tls) = tls else { return converse(stream, router, draining).await };
-    match tls.accept(stream).await {
-        Ok(Accepted::Tls(stream)) => converse(stream, router, draining).await,
-        Ok(Accepted::Plain(stream)) => converse(stream, plain(), draining).await,
-        Err(_) => (), // Whoever it was has gone, or does not agree and knows.
+        let draining = watch::Sender::new(false);
+        let router = router(door, draining.subscribe());
+        let front = Front { socket, tls, router, connections, draining, grace: GRACE };
+        front.serve(stopped).await; // Who is slow has been told.
     }
 }
 
