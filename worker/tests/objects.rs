@@ -468,11 +468,14 @@ fn a_process_that_is_killed_while_it_uploads_goes_on_from_the_checkpoint_before(
     let every = ["--checkpoint-every", "1"];
     let line = train(&[&options(&data, "s3://bucket/run")[..8], &every].concat());
 
-    let mut first = None;
+    let (mut first, (second_begins, second)) = (None, std::sync::mpsc::channel());
     server.set(move |request| {
         let step = request.path.split('/').find(|part| part.starts_with("step-")).map(String::from);
         match request.is("PUT", "optimizer") && *first.get_or_insert_with(|| step.clone()) != step {
-            true => Fault::Silent,
+            true => {
+                _ = second_begins.send(());
+                Fault::Silent
+            }
             false => Fault::None,
         }
     });
@@ -481,6 +484,7 @@ fn a_process_that_is_killed_while_it_uploads_goes_on_from_the_checkpoint_before(
     let start = Instant::now();
     worker.wait_for("step 8/8");
     assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
+    second.recv_timeout(Duration::from_secs(25)).expect("a second checkpoint");
     worker.signal("KILL");
     assert_eq!(worker.end().code, None);
     let keys = server.keys();
