@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::{env, fs, ptr};
+use std::{env, ptr};
 
 use nix::libc;
 use nix::sched::CloneFlags;
@@ -58,7 +58,7 @@ pub(crate) fn spawn(spec: &Spec, run_dir: &Path, input: BorrowedFd, groups: &[Fi
     // What a program had in its memory is not left on the disk, unless it asks for that.
     let no_core = Rlimit { current: Some(0), ..rustix::process::getrlimit(Resource::Core) };
     let supervisor = rustix::process::getpid();
-    let (mut failure, mut stage) = (None, None);
+    let (mut failure, mut stage, mut is_elsewhere) = (None, None, false);
     let mut stack = vec![0; STACK];
     let child = Box::new(|| {
         let mut become_worker = || -> Result<Infallible, Errno> {
@@ -67,7 +67,9 @@ pub(crate) fn spawn(spec: &Spec, run_dir: &Path, input: BorrowedFd, groups: &[Fi
                 return Err(Errno::PIPE);
             }
             rustix::process::setpgid(None, None)?;
-            confine(groups, cores.as_ref())?;
+            let unconfined =
+                |_: &Errno| stage = Some("it cannot be confined to its cores and control groups");
+            confine(groups, cores.as_ref()).inspect_err(unconfined)?;
             let unhidden = |_: &Errno| stage = Some("its node's other devices cannot be hidden from it");
             hidden.hide().inspect_err(unhidden)?;
             reset_signals()?;
@@ -84,7 +86,7 @@ pub(crate) fn spawn(spec: &Spec, run_dir: &Path, input: BorrowedFd, groups: &[Fi
                 rustix::thread::set_no_new_privs(true)?;
             }
             rustix::process::setrlimit(Resource::Core, no_core)?;
-            rustix::process::chdir(enter.as_c_str())?;
+            rustix::process::chdir(enter.as_c_str()).inspect_err(|_| is_elsewhere = true)?;
             image.execute()
         };
         failure = become_worker().err();
@@ -106,7 +108,8 @@ pub(crate) fn spawn(spec: &Spec, run_dir: &Path, input: BorrowedFd, groups: &[Fi
     };
     Err(match stage {
         Some(stage) => format!("{stage}: {error}"),
-        None => why_not_started(program, spec.working_dir.as_deref(), &error),
+        None if is_elsewhere => why_not_entered(working_dir, &error),
+        None => why_not_started(program, &error),
     })
 }
 
@@ -201,23 +204,21 @@ fn execute(program: &CStr, arguments: &[*const c_char], environment: &[*const c_
     Errno::from_raw_os_error(nix::errno::Errno::last_raw())
 }
 
+/// Says in a sentence why a worker could not begin in its directory.
+fn why_not_entered(dir: &Path, error: &io::Error) -> String {
+    use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+    let why = match error.kind() {
+        NotADirectory => "not a directory".to_string(),
+        NotFound => "no such directory".to_string(),
+        PermissionDenied => "permission denied".to_string(),
+        _ => error.to_string(),
+    };
+    format!("working_dir {}: {why}", dir.display())
+}
+
 /// Says in a sentence why a program could not be started; the kernel's error does not tell which path it means.
-fn why_not_started(program: &str, working_dir: Option<&Path>, error: &io::Error) -> String {
+fn why_not_started(program: &str, error: &io::Error) -> String {
     use io::ErrorKind::{NotFound, PermissionDenied};
-    if let Some(dir) = working_dir {
-        match fs::metadata(dir).map(|meta| meta.is_dir()) {
-            Ok(true) => (),
-            Ok(false) => return format!("working_dir {}: not a directory", dir.display()),
-            Err(error) if error.kind() == NotFound => {
-                return format!("working_dir {}: no such directory", dir.display());
-            }
-            Err(error) => return format!("working_dir {}: {error}", dir.display()),
-        }
-        let enter = rustix::fs::access(dir, rustix::fs::Access::EXEC_OK);
-        if error.kind() == PermissionDenied && enter.is_err() {
-            return format!("working_dir {}: permission denied", dir.display());
-        }
-    }
     let is_path = program.contains('/');
     match error.kind() {
         NotFound if !is_path => format!("program {program}: not found in PATH"),

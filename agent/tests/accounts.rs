@@ -130,6 +130,18 @@ async fn a_worker_of_another_user_ends_with_its_supervisor() {
 }
 
 #[tokio::test]
+async fn a_directory_that_its_user_may_not_enter_is_named() {
+    let Some(mut t) = of_root().await else { return };
+    let dir = t.dir.path().join("private");
+    fs::create_dir(&dir).unwrap();
+    fs::set_permissions(&dir, Permissions::from_mode(0o700)).unwrap();
+    let text = dir.display().to_string();
+    let exit = t.run(Launch { working_dir: Some(dir), ..as_user("true") }).await;
+    assert_eq!(exit, failed(&format!("working_dir {text}: permission denied")));
+    t.done().await;
+}
+
+#[tokio::test]
 async fn who_may_not_run_anything_is_named() {
     let Some(mut t) = of_root().await else { return };
     let cases = [
