@@ -107,6 +107,10 @@ pub struct Args {
     /// Enforce processor time and memory of workers where control groups allow it: `auto` or `off`. Default: auto
     #[arg(long, env = "AQUIFER_LIMITS", value_name = "auto|off")]
     pub limits: Option<String>,
+    /// Control group (version 2) below which those of workers are, as `/proc/self/cgroup` names it: of a unit of its own, so that
+    /// systemd can start the agent again while they run. Default: the agent's
+    #[arg(long, env = "AQUIFER_WORKERS_GROUP", value_name = "GROUP")]
+    pub workers_group: Option<String>,
     /// Measure devices that the worker has kernels for (cores, NVIDIA's cards), a few seconds for each kind, while nobody uses them: `auto`
     /// (what was not measured before), `always` (anew at every start) or `never`. Default: auto
     #[arg(long, env = "AQUIFER_MEASURE", value_name = "never|auto|always")]
@@ -201,6 +205,7 @@ impl Args {
             run_as,
             hide_devices: settings.take("hide-devices", self.hide_devices.as_ref(), "auto", auto_or_off)?,
             enforce_limits: settings.take("limits", self.limits.as_ref(), "auto", auto_or_off)?,
+            workers_group: settings.take_optional("workers-group", self.workers_group.as_ref(), absolute)?,
             keep: Retention {
                 runs: settings.take("keep-runs", self.keep_runs.as_ref(), "1000", count)?,
                 bytes: settings.take("keep-size", self.keep_size.as_ref(), "10GiB", parse_size)?,

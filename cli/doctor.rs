@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
+use aquifer_agent::cgroup;
 use aquifer_agent::container::{self, EngineChoice, EngineKind};
 use aquifer_agent::device::may_be_absent;
 use aquifer_core::Ports;
@@ -283,9 +284,14 @@ pub fn of_permissions(machine: &Machine) -> Vec<Finding> {
 }
 
 fn of_limits() -> Finding {
-    let limits = aquifer_agent::cgroup::enforceable();
-    let next = "run the agent as root or as a systemd service with Delegate=yes";
+    let limits = cgroup::enforceable();
+    let next = "run the agent as root, or as the service that deploy/systemd has";
     match (limits.cpu, limits.memory) {
+        // A shell shares its group with others, so nothing can be limited below it; a service has its own.
+        (false, false) if cgroup::is_unified() && rustix::process::geteuid().is_root() => ok(
+            "limits",
+            "processor time and memory of workers can be enforced by an agent with a control group of its own",
+        ),
         (true, true) => ok("limits", "processor time and memory of workers can be enforced"),
         (true, false) => finding("limits", "warning", "memory of workers cannot be enforced", next),
         (false, true) => finding("limits", "warning", "processor time of workers cannot be enforced", next),

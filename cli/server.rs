@@ -306,6 +306,8 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Failure> {
         if let Some(address) = metrics {
             write_out(format!("metrics on {address}\n").as_bytes());
         }
+        // Without systemd nobody is told; if it cannot be, it says so itself when its patience ends.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     };
     let served = serve(resolved.config, source, ready, settings::stop_signal());
     let served = runtime.block_on(served).map_err(failure);

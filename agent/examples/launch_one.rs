@@ -17,6 +17,7 @@ async fn main() {
             args: Vec::new(),
         },
         enforce_limits: false,
+        workers_group: None,
         keep: Retention::default(),
         status_every: Duration::from_millis(250),
         partitions: Default::default(),

@@ -26,6 +26,7 @@ async fn main() {
             args: Vec::new(),
         },
         enforce_limits: args.iter().any(|arg| arg == "limits"),
+        workers_group: None,
         keep: Retention::default(),
         status_every: Duration::from_millis(250),
         partitions: Default::default(),

@@ -1,8 +1,12 @@
 //! Control groups: where the machine lets us, a worker gets the processor time and memory it holds, and no more.
 //!
 //! Version 2 with delegated controllers, version 1, and the hybrid of both; what cannot be had is left out, and
-//! [`Limits`] says what is enforced. Groups are made below the agent's own, in one named `aquifer`, and every group
-//! that is made here is removed here. No other group is touched.
+//! [`Limits`] says what is enforced. Groups are made below the agent's own, or below one that it was given, in one
+//! named `aquifer`, and every group that is made here is removed here. No other group is touched.
+//!
+//! In version 2 a group with limited children holds no process itself. So systemd can start an agent again while its
+//! workers run only if their groups are not below the agent's own (it says `219/CGROUP` otherwise): that is what a group
+//! of another unit is for.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -23,7 +27,13 @@ pub struct Limits {
 
 /// Finds out what an agent that runs as this process does can enforce.
 pub fn enforceable() -> Limits {
-    Cgroups::open().limits()
+    Cgroups::below_own().limits()
+}
+
+/// Whether this machine limits processor time and memory in version 2, for whoever has a group of their own there.
+pub fn is_unified() -> bool {
+    let root = read_places().root;
+    root.is_some_and(|root| has_controllers(&root, "cgroup.controllers"))
 }
 
 /// The groups under which those of workers are made.
@@ -32,6 +42,8 @@ pub(crate) struct Cgroups {
     unified: Option<PathBuf>,
     memory: Option<PathBuf>,
     cpu: Option<PathBuf>,
+    /// The group of supervisors, if it is not the agent's own.
+    supervisors: Option<PathBuf>,
 }
 
 /// The groups of one worker at a time: one of version 2, or up to two of version 1.
@@ -53,34 +65,72 @@ pub(crate) struct Made {
 /// Where the hierarchies are mounted, and the agent's own place in each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Places {
+    /// Where version 2 is mounted.
+    root: Option<PathBuf>,
     unified: Option<PathBuf>,
     memory: Option<PathBuf>,
     cpu: Option<PathBuf>,
 }
 
 impl Cgroups {
-    /// Finds out what can be enforced, by making the parent groups.
-    pub fn open() -> Cgroups {
-        let read = |path| fs::read_to_string(path).unwrap_or_default();
-        let places = places(&read("/proc/self/mounts"), &read("/proc/self/cgroup"));
-        if let Some(unified) = places.unified.as_deref().and_then(delegate) {
-            return Cgroups { unified: Some(unified), ..Cgroups::default() };
+    /// Finds out what can be enforced below the agent's own groups, by making the parent groups.
+    pub fn below_own() -> Cgroups {
+        let places = read_places();
+        if let Some(workers) = places.unified.as_deref().and_then(|own| delegate(own, Movers::This)) {
+            if workers.parent().is_some_and(|own| own.extension() == Some("service".as_ref())) {
+                tracing::warn!(
+                    "systemd cannot start this agent again while workers run: see `--workers-group` and docs/operations.md"
+                );
+            }
+            return Cgroups { unified: Some(workers), ..Cgroups::default() };
         }
         let parent = |place: Option<PathBuf>, limit: &str| {
             let dir = place?.join("aquifer");
             let made = make(&dir).is_ok() && OpenOptions::new().write(true).open(dir.join(limit)).is_ok();
             made.then_some(dir)
         };
-        Cgroups {
-            unified: None,
-            memory: parent(places.memory, "memory.limit_in_bytes"),
-            cpu: parent(places.cpu, "cpu.cfs_quota_us"),
+        let (memory, cpu) =
+            (parent(places.memory, "memory.limit_in_bytes"), parent(places.cpu, "cpu.cfs_quota_us"));
+        Cgroups { memory, cpu, ..Cgroups::default() }
+    }
+
+    /// The same below a group of version 2, given as `/proc/self/cgroup` has it, which is for workers and supervisors alone.
+    /// Where version 2 limits nothing, below the agent's own.
+    ///
+    /// # Errors
+    /// Says what stands against it.
+    pub fn below(group: &Path) -> Result<Cgroups, String> {
+        match read_places().root {
+            Some(root) if has_controllers(&root, "cgroup.controllers") => Cgroups::below_in(&root, group),
+            _ => Ok(Cgroups::below_own()),
         }
+    }
+
+    fn below_in(root: &Path, group: &Path) -> Result<Cgroups, String> {
+        let dir = root.join(group.strip_prefix("/").unwrap_or(group));
+        if !dir.is_dir() {
+            return Err(format!("there is no {}: is its unit started?", dir.display()));
+        }
+        let workers = delegate(&dir, Movers::All).ok_or_else(|| {
+            let path = dir.display();
+            format!("{path} is not for this process to divide: has its unit Delegate=yes, and is this root?")
+        })?;
+        let supervisors = Some(dir.join(BESIDE));
+        Ok(Cgroups { unified: Some(workers), supervisors, ..Cgroups::default() })
     }
 
     pub fn limits(&self) -> Limits {
         let unified = self.unified.is_some();
         Limits { cpu: unified || self.cpu.is_some(), memory: unified || self.memory.is_some() }
+    }
+
+    /// Has a process that supervisors are forked from live where they belong.
+    pub fn adopt(&self, pid: u32) {
+        if let Some(group) = &self.supervisors
+            && let Err(error) = fs::write(group.join("cgroup.procs"), pid.to_string())
+        {
+            tracing::warn!("supervisors stay in the agent's group: {}: {error}", group.display());
+        }
     }
 
     /// The group of this name, for one worker at a time; `None` if nothing can be enforced.
@@ -185,34 +235,56 @@ impl Drop for Made {
     }
 }
 
-/// Makes the agent's own group of version 2 a parent of groups with limits; `None` if that is not ours to do.
-///
-/// A group with limited children may hold no processes itself, but for the root: so the agent moves one level down.
-fn delegate(own: &Path) -> Option<PathBuf> {
+/// The group beside that of workers, for the processes that a group which has become a parent held itself.
+const BESIDE: &str = "aquifer-agent";
+
+/// The processes that leave a group for it to become a parent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Movers {
+    /// This one: others are not the agent's, and stand against it.
+    This,
+    All,
+}
+
+/// Makes a group of version 2 a parent of groups with limits, and returns the one for those of workers; `None` if that
+/// is not ours to do.
+fn delegate(parent: &Path, movers: Movers) -> Option<PathBuf> {
     const CONTROLLERS: &str = "+cpu +memory";
-    let has = |dir: &Path, file: &str| {
-        let text = fs::read_to_string(dir.join(file)).unwrap_or_default();
-        ["cpu", "memory"].iter().all(|name| text.split_ascii_whitespace().any(|word| word == *name))
-    };
-    if !has(own, "cgroup.controllers") {
+    if !has_controllers(parent, "cgroup.controllers") {
         return None;
     }
-    let own = if own.ends_with("aquifer-agent") { own.parent()? } else { own };
-    let workers = own.join("aquifer");
+    let parent = if parent.ends_with(BESIDE) { parent.parent()? } else { parent };
+    let (workers, beside) = (parent.join("aquifer"), parent.join(BESIDE));
     make(&workers).ok()?;
-    if !has(own, "cgroup.subtree_control")
-        && fs::write(own.join("cgroup.subtree_control"), CONTROLLERS).is_err()
-    {
-        let agent = own.join("aquifer-agent");
-        make(&agent).ok()?;
-        fs::write(agent.join("cgroup.procs"), "0").ok()?;
-        if fs::write(own.join("cgroup.subtree_control"), CONTROLLERS).is_err() {
-            let _ = fs::write(own.join("cgroup.procs"), "0");
-            let _ = fs::remove_dir(agent);
+    let enable = || fs::write(parent.join("cgroup.subtree_control"), CONTROLLERS).is_ok();
+    let is_parent = has_controllers(parent, "cgroup.subtree_control");
+    match movers {
+        Movers::All => {
+            make(&beside).ok()?;
+            // One that has ended meanwhile cannot be moved, and need not be.
+            for pid in members(parent) {
+                let _ = fs::write(beside.join("cgroup.procs"), pid.to_string());
+            }
+            (is_parent || enable()).then_some(())?;
         }
+        Movers::This if !is_parent && !enable() => {
+            make(&beside).ok()?;
+            fs::write(beside.join("cgroup.procs"), "0").ok()?;
+            if !enable() {
+                let _ = fs::write(parent.join("cgroup.procs"), "0");
+                let _ = fs::remove_dir(beside);
+            }
+        }
+        Movers::This => (),
     }
     let _ = fs::write(workers.join("cgroup.subtree_control"), CONTROLLERS);
-    has(&workers, "cgroup.subtree_control").then_some(workers)
+    has_controllers(&workers, "cgroup.subtree_control").then_some(workers)
+}
+
+/// Whether this file of a group of version 2 names the controllers that limits need.
+fn has_controllers(dir: &Path, file: &str) -> bool {
+    let text = fs::read_to_string(dir.join(file)).unwrap_or_default();
+    ["cpu", "memory"].iter().all(|name| text.split_ascii_whitespace().any(|word| word == *name))
 }
 
 fn make(dir: &Path) -> io::Result<()> {
@@ -227,7 +299,12 @@ fn members(dir: &Path) -> Vec<i32> {
     text.lines().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-/// Reads `/proc/self/mounts` and `/proc/self/cgroup`.
+fn read_places() -> Places {
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    places(&read("/proc/self/mounts"), &read("/proc/self/cgroup"))
+}
+
+/// Of the contents of `/proc/self/mounts` and `/proc/self/cgroup`.
 fn places(mounts: &str, own: &str) -> Places {
     let own_path = |controller: &str| {
         own.lines().find_map(|line| {
@@ -247,7 +324,7 @@ fn places(mounts: &str, own: &str) -> Places {
             Some(if place.is_dir() { place } else { PathBuf::from(at) })
         };
         match kind {
-            "cgroup2" => places.unified = place(""),
+            "cgroup2" => (places.root, places.unified) = (Some(PathBuf::from(at)), place("")),
             "cgroup" if has("memory") => places.memory = place("memory"),
             "cgroup" if has("cpu") => places.cpu = place("cpu"),
             _ => (),
@@ -281,11 +358,27 @@ mod tests {
                       cgroup2 /cg/unified cgroup2 rw,relatime 0 0\n";
         let own = "4:memory:/a/b\n1:cpu,cpuacct:/\n0::/\n";
         let expected = Places {
+            root: Some("/cg/unified".into()),
             unified: Some("/cg/unified".into()),
             memory: Some("/cg/memory".into()),
             cpu: Some("/cg/cpu".into()),
         };
         assert_eq!(places(mounts, own), expected);
+    }
+
+    #[test]
+    fn a_group_that_cannot_be_divided_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let refused = |group: &str| Cgroups::below_in(root.path(), Path::new(group)).unwrap_err();
+        let dir = root.path().join("a.service");
+        assert_eq!(refused("/a.service"), format!("there is no {}: is its unit started?", dir.display()));
+        fs::create_dir(&dir).unwrap();
+        for controllers in ["", "cpu pids", "cpu memory"] {
+            // Files that stand in for the kernel's take no word, so the last one fails as well.
+            fs::write(dir.join("cgroup.controllers"), controllers).unwrap();
+            let why = refused("/a.service");
+            assert!(why.contains("a.service is not for this process to divide"), "{controllers:?}: {why}");
+        }
     }
 
     #[test]

@@ -157,6 +157,7 @@ impl Daemon {
             state_dir: config.state_dir.clone(),
             supervisor,
             enforce_limits: config.enforce_limits,
+            workers_group: config.workers_group.clone(),
             keep: config.keep,
             status_every: Duration::from_millis(200),
             partitions: partitions.clone(),

@@ -68,6 +68,11 @@ impl ForkServer {
         }
     }
 
+    /// Of the server's process, which all supervisors come from.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Starts a supervisor that listens on `theirs`, and returns a handle on it.
     pub fn fork(&self, theirs: OwnedFd) -> Result<OwnedFd, ForkError> {
         match socket::send(self.socket.as_fd(), b"1", &[theirs.as_fd()]) {

@@ -102,6 +102,9 @@ pub struct LauncherConfig {
     pub supervisor: SupervisorCommand,
     /// Whether to enforce processor time and memory where the machine allows it.
     pub enforce_limits: bool,
+    /// The control group of version 2 below which those of workers and supervisors are, as `/proc/self/cgroup` names it; `None`:
+    /// the agent's own.
+    pub workers_group: Option<PathBuf>,
     /// Ended runs to keep.
     pub keep: Retention,
     /// Time between two looks at a worker's `status.json`.
@@ -120,6 +123,9 @@ pub enum LauncherError {
     /// Another agent has it.
     #[error("state directory {0} is in use by another agent")]
     InUse(PathBuf),
+    /// The group that workers are to have cannot be used.
+    #[error("workers-group is {path:?}: {why}")]
+    Group { path: PathBuf, why: String },
     /// The machine does not give what is needed.
     #[error("{0}")]
     Machine(String),
@@ -199,7 +205,11 @@ impl Launcher {
             _ => fs::remove_file(&probe).map_err(unusable)?,
         }
 
-        let cgroups = if config.enforce_limits { Cgroups::open() } else { Cgroups::default() };
+        let cgroups = match config.workers_group {
+            _ if !config.enforce_limits => Cgroups::default(),
+            None => Cgroups::below_own(),
+            Some(path) => Cgroups::below(&path).map_err(|why| LauncherError::Group { path, why })?,
+        };
         let limits = cgroups.limits();
         let supervisors = Supervisors::new(config.supervisor, state_dir.clone(), cgroups)
             .map_err(|error| LauncherError::Machine(format!("cannot start a thread: {error}")))?;

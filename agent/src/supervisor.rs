@@ -401,7 +401,8 @@ impl Supervisor<'_> {
             (Some(Ending::Acknowledged), Some(9), _) => {
                 Exit::Failed("ended: it acknowledged that it was asked to stop".into())
             }
-            (None, Some(9), _) if limited.is_some_and(Group::ran_out_of_memory) => {
+            // A shell tells by 137 that its child was killed.
+            (None, Some(9), _) | (None, None, Some(137)) if limited.is_some_and(Group::ran_out_of_memory) => {
                 let mib = self.spec.memory_bytes >> 20;
                 Exit::Failed(format!("out of memory: it may use {mib} MiB").into())
             }

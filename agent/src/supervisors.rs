@@ -233,7 +233,11 @@ impl Starter {
         for _ in 0..2 {
             let server = match self.server.take() {
                 Some(server) => server,
-                None => ForkServer::start(&self.command, &self.state_dir, &self.own_env)?,
+                None => {
+                    let server = ForkServer::start(&self.command, &self.state_dir, &self.own_env)?;
+                    self.cgroups.adopt(server.pid());
+                    server
+                }
             };
             let (ours, theirs) = socket::pair().map_err(|errno| cannot(errno.into()))?;
             match server.fork(theirs) {

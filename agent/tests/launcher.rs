@@ -639,6 +639,8 @@ async fn memory_beyond_the_limit_is_the_end_and_is_said() {
     }
     let hungry = Launch { memory_bytes: 32 << 20, ..worker(&["/usr/bin/tail", "/dev/zero"]) };
     assert_eq!(t.run(hungry).await, failed("out of memory: it may use 32 MiB"));
+    let parent = Launch { id: id(2), memory_bytes: 32 << 20, ..shell("/usr/bin/tail /dev/zero; exit $?") };
+    assert_eq!(t.run(parent).await, failed("out of memory: it may use 32 MiB"), "of the child of a shell");
     let modest = Launch { id: id(1), memory_bytes: 32 << 20, cpus_milli: 500, ..worker(&["/bin/true"]) };
     assert_eq!(t.run(modest).await, Exit::Code(0));
     t.done().await;

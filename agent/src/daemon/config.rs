@@ -58,6 +58,9 @@ pub struct AgentConfig {
     pub hide_devices: bool,
     /// Whether to enforce processor time and memory where the machine allows it.
     pub enforce_limits: bool,
+    /// The control group of version 2 below which those of workers and supervisors are, as `/proc/self/cgroup` names it; `None`:
+    /// the agent's own.
+    pub workers_group: Option<PathBuf>,
     /// Ended runs to keep.
     pub keep: Retention,
     /// Whether to measure devices.
