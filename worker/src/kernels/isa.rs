@@ -56,6 +56,16 @@ impl Isa {
     }
 }
 
+/// Whether 32 vectors of 16 floats fit in the registers.
+#[inline]
+pub fn has_wide_registers() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let has = matches!(Isa::best(), Isa::Avx512 | Isa::Avx512Bf16);
+    #[cfg(not(target_arch = "x86_64"))]
+    let has = false;
+    has
+}
+
 /// Whether there are dot products of 16-bit integers in vectors of 512 bits.
 #[cfg(target_arch = "x86_64")]
 pub fn has_vnni() -> bool {

@@ -1,21 +1,26 @@
 //! Attention of single queries over a cache in blocks, as decoding needs it.
 //!
-//! A task is a query with one key head: it reads each key and each value once for all query heads of that key head.
+//! A task is a query with some key heads: it reads each key and each value once for all query heads of their key head, in the
+//! order in which they lie in memory.
 //! The keys of a block lie beside each other for each of their elements, so that a score is a lane of a sum of
 //! vectors and no lanes are added up. Numbers that are kept in bf16 are widened as they are read.
 
 use super::vectors;
-use crate::kernels::isa::{AHEAD, LINE, multiply_add, prefetch, simd};
+use crate::kernels::isa::{AHEAD, LINE, has_wide_registers, multiply_add, prefetch, simd};
 use crate::kernels::kv::{Blocks, Kept};
 use crate::kernels::pool::{Parts, Pool};
 use crate::kernels::{Attention, BLOCK, Cached, Seen};
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Query heads that are computed together: as many sums as fit in the registers.
 const HEADS: usize = 4;
 
 /// Elements of a value that are summed together, times vectors beside each other where heads leave registers for them.
 const LANES: usize = 16;
+
+/// Scores that a task holds at a time, at most, unless those of one key head are more: they stay in a cache.
+const SCORES_MOST: usize = 1 << 16;
 
 /// Products that all tasks together must have for threads to be worth waking.
 const WORTH_THREADS: usize = 1 << 17;
@@ -36,54 +41,74 @@ pub fn forward(
 ) {
     let (d, group) = (shape.head_dim, shape.heads / shape.kv_heads);
     let out = Parts::new(out);
+    // A few tasks for each thread, of key heads that lie beside each other.
+    let parts = match pool.threads() {
+        1 => 1,
+        threads => (2 * threads).div_ceil(seen.len().max(1)),
+    };
+    let longest = seen.iter().map(|seen| seen.keys).max().unwrap_or(1);
+    let most = (SCORES_MOST / (group * longest)).max(1);
+    let wide = shape.kv_heads.div_ceil(parts).min(most);
+    let parts = shape.kv_heads.div_ceil(wide);
     let task = |index: usize| {
-        let (row, key_head) = (index / shape.kv_heads, index % shape.kv_heads);
-        let start = row * shape.query_width() + key_head * group * d;
+        let (row, first) = (index / parts, index % parts * wide);
+        let key_heads = first..shape.kv_heads.min(first + wide);
+        let queries = row * shape.query_width() + key_heads.start * group * d
+            ..row * shape.query_width() + key_heads.end * group * d;
         // SAFETY: every query's heads of every key head are met once.
         #[allow(unsafe_code)]
-        let out = unsafe { out.get(start..start + group * d) };
-        let q = &q[start..start + group * d];
+        let out = unsafe { out.get(queries.clone()) };
+        let q = &q[queries];
         match cached {
-            Cached::F32(blocks) => one(shape, out, q, key_head, seen[row], blocks),
-            Cached::Bf16(blocks) => one(shape, out, q, key_head, seen[row], blocks),
+            Cached::F32(blocks) => some(shape, out, q, key_heads, seen[row], blocks),
+            Cached::Bf16(blocks) => some(shape, out, q, key_heads, seen[row], blocks),
         }
     };
-    let tasks = seen.len() * shape.kv_heads;
+    let tasks = seen.len() * parts;
     let products: usize = seen.iter().map(|seen| seen.keys * shape.query_width()).sum();
     if products < WORTH_THREADS { (0..tasks).for_each(task) } else { pool.run(tasks, &task) }
 }
 
-/// The query heads of one key head: `out` and `q` are `[heads, D]`.
-fn one<T: Kept>(
+/// The query heads of some key heads: `out` and `q` are `[heads, D]`.
+fn some<T: Kept>(
     shape: Attention,
     out: &mut [f32],
     q: &[f32],
-    key_head: usize,
+    key_heads: Range<usize>,
     seen: Seen<'_>,
     cached: Blocks<'_, T>,
 ) {
     let (d, padded) = (shape.head_dim, seen.keys.next_multiple_of(BLOCK));
-    let slab = |block: u32| (block as usize * shape.kv_heads + key_head) * d * BLOCK;
-    let table = &seen.table[..padded / BLOCK];
+    let (group, table) = (out.len() / d / key_heads.len(), &seen.table[..padded / BLOCK]);
     let mut scores = SCORES.take();
     scores.resize(scores.len().max(out.len() / d * padded), 0.0);
-    let keys_of = |index: usize| &cached.k[slab(table[index])..][..d * BLOCK];
-    let values_of = |index: usize| &cached.v[slab(table[index])..][..d * BLOCK];
-    // Blocks lie anywhere, so what comes is asked for a few of them ahead: first keys, then values.
-    let (count, ahead) = (table.len(), AHEAD.div_ceil(d * BLOCK * size_of::<T>()));
+    // Slabs of all these key heads of the first block, then of the next one. Blocks lie anywhere, so what comes is asked for a few
+    // slabs ahead: first keys, then values.
+    let count = table.len() * key_heads.len();
+    let slab = |index: usize| {
+        let (block, head) = (index / key_heads.len(), key_heads.start + index % key_heads.len());
+        (table[block] as usize * shape.kv_heads + head) * d * BLOCK
+    };
+    let keys_of = |index: usize| &cached.k[slab(index)..][..d * BLOCK];
+    let values_of = |index: usize| &cached.v[slab(index)..][..d * BLOCK];
+    let ahead = AHEAD.div_ceil(d * BLOCK * size_of::<T>());
     for index in 0..count {
+        let (block, head) = (index / key_heads.len(), index % key_heads.len());
         let next = index + ahead;
         let next = if next < count { keys_of(next) } else { values_of((next - count).min(count - 1)) };
-        block_scores(&mut scores, padded, index * BLOCK, q, keys_of(index), next, shape.scale());
+        let (q, scores) = (&q[head * group * d..][..group * d], &mut scores[head * group * padded..]);
+        block_scores(scores, padded, block * BLOCK, q, keys_of(index), next, shape.scale());
     }
     for scores in scores.chunks_exact_mut(padded).take(q.len() / d) {
         vectors::softmax(&mut scores[..seen.keys], 1.0);
     }
     out.fill(0.0);
     for index in 0..count {
-        let keys = BLOCK.min(seen.keys - index * BLOCK);
+        let (block, head) = (index / key_heads.len(), index % key_heads.len());
+        let keys = BLOCK.min(seen.keys - block * BLOCK);
         let next = values_of((index + ahead).min(count - 1));
-        block_sum(out, d, &scores, padded, index * BLOCK, &values_of(index)[..keys * d], next);
+        let (out, scores) = (&mut out[head * group * d..][..group * d], &scores[head * group * padded..]);
+        block_sum(out, d, scores, padded, block * BLOCK, &values_of(index)[..keys * d], next);
     }
     SCORES.set(scores);
 }
@@ -160,13 +185,18 @@ simd! {
         v: &[T],
         next: &[T],
     ) {
+        // A sum waits for the one before it, so as many go on beside each other as there are registers for.
+        let has_room = has_wide_registers();
         for (out, weights) in out.chunks_mut(HEADS * d).zip(weights.chunks(HEADS * stride)) {
             let weights = &weights[at..];
-            match out.len() / d {
-                1 => sum_of::<FMA, 1, 4, T>(out, d, weights, stride, v, next),
-                2 => sum_of::<FMA, 2, 2, T>(out, d, weights, stride, v, next),
-                3 => sum_of::<FMA, 3, 1, T>(out, d, weights, stride, v, next),
-                _ => sum_of::<FMA, HEADS, 1, T>(out, d, weights, stride, v, next),
+            match (out.len() / d, has_room) {
+                (1, _) => sum_of::<FMA, 1, 4, T>(out, d, weights, stride, v, next),
+                (2, true) => sum_of::<FMA, 2, 4, T>(out, d, weights, stride, v, next),
+                (2, false) => sum_of::<FMA, 2, 2, T>(out, d, weights, stride, v, next),
+                (3, true) => sum_of::<FMA, 3, 4, T>(out, d, weights, stride, v, next),
+                (3, false) => sum_of::<FMA, 3, 1, T>(out, d, weights, stride, v, next),
+                (_, true) => sum_of::<FMA, HEADS, 4, T>(out, d, weights, stride, v, next),
+                (_, false) => sum_of::<FMA, HEADS, 1, T>(out, d, weights, stride, v, next),
             }
         }
     }
