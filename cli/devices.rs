@@ -111,6 +111,13 @@ pub struct Finding {
     pub what: String,
 }
 
+impl Device {
+    /// Whether only the bus says that it is there.
+    pub fn is_unread(&self) -> bool {
+        self.fault.is_some() && self.memory_bytes == 0
+    }
+}
+
 impl Place {
     /// Looks at the machine.
     ///
@@ -244,8 +251,8 @@ pub fn text(machine: &Machine, output: &Output) -> String {
             explain::devices(&[device.index.into()], ""),
             device.vendor.clone(),
             device.model.clone(),
-            units::size(device.memory_bytes),
-            units::milli(device.speed_milli.into()),
+            if device.is_unread() { String::new() } else { units::size(device.memory_bytes) },
+            if device.is_unread() { String::new() } else { units::milli(device.speed_milli.into()) },
             device.fault.as_ref().map_or("well".into(), |fault| fault.to_string()),
             number(device.island.map(u32::from)),
             number(switch(device)),
@@ -262,7 +269,8 @@ pub fn text(machine: &Machine, output: &Output) -> String {
         output.paint(Color::Yellow, &printable(&format!("{}: {}", finding.vendor, finding.what)))
     };
     let mut kinds: Vec<&Device> = Vec::new();
-    for device in &machine.devices {
+    // Of a card that could not be read there is nothing to say but why.
+    for device in machine.devices.iter().filter(|device| !device.is_unread()) {
         if kinds.iter().all(|kind| (&kind.vendor, &kind.model) != (&device.vendor, &device.model)) {
             kinds.push(device);
         }
