@@ -104,7 +104,7 @@ impl Backends {
         all.discover();
         // Cards that cannot be used must not keep a machine from working with what it has.
         if all.automatic && all.devices.iter().all(|(_, found)| found.fault.is_some()) {
-            all.backends.push(Box::new(Cpu::new(host, &[])?));
+            all.backends.push(Box::new(Cpu::new(host, &[], &roots.sysfs)?));
             all.look(all.backends.len() - 1);
         }
         if let Some(file) = known {
@@ -115,7 +115,9 @@ impl Backends {
 
     fn add(&mut self, part: &BackendChoice, host: &Host) -> Result<(), DeviceError> {
         match part {
-            BackendChoice::Cpu(cores) => self.backends.push(Box::new(Cpu::new(host, cores)?)),
+            BackendChoice::Cpu(cores) => {
+                self.backends.push(Box::new(Cpu::new(host, cores, &self.roots.sysfs)?))
+            }
             BackendChoice::Vendor(vendor, library) => self.add_vendor(*vendor, library.clone()),
             BackendChoice::Fake(file) => {
                 self.labels.extend(fake::labels(file)?);
