@@ -3,6 +3,7 @@
 //! ```text
 //! STATE/                            the agent's state directory
 //!   agent.lock                      locked by the agent that uses it
+//!   agent-name                      what it calls itself, over all its starts: one name a state directory
 //!   lease                           {"boot_id", "deadline_ms"}: until when exclusive workers may run, CLOCK_BOOTTIME
 //!   runs/job-7.1/0/                 job 7, attempt 1, rank 0
 //!     spec.json                     all that is needed to start it: command, environment, limits, … (mode 0600)
