@@ -98,14 +98,11 @@ impl Known {
 mod tests {
     use aquifer_core::plan::Order;
     use aquifer_core::{Event, Inventory, NodeReport, Policy, Revision, Time};
-    use aquifer_proto::v1;
 
     use super::*;
 
     fn session(agent: &str, machine_boot: &str) -> Session {
-        let (agent, machine_boot) = (agent.into(), machine_boot.into());
-        let hello = v1::Hello { node: "a".into(), agent, machine_boot, ..Default::default() };
-        Session::new(&hello, tokio::sync::mpsc::channel(1).0)
+        Session::of_test("a", agent, machine_boot)
     }
 
     #[test]

@@ -46,6 +46,14 @@ impl Session {
         }
     }
 
+    /// One of which nothing else is known.
+    #[cfg(test)]
+    pub(crate) fn of_test(node: &str, agent: &str, machine_boot: &str) -> Session {
+        let (node, agent, machine_boot) = (node.into(), agent.into(), machine_boot.into());
+        let hello = v1::Hello { node, agent, machine_boot, ..Default::default() };
+        Session::new(&hello, mpsc::channel(1).0)
+    }
+
     /// The node's identity, once a report was handled.
     pub fn id(&self) -> Option<NodeId> {
         Some(self.id.load(Ordering::Relaxed)).filter(|id| *id != u32::MAX).map(NodeId)
