@@ -205,6 +205,7 @@ pub fn advice(what: &str) -> &'static str {
             "see the kernel's log (dmesg); a card that hangs needs a reset or a restart of the machine",
         ),
         ("fell off the bus", "restart the machine; if it happens again, look at the card's seat and power"),
+        ("nothing here can use", "nothing: their jobs have to run without the pool"),
         ("is being reset", "nothing, if it comes back by itself; else see the kernel's log (dmesg)"),
         ("at the next reset", RESET),
         ("replace it", REPLACE),

@@ -500,7 +500,7 @@ fn hello_of(
         boot: agent.boot(),
         version: env!("CARGO_PKG_VERSION").into(),
         term: agent.term(),
-        findings: of_devices.chain(others.iter().cloned()).collect(),
+        findings: of_devices.chain(backends.strangers().iter().chain(others).cloned()).collect(),
         agent: agent.name().into(),
         machine_boot: host.boot_id.clone(),
     }

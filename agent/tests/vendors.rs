@@ -814,19 +814,22 @@ fn one_card_of_a_class_is_measured_that_nobody_uses_and_none_that_is_to_be_parte
         of.iter().map(card).collect()
     };
     let mut backends = open(&machine.roots);
-    assert_eq!(on(&backends.to_measure(false, true, |_| true)), ["0 GPU-0000-1"]);
-    assert_eq!(on(&backends.to_measure(false, true, |index| index != 0)), ["1 GPU-0000-0"]);
+    assert_eq!(on(&backends.to_measure(false, |_| true)), ["0 GPU-0000-1"]);
+    assert_eq!(on(&backends.to_measure(false, |index| index != 0)), ["1 GPU-0000-0"]);
     machine.begin("used");
     backends.refresh();
-    assert_eq!(on(&backends.to_measure(false, true, |_| true)), ["1 GPU-0000-0"]);
-    assert_eq!(on(&backends.to_measure(false, true, |index| index == 0)), ["0 GPU-0000-1"]);
-    assert_eq!(on(&backends.to_measure(false, false, |index| index == 0)), [""; 0]);
+    assert_eq!(on(&backends.to_measure(false, |_| true)), ["1 GPU-0000-0"]);
+    assert_eq!(on(&backends.to_measure(false, |index| index == 0)), [""; 0]);
+    let in_use = |index: fn(u16) -> bool| -> Vec<String> {
+        backends.in_use(index).iter().map(|class| class.model.to_string()).collect()
+    };
+    assert_eq!((in_use(|_| true), in_use(|index| index == 0)), (vec![], vec!["h100-80gb-hbm3".into()]));
     let stub = Stub { defines: WITH_MIG_DRIVER, ..SHAPED };
     let Some(machine) = Machine::new(&stub, &[]) else { return };
     // A card, and slices of another one, which are a class of their own.
-    assert_eq!(on(&open(&machine.roots).to_measure(false, true, |_| true)), ["0 GPU-0000-1", "1 MIG-0000-0"]);
+    assert_eq!(on(&open(&machine.roots).to_measure(false, |_| true)), ["0 GPU-0000-1", "1 MIG-0000-0"]);
     let roots = Roots { parts_on_demand: [Vendor::Nvidia].into(), ..machine.roots.clone() };
-    assert_eq!(on(&open(&roots).to_measure(false, true, |index| index != 0)), [""; 0]);
+    assert_eq!(on(&open(&roots).to_measure(false, |index| index != 0)), [""; 0]);
 }
 
 #[test]

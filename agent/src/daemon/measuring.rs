@@ -56,7 +56,7 @@ impl Daemon {
 
     fn next_class(&self) -> Option<(ToMeasure, Option<(Name, f64)>)> {
         let all = self.config.measure == MeasureChoice::Always;
-        let classes = self.backends.as_ref()?.to_measure(all, false, |index| self.is_free(index));
+        let classes = self.backends.as_ref()?.to_measure(all, |index| self.is_free(index));
         Some((classes.into_iter().find(|of| !self.tried.has(of))?, None))
     }
 
