@@ -221,11 +221,13 @@ mod tests {
     #[test]
     fn a_library_is_looked_for_in_directories_of_every_version() {
         let dir = tempfile::tempdir().unwrap();
-        ["xpu-4.0", "xpu-5.0", "other"].map(|name| std::fs::create_dir(dir.path().join(name)).unwrap());
+        for name in ["xpu-4.0", "xpu-5.0", "other"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
         let name = format!("{}/xpu*/lib64/libxpuml.so", dir.path().display());
         let found = candidates(&[&name], &[]);
         assert_eq!(found, ["xpu-5.0", "xpu-4.0"].map(|it| dir.path().join(it).join("lib64/libxpuml.so")));
-        assert_eq!(candidates(&["/no/such*/libxpuml.so"], &[]), [PathBuf::new(); 0]);
+        assert!(candidates(&["/no/such*/libxpuml.so"], &[]).is_empty());
     }
 
     #[test]
