@@ -257,6 +257,8 @@ fn of_two_agents_with_one_name_the_second_is_refused_and_both_are_named() {
     let again = pool.until_job(job, "placed again", |job| job.attempt == 2 && job.state() == Running);
     assert_eq!((&again.ranks[0].node[..], again.failures), ("a", 0));
     assert!(!is_alive(first.worker));
+    let nodes = pool.aquifer(&["nodes"]).ok();
+    assert!(!nodes.contains("is that of the agent"), "nobody is refused any more: {nodes}");
     fs::write(pool.file("go"), "").expect("a file");
     pool.until_succeeded(job);
 }

@@ -13,23 +13,38 @@ const RECENTLY: Duration = Duration::from_secs(60);
 
 /// Those that were refused lately, by their node.
 #[derive(Default)]
-pub struct Rivals(Mutex<BTreeMap<Name, (Instant, String)>>);
+pub struct Rivals(Mutex<BTreeMap<Name, Refused>>);
+
+struct Refused {
+    at: Instant,
+    agent: Name,
+    why: String,
+}
 
 impl Rivals {
-    /// One was refused. It is told once, for as long as it goes on trying.
-    pub fn on_refused(&self, node: Name, why: &str) {
+    /// The agent of a session was refused. It is told once, for as long as it goes on trying.
+    pub fn on_refused(&self, session: &Session, why: &str) {
         let mut all = self.0.lock().expect("no holder panics");
-        all.retain(|_, (at, _)| at.elapsed() < RECENTLY);
-        let told = all.insert(node, (Instant::now(), why.into()));
-        if told.is_none_or(|(_, told)| told != why) {
+        all.retain(|_, refused| refused.at.elapsed() < RECENTLY);
+        let refused = Refused { at: Instant::now(), agent: session.agent.clone(), why: why.into() };
+        let told = all.insert(session.node.clone(), refused);
+        if told.is_none_or(|told| told.why != why) {
             tracing::warn!("refused an agent: {why}");
+        }
+    }
+
+    /// It was let in.
+    pub fn on_let_in(&self, session: &Session) {
+        let mut all = self.0.lock().expect("no holder panics");
+        if all.get(&session.node).is_some_and(|refused| refused.agent == session.agent) {
+            all.remove(&session.node);
         }
     }
 
     /// What people should know of a node.
     pub fn of(&self, node: &str) -> Option<String> {
         let all = self.0.lock().expect("no holder panics");
-        all.get(node).filter(|(at, _)| at.elapsed() < RECENTLY).map(|(_, why)| why.clone())
+        all.get(node).filter(|refused| refused.at.elapsed() < RECENTLY).map(|refused| refused.why.clone())
     }
 }
 
@@ -139,10 +154,13 @@ mod tests {
     }
 
     #[test]
-    fn a_rival_is_told_of_for_a_while() {
+    fn a_rival_is_told_of_until_it_is_let_in() {
         let rivals = Rivals::default();
-        rivals.on_refused("a".into(), "node a is that of another");
-        assert_eq!(rivals.of("a").as_deref(), Some("node a is that of another"));
-        assert_eq!(rivals.of("b"), None);
+        rivals.on_refused(&session("host-2", "y"), "node a is that of another");
+        assert_eq!((rivals.of("a").as_deref(), rivals.of("b")), (Some("node a is that of another"), None));
+        rivals.on_let_in(&session("host-1", "x"));
+        assert!(rivals.of("a").is_some(), "that is the one whose node it is");
+        rivals.on_let_in(&session("host-2", "y"));
+        assert_eq!(rivals.of("a"), None);
     }
 }

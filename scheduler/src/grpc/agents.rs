@@ -71,7 +71,7 @@ impl v1::agents_server::Agents for AgentsService {
         let known = self.known(&session).await?;
         let open = self.runtime.shared.session(&node);
         if let Some(why) = known.refusal(&session, &from, open.as_deref()) {
-            self.runtime.shared.rivals.on_refused(node, &why);
+            self.runtime.shared.rivals.on_refused(&session, &why);
             return Err(Status::already_exists(why));
         }
         let known_boot = known.boot;
@@ -83,6 +83,7 @@ impl v1::agents_server::Agents for AgentsService {
             let runtime = self.runtime.clone();
             tokio::spawn(async move {
                 runtime.shared.add_session(session.clone());
+                runtime.shared.rivals.on_let_in(&session);
                 runtime.shared.meters.on_session(known_boot == 0);
                 let ended = carry(&runtime, &session, hello.boot, &mut inbox).await;
                 runtime.shared.remove_session(&session);
