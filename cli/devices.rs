@@ -10,6 +10,7 @@ use aquifer_agent::device::topology::seat;
 use aquifer_agent::device::{Backends, DeviceChoice, Roots};
 use aquifer_agent::host::Host;
 use aquifer_agent::partitions::ON_DEMAND;
+use aquifer_agent::run_dir;
 use aquifer_core::Vendor;
 use serde::Serialize;
 
@@ -111,6 +112,13 @@ pub struct Finding {
     pub what: String,
 }
 
+impl Device {
+    /// Whether only the bus says that it is there.
+    pub fn is_unread(&self) -> bool {
+        self.fault.is_some() && self.memory_bytes == 0
+    }
+}
+
 impl Place {
     /// Looks at the machine.
     ///
@@ -136,7 +144,7 @@ impl Place {
         let mut backends = Backends::open(&choice, &host, &roots, None)
             .map_err(|error| Failure::usage(format!("{error}"), next))?;
         backends.use_measured(Measurements::open(&state_dir.join("measured.json")));
-        let unmeasured = if measured_now { measure(&mut backends)? } else { Vec::new() };
+        let unmeasured = if measured_now { measure(&mut backends, state_dir)? } else { Vec::new() };
         backends.enforce(aquifer_agent::cgroup::enforceable(), false);
         let offered = backends.devices();
         let devices = (0u16..).zip(offered).zip(backends.found()).map(|((index, device), found)| {
@@ -167,22 +175,32 @@ impl Place {
             vendor: finding.vendor.to_string(),
             what: finding.what.clone(),
         };
+        let strangers = backends.strangers().iter();
+        let strangers = strangers.map(|what| Finding { vendor: "others".into(), what: what.clone() });
         Ok(Machine {
             node: host.name.clone(),
             devices: devices.collect(),
-            findings: backends.findings().iter().map(finding).chain(unmeasured).collect(),
+            findings: backends.findings().iter().map(finding).chain(strangers).chain(unmeasured).collect(),
         })
     }
 }
 
-/// Measures every kind of device, one after the other, and says why some were not.
-fn measure(backends: &mut Backends) -> Result<Vec<Finding>, Failure> {
+/// Measures every kind of device that nobody uses, one after the other, and says why some were not.
+fn measure(backends: &mut Backends, state_dir: &Path) -> Result<Vec<Finding>, Failure> {
     let failed = |what: String| Failure::refused(what, "`aquifer worker measure` says more");
     let program = std::env::current_exe().map_err(|error| failed(format!("this program: {error}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| failed(format!("cannot start: {error}")))?;
-    let mut findings = Vec::new();
-    for of in backends.to_measure(true, true, |_| true) {
+    // What a core does says nothing while workers run on others.
+    let works = run_dir::has_workers(state_dir);
+    let cores: Vec<bool> = backends.found().map(|found| found.class.vendor == Vendor::Cpu).collect();
+    let usable = |index: u16| !(works && cores[usize::from(index)]);
+    let in_use = backends.in_use(usable).into_iter().map(|class| Finding {
+        vendor: class.vendor.to_string(),
+        what: format!("{} was not measured: it is in use", class.model),
+    });
+    let mut findings: Vec<Finding> = in_use.collect();
+    for of in backends.to_measure(true, usable) {
         let (vendor, model) = (of.class.vendor.to_string(), &of.class.model);
         let never = std::future::pending();
         let trouble = match runtime.block_on(measured::measure(&program, &of, false, of.on.patience(), never))
@@ -244,8 +262,8 @@ pub fn text(machine: &Machine, output: &Output) -> String {
             explain::devices(&[device.index.into()], ""),
             device.vendor.clone(),
             device.model.clone(),
-            units::size(device.memory_bytes),
-            units::milli(device.speed_milli.into()),
+            if device.is_unread() { String::new() } else { units::size(device.memory_bytes) },
+            if device.is_unread() { String::new() } else { units::milli(device.speed_milli.into()) },
             device.fault.as_ref().map_or("well".into(), |fault| fault.to_string()),
             number(device.island.map(u32::from)),
             number(switch(device)),
@@ -262,7 +280,8 @@ pub fn text(machine: &Machine, output: &Output) -> String {
         output.paint(Color::Yellow, &printable(&format!("{}: {}", finding.vendor, finding.what)))
     };
     let mut kinds: Vec<&Device> = Vec::new();
-    for device in &machine.devices {
+    // Of a card that could not be read there is nothing to say but why.
+    for device in machine.devices.iter().filter(|device| !device.is_unread()) {
         if kinds.iter().all(|kind| (&kind.vendor, &kind.model) != (&device.vendor, &device.model)) {
             kinds.push(device);
         }

@@ -136,7 +136,11 @@ pub fn of_devices(machine: &Machine) -> Vec<Finding> {
             advice(&said.what),
         ));
     }
-    let explained = |fault: &str| machine.findings.iter().any(|said| said.what.ends_with(fault));
+    // What is said of all cards of a vendor is not said of each; what a device has before it is how bad that is.
+    let explained = |fault: &str| {
+        let why = fault.split_once(": ").map_or(fault, |(_, why)| why);
+        machine.findings.iter().any(|said| said.what.ends_with(why))
+    };
     for device in &machine.devices {
         if let Some(fault) = device.fault.as_ref().filter(|fault| !explained(fault)) {
             let what = format!("{} {} at {}: {fault}", device.vendor, device.index, device.place);
@@ -202,6 +206,7 @@ pub fn advice(what: &str) -> &'static str {
             "see the kernel's log (dmesg); a card that hangs needs a reset or a restart of the machine",
         ),
         ("fell off the bus", "restart the machine; if it happens again, look at the card's seat and power"),
+        ("nothing here can use", "nothing: their jobs have to run without the pool"),
         ("is being reset", "nothing, if it comes back by itself; else see the kernel's log (dmesg)"),
         ("at the next reset", RESET),
         ("replace it", REPLACE),

@@ -400,6 +400,9 @@ pub fn failure(error: ServerError) -> Failure {
         ServerError::Store(StoreError::HalfRestored { .. }) => {
             "Restore into it again: `aquifer store restore`."
         }
+        ServerError::Store(StoreError::Damaged { .. } | StoreError::Unreadable(_)) => {
+            "Restore a backup into another file (`aquifer store restore FILE --to STORE`), and name that with --store; look at the disk."
+        }
         ServerError::Store(_) => "Look at the store's directory; another one can be named with --data-dir.",
         ServerError::Server(_) | ServerError::Reflection(_) => {
             "Start it again; what was acknowledged is kept."

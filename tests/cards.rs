@@ -142,11 +142,32 @@ fn a_card_that_nobody_uses_is_measured_once_for_its_driver_and_what_breaks_on_it
     let before = sources(&pool);
     pool.kill_agent("a");
     pool.agent("a", &[]);
-    assert_eq!((sources(&pool), pool.read("used-cards").lines().count()), (before, 1));
+    assert_eq!(sources(&pool), before);
+    // It sees whether the card that nobody uses still does what it did, and no more than that.
+    until("a probe", || pool.agent_log("a").contains("device probed").then_some(()));
+    assert!(!pool.agent_log("a").contains("devices measured"), "{}", pool.agent_log("a"));
+
+    // A card that does a hundredth of what its class was measured to do takes no new work, though nothing else is wrong with it.
     pool.kill_agent("a");
+    let kept = pool.file("a/measured.json");
+    let mut figures: serde_json::Value = serde_json::from_str(&fs::read_to_string(&kept).unwrap()).unwrap();
+    let as_it_was = figures.to_string();
+    let tflops = &mut figures[0]["figures"]["bf16_tflops"];
+    *tflops = (tflops.as_f64().expect("a figure") * 100.0).into();
+    fs::write(&kept, figures.to_string()).unwrap();
+    pool.agent("a", &[]);
+    let slow = until("a straggler", || pool.node("a")?.inventory?.devices[1].fault.clone());
+    assert!(
+        slow.starts_with("a probe does ") && slow.ends_with(" % of what its class was measured to do"),
+        "{slow}"
+    );
+    let told = pool.aquifer(&["nodes"]).ok();
+    assert!(told.contains(&format!("a: device 1 (h100-80gb-hbm3) is suspect: {slow}")), "{told}");
+    pool.kill_agent("a");
+    fs::write(&kept, as_it_was).unwrap();
     fs::write(pool.file("new-driver"), "").unwrap();
     pool.agent("a", &[]);
-    until("another measurement", || (pool.read("used-cards").lines().count() == 2).then_some(()));
+    until("another measurement", || pool.agent_log("a").contains("devices measured").then_some(()));
     until("the cards are measured", || is_measured(&sources(&pool)).then_some(()));
 
     // By hand, and for the agent of the same directory.

@@ -45,10 +45,9 @@ fn devices_of_a_machine_are_listed_with_what_is_wrong() {
 DEVICE  VENDOR  MODEL    MEMORY  SPEED  STATE                     ISLAND  SWITCH  NUMA  PLACE         UUID
      0  ascend  910b3    64 GiB      1  well                           0       1     1  0000:c0:00.0  die-0
      1  ascend  910b3    64 GiB      1  well                           0             1  0000:c1:00.0  die-1
-     2  ascend  unknown     0 B      1  faulty: fell off the bus               0     1  0000:c2:00.0  die-2
+     2  ascend  unknown                 faulty: fell off the bus               0     1  0000:c2:00.0  die-2
 
 910b3: not measured, 1,600 GB/s of memory, parts of it can be made on demand (--vnpu on-demand)
-unknown: not measured
 
 ascend: device 0: a minor fault"
     );
@@ -121,6 +120,17 @@ fn a_doctor_says_which_setting_parts_cards() {
     let devices = vec![devices::Device { parted_by: None, ..machine().devices.remove(0) }];
     let without = doctor::of_devices(&devices::Machine { devices, ..machine() });
     assert!(without.iter().all(|it| !it.what.contains("on demand")));
+}
+
+#[test]
+fn a_doctor_says_once_what_is_wrong_with_all_cards_of_a_vendor() {
+    let mut all = machine();
+    let why = "libdcmi.so not found";
+    all.devices.iter_mut().take(2).for_each(|device| device.fault = Some(format!("faulty: {why}")));
+    all.findings[0].what = format!("2 devices on PCI, but {why}");
+    let said: Vec<String> = doctor::of_devices(&all).into_iter().map(|it| it.what).collect();
+    assert_eq!(said.iter().filter(|what| what.contains(why)).count(), 1, "{said:?}");
+    assert!(said.contains(&"ascend 2 at 0000:c2:00.0: faulty: fell off the bus".into()), "{said:?}");
 }
 
 /// All that a rule of the agent says of a device, as its sources have it.

@@ -213,6 +213,56 @@ fn a_node_whose_state_was_lost_starts_anew() {
     assert_eq!(pool.until_succeeded(job).failures, 0);
 }
 
+/// What the agent of a state directory calls itself.
+fn own_name(pool: &Pool, dir: &str) -> String {
+    pool.read(&format!("{dir}/agent-name")).trim().to_string()
+}
+
+#[test]
+fn of_two_agents_with_one_name_the_second_is_refused_and_both_are_named() {
+    let mut pool = Pool::with(&["--lease", "2s"]);
+    pool.agent("a", &[]);
+    let job = pool.submit(until_file(&pool, "go", 0));
+    pool.until_state(job, Running);
+    let first = pool.worker(job, 1, 0);
+    pool.second_agent("a", "b");
+    let said = until("the second one is refused", || {
+        let log = pool.agent_log("b");
+        log.lines().find(|line| line.contains("no session")).map(ToString::to_string)
+    });
+    for name in [
+        own_name(&pool, "a"),
+        own_name(&pool, "b"),
+        "node a is that of".into(),
+        "127.0.0.1".into(),
+        "--node".into(),
+    ] {
+        assert!(said.contains(&name), "{name} in {said}");
+    }
+    // Everybody can read it, until the second one is gone.
+    let nodes = pool.aquifer(&["nodes"]).ok();
+    assert!(nodes.contains(&own_name(&pool, "b")), "{nodes}");
+    let warned = format!("refused an agent: node a is that of the agent {}", own_name(&pool, "a"));
+    let refused = Instant::now();
+    until("it has tried for two leases", || (Duration::from_secs(4) < refused.elapsed()).then_some(()));
+    let log = pool.server_at(0).err();
+    assert_eq!(log.matches(&warned).count(), 1, "told once: {log}");
+    assert!(!log.contains("a lost") && !log.contains("agent restarted"), "{log}");
+    assert_eq!((pool.worker(job, 1, 0), pool.job(job).in_state(Running).attempt), (first, 1));
+    // The first one is started anew at once, as it was; when it is gone for good, the second one is let in.
+    pool.kill_agent("a");
+    pool.agent("a", &[]);
+    assert_eq!(pool.worker(job, 1, 0), first);
+    pool.kill_node("a");
+    let again = pool.until_job(job, "placed again", |job| job.attempt == 2 && job.state() == Running);
+    assert_eq!((&again.ranks[0].node[..], again.failures), ("a", 0));
+    assert!(!is_alive(first.worker));
+    let nodes = pool.aquifer(&["nodes"]).ok();
+    assert!(!nodes.contains("is that of the agent"), "nobody is refused any more: {nodes}");
+    fs::write(pool.file("go"), "").expect("a file");
+    pool.until_succeeded(job);
+}
+
 #[test]
 fn followers_go_on_after_a_restart_of_the_scheduler() {
     let mut pool = Pool::of_one(&[]);

@@ -358,6 +358,7 @@ mod with_etcd {
         pool.until_state(long, Running);
         let first = pool.until_leader();
         pool.server_at(first).signal(Signal::STOP);
+        let stopped = Instant::now();
         let second = 1 - first;
         until("another leader", || pool.server_at(second).err().contains("restored").then_some(()));
         until("the agent has found it", || {
@@ -366,6 +367,10 @@ mod with_etcd {
                 && job.state() == Running)
                 .then_some(())
         });
+        let pause = std::env::var("PAUSE").map_or(0, |seconds| seconds.parse().expect("PAUSE is a number"));
+        while stopped.elapsed() < Duration::from_secs(pause) {
+            pool.another_client_of(second).until_succeeded(pool.submit(shell("sleep 1")));
+        }
         // Somebody asks the one that stands still for what it must not do any more.
         let (direct, spec) = (pool.another_client_of(first), shell("true"));
         let (revision, before) = (etcd.revision(), unread(&pool.url_of(first)));

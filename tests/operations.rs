@@ -273,6 +273,18 @@ fn a_queue_never_holds_more_than_its_limit() {
 }
 
 #[test]
+fn nothing_is_measured_by_hand_that_is_in_use() {
+    let mut pool = Pool::start();
+    pool.agent("a", &["--devices", "cpu"]);
+    let job = pool.submit(sleeper());
+    pool.until_state(job, Running);
+    let state = pool.file("a");
+    let told = pool.aquifer(&["devices", "--devices", "cpu", "--state-dir", &state, "--measure"]).ok();
+    assert!(told.contains(" was not measured: it is in use"), "{told}");
+    assert!(!fs::exists(pool.file("a/measured.json")).expect("a directory"), "and nothing is kept");
+}
+
+#[test]
 fn what_people_look_at_agrees_with_what_runs() {
     let mut pool = Pool::start();
     node_of(&mut pool, "a", EIGHT_H200);

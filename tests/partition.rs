@@ -298,6 +298,31 @@ fn a_link_that_loses_every_tenth_packet_moves_nothing() {
 }
 
 #[test]
+fn a_link_of_256_kbit_a_second_moves_nothing_though_a_log_fills_it() {
+    let Some(mut pool) = Parted::begin() else { return };
+    pool.agent("a");
+    if let Err(why) = pool.net.narrow("a", "256kbit") {
+        _ = writeln!(std::io::stderr(), "skipped: no link with little bandwidth: {why}");
+        return;
+    }
+    let job = pool.client.submit(pool.exclusive());
+    pool.client.until_state(job, JobState::Running);
+    pool.first_worker();
+    let long = pool.client.submit(shell("head -c 700000 /dev/zero | tr '\\0' x"));
+    pool.client.until_succeeded(long);
+    let begun = Instant::now();
+    let length = pool.client.log(long).len();
+    let took = begun.elapsed();
+    println!("256 kbit/s: a log of 700 kB took {took:.1?}");
+    assert_eq!(length, 700_000);
+    assert!(2 * GRANTED < took, "the link is narrow: {took:?}");
+    assert!(pool.is_connected("a") && is_alive(pool.first_worker()));
+    let log = pool.daemons["a"].err();
+    assert_eq!(log.matches("session with the scheduler ended").count(), 0, "{log}");
+    pool.end(job, 1);
+}
+
+#[test]
 fn a_link_with_a_delay_of_200_ms_moves_nothing() {
     let Some(mut pool) = Parted::begin() else { return };
     let to = format!("{}:{PORT}", pool.net.to_us());

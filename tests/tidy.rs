@@ -97,7 +97,7 @@ fn generated_types_stay_at_the_border() {
             || ["conversation.rs", "daemon.rs", "session.rs"]
                 .iter()
                 .any(|it| path == format!("agent/src/{it}"))
-            || path == "scheduler/src/runtime.rs"
+            || ["runtime.rs", "runtime/session.rs"].iter().any(|it| path == format!("scheduler/src/{it}"))
     };
     let mut inside = 0;
     for (path, text) in sources("") {
@@ -143,6 +143,30 @@ fn nothing_is_left_for_later() {
             assert!(!text.contains(&word), "{path} holds {word:?}");
         }
     }
+}
+
+/// What documents name as `the_beginning_of_a_name_…` is a test.
+#[test]
+fn tests_that_documents_name_are_there() {
+    let all: Vec<String> = sources("").into_iter().map(|(_, text)| text).collect();
+    let is_there = |start: &str| all.iter().any(|text| text.contains(&format!("fn {start}")));
+    let decisions = fs::read_dir(Path::new(ROOT).join("docs/decisions")).expect("decisions").flatten();
+    let mut documents: Vec<String> =
+        decisions.map(|entry| format!("docs/decisions/{}", entry.file_name().display())).collect();
+    documents.extend(
+        ["docs/failures.md", "docs/operations.md", "docs/devices.md", "tests/README.md"].map(Into::into),
+    );
+    let mut named = 0;
+    for document in documents {
+        for word in read(&document).split('`') {
+            let Some(start) = word.strip_suffix("_…").filter(|it| 1 < it.matches('_').count()) else {
+                continue;
+            };
+            named += 1;
+            assert!(is_there(&format!("{start}_")), "{document} names {word}, and there is no such test");
+        }
+    }
+    assert!(200 < named, "{named}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod config;
 mod engine;
 mod looked;
 mod measuring;
+mod own_name;
 mod probing;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -36,6 +37,7 @@ use crate::status::Status;
 pub use config::{AgentConfig, AgentError};
 use engine::EngineWatch;
 use measuring::{Measuring, Tried};
+use own_name::own_name;
 use probing::Probes;
 
 /// How often devices are looked at.
@@ -197,9 +199,11 @@ impl Daemon {
         let kept = workers.iter().map(|(id, _)| *id).filter(|id| launcher.is_kept(*id)).collect();
         let workers: BTreeMap<WorkerId, WorkerState> = workers.into_iter().collect();
         let adopted = workers.keys().copied().collect();
+        let own = own_name(&config.state_dir, &host.name).map_err(AgentError::Machine)?;
         let agent = NodeAgent::new(node, inventory.clone(), first_boot(), workers, kept, lease_end);
+        let agent = agent.named(own.into());
         let findings = [&engine.findings[..], &hiding.finding(backends.found())].concat();
-        let hello = hello_of(&agent, &config, &backends, &findings);
+        let hello = hello_of(&agent, &host, &config, &backends, &findings);
         let talks = Conversation::new(agent, hello);
         let link = Link::new(&config.server, &config.tls, config.token.as_deref())?;
         let told = talks.hello().subscribe();
@@ -401,7 +405,7 @@ impl Daemon {
         let resets = self.resets.findings(&inventory.devices);
         let unhidden = self.hiding.finding(backends.found());
         let findings = [&self.engine.findings[..], &resets, &self.tried.findings, &unhidden].concat();
-        let hello = hello_of(&self.talks.agent, &self.config, &backends, &findings);
+        let hello = hello_of(&self.talks.agent, &self.host, &self.config, &backends, &findings);
         let told = self.talks.hello().borrow().findings.clone();
         for finding in hello.findings.iter().filter(|finding| !told.contains(finding)) {
             tracing::warn!("{finding}");
@@ -484,14 +488,22 @@ fn inventory_of(
     inventory
 }
 
-fn hello_of(agent: &NodeAgent, config: &AgentConfig, backends: &Backends, others: &[String]) -> v1::Hello {
+fn hello_of(
+    agent: &NodeAgent,
+    host: &Host,
+    config: &AgentConfig,
+    backends: &Backends,
+    others: &[String],
+) -> v1::Hello {
     let of_devices = backends.findings().iter().map(ToString::to_string);
     v1::Hello {
         node: config.node.clone(),
         boot: agent.boot(),
         version: env!("CARGO_PKG_VERSION").into(),
         term: agent.term(),
-        findings: of_devices.chain(others.iter().cloned()).collect(),
+        findings: of_devices.chain(backends.strangers().iter().chain(others).cloned()).collect(),
+        agent: agent.name().into(),
+        machine_boot: host.boot_id.clone(),
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! STATE/                            the agent's state directory
 //!   agent.lock                      locked by the agent that uses it
+//!   agent-name                      what it calls itself, over all its starts: one name a state directory
 //!   lease                           {"boot_id", "deadline_ms"}: until when exclusive workers may run, CLOCK_BOOTTIME
 //!   runs/job-7.1/0/                 job 7, attempt 1, rank 0
 //!     spec.json                     all that is needed to start it: command, environment, limits, … (mode 0600)
@@ -37,6 +38,7 @@ use crate::account::Account;
 use crate::cgroup::Group;
 use crate::container::Left;
 use crate::json;
+use crate::process;
 use crate::status::Status;
 
 /// Largest `status.json` that is read, in bytes.
@@ -330,6 +332,18 @@ impl RunDir {
         // What was given up of a log is a hole.
         files.filter_map(|file| file.metadata().ok()).map(|meta| meta.len().min(512 * meta.blocks())).sum()
     }
+}
+
+/// Whether workers run under the agent of a state directory, as those ask who are not that agent.
+pub fn has_workers(state_dir: &Path) -> bool {
+    let all = RunDirs::new(state_dir);
+    let runs = |id: WorkerId| {
+        let dir = all.of(id);
+        let pids: Option<Pids> = json::read(&dir.pid_path()).ok();
+        let lives = |pids: Pids| process::start_time(pids.supervisor) == pids.supervisor_start;
+        !dir.exit_path().exists() && pids.is_some_and(lives)
+    };
+    all.list().unwrap_or_default().into_iter().any(runs)
 }
 
 /// Opens and locks a file, which is made if need be; `None` while another process holds it.

@@ -785,11 +785,16 @@ fn what_a_card_of_nvidia_is_measured_under_and_whether_a_program_uses_it() {
         assert_eq!(used(&backend.discover()), [false, true], "{many}");
         machine.end(many);
     }
-    // A library that does not tell keeps no card from being measured; one that does not say its version does.
-    let Some(old) = Machine::new(&SHAPED, &["nvmlDeviceGetComputeRunningProcesses_v3"]) else { return };
-    old.begin("used");
-    let mut backend = old.backend(&SHAPED);
-    assert_eq!((used(&backend.discover()), backend.measured_under().is_some()), (vec![false; 2], true));
+    // Older libraries have older calls; of one that has none nobody knows, and no card of it is measured. Nor is one of a
+    // library that does not say its version.
+    let calls = ["_v3", "_v2", ""].map(|version| format!("nvmlDeviceGetComputeRunningProcesses{version}"));
+    for missing in 1..=3 {
+        let missing: Vec<&str> = calls.iter().take(missing).map(String::as_str).collect();
+        let Some(old) = Machine::new(&SHAPED, &missing) else { return };
+        old.begin("used");
+        let told = missing.len() < 3;
+        assert_eq!(used(&old.backend(&SHAPED).discover()), [!told, true], "without {missing:?}");
+    }
     let Some(older) = Machine::new(&SHAPED, &["nvmlSystemGetDriverVersion"]) else { return };
     let mut backend = older.backend(&SHAPED);
     assert_eq!((backend.discover().devices.len(), backend.measured_under()), (2, None));
@@ -814,19 +819,22 @@ fn one_card_of_a_class_is_measured_that_nobody_uses_and_none_that_is_to_be_parte
         of.iter().map(card).collect()
     };
     let mut backends = open(&machine.roots);
-    assert_eq!(on(&backends.to_measure(false, true, |_| true)), ["0 GPU-0000-1"]);
-    assert_eq!(on(&backends.to_measure(false, true, |index| index != 0)), ["1 GPU-0000-0"]);
+    assert_eq!(on(&backends.to_measure(false, |_| true)), ["0 GPU-0000-1"]);
+    assert_eq!(on(&backends.to_measure(false, |index| index != 0)), ["1 GPU-0000-0"]);
     machine.begin("used");
     backends.refresh();
-    assert_eq!(on(&backends.to_measure(false, true, |_| true)), ["1 GPU-0000-0"]);
-    assert_eq!(on(&backends.to_measure(false, true, |index| index == 0)), ["0 GPU-0000-1"]);
-    assert_eq!(on(&backends.to_measure(false, false, |index| index == 0)), [""; 0]);
+    assert_eq!(on(&backends.to_measure(false, |_| true)), ["1 GPU-0000-0"]);
+    assert_eq!(on(&backends.to_measure(false, |index| index == 0)), [""; 0]);
+    let in_use = |index: fn(u16) -> bool| -> Vec<String> {
+        backends.in_use(index).iter().map(|class| class.model.to_string()).collect()
+    };
+    assert_eq!((in_use(|_| true), in_use(|index| index == 0)), (vec![], vec!["h100-80gb-hbm3".into()]));
     let stub = Stub { defines: WITH_MIG_DRIVER, ..SHAPED };
     let Some(machine) = Machine::new(&stub, &[]) else { return };
     // A card, and slices of another one, which are a class of their own.
-    assert_eq!(on(&open(&machine.roots).to_measure(false, true, |_| true)), ["0 GPU-0000-1", "1 MIG-0000-0"]);
+    assert_eq!(on(&open(&machine.roots).to_measure(false, |_| true)), ["0 GPU-0000-1", "1 MIG-0000-0"]);
     let roots = Roots { parts_on_demand: [Vendor::Nvidia].into(), ..machine.roots.clone() };
-    assert_eq!(on(&open(&roots).to_measure(false, true, |index| index != 0)), [""; 0]);
+    assert_eq!(on(&open(&roots).to_measure(false, |index| index != 0)), [""; 0]);
 }
 
 #[test]

@@ -457,9 +457,10 @@ fn pace(wire: v1::Pace) -> Checked<Progress> {
     Ok(Progress { step, total_steps, rate_milli, spent: spent.as_ref().map(self::spent) })
 }
 
-/// Checks a node's report. `node` and `boot` are those of its session, `known` the inventory that it reported last.
+/// Checks a node's report. `node`, `agent` and `boot` are those of its session, `known` the inventory that it reported last.
 pub fn report(
     node: Name,
+    agent: Name,
     boot: u64,
     known: Option<&Arc<Inventory>>,
     wire: &v1::NodeReport,
@@ -489,6 +490,7 @@ pub fn report(
     });
     Ok(NodeReport {
         node,
+        agent,
         boot,
         seq: wire.seq,
         inventory,

@@ -326,6 +326,7 @@ fn encode_why(why: &Why) -> v1::StoredWhy {
 fn encode_node(node: &Node) -> v1::StoredNode {
     v1::StoredNode {
         name: node.name.to_string(),
+        agent: node.agent.to_string(),
         inventory: Some(wire::inventory(&node.inventory)),
         up: node.up,
         boot: node.boot,
@@ -446,6 +447,7 @@ fn decode_node(id: NodeId, wire: &v1::StoredNode) -> Result<Node, Invalid> {
     Ok(Node {
         id,
         name: border::name("name", &wire.name)?,
+        agent: (*wire.agent).into(),
         inventory: Arc::new(border::inventory(wire.inventory.as_ref().unwrap_or(&default))?),
         up: wire.up,
         boot: wire.boot,

@@ -7,6 +7,7 @@ pub mod leader;
 pub mod limits;
 pub mod metrics;
 pub mod notes;
+mod rivals;
 pub mod runtime;
 mod stamp;
 pub mod store;

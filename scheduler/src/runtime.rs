@@ -1,9 +1,10 @@
 //! The loop around the core: events in, commit, then act. Any doubt about a commit ends it.
 
 mod follow;
+mod session;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -20,8 +21,10 @@ use crate::clock::Clock;
 use crate::limits::CALL;
 use crate::metrics::{Hours, Meters};
 use crate::notes::Notes;
+use crate::rivals::Rivals;
 use crate::store::{History, Past, Store, StoreError};
 pub use follow::Follower;
+pub use session::Session;
 
 /// Inputs that one commit takes in, at most.
 const BATCH: usize = 1024;
@@ -50,22 +53,6 @@ pub enum Input {
     Query(Query),
 }
 
-/// A connected agent.
-pub struct Session {
-    /// The node's name.
-    pub node: Name,
-    /// Version of the agent.
-    pub version: String,
-    /// What the agent found missing or broken.
-    findings: Mutex<Vec<String>>,
-    /// To the agent. Full: the message is lost, and the agent's next one asks again.
-    pub to_agent: mpsc::Sender<Result<v1::SchedulerMessage, Status>>,
-    /// The node's identity, once a report was handled; before, `u32::MAX`.
-    id: AtomicU32,
-    questions: Mutex<BTreeMap<u64, oneshot::Sender<v1::LogAnswer>>>,
-    next_question: AtomicU64,
-}
-
 /// What the loop shares with the services.
 pub struct Shared {
     /// Directory for the checkpoints of jobs that name none; may be empty.
@@ -78,6 +65,8 @@ pub struct Shared {
     pub meters: Meters,
     /// Time of devices.
     hours: Mutex<Hours>,
+    /// Agents that were refused.
+    pub rivals: Rivals,
     /// Sessions by the name of their node.
     sessions: Mutex<BTreeMap<Name, Arc<Session>>>,
     /// What workers last told of themselves. Soft state: never stored.
@@ -325,6 +314,12 @@ impl Decider {
                 Event::Heartbeat { node, boot, seq, same_as }
             }
             Some(Input::Report(session, report)) => {
+                let nodes = self.cluster.nodes();
+                let is_taken = |id| nodes.is_taken(id, &report.agent);
+                if nodes.by_name(&report.node).is_some_and(is_taken) {
+                    // Two began at the same time. How its next session begins tells it.
+                    return session.end(Status::already_exists("another agent has this node"));
+                }
                 let before = effects.len();
                 self.decide(Event::Report(report), effects);
                 self.bind(session, before, effects);
@@ -442,65 +437,6 @@ fn collect_saves(effects: &mut Vec<Effect>, saves: &mut Vec<Row>) {
     }
 }
 
-impl Session {
-    /// A session that has said who it is.
-    pub fn new(hello: &v1::Hello, to_agent: mpsc::Sender<Result<v1::SchedulerMessage, Status>>) -> Session {
-        Session {
-            node: hello.node.as_str().into(),
-            version: hello.version.clone(),
-            findings: Mutex::new(hello.findings.clone()),
-            to_agent,
-            id: AtomicU32::new(u32::MAX),
-            questions: Mutex::default(),
-            next_question: AtomicU64::new(1),
-        }
-    }
-
-    /// The node's identity, once a report was handled.
-    pub fn id(&self) -> Option<NodeId> {
-        Some(self.id.load(Ordering::Relaxed)).filter(|id| *id != u32::MAX).map(NodeId)
-    }
-
-    /// What the agent finds missing or broken.
-    pub fn findings(&self) -> Vec<String> {
-        self.findings.lock().expect("no holder panics").clone()
-    }
-
-    /// It finds something else now.
-    pub fn set_findings(&self, findings: Vec<String>) {
-        *self.findings.lock().expect("no holder panics") = findings;
-    }
-
-    /// Sends a message, if there is room.
-    pub fn tell(&self, message: v1::scheduler_message::Message) {
-        _ = self.to_agent.try_send(Ok(v1::SchedulerMessage { message: Some(message) }));
-    }
-
-    /// Asks the agent for part of a log. `None`: the agent has gone, or does not answer in time.
-    pub async fn ask_log(&self, mut question: v1::LogQuestion) -> Option<v1::LogAnswer> {
-        question.id = self.next_question.fetch_add(1, Ordering::Relaxed);
-        let patience = Duration::from_millis(u64::from(question.wait_ms) + 10_000);
-        let id = question.id;
-        let (sender, answer) = oneshot::channel();
-        self.questions.lock().expect("no holder panics").insert(id, sender);
-        let message = Some(v1::scheduler_message::Message::Log(question));
-        let sent = self.to_agent.send(Ok(v1::SchedulerMessage { message })).await;
-        let answer = match sent {
-            Ok(()) => tokio::time::timeout(patience, answer).await.ok().and_then(Result::ok),
-            Err(_) => None,
-        };
-        self.questions.lock().expect("no holder panics").remove(&id);
-        answer
-    }
-
-    /// Passes on an answer.
-    pub fn on_log(&self, answer: v1::LogAnswer) {
-        if let Some(sender) = self.questions.lock().expect("no holder panics").remove(&answer.id) {
-            _ = sender.send(answer); // The reader may have left.
-        }
-    }
-}
-
 impl Shared {
     /// With nobody connected.
     fn new(checkpoint_root: String, history: Arc<dyn History>, term: u64, meters: Meters) -> Shared {
@@ -510,6 +446,7 @@ impl Shared {
             notes: Notes::of_term(term),
             meters,
             hours: Mutex::default(),
+            rivals: Rivals::default(),
             sessions: Mutex::default(),
             progress: Mutex::default(),
         }

@@ -82,6 +82,23 @@ impl Net {
         }
     }
 
+    /// From now on so much passes in a second, each way.
+    ///
+    /// # Errors
+    /// The kernel, or this machine, cannot do that.
+    pub fn narrow(&self, name: &str, rate: &str) -> Result<(), String> {
+        let (hub, near) = (self.hub(), self.of(name));
+        let far = run("ip", &["-n", &near, "-o", "link", "show", "type", "veth"])?;
+        let far = far.split([' ', '@']).find(|word| word.starts_with(&self.name)).ok_or("it has no link")?;
+        for (namespace, link) in [(&hub, &near[..]), (&near, far)] {
+            let shape = ["root", "tbf", "rate", rate, "burst", "4kb", "latency", "400ms"];
+            let words =
+                [&["netns", "exec", namespace, "tc", "qdisc", "add", "dev", link][..], &shape].concat();
+            run("ip", &words)?;
+        }
+        Ok(())
+    }
+
     /// Packets that were dropped.
     pub fn lost(&self, name: &str) -> u64 {
         let rules = self.iptables(&["-L", "-v", "-x", "-n"]);

@@ -300,6 +300,19 @@ impl Pool {
         until("the node is up", || self.node(name).filter(|node| node.up && !node.version.is_empty()));
     }
 
+    /// Starts an agent that says it is a node which another one is, in a directory of its own by which the pool knows it.
+    pub fn second_agent(&mut self, node: &str, name: &str) {
+        let (of_first, own) = (self.file(node), self.file(name));
+        let words = self.agent_flags[node]
+            .iter()
+            .map(|word| if *word == of_first { own.clone() } else { word.clone() });
+        let words: Vec<String> = words.collect();
+        let agent =
+            start(self.dir(), name, self.program(&words.iter().map(String::as_str).collect::<Vec<_>>()));
+        self.agent_flags.insert(name.into(), words);
+        self.agents.insert(name.into(), agent);
+    }
+
     /// Kills an agent alone.
     pub fn kill_agent(&mut self, name: &str) {
         drop(self.agents.remove(name).expect("an agent")); // The drop kills.

@@ -3,7 +3,7 @@
 use aquifer_core::{DeviceClass, Launch as Order, Name, Vendor};
 use tokio::sync::{mpsc, oneshot};
 
-use super::Daemon;
+use super::{Daemon, unix_ms};
 use crate::device::measured::{self, Ended, MeasureChoice, On, ToMeasure};
 
 /// What a measurement gave.
@@ -56,7 +56,7 @@ impl Daemon {
 
     fn next_class(&self) -> Option<(ToMeasure, Option<(Name, f64)>)> {
         let all = self.config.measure == MeasureChoice::Always;
-        let classes = self.backends.as_ref()?.to_measure(all, false, |index| self.is_free(index));
+        let classes = self.backends.as_ref()?.to_measure(all, |index| self.is_free(index));
         Some((classes.into_iter().find(|of| !self.tried.has(of))?, None))
     }
 
@@ -64,8 +64,11 @@ impl Daemon {
         let backends = self.backends.as_ref()?;
         (0u16..).zip(&self.inventory.devices).find_map(|(index, device)| {
             let (of, usual) = backends.to_probe(index)?;
-            let wants = self.watch.wants_probe(device.fault.as_ref()) && self.is_free(index);
-            wants.then(|| (of, Some((device.uuid.clone(), usual))))
+            // What other programs of the machine do would make stragglers of cores.
+            let regularly = of.class.vendor != Vendor::Cpu;
+            let fault = device.fault.as_ref();
+            let wants = self.watch.wants_probe(unix_ms(), &device.uuid, fault, regularly);
+            (wants && self.is_free(index)).then(|| (of, Some((device.uuid.clone(), usual))))
         })
     }
 
@@ -104,6 +107,10 @@ impl Daemon {
     /// A measurement ended. One of a class that failed is not tried again before the agent's next start.
     pub(super) fn on_measured(&mut self, Measured { of, probed, ended }: Measured) {
         self.measuring = None;
+        let uuid = self.inventory.devices.get(usize::from(of.index)).map(|device| device.uuid.clone());
+        if let Some(uuid) = uuid.filter(|_| !matches!(ended, Ended::Stopped)) {
+            self.watch.on_tried(unix_ms(), &uuid);
+        }
         let (vendor, model) = (of.class.vendor, of.class.model.clone());
         match (ended, probed) {
             (Ended::Stopped, _) => tracing::debug!(%vendor, %model, "a measurement made way"),

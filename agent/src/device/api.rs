@@ -201,8 +201,8 @@ pub struct Api {
     pub memory: &'static [Probe],
     /// Version of the driver, where the worker has kernels for the cards.
     pub driver: &'static [Probe],
-    /// How many programs use the card, where the worker has kernels for it. A library that finds more than fit says
-    /// [`TOO_MANY`].
+    /// How many programs use the card, where the worker has kernels for it. One of which that cannot be told is taken to be
+    /// used.
     pub users: &'static [Probe],
     /// The number by which the vendor's runtime knows the card; without, that of the card.
     pub logical: &'static [Probe],
@@ -250,9 +250,6 @@ pub const NOTHING: Api = Api {
     explain: None,
     keeps_handles: false,
 };
-
-/// Status of a library that has more to tell than there is room for: NVML_ERROR_INSUFFICIENT_SIZE.
-pub const TOO_MANY: i32 = 7;
 
 /// Why a question has no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -66,6 +66,7 @@ pub struct Backends {
     measured: Measurements,
     /// Vendors are added as their devices appear.
     automatic: bool,
+    strangers: Vec<String>,
 }
 
 impl Backends {
@@ -94,9 +95,13 @@ impl Backends {
             seats: BTreeMap::new(),
             measured: Measurements::default(),
             automatic: *choice == DeviceChoice::Auto,
+            strangers: Vec::new(),
         };
         match choice {
-            DeviceChoice::Auto => all.add_plugged(),
+            DeviceChoice::Auto => {
+                all.strangers = super::pci::strangers(&roots.sysfs);
+                all.add_plugged();
+            }
             DeviceChoice::These(parts) => {
                 parts.iter().try_for_each(|part| all.add(part, host))?;
             }
@@ -104,7 +109,7 @@ impl Backends {
         all.discover();
         // Cards that cannot be used must not keep a machine from working with what it has.
         if all.automatic && all.devices.iter().all(|(_, found)| found.fault.is_some()) {
-            all.backends.push(Box::new(Cpu::new(host, &[])?));
+            all.backends.push(Box::new(Cpu::new(host, &[], &roots.sysfs)?));
             all.look(all.backends.len() - 1);
         }
         if let Some(file) = known {
@@ -115,7 +120,9 @@ impl Backends {
 
     fn add(&mut self, part: &BackendChoice, host: &Host) -> Result<(), DeviceError> {
         match part {
-            BackendChoice::Cpu(cores) => self.backends.push(Box::new(Cpu::new(host, cores)?)),
+            BackendChoice::Cpu(cores) => {
+                self.backends.push(Box::new(Cpu::new(host, cores, &self.roots.sysfs)?))
+            }
             BackendChoice::Vendor(vendor, library) => self.add_vendor(*vendor, library.clone()),
             BackendChoice::Fake(file) => {
                 self.labels.extend(fake::labels(file)?);
@@ -281,20 +288,31 @@ impl Backends {
         self.measured.of(&found.class, &self.backends[(*backend)?].measured_under()?)
     }
 
-    /// The classes that can be measured, by one well device each, if possible one that nobody computes on.
+    /// The classes that can be measured, by one well device each that no program computes on.
     ///
-    /// * `known`: those too that were measured. `used`: on a device too that a program computes on.
-    /// * `usable`: whether the device of an index may be used for it.
-    pub fn to_measure(&self, known: bool, used: bool, usable: impl Fn(u16) -> bool) -> Vec<ToMeasure> {
+    /// * `known`: those too that were measured. `usable`: whether the device of an index may be used for it.
+    pub fn to_measure(&self, known: bool, usable: impl Fn(u16) -> bool) -> Vec<ToMeasure> {
+        let is_free = |index: u16| !self.devices[usize::from(index)].1.is_used && usable(index);
+        let mut found = self.one_of_each_class(is_free);
+        found.retain(|of| known || self.figures(of.index).is_none());
+        found
+    }
+
+    /// The classes that could be measured, if no program computed on all of their devices.
+    ///
+    /// * `usable`: as of [`Backends::to_measure`].
+    pub fn in_use(&self, usable: impl Fn(u16) -> bool) -> Vec<DeviceClass> {
+        let free = self.to_measure(true, usable);
+        let all = self.one_of_each_class(|_| true).into_iter().map(|of| of.class);
+        all.filter(|class| free.iter().all(|of| of.class != *class)).collect()
+    }
+
+    fn one_of_each_class(&self, may: impl Fn(u16) -> bool) -> Vec<ToMeasure> {
         let mut found: Vec<ToMeasure> = Vec::new();
-        let mut order: Vec<u16> = (0..self.devices.len() as u16).collect();
-        order.sort_by_key(|index| self.devices[usize::from(*index)].1.is_used);
-        for index in order {
-            let Some(of) = self.measurable(index) else { continue };
-            let device = &self.devices[usize::from(index)].1;
-            let may = device.fault.is_none() && (used || !device.is_used) && usable(index);
-            let is_wanted = known || self.figures(index).is_none();
-            if may && is_wanted && found.iter().all(|it| it.class != of.class) {
+        for index in 0..self.devices.len() as u16 {
+            let is_well = self.devices[usize::from(index)].1.fault.is_none();
+            let Some(of) = self.measurable(index).filter(|_| is_well && may(index)) else { continue };
+            if found.iter().all(|it| it.class != of.class) {
                 found.push(of);
             }
         }
@@ -369,6 +387,11 @@ impl Backends {
     /// What people should know: drivers that are missing, libraries that do not answer.
     pub fn findings(&self) -> &[Finding] {
         &self.findings
+    }
+
+    /// What people should know of accelerators that nothing here can use.
+    pub fn strangers(&self) -> &[String] {
+        &self.strangers
     }
 
     /// What the node offers, as a report to the scheduler has it.

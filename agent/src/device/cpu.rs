@@ -1,10 +1,12 @@
 //! Processor cores as devices: each of them one, pinned.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aquifer_core::{DeviceClass, Fault, Isolation, Vendor};
 
+use super::roots::read_number;
 use super::{Backend, DeviceError, Discovery, Found, Visibility, slug};
 use crate::host::Host;
 
@@ -12,16 +14,20 @@ use crate::host::Host;
 pub struct Cpu {
     host_name: String,
     class: Arc<DeviceClass>,
-    cores: Vec<usize>,
+    /// With the socket of each, from 0, where there are several.
+    cores: Vec<(usize, Option<u16>)>,
 }
 
 impl Cpu {
-    /// Offers some of the agent's cores; an empty list means all. Each has an equal share of the node's memory.
+    /// Offers some of the agent's cores; an empty list means all. Each has an equal share of the node's memory. Those of one
+    /// socket are an island, where there are several.
+    ///
+    /// * `sysfs`: says in which socket a core is.
     ///
     /// # Errors
     ///
     /// Names a core that the agent may not use.
-    pub fn new(host: &Host, cores: &[usize]) -> Result<Cpu, DeviceError> {
+    pub fn new(host: &Host, cores: &[usize], sysfs: &Path) -> Result<Cpu, DeviceError> {
         if let Some(core) = cores.iter().find(|core| !host.cores.contains(core)) {
             let own: Vec<String> = host.cores.iter().map(|core| core.to_string()).collect();
             let why = format!("the agent may not use core {core}, but {}", own.join(", "));
@@ -36,6 +42,7 @@ impl Cpu {
             model: slug_of_cpu(&cpuinfo, std::env::consts::ARCH).into(),
             memory_bytes: host.memory_bytes / host.cores.len().max(1) as u64,
         };
+        let cores = sockets(sysfs, &cores);
         Ok(Cpu { host_name: host.name.clone(), class: Arc::new(class), cores })
     }
 }
@@ -47,11 +54,11 @@ impl Backend for Cpu {
 
     fn discover(&mut self) -> Discovery {
         let own = crate::host::own_cores();
-        let device = |core: &usize| Found {
+        let device = |(core, socket): &(usize, Option<u16>)| Found {
             class: self.class.clone(),
             uuid: format!("cpu-{}-{core}", self.host_name).into(),
             fault: (!own.contains(core)).then(|| Fault::faulty("taken from the agent")),
-            island: None,
+            island: *socket,
             isolation: Isolation::Advisory,
             parts: None,
             speed_milli: None,
@@ -77,6 +84,19 @@ impl Backend for Cpu {
         let env = if cpu_affinity.is_empty() { Vec::new() } else { vec![threads()] };
         Visibility { env, cpu_affinity, ..Visibility::default() }
     }
+}
+
+/// The socket of each core; none where all are in one, or where the kernel does not say. Source: `Documentation/ABI/stable/
+/// sysfs-devices-system-cpu` of Linux.
+fn sockets(sysfs: &Path, cores: &[usize]) -> Vec<(usize, Option<u16>)> {
+    let socket = |core: &usize| {
+        let file = format!("devices/system/cpu/cpu{core}/topology/physical_package_id");
+        (*core, read_number(sysfs.join(file)))
+    };
+    let of_cores: Vec<(usize, Option<u64>)> = cores.iter().map(socket).collect();
+    let all: BTreeSet<u64> = of_cores.iter().filter_map(|(_, socket)| *socket).collect();
+    let number = |socket: u64| all.iter().position(|it| *it == socket && 1 < all.len()).map(|at| at as u16);
+    of_cores.into_iter().map(|(core, socket)| (core, socket.and_then(number))).collect()
 }
 
 /// Reads `0-3+6`.
@@ -157,14 +177,14 @@ mod tests {
     #[test]
     fn a_core_that_the_agent_may_not_use_is_refused() {
         let host = Host { cores: vec![0, 2], ..Host::read() };
-        let error = Cpu::new(&host, &[2, 1]).err().unwrap();
+        let error = Cpu::new(&host, &[2, 1], Path::new("/sys")).err().unwrap();
         assert_eq!(error.to_string(), "devices \"cpu\": the agent may not use core 1, but 0, 2");
     }
 
     #[test]
     fn a_worker_is_pinned_to_the_cores_that_it_holds() {
         let host = Host { cores: vec![0, 1, 2, 3], memory_bytes: 4 << 30, name: "a".into(), ..Host::read() };
-        let mut cpu = Cpu::new(&host, &[1, 3]).unwrap();
+        let mut cpu = Cpu::new(&host, &[1, 3], Path::new("/sys")).unwrap();
         let found = cpu.discover().devices;
         let uuids: Vec<&str> = found.iter().map(|found| &*found.uuid).collect();
         assert_eq!(uuids, ["cpu-a-1", "cpu-a-3"]);
@@ -173,5 +193,20 @@ mod tests {
         assert_eq!(shown.cpu_affinity, [1, 3]);
         assert_eq!(shown.env, [("OMP_NUM_THREADS".to_string(), "2".to_string())]);
         assert_eq!(cpu.visibility(&[]), Visibility::default());
+    }
+
+    #[test]
+    fn cores_of_one_socket_are_an_island_where_there_are_several() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |core: usize, socket: &str| {
+            let topology = dir.path().join(format!("devices/system/cpu/cpu{core}/topology"));
+            std::fs::create_dir_all(&topology).unwrap();
+            std::fs::write(topology.join("physical_package_id"), socket).unwrap();
+        };
+        put(0, "36\n");
+        put(1, "36\n");
+        assert_eq!(sockets(dir.path(), &[0, 1, 2]), [(0, None), (1, None), (2, None)]);
+        put(2, "7\n");
+        assert_eq!(sockets(dir.path(), &[0, 1, 2, 3]), [(0, Some(1)), (1, Some(1)), (2, Some(0)), (3, None)]);
     }
 }

@@ -26,25 +26,70 @@ const VENDORS: [(u32, Vendor); 15] = [
     (0x1ded, Vendor::THead),
 ];
 
+/// Makers of whose accelerators nothing more is known here. Source: pciutils/pciids.
+const STRANGERS: [(u32, &str); 9] = [
+    (0x1ec6, "Vastai"),
+    (0x1ed2, "FuriosaAI"),
+    (0x1eff, "Rebellions"),
+    (0x1e52, "Tenstorrent"),
+    (0x1d0f, "Amazon"),
+    (0x1ae0, "Google"),
+    (0x1faa, "Hexaflake"),
+    (0x1e9f, "Lynxi"),
+    (0x1f1c, "Sophgo"),
+];
+
+/// What to say of accelerators that nothing here can use, in a sentence for each maker: a machine that has none but those does
+/// not look empty.
+pub fn strangers(sysfs: &Path) -> Vec<String> {
+    let mut found: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for Card { vendor, class, place } in cards(sysfs) {
+        let maker = STRANGERS.iter().find(|(id, _)| *id == vendor && class >> 16 == 0x12);
+        if let Some((_, maker)) = maker {
+            found.entry(maker).or_default().push(place);
+        }
+    }
+    let sentence = |(maker, mut places): (&str, Vec<String>)| {
+        places.sort();
+        let devices = if places.len() == 1 { "1 device" } else { &format!("{} devices", places.len()) };
+        format!("{devices} of {maker} on PCI ({}), which nothing here can use", places.join(", "))
+    };
+    found.into_iter().map(sentence).collect()
+}
+
 /// Bus addresses of each vendor's accelerators, ascending. `sysfs` is `/sys`, or a test's copy.
 pub fn scan(sysfs: &Path) -> BTreeMap<Vendor, Vec<String>> {
     let mut found: BTreeMap<Vendor, Vec<String>> = BTreeMap::new();
-    for entry in fs::read_dir(sysfs.join("bus/pci/devices")).into_iter().flatten().flatten() {
-        let number = |file: &str| {
-            let text = fs::read_to_string(entry.path().join(file)).ok()?;
-            u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
-        };
-        let (Some(vendor), Some(class)) = (number("vendor"), number("class")) else { continue };
-        let place = entry.file_name().to_string_lossy().into_owned();
-        // What is handed to a virtual machine is not this machine's.
-        let driver = fs::read_link(entry.path().join("driver")).unwrap_or_default();
-        let is_lent = driver.file_name().is_some_and(|name| name == "vfio-pci");
-        if let Some(vendor) = accelerator(vendor, class, &place).filter(|_| !is_lent) {
+    for Card { vendor, class, place } in cards(sysfs) {
+        if let Some(vendor) = accelerator(vendor, class, &place) {
             found.entry(vendor).or_default().push(place);
         }
     }
     found.values_mut().for_each(|places| places.sort());
     found
+}
+
+/// What is plugged in.
+struct Card {
+    vendor: u32,
+    class: u32,
+    place: String,
+}
+
+/// All of it, but for what is handed to a virtual machine, which is not this machine's.
+fn cards(sysfs: &Path) -> impl Iterator<Item = Card> {
+    let entries = fs::read_dir(sysfs.join("bus/pci/devices")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| {
+        let number = |file: &str| {
+            let text = fs::read_to_string(entry.path().join(file)).ok()?;
+            u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
+        };
+        let (vendor, class) = (number("vendor")?, number("class")?);
+        let driver = fs::read_link(entry.path().join("driver")).unwrap_or_default();
+        let is_lent = driver.file_name().is_some_and(|name| name == "vfio-pci");
+        let place = entry.file_name().to_string_lossy().into_owned();
+        (!is_lent).then_some(Card { vendor, class, place })
+    })
 }
 
 /// Whose accelerator it is, if it is one: a processing accelerator, or a display controller, but none that only
@@ -83,6 +128,9 @@ mod tests {
             ("0000:00:1f.0", "0x8086", "0x060100"),
             ("0000:00:05.0", "0x1af4", "0x120000"),
             ("0000:00:06.0", "rubbish", "0x120000"),
+            ("0000:42:00.0", "0x1e52", "0x120000"),
+            ("0000:41:00.0", "0x1e52", "0x120000"),
+            ("0000:43:00.0", "0x1d0f", "0x020000"),
             ("0000:37:00.0", "0x1d94", "0x0b4000"),
             ("0000:00:08.0", "0x1d94", "0x108000"),
             ("0000:21:00.0", "0x2057", "0x120000"),
@@ -104,5 +152,8 @@ mod tests {
         ];
         assert_eq!(scan(sysfs.path()), BTreeMap::from(expected));
         assert_eq!(scan(&sysfs.path().join("missing")), BTreeMap::new());
+        let others =
+            "2 devices of Tenstorrent on PCI (0000:41:00.0, 0000:42:00.0), which nothing here can use";
+        assert_eq!(strangers(sysfs.path()), [others], "and no network card of Amazon's");
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use aquifer_core::{DeviceClass, Fault, Isolation, Name};
 
-use super::api::{CallError, Context, Level, Listed, Opened, Rule, Slices, TOO_MANY, Value};
+use super::api::{CallError, Context, Level, Listed, Opened, Rule, Slices, Value};
 use super::library::LoadError;
 use super::meaning::{health_of, meanings, numbers};
 use super::open;
@@ -405,7 +405,8 @@ impl Reader {
         };
         let is_used = match ask(api.users)? {
             Ok(count) => count.number() != 0,
-            Err(error) => matches!(error, CallError::Status { status: TOO_MANY, .. }),
+            // More programs than there is room for, or a library that does not tell.
+            Err(_) => !api.users.is_empty(),
         };
         Ok(Found {
             class: Arc::new(DeviceClass { vendor, model: model.as_str().into(), memory_bytes }),

@@ -37,8 +37,11 @@ pub struct Seat {
     pub switch: Option<String>,
 }
 
-/// Reads where the device of a bus address hangs.
+/// Reads where the device of a bus address hangs, or the core of a number.
 pub fn seat(sysfs: &Path, place: &str) -> Seat {
+    if let Ok(core) = place.parse::<usize>() {
+        return Seat { numa_node: memory_node_of_core(sysfs, core), switch: None };
+    }
     // A slice stands where its card does.
     let place = place.split('/').next().unwrap_or(place);
     let device = sysfs.join("bus/pci/devices").join(place);
@@ -52,6 +55,17 @@ pub fn seat(sysfs: &Path, place: &str) -> Seat {
         // Above the card are the switch's port for it, the switch's port for the processor, and the processor's own.
         switch: (3 <= bridges.len()).then(|| bridges[1].clone()),
     }
+}
+
+/// The memory node of a core, where there are several. Source: `Documentation/ABI/stable/sysfs-devices-node` of Linux.
+fn memory_node_of_core(sysfs: &Path, core: usize) -> Option<u32> {
+    let nodes = |dir: &str| {
+        let entries =
+            std::fs::read_dir(sysfs.join("devices/system").join(dir)).into_iter().flatten().flatten();
+        let number = |name: String| name.strip_prefix("node")?.parse::<u32>().ok();
+        entries.filter_map(move |entry| number(entry.file_name().into_string().ok()?)).collect::<Vec<u32>>()
+    };
+    nodes(&format!("cpu/cpu{core}")).first().copied().filter(|_| 1 < nodes("node").len())
 }
 
 /// Whether this is a bus address, like `0000:1b:00.0`.
@@ -71,6 +85,22 @@ mod tests {
         let found = islands(&all, [(5, 4), (0, 2), (2, 3), (9, 1)]);
         assert_eq!(found, BTreeMap::from([(0, 0), (2, 0), (3, 0), (4, 1), (5, 1)]));
         assert_eq!(islands(&all, []), BTreeMap::new());
+    }
+
+    #[test]
+    fn a_core_is_near_its_memory_where_there_are_several() {
+        let dir = tempfile::tempdir().unwrap();
+        let make =
+            |path: &str| std::fs::create_dir_all(dir.path().join("devices/system").join(path)).unwrap();
+        make("node/node0");
+        make("cpu/cpu3/node0");
+        assert_eq!(seat(dir.path(), "00003"), Seat::default(), "there is one");
+        make("node/node1");
+        make("cpu/cpu5/node1");
+        make("cpu/cpu5/topology");
+        let near = |node: u32| Seat { numa_node: Some(node), switch: None };
+        assert_eq!([seat(dir.path(), "00003"), seat(dir.path(), "00005")], [near(0), near(1)]);
+        assert_eq!(seat(dir.path(), "00009"), Seat::default());
     }
 
     #[test]

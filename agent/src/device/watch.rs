@@ -17,6 +17,10 @@ pub const SUSPICION_MS: u64 = 600_000;
 pub const PROBATION_MS: u64 = 60_000;
 /// A device that does less than so many per cent of what its class was measured to do is a straggler.
 pub const STRAGGLER_PERCENT: f64 = 70.0;
+/// How often a well device is probed that nobody uses, in milliseconds: it may be slow without anything to be seen.
+pub const PROBE_EVERY_MS: u64 = 24 * 3_600_000;
+/// How often one that is not well, in milliseconds.
+pub const PROBE_AGAIN_MS: u64 = 10_000;
 
 /// The devices of a node.
 #[derive(Debug, Default)]
@@ -36,6 +40,8 @@ struct Known {
     cleared: bool,
     /// What a probe said that was failed.
     straggles: Option<Name>,
+    /// When it was last probed or measured, or that could not be done.
+    tried: Option<u64>,
 }
 
 impl Watch {
@@ -94,10 +100,23 @@ impl Watch {
         }
     }
 
-    /// Whether a probe would tell something: the device is suspect, on probation or quarantined.
-    pub fn wants_probe(&self, fault: Option<&Fault>) -> bool {
-        let health = fault.map(|fault| fault.health);
-        matches!(health, Some(Health::Suspect | Health::Probation | Health::Quarantined))
+    /// A device was probed or measured, or that could not be done: it is not tried again soon.
+    pub fn on_tried(&mut self, now_ms: u64, uuid: &Name) {
+        self.known.entry(uuid.clone()).or_default().tried = Some(now_ms);
+    }
+
+    /// Whether a probe would tell something: the device is suspect, on probation or quarantined; or it is well, and was not
+    /// probed for long.
+    ///
+    /// * `regularly`: well ones are probed.
+    pub fn wants_probe(&self, now_ms: u64, uuid: &Name, fault: Option<&Fault>, regularly: bool) -> bool {
+        let tried = self.known.get(uuid).and_then(|known| known.tried);
+        let is_due = |every_ms| tried.is_none_or(|at| every_ms <= now_ms.saturating_sub(at));
+        match fault.map(|fault| fault.health) {
+            None => regularly && is_due(PROBE_EVERY_MS),
+            Some(Health::Suspect | Health::Probation | Health::Quarantined) => is_due(PROBE_AGAIN_MS),
+            Some(_) => false,
+        }
     }
 }
 
@@ -162,6 +181,25 @@ mod tests {
         assert_eq!(state(&mut watch, 60, None), Some((Health::Probation, 60)));
         watch.on_probe(&"gpu-0".into(), 98.0);
         assert_eq!(state(&mut watch, 61, None), None);
+    }
+
+    #[test]
+    fn a_well_device_is_probed_once_a_day_and_one_that_is_not_again_and_again() {
+        let (mut watch, uuid) = (Watch::default(), Name::from("gpu-0"));
+        let suspect = said(Health::Suspect, "xid 74");
+        assert!(watch.wants_probe(5, &uuid, None, true), "it was never probed");
+        assert!(!watch.wants_probe(5, &uuid, None, false));
+        watch.on_tried(10, &uuid);
+        let due = |watch: &Watch, now_ms, fault| watch.wants_probe(now_ms, &uuid, fault, true);
+        assert!(!due(&watch, 9 + PROBE_EVERY_MS, None) && due(&watch, 10 + PROBE_EVERY_MS, None));
+        let now = 10 + PROBE_AGAIN_MS;
+        assert!(!due(&watch, now - 1, Some(&suspect)) && due(&watch, now, Some(&suspect)));
+        assert!(!due(&watch, 1 << 40, Some(&said(Health::ResetWanted, "xid 95"))));
+        // Slow without anything else to be seen: it takes no new work, until a probe says otherwise.
+        watch.on_probe(&uuid, 69.0);
+        assert_eq!(state(&mut watch, now, None).map(|(health, _)| health), Some(Health::Suspect));
+        watch.on_probe(&uuid, 71.0);
+        assert_eq!(state(&mut watch, now, None), None);
     }
 
     #[test]

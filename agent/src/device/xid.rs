@@ -1,6 +1,8 @@
 //! What an error code of NVIDIA's driver (XID) asks for: one of five actions, or a look; the sixth action, to keep a card
 //! away for good, is for a row of memory that could not be remapped. Source: the immediate actions of
-//! NVIDIA's XID catalogue, as leptonai/gpud mirrors it.
+//! NVIDIA's XID catalogue, as leptonai/gpud mirrors it, but for what NVIDIA's own plugin for Kubernetes takes for a program's own
+//! (`health.go`: 13, 31, 43, 45, 68, 109). 45 comes with every program that is ended while it computes, 109 when one does not let
+//! go of the card in time: neither says that the card is not well, and each would take it away.
 
 use super::api::Level;
 
@@ -26,13 +28,13 @@ use Action::*;
 /// By number; one that is not listed is looked at.
 pub const CATALOGUE: &[(Action, &[u64])] = &[
     (None, &[43, 44, 63, 92, 121, 137, 157, 160, 161]),
-    (RestartProcess, &[8, 13, 31, 32, 68, 69, 94]),
-    (Reset, &[46, 62, 64, 95, 109, 110, 119, 120, 136, 140, 143, 155, 156, 158]),
+    (RestartProcess, &[8, 13, 31, 32, 45, 68, 69, 94, 109]),
+    (Reset, &[46, 62, 64, 95, 110, 119, 120, 136, 140, 143, 155, 156, 158]),
     // An uncorrected error of memory: what is written goes on being read until it is reset.
     (DrainThenReset, &[48]),
     (Reboot, &[79]),
     // What the driver does with the card has changed: it says so itself, where it can.
-    (Look, &[45, 74, 144, 145, 146, 147, 148, 149, 150, 154]),
+    (Look, &[74, 144, 145, 146, 147, 148, 149, 150, 154]),
 ];
 
 /// What an error code asks for.
@@ -70,7 +72,9 @@ mod tests {
 
     #[test]
     fn actions_are_those_of_the_catalogue() {
-        assert_eq!(meaning(31), Option::None, "a program's own");
+        for own in [13, 31, 43, 45, 68, 109] {
+            assert_eq!(meaning(own), Option::None, "{own} is a program's own");
+        }
         assert_eq!(meaning(63), Option::None, "a row was remapped");
         assert_eq!(meaning(79), Some((Level::Reboot, "xid 79: restart the machine".into())));
         assert_eq!(meaning(95), Some((Level::Reset, "xid 95: reset the card".into())));

@@ -81,14 +81,19 @@ int nvmlDeviceGetComputeInstanceId(Device *slice, u32 *to) { (void)slice; GIVE(t
 int nvmlSystemGetDriverVersion(char *to, u32 size) { return text(to, size, "%s", on("new-driver") ? "580.65.06" : "570.86.15"); }
 typedef struct { u32 pid; u64 used; u32 gpu, compute; } Process;
 SIZE(Process, 24);
-// Card 1 is used by one program, or by more than there is room for.
-int nvmlDeviceGetComputeRunningProcesses_v3(Device *device, u32 *count, Process *processes) {
+// Card 1 is used by one program, or by more than there is room for. Three versions of the call; the first has smaller structs.
+static int programs(Device *device, u32 *count, u32 *pid) {
     OF(device->card);
     u32 there = device->card != 1 ? 0 : on("crowded") ? *count + 1 : (u32)on("used");
     if (*count < there) return 7;
-    if (there) processes[0] = (Process){.pid = 1};
+    if (there) *pid = 1;
     GIVE(count, there);
 }
+int nvmlDeviceGetComputeRunningProcesses_v3(Device *device, u32 *count, Process *all) { return programs(device, count, &all->pid); }
+int nvmlDeviceGetComputeRunningProcesses_v2(Device *device, u32 *count, Process *all) { return programs(device, count, &all->pid); }
+typedef struct { u32 pid; u64 used; } OldProcess;
+SIZE(OldProcess, 16);
+int nvmlDeviceGetComputeRunningProcesses(Device *device, u32 *count, OldProcess *all) { return programs(device, count, &all->pid); }
 int nvmlDeviceGetCurrentClocksThrottleReasons(Device *device, u64 *reasons) {
     OF(device->card);
     GIVE(reasons, device->card == 1 && on("hot") ? 0x48 : 1);

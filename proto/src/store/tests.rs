@@ -191,6 +191,7 @@ fn what_keeps_work_from_devices_is_stored_with_their_node() {
     };
     let measured = [(devices[0].class.clone(), figures)].into();
     node.inventory = Arc::new(Inventory { devices, measured, ..Inventory::default() });
+    node.agent = "gpu-1-5f3a9c02".into();
     node.cordoned.insert("GPU-1".into());
     node.quarantined.insert("GPU-2".into(), Time(9));
     node.blame = Some(Blame { at: Time(8), why: "it fails probes".into() });

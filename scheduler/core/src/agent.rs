@@ -24,6 +24,8 @@ pub const LOAD_EVERY: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct NodeAgent {
     node: Name,
+    /// Its own, over all its starts.
+    name: Name,
     inventory: Arc<Inventory>,
     revision: Revision,
     orders: Vec<WorkerOrder>,
@@ -123,6 +125,7 @@ impl NodeAgent {
     ) -> NodeAgent {
         NodeAgent {
             node,
+            name: Name::default(),
             inventory,
             revision: Revision::default(),
             orders: Vec::new(),
@@ -143,6 +146,11 @@ impl NodeAgent {
         }
     }
 
+    /// The same with a name of its own, which it keeps over all its starts.
+    pub fn named(self, name: Name) -> NodeAgent {
+        NodeAgent { name, ..self }
+    }
+
     /// A session with the scheduler began: it grants leases of this length and must be told everything.
     pub fn on_session(&mut self, lease: Duration) {
         self.lease = lease;
@@ -154,6 +162,11 @@ impl NodeAgent {
     pub fn set_boot(&mut self, boot: u64) {
         assert!(self.boot < boot, "boot {boot} after {}", self.boot);
         self.boot = boot;
+    }
+
+    /// Its own name; empty: it has none.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The start that it reports.
@@ -197,6 +210,7 @@ impl NodeAgent {
         };
         NodeReport {
             node: self.node.clone(),
+            agent: self.name.clone(),
             boot: self.boot,
             seq: self.seq,
             inventory: self.inventory.clone(),

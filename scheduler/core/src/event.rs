@@ -164,6 +164,8 @@ pub struct Queue {
 pub struct NodeReport {
     /// Node that the report is about.
     pub node: Name,
+    /// The agent that says so, over all its starts; empty: one of a version that has no name of its own.
+    pub agent: Name,
     /// Grows with every start of the agent, even when the disk of its machine was lost: a report of a lower one
     /// is taken for a late one, and ignored.
     pub boot: u64,

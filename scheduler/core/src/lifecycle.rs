@@ -181,6 +181,9 @@ impl Cluster {
         if (report.boot, report.seq) <= handled {
             return None; // Late or repeated.
         }
+        if self.nodes.is_taken(id, &report.agent) {
+            return None; // Its session should not have begun.
+        }
         let rebooted = known.boot != report.boot;
         let joined = !known.up;
         let inventory_changed = known.inventory != report.inventory;
@@ -191,6 +194,9 @@ impl Cluster {
             let devices = report.inventory.devices.len() as u32;
             self.change_node(id, |node| {
                 node.boot = report.boot;
+                if !report.agent.is_empty() {
+                    node.agent = report.agent;
+                }
                 node.up = true;
                 node.inventory = report.inventory;
             });

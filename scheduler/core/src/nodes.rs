@@ -18,6 +18,8 @@ pub struct Node {
     pub id: NodeId,
     /// The stable name that its agent registers under.
     pub name: Name,
+    /// The agent whose name it is, as that calls itself over all its starts; empty: it does not.
+    pub agent: Name,
     /// What it offers, as last reported.
     pub inventory: Arc<Inventory>,
     /// Whether its lease is running.
@@ -47,6 +49,7 @@ impl Node {
         Node {
             id,
             name,
+            agent: Name::default(),
             inventory: Arc::default(),
             up: false,
             boot: 0,
@@ -159,6 +162,11 @@ impl Node {
     fn core_hour_milli(&self, tariff: &Tariff) -> u64 {
         let core = self.inventory.devices.iter().find(|device| device.class.vendor == Vendor::Cpu);
         core.map_or(1, |core| tariff.hour_milli(core))
+    }
+
+    /// Whether an agent is another one than that whose node it is.
+    fn is_of_another(&self, agent: &str) -> bool {
+        !self.agent.is_empty() && !agent.is_empty() && *self.agent != *agent
     }
 
     /// Whether new work may be placed on it.
@@ -281,6 +289,13 @@ impl Nodes {
         let hash = hash_of(name);
         let alike = self.by_name.range((hash, NodeId(0))..=(hash, NodeId(u32::MAX)));
         alike.map(|(_, id)| *id).find(|id| *self.get(*id).name == *name)
+    }
+
+    /// Whether an agent that says that it is this node must not be it: the node is another one's, which is heard of, or whose
+    /// workers may run on. What the one told of its workers would be taken for news of the other's.
+    pub fn is_taken(&self, id: NodeId, agent: &str) -> bool {
+        let entry = &self.entries[id.0 as usize];
+        entry.node.is_of_another(agent) && (entry.node.up || !entry.held.workers.is_empty())
     }
 
     /// What is held on the node.

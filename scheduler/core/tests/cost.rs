@@ -76,6 +76,7 @@ fn join(t: &mut Fixture, nodes: u32) {
     for node in 0..nodes {
         let report = NodeReport {
             node: format!("node-{node}").into(),
+            agent: Name::default(),
             boot: 1,
             seq: 1,
             inventory: Arc::new(inventory(8, 64, 512)),
@@ -263,7 +264,16 @@ fn who_moves_on_two_thousand_nodes_is_found_in_milliseconds() {
             let node = t.cluster.nodes().get(id);
             let (name, inventory) = (node.name.clone(), node.inventory.clone());
             let revision = t.cluster.nodes().revision(id);
-            let report = NodeReport { node: name, boot: 1, seq, inventory, revision, workers, probe: None };
+            let report = NodeReport {
+                node: name,
+                agent: Name::default(),
+                boot: 1,
+                seq,
+                inventory,
+                revision,
+                workers,
+                probe: None,
+            };
             step(&mut t, 2_000, Event::Report(report));
         }
         for job in (u64::from(NODES) + 1..3 * u64::from(NODES)).step_by(2).filter(|_| seq == 2) {

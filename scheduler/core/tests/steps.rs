@@ -41,6 +41,46 @@ fn a_silent_node_is_lost_when_its_lease_is_over_and_not_before() {
     assert_eq!(t.pass(Duration::from_millis(1)), ["node-0 lost", "job-1 requeued: rank 0 lost with node-0"]);
 }
 
+/// What a second agent does not run says nothing of what the first one runs.
+#[test]
+fn a_node_is_one_agents_until_nothing_of_that_can_run_any_more() {
+    for on_partition in [OnPartition::Stop, OnPartition::Keep] {
+        let mut t = Fixture::new();
+        let tell = |t: &mut Fixture, agent: &str, boot: u64| {
+            let (node, agent, inventory) = ("node-0".into(), agent.into(), Arc::new(inventory(8, 64, 512)));
+            let (revision, workers, seq) = (Revision::default(), Vec::new(), boot);
+            t.step(Event::Report(NodeReport {
+                node,
+                agent,
+                boot,
+                seq,
+                inventory,
+                revision,
+                workers,
+                probe: None,
+            }))
+        };
+        let taken = |t: &Fixture, agent: &str| t.cluster.nodes().is_taken(NodeId(0), agent);
+        assert_eq!(tell(&mut t, "one", 1), ["node-0 up"]);
+        t.tell(Command::Submit(Arc::new(JobSpec { on_partition, ..spec(1, 8) })));
+        assert!(taken(&t, "two") && !taken(&t, "one") && !taken(&t, ""));
+        assert_eq!(tell(&mut t, "two", 2), [""; 0]);
+        assert_eq!(t.cluster.nodes().get(NodeId(0)).boot, 1, "nothing of it counts");
+        t.cluster = Cluster::restore(*t.cluster.policy(), 2, t.cluster.records(), t.now);
+        assert!(taken(&t, "two"), "the next scheduler knows it");
+        assert_eq!(t.pass(Duration::from_secs(10))[0], "node-0 lost");
+        assert_eq!(taken(&t, "two"), on_partition == OnPartition::Keep, "its worker may run on");
+        if on_partition == OnPartition::Keep {
+            assert_eq!(tell(&mut t, "two", 3), [""; 0]);
+            let (node, availability) = ("node-0".into(), Availability::Draining);
+            t.tell(Command::SetNode { node, availability });
+            assert!(!taken(&t, "two"), "it was given up");
+        }
+        assert_eq!(tell(&mut t, "two", 4)[0], "node-0 up");
+        assert!(taken(&t, "one") && !taken(&t, "two"));
+    }
+}
+
 #[test]
 fn a_job_with_more_ranks_than_can_be_counted_is_refused() {
     let mut t = Fixture::new();

@@ -130,7 +130,8 @@ impl Machine {
         let found = self.processes.iter().map(|(id, process)| (*id, process.state.clone())).collect();
         let (name, inventory) = (self.name.clone(), self.inventory.clone());
         let kept = self.alive().filter(|(_, process)| process.is_kept()).map(|(id, _)| id).collect();
-        self.agent = Some(NodeAgent::new(name, inventory, self.boot, found, kept, self.lease_end));
+        let agent = NodeAgent::new(name.clone(), inventory, self.boot, found, kept, self.lease_end);
+        self.agent = Some(agent.named(name));
     }
 
     /// Ends the agent alone.

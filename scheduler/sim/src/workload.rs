@@ -581,6 +581,7 @@ fn idle_pool(policy: Policy, pool: &[Inventory], queues: &[&str], order: (usize,
     for (at, inventory) in nodes {
         let report = NodeReport {
             node: format!("n{at}").into(),
+            agent: Name::default(),
             boot: 1,
             seq: 1,
             inventory: Arc::new(inventory.clone()),

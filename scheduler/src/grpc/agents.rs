@@ -4,7 +4,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_core::Name;
 use aquifer_proto::{border, v1};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -13,6 +12,8 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::callers::{Caller, User};
+use crate::limits::Place;
+use crate::rivals::Known;
 use crate::runtime::{Input, Runtime, Session};
 
 /// So long a session may take to begin.
@@ -46,6 +47,8 @@ impl v1::agents_server::Agents for AgentsService {
                 "this token is of {name}: an agent needs the pool's, in the file that --token-file names"
             )));
         }
+        let place = request.extensions().get::<Arc<Place>>();
+        let from = place.map_or("somewhere".into(), |place| place.client().to_string());
         let mut inbox = request.into_inner();
         let first = timeout(PATIENCE, inbox.next()).await;
         let late = |_| Status::deadline_exceeded(format!("no hello within {} s", PATIENCE.as_secs()));
@@ -54,6 +57,9 @@ impl v1::agents_server::Agents for AgentsService {
             return Err(border::Invalid::new("message", "no hello", "a session begins with hello").into());
         };
         let node = border::name("hello.node", &hello.node)?;
+        if !hello.agent.is_empty() {
+            border::name("hello.agent", &hello.agent)?;
+        }
         if self.runtime.term < hello.term {
             let (ours, theirs) = (self.runtime.term, hello.term);
             return Err(Status::failed_precondition(format!(
@@ -61,8 +67,14 @@ impl v1::agents_server::Agents for AgentsService {
             )));
         }
         let (to_agent, outbox) = mpsc::channel(OUTBOX);
-        let known_boot = self.known_boot(node).await?;
         let session = Arc::new(Session::new(&hello, to_agent));
+        let known = self.known(&session).await?;
+        let open = self.runtime.shared.session(&node);
+        if let Some(why) = known.refusal(&session, &from, open.as_deref()) {
+            self.runtime.shared.rivals.on_refused(&session, &why);
+            return Err(Status::already_exists(why));
+        }
+        let known_boot = known.boot;
         let lease_ms = self.runtime.policy.granted_lease().as_millis() as u64;
         let checkpoint_root = self.runtime.shared.checkpoint_root.clone();
         let welcome = v1::Welcome { term: self.runtime.term, lease_ms, known_boot, checkpoint_root };
@@ -71,6 +83,7 @@ impl v1::agents_server::Agents for AgentsService {
             let runtime = self.runtime.clone();
             tokio::spawn(async move {
                 runtime.shared.add_session(session.clone());
+                runtime.shared.rivals.on_let_in(&session);
                 runtime.shared.meters.on_session(known_boot == 0);
                 let ended = carry(&runtime, &session, hello.boot, &mut inbox).await;
                 runtime.shared.remove_session(&session);
@@ -85,11 +98,9 @@ impl v1::agents_server::Agents for AgentsService {
 }
 
 impl AgentsService {
-    async fn known_boot(&self, node: Name) -> Result<u64, Status> {
-        let query = move |cluster: &aquifer_core::Cluster| {
-            let id = cluster.nodes().by_name(&node);
-            id.map_or(0, |id| cluster.nodes().get(id).boot)
-        };
+    async fn known(&self, session: &Session) -> Result<Known, Status> {
+        let (node, agent) = (session.node.clone(), session.agent.clone());
+        let query = move |cluster: &aquifer_core::Cluster| Known::of(cluster, &node, &agent);
         self.runtime.read(query).await.map_err(|ended| Status::unavailable(ended.to_string()))
     }
 }
@@ -106,7 +117,13 @@ async fn carry(
     while let Some(message) = inbox.next().await {
         match message?.message {
             Some(Message::Report(report)) => {
-                let report = border::report(session.node.clone(), boot, inventory.as_ref(), &report)?;
+                let report = border::report(
+                    session.node.clone(),
+                    session.agent.clone(),
+                    boot,
+                    inventory.as_ref(),
+                    &report,
+                )?;
                 inventory = Some(report.inventory.clone());
                 runtime.send(Input::Report(session.clone(), report)).await.map_err(unavailable)?;
             }

@@ -183,6 +183,7 @@ pub fn node(cluster: &Cluster, shared: &Shared, node: &Node) -> v1::Node {
     let held = cluster.nodes().held(node.id);
     // Before its first report, what is told of the node is what an earlier agent said.
     let session = shared.session(&node.name).filter(|session| session.id().is_some());
+    let rival = shared.rivals.of(&node.name);
     let lease = cluster.nodes().lease(node.id);
     let mut booked: Vec<&Reservation> = cluster.reservations().of_node(node.id).collect();
     booked.sort_by_key(|it| it.start);
@@ -203,7 +204,7 @@ pub fn node(cluster: &Cluster, shared: &Shared, node: &Node) -> v1::Node {
         lease_left_ms: lease.map_or(0, |lease| lease.end.since(cluster.now())),
         version: session.as_ref().map(|session| session.version.clone()).unwrap_or_default(),
         reservations: booked.iter().map(|it| reservations::reservation(cluster, it)).collect(),
-        findings: session.map(|session| session.findings()).unwrap_or_default(),
+        findings: session.map(|session| session.findings()).into_iter().flatten().chain(rival).collect(),
         cordoned_because: node.blame.as_ref().map(|blame| blame.why.to_string()).unwrap_or_default(),
     }
 }

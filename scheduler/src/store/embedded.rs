@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use aquifer_proto::store::{Kind, Row};
 use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
-    TableError, WriteTransaction,
+    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, StorageError,
+    TableDefinition, TableError, WriteTransaction,
 };
 
 use super::acknowledged::{ACKNOWLEDGED, Acknowledged};
-use super::{Contents, FORMAT, History, Store, StoreError};
+use super::{Contents, FORMAT, History, Store, StoreError, damage};
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 /// In it: how many commits there were.
@@ -57,7 +57,7 @@ impl Embedded {
         if !path.exists() {
             Acknowledged::forget(path)?;
         }
-        let database = database(&name, builder().create(path))?;
+        let database = database(&name, builder().create(path)).map_err(|error| located(error, path))?;
         Embedded::opened(name, database, Acknowledged::beside(path)?)
     }
 
@@ -226,8 +226,23 @@ impl History for EmbeddedHistory {
 fn database(path: &str, opened: Result<Database, DatabaseError>) -> Result<Database, StoreError> {
     opened.map_err(|error| match error {
         DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.into() },
+        DatabaseError::Storage(StorageError::Corrupted(cause)) => {
+            StoreError::Damaged { path: path.into(), at: String::new(), cause }
+        }
         error => StoreError::Failed { path: path.into(), cause: error.to_string() },
     })
+}
+
+/// The same with the bytes that are damaged, where those can be found.
+fn located(error: StoreError, file: &Path) -> StoreError {
+    match error {
+        StoreError::Damaged { path, at, cause } => {
+            let bytes = damage::first(file, &builder());
+            let at = bytes.map_or(at, |bytes| format!(" at bytes {} to {}", bytes.start, bytes.end - 1));
+            StoreError::Damaged { path, at, cause }
+        }
+        error => error,
+    }
 }
 
 fn failed(path: &str, error: impl Into<redb::Error>) -> StoreError {

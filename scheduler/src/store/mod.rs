@@ -3,6 +3,7 @@
 mod acknowledged;
 mod address;
 pub mod backup;
+mod damage;
 mod embedded;
 #[cfg(feature = "etcd")]
 pub mod etcd;
@@ -142,6 +143,16 @@ pub enum StoreError {
         found: u64,
         /// Commits that were acknowledged.
         acknowledged: u64,
+    },
+    /// It is not what was written. Nothing was skipped.
+    #[error("store {path} is damaged{at}: {cause}")]
+    Damaged {
+        /// The file.
+        path: String,
+        /// ` at bytes 4096 to 8191`; empty: it cannot be told.
+        at: String,
+        /// What the database said.
+        cause: String,
     },
     /// A record cannot be read. Nothing was skipped.
     #[error("store is damaged: {0}")]

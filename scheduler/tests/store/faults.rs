@@ -260,7 +260,7 @@ fn flipped_bytes_are_refused_and_nothing_is_dropped_in_silence() {
             let read =
                 || Embedded::on(Disk::of(changed), beside.mended()).and_then(|mut store| store.contents());
             match catch_unwind(AssertUnwindSafe(read)) {
-                Ok(Err(StoreError::Failed { .. })) => refused += 1,
+                Ok(Err(StoreError::Damaged { .. } | StoreError::Failed { .. })) => refused += 1,
                 // The last commit looks as if the power had been cut amid it; but it was acknowledged.
                 Ok(Err(StoreError::Lost { found: 4, acknowledged: 5, .. })) if !in_order => missed += 1,
                 Ok(Err(error)) => panic!("byte {at} was flipped: {error}"),
@@ -274,6 +274,37 @@ fn flipped_bytes_are_refused_and_nothing_is_dropped_in_silence() {
     }
     println!("{refused} refused, {missed} without the last commit refused, {harmless} harmless");
     assert!(100 < refused && 50 < missed && 100 < harmless, "{refused} {missed} {harmless}");
+}
+
+#[test]
+fn a_damaged_file_is_refused_with_the_bytes_that_are() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("store.redb");
+    let mut random = Random(3);
+    let mut store = Embedded::open(&path).expect("a store");
+    store.begin_term().expect("a term");
+    commit_until_it_fails(&mut store, Memory::default(), 20, &mut random);
+    drop(store);
+    let whole = std::fs::read(&path).expect("a store");
+    let used: Vec<usize> = (0..whole.len()).filter(|at| whole[*at] != 0).collect();
+    let (mut named, mut told) = (0, 0);
+    for _ in 0..300 {
+        let at = used[random.below(used.len() as u64) as usize];
+        let mut changed = whole.clone();
+        changed[at] ^= 1 << random.below(8);
+        std::fs::write(&path, &changed).expect("a damaged store");
+        let Err(StoreError::Damaged { at: place, .. }) = Embedded::open(&path) else { continue };
+        let numbers = place.strip_prefix(" at bytes ").and_then(|place| place.split_once(" to "));
+        let number = |text: &str| text.parse::<usize>().expect("a number");
+        let Some((first, last)) = numbers.map(|(first, last)| (number(first), number(last))) else {
+            continue;
+        };
+        told += 1;
+        named += usize::from((first..=last).contains(&at));
+        assert_eq!(std::fs::read(&path).expect("a store"), changed, "nothing is written to it");
+    }
+    println!("{told} refused with their place, {named} of them with the flipped byte in it");
+    assert!(50 < told && told == named, "{named} of {told}");
 }
 
 #[test]

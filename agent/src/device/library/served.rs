@@ -194,15 +194,41 @@ fn candidates(names: &[&str], dirs: &[PathBuf]) -> Vec<PathBuf> {
             Some((variable, rest)) => {
                 paths.extend(env::var_os(variable).map(|dir| Path::new(&dir).join(rest)))
             }
-            None => paths.push(name.into()),
+            None => match name.split_once('*') {
+                Some((before, behind)) => paths.extend(matching(before, behind)),
+                None => paths.push(name.into()),
+            },
         }
     }
     paths
 }
 
+/// The paths that a name with a `*` in a directory stands for, the last in the order of the alphabet first: it is mostly the newest.
+fn matching(before: &str, behind: &str) -> Vec<PathBuf> {
+    let Some((parent, start)) = before.rsplit_once('/') else { return Vec::new() };
+    let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut names: Vec<String> = names.filter(|name| name.starts_with(start)).collect();
+    names.sort();
+    let path = |name: String| Path::new(parent).join(format!("{name}{behind}"));
+    names.into_iter().rev().map(path).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_library_is_looked_for_in_directories_of_every_version() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["xpu-4.0", "xpu-5.0", "other"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let name = format!("{}/xpu*/lib64/libxpuml.so", dir.path().display());
+        let found = candidates(&[&name], &[]);
+        assert_eq!(found, ["xpu-5.0", "xpu-4.0"].map(|it| dir.path().join(it).join("lib64/libxpuml.so")));
+        assert!(candidates(&["/no/such*/libxpuml.so"], &[]).is_empty());
+    }
 
     #[test]
     fn a_library_that_is_not_there_is_told_from_one_that_does_not_load() {

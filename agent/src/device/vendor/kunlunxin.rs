@@ -19,6 +19,8 @@ pub const KUNLUNXIN: Maker = Maker {
         "/opt/xre/so/libxpuml.so.1",
         "/opt/xre/so/libxpuml.so",
         "/usr/local/xpu/lib64/libxpuml.so",
+        "/usr/local/xpu*/lib64/libxpuml.so.1",
+        "/usr/local/xpu*/lib64/libxpuml.so",
     ],
     needs: &[],
     tool: Some(Tool { name: "xpu-smi", places: &[], read: listed_by_smi }),

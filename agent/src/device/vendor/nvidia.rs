@@ -84,14 +84,11 @@ pub const NVIDIA: Maker = Maker {
         }),
         super_pod: Some(clique),
         driver: &[probe("nvmlSystemGetDriverVersion", &[Out(0), Size], 80, Take::Text { at: 0 })],
-        // The number that fit, then nvmlProcessInfo_t, 24 bytes each.
-        users: &[probe(
-            "nvmlDeviceGetComputeRunningProcesses_v3",
-            &[Card, Out(0), Out(8)],
-            8 + 24 * PROCESSES as usize,
-            U32,
-        )
-        .stamped(PROCESSES)],
+        users: &[
+            users("nvmlDeviceGetComputeRunningProcesses_v3"),
+            users("nvmlDeviceGetComputeRunningProcesses_v2"),
+            users("nvmlDeviceGetComputeRunningProcesses"),
+        ],
         ..shaped!("nvml")
     }],
 };
@@ -119,6 +116,11 @@ fn clique(opened: &Opened, card: &Context) -> Option<String> {
 
 /// Programs on a card that are counted.
 const PROCESSES: u32 = 64;
+
+/// How many programs compute on a card: the number that fit, then nvmlProcessInfo_t, 24 bytes each, 16 of the first version.
+const fn users(symbol: &'static str) -> Probe {
+    probe(symbol, &[Card, Out(0), Out(8)], 8 + 24 * PROCESSES as usize, U32).stamped(PROCESSES)
+}
 
 const REMAPPED: &[crate::device::api::Arg] = &[Card, Out(0), Out(4), Out(8), Out(12)];
 

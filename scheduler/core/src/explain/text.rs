@@ -230,7 +230,7 @@ impl fmt::Display for Verdict {
                 write!(f, "{free} such devices are free in one island, a rank wants {wants}")
             }
             Verdict::Isolation { has, wants } => {
-                write!(f, "keeps slices of such devices apart by {has} limits, a rank wants {wants} ones")
+                write!(f, "has slices of such devices with {has} isolation, a rank wants {wants}")
             }
             Verdict::FewDevices { has, wants } => write!(f, "has {has} such devices, a rank wants {wants}"),
             Verdict::Faults { out, of, wants, why } => {

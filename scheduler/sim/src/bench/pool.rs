@@ -143,6 +143,7 @@ pub fn report(cluster: &Cluster, id: NodeId, seq: u64, ended: WorkerId) -> NodeR
     });
     NodeReport {
         node: node.name.clone(),
+        agent: Name::default(),
         boot: 1,
         seq,
         inventory: node.inventory.clone(),

@@ -151,6 +151,7 @@ fn report(class: usize, devices: u16) -> NodeReport {
     };
     NodeReport {
         node: it.model.into(),
+        agent: Name::default(),
         boot: 1,
         seq: 0,
         inventory: Arc::new(inventory),

@@ -185,6 +185,7 @@ impl<'a> Ours<'a> {
         });
         let report = NodeReport {
             node: agent.name.clone(),
+            agent: Name::default(),
             boot: 1,
             seq: agent.seq,
             inventory: agent.inventory.clone(),
