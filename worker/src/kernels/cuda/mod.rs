@@ -20,7 +20,6 @@ pub use card::Card;
 use card::{Argument, Launch, Number};
 use memory::{Buffer, Slice};
 use products::{Factor, Product};
-pub use resident::Resident;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -118,6 +117,7 @@ impl Element for Bf16 {
 }
 
 /// A card with elements `E`, for models whose heads have one length.
+#[derive(Clone)]
 pub struct Cuda<E> {
     card: Arc<Card>,
     head_dim: usize,

@@ -24,8 +24,9 @@ macro_rules! sources {
 const SOURCES: &[Source] = &sources!(
     "elementwise.cu": [
         "to_elem", "to_float", "add_bias", "add_bias_float", "swiglu_forward", "swiglu_backward", "rope", "embedding_forward",
-        "embedding_backward", "adamw",
+        "embedding_backward",
     ],
+    "update.cu": ["add_floats", "adamw", "sum_of_squares", "sum_doubles"],
     "norm.cu": [
         "rms_norm_forward", "rms_norm_backward", "head_norm_forward", "head_norm_backward", "column_sums",
         "reduce_rows",
@@ -42,6 +43,9 @@ const HEADERS: [(&str, &str); 3] = [
     ("ptx.cuh", include_str!("ptx.cuh")),
     ("tiles.cuh", include_str!("tiles.cuh")),
 ];
+
+/// The file whose kernels have the processor's bits: the compiler fuses products and sums if it may.
+const EXACT: &str = "update.cu";
 
 /// Lengths of heads that the kernels take.
 const HEAD_DIMS: std::ops::RangeInclusive<usize> = 8..=128;
@@ -132,6 +136,7 @@ fn compile(
         "--std=c++17".into(),
         format!("-DBF16={}", u8::from(bf16)),
         format!("-DHEAD_DIM={head_dim}"),
+        format!("--fmad={}", source.file != EXACT),
     ];
     let text = |text: &str| CString::new(text).expect("no zeros in sources");
     let (options, own) = (options.map(|option| text(&option)), [text(source.text), text(source.file)]);
