@@ -24,6 +24,8 @@ fn card() -> Option<Arc<Card>> {
             return Some(Arc::new(Card::find(0).unwrap()));
         }
         let folder = fake_cuda::libraries()?;
+        // SAFETY: no other thread of this process reads the environment now: all come through here first.
+        unsafe { std::env::set_var("AQUIFER_KERNEL_CACHE", "off") };
         for library in ["libcuda.so", "libnvrtc.so", "libcublasLt.so"] {
             // SAFETY: its start does nothing. It stays open, so that it is found by its name.
             std::mem::forget(unsafe { libloading::Library::new(folder.join(library)) }.unwrap());

@@ -21,7 +21,8 @@ fn worker_process() {
 
 /// The environment in which the fake card is found.
 fn environment<'a>(libraries: &'a Path, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
-    [("LD_LIBRARY_PATH", libraries.to_str().unwrap())].iter().chain(more).copied().collect()
+    let own = [("LD_LIBRARY_PATH", libraries.to_str().unwrap()), ("AQUIFER_KERNEL_CACHE", "off")];
+    own.iter().chain(more).copied().collect()
 }
 
 /// A short training; where its checkpoints are, and how it ended.
@@ -116,6 +117,44 @@ fn a_training_has_the_same_bits_whether_its_state_lies_on_the_card_or_on_the_hos
         };
         assert!(run("card", &[]) == run("host", &["--offload"]), "{name}");
     }
+}
+
+/// What a start compiles, of a training whose kernels are kept.
+fn compiled(dir: &TempDir, name: &str, libraries: &Path) -> Vec<String> {
+    let (log, cache) = (dir.join(&format!("compiled-{name}")), dir.join("kernels"));
+    let more = [("FAKE_CUDA_COMPILED", &log), ("AQUIFER_KERNEL_CACHE", &cache)];
+    let more = more.map(|(name, path)| (name, path.to_str().unwrap()));
+    let (_, ended) = train(dir, name, libraries, &["--device", "cuda", "--steps", "1"], &more);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let mut files: Vec<String> =
+        fs::read_to_string(&log).unwrap_or_default().lines().map(String::from).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_second_start_compiles_nothing_and_what_is_of_no_use_is_compiled_anew() {
+    let Some(libraries) = fake_cuda::libraries() else { return };
+    let dir = TempDir::new();
+    // With modules of its own, which can be lost.
+    let own = dir.join("libraries");
+    assert!(Command::new("cp").arg("-r").args([&libraries, &own]).status().unwrap().success());
+    let all = compiled(&dir, "first", &own);
+    assert!(all.len() == 8 && all.contains(&"update.cu".to_string()), "{all:?}");
+    assert_eq!(compiled(&dir, "second", &own), [""; 0]);
+    let kept: Vec<PathBuf> =
+        fs::read_dir(dir.join("kernels")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(kept.len(), 8);
+    // One is cut off, one is another one's, and one is no module for the driver any more.
+    let content = fs::read(&kept[0]).unwrap();
+    fs::write(&kept[0], &content[..content.len() - 9]).unwrap();
+    fs::copy(&kept[2], &kept[1]).unwrap();
+    let content = String::from_utf8_lossy(&fs::read(&kept[3]).unwrap()).into_owned();
+    let module = content.split("// fake module ").nth(1).unwrap().lines().next().unwrap().to_string();
+    assert!(Path::new(&module).starts_with(&own));
+    fs::remove_file(module).unwrap();
+    assert_eq!(compiled(&dir, "third", &own).len(), 3);
+    assert_eq!(compiled(&dir, "fourth", &own), [""; 0]);
 }
 
 /// Parameters of the model of these trainings, and bytes of each.

@@ -4,6 +4,7 @@
 // As the real one it fuses products and sums, where the processor can, unless it is told not to.
 //
 // Objects are kept beside this library, by what they are made of, for the next process.
+// FAKE_CUDA_COMPILED is a file to which the name of each source is written that is compiled, or would be but for that.
 // FAKE_CUDA_SOURCE is this folder, said by whoever compiles this.
 #include <cstdio>
 #include <cstdlib>
@@ -144,6 +145,10 @@ EXPORT Result nvrtcCompileProgram(Program* program, int count, const char* const
             program->log = "nvrtc: error: invalid option " + option;
             return INVALID_OPTION;
         }
+    }
+    if (const char* path = getenv("FAKE_CUDA_COMPILED")) {
+        // In one write, for several threads do it at once.
+        std::ofstream(path, std::ios::app) << program->name + "\n" << std::flush;
     }
     return compile(*program, defines, fused);
 }

@@ -4,6 +4,7 @@
 //! they compute and in which order. All sums have an order that depends on shapes alone.
 
 mod backend;
+mod cache;
 mod card;
 mod load;
 mod memory;
