@@ -52,6 +52,7 @@ fn machine(copies: &str) -> Option<(Pool, [String; 6])> {
         text("LD_LIBRARY_PATH", libraries.to_str().unwrap()),
         text("FAKE_CUDA_CARDS", "GPU-0000-0,GPU-0000-1"),
         text("FAKE_CUDA_LOG", &pool.file("used-cards")),
+        text("AQUIFER_KERNEL_CACHE", "off"),
         text(copies, "copy"),
     ]);
     let dir = pool.dir().to_str().unwrap();

@@ -58,6 +58,11 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
     pub device: Device,
 
+    /// On a card: keep the weights that are updated, their moments and what is summed up in the host's memory. Takes at least 12
+    /// bytes a parameter less of the card, and longer: the processor updates them, and they cross the link in every step
+    #[arg(long, env = "AQUIFER_OFFLOAD", value_parser = clap::builder::BoolishValueParser::new())]
+    pub offload: bool,
+
     /// Tokens in a sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 128)]
     pub context: usize,

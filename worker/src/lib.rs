@@ -28,6 +28,7 @@ pub mod status;
 mod testing;
 pub mod tokenizer;
 pub mod train;
+pub mod values;
 pub mod vector;
 
 pub use args::{ServeArgs, TrainArgs};

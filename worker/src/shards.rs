@@ -5,8 +5,9 @@
 //! sums depend on their order, and this order depends on V alone: whoever computes the leaves, however many they are
 //! and whichever comes first, the sum has the same bits.
 
-use crate::vector::Vector;
+use crate::values::Values;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// The sum of one node of the tree.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,7 +17,7 @@ pub struct Partial {
     /// Shards that it covers.
     pub size: usize,
     /// Their sum.
-    pub values: Vector,
+    pub values: Arc<Values>,
 }
 
 impl Partial {
@@ -55,7 +56,7 @@ impl ShardSum {
     }
 
     /// The sum of all `shards` shards; leaves the sum empty. All of them must have been added.
-    pub fn total(&mut self, shards: usize) -> Vector {
+    pub fn total(&mut self, shards: usize) -> Arc<Values> {
         let (_, mut right) = self.partials.pop_last().expect("a step has shards");
         while let Some((_, left)) = self.partials.pop_last() {
             assert_eq!(left.start + left.size, right.start, "a shard is missing");
@@ -76,11 +77,9 @@ impl ShardSum {
     }
 }
 
-fn merge(mut left: Partial, right: Partial) -> Partial {
-    for (left, right) in left.values.iter_mut().zip(&*right.values) {
-        *left += right;
-    }
-    Partial { size: left.size + right.size, ..left }
+fn merge(left: Partial, right: Partial) -> Partial {
+    let values = Values::sum(left.values, right.values);
+    Partial { start: left.start, size: left.size + right.size, values }
 }
 
 #[cfg(test)]
@@ -110,7 +109,7 @@ mod tests {
                     let mut own = ShardSum::default();
                     let block = shards * rank / ranks..shards * (rank + 1) / ranks;
                     for (start, leaf) in leaves.iter().enumerate().skip(block.start).take(block.len()) {
-                        own.insert(Partial { start, size: 1, values: vec![*leaf].into() });
+                        own.insert(Partial { start, size: 1, values: Arc::new(vec![*leaf].into()) });
                     }
                     parts.extend(own.take());
                 }
@@ -120,7 +119,8 @@ mod tests {
                     assert!(parts[next].is_node(shards));
                     whole.insert(parts.swap_remove(next));
                 }
-                assert_eq!(whole.total(shards)[..], [defined(&leaves)], "{shards} shards on {ranks} ranks");
+                let total = whole.total(shards);
+                assert_eq!(total.host().unwrap(), [defined(&leaves)], "{shards} shards on {ranks} ranks");
             }
         }
     }

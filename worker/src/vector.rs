@@ -53,6 +53,16 @@ impl Vector {
     }
 }
 
+impl Vector {
+    /// Makes it hold so many floats of any value.
+    pub fn resize(&mut self, len: usize) {
+        match self.0.capacity() < len {
+            true => *self = Vector::any(len),
+            false => self.0.resize(len, 0.0),
+        }
+    }
+}
+
 impl Drop for Vector {
     fn drop(&mut self) {
         let values = std::mem::take(&mut self.0);

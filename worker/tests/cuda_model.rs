@@ -8,13 +8,11 @@ mod fake_cuda;
 
 use aquifer_worker::MeasureArgs;
 use aquifer_worker::bench::{self, Sizes};
-use aquifer_worker::kernels::{
-    AdamW, BLOCK, Backend, Bf16, Card, Cpu, Cuda, Element, Kernels, Precision, Reference,
-};
+use aquifer_worker::kernels::{AdamW, BLOCK, Backend, Bf16, Card, Cpu, Cuda, Element, Precision, Reference};
 use aquifer_worker::measure::{self, CardSizes, Measured};
 use aquifer_worker::model::inference::{ScratchOf, Segment};
 use aquifer_worker::model::training::{Sample, WorkspaceOf};
-use aquifer_worker::model::{Model, ModelConfig};
+use aquifer_worker::model::{Model, ModelConfig, Trained};
 use aquifer_worker::random::Random;
 use std::sync::{Arc, OnceLock};
 
@@ -26,6 +24,8 @@ fn card() -> Option<Arc<Card>> {
             return Some(Arc::new(Card::find(0).unwrap()));
         }
         let folder = fake_cuda::libraries()?;
+        // SAFETY: no other thread of this process reads the environment now: all come through here first.
+        unsafe { std::env::set_var("AQUIFER_KERNEL_CACHE", "off") };
         for library in ["libcuda.so", "libnvrtc.so", "libcublasLt.so"] {
             // SAFETY: its start does nothing. It stays open, so that it is found by its name.
             std::mem::forget(unsafe { libloading::Library::new(folder.join(library)) }.unwrap());
@@ -85,16 +85,13 @@ fn distance(left: &[f32], right: &[f32]) -> f64 {
 }
 
 fn loss_and_gradient<K: Backend>(kernels: &K, model: &Model, sample: Sample<'_>) -> (f32, Vec<f32>) {
-    let (mut held, mut room) = (None, K::FloatBuffer::default());
+    let (mut held, mut gradient, mut host) = (None, K::FloatBuffer::default(), Vec::new());
     let placed = kernels.place(&mut held, model, true).unwrap();
+    kernels.resize(&mut gradient, model.layout.len);
+    kernels.zero(&mut gradient);
     let mut workspace = WorkspaceOf::<K>::default();
-    let mut gradient = vec![0.0; model.layout.len];
-    let loss = kernels
-        .collect(&mut room, &mut gradient, |gradient| {
-            placed.loss_and_gradient(kernels, &mut workspace, gradient, sample)
-        })
-        .unwrap();
-    (loss, gradient)
+    let loss = placed.loss_and_gradient(kernels, &mut workspace, &mut gradient, sample);
+    (loss, kernels.read(&gradient, &mut host).unwrap().to_vec())
 }
 
 /// The loss and the gradient within `most` of their lengths, and that of every tensor within four times as much; for one
@@ -238,6 +235,10 @@ fn served_logits_in_bf16_are_near_the_processors_and_have_the_same_bits_alone_an
     assert_serving::<Bf16>(Precision::Bf16, 3e-2);
 }
 
+fn adamw(update: u64) -> AdamW {
+    AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, update, scale: 1.0 }
+}
+
 /// A model that learns in a few steps.
 fn small() -> ModelConfig {
     of_family("llama", false).config
@@ -252,20 +253,18 @@ fn a_measured_training_learns_as_it_does_on_a_processor() {
     let figures = bench::train_card(&kernels, (small(), sequences, context), steps).unwrap();
     let figure = |name: &str| figures.iter().find(|figure| figure.name == name).unwrap().value;
 
-    let (mut model, cpu) = (Model::new(small(), 1234), Cpu::new(1));
-    let len = model.layout.len;
-    let (mut first, mut second) = (vec![0.0; len], vec![0.0; len]);
+    let cpu = Cpu::new(1);
+    let mut training = cpu.train(Arc::new(Trained::new(Model::new(small(), 1234)))).unwrap();
     let token = |i: usize, shift: usize| (((i % context + shift) * 7 + i / context * 31) % 256) as u32;
     let all = |shift| (0..sequences * context).map(|i| token(i, shift)).collect::<Vec<_>>();
     let (tokens, targets) = (all(0), all(1));
     let sample = Sample { tokens: &tokens, targets: &targets, length: context };
     let mut losses = Vec::new();
     for update in 1..=steps + 1 {
-        let (loss, gradient) = loss_and_gradient(&cpu, &model, sample);
+        let (loss, gradient) = loss_and_gradient(&cpu, training.model(&cpu).unwrap(), sample);
         losses.push(f64::from(loss));
-        let step =
-            AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, update };
-        cpu.adamw(&mut model.weights.parameters, &mut first, &mut second, &gradient, &step);
+        training.take(&cpu, Arc::new([gradient, vec![loss]].concat().into())).unwrap();
+        training.update(&cpu, adamw(update)).unwrap();
     }
     let (begin, end) = (figure("loss of the first step"), figure("loss of the last step"));
     assert!((begin - losses[0]).abs() < 1e-5 && (end - losses[3]).abs() < 1e-4, "{begin} {end} {losses:?}");

@@ -11,7 +11,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::{Ended, TempDir, Worker, free_port, loud_model, save_model};
 
 #[test]
@@ -21,7 +21,8 @@ fn worker_process() {
 
 /// The environment in which the fake card is found.
 fn environment<'a>(libraries: &'a Path, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
-    [("LD_LIBRARY_PATH", libraries.to_str().unwrap())].iter().chain(more).copied().collect()
+    let own = [("LD_LIBRARY_PATH", libraries.to_str().unwrap()), ("AQUIFER_KERNEL_CACHE", "off")];
+    own.iter().chain(more).copied().collect()
 }
 
 /// A short training; where its checkpoints are, and how it ended.
@@ -48,6 +49,12 @@ fn losses(checkpoints: &Path) -> Vec<f32> {
 
 fn model(checkpoints: &Path, step: u64) -> Vec<u8> {
     fs::read(checkpoints.join(format!("step-{step:06}/model.safetensors"))).unwrap()
+}
+
+/// Parameters and moments.
+fn state(checkpoints: &Path, step: u64) -> [Vec<u8>; 2] {
+    let moments = checkpoints.join(format!("step-{step:06}/optimizer.safetensors"));
+    [model(checkpoints, step), fs::read(moments).unwrap()]
 }
 
 #[test]
@@ -94,6 +101,195 @@ fn a_training_that_was_ended_on_a_card_goes_on_with_the_same_bits() {
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(ended.stdout.contains("from step 4"), "{}", ended.stdout);
     assert!(model(&rest, 6) == model(&whole, 6));
+}
+
+#[test]
+fn a_training_has_the_same_bits_whether_its_state_lies_on_the_card_or_on_the_host() {
+    let Some(libraries) = fake_cuda::libraries() else { return };
+    let dir = TempDir::new();
+    let rounds = ["--inner-steps", "2", "--replicas", "2"];
+    for (name, more) in [("f32", &[][..]), ("bf16", &["--precision", "bf16"]), ("rounds", &rounds)] {
+        let run = |place: &str, offload: &[&str]| {
+            let options = [&["--device", "cuda", "--steps", "3"], more, offload].concat();
+            let (checkpoints, ended) = train(&dir, &format!("{name}-{place}"), &libraries, &options, &[]);
+            assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+            state(&checkpoints, 3)
+        };
+        assert!(run("card", &[]) == run("host", &["--offload"]), "{name}");
+    }
+}
+
+/// What a start compiles, of a training whose kernels are kept.
+fn compiled(dir: &TempDir, name: &str, libraries: &Path) -> Vec<String> {
+    let (log, cache) = (dir.join(&format!("compiled-{name}")), dir.join("kernels"));
+    let more = [("FAKE_CUDA_COMPILED", &log), ("AQUIFER_KERNEL_CACHE", &cache)];
+    let more = more.map(|(name, path)| (name, path.to_str().unwrap()));
+    let (_, ended) = train(dir, name, libraries, &["--device", "cuda", "--steps", "1"], &more);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let mut files: Vec<String> =
+        fs::read_to_string(&log).unwrap_or_default().lines().map(String::from).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_second_start_compiles_nothing_and_what_is_of_no_use_is_compiled_anew() {
+    let Some(libraries) = fake_cuda::libraries() else { return };
+    let dir = TempDir::new();
+    // With modules of its own, which can be lost.
+    let own = dir.join("libraries");
+    assert!(Command::new("cp").arg("-r").args([&libraries, &own]).status().unwrap().success());
+    let all = compiled(&dir, "first", &own);
+    assert!(all.len() == 8 && all.contains(&"update.cu".to_string()), "{all:?}");
+    assert_eq!(compiled(&dir, "second", &own), [""; 0]);
+    let kept: Vec<PathBuf> =
+        fs::read_dir(dir.join("kernels")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(kept.len(), 8);
+    // One is cut off, one is another one's, and one is no module for the driver any more.
+    let content = fs::read(&kept[0]).unwrap();
+    fs::write(&kept[0], &content[..content.len() - 9]).unwrap();
+    fs::copy(&kept[2], &kept[1]).unwrap();
+    let content = String::from_utf8_lossy(&fs::read(&kept[3]).unwrap()).into_owned();
+    let module = content.split("// fake module ").nth(1).unwrap().lines().next().unwrap().to_string();
+    assert!(Path::new(&module).starts_with(&own));
+    fs::remove_file(module).unwrap();
+    assert_eq!(compiled(&dir, "third", &own).len(), 3);
+    assert_eq!(compiled(&dir, "fourth", &own), [""; 0]);
+}
+
+/// Parameters of the model of these trainings, and bytes of each.
+const PARAMETERS: usize = 821_376;
+const WIDE: usize = 4;
+
+/// Bytes that a step moves up to a card and down from it, as each rank of a training by so many does, with state of the card's or not.
+fn link(libraries: &Path, ranks: usize, options: &[&str]) -> Vec<[usize; 2]> {
+    let dir = TempDir::new();
+    let moved = |rank: usize, steps: usize| -> [usize; 2] {
+        let text = fs::read_to_string(dir.join(&format!("link-{rank}-{steps}"))).unwrap();
+        let numbers: Vec<usize> = text.split_whitespace().map(|number| number.parse().unwrap()).collect();
+        numbers.try_into().unwrap()
+    };
+    for steps in [2, 6] {
+        let (data, checkpoints) = (dir.text(), dir.join(&format!("checkpoints-{steps}")));
+        let (port, steps_text, ranks_text) = (free_port().to_string(), steps.to_string(), ranks.to_string());
+        let mut line = vec!["train", "--data", data.to_str().unwrap(), "--device", "cuda", "--context", "8"];
+        line.extend([
+            "--checkpoint-dir",
+            checkpoints.to_str().unwrap(),
+            "--warmup",
+            "1",
+            "--steps",
+            &steps_text,
+        ]);
+        line.extend(options);
+        let spawn = |rank: usize| {
+            let (rank_text, log) = (rank.to_string(), dir.join(&format!("link-{rank}-{steps}")));
+            let mut more = vec![("RANK", rank_text.as_str()), ("WORLD_SIZE", &ranks_text)];
+            more.extend([("MASTER_PORT", port.as_str()), ("FAKE_CUDA_LINK", log.to_str().unwrap())]);
+            Worker::spawn(&line, &environment(libraries, &more))
+        };
+        for ended in (0..ranks).map(spawn).collect::<Vec<_>>().into_iter().map(Worker::end) {
+            assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        }
+    }
+    // The start, the checkpoint at the end and all else that is not of a step is the same in both.
+    let of_a_step = |rank| {
+        let (few, many) = (moved(rank, 2), moved(rank, 6));
+        [0, 1].map(|way| (many[way] - few[way]) / 4)
+    };
+    let steps: Vec<[usize; 2]> = (0..ranks).map(of_a_step).collect();
+    println!(
+        "{options:?}: {steps:?} bytes up and down in a step, of {} of all parameters",
+        WIDE * PARAMETERS
+    );
+    steps
+}
+
+/// Vectors of all parameters, and what is left over in bytes.
+fn vectors(bytes: usize) -> (usize, usize) {
+    (bytes / (WIDE * PARAMETERS), bytes % (WIDE * PARAMETERS))
+}
+
+#[test]
+fn a_step_of_one_member_moves_next_to_nothing_over_the_link_of_its_card() {
+    let Some(libraries) = fake_cuda::libraries() else { return };
+    for (batch, shards) in [("2", 2), ("8", 8)] {
+        let [[up, down]] = link(&libraries, 1, &["--batch", batch])[..] else { unreachable!() };
+        // Tokens, where their rows are, losses, and the lengths of gradients.
+        assert!(up < 400 * shards && down < 100 * (shards + 1), "{up} {down}");
+        let [[up, down]] = link(&libraries, 1, &["--batch", batch, "--offload"])[..] else { unreachable!() };
+        assert_eq!((vectors(up).0, vectors(down).0), (1, shards), "with its state on the host");
+    }
+}
+
+/// On a busy machine a member may be late: then another one computes its shard as well, and it moves one sum more or less.
+#[test]
+fn a_step_of_several_members_moves_a_sum_of_each_down_and_their_sum_up() {
+    let Some(libraries) = fake_cuda::libraries() else { return };
+    for [up, down] in link(&libraries, 2, &["--batch", "2"]) {
+        assert!(vectors(up).0 <= 1 && vectors(down).0 <= 2, "{up} up, {down} down");
+    }
+}
+
+/// A training by one member with a card; if there is to be a victim, a second one joins amid the steps, and then that one is killed.
+fn train_with_losses(dir: &TempDir, name: &str, libraries: &Path, victim: Option<usize>) -> PathBuf {
+    let (data, checkpoints) = (dir.text(), dir.join(name));
+    let ports = [free_port(), free_port()];
+    let run_dir = |rank: usize| dir.join(&format!("{name}-rank-{rank}"));
+    let tell = |epoch: u64, ranks: &[usize]| {
+        let member = |rank: &usize| json!({"rank": rank, "address": format!("127.0.0.1:{}", ports[*rank])});
+        let members: Vec<Value> = ranks.iter().map(member).collect();
+        for rank in [0, 1] {
+            fs::create_dir_all(run_dir(rank)).unwrap();
+            let path = run_dir(rank).join("members.json");
+            fs::write(path.with_extension("new"), json!({"epoch": epoch, "members": members}).to_string())
+                .unwrap();
+            fs::rename(path.with_extension("new"), path).unwrap();
+        }
+    };
+    let mut line = vec!["train", "--data", data.to_str().unwrap(), "--device", "cuda", "--context", "8"];
+    line.extend(["--checkpoint-dir", checkpoints.to_str().unwrap(), "--checkpoint-every", "2"]);
+    line.extend(["--warmup", "1", "--batch", "4", "--steps", "12"]);
+    let spawn = |rank: &'static str| {
+        let run_dir = run_dir(rank.parse().unwrap());
+        let more = [("RANK", rank), ("WORLD_SIZE", "1"), ("AQUIFER_RUN_DIR", run_dir.to_str().unwrap())];
+        Worker::spawn(&line, &environment(libraries, &more))
+    };
+    tell(1, &[0]);
+    let mut zero = spawn("0");
+    let mut last = Vec::new();
+    if let Some(victim) = victim {
+        zero.wait_for("checkpoint at step 2");
+        tell(2, &[0, 1]);
+        last.push(spawn("1"));
+        // It follows, and computes.
+        let status = || fs::read_to_string(run_dir(1).join("status.json")).unwrap_or_default();
+        let start = Instant::now();
+        while !status().contains("\"step\"") {
+            assert!(start.elapsed() < Duration::from_secs(60), "{}", status());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if victim == 0 {
+            std::mem::swap(&mut zero, &mut last[0]);
+        }
+        // Amid a step.
+        std::thread::sleep(Duration::from_millis(300));
+        last[0].signal("KILL");
+    }
+    let ended = zero.end();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    checkpoints
+}
+
+#[test]
+fn cards_that_join_and_die_amid_a_training_leave_the_bits_of_one_alone() {
+    let Some(libraries) = fake_cuda::libraries() else { return };
+    let dir = TempDir::new();
+    let alone = train_with_losses(&dir, "alone", &libraries, None);
+    for (name, victim) in [("leader-dies", 0), ("follower-dies", 1)] {
+        let checkpoints = train_with_losses(&dir, name, &libraries, Some(victim));
+        assert!(state(&checkpoints, 12) == state(&alone, 12), "{name}");
+    }
 }
 
 /// A training by two ranks, on these devices; where its checkpoints are, and what the ranks said.

@@ -6,7 +6,7 @@ mod support;
 
 use aquifer_worker::checkpoint::{Place, Record, Settings, Store, TrainingState, Writer};
 use aquifer_worker::kernels::Precision;
-use aquifer_worker::model::{Model, ModelConfig};
+use aquifer_worker::model::{Model, ModelConfig, Trained};
 use object_store::aws::AmazonS3Builder;
 use object_store::{BackoffConfig, RetryConfig};
 use s3::{Fault, S3};
@@ -69,7 +69,7 @@ fn state_of(config: ModelConfig, step: u64) -> TrainingState {
         spent: Default::default(),
         saved_at_ms: 0,
     };
-    TrainingState { model, first, second, record }
+    TrainingState { trained: Arc::new(Trained { model, first, second }), record }
 }
 
 fn state(step: u64) -> TrainingState {
@@ -138,7 +138,7 @@ fn a_state_survives_its_checkpoint_and_only_the_newest_are_kept() {
         let (loaded, skipped) = store.load_newest(&settings(), &config()).unwrap();
         let (loaded, saved) = (loaded.unwrap(), state(30));
         assert!(skipped.is_empty(), "{skipped:?}");
-        assert!(loaded.vectors() == saved.vectors());
+        assert!(loaded.trained.vectors() == saved.trained.vectors());
         assert_eq!((loaded.record.step, loaded.record.loss), (30, 2.5));
         let other = Settings { seed: 2, ..settings() };
         let error = store.load_newest(&other, &config()).err().unwrap().to_string();
@@ -167,7 +167,7 @@ fn large_objects_are_sent_in_parts_and_come_back_as_they_were() {
     store.save(&state_of(tiny(), 5)).unwrap();
     assert_eq!(server.uploads(), (0, 2), "6.4 MB in parts of 5 MiB");
     let loaded = store.load_newest(&settings(), &tiny()).unwrap().0.unwrap();
-    assert!(loaded.vectors() == state_of(tiny(), 5).vectors());
+    assert!(loaded.trained.vectors() == state_of(tiny(), 5).trained.vectors());
 }
 
 #[test]

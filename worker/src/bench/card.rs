@@ -2,11 +2,10 @@
 
 use super::models::{Learned, infer_with};
 use super::{Bound, Figure, Roofline};
-use crate::kernels::{
-    AdamW, Attention, Backend, Cuda, DeviceError, Element, Linear, Path, Precision, Resident,
-};
+use crate::kernels::{AdamW, Attention, Backend, Cuda, DeviceError, Element, Linear, Path, Precision};
 use crate::model::training::WorkspaceOf;
-use crate::model::{Model, ModelConfig};
+use crate::model::{Model, ModelConfig, Trained};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What makers say of cards: the first words of their names, dense products of bf16 and products of floats in TFLOP/s, and
@@ -276,21 +275,30 @@ pub fn train_card<E: Element>(
     steps: u64,
 ) -> Result<Vec<Figure>, DeviceError> {
     let model = Model::new(config, 1234);
-    let mut state = Resident::new(kernels, &model)?;
-    let mut placed = kernels.adopt(model)?;
-    let learned = Learned::new(&placed.config, sequences, context);
+    let (learned, len) = (Learned::new(&model.config, sequences, context), model.layout.len);
+    let (matrices, attention) = learned.per_token(&model);
+    let mut training = kernels.train(Arc::new(Trained::new(model)))?;
     let (sample, mut workspace) = (learned.sample(), WorkspaceOf::<Cuda<E>>::default());
     let (mut losses, mut gradients, mut updates) = (Vec::new(), Vec::new(), Vec::new());
     for update in 1..=steps + 1 {
         let start = Instant::now();
-        state.clear(kernels);
-        losses.push(placed.loss_and_gradient(kernels, &mut workspace, &mut state.gradient, sample));
+        let mut sum = floats(kernels, len + 1);
+        let model = training.model(kernels)?;
+        losses.push(model.loss_and_gradient(kernels, &mut workspace, &mut sum[0..len], sample));
         kernels.finish()?;
         gradients.push(start.elapsed().as_secs_f64());
         let start = Instant::now();
-        let step =
-            AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, update };
-        state.update(kernels, &mut placed, &step);
+        let step = AdamW {
+            learning_rate: 1e-3,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            update,
+            scale: 1.0,
+        };
+        training.take(kernels, Arc::new(kernels.keep(sum)))?;
+        training.update(kernels, step)?;
         kernels.finish()?;
         updates.push(start.elapsed().as_secs_f64());
     }
@@ -301,13 +309,12 @@ pub fn train_card<E: Element>(
     };
     let (gradient, update) = (median(&mut gradients), median(&mut updates));
     let (tokens, step) = ((sequences * context) as f64, gradient + update);
-    let (matrices, attention) = learned.per_token(&placed);
     // The model needs two products forward and four backward; computing scores again in both kernels of the backward pass and
     // the gradient of the weights of attention in the second one makes them nine.
     let (useful, all) = (6.0 * (matrices + attention), 6.0 * matrices + 9.0 * attention);
     let rate = |operations: f64, seconds: f64| 1e-9 * operations * tokens / seconds;
-    // Parameters, moments and gradient in, all but the gradient out, and the copies.
-    let bytes = (28 + size_of::<E>()) as f64 * placed.layout.len as f64;
+    // The gradient for its length; parameters, moments and gradient in, all but the gradient out, and the copies.
+    let bytes = (32 + size_of::<E>()) as f64 * len as f64;
     Ok(vec![
         Figure::new("training, on the wall", tokens / step, "tokens/s", Bound::None),
         Figure::new("arithmetic of the model (MFU)", rate(useful, step), "GFLOP/s", bound::<E>()),

@@ -87,10 +87,11 @@ pub fn checkpoints(args: &CheckpointsArgs) -> Result<Vec<Figure>, String> {
             scratch: directory.path().into(),
         }),
         threads: args.threads,
+        offload: false,
         newest: Arc::default(),
     };
     let backends = (0..lanes).map(|_| Cpu::new((args.threads / lanes).max(1))).collect();
-    let (orders, engine) = engine::start(plan, backends, inputs);
+    let (orders, engine) = engine::start(plan, Cpu::new(args.threads), backends, inputs);
     let figures = Trainer { orders, told, batch: args.batch, lanes, step: 0, saved: 0 }.measure(args.rounds);
     engine.join().map_err(|_| "the trainer has panicked")?;
     figures
@@ -169,7 +170,7 @@ impl Trainer {
         }
         let (before, next) = (self.step, self.step + 1);
         self.step = next;
-        self.order(Order::Apply(next, Arc::new(sum.total(self.batch)), Default::default()))?;
+        self.order(Order::Apply(next, sum.total(self.batch), Default::default()))?;
         self.wait(|input| matches!(input, Input::Step(_)).then_some(()))?;
         while saves && self.saved < before {
             self.wait(|input| matches!(input, Input::Event(Event::Saved(_))).then_some(()))?;

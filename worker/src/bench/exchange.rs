@@ -12,6 +12,7 @@ use crate::train::net::{Net, Outgoing};
 use crate::vector::Vector;
 use std::collections::VecDeque;
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -188,7 +189,7 @@ impl Peer {
             Action::Load => self.told.push_back(Event::Ready(0)),
             Action::Install(state) => self.told.push_back(Event::Ready(state.step)),
             Action::Apply { step, total, .. } => {
-                self.check(step, &total)?;
+                self.check(step, total.host().map_err(|error| error.to_string())?)?;
                 _ = done.send((step, Instant::now()));
             }
             Action::Compute { step, shards } => {
@@ -240,7 +241,7 @@ impl Peer {
                 (values[0], values[floats - 1]) = (number, number);
             }
         }
-        Computed { sum: Partial { start, size: 1, values }, is_finite: true }
+        Computed { sum: Partial { start, size: 1, values: Arc::new(values.into()) }, is_finite: true }
     }
 }
 

@@ -119,7 +119,15 @@ fn streams(cpu: &Cpu) -> Vec<Figure> {
     figures.push(figure("SwiGLU, backward", 5, &mut || cpu.swiglu_backward(&mut dgate, &mut z, &y, &x, &y)));
     let (mut second, update) = (
         vec![0.1; n],
-        AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, update: 9 },
+        AdamW {
+            learning_rate: 1e-3,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            update: 9,
+            scale: 1.0,
+        },
     );
     figures.push(figure("AdamW", 7, &mut || cpu.adamw(&mut y, &mut z, &mut second, &x, &update)));
     let one = Linear::new(1, WIDTH, ROWS);

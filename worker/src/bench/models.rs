@@ -107,8 +107,15 @@ pub(crate) fn train_on(args: &TrainArgs, sequences: usize) -> Vec<Figure> {
         times.push(spent(|| {
             gradient.fill(0.0);
             losses.push(model.loss_and_gradient(&kernels, &mut workspace, &mut gradient, sample));
-            let step =
-                AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, update };
+            let step = AdamW {
+                learning_rate: 1e-3,
+                beta1: 0.9,
+                beta2: 0.95,
+                eps: 1e-8,
+                weight_decay: 0.1,
+                update,
+                scale: 1.0,
+            };
             kernels.adamw(&mut model.weights.parameters, &mut first, &mut second, &gradient, &step);
         }));
     }

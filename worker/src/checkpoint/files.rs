@@ -4,11 +4,12 @@ use super::disk::{LATEST, steps_in};
 use super::record::same_training;
 use super::{CONFIG, CheckpointError, MODEL, OPTIMIZER, RECORD, Record, Settings, TrainingState, unix_ms};
 use crate::kernels::Precision;
-use crate::model::{Layout, Model, ModelConfig, Tensor};
+use crate::model::{Layout, Model, ModelConfig, Tensor, Trained};
 use crate::safetensors::{Content, Safetensors, TensorRef, Weights, Written, length, write_to};
 use crate::tokenizer::{self, Tokenizer};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::{fs, io};
 
 /// The tokenizer's files, which every checkpoint has.
@@ -33,7 +34,8 @@ pub(super) type Put<'a> = &'a mut dyn FnMut(&str, u64, Content<'_>) -> io::Resul
 
 /// Puts all files of a checkpoint somewhere, the record last.
 pub(super) fn write_files(state: &TrainingState, companions: &Companions, put: Put<'_>) -> io::Result<()> {
-    let TrainingState { model, first, second, record } = state;
+    let TrainingState { trained, record } = state;
+    let Trained { model, first, second } = &**trained;
     let tensors = &model.layout.tensors;
     let weights: Vec<_> =
         tensors.iter().map(|tensor| tensor_ref(&tensor.name, tensor, &model.weights.parameters)).collect();
@@ -130,7 +132,7 @@ fn load_state(path: &Path, record: Record) -> Result<TrainingState, CheckpointEr
         file.copy(&m, &tensor.shape, tensor.span.of_mut(&mut first))?;
         file.copy(&v, &tensor.shape, tensor.span.of_mut(&mut second))?;
     }
-    Ok(TrainingState { model, first, second, record })
+    Ok(TrainingState { trained: Arc::new(Trained { model, first, second }), record })
 }
 
 pub(super) fn read_record(directory: &Path) -> Result<Record, CheckpointError> {

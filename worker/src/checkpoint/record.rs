@@ -3,12 +3,12 @@
 use super::CheckpointError;
 use crate::elastic::Spent;
 use crate::kernels::Precision;
-use crate::model::{Model, ModelConfig};
+use crate::model::{ModelConfig, Trained};
 use crate::safetensors::Written;
-use crate::vector::Vector;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 /// The settings of a training, as `train.json` records them.
@@ -81,52 +81,13 @@ pub struct Record {
     pub files: BTreeMap<String, Written>,
 }
 
-/// The state of a training between two steps.
+/// The state of a training between two steps. What it has learned is shared, and never changes.
+#[derive(Clone)]
 pub struct TrainingState {
-    /// The model.
-    pub model: Model,
-    /// AdamW's first moment of every parameter.
-    pub first: Vec<f32>,
-    /// AdamW's second moment of every parameter.
-    pub second: Vec<f32>,
+    /// The model and its moments.
+    pub trained: Arc<Trained>,
     /// Where the training stands.
     pub record: Record,
-}
-
-impl TrainingState {
-    /// Its vectors: parameters, first and second moments.
-    pub fn vectors(&self) -> [&[f32]; 3] {
-        [&self.model.weights.parameters, &self.first, &self.second]
-    }
-}
-
-impl TrainingState {
-    /// One of the same shape and record whose parameters and moments are of any value.
-    pub fn like(&self) -> TrainingState {
-        let any = || Vec::from(Vector::any(self.model.layout.len));
-        let (first, second) = (any(), any());
-        TrainingState { model: self.model.like(any()), first, second, record: self.record.clone() }
-    }
-}
-
-impl Clone for TrainingState {
-    fn clone(&self) -> TrainingState {
-        let mut copy = self.like();
-        let TrainingState { model, first, second, .. } = &mut copy;
-        for (to, from) in [&mut model.weights.parameters, first, second].into_iter().zip(self.vectors()) {
-            to.copy_from_slice(from);
-        }
-        copy
-    }
-}
-
-impl Drop for TrainingState {
-    /// The next one may have the memory.
-    fn drop(&mut self) {
-        for values in [&mut self.model.weights.parameters, &mut self.first, &mut self.second] {
-            drop(Vector::from(std::mem::take(values)));
-        }
-    }
 }
 
 /// The time, in milliseconds since the Unix epoch.

@@ -1,10 +1,11 @@
 use super::*;
 use crate::elastic::Spent;
 use crate::kernels::Precision;
-use crate::model::Model;
+use crate::model::{Model, Trained};
 use crate::testing::TempDir;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::sync::Arc;
 
 fn settings() -> Settings {
     Settings {
@@ -50,7 +51,7 @@ fn state(step: u64) -> TrainingState {
         spent: Spent::default(),
         saved_at_ms: 0,
     };
-    TrainingState { model, first, second, record }
+    TrainingState { trained: Arc::new(Trained { model, first, second }), record }
 }
 
 fn open(path: &Path, keep: usize) -> Result<CheckpointDir, CheckpointError> {
@@ -75,15 +76,15 @@ fn a_state_survives_its_checkpoint_and_only_the_newest_are_kept() {
     let (loaded, skipped) = dir.load_newest(&settings(), &config()).unwrap();
     let (loaded, saved) = (loaded.unwrap(), state(30));
     assert!(skipped.is_empty());
-    assert!(loaded.model.weights.parameters == saved.model.weights.parameters);
-    assert!(loaded.first == saved.first && loaded.second == saved.second);
+    assert!(loaded.trained.vectors() == saved.trained.vectors());
     assert_eq!((loaded.record.step, loaded.record.loss), (30, 2.5));
     assert!(
-        load_model(&dir.path, Precision::F32).unwrap().weights.parameters == saved.model.weights.parameters
+        load_model(&dir.path, Precision::F32).unwrap().weights.parameters
+            == saved.trained.model.weights.parameters
     );
     assert!(
         load_model(&dir.path.join("step-000020"), Precision::F32).unwrap().weights.parameters
-            == state(20).model.weights.parameters
+            == state(20).trained.model.weights.parameters
     );
 }
 

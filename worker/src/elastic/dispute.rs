@@ -3,7 +3,7 @@
 use super::message::Rank;
 use crate::random::mix;
 use crate::shards::Partial;
-use crate::vector::Vector;
+use crate::values::{Values, are_finite};
 use std::sync::Arc;
 
 /// Which shards are computed by two members.
@@ -23,12 +23,6 @@ impl Audit {
     }
 }
 
-/// Whether all of them are finite numbers.
-fn are_finite(values: &[f32]) -> bool {
-    // Without a branch for each, many are looked at at a time.
-    values.iter().fold(0, |most, value| value.abs().to_bits().max(most)) < f32::INFINITY.to_bits()
-}
-
 /// The sum of a shard, as it was computed.
 #[derive(Debug)]
 pub struct Computed {
@@ -40,9 +34,9 @@ pub struct Computed {
 
 impl Computed {
     /// Of this shard.
-    pub fn new(shard: usize, values: Vector) -> Computed {
-        let is_finite = are_finite(&values);
-        Computed { sum: Partial { start: shard, size: 1, values }, is_finite }
+    pub fn new(shard: usize, values: Values) -> Computed {
+        let is_finite = values.host().is_ok_and(are_finite);
+        Computed { sum: Partial { start: shard, size: 1, values: Arc::new(values) }, is_finite }
     }
 }
 
@@ -57,14 +51,14 @@ pub struct Voter {
 /// The sums of one shard, as members have computed it.
 pub struct Dispute {
     is_audited: bool,
-    votes: Vec<(Voter, Vector)>,
+    votes: Vec<(Voter, Arc<Values>)>,
 }
 
 /// What comes of a dispute.
 #[derive(Debug, PartialEq)]
 pub enum Verdict {
     /// This is the sum; others have computed another one.
-    Sum(Vector, Vec<Rank>),
+    Sum(Arc<Values>, Vec<Rank>),
     /// The sum is not finite, whoever computes it.
     Diverged(String),
     /// Nobody is there to tell which one is right.
@@ -77,9 +71,11 @@ impl Dispute {
         Dispute { is_audited, votes: Vec::new() }
     }
 
-    /// Takes what a member has computed.
-    pub fn vote(&mut self, voter: Voter, values: Vector) {
-        self.votes.push((voter, values));
+    /// Takes what a member has computed, unless it cannot be read: then that member's device has failed, as it will soon say.
+    pub fn vote(&mut self, voter: Voter, values: Arc<Values>) {
+        if values.host().is_ok() {
+            self.votes.push((voter, values));
+        }
     }
 
     /// Those whose sum helps: others with the same kernels, else, unless bits are compared, any other; where there is none, one
@@ -109,13 +105,13 @@ impl Dispute {
         let votes = &self.votes;
         let agrees = |at: &usize| votes[..*at].iter().any(|(_, other)| is_same(other, &votes[*at].1));
         let pair = (1..votes.len()).find(agrees);
-        let finite = |(_, values): &(Voter, Vector)| are_finite(values);
+        let finite = |(_, values): &(Voter, Arc<Values>)| are_finite(floats(values));
         let sum = pair.or_else(|| votes.iter().position(|vote| !self.is_audited && finite(vote)));
         match sum {
             Some(at) if finite(&votes[at]) => {
                 let (voter, values) = &votes[at];
                 // Members with other kernels may have other bits and be right.
-                let is_wrong = |vote: &&(Voter, Vector)| {
+                let is_wrong = |vote: &&(Voter, Arc<Values>)| {
                     !is_same(&vote.1, values) && (vote.0.kernels == voter.kernels || !finite(vote))
                 };
                 let mut wrong: Vec<Rank> = votes.iter().filter(is_wrong).map(|(it, _)| it.rank).collect();
@@ -126,7 +122,8 @@ impl Dispute {
             None if !is_last => None,
             _ if votes.iter().any(finite) => Some(Verdict::Unclear(self.who())),
             _ => {
-                let loss = votes.first().and_then(|(_, values)| values.last().copied()).unwrap_or(f32::NAN);
+                let loss =
+                    votes.first().and_then(|(_, values)| floats(values).last().copied()).unwrap_or(f32::NAN);
                 let what = if loss.is_finite() { ", its gradient not finite" } else { "" };
                 Some(Verdict::Diverged(format!("loss is {loss}{what}, as computed by {}", self.who())))
             }
@@ -140,7 +137,13 @@ impl Dispute {
     }
 }
 
-fn is_same(a: &[f32], b: &[f32]) -> bool {
+/// A vote's, on the host.
+fn floats(values: &Values) -> &[f32] {
+    values.host().expect("it was read when it was taken")
+}
+
+fn is_same(a: &Values, b: &Values) -> bool {
+    let (a, b) = (floats(a), floats(b));
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
 }
 
@@ -154,12 +157,12 @@ mod tests {
 
     fn dispute(is_audited: bool, votes: &[(Rank, f32)]) -> Dispute {
         let mut dispute = Dispute::new(is_audited);
-        votes.iter().for_each(|(rank, sum)| dispute.vote(voter(*rank), vec![*sum, 1.5].into()));
+        votes.iter().for_each(|(rank, sum)| dispute.vote(voter(*rank), Arc::new(vec![*sum, 1.5].into())));
         dispute
     }
 
     fn sum(value: f32, wrong: &[Rank]) -> Option<Verdict> {
-        Some(Verdict::Sum(vec![value, 1.5].into(), wrong.into()))
+        Some(Verdict::Sum(Arc::new(vec![value, 1.5].into()), wrong.into()))
     }
 
     #[test]

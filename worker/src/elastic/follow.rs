@@ -95,8 +95,10 @@ impl Node {
     }
 
     /// The next step is done.
-    pub(super) fn apply(&mut self, step: u64, total: Arc<Vector>, spent: Spent) {
-        (self.step, self.last) = (Some(step), Some((total.clone(), spent)));
+    pub(super) fn apply(&mut self, step: u64, total: Arc<Values>, spent: Spent) {
+        // One of a device is of this member alone: kept, it would take its room for somebody who may come back.
+        let last = total.device().is_none().then(|| (Arc::clone(&total), spent));
+        (self.step, self.last) = (Some(step), last);
         self.send_action(Action::Apply { step, total, spent });
     }
 

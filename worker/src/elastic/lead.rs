@@ -283,7 +283,7 @@ impl Node {
     }
 
     /// The sum of the step that it computes, which another member has already.
-    fn catch_up(&mut self, step: u64, total: Arc<Vector>, spent: Spent) {
+    fn catch_up(&mut self, step: u64, total: Arc<Values>, spent: Spent) {
         let own = self.step;
         let Role::Lead(lead) = &mut self.role else { return };
         if lead.is_ending() || own.is_none_or(|own| own + 1 != step) {
@@ -354,7 +354,6 @@ impl Node {
         let is_current = |of: Turn| Some(of.step) == step && of.number == number;
         match message {
             Message::Part { turn, start, size, is_disputed, pace_us, values } => {
-                let values = Arc::unwrap_or_clone(values);
                 let node = Partial { start, size, values };
                 if !node.is_node(shards) || is_disputed && size != 1 {
                     return;
@@ -391,7 +390,7 @@ impl Node {
         let Some(Turn { step, .. }) = self.turn() else { return };
         let step = step + 1;
         let Role::Lead(lead) = &mut self.role else { return };
-        let total = Arc::new(lead.round.total());
+        let total = lead.round.total();
         lead.running = false;
         lead.round.clear();
         let mut spent = self.clock.step(self.now);

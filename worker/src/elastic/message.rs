@@ -1,6 +1,8 @@
 //! What members tell each other.
 
 use super::ledger::Spent;
+use crate::kernels::DeviceError;
+use crate::values::Values;
 use crate::vector::Vector;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -120,7 +122,7 @@ pub enum Message {
         pace_us: u64,
         /// Their sum.
         #[serde(skip)]
-        values: Arc<Vector>,
+        values: Arc<Values>,
     },
     /// To a leader that is new to the sender, after the sums that the sender has of the step: what it goes on with.
     Doing {
@@ -137,7 +139,7 @@ pub enum Message {
         step: u64,
         /// The sum.
         #[serde(skip)]
-        total: Arc<Vector>,
+        total: Arc<Values>,
         /// The time since the step before.
         spent: Spent,
     },
@@ -154,13 +156,26 @@ pub enum Message {
 }
 
 impl Message {
-    /// The vectors that follow the rest.
-    pub fn vectors(&self) -> Vec<&[f32]> {
-        match self {
+    /// The vectors that follow the rest. Waits until they are on the host.
+    ///
+    /// # Errors
+    /// The device that has them has failed.
+    pub fn vectors(&self) -> Result<Vec<&[f32]>, DeviceError> {
+        Ok(match self {
             Message::State(snapshot) => snapshot.values.iter().map(Vec::as_slice).collect(),
-            Message::Part { values, .. } => vec![values],
-            Message::Commit { total, .. } => vec![total],
+            Message::Part { values, .. } => vec![values.host()?],
+            Message::Commit { total, .. } => vec![total.host()?],
             _ => Vec::new(),
+        })
+    }
+
+    /// Floats of these vectors.
+    pub fn floats(&self) -> usize {
+        match self {
+            Message::State(snapshot) => snapshot.values.iter().map(Vec::len).sum(),
+            Message::Part { values, .. } => values.len(),
+            Message::Commit { total, .. } => total.len(),
+            _ => 0,
         }
     }
 
@@ -171,8 +186,8 @@ impl Message {
     pub fn fill(&mut self, mut vectors: Vec<Vector>) -> Result<(), String> {
         match (self, vectors.len()) {
             (Message::State(snapshot), _) => snapshot.values = vectors.into_iter().map(Vec::from).collect(),
-            (Message::Part { values, .. }, 1) => *values = Arc::new(vectors.remove(0)),
-            (Message::Commit { total, .. }, 1) => *total = Arc::new(vectors.remove(0)),
+            (Message::Part { values, .. }, 1) => *values = Arc::new(vectors.remove(0).into()),
+            (Message::Commit { total, .. }, 1) => *total = Arc::new(vectors.remove(0).into()),
             (Message::Part { .. } | Message::Commit { .. }, 0) => {
                 return Err("a sum without its vector".into());
             }

@@ -26,7 +26,7 @@ pub use dispute::{Audit, Computed};
 pub use ledger::Spent;
 pub use message::{Agreement, Identity, Message, Outcome, Rank, Snapshot, Turn};
 
-use crate::vector::Vector;
+use crate::values::Values;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -163,7 +163,7 @@ pub enum Action {
         /// Steps that are then done.
         step: u64,
         /// The sum.
-        total: Arc<Vector>,
+        total: Arc<Values>,
         /// The time since the step before.
         spent: Spent,
     },
@@ -206,7 +206,7 @@ pub struct Node {
     /// Steps of the state that it has after all actions so far.
     step: Option<u64>,
     /// What led to the state, for one who is a step behind.
-    last: Option<(Arc<Vector>, Spent)>,
+    last: Option<(Arc<Values>, Spent)>,
     saved: Option<u64>,
     stop: Option<bool>,
     work: work::Work,

@@ -3,9 +3,10 @@
 use super::dispute::{Dispute, Verdict, Voter};
 use super::message::Rank;
 use crate::shards::{Partial, ShardSum};
-use crate::vector::Vector;
+use crate::values::Values;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The shards of a step. Each that is missing is in a block, or free.
@@ -111,7 +112,7 @@ impl Round {
         &mut self,
         voter: Voter,
         shard: usize,
-        values: Vector,
+        values: Arc<Values>,
         is_audited: bool,
         now: Duration,
     ) {
@@ -141,13 +142,13 @@ impl Round {
     /// Ends a dispute that can be ended, and takes its sum, if there is one, into that of the step.
     pub fn settle(&mut self, voters: &[Voter]) -> Option<(usize, Verdict)> {
         let blocks = &self.blocks;
-        let (start, mut verdict) = self.disputes.iter_mut().find_map(|(shard, dispute)| {
+        let (start, verdict) = self.disputes.iter_mut().find_map(|(shard, dispute)| {
             let is_last = !is_computed(blocks, *shard) && dispute.who_helps(voters).is_empty();
             Some((*shard, dispute.verdict(is_last)?))
         })?;
         self.disputes.remove(&start);
-        if let Verdict::Sum(values, _) = &mut verdict {
-            self.add(Partial { start, size: 1, values: std::mem::take(values) });
+        if let Verdict::Sum(values, _) = &verdict {
+            self.add(Partial { start, size: 1, values: Arc::clone(values) });
         }
         Some((start, verdict))
     }
@@ -179,7 +180,7 @@ impl Round {
     }
 
     /// The sum of all shards of a complete step.
-    pub fn total(&mut self) -> Vector {
+    pub fn total(&mut self) -> Arc<Values> {
         self.sum.total(self.shards)
     }
 
@@ -275,7 +276,8 @@ mod tests {
     use super::*;
 
     fn node(start: usize, size: usize) -> Partial {
-        Partial { start, size, values: vec![(start..start + size).map(|it| it as f32).sum()].into() }
+        let sum = (start..start + size).map(|it| it as f32).sum();
+        Partial { start, size, values: Arc::new(vec![sum].into()) }
     }
 
     #[test]
@@ -294,7 +296,7 @@ mod tests {
         assert!(!round.is_complete());
         round.put(1, node(6, 2), Duration::ZERO);
         assert!(round.is_complete());
-        assert_eq!(round.total()[..], [28.0]);
+        assert_eq!(round.total().host().unwrap(), [28.0]);
     }
 
     #[test]

@@ -1,4 +1,6 @@
 use super::*;
+use crate::values::tests::Fake;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -260,4 +262,50 @@ fn what_is_offered_is_added_up_each_shard_once() {
     let expected = [part(0, 4, 6.0), part(4, 1, 4.0), Message::Doing { turn: first, shards: 0..0 }];
     assert_eq!(work.offer(5), expected);
     assert_eq!(work.offer(5), expected, "another leader is given the same");
+}
+
+/// A shard of a device whose copies to the host are counted.
+fn of_device(shard: usize, reads: &Arc<AtomicUsize>) -> Computed {
+    let values = Values::on_device(Fake(vec![shard as f32], Arc::clone(reads), false));
+    let sum = crate::shards::Partial { start: shard, size: 1, values: Arc::new(values) };
+    Computed { sum, is_finite: true }
+}
+
+#[test]
+fn what_one_alone_computes_on_a_device_stays_there_up_to_the_update() {
+    let reads = Arc::default();
+    let mut node = Node::new(leader().settings);
+    node.handle(MS, Event::Members(vec![Member { rank: 0, address: String::new() }]));
+    let mut actions = node.handle(2 * MS, Event::Ready(0));
+    for shard in 0..12 {
+        let compute = Action::Compute { step: 0, shards: shard..shard + 1 };
+        assert!(actions.contains(&compute), "{actions:?}");
+        actions = node.handle(4 * MS, Event::Computed(0, vec![of_device(shard, &reads)], MS));
+    }
+    let total = |action: &Action| match action {
+        Action::Apply { total, .. } => Some(Arc::clone(total)),
+        _ => None,
+    };
+    let total = actions.iter().find_map(total).unwrap();
+    assert!(total.device().is_some() && node.last.is_none(), "nobody else has it");
+    assert_eq!(reads.load(Relaxed), 0);
+    assert_eq!(total.host(), Ok(&[66.0][..]));
+}
+
+#[test]
+fn of_a_block_of_a_device_its_sum_alone_is_told() {
+    let (reads, mut work) = (Arc::default(), work::Work::default());
+    work.give(Turn::default(), 0..8);
+    let mut told = Vec::new();
+    for shard in 0..8 {
+        assert!(told.is_empty());
+        assert_eq!(work.next(1), Some((0, shard..shard + 1)));
+        told = work.computed(0, vec![of_device(shard, &reads)], Duration::from_micros(1), None);
+    }
+    assert!(matches!(told[..], [Message::Part { start: 0, size: 8, .. }]), "{told:?}");
+    assert_eq!(reads.load(Relaxed), 0);
+    for _ in 0..2 {
+        assert_eq!(told[0].vectors(), Ok(vec![&[28.0][..]]));
+    }
+    assert_eq!(reads.load(Relaxed), 1, "whoever sends it asks for it once");
 }

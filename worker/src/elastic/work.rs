@@ -5,7 +5,6 @@ use super::message::{Message, Turn};
 use crate::shards::{Partial, ShardSum};
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// A member sends what it has after so long, and, of long vectors, no more than so many floats a second: about a hundredth of a
@@ -190,7 +189,7 @@ impl Work {
             size,
             is_disputed,
             pace_us,
-            values: Arc::new(values),
+            values,
         };
         parts.into_iter().map(part).collect()
     }
@@ -204,13 +203,17 @@ fn added_up(parts: Vec<Message>, turn: Turn) -> Vec<Message> {
         let shards = start..start + size;
         if shards.clone().all(|shard| !there.contains(&shard)) {
             there.extend(shards);
-            sum.insert(Partial { start, size, values: Arc::unwrap_or_clone(values) });
+            sum.insert(Partial { start, size, values });
         }
         pace_us = if pace == 0 { pace_us } else { pace };
     }
-    let part = |Partial { start, size, values }| {
-        let values = Arc::new(values);
-        Message::Part { turn, start, size, is_disputed: false, pace_us, values }
+    let part = |Partial { start, size, values }| Message::Part {
+        turn,
+        start,
+        size,
+        is_disputed: false,
+        pace_us,
+        values,
     };
     sum.take().into_iter().map(part).collect()
 }

@@ -1,8 +1,10 @@
 //! What the model's passes ask of a backend.
 
-use super::{Attention, CacheShape, Linear, Seen, Turn};
-use crate::model::Model;
+use super::{Attention, CacheShape, Linear, Seen, Training, Turn};
+use crate::model::{Model, Trained};
+use crate::values::Values;
 use std::ops::{DerefMut, Index, IndexMut, Range};
+use std::sync::Arc;
 
 /// A stretch of a backend's memory, cut as slices are.
 pub trait Stretch: Index<Range<usize>, Output = Self> + IndexMut<Range<usize>> {}
@@ -30,9 +32,9 @@ pub trait Weights<K: Backend>: Send + Sync {
 ///
 /// On processors all memory is slices of `f32`. A device has memory of its own, which is named here and never read, and
 /// keeps what products read in fewer bits. Its operations may return before they are done. One that fails is remembered,
-/// what follows does nothing, and where results come to the host ([`read`](Backend::read), [`collect`](Backend::collect))
+/// what follows does nothing, and where results come to the host ([`read`](Backend::read), [`Values::host`], [`Training::share`])
 /// the failure comes instead. See `docs/decisions/0031-one-model-for-all-memories.md`.
-pub trait Backend: Send + Sync + Sized {
+pub trait Backend: Send + Sync + Sized + 'static {
     /// Single precision: the residual stream, statistics, weights of norms, gradients of parameters, logits.
     type Floats: ?Sized + Stretch + 'static;
     /// Everything else: what matrix products read and write.
@@ -74,6 +76,12 @@ pub trait Backend: Send + Sync + Sized {
     /// As [`place`](Backend::place).
     fn adopt(&self, model: Model) -> Result<Model<Self::Weights>, DeviceError>;
 
+    /// A model that is trained in the memory of this device.
+    ///
+    /// # Errors
+    /// As [`place`](Backend::place).
+    fn train(&self, trained: Arc<Trained>) -> Result<Box<dyn Training<Self>>, DeviceError>;
+
     /// Room for so many floats of any value.
     fn resize(&self, buffer: &mut Self::FloatBuffer, len: usize);
 
@@ -105,16 +113,20 @@ pub trait Backend: Send + Sync + Sized {
         room: &'a mut Vec<f32>,
     ) -> Result<&'a [f32], DeviceError>;
 
-    /// What `add` adds to zeros, in `host`, which is zeros.
+    /// `to = from`, which may change as soon as this returns.
+    fn write(&self, to: &mut Self::Floats, from: &[f32]);
+
+    /// What is to be added up with what others have computed. It stays where it is.
+    fn keep(&self, floats: Self::FloatBuffer) -> Values;
+
+    /// `x += y`.
+    fn add(&self, x: &mut Self::Floats, y: &Self::Floats);
+
+    /// Whether all of `x` are finite numbers.
     ///
     /// # Errors
     /// As [`read`](Backend::read).
-    fn collect<T>(
-        &self,
-        room: &mut Self::FloatBuffer,
-        host: &mut [f32],
-        add: impl FnOnce(&mut Self::Floats) -> T,
-    ) -> Result<T, DeviceError>;
+    fn are_finite(&self, x: &Self::Floats) -> Result<bool, DeviceError>;
 
     /// Row `n` of `x`, `[tokens, width]`, is row `tokens[n]` of `w`.
     fn embed(&self, x: &mut Self::Floats, tokens: &[u32], w: Self::Weight<'_>, width: usize);

@@ -125,13 +125,12 @@ impl Chosen {
         }
     }
 
-    /// Those who compute the same bits have the same class. Updates are computed by the processor in any case.
+    /// Those who compute the same bits have the same class. Updates have the same bits whatever computes them.
     pub fn class(&self) -> String {
-        let own = Isa::best().name();
         match self {
-            Chosen::Processor(_) => own.into(),
-            Chosen::CudaF32(kernels) => format!("{}, {own}", kernels.card().class()),
-            Chosen::CudaBf16(kernels) => format!("{}, {own}", kernels.card().class()),
+            Chosen::Processor(_) => Isa::best().name().into(),
+            Chosen::CudaF32(kernels) => kernels.card().class(),
+            Chosen::CudaBf16(kernels) => kernels.card().class(),
         }
     }
 }

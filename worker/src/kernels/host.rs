@@ -1,17 +1,21 @@
 //! The host's memory as a backend: slices of `f32`, whatever computes on them. Nothing is copied that need not be.
 
+use super::training::OnHost;
 use super::{
     Attention, Backend, CacheShape, DeviceError, Head, Kernels, KvBlocks, Linear, Qkv, QkvGradient, Rope,
-    Seen, Turn, Weight,
+    Seen, Training, Turn, Weight,
 };
 use crate::mapping::{in_large_pages, usable_bytes};
-use crate::model::{HostWeights, Model};
+use crate::model::{HostWeights, Model, Trained};
+use crate::values::{Values, are_finite};
+use crate::vector::Vector;
 use std::ops::Range;
+use std::sync::Arc;
 
-impl<K: Kernels> Backend for K {
+impl<K: Kernels + 'static> Backend for K {
     type Floats = [f32];
     type Elements = [f32];
-    type FloatBuffer = Vec<f32>;
+    type FloatBuffer = Vector;
     type ElementBuffer = Vec<f32>;
     type Weights = HostWeights;
     type Weight<'a> = Weight<'a>;
@@ -32,12 +36,19 @@ impl<K: Kernels> Backend for K {
         Ok(model)
     }
 
-    fn resize(&self, buffer: &mut Vec<f32>, len: usize) {
-        room(buffer, len);
+    fn train(&self, trained: Arc<Trained>) -> Result<Box<dyn Training<K>>, DeviceError> {
+        Ok(Box::new(OnHost::new(trained)))
+    }
+
+    fn resize(&self, buffer: &mut Vector, len: usize) {
+        buffer.resize(len);
     }
 
     fn resize_elements(&self, buffer: &mut Vec<f32>, len: usize) {
-        room(buffer, len);
+        match buffer.capacity() < len {
+            true => *buffer = in_large_pages(len, 0.0),
+            false => buffer.resize(len, 0.0),
+        }
     }
 
     fn zero(&self, x: &mut [f32]) {
@@ -60,13 +71,20 @@ impl<K: Kernels> Backend for K {
         Ok(x)
     }
 
-    fn collect<T>(
-        &self,
-        _: &mut Vec<f32>,
-        host: &mut [f32],
-        add: impl FnOnce(&mut [f32]) -> T,
-    ) -> Result<T, DeviceError> {
-        Ok(add(host))
+    fn write(&self, to: &mut [f32], from: &[f32]) {
+        to.copy_from_slice(from);
+    }
+
+    fn keep(&self, floats: Vector) -> Values {
+        floats.into()
+    }
+
+    fn add(&self, x: &mut [f32], y: &[f32]) {
+        x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+    }
+
+    fn are_finite(&self, x: &[f32]) -> Result<bool, DeviceError> {
+        Ok(are_finite(x))
     }
 
     fn embed(&self, x: &mut [f32], tokens: &[u32], w: Weight<'_>, width: usize) {
@@ -264,14 +282,6 @@ fn lengths(shape: Attention) -> [usize; 3] {
 
 fn sequence<'a>(index: usize, queries: usize, keys: usize, [q, k, v]: [&'a [f32]; 3]) -> Qkv<'a> {
     Qkv { q: &q[part(index, queries)], k: &k[part(index, keys)], v: &v[part(index, keys)] }
-}
-
-/// Makes a buffer so long; its values are any.
-fn room(buffer: &mut Vec<f32>, len: usize) {
-    match buffer.capacity() < len {
-        true => *buffer = in_large_pages(len, 0.0),
-        false => buffer.resize(len, 0.0),
-    }
 }
 
 /// The stretch of sequence `index`, where each has `len` elements.

@@ -22,16 +22,18 @@ mod kv;
 pub mod peak;
 mod pool;
 pub mod reference;
+mod training;
 
 pub use backend::{Backend, DeviceError, Stretch, Weights};
 pub use bf16::{Bf16, round_all};
 pub use cpu::Cpu;
-pub use cuda::{Card, Cuda, Element, Resident};
+pub use cuda::{Card, Cuda, Element};
 pub use device::{Chosen, Device};
 pub use int8::{GROUP, Int8, quantise};
 pub use isa::Isa;
 pub use kv::{Blocks, Cached, Kept, KvBlocks};
 pub use pool::pin_threads;
+pub use training::{Offloaded, Training};
 
 /// What the operands of matrix products are rounded to. Sums, everything between the products, master weights and
 /// moments are `f32` in all.
@@ -277,6 +279,8 @@ pub struct AdamW {
     pub weight_decay: f32,
     /// Number of this update, from 1: corrects the moments' start at zero.
     pub update: u64,
+    /// What the gradient is multiplied with first.
+    pub scale: f32,
 }
 
 /// The operations on the host's memory. See [`mod@reference`] for what each one computes. Whoever has them is a
@@ -419,7 +423,7 @@ pub trait Kernels: Send + Sync {
         reference::adamw(parameters, first, second, gradient, update);
     }
 
-    /// Sum of the squares.
+    /// Sum of the squares, in double precision and in an order that depends on the length alone, the same everywhere.
     fn sum_of_squares(&self, x: &[f32]) -> f64 {
         reference::sum_of_squares(x)
     }

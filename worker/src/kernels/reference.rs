@@ -289,8 +289,8 @@ pub fn linear_cross_entropy(shape: Linear, dx: &mut [f32], dw: &mut [f32], head:
 
 /// AdamW, in place: see [`AdamW`]. All slices have the length of `parameters`.
 ///
-/// `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2`,
-/// `p -= lr * (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay * p)`.
+/// With `g` the gradient times `scale`: `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2`,
+/// `p -= lr * (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay * p)`. All backends round what these operations give one by one, and so have the same bits.
 pub fn adamw(
     parameters: &mut [f32],
     first: &mut [f32],
@@ -298,20 +298,46 @@ pub fn adamw(
     gradient: &[f32],
     update: &AdamW,
 ) {
-    let AdamW { learning_rate, beta1, beta2, eps, weight_decay, .. } = *update;
+    let AdamW { learning_rate, beta1, beta2, eps, weight_decay, scale, .. } = *update;
     let power = i32::try_from(update.update).unwrap_or(i32::MAX);
     let correct1 = 1.0 / (1.0 - f64::from(beta1).powi(power)) as f32;
     let correct2 = 1.0 / (1.0 - f64::from(beta2).powi(power)) as f32;
     for (((p, m), v), g) in parameters.iter_mut().zip(first).zip(second).zip(gradient) {
+        let g = g * scale;
         *m = beta1 * *m + (1.0 - beta1) * g;
         *v = beta2 * *v + (1.0 - beta2) * g * g;
         *p -= learning_rate * (*m * correct1 / ((*v * correct2).sqrt() + eps) + weight_decay * *p);
     }
 }
 
-/// `sum_i x[i]^2`, in double precision: the norm of millions of gradients loses digits otherwise.
+/// Numbers of a part of a sum of squares, and lanes in which it is added up.
+pub const PART: usize = 1 << 14;
+pub(super) const LANES: usize = 256;
+
+/// `sum_i x[i]^2`, in double precision: the norm of millions of gradients loses digits otherwise. The order is the same on all
+/// backends, for members of a training have the same state whatever they compute with: parts of [`PART`] by themselves, then their sums.
 pub fn sum_of_squares(x: &[f32]) -> f64 {
-    x.iter().map(|&x| f64::from(x) * f64::from(x)).sum()
+    let square = |x: &f32| f64::from(*x) * f64::from(*x);
+    add_up(x.chunks(PART).map(|part| add_up(part.iter().map(square))))
+}
+
+/// Number `i` is added in lane `i % 256`, then the upper half of the lanes to the lower one, until one is left.
+pub(super) fn add_up(numbers: impl Iterator<Item = f64>) -> f64 {
+    let mut lanes = [0.0; LANES];
+    numbers.enumerate().for_each(|(i, number)| lanes[i % LANES] += number);
+    add_lanes(&mut lanes)
+}
+
+/// Adds the upper half of the lanes to the lower one, until one is left.
+pub(super) fn add_lanes(lanes: &mut [f64; LANES]) -> f64 {
+    let mut width = LANES / 2;
+    while 0 < width {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
 }
 
 #[cfg(test)]
@@ -463,10 +489,18 @@ mod tests {
     /// Worked by hand: the first step of Adam has length `learning_rate` whatever the gradient's size.
     #[test]
     fn the_first_update_of_adamw_is_the_sign_of_the_gradient_and_the_decay() {
-        let update =
-            AdamW { learning_rate: 0.1, beta1: 0.9, beta2: 0.95, eps: 0.0, weight_decay: 0.5, update: 1 };
+        let update = AdamW {
+            learning_rate: 0.1,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 0.0,
+            weight_decay: 0.5,
+            update: 1,
+            scale: 2.0,
+        };
         let (mut p, mut m, mut v) = ([2.0, 2.0], [0.0; 2], [0.0; 2]);
         adamw(&mut p, &mut m, &mut v, &[3.0, -0.01], &update);
+        assert!((m[0] - 0.6).abs() < 1e-6 && (v[1] - 2e-5).abs() < 1e-9, "{m:?} {v:?}");
         assert!((p[0] - (2.0 - 0.1 - 0.1)).abs() < 1e-6 && (p[1] - (2.0 + 0.1 - 0.1)).abs() < 1e-6, "{p:?}");
     }
 }

@@ -8,6 +8,7 @@
 
 use super::{Activations, LayerActivations, Model};
 use crate::kernels::{Attention, Backend, DeviceError, Linear, Path, Seen, Weights};
+use crate::vector::Vector;
 use std::ops::Range;
 
 /// The next tokens of one sequence.
@@ -34,7 +35,7 @@ pub struct Outputs<'a> {
 
 /// Memory of inference passes, kept from one to the next; in floats `F` and elements `E`.
 #[derive(Default)]
-pub struct Scratch<F = Vec<f32>, E = Vec<f32>> {
+pub struct Scratch<F = Vector, E = Vec<f32>> {
     prompts: Rows<F, E>,
     said: Rows<F, E>,
     keys: E,

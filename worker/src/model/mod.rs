@@ -13,11 +13,13 @@ mod config;
 pub mod inference;
 mod parameters;
 mod rope;
+mod trained;
 pub mod training;
 
 pub use config::{ConfigError, ModelConfig, PRESETS};
 pub use parameters::{LayerSpans, Layout, Projection, Span, Tensor};
 pub use rope::{RopeScaling, Yarn};
+pub use trained::Trained;
 
 use crate::kernels::{
     BLOCK, Backend, CacheShape, DeviceError, Kernels, Linear, Path, Precision, Rope, Weight, Weights,
@@ -46,7 +48,19 @@ pub struct HostWeights {
     rope: Arc<Rope>,
 }
 
-impl<K: Kernels> Weights<K> for HostWeights {
+impl HostWeights {
+    /// In single precision.
+    pub(crate) fn new(parameters: Vec<f32>, rope: Arc<Rope>) -> HostWeights {
+        HostWeights { parameters, compact: None, rope }
+    }
+
+    /// The angles of all positions.
+    pub(crate) fn shared_rope(&self) -> &Arc<Rope> {
+        &self.rope
+    }
+}
+
+impl<K: Kernels + 'static> Weights<K> for HostWeights {
     fn matrix(&self, at: Range<usize>) -> Weight<'_> {
         match &self.compact {
             None => Weight::F32(&self.parameters[at]),
@@ -173,14 +187,13 @@ impl Model {
         let layout = Layout::new(&config);
         assert_eq!(layout.len, parameters.len(), "parameters of another shape");
         let rope = Arc::new(rope::angles(&config));
-        Model { config, layout, weights: HostWeights { parameters, compact: None, rope } }
+        Model { config, layout, weights: HostWeights::new(parameters, rope) }
     }
 
     /// A model of the same shape with other parameters.
     pub fn like(&self, parameters: Vec<f32>) -> Model {
         assert_eq!(self.layout.len, parameters.len(), "parameters of another shape");
-        let weights = HostWeights { parameters, compact: None, rope: Arc::clone(&self.weights.rope) };
-        Model { config: self.config.clone(), layout: self.layout.clone(), weights }
+        self.with(HostWeights::new(parameters, Arc::clone(&self.weights.rope)))
     }
 
     /// A model whose parameters come from `read`, which fills a stretch of a tensor's elements; kept as `precision` says.
@@ -223,6 +236,11 @@ impl Model {
 }
 
 impl<W> Model<W> {
+    /// A model of the same shape with other parameters.
+    pub(crate) fn with<V>(&self, weights: V) -> Model<V> {
+        Model { config: self.config.clone(), layout: self.layout.clone(), weights }
+    }
+
     /// Room for keys and values on a device.
     ///
     /// # Errors

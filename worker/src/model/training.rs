@@ -2,12 +2,13 @@
 
 use super::{LayerActivations, Model, Projection, Span};
 use crate::kernels::{Attention, Backend, DeviceError, Linear, Path, Turn, Weights};
+use crate::vector::Vector;
 
 /// Memory of a training pass, kept from one sequence to the next; in floats `F` and elements `E`.
 ///
 /// All of it is linear in the length of the sequence.
 #[derive(Default)]
-pub struct Workspace<F = Vec<f32>, E = Vec<f32>> {
+pub struct Workspace<F = Vector, E = Vec<f32>> {
     layers: Vec<LayerActivations<F, E>>,
     /// The stream after the last layer, its norm, and the logits.
     x: F,

@@ -1,7 +1,7 @@
 //! The thread that holds the state of a training: it computes shards, applies sums, and hands the state to whoever needs it.
 //!
-//! Orders are carried out one after the other, so each sees the state that the ones before it have left. The state is shared:
-//! who sends or writes it has it as it was, and the next update copies it only then.
+//! Orders are carried out one after the other, so each sees the state that the ones before it have left. Who sends or writes
+//! the state has it as it was. Where it is kept and updated is the backend's business ([`Training`]).
 
 use super::rounds::{self, Round};
 use super::saver::{PATIENCE, Saver, pauses};
@@ -12,11 +12,12 @@ use crate::checkpoint::{
 use crate::data::Dataset;
 use crate::elastic::{Computed, Event, Link, Snapshot, Spent};
 use crate::error::WorkerError;
-use crate::kernels::{AdamW, Backend, Cpu, DeviceError, Kernels, Precision};
+use crate::kernels::{AdamW, Backend, Cpu, DeviceError, Offloaded, Precision, Training};
 use crate::model::training::{Sample, WorkspaceOf};
-use crate::model::{Layout, Model, ModelConfig};
+use crate::model::{Layout, Model, ModelConfig, Trained};
 use crate::safetensors::Weights;
-use crate::vector::Vector;
+use crate::shards::Partial;
+use crate::values::Values;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ pub enum Order {
     /// Take this state.
     Install(Box<Snapshot>),
     /// Update the state with the sum of all shards.
-    Apply(u64, Arc<Vector>, Spent),
+    Apply(u64, Arc<Values>, Spent),
     /// Compute shards with the state of a step.
     Compute(u64, Range<usize>),
     /// Give the state to a member.
@@ -54,84 +55,74 @@ pub struct Plan {
     pub checkpoints: Option<Keeping>,
     /// Threads of this worker.
     pub threads: usize,
+    /// The state, and what is summed up, are kept in the host's memory, whatever computes.
+    pub offload: bool,
     /// Steps of the newest state that it is to have: what is computed for an earlier one is of no use.
     pub newest: Arc<AtomicU64>,
 }
 
 /// Starts the engine, which computes as many shards at the same time as there are backends; it ends when its orders do, and
-/// waits for the last checkpoint.
-pub fn start<K: Backend + 'static>(
+/// waits for the last checkpoint. `whole` has all threads, for what is left when the shards are summed.
+pub fn start<K: Backend>(
     plan: Plan,
+    whole: K,
     backends: Vec<K>,
     inputs: Sender<Input>,
 ) -> (Sender<Order>, std::thread::JoinHandle<()>) {
     let (sender, orders) = channel();
-    let handle = std::thread::spawn(move || Engine::new(plan, backends, inputs).run(orders));
+    let handle = std::thread::spawn(move || Engine::new(plan, whole, backends, inputs).run(orders));
     (sender, handle)
 }
 
-/// Floats that are updated while they are in a cache from being copied.
-const PIECE: usize = 1 << 14;
+/// Whoever gives orders knows that there is a state.
+const HELD: &str = "a state is loaded or installed before it is used";
 
 struct Engine<K: Backend> {
     plan: Plan,
-    state: Option<Arc<TrainingState>>,
+    kernels: K,
+    state: Option<State<K>>,
     /// One shard at a time is computed on each of these.
     desks: Vec<Desk<K>>,
-    /// The processor with all threads, for what is left when the shards are summed.
-    kernels: Cpu,
-    gradient: Vec<f32>,
     /// Open since the state was loaded, until the first one is written.
     checkpoints: Option<Checkpoints>,
     saver: Option<Saver>,
     inputs: Sender<Input>,
 }
 
+/// The state between two steps, where it is updated.
+struct State<K: Backend> {
+    training: Box<dyn Training<K>>,
+    layout: Layout,
+    record: Record,
+}
+
 /// Where one shard is computed.
 pub(super) struct Desk<K: Backend> {
-    kernels: K,
-    /// The processor with its share of the threads, for updates of a replica.
-    pub host: Cpu,
-    /// The parameters, if the backend has memory of its own, and of which step they are.
-    held: (Option<Model<K::Weights>>, Option<u64>),
+    pub kernels: K,
     workspace: WorkspaceOf<K>,
-    gradient: K::FloatBuffer,
 }
 
 impl<K: Backend> Desk<K> {
-    /// The loss of some sequences, and their gradient in `gradient`, which is zeros. `step`: of the parameters, where those of
-    /// another call with it are the same.
-    pub fn learn(
-        &mut self,
-        model: &Model,
-        step: Option<u64>,
-        sample: &Sample<'_>,
-        gradient: &mut [f32],
-    ) -> Result<f32, DeviceError> {
-        let Desk { kernels, held: (held, at), workspace, gradient: room, .. } = self;
-        let is_new = step.is_none() || *at != step;
-        *at = step;
-        let model = kernels.place(held, model, is_new)?;
-        kernels.collect(room, gradient, |gradient| {
-            model.loss_and_gradient(kernels, workspace, gradient, *sample)
-        })
+    /// Zeros for a gradient and its loss.
+    pub fn zeros(&self, layout: &Layout) -> K::FloatBuffer {
+        let mut sum = K::FloatBuffer::default();
+        self.kernels.resize(&mut sum, layout.len + 1);
+        self.kernels.zero(&mut sum);
+        sum
+    }
+
+    /// The loss of some sequences, whose gradient is added to the first part of `sum`.
+    pub fn learn(&mut self, model: &Model<K::Weights>, sample: Sample<'_>, sum: &mut K::Floats) -> f32 {
+        let gradient = &mut sum[0..model.layout.len];
+        model.loss_and_gradient(&self.kernels, &mut self.workspace, gradient, sample)
     }
 }
 
 impl<K: Backend> Engine<K> {
-    fn new(plan: Plan, backends: Vec<K>, inputs: Sender<Input>) -> Engine<K> {
-        let threads = (plan.threads / backends.len().max(1)).max(1);
-        let desk = |kernels| Desk {
-            kernels,
-            host: Cpu::with_precision(threads, plan.settings.precision),
-            held: (None, None),
-            workspace: WorkspaceOf::<K>::default(),
-            gradient: K::FloatBuffer::default(),
-        };
+    fn new(plan: Plan, kernels: K, backends: Vec<K>, inputs: Sender<Input>) -> Engine<K> {
+        let desk = |kernels| Desk { kernels, workspace: WorkspaceOf::<K>::default() };
         let desks = backends.into_iter().map(desk).collect();
-        let kernels = Cpu::with_precision(plan.threads, plan.settings.precision);
-        let (state, checkpoints, saver) = (None, None, None);
-        Engine { plan, state, desks, kernels, gradient: Vec::new(), checkpoints, saver, inputs }
+        Engine { plan, kernels, state: None, desks, checkpoints: None, saver: None, inputs }
     }
 
     fn run(mut self, orders: Receiver<Order>) {
@@ -151,15 +142,15 @@ impl<K: Backend> Engine<K> {
     fn obey(&mut self, order: Order) -> Result<(), WorkerError> {
         match order {
             Order::Load => {
-                let state = Arc::new(self.load()?);
-                self.begin(state);
+                let state = self.load()?;
+                self.begin(state)?;
             }
             Order::Install(snapshot) => {
-                let state = Arc::new(self.state_of(*snapshot)?);
-                self.begin(state);
+                let state = self.state_of(*snapshot)?;
+                self.begin(state)?;
             }
             Order::Apply(step, total, spent) => {
-                let report = self.apply(step, &total, &spent)?;
+                let report = self.apply(step, total, &spent)?;
                 self.tell(Input::Step(report));
             }
             Order::Compute(step, shards) => {
@@ -167,25 +158,34 @@ impl<K: Backend> Engine<K> {
                 let sums = self.compute(step, shards)?;
                 self.tell(Input::Event(Event::Computed(step, sums, start.elapsed())));
             }
-            Order::Share(link) => self.tell(Input::State(link, Arc::clone(self.state()))),
+            Order::Share(link) => {
+                let state = self.share()?;
+                self.tell(Input::State(link, state));
+            }
             Order::Save => {
-                let state = Arc::clone(self.state());
+                let state = self.share()?;
                 self.save(state)?;
             }
         }
         Ok(())
     }
 
-    fn state(&self) -> &Arc<TrainingState> {
-        self.state.as_ref().expect("loaded or installed before it is used")
+    /// The state as it is now, on the host.
+    fn share(&self) -> Result<TrainingState, DeviceError> {
+        let State { training, record, .. } = self.state.as_ref().expect(HELD);
+        Ok(TrainingState { trained: training.share(&self.kernels)?, record: record.clone() })
     }
 
-    fn begin(&mut self, state: Arc<TrainingState>) {
-        let step = state.record.step;
-        self.desks.iter_mut().for_each(|desk| desk.held.1 = None);
-        self.tell(Input::Began(state.record.clone(), state.model.layout.len));
-        self.state = Some(state);
+    fn begin(&mut self, TrainingState { trained, record }: TrainingState) -> Result<(), DeviceError> {
+        let step = record.step;
+        self.tell(Input::Began(record.clone(), trained.model.layout.len));
+        // An earlier one makes room first.
+        self.state = None;
+        let layout = trained.model.layout.clone();
+        let training = self.plan.train(&self.kernels, trained, self.plan.settings.inner_steps != 0)?;
+        self.state = Some(State { training, layout, record });
         self.tell(Input::Event(Event::Ready(step)));
+        Ok(())
     }
 
     /// The newest checkpoint, or the state before the first step.
@@ -244,7 +244,6 @@ impl<K: Backend> Engine<K> {
             Some(path) => load_model(path, Precision::F32)?,
             None => Model::new(config.clone(), settings.seed),
         };
-        let [first, second] = [(); 2].map(|()| Vector::zeros(model.layout.len).into());
         let record = Record {
             step: 0,
             tokens_seen: 0,
@@ -256,7 +255,7 @@ impl<K: Backend> Engine<K> {
             spent: Spent::default(),
             saved_at_ms: 0,
         };
-        Ok(TrainingState { model, first, second, record })
+        Ok(TrainingState { trained: Arc::new(Trained::new(model)), record })
     }
 
     /// The state that another member has sent.
@@ -270,7 +269,7 @@ impl<K: Backend> Engine<K> {
                 if [&parameters, &first, &second].iter().all(|values| values.len() == len) =>
             {
                 let model = Model::with_parameters(config, parameters);
-                Ok(TrainingState { model, first, second, record })
+                Ok(TrainingState { trained: Arc::new(Trained { model, first, second }), record })
             }
             _ => Err(bad("its vectors have another length")),
         }
@@ -278,92 +277,69 @@ impl<K: Backend> Engine<K> {
 
     /// The sums of single shards, each with its loss behind it.
     fn compute(&mut self, step: u64, shards: Range<usize>) -> Result<Vec<Computed>, DeviceError> {
-        let state = self.state.as_deref().expect("loaded or installed before it is used");
-        if state.record.step != step {
+        let Engine { plan, kernels, state, desks, .. } = self;
+        let State { training, layout, record } = state.as_mut().expect(HELD);
+        if record.step != step {
             // Overtaken: nobody needs it.
             return Ok(Vec::new());
         }
-        let settings = &self.plan.settings;
-        let (model, data) = (&state.model, &*self.plan.data);
-        let len = model.layout.len + 1;
-        let round = Round { state, settings, data, newest: &self.plan.newest };
-        let mut sums: Vec<Option<Result<Option<Computed>, DeviceError>>> =
-            shards.clone().map(|_| None).collect();
-        let compute = |shard: usize, desk: &mut Desk<K>| {
-            if settings.inner_steps != 0 {
-                return Ok(round.replica(shard, desk)?.map(|sum| Computed::new(shard, sum)));
-            }
-            let mut sum = Vector::zeros(len);
+        let (settings, data) = (&plan.settings, &*plan.data);
+        if settings.inner_steps != 0 {
+            let round = Round { plan, start: &training.share(kernels)?, number: step };
+            let sums: Vec<_> = on_desks(desks, shards, |shard, desk| round.replica(shard, desk))?;
+            // Of replicas that were overtaken there is nothing.
+            return Ok(sums.into_iter().collect::<Option<_>>().unwrap_or_default());
+        }
+        let model = training.model(kernels)?;
+        on_desks(desks, shards, |shard, desk| {
             let first = step * settings.batch as u64 + (shard * settings.micro_batch) as u64;
             let (tokens, targets) = samples(data, settings, first);
-            let (loss, gradient) = sum.split_last_mut().expect("the loss stands last");
             let sample = Sample { tokens: &tokens, targets: &targets, length: settings.context };
-            *loss = desk.learn(model, Some(step), &sample, gradient)?;
-            Ok(Some(Computed::new(shard, sum)))
-        };
-        std::thread::scope(|scope| {
-            let mut work = shards.zip(&mut self.desks).zip(&mut sums);
-            let own = work.next();
-            for ((shard, desk), sum) in work {
-                let compute = &compute;
-                scope.spawn(move || *sum = Some(compute(shard, desk)));
-            }
-            if let Some(((shard, desk), sum)) = own {
-                *sum = Some(compute(shard, desk));
-            }
-        });
-        // Of replicas that were overtaken there is nothing.
-        let sums: Option<Vec<Computed>> = sums.into_iter().flatten().collect::<Result<_, _>>()?;
-        Ok(sums.unwrap_or_default())
+            let mut sum = desk.zeros(layout);
+            let loss = desk.learn(model, sample, &mut sum);
+            desk.kernels.write(&mut sum[layout.len..layout.len + 1], &[loss]);
+            let is_finite = desk.kernels.are_finite(&sum)?;
+            let values = plan.keep(&desk.kernels, sum)?;
+            Ok(Computed { sum: Partial { start: shard, size: 1, values: Arc::new(values) }, is_finite })
+        })
     }
 
     /// The update of a step: its gradient is the mean of those of the shards, as long as allowed.
-    fn apply(&mut self, step: u64, total: &[f32], spent: &Spent) -> Result<StepReport, WorkerError> {
-        let Plan { settings, .. } = &self.plan;
-        let shards = settings.shards() as f32;
-        let layout = &self.state().model.layout;
-        let (len, floats) = (layout.len, floats(settings, layout));
-        let (Some((loss, sum)), true) = (total.split_last(), total.len() == floats) else {
+    fn apply(&mut self, step: u64, total: Arc<Values>, spent: &Spent) -> Result<StepReport, WorkerError> {
+        let Engine { plan, kernels, state, .. } = self;
+        let settings = &plan.settings;
+        let State { training, layout, record } = state.as_mut().expect(HELD);
+        if total.len() != floats(settings, layout) {
             return Err(WorkerError::Group("the sum of a step has another length".into()));
-        };
-        assert_eq!(self.state().record.step + 1, step, "updates come in order");
-        let loss = loss / shards;
-        let gradient_norm = self.kernels.sum_of_squares(&sum[..len]).sqrt() as f32 / shards;
+        }
+        assert_eq!(record.step + 1, step, "updates come in order");
+        let shards = settings.shards() as f32;
+        let (squares, loss) = training.take(kernels, Arc::clone(&total))?;
+        let (loss, gradient_norm) = (loss / shards, squares.sqrt() as f32 / shards);
         if !loss.is_finite() || !gradient_norm.is_finite() {
             return Err(WorkerError::Diverged { step, loss, gradient_norm });
         }
         let learning_rate = learning_rate(settings, step * settings.inner_steps.max(1) - 1);
-        let mut state = self.state.take().expect("loaded or installed before it is used");
-        // Who writes or sends the state has it as it was: then the next one is made beside it.
-        let is_shared = Arc::get_mut(&mut state).is_none();
-        let old = is_shared.then(|| {
-            let next = if settings.inner_steps == 0 { state.like() } else { TrainingState::clone(&state) };
-            std::mem::replace(&mut state, Arc::new(next))
-        });
-        let next = Arc::get_mut(&mut state).expect("nobody else has it");
         match settings.inner_steps {
             0 => {
-                let TrainingState { model, first, second, .. } = next;
                 let scale = shorten(settings, gradient_norm) / shards;
-                self.gradient.clear();
-                self.gradient.extend(sum.iter().map(|value| value * scale));
-                let from = old.as_deref().map(TrainingState::vectors);
-                let update = update(settings, learning_rate, step);
-                adamw(&self.kernels, model, [first, second], from, &self.gradient, update);
+                training.update(kernels, update(settings, learning_rate, step, scale))?;
             }
-            _ => rounds::end(next, settings, sum),
+            _ => {
+                let mut next = Trained::clone(&*training.share(kernels)?);
+                rounds::end(&mut next, settings, step - 1, total.host()?);
+                *training = plan.train(kernels, Arc::new(next), true)?;
+            }
         }
-        let record = &mut next.record;
         (record.step, record.loss) = (step, loss);
         record.spent.add(spent);
         record.tokens_seen += settings.step_tokens();
         let spent = record.spent;
-        self.state = Some(state);
         Ok(StepReport { step, loss, gradient_norm, learning_rate, spent })
     }
 
     /// Hands the state to the thread that writes checkpoints.
-    fn save(&mut self, state: Arc<TrainingState>) -> Result<(), WorkerError> {
+    fn save(&mut self, state: TrainingState) -> Result<(), WorkerError> {
         let Some(keeping) = &self.plan.checkpoints else { return Ok(()) };
         let start = || {
             let (checkpoints, model) = (self.checkpoints.take(), self.plan.model.clone());
@@ -398,37 +374,59 @@ pub(super) fn shorten(settings: &Settings, norm: f32) -> f32 {
     if settings.clip < norm { settings.clip / norm } else { 1.0 }
 }
 
-/// The update with this number, from 1.
-pub(super) fn update(settings: &Settings, learning_rate: f32, update: u64) -> AdamW {
+/// The update with this number, from 1, of a gradient `scale` times as long as it is.
+pub(super) fn update(settings: &Settings, learning_rate: f32, update: u64, scale: f32) -> AdamW {
     let weight_decay = settings.weight_decay;
-    AdamW { learning_rate, beta1: BETA1, beta2: BETA2, eps: EPS, weight_decay, update }
+    AdamW { learning_rate, beta1: BETA1, beta2: BETA2, eps: EPS, weight_decay, update, scale }
 }
 
-/// An update of all parameters. Before it they and their moments are as in `from`, if that is given.
-pub(super) fn adamw(
-    kernels: &Cpu,
-    model: &mut Model,
-    [first, second]: [&mut [f32]; 2],
-    from: Option<[&[f32]; 3]>,
-    gradient: &[f32],
-    update: AdamW,
-) {
-    for tensor in &model.layout.tensors {
-        // Norms are not matrices: pulling them to zero would only fight the layer behind them.
-        let weight_decay = if tensor.shape.len() == 1 { 0.0 } else { update.weight_decay };
-        let update = AdamW { weight_decay, ..update };
-        let mut own = [&mut model.weights.parameters[..], &mut first[..], &mut second[..]]
-            .map(|values| tensor.span.of_mut(values).chunks_mut(PIECE));
-        let mut old = from.map(|from| from.map(|values| tensor.span.of(values).chunks(PIECE)));
-        for gradient in tensor.span.of(gradient).chunks(PIECE) {
-            let mut own = own.each_mut().map(|pieces| pieces.next().expect("as long as the gradient"));
-            if let Some(old) = &mut old {
-                own.iter_mut().zip(old).for_each(|(own, old)| {
-                    own.copy_from_slice(old.next().expect("as long as the gradient"));
-                });
-            }
-            let [parameters, first, second] = own;
-            kernels.adamw(parameters, first, second, gradient, &update);
+impl Plan {
+    /// Begins with a state: in the backend's memory, or in the host's where that is asked for, or `is_idle` because no pass reads it.
+    pub(super) fn train<K: Backend>(
+        &self,
+        kernels: &K,
+        trained: Arc<Trained>,
+        is_idle: bool,
+    ) -> Result<Box<dyn Training<K>>, DeviceError> {
+        match self.offload || is_idle {
+            true => Ok(Box::new(Offloaded::new(trained, Cpu::new(self.threads)))),
+            false => kernels.train(trained).map_err(|DeviceError(reason)| {
+                DeviceError(format!("{reason}; --offload keeps the state of the training on the host"))
+            }),
         }
     }
+
+    /// What is to be summed up, where the state is.
+    pub(super) fn keep<K: Backend>(
+        &self,
+        kernels: &K,
+        floats: K::FloatBuffer,
+    ) -> Result<Values, DeviceError> {
+        let values = kernels.keep(floats);
+        match self.offload {
+            true => values.into_host().map(Values::from),
+            false => Ok(values),
+        }
+    }
+}
+
+/// Computes shards, each at a desk of its own; the first failure, if there is one.
+fn on_desks<K: Backend, T: Send>(
+    desks: &mut [Desk<K>],
+    shards: Range<usize>,
+    compute: impl Fn(usize, &mut Desk<K>) -> Result<T, DeviceError> + Sync,
+) -> Result<Vec<T>, DeviceError> {
+    let mut results: Vec<Option<Result<T, DeviceError>>> = shards.clone().map(|_| None).collect();
+    std::thread::scope(|scope| {
+        let mut work = shards.zip(desks).zip(&mut results);
+        let own = work.next();
+        for ((shard, desk), result) in work {
+            let compute = &compute;
+            scope.spawn(move || *result = Some(compute(shard, desk)));
+        }
+        if let Some(((shard, desk), result)) = own {
+            *result = Some(compute(shard, desk));
+        }
+    });
+    results.into_iter().flatten().collect()
 }

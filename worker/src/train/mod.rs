@@ -79,7 +79,7 @@ pub(crate) enum Input {
     /// A step is done.
     Step(StepReport),
     /// The state, to be sent.
-    State(Link, Arc<TrainingState>),
+    State(Link, TrainingState),
     /// Something to say.
     Line(String),
     /// A store has not taken the checkpoint of a step, for so long; it is tried again.
@@ -180,17 +180,19 @@ pub fn run(
             scratch: contract.scratch(),
         }),
         threads: contract.threads,
+        offload: args.offload && chosen.name().is_some(),
         newest: Arc::default(),
     };
     let newest = Arc::clone(&plan.newest);
     report.learns(&data);
     let (orders, engine) = match chosen {
         Chosen::Processor(_) => {
-            let one = |_| Cpu::with_precision((contract.threads / lanes).max(1), args.precision);
-            engine::start(plan, (0..lanes).map(one).collect(), inputs.clone())
+            let processor = |threads: usize| Cpu::with_precision(threads.max(1), args.precision);
+            let desks = (0..lanes).map(|_| processor(contract.threads / lanes)).collect();
+            engine::start(plan, processor(contract.threads), desks, inputs.clone())
         }
-        Chosen::CudaF32(kernels) => engine::start(plan, vec![kernels], inputs.clone()),
-        Chosen::CudaBf16(kernels) => engine::start(plan, vec![kernels], inputs.clone()),
+        Chosen::CudaF32(kernels) => engine::start(plan, kernels.clone(), vec![kernels], inputs.clone()),
+        Chosen::CudaBf16(kernels) => engine::start(plan, kernels.clone(), vec![kernels], inputs.clone()),
     };
     let mut member = Driver {
         node,

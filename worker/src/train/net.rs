@@ -51,19 +51,24 @@ pub enum Outgoing {
     /// An ordinary one.
     Message(Message),
     /// The state, with its head.
-    State(Message, Arc<TrainingState>),
+    State(Message, TrainingState),
 }
 
 impl Outgoing {
-    fn parts(&self) -> (&Message, Vec<&[f32]>) {
+    /// What is sent. Waits for vectors that a device has: a member whose device has failed sends nothing.
+    fn parts(&self) -> io::Result<(&Message, Vec<&[f32]>)> {
         match self {
-            Outgoing::Message(message) => (message, message.vectors()),
-            Outgoing::State(message, state) => (message, state.vectors().to_vec()),
+            Outgoing::Message(message) => Ok((message, message.vectors().map_err(io::Error::other)?)),
+            Outgoing::State(message, state) => Ok((message, state.trained.vectors().to_vec())),
         }
     }
 
     fn bytes(&self) -> u64 {
-        self.parts().1.iter().map(|vector| 4 * vector.len() as u64).sum()
+        let floats = match self {
+            Outgoing::Message(message) => message.floats(),
+            Outgoing::State(_, state) => state.trained.vectors().iter().map(|vector| vector.len()).sum(),
+        };
+        4 * floats as u64
     }
 }
 
@@ -228,8 +233,7 @@ fn read_all(stream: Socket, link: Link, first: usize, longest: usize, heard: &Se
 fn write_all(mut stream: Socket, outgoing: Receiver<Outgoing>, waiting: &AtomicU64) {
     for message in outgoing {
         let bytes = message.bytes();
-        let (head, vectors) = message.parts();
-        let written = write_frame(&mut stream, head, &vectors);
+        let written = message.parts().and_then(|(head, vectors)| write_frame(&mut stream, head, &vectors));
         waiting.fetch_sub(bytes, Ordering::Relaxed);
         if written.is_err() {
             break;
@@ -302,7 +306,7 @@ mod tests {
 
     fn sent(message: &Message) -> Vec<u8> {
         let mut bytes = Vec::new();
-        write_frame(&mut bytes, message, &message.vectors()).unwrap();
+        write_frame(&mut bytes, message, &message.vectors().unwrap()).unwrap();
         bytes
     }
 

@@ -8,25 +8,25 @@
 //! Source of rounds: Douillard et al., "DiLoCo: Distributed Low-Communication Training of Language Models", arXiv 2311.08105, algorithm
 //! 1, with the mean in place of its outer optimizer.
 
-use super::engine::{Desk, adamw, samples, shorten, update};
+use super::engine::{Desk, Plan, samples, shorten, update};
 use super::factors;
 use super::{BETA1, BETA2, EPS, learning_rate};
-use crate::checkpoint::{Settings, TrainingState};
-use crate::data::Dataset;
-use crate::kernels::{Backend, DeviceError, Kernels};
-use crate::model::Layout;
+use crate::checkpoint::Settings;
+use crate::elastic::Computed;
+use crate::kernels::{Backend, DeviceError};
 use crate::model::training::Sample;
+use crate::model::{Layout, Trained};
 use crate::vector::Vector;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// What replicas of a round begin with.
 #[derive(Clone, Copy)]
 pub(super) struct Round<'a> {
-    pub state: &'a TrainingState,
-    pub settings: &'a Settings,
-    pub data: &'a Dataset,
-    /// Steps of the newest state.
-    pub newest: &'a AtomicU64,
+    pub plan: &'a Plan,
+    pub start: &'a Arc<Trained>,
+    /// Rounds that are done.
+    pub number: u64,
 }
 
 impl Round<'_> {
@@ -34,45 +34,43 @@ impl Round<'_> {
     /// nobody needs it any more.
     pub fn replica<K: Backend>(
         self,
-        number: usize,
+        replica: usize,
         desk: &mut Desk<K>,
-    ) -> Result<Option<Vector>, DeviceError> {
-        let Round { state, settings, data, newest } = self;
-        let (start, len) = (&state.model.weights.parameters, state.model.layout.len);
-        let mut own_state = TrainingState::clone(state);
-        let TrainingState { model, first, second, .. } = &mut own_state;
-        let [mut gradient, mut part] = [(); 2].map(|()| Vector::zeros(len));
+    ) -> Result<Option<Computed>, DeviceError> {
+        let Round { plan, start, number } = self;
+        let Plan { settings, data, newest, .. } = plan;
+        let layout = &start.model.layout;
+        let mut own = plan.train(&desk.kernels, Arc::clone(start), false)?;
         let sequences = settings.batch / settings.replicas;
         let passes = sequences / settings.micro_batch;
         let mut losses = 0.0;
-        for own in 0..settings.inner_steps {
-            if state.record.step < newest.load(Ordering::Relaxed) {
+        for step in number * settings.inner_steps..(number + 1) * settings.inner_steps {
+            if number < newest.load(Ordering::Relaxed) {
                 return Ok(None);
             }
-            let step = state.record.step * settings.inner_steps + own;
-            let from = step * settings.batch as u64 + (number * sequences) as u64;
-            gradient.fill(0.0);
+            let from = step * settings.batch as u64 + (replica * sequences) as u64;
+            let mut gradient = desk.zeros(layout);
             for pass in 0..passes {
                 let (tokens, targets) = samples(data, settings, from + (pass * settings.micro_batch) as u64);
                 let sample = Sample { tokens: &tokens, targets: &targets, length: settings.context };
-                part.fill(0.0);
-                losses += f64::from(desk.learn(model, None, &sample, &mut part)?);
-                gradient.iter_mut().zip(&*part).for_each(|(sum, part)| *sum += part);
+                let mut part = desk.zeros(layout);
+                losses += f64::from(desk.learn(own.model(&desk.kernels)?, sample, &mut part));
+                desk.kernels.add(&mut gradient, &part);
             }
-            let norm = desk.host.sum_of_squares(&gradient).sqrt() as f32 / passes as f32;
-            let scale = shorten(settings, norm) / passes as f32;
-            gradient.iter_mut().for_each(|value| *value *= scale);
-            let update = update(settings, learning_rate(settings, step), step + 1);
-            adamw(&desk.host, model, [first, second], None, &gradient, update);
+            let gradient = Arc::new(plan.keep(&desk.kernels, gradient)?);
+            let (squares, _) = own.take(&desk.kernels, gradient)?;
+            let scale = shorten(settings, squares.sqrt() as f32 / passes as f32) / passes as f32;
+            own.update(&desk.kernels, update(settings, learning_rate(settings, step), step + 1, scale))?;
         }
-        let mut went = Vector::any(floats(&state.model.layout) + 1);
+        let end = own.share(&desk.kernels)?;
+        let mut went = Vector::any(floats(layout) + 1);
         let (loss, way) = went.split_last_mut().expect("the loss stands last");
         *loss = (losses / (settings.inner_steps * passes as u64) as f64) as f32;
-        let ends = start.iter().zip(&model.weights.parameters);
-        let (way, squares) = way.split_at_mut(len);
-        factors::write(&model.layout, second, squares);
-        way.iter_mut().zip(ends).for_each(|(way, (start, end))| *way = start - end);
-        Ok(Some(went))
+        let (way, squares) = way.split_at_mut(layout.len);
+        factors::write(layout, &end.second, squares);
+        let [start, end] = [start, &end].map(|trained| &trained.model.weights.parameters);
+        way.iter_mut().zip(start.iter().zip(end)).for_each(|(way, (start, end))| *way = start - end);
+        Ok(Some(Computed::new(replica, went.into())))
     }
 }
 
@@ -81,15 +79,15 @@ pub(super) fn floats(layout: &Layout) -> usize {
     layout.len + factors::len(layout)
 }
 
-/// Ends the round after the state, with the sum of what all replicas gave: the parameters go as far as their mean, and replicas of the
+/// Ends a round, after `number` others, with the sum of what all replicas gave: the parameters go as far as their mean, and replicas of the
 /// next round begin with the mean of the second moments, and with the first moments that these ways tell of.
-pub(super) fn end(state: &mut TrainingState, settings: &Settings, sum: &[f32]) {
-    let TrainingState { model, first, second, record } = state;
+pub(super) fn end(trained: &mut Trained, settings: &Settings, number: u64, sum: &[f32]) {
+    let Trained { model, first, second } = trained;
     let replicas = settings.replicas as f32;
     let (ways, squares) = sum.split_at(model.layout.len);
     factors::read(&model.layout, squares, replicas, second);
-    let Momentum { rates, kept, gain } = Momentum::after(settings, record.step);
-    let steps = (record.step + 1) * settings.inner_steps;
+    let Momentum { rates, kept, gain } = Momentum::after(settings, number);
+    let steps = (number + 1) * settings.inner_steps;
     let correct = 1.0 / (1.0 - power(BETA2, steps)) as f32;
     for tensor in &model.layout.tensors {
         let decay = if tensor.shape.len() == 1 { 0.0 } else { rates * settings.weight_decay };

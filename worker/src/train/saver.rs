@@ -44,7 +44,7 @@ struct Desk {
 
 #[derive(Default)]
 struct Content {
-    next: Option<Arc<TrainingState>>,
+    next: Option<TrainingState>,
     is_closed: bool,
 }
 
@@ -95,7 +95,7 @@ impl Saver {
     ///
     /// # Errors
     /// Where nothing can be written any more.
-    pub fn save(&self, state: Arc<TrainingState>) -> Result<Option<u64>, WorkerError> {
+    pub fn save(&self, state: TrainingState) -> Result<Option<u64>, WorkerError> {
         let is_finished = || self.thread.as_ref().is_none_or(JoinHandle::is_finished);
         let mut content = self.desk.lock();
         while self.waits && content.next.is_some() && !is_finished() {
@@ -130,7 +130,7 @@ impl Desk {
     }
 
     /// The next state, or `None` when there will be none.
-    fn take(&self) -> Option<Arc<TrainingState>> {
+    fn take(&self) -> Option<TrainingState> {
         let mut content = self.lock();
         while content.next.is_none() && !content.is_closed {
             content = self.changed.wait(content).expect("no holder panics");

@@ -159,7 +159,9 @@ impl Card {
         };
         let headers = ["common.cuh", "ptx.cuh", "tiles.cuh"].map(|name| (name, text(name)));
         let bf16 = u8::from(elem == Elem::Bf16);
-        let options = [format!("-DBF16={bf16}"), format!("-DHEAD_DIM={head_dim}"), "--std=c++17".into()];
+        let fused = format!("--fmad={}", file != "update.cu");
+        let options =
+            [format!("-DBF16={bf16}"), format!("-DHEAD_DIM={head_dim}"), "--std=c++17".into(), fused];
         let program = self.compile(file, &text(file), &headers, &options);
         let program = program.unwrap_or_else(|log| panic!("{file}: {log}"));
         modules.insert(key, program.module);

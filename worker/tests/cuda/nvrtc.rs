@@ -12,7 +12,7 @@ const ARCHITECTURES: [&str; 4] = ["sm_80", "sm_89", "sm_90a", "sm_100"];
 
 /// Programs whose code depends on the length of a head, and those where it does not.
 const BY_HEAD: [&str; 3] = ["attention.cu", "attention_backward.cu", "cached.cu"];
-const OTHERS: [&str; 4] = ["elementwise.cu", "linear_few.cu", "loss.cu", "norm.cu"];
+const OTHERS: [&str; 5] = ["elementwise.cu", "linear_few.cu", "loss.cu", "norm.cu", "update.cu"];
 
 #[derive(Clone, Copy, Debug)]
 struct Target {
@@ -52,6 +52,7 @@ fn compile(library: &Library, target: Target) -> (c_int, String) {
         "--std=c++17".into(),
         format!("-DBF16={}", u8::from(bf16)),
         format!("-DHEAD_DIM={head_dim}"),
+        format!("--fmad={}", file != "update.cu"),
         // Registers and what does not fit into them go into the log.
         "--ptxas-options=-v".into(),
     ]

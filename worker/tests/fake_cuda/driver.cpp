@@ -6,6 +6,7 @@
 //   FAKE_CUDA_DEVICES      cards, 1 if not set
 //   FAKE_CUDA_CARDS        their unique names instead, with commas; then CUDA_VISIBLE_DEVICES says which of them there are
 //   FAKE_CUDA_LOG          a file, to which the unique name of the card is written by who begins to use it
+//   FAKE_CUDA_LINK         a file, to which the bytes that were copied to and from the card are written when the process ends
 //   FAKE_CUDA_CRASH        a kernel whose name has this in it ends the process; copies on the card are named "copy"
 //   FAKE_CUDA_HANG         one whose name has this in it never ends
 //   FAKE_CUDA_CAPABILITY   compute capability times ten, 90 if not set
@@ -138,6 +139,17 @@ void misbehave(const std::string& name) {
     while (is_named("FAKE_CUDA_HANG")) std::this_thread::sleep_for(std::chrono::milliseconds(10));
 }
 
+/// What has crossed the link between the host and the card.
+struct Link {
+    size_t up = 0, down = 0;
+    ~Link() {
+        FILE* log = getenv("FAKE_CUDA_LINK") ? fopen(getenv("FAKE_CUDA_LINK"), "a") : nullptr;
+        if (!log) return;
+        fprintf(log, "%zu %zu\n", up, down);
+        fclose(log);
+    }
+} host_link;
+
 Result copy(const char* call, void* to, const void* from, size_t bytes, bool to_card, bool from_card) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     if (Result result = check()) return result;
@@ -146,6 +158,8 @@ Result copy(const char* call, void* to, const void* from, size_t bytes, bool to_
     if (from_card)
         if (Result result = check_memory(call, (Pointer)from, bytes)) return result;
     memmove(to, from, bytes);
+    if (!from_card) host_link.up += bytes;
+    if (!to_card) host_link.down += bytes;
     return SUCCESS;
 }
 

@@ -13,6 +13,7 @@ use aquifer_worker::shards::{Partial, ShardSum};
 use faults::Faults;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How often each case occurred.
@@ -108,9 +109,9 @@ fn reference(shards: usize, steps: u64) -> Vec<[f32; 2]> {
         let state = states[step as usize];
         let mut sum = ShardSum::default();
         (0..shards).for_each(|start| {
-            sum.insert(Partial { start, size: 1, values: gradient(state, step, start).into() });
+            sum.insert(Partial { start, size: 1, values: Arc::new(gradient(state, step, start).into()) });
         });
-        states.push(update(state, &sum.total(shards)));
+        states.push(update(state, sum.total(shards).host().unwrap()));
     }
     states
 }
@@ -494,7 +495,7 @@ impl World {
             Action::Apply { step, total, .. } => {
                 let (own, state) = process.state.expect("it has one to update");
                 assert_eq!(own + 1, step, "seed {seed}: rank {rank} leaves a step out");
-                let state = update(state, &total);
+                let state = update(state, total.host().unwrap());
                 let expected = states[step as usize];
                 assert_eq!(state, expected, "seed {seed}: rank {rank} has another state at step {step}");
                 process.state = Some((step, state));

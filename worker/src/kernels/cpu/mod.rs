@@ -16,6 +16,7 @@ use super::bf16::{Bf16, round_all};
 use super::gemm::{Elements, Product, View};
 use super::int8::{Activations, Int8};
 use super::pool::{Parts, Pool};
+use super::reference::{self, PART};
 use super::{
     AdamW, Attention, Cached, Head, Kernels, Linear, Path, Precision, Qkv, QkvGradient, ROWS, Rope, Seen,
     Turn, Weight,
@@ -248,7 +249,18 @@ impl Kernels for Cpu {
     }
 
     fn sum_of_squares(&self, x: &[f32]) -> f64 {
-        vectors::sum_of_squares(x)
+        let count = x.len().div_ceil(PART);
+        let mut parts = vec![0.0; count];
+        let sums = Parts::new(&mut parts);
+        self.rows(count, PART, &|some| {
+            for part in some {
+                // SAFETY: every part is met once.
+                #[allow(unsafe_code)]
+                let sum = unsafe { sums.get(part..part + 1) };
+                sum[0] = vectors::sum_of_squares(&x[part * PART..x.len().min((part + 1) * PART)]);
+            }
+        });
+        reference::add_up(parts.into_iter())
     }
 }
 

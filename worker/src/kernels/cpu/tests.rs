@@ -61,8 +61,15 @@ fn all(threads: usize, precision: Precision) -> Vec<Vec<f32>> {
     let (mut s, mut dgate, mut dup) = (x.clone(), x.clone(), x.clone());
     kernels.swiglu_forward(&mut s, &x, &norm);
     kernels.swiglu_backward(&mut dgate, &mut dup, &dx, &x, &norm);
-    let update =
-        AdamW { learning_rate: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, update: 3 };
+    let update = AdamW {
+        learning_rate: 0.1,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        update: 3,
+        scale: 0.7,
+    };
     let (mut p, mut first, mut second) =
         (x.clone(), norm.clone(), x.iter().map(|x| x * x).collect::<Vec<_>>());
     kernels.adamw(&mut p, &mut first, &mut second, &dx, &update);
@@ -210,8 +217,15 @@ fn the_fused_output_layer_equals_the_reference_over_several_chunks() {
 fn rotation_and_update_equal_the_reference() {
     let mut random = Random::new(9);
     let (x, g, table) = (random.normals(3000), random.normals(3000), Rope::new(80, 6, 100.0));
-    let update =
-        AdamW { learning_rate: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, update: 2 };
+    let update = AdamW {
+        learning_rate: 0.1,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        update: 2,
+        scale: 0.7,
+    };
     let run = |kernels: &dyn Kernels| {
         let (mut forward, mut backward) = (x.clone(), x.clone());
         kernels.rope(&mut forward, 60, 30, &table, Turn::Forward);

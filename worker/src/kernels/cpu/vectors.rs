@@ -201,18 +201,15 @@ simd! {
 }
 
 simd! {
+    /// The squares of one part, in the order of the reference.
     pub fn sum_of_squares(x: &[f32]) -> f64 {
-        let mut lanes = [0.0f64; LANES];
-        let chunks = x.chunks_exact(LANES);
-        for (lane, x) in lanes.iter_mut().zip(chunks.remainder()) {
-            *lane = f64::from(*x) * f64::from(*x);
-        }
-        for chunk in chunks {
-            for j in 0..LANES {
-                lanes[j] += f64::from(chunk[j]) * f64::from(chunk[j]);
+        let mut lanes = [0.0f64; reference::LANES];
+        for row in x.chunks(reference::LANES) {
+            for (lane, x) in lanes.iter_mut().zip(row) {
+                *lane += f64::from(*x) * f64::from(*x);
             }
         }
-        lanes.iter().sum()
+        reference::add_lanes(&mut lanes)
     }
 }
 

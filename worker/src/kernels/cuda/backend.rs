@@ -1,11 +1,14 @@
 //! The operations of the passes on a card.
 
 use super::memory::{Buffer, Slice};
+use super::resident::Resident;
 use super::serving::{CardCache, CardRows};
 use super::weights::{CardRope, CardWeights, adopt, place};
 use super::{Argument, Cuda, DeviceError, Element, Launch, NONE, factor, int, long};
-use crate::kernels::{Attention, Backend, CacheShape, Linear, Path, Seen, Turn};
-use crate::model::Model;
+use crate::kernels::{Attention, Backend, CacheShape, Linear, Path, Seen, Training, Turn};
+use crate::model::{Model, Trained};
+use crate::values::Values;
+use std::sync::Arc;
 
 /// Rows of one launch of the kernels for few rows.
 const FEW: usize = 16;
@@ -44,6 +47,10 @@ impl<E: Element> Backend for Cuda<E> {
 
     fn adopt(&self, model: Model) -> Result<Model<CardWeights<E>>, DeviceError> {
         adopt(self, &model)
+    }
+
+    fn train(&self, trained: Arc<Trained>) -> Result<Box<dyn Training<Cuda<E>>>, DeviceError> {
+        Ok(Box::new(Resident::new(self, &trained)?))
     }
 
     fn resize(&self, buffer: &mut Buffer<f32>, len: usize) {
@@ -88,17 +95,21 @@ impl<E: Element> Backend for Cuda<E> {
         Ok(room)
     }
 
-    fn collect<T>(
-        &self,
-        room: &mut Buffer<f32>,
-        host: &mut [f32],
-        add: impl FnOnce(&mut Slice<f32>) -> T,
-    ) -> Result<T, DeviceError> {
-        room.resize(&self.card, host.len());
-        self.card.zero(room);
-        let result = add(room);
-        self.card.download(host, room)?;
-        Ok(result)
+    fn write(&self, to: &mut Slice<f32>, from: &[f32]) {
+        self.card.upload(to, from);
+    }
+
+    fn keep(&self, floats: Buffer<f32>) -> Values {
+        self.keep_sum(floats)
+    }
+
+    fn add(&self, x: &mut Slice<f32>, y: &Slice<f32>) {
+        self.each("add_floats", x.len(), &[x.into(), y.into(), long(y.len())]);
+    }
+
+    /// Squares of finite floats are finite in double precision, and so is the sum of as many as a card holds.
+    fn are_finite(&self, x: &Slice<f32>) -> Result<bool, DeviceError> {
+        Ok(self.sum_of_squares(x)?.is_finite())
     }
 
     fn embed(&self, x: &mut Slice<f32>, tokens: &[u32], w: &Slice<E>, width: usize) {

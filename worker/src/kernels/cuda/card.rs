@@ -1,6 +1,6 @@
 //! A card: its memory, its one queue of work, and its programs.
 //!
-//! Everything goes into one stream, in order. The first call that fails is remembered; after it nothing is queued any more, and
+//! Everything goes into one stream, in order, but copies of what was finished at a [`Moment`]. The first call that fails is remembered; after it nothing is queued any more, and
 //! whoever waits for a result gets the failure.
 
 use super::load::{Found, done};
@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::ptr;
 use std::slice;
-use std::sync::{Mutex, MutexGuard};
-use zerocopy::IntoBytes;
+use std::sync::{Arc, Mutex, MutexGuard};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Memory is taken from the driver in multiples of this, which is also how it is aligned.
 const GRAIN: usize = 512;
@@ -27,6 +27,8 @@ pub struct Card {
     pub(super) found: Found,
     context: driver::CUcontext,
     stream: driver::CUstream,
+    /// Of copies that wait for a moment of the other one.
+    copies: driver::CUstream,
     /// Memory that nobody uses, by its bytes.
     free: Mutex<BTreeMap<usize, Vec<u64>>>,
     failure: Mutex<Option<DeviceError>>,
@@ -47,6 +49,7 @@ unsafe impl Sync for Card {}
 pub trait Number: Copy {}
 
 impl Number for f32 {}
+impl Number for f64 {}
 impl Number for i32 {}
 impl Number for Bf16 {}
 
@@ -107,7 +110,7 @@ impl Card {
     /// # Errors
     /// It cannot be used.
     pub fn open(found: Found) -> Result<Card, DeviceError> {
-        let (mut context, mut stream) = (ptr::null_mut(), ptr::null_mut());
+        let (mut context, mut stream, mut copies) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
         const NON_BLOCKING: u32 = driver::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: the driver was started by whoever found the card, and the places live through the calls.
         #[allow(unsafe_code)]
@@ -115,6 +118,7 @@ impl Card {
             done("cuDevicePrimaryCtxRetain", driver::cuDevicePrimaryCtxRetain(&mut context, found.device))?;
             done("cuCtxSetCurrent", driver::cuCtxSetCurrent(context))?;
             done("cuStreamCreate", driver::cuStreamCreate(&mut stream, NON_BLOCKING))?;
+            done("cuStreamCreate", driver::cuStreamCreate(&mut copies, NON_BLOCKING))?;
         }
         let (free, failure) = (Mutex::default(), Mutex::default());
         let programs = Mutex::new(Programs::new(found.capability));
@@ -122,6 +126,7 @@ impl Card {
             found,
             context,
             stream,
+            copies,
             free,
             failure,
             programs,
@@ -310,9 +315,28 @@ impl Card {
 
     /// Waits until everything that was queued is done.
     fn wait(&self) -> Result<(), DeviceError> {
+        self.wait_for(self.stream)
+    }
+
+    fn wait_for(&self, stream: driver::CUstream) -> Result<(), DeviceError> {
         // SAFETY: the stream lives as long as the card.
         #[allow(unsafe_code)]
-        done("cuStreamSynchronize", unsafe { driver::cuStreamSynchronize(self.stream) })
+        done("cuStreamSynchronize", unsafe { driver::cuStreamSynchronize(stream) })
+    }
+
+    /// Now.
+    pub fn moment(self: &Arc<Card>) -> Moment {
+        let mut event = ptr::null_mut();
+        self.attempt(|| {
+            const NO_TIME: u32 = driver::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
+            // SAFETY: the place lives through the call, and then there is such an event.
+            #[allow(unsafe_code)]
+            unsafe {
+                done("cuEventCreate", driver::cuEventCreate(&mut event, NO_TIME))?;
+                done("cuEventRecord", driver::cuEventRecord(event, self.stream))
+            }
+        });
+        Moment { card: Arc::clone(self), event }
     }
 
     /// Waits until everything that was queued is done.
@@ -358,22 +382,46 @@ impl Card {
     ///
     /// # Errors
     /// The card has failed, now or before.
-    pub fn download(&self, to: &mut [f32], from: &Slice<f32>) -> Result<(), DeviceError> {
+    pub fn download<T>(&self, to: &mut [T], from: &Slice<T>) -> Result<(), DeviceError>
+    where
+        T: Number + FromBytes + IntoBytes,
+    {
+        self.copy_down(self.stream, to, from)
+    }
+
+    /// As [`download`](Card::download), once what was queued up to a moment is done: what was queued since goes on meanwhile.
+    ///
+    /// # Errors
+    /// As [`download`](Card::download).
+    pub fn download_of<T>(&self, moment: &Moment, to: &mut [T], from: &Slice<T>) -> Result<(), DeviceError>
+    where
+        T: Number + FromBytes + IntoBytes,
+    {
+        self.attempt(|| {
+            // SAFETY: stream and event live; a stream may wait for an event any number of times.
+            #[allow(unsafe_code)]
+            done("cuStreamWaitEvent", unsafe { driver::cuStreamWaitEvent(self.copies, moment.event, 0) })
+        });
+        self.copy_down(self.copies, to, from)
+    }
+
+    fn copy_down<T>(&self, stream: driver::CUstream, to: &mut [T], from: &Slice<T>) -> Result<(), DeviceError>
+    where
+        T: Number + FromBytes + IntoBytes,
+    {
         assert_eq!(to.len(), from.len());
         if staging::LONG <= size_of_val(to) {
-            self.staged(|staging| staging.download(self.stream, to.as_mut_bytes(), from.address()));
+            self.staged(|staging| staging.download(stream, to.as_mut_bytes(), from.address()));
             return self.check();
         }
-        // SAFETY: both are as long, any bits are floats, and the copy is done before `to` can be read.
+        // SAFETY: both are as long, any bits are numbers, and the copy is done before `to` can be read.
         #[allow(unsafe_code)]
         self.attempt(|| {
             if !to.is_empty() {
                 let (to, from, bytes) = (to.as_mut_ptr().cast(), from.address(), size_of_val(to));
-                done("copy from the card", unsafe {
-                    driver::cuMemcpyDtoHAsync_v2(to, from, bytes, self.stream)
-                })?;
+                done("copy from the card", unsafe { driver::cuMemcpyDtoHAsync_v2(to, from, bytes, stream) })?;
             }
-            self.wait()
+            self.wait_for(stream)
         });
         self.check()
     }
@@ -402,6 +450,30 @@ impl Card {
         self.attempt(|| {
             done("zeros", unsafe { driver::cuMemsetD8Async(x.address(), 0, x.bytes(), self.stream) })
         });
+    }
+}
+
+/// A moment in the queue of a card: all that was queued before.
+pub struct Moment {
+    card: Arc<Card>,
+    /// Null if the card had failed; then nothing waits for it.
+    event: driver::CUevent,
+}
+
+// SAFETY: events may be used by any thread.
+#[allow(unsafe_code)]
+unsafe impl Send for Moment {}
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl Sync for Moment {}
+
+impl Drop for Moment {
+    fn drop(&mut self) {
+        if !self.event.is_null() && self.card.enter().is_ok() {
+            // SAFETY: nobody has it any more; the driver keeps it for as long as a stream waits for it.
+            #[allow(unsafe_code)]
+            let _ = unsafe { driver::cuEventDestroy_v2(self.event) };
+        }
     }
 }
 

@@ -78,8 +78,10 @@ const LIBRARIES: [Library; 3] = [
                 "cuLaunchKernel",
                 "cuMemAllocHost_v2",
                 "cuEventCreate",
+                "cuEventDestroy_v2",
                 "cuEventRecord",
                 "cuEventSynchronize",
+                "cuStreamWaitEvent",
             ]
         ),
     },

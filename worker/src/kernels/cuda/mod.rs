@@ -4,6 +4,7 @@
 //! they compute and in which order. All sums have an order that depends on shapes alone.
 
 mod backend;
+mod cache;
 mod card;
 mod load;
 mod memory;
@@ -20,7 +21,6 @@ pub use card::Card;
 use card::{Argument, Launch, Number};
 use memory::{Buffer, Slice};
 use products::{Factor, Product};
-pub use resident::Resident;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -118,6 +118,7 @@ impl Element for Bf16 {
 }
 
 /// A card with elements `E`, for models whose heads have one length.
+#[derive(Clone)]
 pub struct Cuda<E> {
     card: Arc<Card>,
     head_dim: usize,

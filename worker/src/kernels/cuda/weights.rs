@@ -3,7 +3,7 @@
 use super::memory::{Buffer, Slice};
 use super::{Cuda, DeviceError, Element};
 use crate::kernels::{self, Cpu, Weights};
-use crate::model::{HostWeights, Model};
+use crate::model::{HostWeights, Layout, Model};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -29,7 +29,7 @@ pub struct CardWeights<E> {
 
 impl<E: Element> CardWeights<E> {
     /// Room for a model's parameters, and its angles.
-    fn new(kernels: &Cuda<E>, model: &Model) -> Result<CardWeights<E>, DeviceError> {
+    pub fn new(kernels: &Cuda<E>, model: &Model) -> Result<CardWeights<E>, DeviceError> {
         let (mut starts, mut elements, mut floats) = (BTreeMap::new(), 0, 0);
         for tensor in &model.layout.tensors {
             let end = if tensor.shape.len() == 2 { &mut elements } else { &mut floats };
@@ -62,6 +62,17 @@ impl<E: Element> CardWeights<E> {
                     E::place(kernels, &mut self.elements[to], matrix, &mut self.room);
                 }
                 _ => kernels.card.upload(&mut self.floats[to], all.vector(tensor.span.range())),
+            }
+        }
+    }
+
+    /// Copies all parameters that the card has in single precision, `[parameters]`.
+    pub fn copy(&mut self, kernels: &Cuda<E>, layout: &Layout, parameters: &Slice<f32>) {
+        for tensor in &layout.tensors {
+            let at = tensor.span.range();
+            match tensor.shape.len() {
+                2 => kernels.round(self.matrix_mut(&at), &parameters[at]),
+                _ => kernels.card.copy(self.vector_mut(&at), &parameters[at]),
             }
         }
     }
@@ -100,7 +111,7 @@ pub fn place<'a, E: Element>(
         Some(placed) => (placed, new),
         None => {
             let weights = CardWeights::new(kernels, model)?;
-            (Model { config: model.config.clone(), layout: model.layout.clone(), weights }, true)
+            (model.with(weights), true)
         }
     };
     let placed = held.insert(placed);
