@@ -23,7 +23,7 @@ pub struct Free<'a> {
     pub(super) room: Box<Room>,
     pub(super) kept: Kept,
     /// What is promised to jobs to which others give way: taken from the room.
-    pub(super) promises: Promises,
+    pub(super) promises: Box<Promises>,
     /// Of the classes of devices, as the round found it. See [`Room::scarcity`].
     pub(super) scarcity: Vec<i64>,
     /// Added by the round to what queues hold, in thousandths of a device.

@@ -12,7 +12,7 @@ use crate::cluster::Cluster;
 pub(crate) struct Parts {
     pub room: Box<Room>,
     pub kept: Kept,
-    pub promises: Promises,
+    pub promises: Box<Promises>,
 }
 
 impl<'a> Free<'a> {
