@@ -202,6 +202,8 @@ fn decisions(args: &DecisionsArgs, output: &Output) {
             ("an end, and who takes its place, p99".into(), us(figures.ends.p99), "µs"),
             ("a submission for which another job is stopped, p50".into(), us(figures.preempts.p50), "µs"),
             ("a submission for which another job is stopped, p99".into(), us(figures.preempts.p99), "µs"),
+            (format!("the same, while {} stop, p50", figures.stopped), us(figures.preempts_many.p50), "µs"),
+            (format!("the same, while {} stop, p99", figures.stopped), us(figures.preempts_many.p99), "µs"),
             ("booking a hundredth of the nodes".into(), figures.booked_ns as f64 / 1e6, "ms"),
             ("explaining one that waits".into(), figures.explain_ns as f64 / 1e6, "ms"),
             ("what would happen if one more came".into(), figures.what_if_ns as f64 / 1e6, "ms"),

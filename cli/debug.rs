@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use crate::client::{Client, Global, Patience};
 use crate::output::{Failure, Output};
 use crate::view::{self, STATES, UNENDED};
-use crate::{Session, explain, settings, time_now, units};
+use crate::{Session, explain, prices, settings, time_now, units};
 
 /// Jobs that have not ended, at most.
 const OPEN: u32 = 1000;
@@ -40,7 +40,7 @@ Example:
 pub enum Command {
     /// Write one file with how the pool is: for a report of a fault
     ///
-    /// It holds versions, nodes, queues, reservations, jobs, what happened lately, why jobs wait, and what the scheduler
+    /// It holds versions, nodes, queues, prices, reservations, jobs, what happened lately, why jobs wait, and what the scheduler
     /// counts. Values of environments, arguments of programs and the token are left out; logs of workers are not in it.
     #[command(after_help = "Example:\n  aquifer debug bundle pool.tar.gz")]
     Bundle(BundleArgs),
@@ -146,6 +146,9 @@ impl Bundle {
         let ask = async |mut client: Client| client.list_queues(v1::ListQueuesRequest {}).await;
         if let Some(answer) = self.had("queues", pool.call(Patience::Short, ask).await) {
             self.add_json("queues.json", &answer.queues.iter().map(view::Queue::from).collect::<Vec<_>>());
+        }
+        if let Some(prices) = self.had("prices", prices::ask(session).await) {
+            self.add_json("prices.json", &prices);
         }
         let ask = async |mut client: Client| client.list_reservations(v1::ListReservationsRequest {}).await;
         if let Some(answer) = self.had("reservations", pool.call(Patience::Short, ask).await) {

@@ -15,7 +15,7 @@ use crate::{Session, explain, figures, reservations, units, view};
 Example:
   aquifer nodes
 
-Numbers are free of all: 6/8 h200 are six free ones of eight.")]
+Numbers are free of all: 6/8 h200 are six free ones of eight; at 2.5: an hour of each costs so much.")]
 pub struct ListArgs {}
 
 /// Show everything about one node
@@ -120,12 +120,12 @@ pub fn text(nodes: &[view::Node], output: &Output) -> String {
     text
 }
 
-/// `6/8 h200, 4/4 ascend-910b`, and how many take no new work.
+/// `6/8 h200 at 2.5, 4/4 ascend-910b`, and how many take no new work.
 fn devices(node: &view::Node) -> String {
-    let mut models: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
+    let mut models: BTreeMap<(&str, Option<u64>), (u32, u32)> = BTreeMap::new();
     let mut out: BTreeMap<&str, u32> = BTreeMap::new();
     for device in &node.devices {
-        let (free, all) = models.entry(&device.model).or_default();
+        let (free, all) = models.entry((&device.model, device.price_milli)).or_default();
         *all += 1;
         *free += u32::from(!device.held && device.fault.is_none() && !device.cordoned);
         let reason = if device.fault.is_some() { &device.health[..] } else { "cordoned" };
@@ -133,7 +133,10 @@ fn devices(node: &view::Node) -> String {
             *out.entry(reason).or_default() += 1;
         }
     }
-    let model = |(model, (free, all)): (&&str, &(u32, u32))| format!("{free}/{all} {model}");
+    let model = |((model, price), (free, all)): (&(&str, Option<u64>), &(u32, u32))| {
+        let price = price.map(|milli| format!(" at {}", units::milli(milli))).unwrap_or_default();
+        format!("{free}/{all} {model}{price}")
+    };
     let mut parts: Vec<String> = models.iter().map(model).collect();
     parts.extend(out.iter().map(|(reason, count)| format!("{count} {reason}")));
     parts.join(", ")
@@ -181,11 +184,12 @@ pub fn details(node: &view::Node, output: &Output) -> String {
             ("VENDOR", Side::Left),
             ("MEMORY", Side::Right),
             ("SPEED", Side::Right),
+            ("PRICE", Side::Right),
             ("SLICES", Side::Left),
             ("STATE", Side::Left),
             ("UUID", Side::Left),
         ];
-        let mut table = Table::new(&columns).elastic(&[7, 6]);
+        let mut table = Table::new(&columns).elastic(&[8, 7]);
         for device in &node.devices {
             let state = match (&device.fault, device.cordoned, device.held) {
                 (Some(fault), ..) => format!("{}: {fault}", device.health),
@@ -200,6 +204,7 @@ pub fn details(node: &view::Node, output: &Output) -> String {
                 device.vendor.clone(),
                 units::size(device.memory_bytes),
                 units::milli(device.speed_milli.into()),
+                device.price_milli.map(units::milli).unwrap_or_default(),
                 device.isolation.clone(),
                 state,
                 device.uuid.clone(),

@@ -102,7 +102,8 @@ pub async fn run(args: Args, session: &Session) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn list(session: &Session) -> Result<()> {
+/// Asks for prices, and what an hour of each class counts.
+pub async fn ask(session: &Session) -> Result<View, Failure> {
     let list = async |mut client: Client| client.list_prices(v1::ListPricesRequest {}).await;
     let answer = session.pool.call(Patience::Short, list).await?;
     let set = |it: v1::Price| Set { class: it.class, price_milli: Some(it.price_milli) };
@@ -114,10 +115,14 @@ async fn list(session: &Session) -> Result<()> {
         speed_milli: it.speed_milli,
         price_milli: it.price_milli,
     };
-    let view = View {
+    Ok(View {
         prices: answer.prices.into_iter().map(set).collect(),
         classes: answer.classes.into_iter().map(class).collect(),
-    };
+    })
+}
+
+async fn list(session: &Session) -> Result<()> {
+    let view = ask(session).await?;
     match session.output.json {
         true => session.output.document(&view),
         false => session.output.text(text(&view, &session.output)),

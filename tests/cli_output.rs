@@ -318,6 +318,7 @@ fn node() -> Node {
         speed_source: "by datasheet (NVIDIA H200 datasheet, dense)".into(),
         memory_gbs: 4800,
         measured: None,
+        price_milli: Some(2500),
     };
     Node {
         name: "gpu-1".into(),
@@ -351,9 +352,9 @@ fn nodes_are_listed_with_what_is_free_and_what_is_broken() {
     assert_eq!(
         nodes::text(&[node(), lost], &plain()),
         "\
-NAME   STATE  DEVICES                      CPUS             MEMORY  WORKERS
-gpu-1  up     1/3 h200-141gb, 1 faulty  62.5/64  492 GiB / 512 GiB        1
-cpu-1  lost                             62.5/64  492 GiB / 512 GiB        1
+NAME   STATE  DEVICES                             CPUS             MEMORY  WORKERS
+gpu-1  up     1/3 h200-141gb at 2.5, 1 faulty  62.5/64  492 GiB / 512 GiB        1
+cpu-1  lost                                    62.5/64  492 GiB / 512 GiB        1
 
 gpu-1: device 2 (h200-141gb) is faulty: ECC errors
 gpu-1: 8 Ascend cards on PCI, libdcmi.so not found
@@ -378,10 +379,10 @@ free cores   62.5/64
 free memory  492 GiB / 512 GiB
 workers      job-7.2/0
 
-DEVICE  MODEL       VENDOR   MEMORY  SPEED  SLICES   STATE               UUID
-     0  h200-141gb  nvidia  141 GiB   3.17  limited  held                GPU-0
-     1  h200-141gb  nvidia  141 GiB   3.17  limited  free                GPU-1
-     2  h200-141gb  nvidia  141 GiB   3.17  limited  faulty: ECC errors  GPU-2
+DEVICE  MODEL       VENDOR   MEMORY  SPEED  PRICE  SLICES   STATE               UUID
+     0  h200-141gb  nvidia  141 GiB   3.17    2.5  limited  held                GPU-0
+     1  h200-141gb  nvidia  141 GiB   3.17    2.5  limited  free                GPU-1
+     2  h200-141gb  nvidia  141 GiB   3.17    2.5  limited  faulty: ECC errors  GPU-2
 
 h200-141gb: by datasheet (NVIDIA H200 datasheet, dense), 4,800 GB/s of memory
 

@@ -271,6 +271,8 @@ fn a_bundle_holds_what_is_needed_and_no_secret() {
     let failed = pool.submit(spec.clone());
     pool.until_state(failed, v1::JobState::Failed);
     let waits = pool.submit(devices(spec, 1, &[(4, "h200")]));
+    let priced = pool.begin_with(&["prices", "set", "h200", "2.5"], "AQUIFER_TOKEN", "swordfish-token");
+    priced.finish().ok();
     let done =
         pool.begin_with(&["debug", "bundle", "b.tar.gz"], "AQUIFER_TOKEN", "swordfish-token").finish().ok();
     assert!(done.starts_with("wrote b.tar.gz (") && done.contains("attach it to your report"), "{done}");
@@ -293,6 +295,7 @@ fn a_bundle_holds_what_is_needed_and_no_secret() {
         "metrics.txt",
         "nodes.json",
         "queues.json",
+        "prices.json",
         "reservations.json",
         "jobs.json",
         "notes.txt",
@@ -310,6 +313,10 @@ fn a_bundle_holds_what_is_needed_and_no_secret() {
     );
     assert!(files["metrics.txt"].contains("\naquifer_leader 1\n"));
     assert!(files[&explained].contains("waits"), "{}", files[&explained]);
+    let prices: Value = serde_json::from_str(&files["prices.json"]).expect("JSON");
+    assert_eq!(prices["prices"][0]["price_milli"], 2500, "{prices}");
+    let nodes: Value = serde_json::from_str(&files["nodes.json"]).expect("JSON");
+    assert_eq!(nodes[0]["devices"][0]["price_milli"], 2500, "{nodes}");
     let status: Value = serde_json::from_str(&files["status.json"]).expect("JSON");
     assert_eq!((&status["term"], status["server_version"].is_string()), (&Value::from(1), true));
     pool.kill_server();

@@ -141,7 +141,7 @@ fn many_runs(seeds: Range<u64>) {
     println!("{seeds} seeds, {steps} steps, {seconds:.1} s: {:.0} steps/s", steps as f64 / seconds);
     for what in SIGHTS {
         let times = sights.get(what).copied().unwrap_or(0);
-        assert!(seeds < 1_000 || seeds / 40 <= times, "{what}: only {times} times");
+        assert!(seeds < 1_000 || seeds / 80 <= times, "{what}: only {times} times");
     }
 }
 

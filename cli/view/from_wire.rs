@@ -331,6 +331,7 @@ impl From<&v1::Node> for Node {
             speed_source: device.speed_source.clone(),
             memory_gbs: device.memory_gbs,
             measured: inventory.measured.iter().find(|it| is_of(it, device)).map(figures),
+            price_milli: wire.prices_milli.get(index).copied().filter(|price| *price != 0),
             island: device.island,
             pcie_switch: device.pcie_switch,
             numa_node: device.numa_node,

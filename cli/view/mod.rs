@@ -475,6 +475,8 @@ pub struct Device {
     pub memory_gbs: u32,
     /// What a device of its kind was measured to do.
     pub measured: Option<Figures>,
+    /// What an hour of it costs, in thousandths of a unit; `None`: its speed counts.
+    pub price_milli: Option<u64>,
 }
 
 /// A queue. Quantities in thousandths of a device.

@@ -15,7 +15,7 @@ use crate::jobs::history::Totals;
 use crate::jobs::*;
 use crate::nodes::*;
 use crate::plan::price::{self, Prices};
-use crate::plan::{self, Free, Kept, Known, Promised, Room, Turnover};
+use crate::plan::{self, Free, Kept, Known, Parts, Promises, Room, Turnover};
 pub use crate::policy::Policy;
 use crate::queues::Queues;
 use crate::reservations::Reservations;
@@ -56,8 +56,8 @@ pub struct Cluster {
     pub(crate) turnover: Turnover,
     /// How long jobs ran. Derived from the jobs; shared with copies of the cluster.
     pub(crate) durations: Arc<Durations>,
-    /// What the last round promised to jobs to which others give way.
-    pub(crate) promised: Promised,
+    /// What is promised to jobs to which others give way: not in the room. Soft state. `None` as the room.
+    promises: Option<Box<Promises>>,
     /// When jobs that run had their last checkpoint, if that was in this attempt. Soft state, from reports.
     checkpoints: BTreeMap<JobId, Time>,
     /// When jobs must be stopped that stand in the way of a reservation. Derived.
@@ -114,7 +114,7 @@ impl Cluster {
             kept: Kept::default(),
             turnover: Turnover::default(),
             durations: Arc::default(),
-            promised: Promised::new(),
+            promises: Some(Box::default()),
             checkpoints: BTreeMap::new(),
             paces: BTreeMap::new(),
             speeds: Arc::default(),
@@ -188,6 +188,8 @@ impl Cluster {
         }
         room.learn_worth(&cluster.speeds, &cluster.tariff);
         cluster.room = Some(room);
+        let waiting: Vec<JobId> = cluster.jobs.gives_way().map(|(job, _)| job.id).collect();
+        waiting.into_iter().for_each(|id| cluster.promises_mut().enter(id));
         cluster
     }
 
@@ -232,11 +234,13 @@ impl Cluster {
             let (mut room, kept) = (self.room.take().expect(NO_ROUND), std::mem::take(&mut self.kept));
             room.protect_idle(!self.turnover.is_empty());
             let known = std::mem::take(&mut self.known);
-            let mut free = Free::in_room(self, room, kept);
+            let promises = self.promises.take().expect(NO_ROUND);
+            let mut free = Free::in_room(self, Parts { room, kept, promises });
             let plan = plan::plan_next(&mut free, now, known);
-            let (room, kept) = free.into_parts();
-            (self.room, self.kept) = (Some(room), kept);
-            (self.known, self.promised) = (plan.known, plan.promised);
+            let Parts { room, kept, promises } = free.into_parts();
+            (self.room, self.kept, self.promises) = (Some(room), kept, Some(promises));
+            self.known = plan.known;
+            self.put_into_lines();
             self.freed.clear();
             for (id, ranks) in plan.starts {
                 self.place(now, id, ranks);
@@ -334,6 +338,12 @@ impl Cluster {
         self.room.as_ref().expect(NO_ROUND)
     }
 
+    /// A copy of what a round takes.
+    pub(crate) fn parts(&self) -> Parts {
+        let (room, kept) = (Box::new(self.room().clone()), self.kept.clone());
+        Parts { room, kept, promises: self.promises.clone().expect(NO_ROUND) }
+    }
+
     /// Nodes that are booked.
     pub fn reservations(&self) -> &Reservations {
         &self.reservations
@@ -363,6 +373,7 @@ impl Cluster {
     /// Changes a job: saves it at the end of the step.
     pub(crate) fn change_job<R>(&mut self, id: JobId, change: impl FnOnce(&mut Job) -> R) -> R {
         self.changes.jobs.insert(id);
+        self.promises_mut().reopen(id);
         self.jobs.update(self.now, id, change)
     }
 
@@ -387,7 +398,7 @@ impl Cluster {
         self.kept.forget();
         self.plan_at(self.now);
         self.refresh_room(id);
-        if self.jobs.preemptors().next().is_some() {
+        if !self.promises().is_empty() || self.jobs.preemptors().next().is_some() {
             // What was kept on it for them may have to be kept elsewhere.
             self.plan_anew(self.now);
         }
@@ -395,7 +406,29 @@ impl Cluster {
 
     /// Brings what is free on a node up to date.
     pub(crate) fn refresh_room(&mut self, id: NodeId) {
-        self.room.as_mut().expect(NO_ROUND).refresh(self.nodes.get(id), self.nodes.held(id));
+        let (room, node, held) =
+            (self.room.as_mut().expect(NO_ROUND), self.nodes.get(id), self.nodes.held(id));
+        room.refresh(node, held);
+        let promises = self.promises.as_mut().expect(NO_ROUND);
+        if let Some(free) = promises.settle(&self.jobs, room, node, held).filter(|_| node.takes_work()) {
+            room.change(id, free);
+        }
+    }
+
+    /// What is promised to jobs to which others give way.
+    fn promises(&self) -> &Promises {
+        self.promises.as_ref().expect(NO_ROUND)
+    }
+
+    fn promises_mut(&mut self) -> &mut Promises {
+        self.promises.as_mut().expect(NO_ROUND)
+    }
+
+    /// Jobs leave their lines when something is promised to them, and stand in them again when it is so no more.
+    fn put_into_lines(&mut self) {
+        for (id, promised) in self.promises_mut().take_news() {
+            self.jobs.set_promised(self.now, id, promised);
+        }
     }
 
     pub(crate) fn add_node(&mut self, name: Name) -> NodeId {
@@ -480,6 +513,8 @@ impl Cluster {
         self.known = Known::default();
         self.freed.clear();
         self.kept.forget();
+        self.promises_mut().forget().into_iter().for_each(|node| self.refresh_room(node));
+        self.put_into_lines();
         self.plan_at(at);
     }
 

@@ -4,6 +4,7 @@ mod dependencies;
 pub mod history;
 mod table;
 mod usage;
+mod yielding;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -171,6 +172,12 @@ pub struct Jobs {
     active: BTreeMap<Name, BTreeSet<(i32, Reverse<JobId>)>>,
     /// Those of them that give their resources back.
     stopping: BTreeSet<JobId>,
+    /// Those of them that give way to another job, by that one.
+    victims: BTreeMap<JobId, BTreeSet<JobId>>,
+    /// Those of them that give way to none.
+    leaving: BTreeSet<JobId>,
+    /// Jobs that wait for what is promised to them: they stand in no line. Soft state.
+    promised: BTreeSet<JobId>,
     /// Those that run with fewer ranks than they want.
     small: BTreeSet<JobId>,
     /// Those that serve a model and have not ended.
@@ -204,21 +211,6 @@ impl Job {
     fn timer(&self) -> Option<Time> {
         let restarts = self.spec.is_live().then(|| self.ranks.iter().filter_map(|rank| rank.restart_at));
         restarts.into_iter().flatten().chain(self.expected_end()).min()
-    }
-
-    /// The job that it gives way to, while it stops for that, and when that was decided.
-    pub fn gives_way_to(&self) -> Option<(JobId, Time)> {
-        match (&self.phase, &self.last_failure) {
-            (
-                Phase::Stopping(_),
-                Some(
-                    Why::Preempted { by, at }
-                    | Why::Resized { by: Some(by), at, .. }
-                    | Why::MadeRoom { by, at },
-                ),
-            ) => Some((*by, *at)),
-            _ => None,
-        }
     }
 
     /// For how long it holds its resources.
@@ -326,33 +318,12 @@ impl Jobs {
         self.active.get(queue).into_iter().flatten().map(|(_, Reverse(id))| &self.table[*id])
     }
 
-    /// Jobs to which others give way, each with when that was decided, once for each of those. `O(jobs that stop)`.
-    pub fn gives_way(&self) -> impl Iterator<Item = (&Job, Time)> {
-        let to = self.stopping().filter_map(Job::gives_way_to);
-        to.filter_map(|(id, at)| Some((self.get(id)?, at)))
-    }
-
-    /// Whether nobody stops.
-    pub(crate) fn nobody_stops(&self) -> bool {
-        self.stopping.is_empty()
-    }
-
-    /// Those of them that wait for it.
-    pub fn preemptors(&self) -> impl Iterator<Item = (&Job, Time)> {
-        self.gives_way().filter(|(job, _)| job.wants_room())
-    }
-
-    /// Jobs that stop to give way to `job`, oldest first.
-    pub fn victims_of(&self, job: JobId) -> impl Iterator<Item = &Job> {
-        self.stopping().filter(move |victim| victim.gives_way_to().is_some_and(|(by, _)| by == job))
-    }
-
     /// In how many queues jobs of the shape could be placed.
     pub(crate) fn queues_with(&self, shape: &Shape) -> usize {
         self.shapes.get(shape).copied().unwrap_or(0)
     }
 
-    /// Jobs that could be placed now.
+    /// Jobs that could be placed now, but for those to which room is promised.
     pub fn ready(&self) -> &Ready {
         &self.ready
     }
@@ -428,6 +399,7 @@ impl Jobs {
             Phase::Pending(_) if job.sleeps() => (),
             Phase::Pending(not_before) => match self.dependencies(job) {
                 Dependency::Met if now < *not_before => _ = self.timers.insert((*not_before, id)),
+                Dependency::Met if self.promised.contains(&id) => (),
                 Dependency::Met => {
                     let (shape, turn) = (self.shape(job), self.turn(job));
                     let known = self.shapes.get_key_value(&shape).map(|(known, _)| known.clone());
@@ -458,6 +430,10 @@ impl Jobs {
             Phase::Stopping(_) => {
                 self.holding.insert(id);
                 self.stopping.insert(id);
+                match job.gives_way_to() {
+                    Some((by, _)) => self.victims.entry(by).or_default().insert(id),
+                    None => self.leaving.insert(id),
+                };
             }
             Phase::Done(outcome) => {
                 let failed = *outcome != Outcome::Succeeded;
@@ -509,6 +485,14 @@ impl Jobs {
             Phase::Stopping(_) => {
                 self.holding.remove(&id);
                 self.stopping.remove(&id);
+                self.leaving.remove(&id);
+                let by = job.gives_way_to().map(|(by, _)| by);
+                if let Some((by, victims)) = by.and_then(|by| Some((by, self.victims.get_mut(&by)?))) {
+                    victims.remove(&id);
+                    if victims.is_empty() {
+                        self.victims.remove(&by);
+                    }
+                }
             }
             Phase::Done(_) => panic!("{id} is done and changes no more"),
         }
@@ -538,8 +522,8 @@ impl Jobs {
     /// # Panics
     /// When an index is not what the table says.
     pub fn check(&self, now: Time) {
-        let (ageing_ms, guests) = (self.ageing_ms, self.guests.clone());
-        let mut recount = Jobs { ageing_ms, guests, ..Jobs::default() };
+        let (ageing_ms, guests, promised) = (self.ageing_ms, self.guests.clone(), self.promised.clone());
+        let mut recount = Jobs { ageing_ms, guests, promised, ..Jobs::default() };
         for job in self.table.iter() {
             let is_due = job.phase != Phase::Active || !job.is_to_sleep();
             assert!(is_due, "{} runs, and is to sleep", job.id);
@@ -551,6 +535,8 @@ impl Jobs {
         assert_eq!(self.holding, recount.holding, "the jobs that hold resources");
         assert_eq!(self.active, recount.active, "the jobs that run");
         assert_eq!(self.stopping, recount.stopping, "the jobs that stop");
+        assert_eq!(self.victims, recount.victims, "the jobs that give way");
+        assert_eq!(self.leaving, recount.leaving, "the jobs that stop for none");
         assert_eq!(self.small, recount.small, "the jobs with fewer ranks than they want");
         assert_eq!(self.services, recount.services, "the services");
         assert_eq!(self.timers, recount.timers, "the timers");

@@ -489,6 +489,7 @@ impl Cluster {
         if !job.ranks.is_empty() || self.jobs.victims_of(id).next().is_some() {
             // What it held, or what was promised to it, may help others.
             self.known.futile.clear();
+            self.known.ends += 1;
         }
         self.freed_for.extend(job.gives_way_to());
         self.plan_at(now);

@@ -4,6 +4,7 @@ mod fixture;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -219,13 +220,111 @@ fn victims_on_ten_thousand_nodes_are_found_in_milliseconds() {
     let gang = |ranks: u32| move |spec: &mut JobSpec| (spec.priority, spec.roles[0].ranks) = (2, ranks);
     assert_eq!(submit(&mut t, "a better gang of 16", &gang(16)), 16);
     assert_eq!(submit(&mut t, "a better gang of 128", &gang(128)), 128);
-    let impossible = |spec: &mut JobSpec| {
-        spec.priority = 3;
-        spec.roles[0].ranks = 2_000;
-        spec.roles[0].request.devices[0].count = 8;
+    let whole_nodes = |ranks: u32| {
+        move |spec: &mut JobSpec| {
+            spec.priority = 3;
+            spec.roles[0].ranks = ranks;
+            spec.roles[0].request.devices[0].count = 8;
+        }
     };
-    assert_eq!(submit(&mut t, "a gang for which there are too few candidates", &impossible), 0);
+    assert_eq!(submit(&mut t, "a gang of 2,000 whole nodes", &whole_nodes(2_000)), 4_000);
+    assert_eq!(submit(&mut t, "a gang for which there are too few candidates", &whole_nodes(9_000)), 0);
     assert_eq!(submit(&mut t, "one more behind it", &|_| ()), 0);
+}
+
+/// On 1,100 full nodes a gang of 1,024 has as many emptied as it needs, those where least is lost, though no node is held by the
+/// latest jobs alone.
+#[test]
+fn a_gang_of_a_thousand_nodes_has_them_emptied() {
+    let mut t = Fixture::new();
+    join(&mut t, 1_100);
+    let submit = |t: &mut Fixture, at: u64, change: &dyn Fn(&mut JobSpec)| {
+        let mut spec = spec(1, 1);
+        change(&mut spec);
+        let mut effects = Vec::new();
+        let event = Event::Request { id: 0, command: Command::Submit(Arc::new(spec)) };
+        let began = Instant::now();
+        t.cluster.step(Time(at), event, &mut effects);
+        let by = |effect: &Effect| match effect {
+            Effect::Note(Note::Preempted { job, .. }) => Some(*job),
+            _ => None,
+        };
+        (effects.iter().filter_map(by).collect::<BTreeSet<JobId>>(), began.elapsed())
+    };
+    let of = |devices: u16, last: u32| {
+        move |spec: &mut JobSpec| {
+            spec.roles[0].request.devices[0].count = devices;
+            spec.array = Some(ArrayRange { first: 1, last, step: 1 });
+        }
+    };
+    // The first of the large ones have run for longest; one node is held by a job of a higher priority too.
+    submit(&mut t, 0, &of(7, 500));
+    submit(&mut t, 5_000, &of(7, 600));
+    submit(&mut t, 6_000, &of(1, 1_099));
+    submit(&mut t, 6_000, &|spec| spec.priority = 5);
+    assert_eq!(t.cluster.jobs().holding().count(), 2_200);
+    let held_by_better = t.cluster.jobs().iter().next_back().expect("the last one").ranks[0].node;
+    let gang = |ranks: u32| {
+        move |spec: &mut JobSpec| {
+            (spec.priority, spec.roles[0].ranks) = (2, ranks);
+            spec.roles[0].request.devices[0].count = 8;
+        }
+    };
+    let is_oldest =
+        |t: &Fixture, id: &JobId| t.cluster.jobs().get(*id).is_some_and(|job| job.id <= JobId(500));
+    let before = t.cluster.clone();
+    let (victims, _) = submit(&mut t, 9_000, &gang(512));
+    assert_eq!(victims.len(), 1_024);
+    assert!(!victims.iter().any(|id| is_oldest(&t, id)), "there are enough that lose less");
+    t.cluster = before.clone();
+    assert!(submit(&mut t, 9_000, &gang(1_100)).0.is_empty(), "one node holds a better job");
+    t.cluster = before;
+    let (victims, took) = submit(&mut t, 9_000, &gang(1_024));
+    println!("a better gang of 1,024 nodes: {} of 2,200 jobs stop, found in {took:?}", victims.len());
+    assert_eq!(victims.len(), 2_048, "two on each node");
+    let job = |id: &JobId| t.cluster.jobs().get(*id).expect("a victim");
+    let nodes: BTreeSet<NodeId> = victims.iter().map(|id| job(id).ranks[0].node).collect();
+    assert_eq!(nodes.len(), 1_024);
+    assert!(!nodes.contains(&held_by_better));
+    let oldest = victims.iter().filter(|id| is_oldest(&t, id)).count();
+    assert!((424..=425).contains(&oldest), "{oldest} of the oldest stop, where 599 or 600 nodes lose less");
+    t.cluster.check();
+}
+
+/// Two thousand jobs at once for which others are to stop: what one more allocates does not depend on how many there are.
+#[test]
+fn a_submission_costs_the_same_however_many_others_stop_for_those_before_it() {
+    let mut t = Fixture::new();
+    join(&mut t, 1_000);
+    let submit = |t: &mut Fixture, at: u64, change: &dyn Fn(&mut JobSpec)| {
+        let mut spec = spec(1, 1);
+        change(&mut spec);
+        let (cluster, mut effects) = (&mut t.cluster, Vec::with_capacity(64));
+        let event = Event::Request { id: 0, command: Command::Submit(Arc::new(spec)) };
+        let began = Instant::now();
+        let count = allocations(|| cluster.step(Time(at), event, &mut effects));
+        (count, began.elapsed())
+    };
+    submit(&mut t, 0, &|spec| spec.array = Some(ArrayRange { first: 1, last: 8_000, step: 1 }));
+    let costs: Vec<(u64, Duration)> =
+        (1..=2_000).map(|at| submit(&mut t, at, &|spec| spec.priority = 1)).collect();
+    assert_eq!(t.cluster.jobs().promised().count(), 2_000, "each has somebody stopped for it");
+    let mean = |costs: &[(u64, Duration)]| {
+        costs.iter().map(|(count, _)| *count).sum::<u64>() as f64 / costs.len() as f64
+    };
+    let time = |costs: &[(u64, Duration)]| {
+        costs.iter().map(|(_, time)| *time).sum::<Duration>() / costs.len() as u32
+    };
+    let (few, many) = (&costs[10..110], &costs[1_900..]);
+    println!(
+        "few stop: {} allocations in {:?}; 2,000 stop: {} in {:?}",
+        mean(few),
+        time(few),
+        mean(many),
+        time(many)
+    );
+    assert!(mean(many) < mean(few) * 1.1 + 2.0, "{} where few stop, {} where many do", mean(few), mean(many));
+    t.cluster.check();
 }
 
 /// Trainings of one device are left on 2,000 nodes when those beside them have ended; a job wants two devices of a node.

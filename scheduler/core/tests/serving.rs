@@ -246,6 +246,30 @@ fn a_service_takes_the_cheapest_class_a_request_then_the_next_and_gives_the_dear
     assert_eq!(models(&t), ["a100"]);
 }
 
+/// An A100 is 1.2 times cheaper a request than a T4 by what their speed counts. Where an hour of it costs twice that, a request does.
+#[test]
+fn a_request_costs_what_the_operator_says_that_an_hour_does() {
+    let asked = |price: Option<u64>| {
+        let mut t = Fixture::with(patient());
+        node(&mut t, 0, "t4", 2, 208, 320);
+        node(&mut t, 1, "a100", 2, 1000, 2039);
+        t.tell(Command::SetPrice { model: "a100".into(), milli: price });
+        t.tell(Command::Submit(Arc::new(service(1, 5, Some(PROMISE)))));
+        let offers = t.cluster.class_offers(t.job(1));
+        let cost = |model: &str| {
+            let (_, offer) = offers.iter().find(|(class, _)| *class.model == *model).expect("it has devices");
+            offer.cost as f64
+        };
+        (models(&t), cost("a100"), cost("t4"))
+    };
+    let (by_speed, a100, t4) = asked(None);
+    assert_eq!(by_speed, ["a100"]);
+    let (by_price, dear, same) = asked(Some(2_000));
+    assert_eq!(by_price, ["t4"]);
+    assert!((1.99..2.01).contains(&(dear / a100)) && same == t4, "{a100} {dear}, {t4} {same}");
+    assert_eq!(asked(Some(1_000)), asked(None), "a price that is its speed changes nothing");
+}
+
 /// One that sleeps, or waits for room, has no replica of which anything could be said, of whatever size its role is.
 #[test]
 fn of_a_service_without_replicas_nothing_is_said() {

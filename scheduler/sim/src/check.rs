@@ -71,7 +71,7 @@ impl Sim {
                 // Asked of the one that lives. Where room is kept, the next round may keep other room, and so find victims
                 // that this one did not: that is waited for.
                 let again = cluster.without_futile();
-                let mut free = Free::of(&again);
+                let mut free = free_for_all(&again);
                 let keeps = free.keeps_any();
                 let again = plan(&mut free, self.now);
                 let one_role = |id: &JobId| one_role(id) && !keeps && !free.keeps_any();

@@ -187,6 +187,11 @@ pub fn node(cluster: &Cluster, shared: &Shared, node: &Node) -> v1::Node {
     let lease = cluster.nodes().lease(node.id);
     let mut booked: Vec<&Reservation> = cluster.reservations().of_node(node.id).collect();
     booked.sort_by_key(|it| it.start);
+    let price = |device: &Device| cluster.tariff().of(&device.class).unwrap_or(0);
+    let mut prices_milli: Vec<u64> = node.inventory.devices.iter().map(price).collect();
+    if prices_milli.iter().all(|price| *price == 0) {
+        prices_milli.clear();
+    }
     v1::Node {
         name: node.name.to_string(),
         up: node.up,
@@ -206,6 +211,7 @@ pub fn node(cluster: &Cluster, shared: &Shared, node: &Node) -> v1::Node {
         reservations: booked.iter().map(|it| reservations::reservation(cluster, it)).collect(),
         findings: session.map(|session| session.findings()).into_iter().flatten().chain(rival).collect(),
         cordoned_because: node.blame.as_ref().map(|blame| blame.why.to_string()).unwrap_or_default(),
+        prices_milli,
     }
 }
 

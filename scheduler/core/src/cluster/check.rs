@@ -61,6 +61,8 @@ impl Cluster {
         self.queues.check(&charges);
         assert_eq!(*self.durations, Durations::of(&self.jobs), "how long jobs ran");
         self.check_reservations();
-        self.room().check(self.nodes.iter().map(|node| (node, self.nodes.held(node.id))));
+        self.promises().check(self);
+        let nodes = self.nodes.iter().map(|node| (node, self.nodes.held(node.id)));
+        self.room().check(nodes, |node, held| self.promises().leaves(&self.jobs, self.room(), node, held));
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::domain::{Stand, Within, in_one_domain, may_stand};
+use super::preempt::Promises;
 use super::reserve::{self, Kept, Owner};
 use super::room::{NodeFree, Room};
 use super::{Known, Plan};
@@ -21,6 +22,8 @@ pub struct Free<'a> {
     pub(super) cluster: &'a Cluster,
     pub(super) room: Box<Room>,
     pub(super) kept: Kept,
+    /// What is promised to jobs to which others give way: taken from the room.
+    pub(super) promises: Box<Promises>,
     /// Of the classes of devices, as the round found it. See [`Room::scarcity`].
     pub(super) scarcity: Vec<i64>,
     /// Added by the round to what queues hold, in thousandths of a device.
@@ -405,23 +408,6 @@ fn free_port(node: &Node, left: &NodeFree, job: &Job, rank: usize) -> Option<u16
 }
 
 impl<'a> Free<'a> {
-    /// Healthy resources of live nodes that no job holds. Copies what the cluster knows of them: `O(nodes)`.
-    pub fn of(cluster: &'a Cluster) -> Free<'a> {
-        Free::in_room(cluster, Box::new(cluster.room().clone()), cluster.kept.clone())
-    }
-
-    /// The same, of a room that is up to date.
-    pub(crate) fn in_room(cluster: &'a Cluster, room: Box<Room>, kept: Kept) -> Free<'a> {
-        let scarcity = room.scarcity();
-        let (taken, left, at) = (BTreeMap::new(), BTreeMap::new(), cluster.now());
-        Free { cluster, room, kept, scarcity, taken, left, at }
-    }
-
-    /// Gives the room back, without what was taken from it, and what is kept of it.
-    pub(crate) fn into_parts(self) -> (Box<Room>, Kept) {
-        (self.room, self.kept)
-    }
-
     /// Keeps room for jobs of these shapes, and for wide ones to come, see [`Kept::renew`].
     pub(super) fn keep(&mut self, freed: &[NodeId], unfit: &BTreeSet<Arc<Shape>>, placed: &BTreeSet<JobId>) {
         self.kept.renew(self.cluster, freed, unfit, placed);

@@ -8,6 +8,7 @@ pub mod grow;
 mod index;
 pub mod migrate;
 mod order;
+mod parts;
 pub mod preempt;
 pub mod price;
 mod reserve;
@@ -15,12 +16,12 @@ mod room;
 mod score;
 mod spare;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::jobs::Shape;
+use crate::jobs::{Job, Shape};
 use crate::types::*;
-use preempt::Promises;
+use preempt::{Ahead, Round};
 
 pub use advantage::ClassSpeed;
 pub use domain::Within;
@@ -29,7 +30,8 @@ pub use fit::{Free, Misfit, fits, most, place};
 pub use grow::Growth;
 pub(crate) use migrate::place_on;
 pub use migrate::{Aim, Migration};
-pub use preempt::{Futile, Preemption, Promised, Victim, free_for_all};
+pub(crate) use parts::Parts;
+pub use preempt::{Futile, Preemption, Promises, Victim, free_for_all};
 pub(crate) use reserve::LATELY;
 pub use reserve::{Kept, Owner, Turnover};
 pub use room::{DeviceFree, NodeFree, Room};
@@ -65,8 +67,6 @@ pub struct Plan {
     pub grow_at: Option<Time>,
     /// For the next round.
     pub known: Known,
-    /// What is promised to jobs to which others give way.
-    pub promised: Promised,
     /// Whether another round must follow at once: something is kept no more, or victims are to be sought for further
     /// jobs.
     pub is_unfinished: bool,
@@ -83,13 +83,33 @@ pub struct Known {
     pub kept_from: BTreeSet<Arc<Shape>>,
     /// Those that found no victims either.
     pub futile: Futile,
+    /// Jobs that have given back what they held.
+    pub ends: u64,
+    /// Gangs that found none among all jobs, with their priority and how many had given back what they held by then.
+    vain: BTreeMap<Arc<Shape>, (i32, u64)>,
 }
+
+/// All jobs are looked at again for a gang that found no victims when as many have ended as this part of its ranks.
+const PATIENCE: u64 = 8;
 
 impl Known {
     /// What is kept for others has changed.
     pub(crate) fn forget_kept(&mut self) {
         self.kept_from.iter().for_each(|shape| _ = self.unfit.remove(shape));
         self.kept_from.clear();
+    }
+
+    /// Whether it is time to look at all jobs for those that may give way to a gang.
+    fn may_look_by_node(&self, job: &Job, shape: &Shape) -> bool {
+        let rest = u64::from(job.spec.min_ranks()) / PATIENCE;
+        self.vain
+            .get(shape)
+            .is_none_or(|(priority, ends)| *priority < job.spec.priority || rest <= self.ends - ends)
+    }
+
+    /// There were none.
+    fn looked_in_vain(&mut self, job: &Job, shape: &Arc<Shape>) {
+        self.vain.insert(shape.clone(), (job.spec.priority, self.ends));
     }
 }
 
@@ -107,25 +127,26 @@ pub fn plan(free: &mut Free, now: Time) -> Plan {
 pub(crate) fn plan_next(free: &mut Free, now: Time, known: Known) -> Plan {
     let cluster = free.cluster;
     let mut plan = Plan { known, ..Plan::default() };
-    let mut promises = Promises::of(free, &mut plan.starts);
-    plan.growths = promises.keep_claims(free);
-    let before = promises.promised();
+    let mut round = Round::begin(free, &mut plan.starts);
+    plan.growths = round.keep_claims(free);
     let mut at_limit = false;
-    let mut placed: BTreeSet<JobId> = promises.jobs().collect();
+    let mut placed: BTreeSet<JobId> = round.begun().map(|(id, _)| id).collect();
     free.keep(&cluster.freed, &plan.known.unfit, &placed);
     free.wake(&cluster.freed, &mut plan);
-    free.wake(&preempt::moved(&cluster.promised, &before), &mut plan);
-    let mut ready = order::Ready::of(cluster, now, &plan.known, &promises);
+    let moved = free.promises.take_moved();
+    free.wake(&moved, &mut plan);
+    let mut ready = order::Ready::of(cluster, now, &plan.known, (&free.promises, &round));
     while let Some((job, shape)) = ready.best() {
-        if let Some(ranks) = promises.counted(job.id) {
-            ready.pop(job, shape, ranks);
+        if round.has_begun(job.id) || free.promises.is_promised(job.id) {
+            // It was charged for before.
+            ready.pop(job, shape, Ahead::default());
             continue;
         }
         if !plan.known.unfit.contains(shape) {
             match place(free, job) {
                 Ok(ranks) => {
                     placed.insert(job.id);
-                    ready.pop(job, shape, &ranks);
+                    ready.pop(job, shape, Ahead::of(cluster, &ranks));
                     plan.starts.push((job.id, ranks));
                     continue;
                 }
@@ -157,9 +178,10 @@ pub(crate) fn plan_next(free: &mut Free, now: Time, known: Known) -> Plan {
                 }
             }
         }
-        match promises.seek(free, (job, shape), (&plan.starts, &plan.growths), &mut plan.known.futile) {
+        match round.seek(free, (job, shape), (&plan.starts, &plan.growths), &mut plan.known) {
             Some(preemption) => {
                 placed.insert(job.id);
+                ready.pop(job, shape, free.promises.ahead_for(cluster, job.id));
                 plan.preemptions.push(preemption);
             }
             None => ready.drop_line(&job.spec.queue, shape),
@@ -168,19 +190,18 @@ pub(crate) fn plan_next(free: &mut Free, now: Time, known: Known) -> Plan {
     let (grown, grow_at) = grow::grow(free, now, &plan);
     plan.grow_at = grow_at;
     plan.growths.extend(grown);
-    plan.claims = promises.claim(free, &plan);
+    plan.claims = round.claim(free, &plan);
     // While others give way, what is idle may be theirs.
     let is_calm =
         plan.preemptions.is_empty() && plan.claims.is_empty() && cluster.jobs().preemptors().next().is_none();
     if is_calm && cluster.migrations_are_due() {
         (plan.migrations, plan.exchanges) = migrate::migrate(free, &plan);
         if plan.migrations.is_empty() && plan.exchanges.is_empty() {
-            plan.migrations = promises.defragment(free, &plan);
+            plan.migrations = round.defragment(free, &plan);
         }
     }
     plan.tired_at = free.tired_at(&plan);
-    plan.promised = preempt::remember(promises.promised(), &before);
-    let seeks = promises.end(free, &plan) || preempt::claim::may_help(cluster, &plan);
+    let seeks = round.is_unfinished(&plan) || preempt::claim::may_help(cluster, &plan);
     // At its limit, a job may have been kept from the alternative that counts less.
     let is_kept_from = at_limit || !plan.known.kept_from.is_empty() || !plan.known.futile.is_empty();
     plan.is_unfinished = seeks || (is_kept_from && free.kept.has_lost());

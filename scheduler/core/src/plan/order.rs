@@ -4,7 +4,7 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::preempt::{self, Promises};
+use super::preempt::{self, Ahead, Promises, Round};
 use super::{Known, Order};
 use crate::cluster::Cluster;
 use crate::jobs::{Job, Shape, Turn};
@@ -128,12 +128,18 @@ impl<'a> Ready<'a> {
     /// `O(queues * depth * log queues)`; if nothing new is ready, nothing.
     ///
     /// * `known`: jobs of shapes that do not fit are left out where victims need not be sought either.
-    pub fn of(cluster: &'a Cluster, now: Time, known: &Known, promises: &Promises) -> Ready<'a> {
+    /// * `promises`, `round`: for what queues are charged before all else.
+    pub fn of(
+        cluster: &'a Cluster,
+        now: Time,
+        known: &Known,
+        (promises, round): (&Promises, &Round),
+    ) -> Ready<'a> {
         let (queues, branches) = (cluster.queues(), vec![Branch::new(None, POOL)]);
         let mut ready = Ready { cluster, decay: queues.decay(), branches, index: BTreeMap::new() };
         for (queue, shapes) in cluster.jobs().ready() {
             let open = shapes.iter().filter(|(shape, jobs)| {
-                let head = || jobs.iter().find(|(_, id)| promises.counted(*id).is_none());
+                let head = || jobs.iter().find(|(_, id)| !round.has_begun(*id) && !promises.is_promised(*id));
                 let head = || cluster.jobs().get(head()?.1);
                 !known.unfit.contains(*shape)
                     || head()
@@ -156,10 +162,29 @@ impl<'a> Ready<'a> {
                     }
                 }
             }
+            promises.ahead().for_each(|(queue, ahead)| ready.charge_ahead(queue, ahead));
+            for (id, ranks) in round.begun() {
+                let queue = &cluster.jobs().get(id).expect("it was just placed").spec.queue;
+                ready.charge_ahead(queue, Ahead::of(cluster, ranks));
+            }
             // A branch comes after its parent.
             (0..ready.branches.len()).rev().for_each(|at| ready.look_ahead(at));
         }
         ready
+    }
+
+    /// Charges a queue and those above it for what it will hold.
+    fn charge_ahead(&mut self, queue: &Name, ahead: Ahead) {
+        let used = self.decay.claim(0, ahead.worth_milli);
+        for above in self.cluster.queues().line(queue) {
+            let Some(at) = self.index.get(&above.name) else { continue };
+            let branch = &mut self.branches[*at];
+            branch.held_milli += ahead.charge_milli;
+            branch.used += used;
+            if above.name == *queue {
+                branch.own_used += used;
+            }
+        }
     }
 
     /// The branch of a queue, made if it is not there.
@@ -212,7 +237,7 @@ impl<'a> Ready<'a> {
     }
 
     /// Removes a job that was placed, and charges its queue, for this round. `O(depth * (children + shapes))`.
-    pub fn pop(&mut self, job: &Job, shape: &Arc<Shape>, ranks: &[Allocation]) {
+    pub fn pop(&mut self, job: &Job, shape: &Arc<Shape>, ahead: Ahead) {
         let at = self.index[&job.spec.queue];
         let line = self.branches[at].lines.iter_mut().find(|line| Arc::ptr_eq(line.shape, shape));
         let line = line.expect("the line of the best job");
@@ -221,12 +246,10 @@ impl<'a> Ready<'a> {
             Some(head) => line.head = *head,
             None => self.branches[at].leave(shape),
         }
-        let charge: u64 = ranks.iter().map(|rank| rank.charge_milli).sum();
-        let worth = ranks.iter().map(|rank| self.cluster.worth_milli(rank)).sum();
-        let used = self.decay.claim(0, worth);
+        let used = self.decay.claim(0, ahead.worth_milli);
         self.branches[at].own_used += used;
         self.climb(at, |branch| {
-            branch.held_milli += charge;
+            branch.held_milli += ahead.charge_milli;
             branch.used += used;
         });
     }

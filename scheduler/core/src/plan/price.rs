@@ -11,6 +11,7 @@
 //! bid-price controls for network revenue management", Management Science 44(11), 1998.
 
 use std::collections::BTreeMap;
+use std::ops::{AddAssign, SubAssign};
 
 use crate::speed::Kind;
 use crate::types::*;
@@ -71,6 +72,20 @@ pub struct Totals {
     pub devices_milli: u64,
     #[allow(missing_docs)]
     pub cpus_milli: u64,
+}
+
+impl AddAssign for Totals {
+    fn add_assign(&mut self, other: Totals) {
+        self.devices_milli += other.devices_milli;
+        self.cpus_milli += other.cpus_milli;
+    }
+}
+
+impl SubAssign for Totals {
+    fn sub_assign(&mut self, other: Totals) {
+        self.devices_milli -= other.devices_milli;
+        self.cpus_milli -= other.cpus_milli;
+    }
 }
 
 impl Default for Prices {

@@ -171,6 +171,11 @@ impl Room {
         &self.nodes[node.0 as usize].free
     }
 
+    /// What is free on a node that is known when so much of it is held.
+    pub(super) fn left_on(&self, node: &Node, held: &Held) -> NodeFree {
+        NodeFree::of(node, held, &self.nodes[node.id.0 as usize].class_of)
+    }
+
     /// Brings a node up to date. Nodes are entered in the order of their identities.
     /// `O(gaps of the node * log nodes)`.
     pub(crate) fn refresh(&mut self, node: &Node, held: &Held) {
@@ -183,12 +188,14 @@ impl Room {
             self.unindex(node.id);
             let class_of = node.inventory.devices.iter().map(|device| self.class_id(&device.class)).collect();
             self.count_figures(id, false);
-            self.count_sizes(id, false);
+            let fewer = self.count_sizes(id, false);
             self.nodes[id].class_of = class_of;
             self.nodes[id].has = size(&node.inventory);
             self.nodes[id].inventory = node.inventory.clone();
             self.count_figures(id, true);
-            self.count_sizes(id, true);
+            if self.count_sizes(id, true) || fewer {
+                self.find_choosy();
+            }
         }
         let class_of = &self.nodes[id].class_of;
         let free = NodeFree::of(node, held, class_of);
@@ -237,8 +244,8 @@ impl Room {
         }
     }
 
-    /// Adds or removes how large a node is, for each class that it has.
-    fn count_sizes(&mut self, id: usize, add: bool) {
+    /// Adds or removes how large a node is, for each class that it has. Returns whether nodes have other sizes now.
+    fn count_sizes(&mut self, id: usize, add: bool) -> bool {
         let mut changed = false;
         for (class, size) in sizes(&self.nodes[id].inventory, &self.nodes[id].class_of) {
             let sizes = &mut self.sizes[usize::from(class)];
@@ -249,9 +256,7 @@ impl Room {
                 sizes.remove(&size);
             }
         }
-        if changed {
-            self.find_choosy();
-        }
+        changed
     }
 
     /// Adds or removes what the devices of a node say of their speed.
@@ -352,7 +357,7 @@ impl Room {
     }
 
     /// Changes what is free on a node that takes work; returns what was free before.
-    pub(super) fn change(&mut self, id: NodeId, free: NodeFree) -> NodeFree {
+    pub(crate) fn change(&mut self, id: NodeId, free: NodeFree) -> NodeFree {
         self.unindex(id);
         let before = std::mem::replace(&mut self.nodes[id.0 as usize].free, free);
         self.index(id);
@@ -366,8 +371,7 @@ impl Room {
             let (gap, group) = &mut self.gaps[group as usize];
             group.remove(&entry.for_gap(gap, &self.classes, node.worth_milli), self.prices.core_value);
         }
-        self.has.devices_milli -= node.has.devices_milli;
-        self.has.cpus_milli -= node.has.cpus_milli;
+        self.has -= node.has;
         for device in accelerators(&node.free, &self.classes) {
             self.free_milli[usize::from(device.class)] -= u64::from(device.compute_milli);
         }
@@ -384,8 +388,7 @@ impl Room {
         let (entry, gaps) = summary(id, &node.free, &node.inventory.devices, &self.classes);
         node.entry = Some(entry);
         node.worth_milli = worth_milli(&self.prices, &node.free, &self.classes);
-        self.has.devices_milli += node.has.devices_milli;
-        self.has.cpus_milli += node.has.cpus_milli;
+        self.has += node.has;
         for gap in gaps {
             let group = *self.gap_ids.entry(gap.key()).or_insert_with(|| {
                 self.gaps.push((gap, Group::default()));
@@ -525,7 +528,13 @@ impl Room {
     ///
     /// # Panics
     /// When something is not what it should be.
-    pub(crate) fn check<'a>(&self, nodes: impl Iterator<Item = (&'a Node, &'a Held)>) {
+    ///
+    /// * `left`: what is free on a node of which so much is held.
+    pub(crate) fn check<'a>(
+        &self,
+        nodes: impl Iterator<Item = (&'a Node, &'a Held)>,
+        left: impl Fn(&'a Node, &'a Held) -> NodeFree,
+    ) {
         let (mut entries, mut has) = (0, Totals::default());
         let mut free_milli = vec![0; self.classes.len()];
         for ((node, held), known) in nodes.zip(&self.nodes) {
@@ -535,7 +544,7 @@ impl Room {
                 classes.eq(node.inventory.devices.iter().map(|device| &device.class)),
                 "classes of {name}"
             );
-            let free = NodeFree::of(node, held, &known.class_of);
+            let free = left(node, held);
             assert_eq!(known.free, free, "what is free on {name}");
             assert_eq!(known.entry.is_some(), node.takes_work(), "whether {name} is indexed");
             if known.entry.is_none() {
@@ -552,9 +561,7 @@ impl Room {
                 let entry = entry.for_gap(gap, &self.classes, worth);
                 assert!(group.iter().any(|other| *other == entry), "{name} in a group");
             }
-            let all = size(&node.inventory);
-            has.devices_milli += all.devices_milli;
-            has.cpus_milli += all.cpus_milli;
+            has += size(&node.inventory);
             entries += gaps.len();
             for device in accelerators(&free, &self.classes) {
                 free_milli[usize::from(device.class)] += u64::from(device.compute_milli);

@@ -42,6 +42,10 @@ pub struct Figures {
     pub booked_ns: u64,
     /// Steps with a submission for which another job is stopped, in a pool without a free device.
     pub preempts: Spread,
+    /// The same, when so many have been stopped for those before it as the pool has jobs for, 2,000 at most.
+    pub preempts_many: Spread,
+    /// How many that were.
+    pub stopped: u32,
     /// Gangs of so many whole nodes for which others are stopped; those that the pool is large enough for.
     pub gangs_preempt: Vec<(u32, u64)>,
     /// Explaining a job that waits.
@@ -90,6 +94,8 @@ impl Meter {
 const STEPS: u32 = 2000;
 /// Of those that stop others, which take longer.
 const STOPS: u32 = 50;
+/// So many are stopped before others are measured, at most.
+const MANY: u32 = 2000;
 /// Ranks of the gangs that are measured.
 const GANGS: [u32; 3] = [128, 1024, 8192];
 
@@ -189,8 +195,10 @@ fn full(figures: &mut Figures, meter: Meter) {
     };
     let (mut cluster, one) = (pool.clone(), of(1, 1));
     figures.preempts = spread((0..STOPS).map(|_| meter.submit(&mut cluster, &one)));
-    // For one that waits, no more than 1,024 running jobs are looked at.
-    for ranks in [16, 128].into_iter().filter(|ranks| *ranks <= figures.nodes) {
+    figures.stopped = MANY.min(figures.nodes * 8 - STOPS);
+    (STOPS..figures.stopped).for_each(|_| _ = meter.submit(&mut cluster, &one));
+    figures.preempts_many = spread((0..STOPS).map(|_| meter.submit(&mut cluster, &one)));
+    for ranks in [16, 128, 1024].into_iter().filter(|ranks| *ranks <= figures.nodes) {
         let mut cluster = pool.clone();
         figures.gangs_preempt.push((ranks, meter.submit(&mut cluster, &of(ranks, 8))));
         let gives_way =

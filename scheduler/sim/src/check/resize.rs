@@ -142,7 +142,8 @@ impl Sim {
             by.is_some_and(|by| matches!(by.phase, Phase::Active | Phase::Pending(_)))
         };
         let claimed = cluster.jobs().holding().any(|giver| giver.gives_way_to().is_some_and(claims));
-        for waits in waiting.map(|(_, id)| cluster.jobs().get(*id).expect("a ready job")) {
+        let waiting = waiting.map(|(_, id)| cluster.jobs().get(*id).expect("a ready job"));
+        for waits in waiting.chain(cluster.jobs().promised()) {
             let limited =
                 || cluster.queues().line(&waits.spec.queue).any(|queue| queue.limit_milli.is_some());
             let is_robbed = fits(&mut before, waits).is_ok() && fits(&mut now, waits).is_err();

@@ -7,13 +7,11 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use super::search::Search;
-use super::{
-    Part, Preemption, Promises, Victim, give_to, guards, may_reclaim, nobody_gives_way, spare_milli, take,
-};
+use super::{Part, Preemption, Round, Victim, give_to, guards, may_reclaim, spare_milli, takes_within_limit};
 use crate::cluster::Cluster;
 use crate::event::Queue;
 use crate::jobs::{Job, Phase};
-use crate::plan::fit::{Free, charge};
+use crate::plan::fit::Free;
 use crate::plan::{Growth, Order, Plan};
 use crate::types::*;
 
@@ -70,24 +68,24 @@ fn needy<'a>(cluster: &'a Cluster, plan: &Plan) -> Vec<&'a Job> {
     needy
 }
 
-impl<'a> Promises<'a> {
+/// Whether what was given up since then for a job that runs is for it as it runs now.
+pub fn may_be_given_more(job: &Job, since: Time) -> bool {
+    // While it waited, others may have given way to one that has started elsewhere.
+    job.phase == Phase::Active && job.began <= Some(since) && job.spec.promise().is_some()
+}
+
+impl Round {
     /// Lets services grow into what was given up for them, and keeps it while not all of it is there.
-    pub fn keep_claims(&mut self, free: &mut Free<'a>) -> Vec<Growth> {
-        let (cluster, mut growths) = (free.cluster, Vec::new());
-        if nobody_gives_way(cluster) {
-            return growths;
-        }
-        let jobs = cluster.jobs();
-        let freed_for = cluster.freed_for.iter().filter_map(|(id, at)| Some((jobs.get(*id)?, *at)));
-        let claimants: BTreeSet<(Time, Reverse<i32>, JobId)> = (freed_for.chain(jobs.gives_way()))
-            // While it waited, others may have given way to one that has started elsewhere.
-            .filter(|(job, at)| job.phase == Phase::Active && job.began <= Some(*at))
-            .filter(|(job, _)| job.spec.promise().is_some())
-            .map(|(job, at)| (at, Reverse(job.spec.priority), job.id))
-            .collect();
-        for (.., id) in claimants {
+    pub fn keep_claims(&mut self, free: &mut Free) -> Vec<Growth> {
+        let (jobs, mut growths) = (free.cluster.jobs(), Vec::new());
+        for (since, _, id) in self.due(free, may_be_given_more) {
             let service = jobs.get(id).expect("a job that runs");
             let victims: Vec<&Job> = jobs.victims_of(id).collect();
+            self.withdraw(free, id);
+            match victims.is_empty() {
+                true => free.promises.close(id),
+                false => free.promises.enter(id),
+            }
             let mut search = Search::new(free, self);
             victims.iter().for_each(|victim| search.give(victim));
             let ranks = search.find_more(service, &|_| true);
@@ -95,22 +93,21 @@ impl<'a> Promises<'a> {
             if ranks.is_empty() {
                 continue; // It needs no more by now.
             }
-            let is_within_limit = free.over_limit(&service.spec.queue, charge(&ranks)).is_none();
-            if is_within_limit && take(free, service, &ranks) {
+            if takes_within_limit(free, service, &ranks) {
                 give_to(&mut self.started, &ranks);
                 self.seen.1 += 1;
                 self.grows = true;
                 growths.push(Growth { job: id, more: ranks });
-            } else {
+            } else if !victims.is_empty() {
                 let victims: Vec<Part> = victims.into_iter().map(Part::of).collect();
-                self.promise(free, service, &victims, ranks);
+                self.promise(free, (service, since), &victims, ranks);
             }
         }
         growths
     }
 
     /// Seeks ranks that trainings can do without for services that need more replicas.
-    pub fn claim(&mut self, free: &mut Free<'a>, plan: &Plan) -> Vec<Preemption> {
+    pub fn claim<'a>(&mut self, free: &mut Free<'a>, plan: &Plan) -> Vec<Preemption> {
         let cluster: &'a Cluster = free.cluster;
         let (policy, mut claims) = (cluster.policy(), Vec::new());
         if !policy.preemption || !policy.yield_to_services {
@@ -127,7 +124,7 @@ impl<'a> Promises<'a> {
         for service in needy {
             let mut search = Search::new(free, self);
             let Some((victims, ranks)) = search.claim(service, &busy) else { continue };
-            self.promise(free, service, &victims, ranks);
+            self.promise(free, (service, cluster.now()), &victims, ranks);
             busy.extend(victims.iter().map(|victim| victim.job.id));
             let victim = |victim: Part| Victim {
                 job: victim.job.id,

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::search::{Search, nodes};
-use super::{Part, Promises, give_to, least_milli};
+use super::{Part, Round, give_to, least_milli};
 use crate::jobs::{Job, Phase};
 use crate::plan::fit::{Free, Misfit, fits};
 use crate::plan::migrate::{Aim, Migration, Mover, cost_ms, may_move};
@@ -80,17 +80,17 @@ fn candidates<'a>(
     movers
 }
 
-impl<'a> Promises<'a> {
+impl Round {
     /// Jobs that move so that others fit which wait.
     ///
     /// Whether that is worth it needs no forecast: a job has others moved when it has waited for as long as that loses,
     /// both times the devices. So at most twice is lost of what would be lost by whoever knew how long it will wait.
-    pub fn defragment(&mut self, free: &mut Free<'a>, plan: &Plan) -> Vec<Migration> {
+    pub fn defragment<'a>(&mut self, free: &mut Free<'a>, plan: &Plan) -> Vec<Migration> {
         let cluster = free.cluster;
         self.catch_up(&plan.starts, &plan.growths);
         let mut found: Option<Vec<Site>> = None;
         let (mut migrations, mut moved, mut rooms) = (Vec::new(), BTreeSet::new(), 0);
-        for (_, job) in spare::waiting(free, plan).into_iter().take(MAX_LOOKS) {
+        for job in spare::waiting(free, plan).into_iter().take(MAX_LOOKS) {
             if rooms == MAX_ROOMS {
                 break;
             }
@@ -111,7 +111,7 @@ impl<'a> Promises<'a> {
                 give_to(&mut self.started, &it.ranks);
                 leave.push(Part { job, stays: Vec::new() });
             }
-            self.promise(free, job, &leave, ranks);
+            self.promise(free, (job, cluster.now()), &leave, ranks);
             moved.extend(moves.iter().map(|it| it.job));
             migrations.extend(moves);
             rooms += 1;
@@ -123,7 +123,7 @@ impl<'a> Promises<'a> {
     ///
     /// * `moved`: who moves already.
     /// * `worth`: what may be lost for it, in thousandths of a device times milliseconds.
-    fn gather(
+    fn gather<'a>(
         &self,
         free: &mut Free<'a>,
         job: &'a Job,

@@ -5,19 +5,23 @@
 
 pub mod claim;
 mod defragment;
+mod promises;
 mod search;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::fit::{Free, Taken, charge, extend, fits};
+use super::fit::{Free, Misfit, Taken, charge, extend, find, fits, suits};
 use super::room::NodeFree;
-use super::{Growth, Order, Plan};
+use super::{Growth, Known, Order, Plan};
 use crate::cluster::Cluster;
 use crate::event::Queue;
 use crate::jobs::{Job, Phase, Shape, Then};
 use crate::types::*;
+use claim::may_be_given_more;
+pub use promises::{Ahead, Promises};
+use promises::{Place, Promise, both};
 use search::{Search, nodes};
 
 /// Jobs that give way to one that waits. All of them are needed, and all stop together.
@@ -93,9 +97,9 @@ static NONE_TAKEN: Taken = Taken::new();
 const MAX_SEARCHES: u32 = 8;
 
 /// Those of the job's own queue that it may take, as many as are looked at.
-fn victims_in_own<'a>(cluster: &'a Cluster, job: &'a Job) -> impl Iterator<Item = &'a Job> {
+fn victims_in_own<'a>(cluster: &'a Cluster, job: &'a Job, most: usize) -> impl Iterator<Item = &'a Job> {
     let active = cluster.jobs().active_in(&job.spec.queue);
-    let lower = active.take_while(|victim| victim.spec.priority < job.spec.priority).take(MAX_CANDIDATES);
+    let lower = active.take_while(|victim| victim.spec.priority < job.spec.priority).take(most);
     lower.filter(|victim| has_priority_over(cluster, job, victim) && !cluster.is_out_of_reach(victim))
 }
 
@@ -176,21 +180,16 @@ pub fn is_worth_a_search(cluster: &Cluster, futile: &Futile, job: &Job, shape: &
     };
     cluster.policy().preemption
         && in_vain.is_none_or(|priority| *priority < job.spec.priority)
-        && (victims_in_own(cluster, job).next().is_some()
+        && (victims_in_own(cluster, job, MAX_CANDIDATES).next().is_some()
             || (reclaimers(cluster, &NONE_TAKEN, job).next())
                 .is_some_and(|by| cluster.queues().iter().any(|other| gives(by, other))))
         && cluster.jobs().victims_of(job.id).next().is_none()
 }
 
-/// Whether nobody gives way to anybody, nor has just done so.
-fn nobody_gives_way(cluster: &Cluster) -> bool {
-    cluster.freed_for.is_empty() && cluster.jobs().nobody_stops()
-}
-
 /// What is free for jobs to which nobody gives way.
 pub fn free_for_all(cluster: &Cluster) -> Free<'_> {
-    let mut free = Free::of(cluster);
-    Promises::of(&mut free, &mut Vec::new()).keep_claims(&mut free);
+    let mut free = Free::as_lived(cluster);
+    Round::begin(&mut free, &mut Vec::new()).keep_claims(&mut free);
     free
 }
 
@@ -199,42 +198,13 @@ type Leaving<'a> = BTreeMap<NodeId, Vec<(WorkerId, &'a Allocation)>>;
 /// What is given to ranks, by node.
 type Given = BTreeMap<NodeId, Vec<Allocation>>;
 
-/// What is promised on nodes, and the workers there that will have left by then. `None`: that changed during the round.
-pub type Promised = BTreeMap<NodeId, Option<(Vec<Allocation>, Vec<WorkerId>)>>;
-
-/// Nodes where something else is promised now: there may be more room there than the round before saw.
-pub fn moved(last: &Promised, now: &Promised) -> Vec<NodeId> {
-    if last.is_empty() && now.is_empty() {
-        return Vec::new();
-    }
-    let nodes: BTreeSet<NodeId> = last.keys().chain(now.keys()).copied().collect();
-    let same = |node: &NodeId| last.get(node).is_some_and(|was| was.is_some() && Some(was) == now.get(node));
-    nodes.into_iter().filter(|node| !same(node)).collect()
-}
-
-/// What is promised at the end of a round, for the next one.
-pub fn remember(end: Promised, begin: &Promised) -> Promised {
-    let changed = moved(begin, &end);
-    let mut end = end;
-    changed.into_iter().for_each(|node| _ = end.insert(node, None));
-    end
-}
-
-/// What a round promises to jobs to which others give way. Of what is free, all others see only what stays free once
-/// the victims have left and those jobs have started.
+/// What a round does about jobs to which others give way.
 #[derive(Default)]
-pub struct Promises<'a> {
-    /// Each with what its queue is charged for it in the order of this round: nothing if that only changes hands.
-    jobs: BTreeMap<JobId, Vec<Allocation>>,
-    promised: Given,
-    /// By queue, in thousandths of a device: all that is promised, and how much of it goes beyond what victims give back.
-    charges: BTreeMap<Name, (u64, u64)>,
-    /// With what they give back, in thousandths of a device.
-    victims: BTreeMap<JobId, u64>,
+pub struct Round {
+    /// Those that it starts because others have given way.
+    begun: BTreeMap<JobId, Vec<Allocation>>,
     /// Whether services grow into what was given up for them: who gives way to others is sought once they have.
     grows: bool,
-    /// What the victims give back.
-    leaving: Leaving<'a>,
     /// The round's starts and growths.
     started: Given,
     /// How many of both were counted.
@@ -248,80 +218,183 @@ pub struct Promises<'a> {
     waits: bool,
 }
 
-impl<'a> Promises<'a> {
-    /// Starts the jobs whose victims have left, and keeps the room of those whose victims have not.
-    pub fn of(free: &mut Free<'a>, starts: &mut Vec<(JobId, Vec<Allocation>)>) -> Promises<'a> {
-        let jobs = free.cluster.jobs();
-        if nobody_gives_way(free.cluster) {
-            return Promises::default();
+impl Round {
+    /// Starts the jobs whose victims have left, or that fit elsewhere by now, and promises anew where something has happened.
+    pub fn begin(free: &mut Free, starts: &mut Vec<(JobId, Vec<Allocation>)>) -> Round {
+        let (jobs, mut round) = (free.cluster.jobs(), Round::default());
+        for (since, _, id) in round.due(free, |job, _| job.wants_room()) {
+            round.think_over(free, (id, since), starts);
         }
-        let freed_for = free.cluster.freed_for.iter().filter_map(|(id, at)| Some((jobs.get(*id)?, *at)));
-        let freed_for = freed_for.filter(|(job, _)| job.wants_room());
-        // What was promised first is placed first, so that it is promised again what it was.
-        let preemptors: BTreeSet<(Time, Reverse<i32>, JobId)> = (freed_for.chain(jobs.preemptors()))
-            .map(|(job, at)| (at, Reverse(job.spec.priority), job.id))
-            .collect();
-        let mut promises = Promises::default();
-        for (.., id) in preemptors {
-            let job = jobs.get(id).expect("a job that waits");
-            let victims: Vec<&Job> = jobs.victims_of(id).collect();
-            let mut search = Search::new(free, &promises);
-            victims.iter().for_each(|victim| search.give(victim));
-            // What is kept for others was not promised to them yet; only where there is no other way it is taken.
-            let ranks = search.place(job).or_else(|_| search.place_on_kept(job));
-            victims.iter().for_each(|victim| search.take_back(victim));
-            let Ok(ranks) = ranks else { continue };
-            let is_within_limit = free.over_limit(&job.spec.queue, charge(&ranks)).is_none();
-            if is_within_limit && take(free, job, &ranks) {
-                promises.jobs.insert(id, ranks.clone());
-                starts.push((id, ranks));
-                promises.is_news = true;
-            } else {
-                let victims: Vec<Part> = victims.into_iter().map(Part::of).collect();
-                promises.promise(free, job, &victims, ranks);
-            }
-            promises.catch_up(starts, &[]);
-        }
+        round.start_elsewhere(free, starts);
         // Beyond what was promised, each gets what all promises leave.
         for (id, ranks) in starts {
             let (job, had) = (jobs.get(*id).expect("it was just placed"), ranks.clone());
             extend(free, job, ranks);
             let more: Vec<Allocation> = ranks.iter().filter(|rank| !had.contains(rank)).cloned().collect();
-            give_to(&mut promises.started, &more);
-            promises.jobs.insert(*id, ranks.clone());
+            give_to(&mut round.started, &more);
+            round.begun.insert(*id, ranks.clone());
         }
-        promises
+        round
     }
 
-    /// The jobs that have been dealt with.
-    pub fn jobs(&self) -> impl Iterator<Item = JobId> {
-        self.jobs.keys().copied()
+    /// Jobs to which others give way, or have just done so, that are to be thought over, in order. What was promised to those
+    /// that need it no more is so no longer.
+    fn due(&mut self, free: &mut Free, is_due: impl Fn(&Job, Time) -> bool) -> BTreeSet<Place> {
+        let cluster = free.cluster;
+        if free.promises.nothing_is_open() && cluster.freed_for.is_empty() {
+            return BTreeSet::new();
+        }
+        let freed_for: BTreeMap<JobId, Time> = cluster.freed_for.iter().copied().collect();
+        let all: BTreeSet<JobId> = free.promises.open().chain(freed_for.keys().copied()).collect();
+        let mut due = BTreeSet::new();
+        for id in all {
+            let job = cluster.jobs().get(id);
+            let since = cluster.jobs().gives_way_since(id).max(freed_for.get(&id).copied());
+            let known = free.promises.get(id).map(|promise| promise.place.0);
+            match (job, known.or(since)) {
+                (Some(job), Some(since)) if is_due(job, since) => {
+                    due.insert((since, Reverse(job.spec.priority), id));
+                }
+                (Some(job), Some(since)) if job.wants_room() || may_be_given_more(job, since) => (),
+                _ => {
+                    self.withdraw(free, id);
+                    free.promises.close(id);
+                }
+            }
+        }
+        due
     }
 
-    /// For a job that has been dealt with, what its queue is charged for it in the order of this round.
-    pub fn counted(&self, job: JobId) -> Option<&[Allocation]> {
-        self.jobs.get(&job).map(Vec::as_slice)
+    /// Starts a job to which others give way if what was promised to it is there. Else it stays promised, or where that cannot
+    /// be, what will be enough.
+    fn think_over(
+        &mut self,
+        free: &mut Free,
+        (id, since): (JobId, Time),
+        starts: &mut Vec<(JobId, Vec<Allocation>)>,
+    ) {
+        let jobs = free.cluster.jobs();
+        let job = jobs.get(id).expect("a job that waits");
+        let is_there = self.is_there(free, job);
+        if !is_there && free.promise_stands(id) {
+            return;
+        }
+        let promise = self.withdraw(free, id);
+        let victims: Vec<&Job> = jobs.victims_of(id).collect();
+        match victims.is_empty() {
+            true => free.promises.close(id),
+            false => free.promises.enter(id),
+        }
+        let there = promise.filter(|_| is_there).map(|promise| promise.ranks);
+        if let Some(ranks) = there.filter(|ranks| takes_within_limit(free, job, ranks)) {
+            return self.start(free, (job, ranks), starts);
+        }
+        if let Ok(ranks) = find(free, job) {
+            free.count(job, &ranks);
+            return self.start(free, (job, ranks), starts);
+        }
+        let Ok(ranks) = self.place_without(free, job, &victims) else { return };
+        if takes_within_limit(free, job, &ranks) {
+            self.start(free, (job, ranks), starts);
+        } else if !victims.is_empty() {
+            let victims: Vec<Part> = victims.into_iter().map(Part::of).collect();
+            self.promise(free, (job, since), &victims, ranks);
+        }
     }
 
-    /// What is promised, and who leaves for it, by node.
-    pub fn promised(&self) -> Promised {
-        let leaves = |node| {
-            let leaving = self.leaving.get(node).into_iter().flatten();
-            leaving.map(|(worker, _)| *worker).collect()
-        };
-        self.promised.iter().map(|(node, ranks)| (*node, Some((ranks.clone(), leaves(node))))).collect()
+    /// Counts a job that starts on what was taken for it.
+    fn start(
+        &mut self,
+        free: &mut Free,
+        (job, ranks): (&Job, Vec<Allocation>),
+        starts: &mut Vec<(JobId, Vec<Allocation>)>,
+    ) {
+        free.promises.close(job.id);
+        self.is_news = true;
+        starts.push((job.id, ranks));
+        self.catch_up(starts, &[]);
+    }
+
+    /// Where a job starts once some have left.
+    fn place_without<'a>(
+        &self,
+        free: &mut Free<'a>,
+        job: &'a Job,
+        victims: &[&'a Job],
+    ) -> Result<Vec<Allocation>, Misfit> {
+        let mut search = Search::new(free, self);
+        victims.iter().for_each(|victim| search.give(victim));
+        // What is kept for others was not promised to them yet; only where there is no other way it is taken.
+        let ranks = search.place(job).or_else(|_| search.place_on_kept(job));
+        victims.iter().for_each(|victim| search.take_back(victim));
+        ranks
+    }
+
+    /// Whether all that is promised to a job is free now, and the job may have it.
+    fn is_there(&self, free: &Free, job: &Job) -> bool {
+        let cluster = free.cluster;
+        let Some(promise) = free.promises.get(job.id) else { return false };
+        let mut left: BTreeMap<NodeId, NodeFree> = BTreeMap::new();
+        promise.ranks.iter().all(|rank| {
+            let node = cluster.nodes().get(rank.node);
+            let left = left.entry(rank.node).or_insert_with(|| {
+                let mut now = free.room.left_on(node, cluster.nodes().held(rank.node));
+                self.started.get(&rank.node).into_iter().flatten().for_each(|rank| now.take(rank));
+                now
+            });
+            let is_free = node.takes_work() && covers(left, rank) && free.bar(job, rank.node).is_none();
+            if is_free {
+                left.take(rank);
+            }
+            is_free
+        })
+    }
+
+    /// Starts jobs on what has become free elsewhere than where they were promised room: of those that ask for the same the
+    /// first, as long as one fits.
+    fn start_elsewhere(&mut self, free: &mut Free, starts: &mut Vec<(JobId, Vec<Allocation>)>) {
+        let (cluster, mut shapes) = (free.cluster, BTreeSet::<Arc<Shape>>::new());
+        for node in cluster.freed.iter().filter(|_| !free.promises.is_empty()) {
+            let takes = |(_, request): &(u32, Request)| {
+                suits(cluster.nodes().get(*node), request) && free.room.takes(*node, request)
+            };
+            let fit = free.promises.lines().filter(|shape| shape.roles.iter().any(takes));
+            shapes.extend(fit.cloned());
+        }
+        for shape in shapes {
+            for id in free.promises.line(&shape) {
+                let job = cluster.jobs().get(id).expect("a job that waits");
+                let Some(promise) = self.withdraw(free, id) else { break };
+                let Ok(ranks) = find(free, job) else {
+                    self.enter(free, promise);
+                    break;
+                };
+                free.count(job, &ranks);
+                self.start(free, (job, ranks), starts);
+            }
+        }
+    }
+
+    /// Whether it starts a job because others have given way.
+    pub fn has_begun(&self, job: JobId) -> bool {
+        self.begun.contains_key(&job)
+    }
+
+    /// Those that the round starts because others have given way.
+    pub fn begun(&self) -> impl Iterator<Item = (JobId, &[Allocation])> {
+        self.begun.iter().map(|(id, ranks)| (*id, &ranks[..]))
     }
 
     /// Seeks victims for a job that finds no room, and promises it what they will leave. Remembers when there are none.
-    pub fn seek(
+    pub fn seek<'a>(
         &mut self,
         free: &mut Free<'a>,
         (job, shape): (&'a Job, &Arc<Shape>),
         (starts, growths): (&[(JobId, Vec<Allocation>)], &[Growth]),
-        futile: &mut Futile,
+        known: &mut Known,
     ) -> Option<Preemption> {
         let cluster = free.cluster;
-        if !is_worth_a_search(cluster, futile, job, shape) {
+        if !is_worth_a_search(cluster, &known.futile, job, shape) {
             return None;
         }
         if fits_on_kept(free, job) {
@@ -339,15 +412,21 @@ impl<'a> Promises<'a> {
             self.waits = true;
             return None;
         }
-        let Some((victims, ranks)) = search.make_room(job) else {
+        search.looks_by_node = known.may_look_by_node(job, shape);
+        let found = search.make_room(job);
+        if search.looked_by_node && found.is_none() {
+            known.looked_in_vain(job, shape);
+        }
+        let Some((victims, ranks)) = found else {
             if !self.is_news {
-                futile.entry(job.spec.queue.clone()).or_default().insert(shape.clone(), job.spec.priority);
+                let of_queue = known.futile.entry(job.spec.queue.clone()).or_default();
+                of_queue.insert(shape.clone(), job.spec.priority);
             }
             return None;
         };
-        self.promise(free, job, &victims, ranks);
+        self.promise(free, (job, cluster.now()), &victims, ranks);
         self.is_news = true;
-        futile.clear();
+        known.futile.clear();
         let victim = |victim: Part| Victim {
             job: victim.job.id,
             lost_device_ms: victim.lost_device_ms(cluster),
@@ -356,28 +435,37 @@ impl<'a> Promises<'a> {
         Some(Preemption { job: job.id, victims: victims.into_iter().map(victim).collect() })
     }
 
-    fn promise(&mut self, free: &mut Free<'a>, job: &Job, victims: &[Part<'a>], ranks: Vec<Allocation>) {
-        let (queues, takes) = (free.cluster.queues(), charge(&ranks));
-        let more = |queue: &Name| {
-            let within = victims.iter().filter(|victim| queues.is_within(&victim.job.spec.queue, queue));
-            takes.saturating_sub(within.map(Part::charge_milli).sum())
-        };
-        free.charge_line(&job.spec.queue, more);
-        // It waits no more for what is kept.
-        free.kept.leave(job.id);
-        for queue in queues.line(&job.spec.queue) {
-            let charges = self.charges.entry(queue.name.clone()).or_default();
-            *charges = (charges.0 + takes, charges.1 + more(&queue.name));
-        }
-        self.jobs.insert(job.id, if more(&job.spec.queue) == 0 { Vec::new() } else { ranks.clone() });
-        self.victims.extend(victims.iter().map(|victim| (victim.job.id, victim.charge_milli())));
-        for (worker, rank) in victims.iter().flat_map(Part::leaves) {
-            self.leaving.entry(rank.node).or_default().push((worker, rank));
-        }
-        let changed = nodes(&ranks);
-        give_to(&mut self.promised, &ranks);
+    /// Promises a job what its victims will have left.
+    fn promise(
+        &mut self,
+        free: &mut Free,
+        (job, since): (&Job, Time),
+        victims: &[Part],
+        ranks: Vec<Allocation>,
+    ) {
+        let promise = Promise::new(free.cluster, job, since, ranks, victims);
+        free.promises.note_moved(nodes(&promise.ranks));
+        self.enter(free, promise);
+    }
+
+    fn enter(&mut self, free: &mut Free, promise: Promise) {
+        let touched = promise.nodes();
+        free.promise(promise);
+        self.settle(free, touched);
+    }
+
+    /// Promises a job nothing any more.
+    fn withdraw(&mut self, free: &mut Free, job: JobId) -> Option<Promise> {
+        let promise = free.unpromise(job)?;
+        free.promises.note_moved(nodes(&promise.ranks));
+        self.settle(free, promise.nodes());
+        Some(promise)
+    }
+
+    /// Something else is promised on these nodes.
+    fn settle(&self, free: &mut Free, touched: BTreeSet<NodeId>) {
         let mut search = Search::new(free, self);
-        changed.into_iter().for_each(|node| search.refresh_node(node));
+        touched.into_iter().for_each(|node| search.refresh_node(node));
     }
 
     /// Counts what the round has handed out since.
@@ -388,19 +476,11 @@ impl<'a> Promises<'a> {
         self.seen = (starts.len(), growths.len());
     }
 
-    /// Gives back to `free` what is kept, so that only what was handed out is taken from it. Returns whether victims
-    /// must be sought in another round: there are more jobs to seek them for than one round may, or those that stop now
-    /// or start may help jobs for which there were none.
-    pub fn end(mut self, free: &mut Free<'a>, plan: &Plan) -> bool {
-        // After what was handed out, what is kept may lie elsewhere, and what stops may not be enough.
-        let is_open = self.waits || !self.promised.is_empty();
-        if !self.promised.is_empty() {
-            self.catch_up(&plan.starts, &plan.growths);
-            let kept = std::mem::take(&mut self.promised);
-            let mut search = Search::new(free, &self);
-            kept.into_keys().for_each(|node| search.refresh_node(node));
-        }
-        self.is_news || self.is_left || (is_open && !plan.starts.is_empty())
+    /// Whether victims must be sought in another round: there are more jobs to seek them for than one round may, or those that
+    /// stop now or start may help jobs for which there were none.
+    pub fn is_unfinished(&self, plan: &Plan) -> bool {
+        // After what was handed out, what stops may not be enough.
+        self.is_news || self.is_left || (self.waits && !plan.starts.is_empty())
     }
 }
 
@@ -419,6 +499,11 @@ fn take(free: &mut Free, job: &Job, ranks: &[Allocation]) -> bool {
     }
     free.count(job, ranks);
     true
+}
+
+/// The same, if the queue may hold it.
+fn takes_within_limit(free: &mut Free, job: &Job, ranks: &[Allocation]) -> bool {
+    free.over_limit(&job.spec.queue, charge(ranks)).is_none() && take(free, job, ranks)
 }
 
 /// Whether a job would fit but for what is kept for others. Nobody stops for such a job.

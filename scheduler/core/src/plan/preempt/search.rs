@@ -1,21 +1,21 @@
 //! Which jobs give way: the cheapest that are proved to be enough.
 
+mod by_node;
 mod claim;
 mod gain;
 mod shrink;
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::{
-    Given, Leaving, MAX_CANDIDATES, Part, Promises, guards, may_reclaim, reclaimers, victims_in_own,
-};
+use super::{Leaving, MAX_CANDIDATES, Part, Round, both, guards, may_reclaim, reclaimers, victims_in_own};
 use crate::cluster::Cluster;
 use crate::event::Queue;
 use crate::jobs::Job;
 use crate::plan::fit::{Free, Misfit, charge, find, fits, fits_among};
-use crate::plan::room::{NodeFree, Room};
+use crate::plan::room::NodeFree;
 use crate::types::*;
 use gain::in_sequence;
 
@@ -25,7 +25,7 @@ const MAX_WORK: usize = 16_384;
 /// A search for victims: `free` is changed as if some had left.
 pub struct Search<'s, 'a> {
     free: &'s mut Free<'a>,
-    promises: &'s Promises<'a>,
+    round: &'s Round,
     /// Taken as if they had left.
     gone: Leaving<'a>,
     /// The same, by job.
@@ -35,6 +35,9 @@ pub struct Search<'s, 'a> {
     /// Whether victims only go elsewhere: what queues hold stays what it is.
     is_of_moves: bool,
     work: usize,
+    /// Whether all may be looked at who could give way to a gang of many nodes, and whether they were.
+    pub looks_by_node: bool,
+    pub looked_by_node: bool,
 }
 
 /// Ranks that jobs give up, with the jobs.
@@ -69,9 +72,19 @@ impl<'a> Candidate<'a> {
 type Spare<'a> = BTreeMap<&'a Name, u64>;
 
 impl<'s, 'a> Search<'s, 'a> {
-    pub fn new(free: &'s mut Free<'a>, promises: &'s Promises<'a>) -> Search<'s, 'a> {
+    pub fn new(free: &'s mut Free<'a>, round: &'s Round) -> Search<'s, 'a> {
         let (gone, given) = (BTreeMap::new(), BTreeMap::new());
-        Search { free, promises, gone, given, kept_promises: false, is_of_moves: false, work: 0 }
+        Search {
+            free,
+            round,
+            gone,
+            given,
+            kept_promises: false,
+            is_of_moves: false,
+            work: 0,
+            looks_by_node: false,
+            looked_by_node: false,
+        }
     }
 
     /// From now on the job is taken as gone, or what it is about to give up.
@@ -87,9 +100,15 @@ impl<'s, 'a> Search<'s, 'a> {
 
     /// Gives up ranks that the job has not given up yet.
     fn give_ranks(&mut self, job: &'a Job, ranks: Vec<u32>) {
+        self.note_given(job, &ranks);
+        self.refresh(job, &ranks);
+    }
+
+    /// The same, but for what is free on their nodes.
+    fn note_given(&mut self, job: &'a Job, ranks: &[u32]) {
         let (_, given) = self.given.entry(job.id).or_insert_with(|| (job, BTreeSet::new()));
         let mut charge = 0;
-        for rank in &ranks {
+        for rank in ranks {
             assert!(given.insert(*rank), "{} gives rank {rank} twice", job.id);
             let allocation = &job.ranks[*rank as usize];
             let worker = WorkerId { job: job.id, attempt: job.attempt, rank: allocation.rank };
@@ -97,16 +116,21 @@ impl<'s, 'a> Search<'s, 'a> {
             charge += allocation.charge_milli;
         }
         *self.free.left.entry(job.id).or_default() += charge;
-        self.refresh(job, &ranks);
     }
 
     fn take_back_ranks(&mut self, job: &'a Job, ranks: Vec<u32>) {
+        self.note_taken_back(job, &ranks);
+        self.refresh(job, &ranks);
+    }
+
+    /// The same, but for what is free on their nodes.
+    fn note_taken_back(&mut self, job: &'a Job, ranks: &[u32]) {
         let Some((_, given)) = self.given.get_mut(&job.id) else { return };
-        for rank in &ranks {
+        for rank in ranks {
             assert!(given.remove(rank), "{} did not give rank {rank}", job.id);
         }
         let nothing = given.is_empty();
-        for node in nodes_of(job, &ranks) {
+        for node in nodes_of(job, ranks) {
             let gone = self.gone.get_mut(&node).expect("it was given");
             let left = |rank: u32| given.contains(&(job.position(rank) as u32));
             gone.retain(|(worker, _)| worker.job != job.id || left(worker.rank));
@@ -117,7 +141,6 @@ impl<'s, 'a> Search<'s, 'a> {
             self.free.left.remove(&job.id);
             self.given.remove(&job.id);
         }
-        self.refresh(job, &ranks);
     }
 
     fn refresh(&mut self, job: &Job, ranks: &[u32]) {
@@ -127,33 +150,31 @@ impl<'s, 'a> Search<'s, 'a> {
 
     /// What is free on a node with those gone who are taken as gone, and stays free when all promises are kept.
     pub fn refresh_node(&mut self, id: NodeId) {
-        let node = self.free.cluster.nodes().get(id);
-        if !node.takes_work() {
+        if !self.free.cluster.nodes().get(id).takes_work() {
             return;
         }
-        let left = |room: &mut Room, leaving: &[&Leaving], given: &[&Given]| {
-            let mut held = self.free.cluster.nodes().held(id).clone();
-            for (worker, rank) in leaving.iter().filter_map(|leaving| leaving.get(&id)).flatten() {
-                let span = self.free.cluster.jobs().get(worker.job).expect("a job that holds").span();
-                held.change(*worker, rank, span, false);
-            }
-            room.refresh(node, &held);
-            let mut left = room.on(id).clone();
-            given.iter().filter_map(|given| given.get(&id)).flatten().for_each(|rank| left.take(rank));
-            left
-        };
-        let Promises { promised, leaving, started, .. } = self.promises;
-        let room = &mut self.free.room;
-        let then = (promised.contains_key(&id) || self.kept_promises)
-            .then(|| left(room, &[&self.gone, leaving], &[started, promised]));
-        let free = match (self.kept_promises, then) {
-            (true, Some(then)) => then,
-            (_, then) => {
-                let now = left(room, &[&self.gone], &[started]);
-                then.map_or(now.clone(), |then| both(&now, &then))
-            }
-        };
-        room.change(id, free);
+        let (free, then) = self.left_without(id, &[]);
+        if let Some(then) = then.filter(|_| self.gone.get(&id).is_none_or(Vec::is_empty)) {
+            self.free.promises.note_loose(id, &free, &then);
+        }
+        self.free.room.change(id, free);
+    }
+
+    /// The same, if some more ranks were gone that stand there; and what will be free of it once all promises are kept, if that may be more.
+    fn left_without(&self, id: NodeId, more: &[(WorkerId, &Allocation)]) -> (NodeFree, Option<NodeFree>) {
+        let (cluster, jobs) = (self.free.cluster, self.free.cluster.jobs());
+        let mut held = Cow::Borrowed(cluster.nodes().held(id));
+        for (worker, rank) in self.gone.get(&id).into_iter().flatten().chain(more) {
+            let span = jobs.get(worker.job).expect("a job that holds").span();
+            held.to_mut().change(*worker, rank, span, false);
+        }
+        let given = self.round.started.get(&id).map_or(&[][..], |given| &given[..]);
+        let node = cluster.nodes().get(id);
+        match self.free.promises.views((jobs, &self.free.room), node, &held, given) {
+            (now, None) => (now, None),
+            (_, Some(then)) if self.kept_promises => (then, None),
+            (now, Some(then)) => (both(&now, &then), Some(then)),
+        }
     }
 
     /// Places the job, and takes nothing.
@@ -187,20 +208,29 @@ impl<'s, 'a> Search<'s, 'a> {
 
     /// Whether the job fits once all that stops already has stopped.
     pub fn fits_soon(&mut self, job: &Job) -> bool {
-        let jobs = self.free.cluster.jobs();
-        let others: Vec<&Job> =
-            jobs.stopping().filter(|job| !self.promises.victims.contains_key(&job.id)).collect();
-        if others.is_empty() && self.promises.victims.is_empty() {
+        let others = self.others();
+        if others.is_empty() && self.free.promises.is_empty() {
             return false;
         }
+        let wants_devices = job.spec.roles.iter().all(|role| !role.request.devices.is_empty());
+        let loose = self.free.promises.loose(wants_devices);
         self.kept_promises = true;
         others.iter().for_each(|job| self.give(job));
-        self.promises.leaving.keys().for_each(|node| self.refresh_node(*node));
+        loose.iter().for_each(|node| self.refresh_node(*node));
         let fits = self.fits(job);
         self.kept_promises = false;
         others.iter().for_each(|job| self.take_back(job));
-        self.promises.leaving.keys().for_each(|node| self.refresh_node(*node));
+        loose.iter().for_each(|node| self.refresh_node(*node));
         fits
+    }
+
+    /// Jobs that stop and leave nothing that is promised to anybody. `O(1)` where each that gives way does so for a promise.
+    fn others(&self) -> Vec<&'a Job> {
+        let (jobs, promises) = (self.free.cluster.jobs(), &self.free.promises);
+        match jobs.count_of_victims() == promises.count_of_victims() {
+            true => jobs.leaving().collect(),
+            false => jobs.stopping().filter(|job| !promises.is_victim(job.id)).collect(),
+        }
     }
 
     /// The victims for a job, and where it starts once they have left. Leaves `free` as it was.
@@ -211,7 +241,8 @@ impl<'s, 'a> Search<'s, 'a> {
             let is_within = |victim: &Job| cluster.queues().is_within(&victim.spec.queue, &by.name);
             let mut candidates = self.candidates(job, Some(by));
             for _ in 0..2 {
-                let (victims, ranks) = self.choose(job, &candidates)?;
+                let by_node = |search: &mut Self| search.choose_by_node(job, Some(by));
+                let (victims, ranks) = self.choose(job, &candidates).or_else(|| by_node(self))?;
                 // What the job counts is only known once it is placed.
                 let leaves =
                     victims.iter().filter(|it| is_within(it.job)).map(Part::charge_milli).sum::<u64>();
@@ -224,7 +255,8 @@ impl<'s, 'a> Search<'s, 'a> {
                 candidates.sort_by_key(|it| !is_within(it.job));
             }
         }
-        self.choose(job, &self.candidates(job, None))
+        let by_node = |search: &mut Self| search.choose_by_node(job, None);
+        self.choose(job, &self.candidates(job, None)).or_else(|| by_node(self))
     }
 
     /// Who goes elsewhere so that the job fits, of those who may: the cheapest, each for what its move loses. Leaves `free`
@@ -253,9 +285,7 @@ impl<'s, 'a> Search<'s, 'a> {
     ) -> Option<(Vec<Part<'a>>, Vec<Allocation>)> {
         let misfit = fits(self.free, job).err()?;
         self.work = 0;
-        let queues: BTreeSet<&Name> = candidates.iter().map(|candidate| &candidate.job.spec.queue).collect();
-        let guards = queues.into_iter().flat_map(|queue| guards(self.free.cluster, job, queue));
-        let spare: Spare = guards.map(|queue| (&queue.name, self.spare_milli(queue))).collect();
+        let spare = self.spare_of(job, candidates.iter().map(|candidate| &candidate.job.spec.queue));
         let found = match job.spec.min_ranks() == 1 && !matches!(misfit, Misfit::QueueLimit { .. }) {
             true => self.on_one_node(job, candidates, &spare),
             false => self.on_many_nodes(job, candidates, &spare, &misfit),
@@ -271,42 +301,59 @@ impl<'s, 'a> Search<'s, 'a> {
     }
 
     fn take_back_all(&mut self) -> Gifts<'a> {
-        let given = self.given.clone();
-        given.values().for_each(|(job, _)| self.take_back(job));
+        let (given, nodes): (_, BTreeSet<NodeId>) = (self.given.clone(), self.gone.keys().copied().collect());
+        for (job, ranks) in given.values() {
+            self.work += ranks.len();
+            self.note_taken_back(job, &ranks.iter().copied().collect::<Vec<u32>>());
+        }
+        nodes.into_iter().for_each(|node| self.refresh_node(node));
+        self.gone.retain(|_, gone| !gone.is_empty());
         given
+    }
+
+    /// What may be taken of queues, by the guarantees of them and of those above them.
+    fn spare_of<'g>(&self, job: &'g Job, queues: impl IntoIterator<Item = &'g Name>) -> Spare<'g>
+    where
+        'a: 'g,
+    {
+        let queues: BTreeSet<&Name> = queues.into_iter().collect();
+        let guards = queues.into_iter().flat_map(|queue| guards(self.free.cluster, job, queue));
+        guards.map(|queue| (&queue.name, self.spare_milli(queue))).collect()
     }
 
     /// What a queue will hold beyond its guarantee once all that stops has stopped and all promises are kept.
     fn spare_milli(&self, queue: &Queue) -> u64 {
-        let cluster = self.free.cluster;
-        let victims = self.promises.victims.iter();
-        let victims = victims.filter_map(|(id, leaves)| Some((cluster.jobs().get(*id)?, *leaves)));
-        let others = cluster.jobs().stopping().filter(|job| !self.promises.victims.contains_key(&job.id));
-        let others = others.map(|job| (job, Part::of(job).charge_milli()));
-        let within = |(job, _): &(&Job, u64)| cluster.queues().is_within(&job.spec.queue, &queue.name);
-        let stops: u64 = victims.chain(others).filter(within).map(|(_, leaves)| leaves).sum();
-        let (promised, more) = self.promises.charges.get(&queue.name).copied().unwrap_or_default();
-        let held = self.free.held_by(&queue.name) + promised - more - stops;
+        let queues = self.free.cluster.queues();
+        let others = self.others();
+        let within = others.into_iter().filter(|job| queues.is_within(&job.spec.queue, &queue.name));
+        let others: u64 = within.map(|job| Part::of(job).charge_milli()).sum();
+        let (takes, gives) = self.free.promises.swing_milli(&queue.name);
+        let held = self.free.held_by(&queue.name) + takes - gives - others;
         held.saturating_sub(queue.guaranteed_milli)
     }
 
-    /// Those that lose least first: of the job's own queue, and of others by what is guaranteed to `by`.
+    /// Those that lose least first, of as many as are looked at.
     fn candidates(&self, job: &'a Job, by: Option<&Queue>) -> Vec<Candidate<'a>> {
+        let mut candidates: Vec<Candidate> = (self.givers(job, by, MAX_CANDIDATES).take(MAX_CANDIDATES))
+            .map(|job| Candidate::of(self.free.cluster, job))
+            .collect();
+        candidates.sort_by_key(|it| (it.lost, it.job.spec.priority, Reverse(it.job.id)));
+        candidates
+    }
+
+    /// Who may give way: of the job's own queue, and of others by what is guaranteed to `by`.
+    ///
+    /// * `most`: how many of its own queue are looked at.
+    fn givers(&self, job: &'a Job, by: Option<&Queue>, most: usize) -> impl Iterator<Item = &'a Job> {
         let cluster: &'a Cluster = self.free.cluster;
-        let own = victims_in_own(cluster, job);
-        let gives = |queue: &&Queue| {
+        let own = victims_in_own(cluster, job, most);
+        let gives = move |queue: &&Queue| {
             queue.name != job.spec.queue && by.is_some_and(|by| may_reclaim(cluster, job, by, &queue.name))
         };
         let others = cluster.queues().iter().filter(gives);
         let others = others.flat_map(|queue| cluster.jobs().active_in(&queue.name));
         let others = others.filter(|it| !it.spec.is_service() && !cluster.is_out_of_reach(it));
-        let gone = |victim: &&Job| self.promises.victims.contains_key(&victim.id);
-        let mut candidates: Vec<Candidate> =
-            (own.chain(others).filter(|victim| !gone(victim)).take(MAX_CANDIDATES))
-                .map(|job| Candidate::of(cluster, job))
-                .collect();
-        candidates.sort_by_key(|it| (it.lost, it.job.spec.priority, Reverse(it.job.id)));
-        candidates
+        own.chain(others).filter(|victim| !self.free.promises.is_victim(victim.id))
     }
 
     /// For a job of one rank: the cheapest set of victims among those of each node; those that can shrink first, and
@@ -415,6 +462,12 @@ impl<'s, 'a> Search<'s, 'a> {
             return self.in_order(job, order, spare, None);
         }
         let nodes = self.by_gain(job, candidates);
+        if let (Misfit::RoomFor { ranks, of, .. }, [_], None) =
+            (misfit, &job.spec.roles[..], &job.spec.topology.require)
+            && nodes.iter().map(|gain| gain.ranks()).sum::<u32>() < of - ranks
+        {
+            return None; // All of them are not enough.
+        }
         if let Some(level) = &job.spec.topology.require {
             for (domain, nodes) in self.by_domain(job, level, &nodes) {
                 if MAX_WORK < self.work {
@@ -525,24 +578,6 @@ impl<'s, 'a> Search<'s, 'a> {
                 self.spare_ranks(job, victim, gives);
             }
         }
-    }
-}
-
-/// What is free of a node in both cases.
-fn both(one: &NodeFree, other: &NodeFree) -> NodeFree {
-    let devices = one.devices.iter().filter_map(|device| {
-        let at = other.devices.binary_search_by_key(&device.index, |device| device.index).ok()?;
-        let mut device = *device;
-        device.compute_milli = device.compute_milli.min(other.devices[at].compute_milli);
-        device.memory_bytes = device.memory_bytes.min(other.devices[at].memory_bytes);
-        Some(device)
-    });
-    let ports: BTreeSet<u16> = one.ports.iter().chain(&other.ports).copied().collect();
-    NodeFree {
-        devices: devices.collect(),
-        cpus_milli: one.cpus_milli.min(other.cpus_milli),
-        memory_bytes: one.memory_bytes.min(other.memory_bytes),
-        ports: ports.into_iter().collect(),
     }
 }
 

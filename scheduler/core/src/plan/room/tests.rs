@@ -250,7 +250,7 @@ fn the_index_finds_what_a_look_at_every_node_finds() {
             held[best.node.0 as usize].change(worker, &rank, SPAN, true);
             running.push((worker, rank));
         }
-        room.check(nodes.iter().zip(&held));
+        room.check(nodes.iter().zip(&held), |node, held| room.left_on(node, held));
     }
     assert!(5_000 < found && 2_000 < not, "{found} found, {not} not");
     assert!(500 < linked, "{linked} of one island");

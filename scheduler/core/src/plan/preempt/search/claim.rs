@@ -27,7 +27,7 @@ impl<'s, 'a> Search<'s, 'a> {
         busy: &BTreeSet<JobId>,
     ) -> Option<(Vec<Part<'a>>, Vec<Allocation>)> {
         let cluster = self.free.cluster;
-        let is_free = |job: &&Job| !busy.contains(&job.id) && !self.promises.victims.contains_key(&job.id);
+        let is_free = |job: &&Job| !busy.contains(&job.id) && !self.free.promises.is_victim(job.id);
         let givers = cluster.jobs().holding().filter(|job| may_give(job)).filter(is_free);
         let mut givers: Vec<Candidate> =
             givers.take(MAX_CANDIDATES).map(|job| Candidate::of(cluster, job)).collect();

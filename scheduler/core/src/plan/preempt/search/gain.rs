@@ -6,6 +6,7 @@ use super::{Candidate, Search, nodes};
 use crate::cluster::workers;
 use crate::jobs::Job;
 use crate::plan::domain::may_stand;
+use crate::plan::room::NodeFree;
 use crate::plan::score::Take;
 use crate::topology::Level;
 use crate::types::*;
@@ -22,6 +23,10 @@ pub(super) struct Gain<'a> {
 }
 
 impl Gain<'_> {
+    pub(super) fn ranks(&self) -> u32 {
+        self.ranks
+    }
+
     /// In thousandths, so that ranks that cost little are told apart; without a gain only what else is missing.
     fn price(&self) -> u128 {
         (1 + self.lost * 1000).checked_div(self.ranks.into()).unwrap_or(u128::MAX)
@@ -34,16 +39,11 @@ impl<'a> Search<'_, 'a> {
         let role = job.spec.roles.iter().max_by_key(|role| role.least()).expect("a job has a role");
         let mut nodes: Vec<Gain> = Vec::new();
         for (node, candidates) in self.by_node(candidates) {
-            let before = self.ranks_on(node, job, role);
-            let gone = self.gone.entry(node).or_default();
-            let already = gone.len();
             let all = candidates.iter().flat_map(|candidate| workers(candidate.job));
-            gone.extend(all.filter(|(_, rank)| rank.node == node));
-            self.work += gone.len() - already;
-            self.refresh_node(node);
-            let ranks = self.ranks_on(node, job, role) - before;
-            self.gone.get_mut(&node).expect("just entered").truncate(already);
-            self.refresh_node(node);
+            let all: Vec<_> = all.filter(|(_, rank)| rank.node == node).collect();
+            self.work += all.len();
+            let ranks = self.ranks_in(&self.left_without(node, &all).0, node, job, role)
+                - self.ranks_on(node, job, role);
             let lost: u128 = candidates.iter().map(|candidate| u128::from(candidate.lost)).sum();
             nodes.push(Gain { node, ranks, lost, candidates });
         }
@@ -90,13 +90,18 @@ impl<'a> Search<'_, 'a> {
 
     /// Ranks of the role for which a node has room, no more than the role has.
     pub(super) fn ranks_on(&self, id: NodeId, job: &Job, role: &Role) -> u32 {
+        self.ranks_in(self.free.room.on(id), id, job, role)
+    }
+
+    /// The same, when so much is free there.
+    pub(super) fn ranks_in(&self, free: &NodeFree, id: NodeId, job: &Job, role: &Role) -> u32 {
         let (node, request, room) = (self.free.cluster.nodes().get(id), &role.request, &self.free.room);
         if !may_stand(node, role) || self.free.is_kept_from(job, id) {
             return 0;
         }
         let most = if role.standing.apart.is_some() { 1 } else { role.least() };
         let with = |devices: Option<&DeviceRequest>| {
-            let (mut left, mut ranks) = (room.on(id).clone(), 0);
+            let (mut left, mut ranks) = (free.clone(), 0);
             while ranks < most
                 && let Some(chosen) = room.choose(id, &left, request, devices, &self.free.scarcity)
             {
