@@ -261,7 +261,8 @@ impl Candidate<'_> {
             id: job.id.0,
             modes: self.modes.clone(),
             weight_permille: 1000,
-            waited_ms: cluster.now().since(job.submitted),
+            // It runs: only how much sooner it ends counts, not how long it has been there.
+            waited_ms: 0,
             due_in_ms: job.expected_end().map(|end| end.since(cluster.now()) as i64),
             current: self.modes.iter().position(|mode| mode.class == own),
             restart_ms: cost_ms,
