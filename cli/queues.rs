@@ -138,15 +138,7 @@ async fn set(args: SetArgs, queues: &[view::Queue], session: &Session) -> Result
     let request = v1::SetQueueRequest { queue: Some(queue.clone()) };
     let set = async |mut client: Client| client.set_queue(request.clone()).await;
     session.pool.call(Patience::Long, set).await?;
-    let view = view::Queue {
-        name: queue.name,
-        parent: (!queue.parent.is_empty()).then_some(queue.parent),
-        weight: queue.weight,
-        guaranteed_milli: queue.guaranteed_milli,
-        limit_milli: queue.limit_milli,
-        users: queue.users,
-        ..known.cloned().unwrap_or_default()
-    };
+    let view = known.cloned().unwrap_or_default().with(queue);
     if session.output.json {
         session.output.document(&view);
         return Ok(());

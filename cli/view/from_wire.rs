@@ -370,9 +370,9 @@ impl From<&v1::Node> for Node {
     }
 }
 
-impl From<&v1::QueueState> for Queue {
-    fn from(wire: &v1::QueueState) -> Queue {
-        let queue = wire.queue.clone().unwrap_or_default();
+impl Queue {
+    /// The same with these settings.
+    pub fn with(self, queue: v1::Queue) -> Queue {
         Queue {
             name: queue.name,
             parent: (!queue.parent.is_empty()).then_some(queue.parent),
@@ -380,12 +380,22 @@ impl From<&v1::QueueState> for Queue {
             guaranteed_milli: queue.guaranteed_milli,
             limit_milli: queue.limit_milli,
             users: queue.users,
+            ..self
+        }
+    }
+}
+
+impl From<&v1::QueueState> for Queue {
+    fn from(wire: &v1::QueueState) -> Queue {
+        let figures = Queue {
             held_milli: wire.held_milli,
             used_device_ms: wire.used_device_ms,
             share_millionths: wire.share_millionths,
             pending_jobs: wire.pending_jobs,
             running_jobs: wire.running_jobs,
-        }
+            ..Queue::default()
+        };
+        figures.with(wire.queue.clone().unwrap_or_default())
     }
 }
 

@@ -1,8 +1,8 @@
 //! The same measurements on a card. Time is on the wall, until everything that was queued is done.
 
-use super::models::{Learned, infer_with};
+use super::models::{Learned, infer_with, usual_update};
 use super::{Bound, Figure, Roofline};
-use crate::kernels::{AdamW, Attention, Backend, Cuda, DeviceError, Element, Linear, Path, Precision};
+use crate::kernels::{Attention, Backend, Cuda, DeviceError, Element, Linear, Path, Precision};
 use crate::model::training::WorkspaceOf;
 use crate::model::{Model, ModelConfig, Trained};
 use std::sync::Arc;
@@ -288,17 +288,8 @@ pub fn train_card<E: Element>(
         kernels.finish()?;
         gradients.push(start.elapsed().as_secs_f64());
         let start = Instant::now();
-        let step = AdamW {
-            learning_rate: 1e-3,
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-            weight_decay: 0.1,
-            update,
-            scale: 1.0,
-        };
         training.take(kernels, Arc::new(kernels.keep(sum)))?;
-        training.update(kernels, step)?;
+        training.update(kernels, usual_update(update))?;
         kernels.finish()?;
         updates.push(start.elapsed().as_secs_f64());
     }

@@ -107,16 +107,13 @@ pub(crate) fn train_on(args: &TrainArgs, sequences: usize) -> Vec<Figure> {
         times.push(spent(|| {
             gradient.fill(0.0);
             losses.push(model.loss_and_gradient(&kernels, &mut workspace, &mut gradient, sample));
-            let step = AdamW {
-                learning_rate: 1e-3,
-                beta1: 0.9,
-                beta2: 0.95,
-                eps: 1e-8,
-                weight_decay: 0.1,
-                update,
-                scale: 1.0,
-            };
-            kernels.adamw(&mut model.weights.parameters, &mut first, &mut second, &gradient, &step);
+            kernels.adamw(
+                &mut model.weights.parameters,
+                &mut first,
+                &mut second,
+                &gradient,
+                &usual_update(update),
+            );
         }));
     }
     let step = median(&times[1..]);
@@ -165,6 +162,11 @@ impl Learned {
             config.num_hidden_layers * self.context * config.num_attention_heads * config.head_dim;
         (matrices as f64, attention as f64)
     }
+}
+
+/// The update with this number, from 1, as trainings make it.
+pub(super) fn usual_update(update: u64) -> AdamW {
+    AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, update, scale: 1.0 }
 }
 
 fn median(times: &[Spent]) -> Spent {

@@ -26,7 +26,7 @@ const SCORES_MOST: usize = 1 << 16;
 const WORTH_THREADS: usize = 1 << 17;
 
 thread_local! {
-    /// Scores of the query heads of one key head, `[heads, keys up to a whole block]`; kept from call to call.
+    /// Scores of a task's query heads, `[heads, keys up to a whole block]`; kept from call to call.
     static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -79,36 +79,37 @@ fn some<T: Kept>(
     cached: Blocks<'_, T>,
 ) {
     let (d, padded) = (shape.head_dim, seen.keys.next_multiple_of(BLOCK));
-    let (group, table) = (out.len() / d / key_heads.len(), &seen.table[..padded / BLOCK]);
+    let (group, table) = (shape.heads / shape.kv_heads, &seen.table[..padded / BLOCK]);
     let mut scores = SCORES.take();
     scores.resize(scores.len().max(out.len() / d * padded), 0.0);
     // Slabs of all these key heads of the first block, then of the next one. Blocks lie anywhere, so what comes is asked for a few
     // slabs ahead: first keys, then values.
-    let count = table.len() * key_heads.len();
+    let wide = key_heads.len();
+    let count = table.len() * wide;
     let slab = |index: usize| {
-        let (block, head) = (index / key_heads.len(), key_heads.start + index % key_heads.len());
+        let (block, head) = (index / wide, key_heads.start + index % wide);
         (table[block] as usize * shape.kv_heads + head) * d * BLOCK
     };
     let keys_of = |index: usize| &cached.k[slab(index)..][..d * BLOCK];
     let values_of = |index: usize| &cached.v[slab(index)..][..d * BLOCK];
+    // Of each of these slabs, its first position, and which queries and scores meet it.
+    let slabs = || (0..table.len()).flat_map(|block| (0..wide).map(move |head| (block * BLOCK, head)));
     let ahead = AHEAD.div_ceil(d * BLOCK * size_of::<T>());
-    for index in 0..count {
-        let (block, head) = (index / key_heads.len(), index % key_heads.len());
+    for (index, (at, head)) in slabs().enumerate() {
         let next = index + ahead;
         let next = if next < count { keys_of(next) } else { values_of((next - count).min(count - 1)) };
         let (q, scores) = (&q[head * group * d..][..group * d], &mut scores[head * group * padded..]);
-        block_scores(scores, padded, block * BLOCK, q, keys_of(index), next, shape.scale());
+        block_scores(scores, padded, at, q, keys_of(index), next, shape.scale());
     }
     for scores in scores.chunks_exact_mut(padded).take(q.len() / d) {
         vectors::softmax(&mut scores[..seen.keys], 1.0);
     }
     out.fill(0.0);
-    for index in 0..count {
-        let (block, head) = (index / key_heads.len(), index % key_heads.len());
-        let keys = BLOCK.min(seen.keys - block * BLOCK);
+    for (index, (at, head)) in slabs().enumerate() {
+        let keys = BLOCK.min(seen.keys - at);
         let next = values_of((index + ahead).min(count - 1));
         let (out, scores) = (&mut out[head * group * d..][..group * d], &scores[head * group * padded..]);
-        block_sum(out, d, scores, padded, block * BLOCK, &values_of(index)[..keys * d], next);
+        block_sum(out, d, scores, padded, at, &values_of(index)[..keys * d], next);
     }
     SCORES.set(scores);
 }
