@@ -760,15 +760,19 @@ fn incidents_of_cambricon_are_told_from_one_another() {
 }
 
 #[test]
-fn a_card_of_nvidia_that_is_too_hot_takes_no_new_work() {
-    let Some(machine) = Machine::new(&SHAPED, &[]) else { return };
-    let mut backend = machine.backend(&SHAPED);
-    assert_well(&SHAPED, &backend.discover(), false);
-    machine.begin("hot");
-    let hot = "its hardware slows it down: it is too hot";
-    assert_eq!(health_of_1(&machine, &mut backend, ""), Some((Health::Suspect, hot.into())));
-    machine.end("hot");
-    assert_well(&SHAPED, &backend.discover(), false);
+fn a_card_that_its_hardware_slows_down_takes_no_new_work() {
+    let telling = [Vendor::Nvidia, Vendor::Iluvatar, Vendor::Gaudi, Vendor::MetaX, Vendor::Cambricon];
+    for stub in telling.into_iter().flat_map(of_vendor) {
+        let Some(machine) = Machine::new(stub, &[]) else { return };
+        let mut backend = machine.backend(stub);
+        let mut health = || health_of_1(&machine, &mut backend, "");
+        assert_eq!(health(), None, "{}: a limit of power is no fault", stub.name);
+        machine.begin("hot");
+        let hot = "its hardware slows it down: it is too hot";
+        assert_eq!(health(), Some((Health::Suspect, hot.into())), "{}", stub.name);
+        machine.end("hot");
+        assert_eq!(health(), None, "{}", stub.name);
+    }
 }
 
 #[test]
@@ -815,6 +819,7 @@ fn one_card_of_a_class_is_measured_that_nobody_uses_and_none_that_is_to_be_parte
         let card = |of: &ToMeasure| match &of.on {
             On::Card(env) => format!("{} {}", of.index, env[0].1),
             On::Core(core) => format!("core {core}"),
+            On::Site(_) => "a program of the site".into(),
         };
         of.iter().map(card).collect()
     };

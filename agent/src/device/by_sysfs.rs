@@ -3,7 +3,6 @@
 use aquifer_core::Vendor;
 
 use super::helper::Helper;
-use super::ras::Ras;
 use super::roots::Roots;
 use super::unread::without_library;
 use super::{Backend, Discovery, Found, Visibility, intel, kfd, visible};
@@ -23,9 +22,9 @@ impl BySysfs {
     /// For another vendor: its cards are found through a library.
     pub fn new(vendor: Vendor, roots: &Roots) -> BySysfs {
         let (own, name) = (roots.clone(), vendor.to_string());
-        let mut errors = Ras::default();
+        let mut seen = kfd::Seen::default();
         let helper = match vendor {
-            Vendor::Amd => Helper::new(&name, move || kfd::look(&own, &mut errors)),
+            Vendor::Amd => Helper::new(&name, move || kfd::look(&own, &mut seen)),
             Vendor::Intel => Helper::new(&name, move || intel::look(&own)),
             _ => panic!("{vendor}'s cards are found through a library"),
         };

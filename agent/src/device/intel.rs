@@ -7,6 +7,7 @@ use aquifer_core::{DeviceClass, Fault, Isolation, Vendor};
 
 use super::hwmon::too_hot;
 use super::roots::{Roots, read_number};
+use super::slowed::by_reasons;
 use super::{Discovery, Found, suspect, visible};
 
 /// Looks at all cards.
@@ -32,7 +33,10 @@ pub fn look(roots: &Roots) -> Discovery {
         let has_driver = matches!(driver.as_deref(), Some("i915" | "xe"));
         if cards.contains(&place) {
             let fault = match has_driver {
-                true => too_hot(&roots.pci(&place)).map(suspect),
+                true => {
+                    let pci = roots.pci(&place);
+                    too_hot(&pci).or_else(|| by_reasons(&pci).map(Into::into)).map(suspect)
+                }
                 false => Some(Fault::faulty("it has neither of the drivers i915 and xe")),
             };
             found.devices.push(Found { fault, ..read(roots, &place, logical) });

@@ -13,6 +13,7 @@ use super::api::place_text;
 use super::hwmon::too_hot;
 use super::ras::Ras;
 use super::roots::{Roots, read, read_number};
+use super::slowed::Slowed;
 use super::unread::without_library;
 use super::{Discovery, Finding, Found, model_of, suspect, topology, visible};
 
@@ -30,10 +31,15 @@ pub fn is_there(roots: &Roots) -> bool {
     nodes_dir(roots).exists()
 }
 
+/// What was seen of the cards before.
+#[derive(Default)]
+pub struct Seen {
+    errors: Ras,
+    slowed: Slowed,
+}
+
 /// Looks at all cards.
-///
-/// * `errors`: what was known of their errors.
-pub fn look(roots: &Roots, errors: &mut Ras) -> Discovery {
+pub fn look(roots: &Roots, seen: &mut Seen) -> Discovery {
     let _still = roots.parting.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if !is_there(roots) {
         let why = match roots.sysfs.join("module/amdgpu").exists() {
@@ -104,7 +110,9 @@ pub fn look(roots: &Roots, errors: &mut Ras) -> Discovery {
         device.one_of = parts.get(card_of(device)).copied().unwrap_or(1);
         let place = card_of(device);
         let pci = roots.pci(place);
-        device.fault = errors.look(place, &pci, Instant::now()).or_else(|| too_hot(&pci).map(suspect));
+        let slowed = seen.slowed.look(place, &pci);
+        let hot = || too_hot(&pci).or_else(|| slowed.map(Into::into));
+        device.fault = seen.errors.look(place, &pci, Instant::now()).or_else(|| hot().map(suspect));
         if let Some(fault) = device.fault.as_ref().filter(|fault| fault.health == Health::Suspect) {
             let what = format!("device {}: {}", device.logical, fault.why);
             found.findings.push(Finding { vendor: Vendor::Amd, what });

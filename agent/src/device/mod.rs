@@ -30,6 +30,7 @@ mod reader;
 mod recurring;
 mod reset;
 pub(crate) mod roots;
+mod slowed;
 pub(crate) mod tool;
 pub mod topology;
 mod unread;

@@ -19,7 +19,8 @@ typedef struct { int version, health, device, driver; } Health;
 typedef struct { char msg[512]; u32 device, bdf; int code; u32 category, severity; } Detail;
 typedef struct { int system, health; Detail error; } Incident;
 typedef struct { int health, device, driver, overall; u32 count; Incident incidents[64]; u32 spare[8]; } HealthV2;
-SIZE(CardInfo, 8); SIZE(Uuid, 56); SIZE(MemoryV2, 176); SIZE(Pcie, 64); SIZE(Health, 16); SIZE(Incident, 540); SIZE(HealthV2, 34612);
+typedef struct { int version, tdp, powerSetting, clockSetting, frequencyLocked, powerBrake, thermalSlowdown; } Throttle;
+SIZE(CardInfo, 8); SIZE(Throttle, 28); SIZE(Uuid, 56); SIZE(MemoryV2, 176); SIZE(Pcie, 64); SIZE(Health, 16); SIZE(Incident, 540); SIZE(HealthV2, 34612);
 #define STAMPED(struct) if ((struct)->version != 6) return UNSUPPORTED_VERSION
 
 int cndevInit(int reserved) { (void)reserved; INIT(1); }
@@ -48,6 +49,12 @@ int cndevGetCardHealthState(Health *health, int handle) {
     OF(handle - 100);
     STAMPED(health);
     GIVE(&health->health, !sick(handle - 100));
+}
+int cndevGetPerformanceThrottleReason(Throttle *reason, int handle) {
+    OF(handle - 100);
+    STAMPED(reason);
+    *reason = (Throttle){.version = 6, .tdp = 1, .thermalSlowdown = handle == 101 && on("hot")};
+    return 0;
 }
 
 enum { INVALID = 5, NO_ROOM = 9, NOT_FOUND = 14, IN_USE = 15, DUPLICATE = 16, MOST = 128 };

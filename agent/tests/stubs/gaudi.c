@@ -22,3 +22,7 @@ int hlml_device_get_total_ecc_errors(int *card, u32 type, u32 counter, u64 *coun
     OF(*card);
     GIVE(count, type == 1 && counter == 0 && sick(*card) ? 3 : 0);
 }
+int hlml_device_get_current_clocks_throttle_reasons(int *card, u64 *reasons) {
+    OF(*card);
+    GIVE(reasons, *card == 1 && on("hot") ? 3 : 1);
+}

@@ -63,6 +63,12 @@ int nvmlDeviceGetGpuFabricInfoV(Device *device, Fabric *fabric) {
     return 0;
 }
 #endif
+#if defined ILUVATAR || defined RECOVERY
+int nvmlDeviceGetCurrentClocksThrottleReasons(Device *device, u64 *reasons) {
+    OF(device->card);
+    GIVE(reasons, device->card == 1 && on("hot") ? 0x48 : 1);
+}
+#endif
 #ifdef ILUVATAR
 int ixmlDeviceGetHealth(Device *device, int64_t *health) { OF(device->card); GIVE(health, sick(device->card) ? 0x40 : 0); }
 #endif
@@ -94,10 +100,6 @@ int nvmlDeviceGetComputeRunningProcesses_v2(Device *device, u32 *count, Process 
 typedef struct { u32 pid; u64 used; } OldProcess;
 SIZE(OldProcess, 16);
 int nvmlDeviceGetComputeRunningProcesses(Device *device, u32 *count, OldProcess *all) { return programs(device, count, &all->pid); }
-int nvmlDeviceGetCurrentClocksThrottleReasons(Device *device, u64 *reasons) {
-    OF(device->card);
-    GIVE(reasons, device->card == 1 && on("hot") ? 0x48 : 1);
-}
 int nvmlDeviceGetFieldValues(Device *device, int count, Field *field) {
     OF(device->card);
     field->status = count == 1 && field->id == 230 ? 0 : 3;

@@ -5,7 +5,7 @@
 
 use aquifer_core::{Isolation, Vendor};
 
-use super::Maker;
+use super::{LOW_ON_POWER, Maker, TOO_HOT};
 use crate::device::api::Arg::*;
 use crate::device::api::{Api, Check, Level, NOTHING, Probe, Rule, Slices, Take, U32, Value, probe};
 use crate::device::cndev_incidents;
@@ -103,6 +103,10 @@ pub const CAMBRICON: Maker = Maker {
                 probe: probe("cndevGetCardHealthState", &[Out(0), Card], 16, SECOND).stamped(VERSION),
                 rule: Rule::Values(NOT_WELL),
             },
+            // cndevPerformanceThrottleReason_t, 28 bytes: version, tdp, powerSetting, clockSetting, frequencyLocked, powerBrake,
+            // thermalSlowdown.
+            Check { probe: throttle_reason(24), rule: Rule::Not0(Level::Suspect, TOO_HOT) },
+            Check { probe: throttle_reason(20), rule: Rule::Not0(Level::Suspect, LOW_ON_POWER) },
         ],
         slices: Some(Slices {
             is_divided: |opened, card| opened.ask(&SMLU_MODE, card) == Ok(Value::Number(1)),
@@ -120,6 +124,11 @@ pub const CAMBRICON: Maker = Maker {
 pub(crate) const SMLU_MODE: Probe = probe("cndevGetSMLUMode", &[Out(0), Card], 8, SECOND).stamped(VERSION);
 const SECOND: Take = Take::Number { at: 4, bytes: 4, unit: 1 };
 const NOT_WELL: &[(u64, Level, &str)] = &[(0, Level::Lost, "cndev says that it is not well")];
+
+const fn throttle_reason(at: usize) -> Probe {
+    let take = Take::Number { at, bytes: 4, unit: 1 };
+    probe("cndevGetPerformanceThrottleReason", &[Out(0), Card], 28, take).stamped(VERSION)
+}
 
 /// Cards as `cnmon info -j` writes them into a file.
 fn listed_by_cnmon(tool: &Asked) -> Result<Vec<Told>, String> {

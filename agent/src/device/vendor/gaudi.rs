@@ -2,7 +2,7 @@
 
 use aquifer_core::Vendor;
 
-use super::Maker;
+use super::{Maker, TOO_HOT};
 use crate::device::api::Arg::*;
 use crate::device::api::{Api, Check, Level, NOTHING, Rule, Take, U32, U64, probe};
 use crate::device::tool::report::{bytes, place, rows};
@@ -37,11 +37,18 @@ pub const GAUDI: Maker = Maker {
         logical: &[probe("hlml_device_get_module_id", &[Card, Out(0)], 4, U32)],
         physical: &[probe("hlml_device_get_minor_number", &[Card, Out(0)], 4, U32)],
         needs_physical: true,
-        checks: &[Check {
-            // Uncorrected errors since the driver was loaded.
-            probe: probe("hlml_device_get_total_ecc_errors", &[Card, Is(1), Is(0), Out(0)], 8, U64),
-            rule: Rule::Not0(Level::Suspect, "uncorrected memory errors"),
-        }],
+        checks: &[
+            Check {
+                // Uncorrected errors since the driver was loaded.
+                probe: probe("hlml_device_get_total_ecc_errors", &[Card, Is(1), Is(0), Out(0)], 8, U64),
+                rule: Rule::Not0(Level::Suspect, "uncorrected memory errors"),
+            },
+            Check {
+                probe: probe("hlml_device_get_current_clocks_throttle_reasons", &[Card, Out(0)], 8, U64),
+                // HLML_CLOCKS_THROTTLE_REASON_THERMAL; that of power is how its limit is kept.
+                rule: Rule::Bits(&[(0x2, Level::Suspect, TOO_HOT)]),
+            },
+        ],
         // HLML_ERROR_AIP_IS_LOST.
         lost: &[15],
         ..NOTHING

@@ -3,7 +3,7 @@
 use aquifer_core::Vendor;
 
 use super::Maker;
-use super::shaped::{MEMORY_TOTAL, MEMORY_V2, MEMORY_V2_TOTAL, PCI_PLACE, shaped};
+use super::shaped::{MEMORY_TOTAL, MEMORY_V2, MEMORY_V2_TOTAL, PCI_PLACE, SLOWED, shaped};
 use crate::device::api::Arg::*;
 use crate::device::api::{Api, Check, Level, Link, Rule, Take, U32, U64, probe};
 use crate::device::tool::report::{bytes, place, rows};
@@ -22,16 +22,19 @@ pub const ILUVATAR: Maker = Maker {
     needs: &[],
     tool: Some(Tool { name: "ixsmi", places: &["/usr/local/corex/bin/ixsmi"], read: listed_by_smi }),
     apis: &[Api {
-        checks: &[Check {
-            probe: probe("ixmlDeviceGetHealth", &[Card, Out(0)], 8, U64),
-            rule: Rule::Bits(&[
-                (0x1, Level::Lost, "its system hub is not well"),
-                (0x2, Level::Lost, "its microcontroller is not well"),
-                (0x10, Level::Suspect, "memory errors"),
-                (0x20, Level::Lost, "its memory is not well"),
-                (0x40, Level::Lost, "its PCIe link is not well"),
-            ]),
-        }],
+        checks: &[
+            Check {
+                probe: probe("ixmlDeviceGetHealth", &[Card, Out(0)], 8, U64),
+                rule: Rule::Bits(&[
+                    (0x1, Level::Lost, "its system hub is not well"),
+                    (0x2, Level::Lost, "its microcontroller is not well"),
+                    (0x10, Level::Suspect, "memory errors"),
+                    (0x20, Level::Lost, "its memory is not well"),
+                    (0x40, Level::Lost, "its PCIe link is not well"),
+                ]),
+            },
+            SLOWED,
+        ],
         ..shaped!("nvml")
     }],
 };

@@ -2,9 +2,9 @@
 
 use aquifer_core::Vendor;
 
-use super::Maker;
+use super::{LOW_ON_POWER, Maker, TOO_HOT};
 use crate::device::api::Arg::*;
-use crate::device::api::{Api, Check, Level, Link, NOTHING, Probe, Rule, Take, U32, probe};
+use crate::device::api::{Api, Check, Level, Link, NOTHING, Probe, Rule, Take, U32, U64, probe};
 use crate::device::tool::report::{Block, blocks, bytes, columns, place};
 use crate::device::tool::{Asked, Told, Tool};
 
@@ -47,6 +47,12 @@ pub const METAX: Maker = Maker {
                     Take::Number { at: 12, bytes: 4, unit: 1 },
                 ),
                 rule: Rule::Not0(Level::Suspect, "uncorrected memory errors"),
+            },
+            Check {
+                probe: probe("mxSmlGetCurrentClocksThrottleReason", &[Index, Out(0)], 8, U64),
+                // mxsmlClocksThrottleReasonChipOverTemperature, …VrOverTemperature, …HbmOverTemperature,
+                // …ThermalOverTemperature, …PowerBrake.
+                rule: Rule::Bits(&[(0x78, Level::Suspect, TOO_HOT), (0x100, Level::Suspect, LOW_ON_POWER)]),
             },
         ],
         link: Some(Link {

@@ -20,6 +20,7 @@ mod t_head;
 use aquifer_core::Vendor;
 
 use super::api::Api;
+use super::slowed::{LOW_ON_POWER, TOO_HOT};
 use super::tool::Tool;
 
 /// A vendor whose devices are found through a library.

@@ -3,7 +3,7 @@
 use aquifer_core::{Isolation, Vendor};
 
 use super::Maker;
-use super::shaped::{MEMORY_TOTAL, MEMORY_V2, MEMORY_V2_TOTAL, PCI_PLACE, shaped};
+use super::shaped::{MEMORY_TOTAL, MEMORY_V2, MEMORY_V2_TOTAL, PCI_PLACE, SLOWED, shaped};
 use crate::device::api::Arg::*;
 use crate::device::api::{
     Api, Check, Context, Events, Level, Link, Listed, Opened, Probe, Rule, Slices, Take, U32, U64, Value,
@@ -45,14 +45,7 @@ pub const NVIDIA: Maker = Maker {
                 probe: probe("nvmlDeviceGetTotalEccErrors", &[Card, Is(1), Is(0), Out(0)], 8, U64),
                 rule: Rule::Not0(Level::Suspect, "uncorrected memory errors"),
             },
-            Check {
-                probe: probe("nvmlDeviceGetCurrentClocksThrottleReasons", &[Card, Out(0)], 8, U64),
-                // nvmlClocksThrottleReasonHwThermalSlowdown, …HwPowerBrakeSlowdown.
-                rule: Rule::Bits(&[
-                    (0x40, Level::Suspect, "its hardware slows it down: it is too hot"),
-                    (0x80, Level::Suspect, "its hardware slows it down: its power supply asks for it"),
-                ]),
-            },
+            SLOWED,
         ],
         events: Some(Events {
             create: probe("nvmlEventSetCreate", &[Out(0)], 8, U64),

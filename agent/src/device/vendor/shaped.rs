@@ -1,6 +1,7 @@
 //! Libraries in the shape of NVML: the same functions under another prefix, mostly with the same structs.
 
-use crate::device::api::Take;
+use super::{LOW_ON_POWER, TOO_HOT};
+use crate::device::api::{Arg, Check, Level, Rule, Take, U64, probe};
 
 /// `nvmlMemory_t`, 24 bytes: total, free, used.
 pub const MEMORY_TOTAL: Take = Take::Number { at: 0, bytes: 8, unit: 1 };
@@ -10,6 +11,12 @@ pub const MEMORY_V2_TOTAL: Take = Take::Number { at: 8, bytes: 8, unit: 1 };
 pub const MEMORY_V2: u32 = 40 | 2 << 24;
 /// `nvmlPciInfo_t`, 68 bytes: busIdLegacy[16], domain, bus, device, pciDeviceId, pciSubSystemId, busId[32].
 pub const PCI_PLACE: Take = Take::Place { domain: 16, bus: 20, device: 24, function: None };
+
+/// Whether the hardware of a card slows it down: `nvmlClocksThrottleReasonHwThermalSlowdown`, `…HwPowerBrakeSlowdown`.
+pub const SLOWED: Check = Check {
+    probe: probe("nvmlDeviceGetCurrentClocksThrottleReasons", &[Arg::Card, Arg::Out(0)], 8, U64),
+    rule: Rule::Bits(&[(0x40, Level::Suspect, TOO_HOT), (0x80, Level::Suspect, LOW_ON_POWER)]),
+};
 
 /// The functions that all of them have, under a prefix. What a vendor does otherwise it puts over it.
 macro_rules! shaped {
