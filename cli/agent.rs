@@ -115,6 +115,10 @@ pub struct Args {
     /// (what was not measured before), `always` (anew at every start) or `never`. Default: auto
     #[arg(long, env = "AQUIFER_MEASURE", value_name = "never|auto|always")]
     pub measure: Option<String>,
+    /// Program that measures devices which the worker has no kernels for, and probes them: PROGRAM VENDOR UUID BUS-ADDRESS NUMBER
+    /// [--probe]. Default: none, their datasheets count
+    #[arg(long, env = "AQUIFER_MEASURE_WITH", value_name = "PROGRAM")]
+    pub measure_with: Option<String>,
     /// Ended runs whose directories are kept for `aquifer logs`. Default: 1000
     #[arg(long, env = "AQUIFER_KEEP_RUNS", value_name = "NUMBER")]
     pub keep_runs: Option<String>,
@@ -215,6 +219,7 @@ impl Args {
                 })?,
             },
             measure: settings.take("measure", self.measure.as_ref(), "auto", str::parse::<MeasureChoice>)?,
+            measure_with: settings.take_optional("measure-with", self.measure_with.as_ref(), program)?,
             token: None,
             metrics: Metrics::default(),
         };
@@ -293,7 +298,7 @@ fn labels(text: &str) -> Result<BTreeMap<String, String>, String> {
 }
 
 /// A program with its whole path: the agent looks into no other place as root.
-fn program(text: &str) -> Result<PathBuf, String> {
+pub fn program(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     match path.is_absolute() {
         true => Ok(path),

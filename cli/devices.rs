@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
-use aquifer_agent::device::measured::{self, Ended, Figures, Measurements};
+use aquifer_agent::device::measured::{self, Ended, Figures, Measurements, Site};
 use aquifer_agent::device::topology::seat;
 use aquifer_agent::device::{Backends, DeviceChoice, Roots};
 use aquifer_agent::host::Host;
@@ -33,6 +33,9 @@ pub struct Args {
     /// Measure them now, even if something runs on them: a few seconds for each kind that the worker has kernels for
     #[arg(long)]
     pub measure: bool,
+    /// Program that measures devices which the worker has no kernels for: PROGRAM VENDOR UUID BUS-ADDRESS NUMBER. Default: none
+    #[arg(long, env = "AQUIFER_MEASURE_WITH", value_name = "PROGRAM")]
+    pub measure_with: Option<String>,
     /// Directory of the agent, which keeps what was measured. Default: the user's data directory
     #[arg(long, env = "AQUIFER_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -122,11 +125,12 @@ impl Device {
 impl Place {
     /// Looks at the machine.
     ///
-    /// * `state_dir`: where the agent keeps what was measured; `measured_now`: anew.
+    /// * `state_dir`: where the agent keeps what was measured; `site`: what measures devices that the worker has no kernels for;
+    ///   `measured_now`: anew.
     ///
     /// # Errors
     /// A flag that makes no sense, or devices that were asked for and cannot be had.
-    pub fn look(&self, state_dir: &Path, measured_now: bool) -> Result<Machine, Failure> {
+    pub fn look(&self, state_dir: &Path, site: Option<Site>, measured_now: bool) -> Result<Machine, Failure> {
         let next = "see `aquifer devices --help`";
         let choice: DeviceChoice =
             self.devices.parse().map_err(|error| Failure::usage(format!("{error}"), next))?;
@@ -143,7 +147,7 @@ impl Place {
         let host = Host::read();
         let mut backends = Backends::open(&choice, &host, &roots, None)
             .map_err(|error| Failure::usage(format!("{error}"), next))?;
-        backends.use_measured(Measurements::open(&state_dir.join("measured.json")));
+        backends.use_measured(Measurements::open(&state_dir.join("measured.json"), site));
         let unmeasured = if measured_now { measure(&mut backends, state_dir)? } else { Vec::new() };
         backends.enforce(aquifer_agent::cgroup::enforceable(), false);
         let offered = backends.devices();
@@ -212,6 +216,7 @@ fn measure(backends: &mut Backends, state_dir: &Path) -> Result<Vec<Finding>, Fa
                 trouble.map(|why| format!("{model} was not measured to the end: {why}"))
             }
             Ended::Failed(why) => Some(format!("{model} could not be measured: {why}")),
+            Ended::Busy => Some(format!("{model} was not measured: it is in use")),
             Ended::Stopped => None,
         };
         findings.extend(trouble.map(|what| Finding { vendor, what }));
@@ -226,7 +231,9 @@ fn measure(backends: &mut Backends, state_dir: &Path) -> Result<Vec<Finding>, Fa
 pub fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let output = Output::new(global.json, global.no_color);
     let state_dir = args.state_dir.clone().unwrap_or_else(|| settings::data_dir().join("agent"));
-    let machine = args.place.look(&state_dir, args.measure)?;
+    let site = args.measure_with.as_deref().map(agent::program).transpose();
+    let site = site.map_err(|why| Failure::usage(format!("--measure-with: {why}"), "give its whole path"))?;
+    let machine = args.place.look(&state_dir, site.map(Site::new), args.measure)?;
     match output.json {
         true => output.document(&machine),
         false => output.text(text(&machine, &output)),

@@ -83,7 +83,7 @@ pub fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         Failure::usage(format!("--ports is {:?}: {why}", args.ports), "see `aquifer doctor --help`")
     })?;
     let state_dir = args.state_dir.clone().unwrap_or_else(|| settings::data_dir().join("agent"));
-    let machine = args.devices.look(&state_dir, false)?;
+    let machine = args.devices.look(&state_dir, None, false)?;
     let mut findings = of_devices(&machine);
     findings.extend(of_permissions(&machine));
     findings.push(of_limits());

@@ -1,5 +1,5 @@
-//! NVIDIA cards that are none: what an agent on a machine with a driver measures, on which card, and what becomes of it. The
-//! driver's two libraries are stand-ins; agent, worker and kernels are the real ones.
+//! Cards that are none: what an agent measures, on which card, and what becomes of it. Of NVIDIA's the driver's two libraries are
+//! stand-ins, of Intel's the kernel's files and the site's program that measures them; agent, worker and kernels are the real ones.
 
 #[path = "../worker/tests/support/fake_cuda.rs"]
 mod fake_cuda;
@@ -263,4 +263,63 @@ fn a_worker_gets_its_card_at_once_though_a_measurement_hangs_on_it_and_a_card_th
     pool.cancel(job);
     let left = ["GPU-0000-1", "GPU-0000-0"][held[0] as usize];
     until("a measurement on the card that is free again", || (measures(&pool) == [left]).then_some(()));
+}
+
+/// A card that the worker has no kernels for is measured and probed by a program of the site, which may say that it is in use.
+#[test]
+fn a_card_without_kernels_is_measured_and_probed_by_the_site_s_program() {
+    let mut pool = Pool::start();
+    let card = PathBuf::from(pool.file("sys/bus/pci/devices/0000:4d:00.0"));
+    let put = |file: &str, text: &str| {
+        let path = card.join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    for (file, text) in [("vendor", "0x8086"), ("device", "0x0bd5"), ("class", "0x038000")] {
+        put(file, text);
+    }
+    put("tile0/vram0/total_bytes", "137438953472");
+    std::os::unix::fs::symlink("/sys/bus/pci/drivers/xe", card.join("driver")).unwrap();
+    let (program, dir) = (pool.file("measure"), pool.dir().display().to_string());
+    let script = format!(
+        r#"#!/bin/sh
+echo "$* sees $ZE_AFFINITY_MASK" >> {dir}/asked
+test -e {dir}/busy && exit 75
+echo '{{"bf16_tflops":250.5}}'
+echo '{{"bf16_tflops":250.5,"memory_gbs":2000}}'
+"#
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::write(pool.file("busy"), "").unwrap();
+    let asked = |pool: &Pool| pool.read("asked").lines().map(str::to_string).collect::<Vec<String>>();
+    let about = "intel intel-0000:4d:00.0 0000:4d:00.0 0";
+
+    let sysfs = pool.file("sys");
+    let flags = ["--devices", "intel", "--sysfs", &sysfs, "--measure", "auto", "--measure-with", &program];
+    pool.agent("a", &flags);
+    until("it is in use", || pool.agent_log("a").contains("not measured now: it is in use").then_some(()));
+    assert_eq!(asked(&pool), [format!("{about} sees 0")]);
+    assert_eq!(sources(&pool), ["not measured, as the reference device"]);
+    fs::remove_file(pool.file("busy")).unwrap();
+    pool.kill_agent("a");
+    pool.agent("a", &[]);
+    let measured = "measured: 250.500 TFLOP/s in bf16";
+    until("it is measured", || (sources(&pool) == [measured]).then_some(()));
+    assert_eq!(asked(&pool).len(), 2);
+
+    // What looks suspicious is probed, and what passes takes work again, though its sensor says the same as before.
+    put("hwmon/hwmon1/temp2_crit", "105000");
+    put("hwmon/hwmon1/temp2_input", "105000");
+    until("a probe", || (asked(&pool).last()? == &format!("{about} --probe sees 0")).then_some(()));
+    until("it is well", || pool.node("a")?.inventory?.devices[0].fault.is_none().then_some(()));
+
+    // By hand what the agent's program has measured counts, and no other place is looked into for a program.
+    let words = ["devices", "--devices", "intel", "--sysfs", &sysfs, "--state-dir", &pool.file("a")];
+    let told = pool::start(pool.dir(), "by-hand", pool::program(pool.dir(), &words)).finish().ok();
+    assert!(told.contains(measured), "{told}");
+    let relative = [&words[..], &["--measure-with", "measure"]].concat();
+    let refused = pool::start(pool.dir(), "refused", pool::program(pool.dir(), &relative)).finish();
+    let why = "--measure-with: expected a program with its whole path";
+    assert!(refused.code == Some(2) && refused.err.contains(why), "{refused:?}");
 }

@@ -181,3 +181,27 @@ fn ranks_of_pytorch_find_each_other_without_torchrun() {
     }
     pool.job(job).in_state(v1::JobState::Succeeded);
 }
+
+/// The program by which agents measure devices that the worker has no kernels for, on a core.
+#[test]
+fn the_example_that_measures_devices_prints_what_agents_read() {
+    let Some(python) = python_with_torch() else { return };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples/measure-device");
+    let measured = |more: &[&str]| -> Vec<Value> {
+        let mut program = Command::new(&python);
+        let words = [&["cpu", "cpu-0", "00000", "0"], more].concat();
+        program.arg(&script).args(words).env("OMP_NUM_THREADS", "1");
+        let output = program.output().expect("Python");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        said.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    };
+    let probed = measured(&["--probe"]);
+    assert_eq!(probed.len(), 1);
+    let whole = measured(&[]);
+    let last = whole.last().and_then(Value::as_object).expect("figures");
+    assert_eq!(last.len(), 4, "{last:?}");
+    for figure in ["bf16_tflops", "f32_tflops", "memory_gbs", "attention_tflops"] {
+        assert!(last[figure].as_f64().is_some_and(|rate| 0.0 < rate), "{last:?}");
+    }
+}

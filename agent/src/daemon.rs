@@ -24,7 +24,7 @@ use crate::account::{self, RunAs};
 use crate::command::{self, Surroundings};
 use crate::container::Engine;
 use crate::conversation::{Conversation, Heard, at, now};
-use crate::device::measured::{Figures, MeasureChoice, Measurements, ToMeasure};
+use crate::device::measured::{Figures, MeasureChoice, Measurements, Site, ToMeasure};
 use crate::device::watch::Watch;
 use crate::device::{Backends, Resets};
 use crate::hiding::Hiding;
@@ -180,7 +180,8 @@ impl Daemon {
             tokio::task::spawn_blocking(move || Backends::open(&choice, &facts, &roots, Some(&known)));
         let mut backends = backends.await.expect("discovery does not panic")?;
         if config.measure != MeasureChoice::Never {
-            backends.use_measured(Measurements::open(&config.state_dir.join("measured.json")));
+            let site = config.measure_with.clone().map(Site::new);
+            backends.use_measured(Measurements::open(&config.state_dir.join("measured.json"), site));
         }
         backends.enforce(launcher.limits(), partitions.makes_shares());
         for finding in backends.findings() {

@@ -65,6 +65,8 @@ pub struct AgentConfig {
     pub keep: Retention,
     /// Whether to measure devices.
     pub measure: MeasureChoice,
+    /// What measures devices that the worker has no kernels for; `None`: nothing does.
+    pub measure_with: Option<PathBuf>,
     /// Where operators read it.
     pub metrics: Metrics,
 }

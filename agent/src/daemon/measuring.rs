@@ -1,10 +1,15 @@
 //! Measurements and probes, in a process of their own, on devices that nobody uses.
 
+use std::collections::BTreeMap;
+
 use aquifer_core::{DeviceClass, Launch as Order, Name, Vendor};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Daemon, unix_ms};
-use crate::device::measured::{self, Ended, MeasureChoice, On, ToMeasure};
+use crate::device::measured::{self, Ended, MeasureChoice, On, ToMeasure, Under};
+
+/// How long a device is left alone that is in use by somebody else, in milliseconds.
+const BUSY_MS: u64 = 600_000;
 
 /// What a measurement gave.
 pub(super) struct Measured {
@@ -24,15 +29,16 @@ pub(super) struct Measuring {
 /// What was measured, or could not be, since the agent was started.
 #[derive(Default)]
 pub(super) struct Tried {
-    /// Classes and drivers.
-    kinds: Vec<(DeviceClass, String)>,
+    kinds: Vec<(DeviceClass, Under)>,
+    /// Until when devices are left alone, in Unix milliseconds: somebody else uses them.
+    busy: BTreeMap<Name, u64>,
     /// Why some were not.
     pub findings: Vec<String>,
 }
 
 impl Tried {
     fn has(&self, of: &ToMeasure) -> bool {
-        self.kinds.iter().any(|(class, driver)| *class == of.class && *driver == of.driver)
+        self.kinds.iter().any(|(class, under)| *class == of.class && *under == of.under)
     }
 }
 
@@ -78,8 +84,12 @@ impl Daemon {
         let found = self.backends.as_ref().and_then(|all| all.found().nth(usize::from(index)));
         found.is_some_and(|found| match found.class.vendor {
             Vendor::Cpu => self.talks.agent.alive().next().is_none() && self.waiting.is_empty(),
-            _ => !found.is_used && !self.is_held(index),
+            _ => !found.is_used && !self.is_held(index) && !self.is_busy(&found.uuid),
         })
+    }
+
+    fn is_busy(&self, uuid: &Name) -> bool {
+        self.tried.busy.get(uuid).is_some_and(|until| unix_ms() < *until)
     }
 
     /// A worker is to be launched: what is measured on its devices, or on a core, ends first.
@@ -108,12 +118,17 @@ impl Daemon {
     pub(super) fn on_measured(&mut self, Measured { of, probed, ended }: Measured) {
         self.measuring = None;
         let uuid = self.inventory.devices.get(usize::from(of.index)).map(|device| device.uuid.clone());
-        if let Some(uuid) = uuid.filter(|_| !matches!(ended, Ended::Stopped)) {
-            self.watch.on_tried(unix_ms(), &uuid);
+        match (&ended, uuid) {
+            (Ended::Stopped, _) | (_, None) => (),
+            (Ended::Busy, Some(uuid)) => {
+                self.tried.busy.insert(uuid, unix_ms() + BUSY_MS);
+            }
+            (_, Some(uuid)) => self.watch.on_tried(unix_ms(), &uuid),
         }
         let (vendor, model) = (of.class.vendor, of.class.model.clone());
         match (ended, probed) {
             (Ended::Stopped, _) => tracing::debug!(%vendor, %model, "a measurement made way"),
+            (Ended::Busy, _) => tracing::info!(%vendor, %model, "not measured now: it is in use"),
             (Ended::Failed(why), Some((uuid, _))) => {
                 tracing::warn!(%uuid, "a probe could not be made: {why}");
             }
@@ -125,14 +140,14 @@ impl Daemon {
             }
             (Ended::Failed(why), None) => {
                 self.tried.findings.push(format!("{vendor}: {model} could not be measured: {why}"));
-                self.tried.kinds.push((of.class, of.driver));
+                self.tried.kinds.push((of.class, of.under));
                 self.show_anew();
             }
             (Ended::Measured(figures, trouble), None) => {
                 tracing::info!(%vendor, %model, tflops = figures.tflops(), "devices measured");
                 let finding = |why| format!("{vendor}: {model} was not measured to the end: {why}");
                 self.tried.findings.extend(trouble.map(finding));
-                self.tried.kinds.push((of.class.clone(), of.driver.clone()));
+                self.tried.kinds.push((of.class.clone(), of.under.clone()));
                 self.measured.push((of, figures));
                 self.show_anew();
             }

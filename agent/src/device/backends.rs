@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::by_library::ByLibrary;
 use super::by_sysfs::BySysfs;
-use super::measured::{Figures, Measurements, On, ToMeasure};
+use super::measured::Measurements;
 use super::topology::{Seat, seat};
 use super::{
     Backend, BackendChoice, Cpu, DeviceChoice, DeviceError, Fake, Finding, Found, Roots, Visibility, fake,
@@ -21,16 +21,7 @@ use crate::container::ShownDevice;
 use crate::host::Host;
 use crate::json;
 
-/// What of a node is probed beside others.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Beside {
-    /// Cards that the worker has kernels for; 0: a core is.
-    pub cards: usize,
-    /// Variables of a process that sees them, and no others.
-    pub env: Vec<(String, String)>,
-    /// What one of them does, in TFLOP/s, if it was measured.
-    pub usual: Option<f64>,
-}
+mod measuring;
 
 /// Where most vendors' device nodes are.
 const DRI: &str = "/dev/dri";
@@ -277,106 +268,14 @@ impl Backends {
         self.roots.parts_on_demand.contains(&found.class.vendor) && found.parts.is_some()
     }
 
-    /// Uses what was measured before.
-    pub fn use_measured(&mut self, measured: Measurements) {
-        self.measured = measured;
-    }
-
-    /// What the devices of this index do, as it was measured.
-    pub fn figures(&self, index: u16) -> Option<&Figures> {
-        let (backend, found) = self.devices.get(usize::from(index))?;
-        self.measured.of(&found.class, &self.backends[(*backend)?].measured_under()?)
-    }
-
-    /// The classes that can be measured, by one well device each that no program computes on.
-    ///
-    /// * `known`: those too that were measured. `usable`: whether the device of an index may be used for it.
-    pub fn to_measure(&self, known: bool, usable: impl Fn(u16) -> bool) -> Vec<ToMeasure> {
-        let is_free = |index: u16| !self.devices[usize::from(index)].1.is_used && usable(index);
-        let mut found = self.one_of_each_class(is_free);
-        found.retain(|of| known || self.figures(of.index).is_none());
-        found
-    }
-
-    /// The classes that could be measured, if no program computed on all of their devices.
-    ///
-    /// * `usable`: as of [`Backends::to_measure`].
-    pub fn in_use(&self, usable: impl Fn(u16) -> bool) -> Vec<DeviceClass> {
-        let free = self.to_measure(true, usable);
-        let all = self.one_of_each_class(|_| true).into_iter().map(|of| of.class);
-        all.filter(|class| free.iter().all(|of| of.class != *class)).collect()
-    }
-
-    fn one_of_each_class(&self, may: impl Fn(u16) -> bool) -> Vec<ToMeasure> {
-        let mut found: Vec<ToMeasure> = Vec::new();
-        for index in 0..self.devices.len() as u16 {
-            let is_well = self.devices[usize::from(index)].1.fault.is_none();
-            let Some(of) = self.measurable(index).filter(|_| is_well && may(index)) else { continue };
-            if found.iter().all(|it| it.class != of.class) {
-                found.push(of);
-            }
-        }
-        found
-    }
-
-    /// The device of this index, if the worker has kernels for it. A card that is offered whole to be parted on demand computes
-    /// nothing before it is.
-    fn measurable(&self, index: u16) -> Option<ToMeasure> {
-        let (backend, found) = self.devices.get(usize::from(index))?;
-        let backend = &self.backends[(*backend)?];
-        let driver = backend.measured_under()?;
-        if self.is_parted(found) {
-            return None;
-        }
-        let on = match found.class.vendor {
-            Vendor::Cpu => On::Core(found.logical),
-            _ => On::Card(backend.visibility(&[found]).env),
-        };
-        Some(ToMeasure { class: (*found.class).clone(), driver, index, on })
-    }
-
-    /// Enters what was measured.
-    ///
-    /// # Errors
-    /// It cannot be kept; it counts all the same.
-    pub fn enter_measured(&mut self, of: &ToMeasure, figures: Figures) -> std::io::Result<()> {
-        self.measured.enter(&of.class, &of.driver, figures)
-    }
-
     fn speed(&self, of: (Option<usize>, &Found)) -> (u32, String) {
         of.1.speed(self.measured_of(of))
-    }
-
-    /// What the class of a device was measured to do, if it was.
-    fn measured_of(&self, (backend, found): (Option<usize>, &Found)) -> Option<&Figures> {
-        let driver = self.backends[backend?].measured_under()?;
-        self.measured.of(&found.class, &driver)
     }
 
     /// Whether what is said of the health of the device of this index counts as it is.
     pub fn is_trusted(&self, index: u16) -> bool {
         let backend = self.devices.get(usize::from(index)).and_then(|(backend, _)| *backend);
         backend.is_some_and(|backend| self.backends[backend].is_trusted())
-    }
-
-    /// The device of this index, if it can be measured, and was; well or not.
-    pub fn to_probe(&self, index: u16) -> Option<(ToMeasure, f64)> {
-        Some((self.measurable(index)?, self.figures(index)?.tflops()?))
-    }
-
-    /// What of this node is probed beside others.
-    pub fn to_probe_beside(&self) -> Beside {
-        let found = |index: u16| &self.devices[usize::from(index)].1;
-        let all = (0..self.devices.len() as u16).filter(|index| found(*index).fault.is_none());
-        let all: Vec<ToMeasure> = all.filter_map(|index| self.measurable(index)).collect();
-        let is_card = |of: &&ToMeasure| matches!(of.on, On::Card(_));
-        let cards: Vec<u16> = all.iter().filter(is_card).map(|of| of.index).collect();
-        let compared = if cards.is_empty() { all.iter().map(|of| of.index).collect() } else { cards.clone() };
-        // What the slowest of several classes does, all of them do; but for those that somebody else uses as well.
-        let is_used = compared.iter().any(|index| found(*index).is_used);
-        let usual = compared.iter().filter_map(|index| self.figures(*index)?.tflops()).min_by(f64::total_cmp);
-        let usual = usual.filter(|_| !is_used);
-        Beside { cards: cards.len(), env: self.visibility(&cards, None).env, usual }
     }
 
     /// What the backends know of them, in the order of their indices.

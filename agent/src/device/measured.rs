@@ -3,12 +3,15 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use aquifer_core::{DeviceClass, Measured};
 use serde::{Deserialize, Serialize};
 
-use crate::{json, trial};
+use super::Found;
+use super::reset::about;
+use crate::json;
+use crate::trial::{self, Trouble};
 
 /// Whether an agent measures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,6 +75,53 @@ impl From<&Figures> for Measured {
     }
 }
 
+/// Under what a device is measured: figures count for no other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Under {
+    /// Version of what drives it.
+    pub driver: String,
+    /// Who measures it.
+    pub by: By,
+}
+
+/// Who measures a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The worker, by its own kernels.
+    Worker,
+    /// A [program of the site](Site).
+    Site,
+}
+
+/// A program of whoever runs the node, which measures devices that the worker has no kernels for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    program: PathBuf,
+    /// How its figures are kept: another program measures anew.
+    stamp: String,
+}
+
+/// Begins the stamps of all of them.
+const OF_SITE: &str = "site:";
+
+impl Site {
+    /// The program at a path.
+    pub fn new(program: PathBuf) -> Site {
+        let state = std::fs::metadata(&program).map(|file| (file.len(), file.modified().ok())).ok();
+        let (bytes, changed) = state.unwrap_or_default();
+        let since = changed.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+        let stamp = format!("{OF_SITE}{}:{bytes}:{}", program.display(), since.as_secs());
+        Site { program, stamp }
+    }
+
+    /// What it is called with for a device.
+    ///
+    /// * `env`: variables of a process that sees this device alone.
+    pub(super) fn about(&self, found: &Found, env: Vec<(String, String)>) -> OfSite {
+        OfSite { program: self.program.clone(), about: about(found), env }
+    }
+}
+
 /// What figures are of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Key {
@@ -92,18 +142,33 @@ struct Entry {
 pub struct Measurements {
     file: Option<PathBuf>,
     entries: Vec<Entry>,
+    site: Option<Site>,
 }
 
 impl Measurements {
     /// Reads a file of measurements. One that is missing or damaged has none.
-    pub fn open(file: &Path) -> Measurements {
-        Measurements { file: Some(file.into()), entries: json::read(file).unwrap_or_default() }
+    ///
+    /// * `site`: what measures devices that the worker has no kernels for; `None`: nothing does, but what any program of the site has
+    ///   measured counts.
+    pub fn open(file: &Path, site: Option<Site>) -> Measurements {
+        Measurements { file: Some(file.into()), entries: json::read(file).unwrap_or_default(), site }
     }
 
-    /// What a class does under a driver, as this very program measured it.
-    pub fn of(&self, class: &DeviceClass, driver: &str) -> Option<&Figures> {
-        let key = key(class, driver);
-        let entry = self.entries.iter().find(|entry| entry.of == key);
+    pub(super) fn site(&self) -> Option<&Site> {
+        self.site.as_ref()
+    }
+
+    /// What a class does, as it was measured under this driver and by this very program.
+    pub fn of(&self, class: &DeviceClass, under: &Under) -> Option<&Figures> {
+        let key = self.key(class, under);
+        let is_any_site = under.by == By::Site && self.site.is_none();
+        let is_it = |of: &Key| match is_any_site {
+            true => {
+                of.program.starts_with(OF_SITE) && Key { program: of.program.clone(), ..key.clone() } == *of
+            }
+            false => *of == key,
+        };
+        let entry = self.entries.iter().find(|entry| is_it(&entry.of));
         entry.map(|entry| &entry.figures).filter(|figures| figures.tflops().is_some())
     }
 
@@ -111,23 +176,27 @@ impl Measurements {
     ///
     /// # Errors
     /// It cannot be written; it counts all the same.
-    pub fn enter(&mut self, class: &DeviceClass, driver: &str, figures: Figures) -> std::io::Result<()> {
-        let of = key(class, driver);
+    pub fn enter(&mut self, class: &DeviceClass, under: &Under, figures: Figures) -> std::io::Result<()> {
+        let of = self.key(class, under);
         // Those of other programs and drivers will not be asked for again.
         self.entries.retain(|entry| (&entry.of.vendor, &entry.of.model) != (&of.vendor, &of.model));
         self.entries.push(Entry { of, figures });
         self.file.as_deref().map_or(Ok(()), |file| json::replace(file, &self.entries))
     }
-}
 
-fn key(class: &DeviceClass, driver: &str) -> Key {
-    // Without optimisation the same kernels are slower.
-    let build = if cfg!(debug_assertions) { "-debug" } else { "" };
-    Key {
-        vendor: class.vendor.to_string(),
-        model: class.model.to_string(),
-        driver: driver.into(),
-        program: format!("{}{build}", env!("CARGO_PKG_VERSION")),
+    fn key(&self, class: &DeviceClass, under: &Under) -> Key {
+        // Without optimisation the same kernels are slower.
+        let build = if cfg!(debug_assertions) { "-debug" } else { "" };
+        let program = match under.by {
+            By::Worker => format!("{}{build}", env!("CARGO_PKG_VERSION")),
+            By::Site => self.site.as_ref().map(|site| site.stamp.clone()).unwrap_or_default(),
+        };
+        Key {
+            vendor: class.vendor.to_string(),
+            model: class.model.to_string(),
+            driver: under.driver.clone(),
+            program,
+        }
     }
 }
 
@@ -136,28 +205,43 @@ fn key(class: &DeviceClass, driver: &str) -> Key {
 pub struct ToMeasure {
     /// What it stands for.
     pub class: DeviceClass,
-    /// Version of what drives it.
-    pub driver: String,
+    /// Under what.
+    pub under: Under,
     /// Its index on the node.
     pub index: u16,
-    /// How the worker finds it.
+    /// How it is found.
     pub on: On,
 }
 
-/// How the worker finds what it measures.
+/// What measures a device, and how it finds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum On {
-    /// A core of this number.
+    /// The worker: a core of this number.
     Core(u32),
-    /// The only card that a process with these variables sees.
+    /// The worker: the only card that a process with these variables sees.
     Card(Vec<(String, String)>),
+    /// The site's program.
+    Site(OfSite),
+}
+
+/// A call of the site's program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OfSite {
+    program: PathBuf,
+    about: [String; 4],
+    env: Vec<(String, String)>,
 }
 
 impl On {
     /// How long a measurement may take. The worker itself begins no figure after some seconds; before that a card's driver may
     /// take as long to start, and its kernels are compiled.
     pub fn patience(&self) -> Duration {
-        Duration::from_secs(if matches!(self, On::Core(_)) { 10 } else { 45 })
+        Duration::from_secs(match self {
+            On::Core(_) => 10,
+            On::Card(_) => 45,
+            // It may have to load a framework.
+            On::Site(_) => 120,
+        })
     }
 }
 
@@ -170,9 +254,16 @@ pub enum Ended {
     Failed(String),
     /// Somebody needs the device.
     Stopped,
+    /// The device is in use, as the site's program says: it is to be tried again later.
+    Busy,
 }
 
-/// Measures a device with `program`, which is this one, in a process that is gone when this returns. What it has measured before
+/// Exit code of a program of the site that says so: `EX_TEMPFAIL` of `sysexits.h`.
+const BUSY: i32 = 75;
+
+const WORKER: [&str; 3] = ["worker", "measure", "--lines"];
+
+/// Measures a device, in a process that is gone when this returns: of `program`, which is this one, or of the site's. What it has measured before
 /// its deadline or its death counts.
 ///
 /// * `probe`: only what speeds are counted by, in a fraction of a second.
@@ -184,13 +275,20 @@ pub async fn measure(
     patience: Duration,
     stop: impl Future<Output = ()>,
 ) -> Ended {
+    let program = if let On::Site(site) = &of.on { &site.program } else { program };
     let mut command = tokio::process::Command::new(program);
-    command.args(["worker", "measure", "--lines"]).args(probe.then_some("--probe"));
     match &of.on {
-        On::Core(core) => command.args(["--core", &core.to_string()]),
-        On::Card(env) => command.args(["--device", "cuda:0"]).envs(env.iter().cloned()),
+        On::Core(core) => command.args(WORKER).args(["--core", &core.to_string()]),
+        On::Card(env) => command.args(WORKER).args(["--device", "cuda:0"]).envs(env.iter().cloned()),
+        On::Site(site) => command.args(&site.about).envs(site.env.iter().cloned()),
     };
+    command.args(probe.then_some("--probe"));
     let (said, trouble) = match trial::run(command, patience, stop).await {
+        trial::Ended::Over { trouble: Some(Trouble { code: Some(BUSY), .. }), .. }
+            if matches!(of.on, On::Site(_)) =>
+        {
+            return Ended::Busy;
+        }
         trial::Ended::Over { said, trouble } => (said, trouble.map(|trouble| trouble.what)),
         trial::Ended::NotStarted(error) => return Ended::Failed(format!("{}: {error}", program.display())),
         trial::Ended::Stopped => return Ended::Stopped,
@@ -212,6 +310,14 @@ mod tests {
         DeviceClass { vendor: Vendor::Cpu, model: model.into(), memory_bytes: 1 << 30 }
     }
 
+    fn open(file: &Path) -> Measurements {
+        Measurements::open(file, None)
+    }
+
+    fn under(driver: &str) -> Under {
+        Under { driver: driver.into(), by: By::Worker }
+    }
+
     fn figures(tflops: f64) -> Figures {
         Figures { bf16_tflops: Some(tflops), ..Figures::default() }
     }
@@ -220,11 +326,11 @@ mod tests {
     fn a_measurement_is_kept_for_its_class_and_driver_until_either_changes() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("measured.json");
-        Measurements::open(&file).enter(&class("epyc"), "6.1", figures(0.2)).unwrap();
-        let again = Measurements::open(&file);
-        assert_eq!(again.of(&class("epyc"), "6.1"), Some(&figures(0.2)));
-        assert_eq!(again.of(&class("epyc"), "6.2"), None, "another driver");
-        assert_eq!(again.of(&class("xeon"), "6.1"), None, "another class");
+        open(&file).enter(&class("epyc"), &under("6.1"), figures(0.2)).unwrap();
+        let again = open(&file);
+        assert_eq!(again.of(&class("epyc"), &under("6.1")), Some(&figures(0.2)));
+        assert_eq!(again.of(&class("epyc"), &under("6.2")), None, "another driver");
+        assert_eq!(again.of(&class("xeon"), &under("6.1")), None, "another class");
     }
 
     #[test]
@@ -258,12 +364,29 @@ mod tests {
         let file = dir.path().join("measured.json");
         for damaged in ["", "{", "[{\"of\":7}]", "[null"] {
             std::fs::write(&file, damaged).unwrap();
-            assert_eq!(Measurements::open(&file).of(&class("epyc"), ""), None, "{damaged:?}");
+            assert_eq!(open(&file).of(&class("epyc"), &under("")), None, "{damaged:?}");
         }
         for nonsense in [0.0, -1.0] {
-            Measurements::open(&file).enter(&class("epyc"), "", figures(nonsense)).unwrap();
-            assert_eq!(Measurements::open(&file).of(&class("epyc"), ""), None, "{nonsense}");
+            open(&file).enter(&class("epyc"), &under(""), figures(nonsense)).unwrap();
+            assert_eq!(open(&file).of(&class("epyc"), &under("")), None, "{nonsense}");
         }
+    }
+
+    #[test]
+    fn what_a_program_of_the_site_measured_counts_for_that_program_and_where_none_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, program) = (dir.path().join("measured.json"), dir.path().join("measure"));
+        std::fs::write(&program, "one").unwrap();
+        let with = |program: &Path| Measurements::open(&file, Some(Site::new(program.into())));
+        let by_site = Under { driver: "24.1".into(), by: By::Site };
+        with(&program).enter(&class("910b"), &by_site, figures(300.0)).unwrap();
+        assert_eq!(with(&program).of(&class("910b"), &by_site), Some(&figures(300.0)));
+        assert_eq!(open(&file).of(&class("910b"), &by_site), Some(&figures(300.0)));
+        assert_eq!(open(&file).of(&class("910b"), &under("24.1")), None, "the worker has not measured it");
+        let newer = Under { driver: "24.2".into(), ..by_site.clone() };
+        assert_eq!(open(&file).of(&class("910b"), &newer), None);
+        std::fs::write(&program, "another one").unwrap();
+        assert_eq!(with(&program).of(&class("910b"), &by_site), None, "the program was changed");
     }
 
     /// What a program that is no worker gives.
@@ -274,7 +397,7 @@ mod tests {
         std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
         let on = On::Card(vec![("CUDA_VISIBLE_DEVICES".into(), "GPU-7".into())]);
-        let of = ToMeasure { class: class("h100"), driver: String::new(), index: 0, on };
+        let of = ToMeasure { class: class("h100"), under: under(""), index: 0, on };
         measure(&program, &of, false, patience, stop).await
     }
 

@@ -6,6 +6,8 @@ use std::path::Path;
 
 use aquifer_core::Vendor;
 
+use super::roots::read;
+
 /// PCI vendor ids. Source: pciutils/pciids and the vendors' own discovery code; newer cards of Kunlunxin have another than those before
 /// (`xpu-smi -q` of a P800: `Device Id: 0x36862057`).
 const VENDORS: [(u32, Vendor); 15] = [
@@ -38,6 +40,15 @@ const STRANGERS: [(u32, &str); 9] = [
     (0x1e9f, "Lynxi"),
     (0x1f1c, "Sophgo"),
 ];
+
+/// Version of the driver of a card, as its module tells it; else that of the kernel, which the module then came with.
+///
+/// * `pci`: the kernel's directory of the card.
+pub fn driver(pci: &Path) -> String {
+    let told = ["version", "srcversion"].map(|file| read(pci.join("driver/module").join(file)));
+    let kernel = || rustix::system::uname().release().to_string_lossy().into_owned();
+    told.into_iter().flatten().find(|version| !version.is_empty()).unwrap_or_else(kernel)
+}
 
 /// What to say of accelerators that nothing here can use, in a sentence for each maker: a machine that has none but those does
 /// not look empty.

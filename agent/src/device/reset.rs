@@ -85,15 +85,20 @@ impl Resets {
     }
 }
 
-/// Runs the program: `PROGRAM VENDOR UUID PLACE NUMBER`, where the place is that on the bus and the number that by which the vendor's
-/// own programs select it.
+/// What programs of the site are told of a device: `VENDOR UUID PLACE NUMBER`, where the place is that on the bus and the number that
+/// by which the vendor's own programs select it.
+pub(super) fn about(found: &Found) -> [String; 4] {
+    let (vendor, number) = (found.class.vendor.to_string(), found.logical.to_string());
+    [vendor, found.uuid.to_string(), found.place.clone(), number]
+}
+
+/// Runs the program.
 ///
 /// # Errors
 /// It cannot be started, fails, or takes too long.
 pub(super) fn run(program: &Path, found: &Found) -> Result<(), String> {
     let mut command = Command::new(program);
-    let (vendor, number) = (found.class.vendor.to_string(), found.logical.to_string());
-    command.args([&vendor[..], &found.uuid, &found.place, &number]);
+    command.args(about(found));
     said(command, &[], PATIENCE).map(|_| ())
 }
 
