@@ -153,7 +153,7 @@ impl Sequence {
         let start = std::mem::replace(&mut self.done, end);
         let tokens = &self.tokens[start..end];
         let prompt = self.prompt.saturating_sub(start).min(tokens.len());
-        Segment { table: &self.table, start, tokens, prompt, wanted: 1 }
+        Segment { table: &self.table, start, tokens, prompt, wanted: 1, hidden: false }
     }
 }
 

@@ -2,16 +2,14 @@
 
 use super::memory::{Buffer, Slice};
 use super::resident::Resident;
-use super::serving::{CardCache, CardRows};
+use super::serving::{self, CardCache, CardRows};
 use super::weights::{CardRope, CardWeights, adopt, place};
-use super::{Argument, Cuda, DeviceError, Element, Launch, NONE, factor, int, long};
+use super::{Argument, Cuda, DeviceError, Element, FEW, Launch, NONE, factor, int, long};
 use crate::kernels::{Attention, Backend, CacheShape, Linear, Path, Seen, Training, Turn};
 use crate::model::{Model, Trained};
 use crate::values::Values;
 use std::sync::Arc;
 
-/// Rows of one launch of the kernels for few rows.
-const FEW: usize = 16;
 /// Rows whose share of the gradient of a norm's weight is summed first, of the stream and of heads.
 const NORM_ROWS: usize = 32;
 const HEAD_ROWS: usize = 256;
@@ -32,7 +30,8 @@ impl<E: Element> Backend for Cuda<E> {
     type Weight<'a> = &'a Slice<E>;
     type Rope = CardRope;
     type Cache = CardCache<E>;
-    type Rows<'a> = CardRows;
+    type RowBuffer = Buffer<i32>;
+    type Rows<'a> = CardRows<'a>;
 
     const PROMPT_ROWS: usize = 256;
 
@@ -114,8 +113,11 @@ impl<E: Element> Backend for Cuda<E> {
 
     fn embed(&self, x: &mut Slice<f32>, tokens: &[u32], w: &Slice<E>, width: usize) {
         let numbers = self.integers(tokens.iter().map(|token| *token as usize));
-        let arguments = [x.into(), (&*numbers).into(), w.into(), int(tokens.len()), int(width)];
-        self.launch("embedding_forward", [tokens.len(), 1, 1], 256, &arguments);
+        self.embed_numbers(x, &numbers, w, width);
+    }
+
+    fn embed_rows(&self, x: &mut Slice<f32>, rows: &CardRows<'_>, w: &Slice<E>, width: usize) {
+        self.embed_numbers(x, rows.tokens(), w, width);
     }
 
     fn project(
@@ -287,7 +289,7 @@ impl<E: Element> Backend for Cuda<E> {
         self.turn(x, width, rope, (NONE, length), direction);
     }
 
-    fn rope_rows(&self, x: &mut Slice<E>, width: usize, rows: &CardRows, rope: &CardRope) {
+    fn rope_rows(&self, x: &mut Slice<E>, width: usize, rows: &CardRows<'_>, rope: &CardRope) {
         self.turn(x, width, rope, (rows.positions().into(), 1), 1.0);
     }
 
@@ -339,15 +341,23 @@ impl<E: Element> Backend for Cuda<E> {
         self.new_cache(shape)
     }
 
-    fn rows<'a>(&self, rows: &'a [Seen<'a>]) -> CardRows {
-        self.place_rows(rows)
+    fn filled(rows: usize) -> usize {
+        serving::filled(rows)
+    }
+
+    fn rows<'a>(&self, room: &'a mut Buffer<i32>, tokens: &'a [u32], seen: &'a [Seen<'a>]) -> CardRows<'a> {
+        self.place_rows(room, tokens, seen)
+    }
+
+    fn at_once(&self, work: impl FnOnce()) {
+        self.card.at_once(work);
     }
 
     fn cache_write(
         &self,
         cache: &mut CardCache<E>,
         layer: usize,
-        rows: &CardRows,
+        rows: &CardRows<'_>,
         k: &Slice<E>,
         v: &Slice<E>,
     ) {
@@ -370,7 +380,7 @@ impl<E: Element> Backend for Cuda<E> {
         shape: Attention,
         out: &mut Slice<E>,
         q: &Slice<E>,
-        rows: &CardRows,
+        rows: &CardRows<'_>,
         cache: (&CardCache<E>, usize),
     ) {
         self.attend_cached(shape, out, q, rows, cache);
@@ -481,6 +491,13 @@ impl<E: Element> Cuda<E> {
             let add = int(usize::from(accumulate));
             ("linear_few_float", vec![y.into(), x.into(), w.into(), rows, inputs, outputs, add])
         });
+    }
+
+    /// Rows of an embedding, by their numbers.
+    fn embed_numbers(&self, x: &mut Slice<f32>, numbers: &Slice<i32>, w: &Slice<E>, width: usize) {
+        let rows = numbers.len();
+        let arguments = [x.into(), numbers.into(), w.into(), int(rows), int(width)];
+        self.launch("embedding_forward", [rows, 1, 1], 256, &arguments);
     }
 
     fn add_bias(&self, kernel: &'static str, y: Argument, bias: &Slice<f32>, rows: usize) {

@@ -6,6 +6,7 @@
 mod backend;
 mod cache;
 mod card;
+mod graphs;
 mod load;
 mod memory;
 mod products;
@@ -23,6 +24,9 @@ use memory::{Buffer, Slice};
 use products::{Factor, Product};
 use std::marker::PhantomData;
 use std::sync::Arc;
+
+/// Rows of one launch of the kernels for few rows.
+const FEW: usize = 16;
 
 impl Card {
     /// The card of a number among those that this process may see.
