@@ -1,4 +1,5 @@
-//! What serving asks of a card: work that comes again and again is one call, and never another result. On the fake card of `tests/fake_cuda`.
+//! What serving asks of a card: work that comes again and again is one call, and never another result; weights
+//! take the memory that they should. On the fake card of `tests/fake_cuda`.
 #![allow(unsafe_code)] // Libraries are opened.
 
 #[path = "support/fake_cuda.rs"]
@@ -116,6 +117,30 @@ fn work_that_comes_again_is_one_call_that_reads_what_is_there_then() {
     kernels.write(&mut y, &[4.0; 1000]);
     assert_eq!(driver.calls(|| double(&kernels, &mut other, &mut x, &y)), 1);
     assert_eq!((read(&kernels, &other)[0], read(&kernels, &z)[0]), (8.0, 1.0));
+}
+
+#[test]
+fn an_argument_of_one_kernel_makes_other_work() {
+    let Some(driver) = Driver::get() else { return };
+    let kernels = driver.card::<f32>(32);
+    let [mut x, mut y, z] = [0.0, 1.0, 10.0].map(|value| floats(&kernels, &[value; 100]));
+    let calls = |x: &mut Floats, y: &Floats| {
+        driver.calls(|| {
+            kernels.at_once(|| {
+                kernels.add(x, &z);
+                kernels.add(x, y);
+            })
+        })
+    };
+    assert_eq!([0; 3].map(|_| calls(&mut x, &y)), [2, 1, 1]);
+    assert_eq!(read(&kernels, &x), [33.0; 100]);
+    // What it names lies elsewhere, and where it lay is no memory any more.
+    kernels.resize(&mut y, 100_000);
+    kernels.resize(&mut y, 100);
+    kernels.card().trim();
+    kernels.write(&mut y, &[-33.0; 100]);
+    assert_eq!([0; 2].map(|_| calls(&mut x, &y)), [2, 1]);
+    assert_eq!(read(&kernels, &x), [-13.0; 100]);
 }
 
 /// The fake card never gives out an address again, and complains of one that was given back.
@@ -299,9 +324,11 @@ fn a_step_is_one_launch_once_its_shape_has_come_before_and_has_the_same_bits() {
     };
     let of_f32 = steps::<f32>(&driver, Precision::F32);
     let of_bf16 = steps::<Bf16>(&driver, Precision::Bf16);
+    let of_int8 = steps::<Bf16>(&driver, Precision::Int8);
     driver.say("none");
     check(of_f32, steps::<f32>(&driver, Precision::F32));
     check(of_bf16, steps::<Bf16>(&driver, Precision::Bf16));
+    check(of_int8, steps::<Bf16>(&driver, Precision::Int8));
 }
 
 /// What a request has come to: its text, and the likelihoods of its tokens.
@@ -354,4 +381,41 @@ fn answers_greedy_and_sampled_have_the_same_bits_with_graphs_and_without() {
     assert!(0 < preemptions, "the cache was too small for all");
     println!("{calls} and {more} calls, {preemptions} preemptions");
     assert!(calls < more * 2 / 3, "{calls} calls, {more} without graphs");
+}
+
+/// Bytes that a model of many small matrices takes of the card, and bytes that keys and values may take then.
+fn taken(driver: &Driver, precision: Precision) -> (f64, u64) {
+    let kernels = driver.card::<Bf16>(16);
+    let model = Model::new(many_matrices(), 1);
+    let mut compact = Model::new(many_matrices(), 1);
+    compact.compact(precision);
+    let before = kernels.card().memory().0;
+    let placed = kernels.adopt(compact).unwrap();
+    let taken = before - kernels.card().memory().0;
+    let (cache, element_bytes) = kernels.cache_bytes();
+    assert_eq!((cache, element_bytes), (kernels.card().memory().0 as u64 / 4 * 3, 2));
+    drop(placed);
+    kernels.card().trim();
+    (taken as f64 / model.layout.len as f64, cache)
+}
+
+fn many_matrices() -> ModelConfig {
+    ModelConfig { hidden_size: 128, intermediate_size: 256, num_hidden_layers: 24, head_dim: 16, ..config() }
+}
+
+/// One for each weight and four for every 64; the largest of 170 matrices in bf16, where prompts find it, vectors and the angles of 512
+/// positions are a few hundredths more.
+#[test]
+fn weights_of_8_bits_take_a_byte_each_and_leave_the_rest_to_keys_and_values() {
+    let Some(driver) = Driver::get() else { return };
+    let (int8, more) = taken(&driver, Precision::Int8);
+    let (bf16, less) = taken(&driver, Precision::Bf16);
+    println!("{int8} and {bf16} bytes a weight");
+    assert!((1.0625..1.13).contains(&int8), "{int8} bytes a weight");
+    assert!((2.0..2.1).contains(&bf16), "{bf16} bytes a weight");
+    let saved = (bf16 - int8) * Model::new(many_matrices(), 1).layout.len as f64;
+    assert!(
+        ((more - less) as f64 - 0.75 * saved).abs() < 0.05 * saved,
+        "{more} bytes for keys and values, not {less}"
+    );
 }

@@ -363,6 +363,18 @@ fn a_card_says_the_same_tokens_as_a_processor() {
     assert_eq!(answer(&dir, &libraries, &["--device", "cuda"], &[]), (expected, String::new()));
 }
 
+/// Which tokens they are depends on the last bits of the weights; that a card serves them, and the same every time, does not.
+#[test]
+fn a_card_serves_weights_of_8_bits() {
+    let Some(libraries) = fake_cuda::libraries() else { return };
+    let dir = TempDir::new();
+    save_model(&loud_model(), &dir.join("loud"));
+    let options = ["--device", "cuda", "--precision", "int8"];
+    let [first, again] = [0; 2].map(|_| answer(&dir, &libraries, &options, &[]));
+    assert_eq!((&first, first.0[2]["completion_tokens"].as_u64()), (&again, Some(12)));
+    assert!(5 < first.0[0].as_str().unwrap().len(), "{first:?}");
+}
+
 #[test]
 fn a_driver_without_graphs_is_said_once_and_serves_the_same() {
     let Some(libraries) = fake_cuda::libraries() else { return };

@@ -51,6 +51,7 @@ pub trait Number: Copy {}
 impl Number for f32 {}
 impl Number for f64 {}
 impl Number for i32 {}
+impl Number for i8 {}
 impl Number for Bf16 {}
 
 /// An argument of a kernel.
