@@ -87,9 +87,9 @@ pub fn infer(args: &InferArgs, output: &Output) -> Result<()> {
         args.generate,
         bench::MAX_TOKENS
     );
-    let (config, lengths) = (args.server.model.config().0, (args.prompt, args.generate));
-    measure!(args.device, args.server.precision, config.head_dim, output, || bench::infer(args), |kernels| {
-        bench::infer_card(&kernels, config, lengths)
+    let (config, precision) = (args.server.model.config().0, args.server.precision);
+    measure!(args.device, precision, config.head_dim, output, || bench::infer(args), |kernels| {
+        bench::infer_card(&kernels, config, (precision, args.prompt, args.generate))
     })
 }
 

@@ -228,7 +228,8 @@ pub struct ServeArgs {
     #[arg(long, env = "AQUIFER_PORT", default_value_t = 8000)]
     pub port: u16,
 
-    /// What weights are kept in, and the factors of long matrix products rounded to
+    /// What weights are kept in, on processors and on cards: 4 bytes, 2, or with int8 1 and a scale for every 64; factors of
+    /// long matrix products are rounded to it, with int8 to bf16
     #[arg(long, value_name = "NAME", default_value = "f32")]
     pub precision: Precision,
 
@@ -241,8 +242,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "REQUESTS", default_value_t = 64)]
     pub max_queue: usize,
 
-    /// Memory for cached keys and values, in MiB [default: a quarter of what this process may use, and no more than 64
-    /// requests of the model's window take]
+    /// Memory for cached keys and values, in MiB [default: a quarter of what this process may use, on a card three quarters of
+    /// what the model leaves, and no more than 64 requests of the model's window take]
     #[arg(long, value_name = "MIB")]
     pub kv_memory: Option<u64>,
 

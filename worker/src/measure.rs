@@ -215,7 +215,7 @@ const CARD: &[Step<ToMeasure>] = &[
     (
         |it| &mut it.decode_tokens_per_s,
         |of| {
-            let figures = bench::infer_card(&of.half, of.sizes.model.0.clone(), (16, 16))?;
+            let figures = bench::infer_card(&of.half, of.sizes.model.0.clone(), (Precision::Bf16, 16, 16))?;
             Ok(figure(&figures, "decode, on the wall"))
         },
     ),

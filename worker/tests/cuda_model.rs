@@ -153,7 +153,7 @@ impl Sequence {
         let start = std::mem::replace(&mut self.done, end);
         let tokens = &self.tokens[start..end];
         let prompt = self.prompt.saturating_sub(start).min(tokens.len());
-        Segment { table: &self.table, start, tokens, prompt, wanted: 1 }
+        Segment { table: &self.table, start, tokens, prompt, wanted: 1, hidden: false }
     }
 }
 
@@ -233,6 +233,55 @@ fn served_logits_are_the_processors_and_have_the_same_bits_alone_and_in_company(
 #[test]
 fn served_logits_in_bf16_are_near_the_processors_and_have_the_same_bits_alone_and_in_company() {
     assert_serving::<Bf16>(Precision::Bf16, 3e-2);
+}
+
+fn of_8_bits(mut model: Model) -> Model {
+    model.compact(Precision::Int8);
+    model
+}
+
+/// In single precision on the card nothing else is rounded.
+#[test]
+fn served_logits_with_weights_of_8_bits_are_the_specifications_and_the_processors() {
+    let Some(card) = card() else { return };
+    let furthest = |left: &[Vec<f32>], right: &[Vec<f32>]| {
+        let distances = left.iter().zip(right).map(|(left, right)| distance(left, right));
+        // What is no number is the furthest.
+        distances.max_by(f64::total_cmp).unwrap()
+    };
+    let build = || of_8_bits(of_family("llama", false));
+    let kernels = Cuda::<f32>::new(Arc::clone(&card), 16).unwrap();
+    let on_card = alone(&kernels, &kernels.adopt(build()).unwrap());
+    let error = furthest(&on_card, &alone(&Reference, &build()));
+    assert!(error < 1e-5, "by {error} of the specification");
+
+    let kernels = Cuda::<Bf16>::new(Arc::clone(&card), 16).unwrap();
+    let model = kernels.adopt(build()).unwrap();
+    let on_card = alone(&kernels, &model);
+    assert!(together(&kernels, &model, 1) == on_card);
+    // Whose vectors keep 16 bits.
+    let error = furthest(&on_card, &alone(&Cpu::with_precision(1, Precision::Int8), &build()));
+    let moved = furthest(&on_card, &alone(&Reference, &of_family("llama", false)));
+    println!("{error} of the processor's, {moved} of those in single precision");
+    assert!(error < 5e-3, "by {error} of the processor's");
+    assert!(error < moved && moved < 1.5e-2, "by {moved} of those in single precision");
+}
+
+/// The logits behind a prompt of a model whose layers have more outputs than are widened at a time.
+fn of_a_wide_model<K: Backend>(kernels: &K) -> Vec<f32> {
+    let config = ModelConfig { intermediate_size: 4104, ..of_family("llama", true).config };
+    let model = kernels.adopt(of_8_bits(Model::new(config, 1))).unwrap();
+    let (mut cache, mut scratch) = (model.cache(kernels, CACHE).unwrap(), ScratchOf::<K>::default());
+    let outputs = model.extend(kernels, &mut cache, &mut scratch, &[Sequence::new(0, 20, 0).to(20)]).unwrap();
+    outputs.logits.to_vec()
+}
+
+#[test]
+fn matrices_of_8_bits_that_are_widened_in_parts_are_multiplied_whole() {
+    let Some(card) = card() else { return };
+    let expected = of_a_wide_model(&Reference);
+    let error = distance(&of_a_wide_model(&Cuda::<f32>::new(card, 16).unwrap()), &expected);
+    assert!(error < 1e-5, "by {error}");
 }
 
 fn adamw(update: u64) -> AdamW {

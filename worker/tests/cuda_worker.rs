@@ -331,11 +331,11 @@ fn two_cards_give_the_bits_of_one_and_a_card_beside_a_processor_is_said_to_diffe
     assert!(said, "{}{}", ended[0].stdout, ended[1].stdout);
 }
 
-/// A server's answer to a prompt, with the likeliest tokens.
-fn answer(dir: &TempDir, libraries: &Path, device: &str) -> Value {
+/// A server's answer to a prompt, with the likeliest tokens, and what it said on stderr.
+fn answer(dir: &TempDir, libraries: &Path, options: &[&str], more: &[(&str, &str)]) -> (Value, String) {
     let model = dir.join("loud");
-    let options = ["serve", "--model", model.to_str().unwrap(), "--port", "0", "--device", device];
-    let mut worker = Worker::spawn(&options, &environment(libraries, &[]));
+    let options = [&["serve", "--model", model.to_str().unwrap(), "--port", "0"], options].concat();
+    let mut worker = Worker::spawn(&options, &environment(libraries, more));
     let line = worker.wait_for("serving loud on http://");
     let address = line.split("http://").nth(1).unwrap().split('/').next().unwrap();
     let body = json!({"model": "loud", "prompt": "Water ", "max_tokens": 12, "temperature": 0}).to_string();
@@ -349,7 +349,8 @@ fn answer(dir: &TempDir, libraries: &Path, device: &str) -> Value {
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let body = text.split("\r\n\r\n").nth(1).unwrap_or_else(|| panic!("{text}"));
     let body: Value = serde_json::from_str(body).unwrap();
-    json!([body["choices"][0]["text"], body["choices"][0]["finish_reason"], body["usage"]])
+    let choice = &body["choices"][0];
+    (json!([choice["text"], choice["finish_reason"], body["usage"]]), ended.stderr)
 }
 
 #[test]
@@ -357,9 +358,46 @@ fn a_card_says_the_same_tokens_as_a_processor() {
     let Some(libraries) = fake_cuda::libraries() else { return };
     let dir = TempDir::new();
     save_model(&loud_model(), &dir.join("loud"));
-    let expected = answer(&dir, &libraries, "cpu");
+    let expected = answer(&dir, &libraries, &["--device", "cpu"], &[]).0;
     assert!(5 < expected[0].as_str().unwrap().len(), "{expected}");
-    assert_eq!(answer(&dir, &libraries, "cuda"), expected);
+    assert_eq!(answer(&dir, &libraries, &["--device", "cuda"], &[]), (expected, String::new()));
+}
+
+/// Which tokens they are depends on the last bits of the weights; that a card serves them, and the same every time, does not.
+#[test]
+fn a_card_serves_weights_of_8_bits() {
+    let Some(libraries) = fake_cuda::libraries() else { return };
+    let dir = TempDir::new();
+    save_model(&loud_model(), &dir.join("loud"));
+    let options = ["--device", "cuda", "--precision", "int8"];
+    let [first, again] = [0; 2].map(|_| answer(&dir, &libraries, &options, &[]));
+    assert_eq!((&first, first.0[2]["completion_tokens"].as_u64()), (&again, Some(12)));
+    assert!(5 < first.0[0].as_str().unwrap().len(), "{first:?}");
+}
+
+#[test]
+fn a_driver_without_graphs_is_said_once_and_serves_the_same() {
+    let Some(libraries) = fake_cuda::libraries() else { return };
+    let dir = TempDir::new();
+    save_model(&loud_model(), &dir.join("loud"));
+    let expected = answer(&dir, &libraries, &["--device", "cuda"], &[]).0;
+    // One whose calls say so, and one that lacks a function.
+    let old = dir.join("libraries");
+    assert!(Command::new("cp").arg("-r").args([&libraries, &old]).status().unwrap().success());
+    let mut driver = fs::read(old.join("libcuda.so")).unwrap();
+    let name = b"\0cuGraphLaunch\0";
+    let at = driver.windows(name.len()).position(|window| window == name).unwrap();
+    driver[at + 1] = b'C';
+    fs::write(old.join("libcuda.so"), driver).unwrap();
+    for (libraries, more, call) in [
+        (&libraries, &[("FAKE_CUDA_GRAPHS", "none")][..], "cuStreamBeginCapture"),
+        (&old, &[], "cuGraphLaunch"),
+    ] {
+        let sentence = format!(
+            "card 0: its driver has no graphs ({call}), so the kernels of a step are launched one by one\n"
+        );
+        assert_eq!(answer(&dir, libraries, &["--device", "cuda"], more), (expected.clone(), sentence));
+    }
 }
 
 /// A card whose memory is gone while it serves: the cache takes three quarters of what the weights leave, and passes need

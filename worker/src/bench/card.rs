@@ -194,7 +194,7 @@ fn products<E: Element>(
         Ok(Figure::new(format!("{what} {rows} x {inputs} x {outputs}"), rate, "GFLOP/s", bound))
     };
     Ok(vec![
-        figure("linear", &mut || kernels.project(shape, &mut y, &x, &w, None))?,
+        figure("linear", &mut || kernels.project(shape, &mut y, &x, (&*w).into(), None))?,
         figure("linear, to its input", &mut || {
             kernels.linear_backward_input(shape, &mut dx, &dy, &w, false);
         })?,
@@ -260,7 +260,7 @@ fn streams<E: Element>(kernels: &Cuda<E>, [rows, width]: [usize; 2]) -> Result<V
     let (row, mut out) = (elements(kernels, width), elements(kernels, rows));
     figures.push(figure("linear, one row", element, &mut || {
         let shape = Linear { path: Path::Dots, ..Linear::new(1, width, rows) };
-        kernels.project(shape, &mut out, &row, &gate, None);
+        kernels.project(shape, &mut out, &row, (&*gate).into(), None);
     })?);
     Ok(figures)
 }
@@ -324,9 +324,8 @@ pub fn train_card<E: Element>(
 pub fn infer_card<E: Element>(
     kernels: &Cuda<E>,
     config: ModelConfig,
-    (prompt, generate): (usize, usize),
+    (precision, prompt, generate): (Precision, usize, usize),
 ) -> Result<Vec<Figure>, DeviceError> {
-    let precision = if E::IS_BF16 { Precision::Bf16 } else { Precision::F32 };
     let mut model = Model::new(config, 1234);
     model.compact(precision);
     let figures = infer_with(kernels, model, (precision, prompt, generate), |spent| spent.wall)?;
@@ -343,7 +342,7 @@ pub(crate) fn tflops<E: Element>(kernels: &Cuda<E>, most: usize) -> Result<f64, 
         let shape = Linear { path: Path::Panels, ..Linear::new(size, size, size) };
         let [x, w] = [(); 2].map(|()| elements(kernels, size * size));
         let mut y = elements(kernels, size * size);
-        time(kernels, &mut || kernels.project(shape, &mut y, &x, &w, None))
+        time(kernels, &mut || kernels.project(shape, &mut y, &x, (&*w).into(), None))
     };
     rate_as_needed((256, most), seconds, |size| 2e-12 * (size as f64).powi(3))
 }

@@ -250,7 +250,7 @@ pub(super) fn infer_with<K: Backend>(
     for _ in 0..4 {
         let (mut scratch, mut start, mut token) = (ScratchOf::<K>::default(), 0, 0);
         let mut next = |tokens: &[u32], prompt: usize| {
-            let segment = Segment { table: &table, start, tokens, prompt, wanted: 1 };
+            let segment = Segment { table: &table, start, tokens, prompt, wanted: 1, hidden: false };
             start += tokens.len();
             let logits = model.extend(kernels, &mut cache, &mut scratch, &[segment])?.logits;
             let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));

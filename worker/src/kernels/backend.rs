@@ -51,7 +51,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
     type Rope;
     /// Keys and values of all layers.
     type Cache: Send;
-    /// Where the rows of a pass stand.
+    /// Room for what is told of rows, empty by default.
+    type RowBuffer: Default + Send;
+    /// The tokens of a pass's rows, and where they stand.
     type Rows<'a>;
 
     /// Rows of prompts are filled up to a multiple of this many, for backends where the number of rows decides how a
@@ -130,6 +132,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// Row `n` of `x`, `[tokens, width]`, is row `tokens[n]` of `w`.
     fn embed(&self, x: &mut Self::Floats, tokens: &[u32], w: Self::Weight<'_>, width: usize);
+
+    /// As [`embed`](Backend::embed), of the tokens of `rows`.
+    fn embed_rows(&self, x: &mut Self::Floats, rows: &Self::Rows<'_>, w: Self::Weight<'_>, width: usize);
 
     /// `y[R, O] = x[R, I] * w[O, I]^T`, with `bias` of `[O]` added to each row. A row of `y` depends on its row of `x` and the
     /// shape's path alone, bit for bit; for [`Path::Panels`](super::Path::Panels) on some backends also on [`PROMPT_ROWS`](Backend::PROMPT_ROWS)
@@ -257,8 +262,25 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// The device has no room.
     fn cache(&self, shape: CacheShape) -> Result<Self::Cache, DeviceError>;
 
-    /// Where rows stand, for the operations that ask: row `n` at the last position that `rows[n]` sees.
-    fn rows<'a>(&self, rows: &'a [Seen<'a>]) -> Self::Rows<'a>;
+    /// Rows that so many rows of what was said are filled up to, for backends on which passes should have few different shapes.
+    fn filled(rows: usize) -> usize {
+        rows
+    }
+
+    /// The rows of a pass, for the operations that ask: row `n` has `tokens[n]` and stands at the last position that `seen[n]` sees. Rows
+    /// behind those of `seen` only fill up: nothing of them goes into the cache, and what is computed of them has no meaning.
+    fn rows<'a>(
+        &self,
+        room: &'a mut Self::RowBuffer,
+        tokens: &'a [u32],
+        seen: &'a [Seen<'a>],
+    ) -> Self::Rows<'a>;
+
+    /// Does `work`, operations of which many passes ask with the same operands, so that only what lies in them differs. A device may queue all
+    /// of them by one call.
+    fn at_once(&self, work: impl FnOnce()) {
+        work();
+    }
 
     /// Puts keys and values `[rows, KV, D]` of one layer where they belong.
     fn cache_write(

@@ -52,7 +52,7 @@ pub enum Chosen {
     Processor(Option<DeviceError>),
     /// A card, in single precision.
     CudaF32(Cuda<f32>),
-    /// A card, with elements of bf16.
+    /// A card, with elements of bf16; weights may be integers of 8 bits.
     CudaBf16(Cuda<Bf16>),
 }
 
@@ -63,9 +63,6 @@ impl Device {
     /// A card was asked for, and cannot be had: why.
     pub fn open(self, precision: Precision, head_dim: usize) -> Result<Chosen, DeviceError> {
         let card = |find: &dyn Fn() -> Result<Card, DeviceError>| {
-            if precision == Precision::Int8 {
-                return Err(DeviceError("weights of 8 bits are for processors only".into()));
-            }
             let card = Arc::new(find()?);
             match precision {
                 Precision::F32 => Cuda::new(card, head_dim).map(Chosen::CudaF32),

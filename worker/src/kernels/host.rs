@@ -12,6 +12,12 @@ use crate::vector::Vector;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Rows of a pass where they are.
+pub struct HostRows<'a> {
+    tokens: &'a [u32],
+    seen: &'a [Seen<'a>],
+}
+
 impl<K: Kernels + 'static> Backend for K {
     type Floats = [f32];
     type Elements = [f32];
@@ -21,7 +27,8 @@ impl<K: Kernels + 'static> Backend for K {
     type Weight<'a> = Weight<'a>;
     type Rope = Rope;
     type Cache = KvBlocks;
-    type Rows<'a> = &'a [Seen<'a>];
+    type RowBuffer = ();
+    type Rows<'a> = HostRows<'a>;
 
     fn place<'a>(
         &self,
@@ -91,6 +98,10 @@ impl<K: Kernels + 'static> Backend for K {
         for (x, token) in x.chunks_exact_mut(width).zip(tokens) {
             w.copy_row(x, *token as usize);
         }
+    }
+
+    fn embed_rows(&self, x: &mut [f32], rows: &HostRows<'_>, w: Weight<'_>, width: usize) {
+        self.embed(x, rows.tokens, w, width);
     }
 
     fn project(&self, shape: Linear, y: &mut [f32], x: &[f32], w: Weight<'_>, bias: Option<&[f32]>) {
@@ -173,11 +184,11 @@ impl<K: Kernels + 'static> Backend for K {
         }
     }
 
-    fn rope_rows(&self, x: &mut [f32], width: usize, rows: &&[Seen<'_>], rope: &Rope) {
+    fn rope_rows(&self, x: &mut [f32], width: usize, rows: &HostRows<'_>, rope: &Rope) {
         let mut x = x;
         // Neighbours of one sequence together.
         for rows in
-            rows.chunk_by(|row, next| std::ptr::eq(row.table, next.table) && row.keys + 1 == next.keys)
+            rows.seen.chunk_by(|row, next| std::ptr::eq(row.table, next.table) && row.keys + 1 == next.keys)
         {
             let (own, rest) = x.split_at_mut(rows.len() * width);
             Kernels::rope(self, own, width, rows[0].keys - 1, rope, Turn::Forward);
@@ -222,12 +233,12 @@ impl<K: Kernels + 'static> Backend for K {
         Ok(KvBlocks::new(shape, self.keeps_bf16()))
     }
 
-    fn rows<'a>(&self, rows: &'a [Seen<'a>]) -> &'a [Seen<'a>] {
-        rows
+    fn rows<'a>(&self, _: &'a mut (), tokens: &'a [u32], seen: &'a [Seen<'a>]) -> HostRows<'a> {
+        HostRows { tokens, seen }
     }
 
-    fn cache_write(&self, cache: &mut KvBlocks, layer: usize, rows: &&[Seen<'_>], k: &[f32], v: &[f32]) {
-        cache.write(layer, rows, k, v);
+    fn cache_write(&self, cache: &mut KvBlocks, layer: usize, rows: &HostRows<'_>, k: &[f32], v: &[f32]) {
+        cache.write(layer, rows.seen, k, v);
     }
 
     fn cache_read(&self, cache: &KvBlocks, layer: usize, seen: Seen<'_>, k: &mut [f32], v: &mut [f32]) {
@@ -239,10 +250,10 @@ impl<K: Kernels + 'static> Backend for K {
         shape: Attention,
         out: &mut [f32],
         q: &[f32],
-        rows: &&[Seen<'_>],
+        rows: &HostRows<'_>,
         (cache, layer): (&KvBlocks, usize),
     ) {
-        Kernels::attention_cached(self, shape, out, q, rows, cache.layer(layer));
+        Kernels::attention_cached(self, shape, out, q, rows.seen, cache.layer(layer));
     }
 
     fn swiglu_forward(&self, y: &mut [f32], gate: &[f32], up: &[f32]) {

@@ -23,21 +23,25 @@ pub struct Segment<'a> {
     pub prompt: usize,
     /// How many of them, from the last, are wanted in [`Outputs`].
     pub wanted: usize,
+    /// Whether their hidden vectors are, too.
+    pub hidden: bool,
 }
 
 /// What a pass computed for the wanted tokens of all segments, in order.
 pub struct Outputs<'a> {
-    /// Hidden vectors after the last norm, `[wanted, hidden]`.
+    /// Hidden vectors after the last norm, `[wanted, hidden]`; nothing if no segment wants them.
     pub hidden: &'a [f32],
     /// Logits of the token that follows, `[wanted, vocabulary]`.
     pub logits: &'a [f32],
 }
 
-/// Memory of inference passes, kept from one to the next; in floats `F` and elements `E`.
+/// Memory of inference passes, kept from one to the next; in floats `F`, elements `E` and numbers of rows `R`.
 #[derive(Default)]
-pub struct Scratch<F = Vector, E = Vec<f32>> {
+pub struct Scratch<F = Vector, E = Vec<f32>, R = ()> {
     prompts: Rows<F, E>,
     said: Rows<F, E>,
+    /// What is told of the rows of either.
+    at: [R; 2],
     keys: E,
     values: E,
     last: F,
@@ -49,7 +53,8 @@ pub struct Scratch<F = Vector, E = Vec<f32>> {
 }
 
 /// That of a backend.
-pub type ScratchOf<K> = Scratch<<K as Backend>::FloatBuffer, <K as Backend>::ElementBuffer>;
+pub type ScratchOf<K> =
+    Scratch<<K as Backend>::FloatBuffer, <K as Backend>::ElementBuffer, <K as Backend>::RowBuffer>;
 
 /// The rows of a pass that go the same path.
 #[derive(Default)]
@@ -75,14 +80,6 @@ impl<F, E> Rows<F, E> {
         }
     }
 
-    /// The row of a segment's position, if it is here.
-    fn find(&self, segment: usize, position: usize) -> Option<usize> {
-        self.stretches.iter().find_map(|(of, start, rows)| {
-            let row = rows.start + position.checked_sub(*start)?;
-            (*of == segment && row < rows.end).then_some(row)
-        })
-    }
-
     /// What each row sees.
     fn seen<'a>(&self, segments: &[Segment<'a>]) -> Vec<Seen<'a>> {
         let of = |(segment, start, rows): &(usize, usize, Range<usize>)| {
@@ -91,6 +88,14 @@ impl<F, E> Rows<F, E> {
         };
         self.stretches.iter().flat_map(of).collect()
     }
+}
+
+/// The row of a segment's position, if it is in one of the stretches.
+fn find(stretches: &[(usize, usize, Range<usize>)], segment: usize, position: usize) -> Option<usize> {
+    stretches.iter().find_map(|(of, start, rows)| {
+        let row = rows.start + position.checked_sub(*start)?;
+        (*of == segment && row < rows.end).then_some(row)
+    })
 }
 
 impl<W> Model<W> {
@@ -109,7 +114,7 @@ impl<W> Model<W> {
         W: Weights<K>,
     {
         let (config, hidden) = (&self.config, self.config.hidden_size);
-        let Scratch { prompts, said, keys, values, last, norm, rstd, logits, host } = scratch;
+        let Scratch { prompts, said, at, keys, values, last, norm, rstd, logits, host } = scratch;
         prompts.clear();
         said.clear();
         for (index, segment) in segments.iter().enumerate() {
@@ -118,67 +123,100 @@ impl<W> Model<W> {
             said.add(index, segment.start + prompt.len(), rest);
         }
         let (prompts_seen, said_seen) = (prompts.seen(segments), said.seen(segments));
+        let wanted: usize = segments.iter().map(|segment| segment.wanted).sum();
+        // The next tokens alone: all rows go on to the output layer, pass after pass in few different shapes.
+        let is_step = 0 < wanted && prompts.tokens.is_empty() && wanted == said.tokens.len();
+        let outputs = if is_step { K::filled(wanted) } else { wanted };
         let filled = prompts.tokens.len().next_multiple_of(K::PROMPT_ROWS);
         prompts.tokens.resize(filled, 0);
-        let embedding = self.weights.matrix(self.layout.embedding.range());
+        said.tokens.resize(if is_step { outputs } else { said.tokens.len() }, 0);
         for rows in [&mut *prompts, &mut *said] {
             kernels.resize(&mut rows.x, rows.tokens.len() * hidden);
             rows.layer.resize(kernels, config, rows.tokens.len());
-            if !rows.tokens.is_empty() {
-                kernels.embed(&mut rows.x, &rows.tokens, embedding, hidden);
-            }
         }
-        let (prompts_at, said_at) = (kernels.rows(&prompts_seen), kernels.rows(&said_seen));
-        for layer in 0..config.num_hidden_layers {
-            if !prompts.tokens.is_empty() {
-                let Rows { tokens, stretches, x, layer: saved } = &mut *prompts;
-                std::mem::swap(&mut saved.x, x);
-                self.layer_forward(kernels, (layer, tokens.len(), Path::Panels), saved, x, |saved| {
-                    self.put(kernels, cache, (layer, prompts_seen.len()), saved, &prompts_at);
-                    for (segment, start, rows) in &*stretches {
-                        let seen = Seen { table: segments[*segment].table, keys: start + rows.len() };
-                        self.attend(kernels, (cache, layer), saved, rows, seen, [&mut *keys, &mut *values]);
-                    }
-                });
-            }
-            // What was said comes behind its prompt: those keys are in the cache by now.
-            if !said.tokens.is_empty() {
-                let Rows { tokens, x, layer: saved, .. } = &mut *said;
-                std::mem::swap(&mut saved.x, x);
-                self.layer_forward(kernels, (layer, tokens.len(), Path::Dots), saved, x, |saved| {
-                    self.put(kernels, cache, (layer, said_seen.len()), saved, &said_at);
-                    let shape = self.attention_shape(1, 0);
-                    let cached = (&*cache, layer);
-                    kernels.attention_cached(shape, &mut saved.attention, &saved.q, &said_at, cached);
-                });
-            }
-        }
+        kernels.resize(last, if is_step { 0 } else { wanted * hidden });
+        kernels.resize_elements(norm, outputs * hidden);
+        kernels.resize(rstd, outputs);
+        kernels.resize(logits, outputs * config.vocab_size);
+        let [prompts_room, said_room] = at;
+        let prompts_at = kernels.rows(prompts_room, &prompts.tokens, &prompts_seen);
+        let said_at = kernels.rows(said_room, &said.tokens, &said_seen);
 
-        let wanted: usize = segments.iter().map(|segment| segment.wanted).sum();
-        kernels.resize(last, wanted * hidden);
-        let mut to = 0;
-        for (index, segment) in segments.iter().enumerate() {
-            let end = segment.start + segment.tokens.len();
-            for position in end - segment.wanted..end {
-                let found = [&*prompts, &*said]
-                    .into_iter()
-                    .find_map(|rows| Some((rows, rows.find(index, position)?)));
-                let (rows, row) = found.expect("every token has a row");
-                kernels.copy(&mut last[to..to + hidden], &rows.x[row * hidden..(row + 1) * hidden]);
-                to += hidden;
+        let work = || {
+            let embedding = self.weights.matrix(self.layout.embedding.range());
+            if !prompts.tokens.is_empty() {
+                kernels.embed_rows(&mut prompts.x, &prompts_at, embedding, hidden);
             }
+            if !said.tokens.is_empty() {
+                kernels.embed_rows(&mut said.x, &said_at, embedding, hidden);
+            }
+            for layer in 0..config.num_hidden_layers {
+                if !prompts.tokens.is_empty() {
+                    let rows = (layer, prompts.tokens.len(), Path::Panels);
+                    std::mem::swap(&mut prompts.layer.x, &mut prompts.x);
+                    self.layer_forward(kernels, rows, &mut prompts.layer, &mut prompts.x, |saved| {
+                        self.put(kernels, cache, layer, saved, &prompts_at);
+                        for (segment, start, rows) in &prompts.stretches {
+                            let seen = Seen { table: segments[*segment].table, keys: start + rows.len() };
+                            self.attend(
+                                kernels,
+                                (cache, layer),
+                                saved,
+                                rows,
+                                seen,
+                                [&mut *keys, &mut *values],
+                            );
+                        }
+                    });
+                }
+                // What was said comes behind its prompt: those keys are in the cache by now.
+                if !said.tokens.is_empty() {
+                    let rows = (layer, said.tokens.len(), Path::Dots);
+                    std::mem::swap(&mut said.layer.x, &mut said.x);
+                    self.layer_forward(kernels, rows, &mut said.layer, &mut said.x, |saved| {
+                        self.put(kernels, cache, layer, saved, &said_at);
+                        let shape = self.attention_shape(1, 0);
+                        let cached = (&*cache, layer);
+                        kernels.attention_cached(shape, &mut saved.attention, &saved.q, &said_at, cached);
+                    });
+                }
+            }
+            let mut to = 0;
+            for (index, segment) in segments.iter().enumerate().filter(|_| !is_step) {
+                let end = segment.start + segment.tokens.len();
+                for position in end - segment.wanted..end {
+                    let all = [(&prompts.stretches, &prompts.x), (&said.stretches, &said.x)];
+                    let found = all.into_iter().find_map(|(rows, x)| Some((x, find(rows, index, position)?)));
+                    let (x, row) = found.expect("every token has a row");
+                    kernels.copy(&mut last[to..to + hidden], &x[row * hidden..(row + 1) * hidden]);
+                    to += hidden;
+                }
+            }
+            if 0 < wanted {
+                let (x, w) = (if is_step { &*said.x } else { last }, self.layout.norm.range());
+                kernels.rms_norm_forward(norm, rstd, x, self.weights.vector(w), config.rms_norm_eps);
+                let into = Linear { path: Path::Dots, ..Linear::new(outputs, hidden, config.vocab_size) };
+                kernels.logits(into, logits, norm, self.weights.matrix(self.layout.head.range()));
+            }
+            // The next pass finds both where this one did.
+            if config.num_hidden_layers % 2 == 1 && !prompts.tokens.is_empty() {
+                std::mem::swap(&mut prompts.layer.x, &mut prompts.x);
+            }
+            if config.num_hidden_layers % 2 == 1 && !said.tokens.is_empty() {
+                std::mem::swap(&mut said.layer.x, &mut said.x);
+            }
+        };
+        if is_step {
+            kernels.at_once(work)
+        } else {
+            work()
         }
-        kernels.resize_elements(norm, wanted * hidden);
-        kernels.resize(rstd, wanted);
-        kernels.resize(logits, wanted * config.vocab_size);
-        if 0 < wanted {
-            let w = self.weights.vector(self.layout.norm.range());
-            kernels.rms_norm_forward(norm, rstd, last, w, config.rms_norm_eps);
-            let into = Linear { path: Path::Dots, ..Linear::new(wanted, hidden, config.vocab_size) };
-            kernels.logits(into, logits, norm, self.weights.matrix(self.layout.head.range()));
-        }
-        let [hidden, outputs] = host;
-        Ok(Outputs { hidden: kernels.read_elements(norm, hidden)?, logits: kernels.read(logits, outputs)? })
+        let [vectors, outputs] = host;
+        let hidden = match segments.iter().any(|segment| segment.hidden) {
+            true => kernels.read_elements(&norm[0..wanted * hidden], vectors)?,
+            false => &[],
+        };
+        Ok(Outputs { hidden, logits: kernels.read(&logits[0..wanted * config.vocab_size], outputs)? })
     }
 
     fn attention_shape(&self, queries: usize, start: usize) -> Attention {
@@ -187,22 +225,21 @@ impl<W> Model<W> {
         Attention { queries, start, heads, kv_heads, head_dim: config.head_dim }
     }
 
-    /// Rotates the first `count` rows of queries and keys, and puts keys and values into the cache.
+    /// Rotates queries and keys, and puts keys and values into the cache.
     fn put<K: Backend<Weights = W>>(
         &self,
         kernels: &K,
         cache: &mut K::Cache,
-        (layer, count): (usize, usize),
+        layer: usize,
         saved: &mut Activations<K>,
         rows: &K::Rows<'_>,
     ) where
         W: Weights<K>,
     {
         let (queries, keys, rope) = (self.config.query_width(), self.config.key_width(), self.weights.rope());
-        let narrow = 0..count * keys;
-        kernels.rope_rows(&mut saved.q[0..count * queries], queries, rows, rope);
-        kernels.rope_rows(&mut saved.k[narrow.clone()], keys, rows, rope);
-        kernels.cache_write(cache, layer, rows, &saved.k[narrow.clone()], &saved.v[narrow]);
+        kernels.rope_rows(&mut saved.q, queries, rows, rope);
+        kernels.rope_rows(&mut saved.k, keys, rows, rope);
+        kernels.cache_write(cache, layer, rows, &saved.k, &saved.v);
     }
 
     /// Attention of the rows of a prompt that end where `seen` does.
@@ -270,7 +307,7 @@ mod tests {
             let start = std::mem::replace(&mut self.done, end);
             let tokens = &self.tokens[start..end];
             let prompt = self.prompt.saturating_sub(start).min(tokens.len());
-            Segment { table: &self.table, start, tokens, prompt, wanted: 1 }
+            Segment { table: &self.table, start, tokens, prompt, wanted: 1, hidden: false }
         }
     }
 

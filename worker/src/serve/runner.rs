@@ -334,6 +334,7 @@ impl<K: Backend> Runner<K> {
                     tokens: &sequence.tokens[start..end],
                     prompt,
                     wanted,
+                    hidden: sequence.request.hidden,
                 }
             })
             .collect();
@@ -345,7 +346,7 @@ impl<K: Backend> Runner<K> {
         for (&(index, count), wanted) in pass.iter().zip(wanted) {
             let sequence = &mut self.running[index];
             let (own, rest) = logits.split_at(wanted * vocabulary);
-            let (vectors, others) = hidden.split_at(wanted * width);
+            let (vectors, others) = hidden.split_at((wanted * width).min(hidden.len()));
             (logits, hidden) = (rest, others);
             let start = sequence.done;
             sequence.done += count;

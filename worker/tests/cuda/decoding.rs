@@ -1,7 +1,7 @@
 //! What decodes one token of each sequence: the cache, attention over it, layers of few rows.
 
 use crate::assert_near;
-use crate::card::{Arg, Card, ELEMS, Size, size};
+use crate::card::{Arg, Card, ELEMS, Size, long, size};
 use aquifer_worker::kernels::{Attention, BLOCK, GROUP, Int8, Linear, Qkv, quantise, reference};
 use aquifer_worker::random::{Random, permute};
 
@@ -193,6 +193,35 @@ fn layers_of_few_rows() {
                     );
                 }
             }
+        }
+    }
+}
+
+/// For products of many rows, and as rows of an embedding: exactly, but for the rounding of elements.
+#[test]
+fn matrices_of_8_bits_are_widened() {
+    let Some(card) = Card::get() else { return };
+    for elem in ELEMS {
+        let program = card.program("elementwise.cu", elem, 8);
+        for (rows, width) in [(3, 64), (5, 100), (2, 8), (4, 7), (3, 2056)] {
+            let (int8, scales) = to_int8(&Random::new(width as u64).normals(rows * width), width);
+            let mut wide = vec![0.0; rows * width];
+            for (row, wide) in wide.chunks_mut(width).enumerate() {
+                Int8 { values: &int8, scales: &scales }.copy_row(wide, row);
+            }
+            let (int8, scales) = (card.bytes(&int8), card.floats(&scales));
+            let weights: [Arg; 2] = [(&int8).into(), (&scales).into()];
+            let y = card.no_elements(elem, rows * width);
+            let args = [&[(&y).into()], &weights[..], &[long(rows), width.into()]].concat();
+            program.launch("widen_int8", size((rows * width.div_ceil(8)).div_ceil(256), 256), &args);
+            assert_eq!(y.as_elements(elem), elem.round_all(&wide), "{elem:?} {rows} x {width}");
+
+            let (y, tokens) = (card.no_floats(2 * width), card.ints(&[rows as i32 - 1, 0]));
+            let args =
+                [&[(&y).into(), (&tokens).into()], &weights[..], &[2usize.into(), width.into()]].concat();
+            program.launch("embedding_forward_int8", size(2, 256), &args);
+            let expected = [&wide[(rows - 1) * width..], &wide[..width]].concat();
+            assert_eq!(y.as_floats(), expected, "{elem:?} {rows} x {width}");
         }
     }
 }

@@ -11,6 +11,7 @@
 //   FAKE_CUDA_HANG         one whose name has this in it never ends
 //   FAKE_CUDA_CAPABILITY   compute capability times ten, 90 if not set
 //   FAKE_CUDA_DRIVER       what cuDriverGetVersion says, 12090 if not set
+//   FAKE_CUDA_GRAPHS       "none": a driver without them; the name of a call: that one fails
 //   FAKE_CUDA_ORDERS       runs every kernel in so many orders of its threads and fails if results differ, 1 if not set
 //
 // What a call does wrong is said on stderr, and as on a real card a kernel that fails makes all later calls fail.
@@ -19,6 +20,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <dlfcn.h>
+#include <functional>
 #include <mutex>
 #include <set>
 #include <thread>
@@ -35,7 +37,7 @@ typedef unsigned long long Pointer;
 enum : Result {
     SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101,
     INVALID_IMAGE = 200, INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700,
-    LAUNCH_FAILED = 719, NOT_SUPPORTED = 801,
+    LAUNCH_FAILED = 719, NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901, CAPTURE_UNMATCHED = 903,
 };
 
 namespace {
@@ -190,6 +192,8 @@ std::string run_in_orders(Function* function, fake::Launch launch) {
 
 }  // namespace
 
+#include "graphs.h"
+
 /// For the fake cuBLASLt.
 EXPORT bool fake_card_holds(const void* at, size_t bytes) {
     std::lock_guard<std::recursive_mutex> guard(lock);
@@ -295,6 +299,7 @@ EXPORT Result cuMemGetInfo_v2(size_t* free, size_t* total) {
 EXPORT Result cuMemAlloc_v2(Pointer* at, size_t bytes) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     if (Result result = check()) return result;
+    if (Result result = check_not_capturing("cuMemAlloc")) return result;
     if (bytes == 0) return complain(INVALID_VALUE, "cuMemAlloc: no bytes");
     *at = memory.allocate(bytes);
     return *at ? SUCCESS : OUT_OF_MEMORY;
@@ -342,24 +347,31 @@ EXPORT Result cuMemcpyDtoD_v2(Pointer to, Pointer from, size_t bytes) {
 }
 
 EXPORT Result cuMemcpyHtoDAsync_v2(Pointer to, const void* from, size_t bytes, void* stream) {
+    if (Result result = check_not_captured("cuMemcpyHtoDAsync", stream)) return result;
     return is_stream(stream) ? cuMemcpyHtoD_v2(to, from, bytes) : complain(INVALID_HANDLE, "cuMemcpyHtoDAsync: not a stream");
 }
 
 EXPORT Result cuMemcpyDtoHAsync_v2(void* to, Pointer from, size_t bytes, void* stream) {
+    if (Result result = check_not_captured("cuMemcpyDtoHAsync", stream)) return result;
     return is_stream(stream) ? cuMemcpyDtoH_v2(to, from, bytes) : complain(INVALID_HANDLE, "cuMemcpyDtoHAsync: not a stream");
 }
 
 EXPORT Result cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void* stream) {
-    misbehave("copy");
-    return is_stream(stream) ? cuMemcpyDtoD_v2(to, from, bytes) : complain(INVALID_HANDLE, "cuMemcpyDtoDAsync: not a stream");
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    if (!is_stream(stream)) return complain(INVALID_HANDLE, "cuMemcpyDtoDAsync: not a stream");
+    return queue(stream, [=] {
+        misbehave("copy");
+        return cuMemcpyDtoD_v2(to, from, bytes);
+    });
 }
 
 EXPORT Result cuMemsetD8_v2(Pointer at, unsigned char value, size_t count) {
     return fill("cuMemsetD8", at, 1, value, count);
 }
 
-EXPORT Result cuMemsetD8Async(Pointer at, unsigned char value, size_t count, void*) {
-    return fill("cuMemsetD8Async", at, 1, value, count);
+EXPORT Result cuMemsetD8Async(Pointer at, unsigned char value, size_t count, void* stream) {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    return queue(stream, [=] { return fill("cuMemsetD8Async", at, 1, value, count); });
 }
 
 EXPORT Result cuMemsetD32_v2(Pointer at, unsigned value, size_t count) {
@@ -390,6 +402,7 @@ EXPORT Result cuStreamDestroy_v2(void* stream) {
 
 EXPORT Result cuStreamSynchronize(void* stream) {
     std::lock_guard<std::recursive_mutex> guard(lock);
+    if (Result result = check_not_captured("cuStreamSynchronize", stream)) return result;
     return is_stream(stream) ? check() : complain(INVALID_HANDLE, "cuStreamSynchronize: not a stream");
 }
 
@@ -397,13 +410,15 @@ EXPORT Result cuStreamQuery(void* stream) {
     return cuStreamSynchronize(stream);
 }
 
-EXPORT Result cuStreamIsCapturing(void*, int* status) {
-    *status = 0;
+EXPORT Result cuStreamIsCapturing(void* stream, int* status) {
+    std::lock_guard<std::recursive_mutex> guard(lock);
+    *status = capture_of(stream) ? 1 : 0;
     return SUCCESS;
 }
 
 EXPORT Result cuStreamWaitEvent(void* stream, void* event, unsigned) {
     std::lock_guard<std::recursive_mutex> guard(lock);
+    if (Result result = check_not_captured("cuStreamWaitEvent", stream)) return result;
     return is_stream(stream) && events.count(event) ? check() : complain(INVALID_HANDLE, "cuStreamWaitEvent");
 }
 
@@ -424,6 +439,7 @@ EXPORT Result cuEventDestroy_v2(void* event) {
 EXPORT Result cuEventRecord(void* event, void* stream) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     if (!events.count(event) || !is_stream(stream)) return complain(INVALID_HANDLE, "cuEventRecord");
+    if (Result result = check_not_captured("cuEventRecord", stream)) return result;
     *(Event*)event = {std::chrono::steady_clock::now(), true};
     return check();
 }
@@ -525,18 +541,18 @@ EXPORT Result cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz
     if (!bx || !by || !bz || 1024 < (size_t)bx * by * bz) return refuse("no such block");
     if ((unsigned)function->max_dynamic_shared < shared) return refuse("too much shared memory");
     if (extra || (!arguments && !function->kinds.empty())) return refuse("no arguments");
+    Node node;
+    node.function = function, node.grid = {gx, gy, gz}, node.block = {bx, by, bz}, node.shared = shared;
     for (size_t i = 0; i < function->kinds.size(); i++) {
-        if (function->kinds[i] != 'p') continue;
-        Pointer at = *(Pointer*)arguments[i];
-        if (at && !memory.holds(at, 0)) return refuse("argument " + std::to_string(i) + " is not memory of the card");
+        node.arguments.push_back(0);
+        memcpy(&node.arguments.back(), arguments[i], function->kinds[i] == '4' ? 4 : 8);
     }
-    misbehave(function->name);
-    fake::Launch launch = {function->name.c_str(), {gx, gy, gz}, {bx, by, bz}, shared, arguments, 0};
-    std::string message = run_in_orders(function, launch);
-    if (message.empty() && memory.damaged()) message = function->name + ": wrote beyond an allocation";
-    if (message.empty()) return SUCCESS;
-    failed = true;
-    return complain(message.find("outside of the card") == std::string::npos ? LAUNCH_FAILED : ILLEGAL_ADDRESS, message);
+    if (Capture* capture = capture_of(stream)) {
+        capture->graph.nodes.push_back(node);
+        return SUCCESS;
+    }
+    queued++;
+    return run(node);
 }
 
 EXPORT Result cuGetErrorName(Result result, const char** name) {
@@ -547,6 +563,9 @@ EXPORT Result cuGetErrorName(Result result, const char** name) {
         {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT"}, {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE"},
         {NOT_FOUND, "CUDA_ERROR_NOT_FOUND"}, {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS"},
         {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED"}, {NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED"},
+        {CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"},
+        {CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"},
+        {CAPTURE_UNMATCHED, "CUDA_ERROR_STREAM_CAPTURE_UNMATCHED"},
     };
     auto found = names.find(result);
     *name = found == names.end() ? nullptr : found->second;

@@ -28,7 +28,7 @@ fn build() -> Option<PathBuf> {
     let source = if own.exists() { own } else { of_worker };
     let mut hasher = DefaultHasher::new();
     source.hash(&mut hasher);
-    for file in ["driver.cpp", "nvrtc.cpp", "cublaslt.cpp", "launch.h", "memory.h"] {
+    for file in ["driver.cpp", "nvrtc.cpp", "cublaslt.cpp", "graphs.h", "launch.h", "memory.h"] {
         std::fs::read(source.join(file)).unwrap().hash(&mut hasher);
     }
     let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));

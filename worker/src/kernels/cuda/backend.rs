@@ -2,16 +2,14 @@
 
 use super::memory::{Buffer, Slice};
 use super::resident::Resident;
-use super::serving::{CardCache, CardRows};
-use super::weights::{CardRope, CardWeights, adopt, place};
-use super::{Argument, Cuda, DeviceError, Element, Launch, NONE, factor, int, long};
+use super::serving::{self, CardCache, CardRows};
+use super::weights::{Bytes, CardRope, CardWeight, CardWeights, adopt, place};
+use super::{Argument, Cuda, DeviceError, Element, FEW, Launch, NONE, factor, int, long};
 use crate::kernels::{Attention, Backend, CacheShape, Linear, Path, Seen, Training, Turn};
 use crate::model::{Model, Trained};
 use crate::values::Values;
 use std::sync::Arc;
 
-/// Rows of one launch of the kernels for few rows.
-const FEW: usize = 16;
 /// Rows whose share of the gradient of a norm's weight is summed first, of the stream and of heads.
 const NORM_ROWS: usize = 32;
 const HEAD_ROWS: usize = 256;
@@ -22,6 +20,8 @@ const LOGITS: usize = 1 << 26;
 const LOSS_ROWS: usize = 256;
 /// Keys that one block of threads takes.
 const KEYS: usize = 64;
+/// Kernels for few rows whose results are floats.
+const FEW_TO_FLOAT: [&str; 2] = ["linear_few_float", "linear_few_int8_float"];
 
 impl<E: Element> Backend for Cuda<E> {
     type Floats = Slice<f32>;
@@ -29,10 +29,11 @@ impl<E: Element> Backend for Cuda<E> {
     type FloatBuffer = Buffer<f32>;
     type ElementBuffer = Buffer<E>;
     type Weights = CardWeights<E>;
-    type Weight<'a> = &'a Slice<E>;
+    type Weight<'a> = CardWeight<'a, E>;
     type Rope = CardRope;
     type Cache = CardCache<E>;
-    type Rows<'a> = CardRows;
+    type RowBuffer = Buffer<i32>;
+    type Rows<'a> = CardRows<'a>;
 
     const PROMPT_ROWS: usize = 256;
 
@@ -112,10 +113,13 @@ impl<E: Element> Backend for Cuda<E> {
         Ok(self.sum_of_squares(x)?.is_finite())
     }
 
-    fn embed(&self, x: &mut Slice<f32>, tokens: &[u32], w: &Slice<E>, width: usize) {
+    fn embed(&self, x: &mut Slice<f32>, tokens: &[u32], w: CardWeight<'_, E>, width: usize) {
         let numbers = self.integers(tokens.iter().map(|token| *token as usize));
-        let arguments = [x.into(), (&*numbers).into(), w.into(), int(tokens.len()), int(width)];
-        self.launch("embedding_forward", [tokens.len(), 1, 1], 256, &arguments);
+        self.embed_numbers(x, &numbers, w, width);
+    }
+
+    fn embed_rows(&self, x: &mut Slice<f32>, rows: &CardRows<'_>, w: CardWeight<'_, E>, width: usize) {
+        self.embed_numbers(x, rows.tokens(), w, width);
     }
 
     fn project(
@@ -123,16 +127,12 @@ impl<E: Element> Backend for Cuda<E> {
         shape: Linear,
         y: &mut Slice<E>,
         x: &Slice<E>,
-        w: &Slice<E>,
+        w: CardWeight<'_, E>,
         bias: Option<&Slice<f32>>,
     ) {
         match shape.path {
             Path::Panels => self.forward(shape, (y.address(), false), None, x, w),
-            Path::Dots => self.few(shape, |from, to| {
-                let (x, y) = (&x[from], &y[to]);
-                let [rows, inputs, outputs] = [x.len() / shape.inputs, shape.inputs, shape.outputs].map(int);
-                ("linear_few", vec![y.into(), x.into(), w.into(), rows, inputs, outputs])
-            }),
+            Path::Dots => self.few(["linear_few", "linear_few_int8"], shape, y, x, w, &[]),
         }
         if let Some(bias) = bias {
             self.add_bias("add_bias", Argument::from(y), bias, shape.rows);
@@ -145,14 +145,14 @@ impl<E: Element> Backend for Cuda<E> {
         y: &mut Slice<f32>,
         base: &Slice<f32>,
         x: &Slice<E>,
-        w: &Slice<E>,
+        w: CardWeight<'_, E>,
         bias: Option<&Slice<f32>>,
     ) {
         match shape.path {
             Path::Panels => self.forward(shape, (y.address(), true), Some(base.address()), x, w),
             Path::Dots => {
                 self.card.copy(y, base);
-                self.few_floats(shape, y, x, w, true);
+                self.few(FEW_TO_FLOAT, shape, y, x, w, &[int(1)]);
             }
         }
         if let Some(bias) = bias {
@@ -160,10 +160,10 @@ impl<E: Element> Backend for Cuda<E> {
         }
     }
 
-    fn logits(&self, shape: Linear, y: &mut Slice<f32>, x: &Slice<E>, w: &Slice<E>) {
+    fn logits(&self, shape: Linear, y: &mut Slice<f32>, x: &Slice<E>, w: CardWeight<'_, E>) {
         match shape.path {
             Path::Panels => self.forward(shape, (y.address(), true), None, x, w),
-            Path::Dots => self.few_floats(shape, y, x, w, false),
+            Path::Dots => self.few(FEW_TO_FLOAT, shape, y, x, w, &[int(0)]),
         }
     }
 
@@ -287,7 +287,7 @@ impl<E: Element> Backend for Cuda<E> {
         self.turn(x, width, rope, (NONE, length), direction);
     }
 
-    fn rope_rows(&self, x: &mut Slice<E>, width: usize, rows: &CardRows, rope: &CardRope) {
+    fn rope_rows(&self, x: &mut Slice<E>, width: usize, rows: &CardRows<'_>, rope: &CardRope) {
         self.turn(x, width, rope, (rows.positions().into(), 1), 1.0);
     }
 
@@ -339,15 +339,23 @@ impl<E: Element> Backend for Cuda<E> {
         self.new_cache(shape)
     }
 
-    fn rows<'a>(&self, rows: &'a [Seen<'a>]) -> CardRows {
-        self.place_rows(rows)
+    fn filled(rows: usize) -> usize {
+        serving::filled(rows)
+    }
+
+    fn rows<'a>(&self, room: &'a mut Buffer<i32>, tokens: &'a [u32], seen: &'a [Seen<'a>]) -> CardRows<'a> {
+        self.place_rows(room, tokens, seen)
+    }
+
+    fn at_once(&self, work: impl FnOnce()) {
+        self.card.at_once(work);
     }
 
     fn cache_write(
         &self,
         cache: &mut CardCache<E>,
         layer: usize,
-        rows: &CardRows,
+        rows: &CardRows<'_>,
         k: &Slice<E>,
         v: &Slice<E>,
     ) {
@@ -370,7 +378,7 @@ impl<E: Element> Backend for Cuda<E> {
         shape: Attention,
         out: &mut Slice<E>,
         q: &Slice<E>,
-        rows: &CardRows,
+        rows: &CardRows<'_>,
         cache: (&CardCache<E>, usize),
     ) {
         self.attend_cached(shape, out, q, rows, cache);
@@ -439,7 +447,7 @@ impl<E: Element> Backend for Cuda<E> {
             let part = Linear { rows, inputs, outputs, path: Path::Panels };
             let (some, wide) = (first..first + rows, first * inputs..(first + rows) * inputs);
             let (logits, dlogits) = (&mut logits[0..rows * outputs], &mut dlogits[0..rows * outputs]);
-            self.logits(part, logits, &x[wide.clone()], w);
+            self.logits(part, logits, &x[wide.clone()], CardWeight::Elements(w));
             let arguments = [
                 Argument::from(&mut *dlogits),
                 (&mut losses[some.clone()]).into(),
@@ -461,26 +469,41 @@ impl<E: Element> Backend for Cuda<E> {
 }
 
 impl<E: Element> Cuda<E> {
-    /// A linear layer of few rows at a time: `kernel` names the kernel and its arguments for some rows of `x` and of `y`.
-    fn few(
+    /// A linear layer of few rows at a time, by one of two kernels: for weights that are elements, and for bytes. `more` are its last
+    /// arguments.
+    fn few<T>(
         &self,
+        [of_elements, of_bytes]: [&'static str; 2],
         Linear { rows, inputs, outputs, .. }: Linear,
-        kernel: impl Fn(std::ops::Range<usize>, std::ops::Range<usize>) -> (&'static str, Vec<Argument>),
+        y: &Slice<T>,
+        x: &Slice<E>,
+        w: CardWeight<'_, E>,
+        more: &[Argument],
     ) {
+        let (kernel, weights): (_, Vec<Argument>) = match w {
+            CardWeight::Elements(w) => (of_elements, vec![w.into()]),
+            CardWeight::Bytes(Bytes { values, scales, .. }) => (of_bytes, vec![values.into(), scales.into()]),
+        };
         for first in (0..rows).step_by(FEW) {
             let last = rows.min(first + FEW);
-            let (kernel, arguments) = kernel(first * inputs..last * inputs, first * outputs..last * outputs);
+            let (x, y) = (&x[first * inputs..last * inputs], &y[first * outputs..last * outputs]);
+            let shape = [last - first, inputs, outputs].map(int);
+            let arguments = [&[y.into(), x.into()][..], &weights, &shape, more].concat();
             self.launch(kernel, [outputs.div_ceil(16), 1, 1], 256, &arguments);
         }
     }
 
-    fn few_floats(&self, shape: Linear, y: &Slice<f32>, x: &Slice<E>, w: &Slice<E>, accumulate: bool) {
-        self.few(shape, |from, to| {
-            let (x, y) = (&x[from], &y[to]);
-            let [rows, inputs, outputs] = [x.len() / shape.inputs, shape.inputs, shape.outputs].map(int);
-            let add = int(usize::from(accumulate));
-            ("linear_few_float", vec![y.into(), x.into(), w.into(), rows, inputs, outputs, add])
-        });
+    /// Rows of an embedding, by their numbers.
+    fn embed_numbers(&self, x: &mut Slice<f32>, numbers: &Slice<i32>, w: CardWeight<'_, E>, width: usize) {
+        let (kernel, weights): (_, Vec<Argument>) = match w {
+            CardWeight::Elements(w) => ("embedding_forward", vec![w.into()]),
+            CardWeight::Bytes(Bytes { values, scales, .. }) => {
+                ("embedding_forward_int8", vec![values.into(), scales.into()])
+            }
+        };
+        let rows = numbers.len();
+        let arguments = [&[x.into(), numbers.into()][..], &weights, &[int(rows), int(width)]].concat();
+        self.launch(kernel, [rows, 1, 1], 256, &arguments);
     }
 
     fn add_bias(&self, kernel: &'static str, y: Argument, bias: &Slice<f32>, rows: usize) {

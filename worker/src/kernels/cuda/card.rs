@@ -1,17 +1,16 @@
 //! A card: its memory, its one queue of work, and its programs.
 //!
 //! Everything goes into one stream, in order, but copies of what was finished at a [`Moment`]. The first call that fails is remembered; after it nothing is queued any more, and
-//! whoever waits for a result gets the failure.
+//! whoever waits for a result gets the failure. Work that comes again and again goes there by one call ([`graphs`]).
 
+use super::graphs::{self, Graphs, List, Work};
 use super::load::{Found, done};
-use super::memory::Slice;
+use super::memory::{Pool, Slice};
 use super::products::Products;
 use super::programs::{Kind, Programs};
 use super::staging::{self, Staging};
 use super::{Bf16, DeviceError};
 use cudarc::driver::sys as driver;
-use std::collections::BTreeMap;
-use std::ffi::c_void;
 use std::ptr;
 use std::slice;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -19,8 +18,6 @@ use zerocopy::{FromBytes, IntoBytes};
 
 /// Memory is taken from the driver in multiples of this, which is also how it is aligned.
 const GRAIN: usize = 512;
-/// A small piece of memory is used again for what needs a quarter of it, a large one for what needs nearly all.
-const SMALL: usize = 1 << 20;
 
 /// A card that is in use.
 pub struct Card {
@@ -29,8 +26,11 @@ pub struct Card {
     stream: driver::CUstream,
     /// Of copies that wait for a moment of the other one.
     copies: driver::CUstream,
-    /// Memory that nobody uses, by its bytes.
-    free: Mutex<BTreeMap<usize, Vec<u64>>>,
+    /// Memory that nobody uses.
+    free: Mutex<Pool>,
+    /// That of lists alone: they find theirs where it was the last time.
+    free_for_lists: Mutex<Pool>,
+    graphs: Mutex<Graphs>,
     failure: Mutex<Option<DeviceError>>,
     programs: Mutex<Programs>,
     products: Mutex<Option<Products>>,
@@ -51,6 +51,7 @@ pub trait Number: Copy {}
 impl Number for f32 {}
 impl Number for f64 {}
 impl Number for i32 {}
+impl Number for i8 {}
 impl Number for Bf16 {}
 
 /// An argument of a kernel.
@@ -69,7 +70,7 @@ impl Argument {
     }
 
     /// Its bits, the lowest first: the kernel reads as many of them as it declares.
-    fn bits(self) -> u64 {
+    pub(super) fn bits(self) -> u64 {
         match self {
             Argument::Pointer(address) => address,
             Argument::Int(value) => u64::from(value as u32),
@@ -92,7 +93,7 @@ impl<T> From<&mut Slice<T>> for Argument {
 }
 
 /// How a kernel is started.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Launch {
     /// Its name.
     pub kernel: &'static str,
@@ -111,6 +112,7 @@ impl Card {
     /// It cannot be used.
     pub fn open(found: Found) -> Result<Card, DeviceError> {
         let (mut context, mut stream, mut copies) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+        let mut lists = ptr::null_mut();
         const NON_BLOCKING: u32 = driver::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: the driver was started by whoever found the card, and the places live through the calls.
         #[allow(unsafe_code)]
@@ -119,16 +121,18 @@ impl Card {
             done("cuCtxSetCurrent", driver::cuCtxSetCurrent(context))?;
             done("cuStreamCreate", driver::cuStreamCreate(&mut stream, NON_BLOCKING))?;
             done("cuStreamCreate", driver::cuStreamCreate(&mut copies, NON_BLOCKING))?;
+            done("cuStreamCreate", driver::cuStreamCreate(&mut lists, NON_BLOCKING))?;
         }
-        let (free, failure) = (Mutex::default(), Mutex::default());
         let programs = Mutex::new(Programs::new(found.capability));
         Ok(Card {
             found,
             context,
             stream,
             copies,
-            free,
-            failure,
+            free: Mutex::default(),
+            free_for_lists: Mutex::default(),
+            graphs: Mutex::new(Graphs::new(lists)),
+            failure: Mutex::default(),
             programs,
             products: Mutex::default(),
             staging: Mutex::default(),
@@ -151,8 +155,15 @@ impl Card {
         }
     }
 
-    /// Does something, unless the card has failed, and remembers it if that fails.
+    /// Does something behind all that was asked for, unless the card has failed, and remembers it if that fails.
     fn attempt(&self, work: impl FnOnce() -> Result<(), DeviceError>) {
+        if let Some(list) = graphs::cut(self) {
+            self.try_to(|| self.queue_list(list, false));
+        }
+        self.try_to(work);
+    }
+
+    fn try_to(&self, work: impl FnOnce() -> Result<(), DeviceError>) {
         if self.check().is_ok()
             && let Err(error) = self.enter().and_then(|()| work())
         {
@@ -200,31 +211,39 @@ impl Card {
 
     /// Queues a kernel of the programs for these elements and heads.
     pub fn launch(&self, kind: Kind, launch: Launch, arguments: &[Argument]) {
-        let Launch { kernel, grid, block, shared } = launch;
-        if grid.contains(&0) {
+        if launch.grid.contains(&0) {
             return;
         }
-        self.attempt(|| {
-            let function = self.programs.lock().expect("no panic while locked").function(kind, kernel)?;
-            let mut cells: Vec<u64> = arguments.iter().map(|argument| argument.bits()).collect();
-            let mut places: Vec<*mut c_void> =
-                cells.iter_mut().map(|cell| ptr::from_mut(cell).cast()).collect();
-            let [x, y, z] = grid.map(|blocks| u32::try_from(blocks).expect("a grid of 32 bits"));
-            // SAFETY: the arguments are those that the kernel declares, which its tests show, and their places live through
-            // the call; what they point to lives until the stream is past it, because memory is only used again by what is
-            // queued behind.
-            #[allow(unsafe_code)]
-            let result = unsafe {
-                if 48 << 10 < shared {
-                    let most = driver::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                    done("cuFuncSetAttribute", driver::cuFuncSetAttribute(function, most, shared as i32))?;
-                }
-                let (block, shared) = (block as u32, shared as u32);
-                let (places, none) = (places.as_mut_ptr(), ptr::null_mut());
-                driver::cuLaunchKernel(function, x, y, z, block, 1, 1, shared, self.stream, places, none)
-            };
-            done(kernel, result)
+        self.try_to(|| {
+            let function =
+                self.programs.lock().expect("no panic while locked").function(kind, launch.kernel)?;
+            self.queue(Work::Launch(function, launch, arguments.len()), arguments)
         });
+    }
+
+    /// Queues work, or notes it for [`at_once`](Card::at_once).
+    fn queue(&self, work: Work, arguments: &[Argument]) -> Result<(), DeviceError> {
+        if graphs::note(self, work, arguments) {
+            return Ok(());
+        }
+        let mut cells: Vec<u64> = arguments.iter().map(|argument| argument.bits()).collect();
+        work.queue(self.stream, &mut cells)
+    }
+
+    /// Does `work`, and queues all that it asks of this card by one call if it has asked for the same before.
+    pub fn at_once(&self, work: impl FnOnce()) {
+        if !graphs::begin(self) {
+            return work();
+        }
+        work();
+        let (list, is_whole, free) = graphs::end();
+        self.try_to(|| self.queue_list(list, is_whole));
+        self.free_for_lists.lock().expect("no panic while locked").extend(free);
+    }
+
+    fn queue_list(&self, mut list: List, is_whole: bool) -> Result<(), DeviceError> {
+        let mut graphs = self.graphs.lock().expect("no panic while locked");
+        if is_whole { graphs.queue(self, list) } else { list.queue(self.stream) }
     }
 
     /// Memory, and how much it is.
@@ -237,7 +256,11 @@ impl Card {
         // Large pieces in steps of a 16th, so that lengths that grow by little use the same memory again.
         let step = GRAIN.max(bytes.next_power_of_two() / 32);
         let bytes = bytes.next_multiple_of(step);
-        if let Some(found) = self.take(bytes) {
+        let lists = || self.free_for_lists.lock().expect("no panic while locked").take_any(bytes);
+        if let Some(found) = graphs::free(self, |free| free.take_any(bytes).or_else(lists)).flatten() {
+            return Ok(found);
+        }
+        if let Some(found) = self.free.lock().expect("no panic while locked").take(bytes) {
             return Ok(found);
         }
         let mut result = self.ask(bytes);
@@ -271,29 +294,20 @@ impl Card {
         }
     }
 
-    /// Memory that was given back.
-    fn take(&self, bytes: usize) -> Option<(u64, usize)> {
-        let most = if bytes < SMALL { 4 * bytes } else { bytes + bytes / 8 };
-        let mut free = self.free.lock().expect("no panic while locked");
-        let (&bytes, addresses) = free.range_mut(bytes..=most).next()?;
-        let address = addresses.pop()?;
-        if addresses.is_empty() {
-            free.remove(&bytes);
-        }
-        Some((address, bytes))
-    }
-
     /// Takes memory back, for whoever asks next: what is queued is in order.
     pub fn give_back(&self, address: u64, bytes: usize) {
-        self.free.lock().expect("no panic while locked").entry(bytes).or_default().push(address);
+        if graphs::free(self, |free| free.give(address, bytes)).is_none() {
+            self.free.lock().expect("no panic while locked").give(address, bytes);
+        }
     }
 
     /// Gives memory that nobody uses back to the driver.
     pub fn trim(&self) {
-        let free = std::mem::take(&mut *self.free.lock().expect("no panic while locked"));
+        let pools = [&self.free, &self.free_for_lists];
         self.attempt(|| {
+            let free = pools.map(|pool| std::mem::take(&mut *pool.lock().expect("no panic while locked")));
             self.wait()?;
-            for address in free.into_values().flatten() {
+            for address in free.into_iter().flat_map(Pool::into_addresses) {
                 // SAFETY: nobody has it any more, and nothing that uses it is queued.
                 #[allow(unsafe_code)]
                 done("cuMemFree", unsafe { driver::cuMemFree_v2(address) })?;
@@ -314,7 +328,7 @@ impl Card {
     }
 
     /// Waits until everything that was queued is done.
-    fn wait(&self) -> Result<(), DeviceError> {
+    pub(super) fn wait(&self) -> Result<(), DeviceError> {
         self.wait_for(self.stream)
     }
 
@@ -432,12 +446,8 @@ impl Card {
         if from.len() == 0 {
             return;
         }
-        // SAFETY: both are as long, and in the card's memory.
-        #[allow(unsafe_code)]
-        self.attempt(|| {
-            let (to, bytes) = (to.address(), to.bytes());
-            done("copy", unsafe { driver::cuMemcpyDtoDAsync_v2(to, from.address(), bytes, self.stream) })
-        });
+        let (to, from, bytes) = (to.address(), from.address(), from.bytes());
+        self.try_to(|| self.queue(Work::Copy { to, from, bytes }, &[]));
     }
 
     /// Zeros, of any type whose zero has no bits.
@@ -445,11 +455,7 @@ impl Card {
         if x.len() == 0 {
             return;
         }
-        // SAFETY: it is in the card's memory.
-        #[allow(unsafe_code)]
-        self.attempt(|| {
-            done("zeros", unsafe { driver::cuMemsetD8Async(x.address(), 0, x.bytes(), self.stream) })
-        });
+        self.try_to(|| self.queue(Work::Zero { to: x.address(), bytes: x.bytes() }, &[]));
     }
 }
 

@@ -115,6 +115,37 @@ extern "C" __global__ void embedding_forward(float* y, const int* tokens, const 
         store(to + at, load(from + at, width - at), width - at);
 }
 
+// 8 of a matrix of integers of 8 bits, with a scale for every 64 neighbours of a row: those from `at` of row `row` on, zeros behind
+// the row's end.
+static __device__ inline Eight load_int8(const signed char* w, const float* scales, long long row, int width, int at) {
+    const float scale = scales[row * up(width, 64) + at / 64];
+    const signed char* from = w + row * width + at;
+    Eight y = {};
+    if (width % 8 == 0) {
+        const unsigned long long all = *(const unsigned long long*)from;
+        for (int i = 0; i < 8; i++) y.x[i] = (signed char)(all >> (8 * i)) * scale;
+    } else {
+        for (int i = 0; i < 8; i++)
+            if (at + i < width) y.x[i] = from[i] * scale;
+    }
+    return y;
+}
+
+// As embedding_forward, with such a w.
+extern "C" __global__ void embedding_forward_int8(float* y, const int* tokens, const signed char* w, const float* scales,
+                                                  int rows, int width) {
+    float* to = y + (long long)blockIdx.x * width;
+    for (int at = threadIdx.x * 8; at < width; at += blockDim.x * 8)
+        store(to + at, load_int8(w, scales, tokens[blockIdx.x], width, at), width - at);
+}
+
+// y = w, rounded: [rows, width].
+extern "C" __global__ void widen_int8(elem* y, const signed char* w, const float* scales, long long rows, int width) {
+    Part part(rows, width);
+    if (!part.exists) return;
+    store(y + part.row * width + part.column, load_int8(w, scales, part.row, width, part.column), part.count);
+}
+
 // y[row] = x[index[row]]; a block for each row.
 extern "C" __global__ void gather_rows(float* y, const float* x, const int* index, int rows, int width) {
     const float* from = x + (long long)index[blockIdx.x] * width;

@@ -2,6 +2,7 @@
 
 use super::card::Card;
 use super::{DeviceError, Stretch};
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Index, IndexMut, Range};
 use std::ptr;
@@ -76,6 +77,51 @@ impl<T> IndexMut<Range<usize>> for Slice<T> {
 }
 
 impl<T> Stretch for Slice<T> {}
+
+/// A small piece of memory is used again for what needs a quarter of it, a large one for what needs nearly all.
+const SMALL: usize = 1 << 20;
+
+/// Memory that nobody uses, by its bytes; of equal pieces the last comes first.
+#[derive(Default)]
+pub struct Pool(BTreeMap<usize, Vec<u64>>);
+
+impl Pool {
+    /// Takes a piece in.
+    pub fn give(&mut self, address: u64, bytes: usize) {
+        self.0.entry(bytes).or_default().push(address);
+    }
+
+    /// A piece of so many bytes that is not much larger, and its bytes.
+    pub fn take(&mut self, bytes: usize) -> Option<(u64, usize)> {
+        self.take_up_to(bytes, if bytes < SMALL { 4 * bytes } else { bytes + bytes / 8 })
+    }
+
+    /// The smallest piece of so many bytes, and its bytes.
+    pub fn take_any(&mut self, bytes: usize) -> Option<(u64, usize)> {
+        self.take_up_to(bytes, usize::MAX)
+    }
+
+    fn take_up_to(&mut self, bytes: usize, most: usize) -> Option<(u64, usize)> {
+        let (&bytes, addresses) = self.0.range_mut(bytes..=most).next()?;
+        let address = addresses.pop()?;
+        if addresses.is_empty() {
+            self.0.remove(&bytes);
+        }
+        Some((address, bytes))
+    }
+
+    /// Takes in all of another one.
+    pub fn extend(&mut self, other: Pool) {
+        for (bytes, addresses) in other.0 {
+            self.0.entry(bytes).or_default().extend(addresses);
+        }
+    }
+
+    /// Where the pieces are.
+    pub fn into_addresses(self) -> impl Iterator<Item = u64> {
+        self.0.into_values().flatten()
+    }
+}
 
 /// Memory of a card, given back when it is dropped.
 pub struct Buffer<T> {

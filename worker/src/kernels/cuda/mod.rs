@@ -6,6 +6,7 @@
 mod backend;
 mod cache;
 mod card;
+mod graphs;
 mod load;
 mod memory;
 mod products;
@@ -15,7 +16,7 @@ mod serving;
 mod staging;
 mod weights;
 
-use super::{Bf16, DeviceError, Linear, Stretch, Weight};
+use super::{Bf16, DeviceError, GROUP, Linear, Stretch, Weight};
 use crate::random::Random;
 pub use card::Card;
 use card::{Argument, Launch, Number};
@@ -23,6 +24,10 @@ use memory::{Buffer, Slice};
 use products::{Factor, Product};
 use std::marker::PhantomData;
 use std::sync::Arc;
+use weights::{Bytes, CardWeight, WIDENED};
+
+/// Rows of one launch of the kernels for few rows.
+const FEW: usize = 16;
 
 impl Card {
     /// The card of a number among those that this process may see.
@@ -110,9 +115,7 @@ impl Element for Bf16 {
                 kernels.round(to, room);
             }
             Weight::Bf16(matrix) => kernels.card.upload(to, matrix),
-            Weight::Int8(_) => {
-                kernels.card.fail(DeviceError("weights of 8 bits are not for cards yet".into()))
-            }
+            Weight::Int8(_) => kernels.card.fail(DeviceError("integers of 8 bits are no elements".into())),
         }
     }
 }
@@ -154,6 +157,12 @@ impl<E: Element> Cuda<E> {
         self.launch(kernel, [count.div_ceil(2048), 1, 1], 256, arguments);
     }
 
+    /// A kernel of which every thread takes eight of a row, with the matrix's shape as its last arguments.
+    fn each_of_rows(&self, kernel: &'static str, [rows, width]: [usize; 2], arguments: &[Argument]) {
+        let grid = [(rows * width.div_ceil(8)).div_ceil(256), 1, 1];
+        self.launch(kernel, grid, 256, &[arguments, &[long(rows), int(width)]].concat());
+    }
+
     /// `y = x`, rounded.
     fn round(&self, y: &mut Slice<E>, x: &Slice<f32>) {
         self.each("to_elem", x.len(), &[y.into(), x.into(), long(x.len())]);
@@ -169,16 +178,52 @@ impl<E: Element> Cuda<E> {
     }
 
     /// `d[R, O] = x[R, I] * w[O, I]^T`, with `c` added. `d` and `c` are floats or elements.
-    fn forward(&self, shape: Linear, d: (u64, bool), c: Option<u64>, x: &Slice<E>, w: &Slice<E>) {
+    fn forward(&self, shape: Linear, d: (u64, bool), c: Option<u64>, x: &Slice<E>, w: CardWeight<'_, E>) {
         let Linear { rows, inputs, outputs, .. } = shape;
-        let (a, b) = (factor(x, inputs, false), factor(w, inputs, true));
-        self.multiply([rows, outputs, inputs], a, b, c, d);
+        let a = factor(x, inputs, false);
+        let (values, scales, room) = match w {
+            CardWeight::Elements(w) => {
+                return self.multiply([rows, outputs, inputs], a, factor(w, inputs, true), c, d);
+            }
+            CardWeight::Bytes(Bytes { values, scales, room }) => (values, scales, room),
+        };
+        // Some outputs at a time: their weights are widened, and multiplied like any.
+        let groups = inputs.div_ceil(GROUP);
+        let bytes = if d.1 || !E::IS_BF16 { size_of::<f32>() } else { size_of::<E>() };
+        for first in (0..outputs).step_by(WIDENED) {
+            let last = outputs.min(first + WIDENED);
+            let (values, scales) =
+                (&values[first * inputs..last * inputs], &scales[first * groups..last * groups]);
+            let wide = &room[0..values.len()];
+            self.each_of_rows(
+                "widen_int8",
+                [last - first, inputs],
+                &[wide.into(), values.into(), scales.into()],
+            );
+            let shifted = |address: u64| address + (first * bytes) as u64;
+            let b = factor(wide, inputs, true);
+            let product = [rows, last - first, inputs];
+            self.multiply_into(product, a, b, c.map(shifted), (shifted(d.0), d.1), outputs);
+        }
     }
 
-    fn multiply(&self, [m, n, k]: [usize; 3], a: Factor, b: Factor, c: Option<u64>, d: (u64, bool)) {
+    fn multiply(&self, product: [usize; 3], a: Factor, b: Factor, c: Option<u64>, d: (u64, bool)) {
+        self.multiply_into(product, a, b, c, d, product[1]);
+    }
+
+    /// As [`multiply`](Cuda::multiply), with rows of the result that are `stride` long in memory.
+    fn multiply_into(
+        &self,
+        [m, n, k]: [usize; 3],
+        a: Factor,
+        b: Factor,
+        c: Option<u64>,
+        d: (u64, bool),
+        stride: usize,
+    ) {
         let (d, is_float) = (d.0, d.1 || !E::IS_BF16);
         if 0 < m * n * k {
-            self.card.multiply(Product { m, n, k, a, b, is_bf16: E::IS_BF16, c, d, is_float });
+            self.card.multiply(Product { m, n, k, a, b, is_bf16: E::IS_BF16, c, d, is_float, stride });
         }
     }
 

@@ -36,10 +36,12 @@ pub struct Product {
     pub d: u64,
     /// The result is in floats, whatever the factors are.
     pub is_float: bool,
+    /// Length of a row of `c` and `d` in memory.
+    pub stride: usize,
 }
 
 /// What decides on an algorithm.
-type Shape = ([usize; 3], [usize; 2], [bool; 4], u32);
+type Shape = ([usize; 3], [usize; 3], [bool; 4], u32);
 
 /// How a shape is computed.
 struct Plan {
@@ -74,12 +76,12 @@ impl Products {
     /// # Errors
     /// The library has no algorithm for it, or fails.
     pub fn multiply(&mut self, card: &Card, product: Product) -> Result<(), DeviceError> {
-        let Product { m, n, k, a, b, is_bf16, c, d, is_float } = product;
+        let Product { m, n, k, a, b, is_bf16, c, d, is_float, stride } = product;
         let addresses = [a.address, b.address, c.unwrap_or(d), d];
         let alignment =
             addresses.iter().fold(256, |most, address| most.min(1 << address.trailing_zeros().min(8)));
         let kinds = [is_bf16, is_float, a.is_transposed, b.is_transposed];
-        let shape = ([m, n, k], [a.stride, b.stride], kinds, alignment);
+        let shape = ([m, n, k], [a.stride, b.stride, stride], kinds, alignment);
         if !self.plans.contains_key(&shape) {
             let plan = self.plan(shape)?;
             self.plans.insert(shape, plan);
@@ -115,8 +117,8 @@ impl Products {
     }
 
     fn plan(&self, shape: Shape) -> Result<Plan, DeviceError> {
-        let ([m, n, k], [a_stride, b_stride], [is_bf16, is_float, a_transposed, b_transposed], alignment) =
-            shape;
+        let ([m, n, k], [a_stride, b_stride, d_stride], kinds, alignment) = shape;
+        let [is_bf16, is_float, a_transposed, b_transposed] = kinds;
         let bf16 = lt::cudaDataType_t::CUDA_R_16BF;
         let float = lt::cudaDataType_t::CUDA_R_32F;
         let factor = if is_bf16 { bf16 } else { float };
@@ -144,9 +146,11 @@ impl Products {
                 done("cublasLtMatmulDescSetAttribute", set)?;
             }
             let mut layouts = [ptr::null_mut(); 3];
-            for (layout, (kind, [rows, columns], stride)) in
-                layouts.iter_mut().zip([(factor, b, b_stride), (factor, a, a_stride), (sum, [n, m], n)])
-            {
+            for (layout, (kind, [rows, columns], stride)) in layouts.iter_mut().zip([
+                (factor, b, b_stride),
+                (factor, a, a_stride),
+                (sum, [n, m], d_stride),
+            ]) {
                 let (rows, columns, stride) = (rows as u64, columns as u64, stride as i64);
                 let made = lt::cublasLtMatrixLayoutCreate(layout, kind, rows, columns, stride);
                 done("cublasLtMatrixLayoutCreate", made)?;

@@ -25,7 +25,7 @@ macro_rules! sources {
 const SOURCES: &[Source] = &sources!(
     "elementwise.cu": [
         "to_elem", "to_float", "add_bias", "add_bias_float", "swiglu_forward", "swiglu_backward", "rope", "embedding_forward",
-        "embedding_backward",
+        "embedding_forward_int8", "widen_int8", "embedding_backward",
     ],
     "update.cu": ["add_floats", "adamw", "sum_of_squares", "sum_doubles"],
     "norm.cu": [
@@ -36,7 +36,7 @@ const SOURCES: &[Source] = &sources!(
     "attention.cu": ["attention_forward"],
     "attention_backward.cu": ["attention_backward_prepare", "attention_backward_kv", "attention_backward_q"],
     "cached.cu": ["cache_write", "cache_read", "attention_cached", "attention_cached_combine"],
-    "linear_few.cu": ["linear_few", "linear_few_float"],
+    "linear_few.cu": ["linear_few", "linear_few_float", "linear_few_int8", "linear_few_int8_float"],
 );
 
 const HEADERS: [(&str, &str); 3] = [

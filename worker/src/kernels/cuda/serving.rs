@@ -1,7 +1,7 @@
 //! The cache of keys and values on a card, and what reads and writes it.
 
 use super::memory::{Buffer, Slice};
-use super::{Cuda, DeviceError, Element, int};
+use super::{Cuda, DeviceError, Element, FEW, int};
 use crate::kernels::{Attention, BLOCK, CacheShape, Seen};
 
 /// Keys of a query that one block of threads looks at.
@@ -15,31 +15,46 @@ pub struct CardCache<E> {
 }
 
 /// Where the rows of a pass stand.
-pub struct CardRows {
+pub struct CardRows<'a> {
     count: usize,
-    /// Positions, slots of the cache, numbers of keys, and tables of `stride` blocks, one after the other.
-    all: Buffer<i32>,
+    /// Tokens, positions, slots of the cache, numbers of keys, and tables of `stride` blocks, one after the other.
+    all: &'a Slice<i32>,
     stride: usize,
-    most_keys: usize,
+    /// Parts of the longest context, or more.
+    parts: usize,
 }
 
-impl CardRows {
+impl CardRows<'_> {
+    /// `[rows]`.
+    pub fn tokens(&self) -> &Slice<i32> {
+        self.column(0)
+    }
+
     /// `[rows]`.
     pub fn positions(&self) -> &Slice<i32> {
-        &self.all[0..self.count]
+        self.column(1)
     }
 
     fn slots(&self) -> &Slice<i32> {
-        &self.all[self.count..2 * self.count]
+        self.column(2)
     }
 
     fn keys(&self) -> &Slice<i32> {
-        &self.all[2 * self.count..3 * self.count]
+        self.column(3)
     }
 
     fn tables(&self) -> &Slice<i32> {
-        &self.all[3 * self.count..self.all.len()]
+        &self.all[4 * self.count..self.all.len()]
     }
+
+    fn column(&self, index: usize) -> &Slice<i32> {
+        &self.all[index * self.count..(index + 1) * self.count]
+    }
+}
+
+/// Rows of single tokens that so many are filled up to: few different numbers, and none for which weights are read once more.
+pub fn filled(rows: usize) -> usize {
+    if rows <= FEW { rows.next_power_of_two() } else { rows.next_multiple_of(FEW) }
 }
 
 impl<E: Element> Cuda<E> {
@@ -51,32 +66,45 @@ impl<E: Element> Cuda<E> {
         Ok(CardCache { layers, kv_heads, head_dim })
     }
 
-    pub(super) fn place_rows(&self, rows: &[Seen<'_>]) -> CardRows {
-        let stride = rows.iter().map(|row| row.keys.div_ceil(BLOCK)).max().unwrap_or(0);
+    /// Everything but the numbers in memory, which is all that kernels get as arguments, is a function of the number of tokens and of the
+    /// power of two of parts that the longest context fits into.
+    pub(super) fn place_rows<'a>(
+        &self,
+        room: &'a mut Buffer<i32>,
+        tokens: &[u32],
+        seen: &[Seen<'_>],
+    ) -> CardRows<'a> {
+        let most_keys = seen.iter().map(|row| row.keys).max().unwrap_or(0);
+        let (count, parts) = (tokens.len(), most_keys.div_ceil(PART).next_power_of_two());
+        let stride = parts * PART / BLOCK;
         let slot = |row: &Seen<'_>| {
             let position = row.keys - 1;
-            row.table[position / BLOCK] as usize * BLOCK + position % BLOCK
+            (row.table[position / BLOCK] as usize * BLOCK + position % BLOCK) as i32
         };
-        let table = |row: &Seen<'_>| {
-            let known: Vec<usize> =
-                row.table[..row.keys.div_ceil(BLOCK)].iter().map(|block| *block as usize).collect();
-            known.into_iter().chain(std::iter::repeat(0)).take(stride)
+        let mut all: Vec<i32> = tokens.iter().map(|token| *token as i32).collect();
+        // Rows that only fill up stand at the first position, go nowhere and see nothing.
+        let mut column = |of: &dyn Fn(&Seen<'_>) -> i32, none: i32| {
+            all.extend(seen.iter().map(of));
+            all.resize(all.len() + count - seen.len(), none);
         };
-        let all = rows
-            .iter()
-            .map(|row| row.keys - 1)
-            .chain(rows.iter().map(slot))
-            .chain(rows.iter().map(|row| row.keys))
-            .chain(rows.iter().flat_map(table));
-        let most_keys = rows.iter().map(|row| row.keys).max().unwrap_or(0);
-        CardRows { count: rows.len(), all: self.integers(all), stride, most_keys }
+        column(&|row| row.keys as i32 - 1, 0);
+        column(&slot, -1);
+        column(&|row| row.keys as i32, 0);
+        for (index, row) in seen.iter().enumerate() {
+            all.extend(row.table[..row.keys.div_ceil(BLOCK)].iter().map(|block| *block as i32));
+            all.resize(4 * count + (index + 1) * stride, 0);
+        }
+        room.resize(&self.card, (4 + stride) * count);
+        // Nobody looks at the tables of those who see nothing.
+        self.card.upload(&mut room[0..all.len()], &all);
+        CardRows { count, all: room, stride, parts }
     }
 
     pub(super) fn write(
         &self,
         cache: &mut CardCache<E>,
         layer: usize,
-        rows: &CardRows,
+        rows: &CardRows<'_>,
         k: &Slice<E>,
         v: &Slice<E>,
     ) {
@@ -122,11 +150,11 @@ impl<E: Element> Cuda<E> {
         shape: Attention,
         out: &mut Slice<E>,
         q: &Slice<E>,
-        rows: &CardRows,
+        rows: &CardRows<'_>,
         (cache, layer): (&CardCache<E>, usize),
     ) {
         let Attention { heads, kv_heads, head_dim, .. } = shape;
-        let (parts, (cached_k, cached_v)) = (rows.most_keys.div_ceil(PART), &cache.layers[layer]);
+        let (parts, (cached_k, cached_v)) = (rows.parts, &cache.layers[layer]);
         let partial: Buffer<f32> = Buffer::room(&self.card, rows.count * heads * parts * (head_dim + 2));
         let arguments = [
             (&*partial).into(),
