@@ -5,6 +5,16 @@ use crate::kernels::{Device, Precision};
 use clap::Args;
 use std::path::PathBuf;
 
+/// What sums of a training go through between ranks on cards.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Exchange {
+    /// From card to card where that is possible.
+    #[default]
+    Auto,
+    /// The memory of the hosts.
+    Host,
+}
+
 /// An option with a value that it cannot have.
 #[derive(Debug, PartialEq, thiserror::Error)]
 #[error("{option} is {value}; {allowed}")]
@@ -63,6 +73,11 @@ pub struct TrainArgs {
     #[arg(long, env = "AQUIFER_OFFLOAD", value_parser = clap::builder::BoolishValueParser::new())]
     pub offload: bool,
 
+    /// What sums go through between ranks on NVIDIA's cards: auto is from card to card where both ends find the same NCCL, else, and
+    /// with host, the memory of the hosts
+    #[arg(long, value_name = "NAME", env = "AQUIFER_EXCHANGE", value_enum, default_value_t = Exchange::Auto)]
+    pub exchange: Exchange,
+
     /// Tokens in a sequence
     #[arg(long, value_name = "TOKENS", default_value_t = 128)]
     pub context: usize,
@@ -117,7 +132,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "STEPS")]
     pub audit_every: Option<u64>,
 
-    /// Seconds that a rank waits for the others to start
+    /// Seconds that a rank waits for the others to start, and for its card to be joined with another one's
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub join_timeout: u64,
 

@@ -17,6 +17,12 @@ pub trait OnDevice: Any + Send + Sync {
     /// The device has failed, now or before.
     fn read(&self, to: &mut [f32]) -> Result<(), DeviceError>;
 
+    /// Whether all that was queued for them is done.
+    ///
+    /// # Errors
+    /// The device has failed, now or before.
+    fn is_written(&self) -> Result<bool, DeviceError>;
+
     /// Queues a copy in the same memory.
     fn duplicate(&self) -> Box<dyn OnDevice>;
 
@@ -221,6 +227,10 @@ pub(crate) mod tests {
             self.1.fetch_add(1, Ordering::Relaxed);
             to.copy_from_slice(&self.0);
             if self.2 { Err(DeviceError("the card failed".into())) } else { Ok(()) }
+        }
+
+        fn is_written(&self) -> Result<bool, DeviceError> {
+            Ok(true)
         }
 
         fn duplicate(&self) -> Box<dyn OnDevice> {

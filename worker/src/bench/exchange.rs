@@ -135,6 +135,7 @@ impl Peer {
                 rank,
                 agreement: Vec::new(),
                 kernels: String::new(),
+                cards: None,
             },
             shards: plan.ranks,
             steps: plan.steps,
@@ -166,7 +167,7 @@ impl Peer {
             };
             for action in self.node.handle(start.elapsed(), event) {
                 if let Some(outcome) = self.act(action, done)? {
-                    self.net.flush(Duration::from_secs(2));
+                    self.net.end(Duration::from_secs(2));
                     return match outcome {
                         Outcome::Failed(reason) => Err(reason),
                         Outcome::Done | Outcome::Stopped => Ok(()),

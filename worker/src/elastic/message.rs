@@ -29,6 +29,9 @@ pub struct Identity {
     pub agreement: Agreement,
     /// What it computes with. Those of other kernels may take part, but the last bits then depend on who computes what.
     pub kernels: String,
+    /// What could bring it sums beside the connection, for whoever carries them; nothing here depends on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cards: Option<String>,
 }
 
 /// The state between two steps, as it is sent to a member that has none.
@@ -163,9 +166,7 @@ impl Message {
     pub fn vectors(&self) -> Result<Vec<&[f32]>, DeviceError> {
         Ok(match self {
             Message::State(snapshot) => snapshot.values.iter().map(Vec::as_slice).collect(),
-            Message::Part { values, .. } => vec![values.host()?],
-            Message::Commit { total, .. } => vec![total.host()?],
-            _ => Vec::new(),
+            _ => self.sum().map(|sum| sum.host()).transpose()?.into_iter().collect(),
         })
     }
 
@@ -173,9 +174,23 @@ impl Message {
     pub fn floats(&self) -> usize {
         match self {
             Message::State(snapshot) => snapshot.values.iter().map(Vec::len).sum(),
-            Message::Part { values, .. } => values.len(),
-            Message::Commit { total, .. } => total.len(),
-            _ => 0,
+            _ => self.sum().map_or(0, |sum| sum.len()),
+        }
+    }
+
+    /// The sum that it has.
+    pub fn sum(&self) -> Option<&Arc<Values>> {
+        match self {
+            Message::Part { values: sum, .. } | Message::Commit { total: sum, .. } => Some(sum),
+            _ => None,
+        }
+    }
+
+    /// As [`sum`](Message::sum), to be put in.
+    pub fn sum_mut(&mut self) -> Option<&mut Arc<Values>> {
+        match self {
+            Message::Part { values: sum, .. } | Message::Commit { total: sum, .. } => Some(sum),
+            _ => None,
         }
     }
 
@@ -184,15 +199,15 @@ impl Message {
     /// # Errors
     /// Where it has no place for so many.
     pub fn fill(&mut self, mut vectors: Vec<Vector>) -> Result<(), String> {
-        match (self, vectors.len()) {
-            (Message::State(snapshot), _) => snapshot.values = vectors.into_iter().map(Vec::from).collect(),
-            (Message::Part { values, .. }, 1) => *values = Arc::new(vectors.remove(0).into()),
-            (Message::Commit { total, .. }, 1) => *total = Arc::new(vectors.remove(0).into()),
-            (Message::Part { .. } | Message::Commit { .. }, 0) => {
-                return Err("a sum without its vector".into());
-            }
-            (_, 0) => (),
-            (_, count) => return Err(format!("{count} vectors with a message that has none")),
+        if let Message::State(snapshot) = self {
+            snapshot.values = vectors.into_iter().map(Vec::from).collect();
+            return Ok(());
+        }
+        match (self.sum_mut(), vectors.len()) {
+            (Some(sum), 1) => *sum = Arc::new(vectors.remove(0).into()),
+            (Some(_), 0) => return Err("a sum without its vector".into()),
+            (None, 0) => (),
+            (_, count) => return Err(format!("{count} vectors with a message that has not so many")),
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ fn identity(rank: Rank) -> Identity {
         rank,
         agreement: Vec::new(),
         kernels,
+        cards: None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! What computes: the processor, or a card that is found when the program runs.
 
-use super::{Bf16, Card, Cuda, DeviceError, Isa, Precision};
+use super::{Bf16, Card, Cuda, DeviceError, Isa, Nccl, Precision};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -119,6 +119,15 @@ impl Chosen {
             Chosen::Processor(_) => None,
             Chosen::CudaF32(kernels) => Some(kernels.card().name()),
             Chosen::CudaBf16(kernels) => Some(kernels.card().name()),
+        }
+    }
+
+    /// What cards send each other through, or why there is nothing of use; `None` of a processor.
+    pub fn nccl(&self) -> Option<Result<Nccl, DeviceError>> {
+        match self {
+            Chosen::Processor(_) => None,
+            Chosen::CudaF32(kernels) => Some(kernels.nccl()),
+            Chosen::CudaBf16(kernels) => Some(kernels.nccl()),
         }
     }
 

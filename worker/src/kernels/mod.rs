@@ -27,7 +27,7 @@ mod training;
 pub use backend::{Backend, DeviceError, Stretch, Weights};
 pub use bf16::{Bf16, round_all};
 pub use cpu::Cpu;
-pub use cuda::{Card, Cuda, Element};
+pub use cuda::{Card, Cuda, Element, Id, Nccl, Pair};
 pub use device::{Chosen, Device};
 pub use int8::{GROUP, Int8, quantise};
 pub use isa::Isa;

@@ -8,19 +8,22 @@
 //! Who does what is decided by [`crate::elastic`]; here are the threads that carry it out: one decides, one computes
 //! (`engine`), and each connection has two (`net`).
 
+mod carry;
 pub(crate) mod engine;
 mod factors;
+mod frame;
 mod members;
 pub(crate) mod net;
 mod report;
 mod rounds;
 mod saver;
 mod socket;
+mod wire;
 
 pub use report::{CURVE, Point};
 pub(crate) use saver::WRITER;
 
-use crate::args::{TrainArgs, UsageError};
+use crate::args::{Exchange, TrainArgs, UsageError};
 use crate::checkpoint::{CheckpointError, Keeping, Record, Settings, TrainingState, Writer};
 use crate::contract::Contract;
 use crate::data::Dataset;
@@ -41,6 +44,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
+use wire::Cards;
 
 const BETA1: f32 = 0.9;
 const BETA2: f32 = 0.95;
@@ -65,7 +69,7 @@ pub struct StepReport {
 
 /// How often the deciding thread looks at the time.
 const TICK: Duration = Duration::from_millis(5);
-/// How long the last messages may take to be written.
+/// How long the last messages may take to be written, and cards to let go of each other.
 const FLUSH: Duration = Duration::from_secs(2);
 
 /// What the threads tell the one that decides.
@@ -136,7 +140,10 @@ pub fn run(
     report.waiting(&membership);
     let (inputs, received) = channel();
     let longest = engine::floats(&settings(args), &Layout::new(&config));
-    let net = Net::new(inputs.clone(), longest);
+    let has_others = !membership.is_fixed() || 1 < membership.members().len();
+    let cards = if has_others { cards(args, &chosen, &mut report) } else { None };
+    let greeting = cards.as_ref().map(|cards| cards.nccl.greeting());
+    let net = Net::new(inputs.clone(), longest).through(cards);
     if let Some(address) = membership.listens_at() {
         net.listen(&address, Duration::from_secs(args.join_timeout)).map_err(|error| {
             WorkerError::Group(format!("rank {} cannot listen at {address}: {error}", contract.rank))
@@ -156,6 +163,7 @@ pub fn run(
             rank: contract.rank as u32,
             agreement: agreement(args, &config, &data),
             kernels: chosen.class(),
+            cards: greeting,
         },
         shards,
         steps: args.steps,
@@ -206,7 +214,7 @@ pub fn run(
         outcome: None,
     };
     let outcome = member.drive(&received, stop, on_step);
-    member.net.flush(FLUSH);
+    member.net.end(FLUSH);
     // What was decided is carried out to its end, but for what is computed for a step; without a state that is nothing, and a store may not answer.
     member.orders = channel().0;
     member.newest.store(u64::MAX, Ordering::Relaxed);
@@ -226,6 +234,20 @@ pub fn run(
         Outcome::Done => failure.map_or(Ok(()), Err),
         Outcome::Stopped => Err(WorkerError::Stopped { step, total_steps: args.steps, saved }),
         Outcome::Failed(reason) => Err(failure.unwrap_or(WorkerError::Group(reason))),
+    }
+}
+
+/// What sums may go through from card to card, if they lie there; says why not.
+fn cards(args: &TrainArgs, chosen: &Chosen, report: &mut Report) -> Option<Cards> {
+    if args.exchange == Exchange::Host || args.offload || args.inner_steps.is_some() {
+        return None;
+    }
+    match chosen.nccl()? {
+        Ok(nccl) => Some(Cards { nccl: Arc::new(nccl), patience: Duration::from_secs(args.join_timeout) }),
+        Err(error) => {
+            report.line(&format!("sums go through the memory of the hosts: {error}"));
+            None
+        }
     }
 }
 

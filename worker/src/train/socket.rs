@@ -5,6 +5,7 @@
 //! what has one is on this machine, and sees the same addresses. It is only trusted if it runs as the same user.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
@@ -45,6 +46,22 @@ impl Socket {
         }
     }
 
+    /// Whether there is something to read within this time, be it its end.
+    ///
+    /// # Errors
+    /// Where it cannot be asked.
+    pub fn is_readable(&self, patience: Duration) -> io::Result<bool> {
+        let mut end = match self {
+            Socket::Tcp(stream) => [PollFd::new(stream, PollFlags::IN)],
+            Socket::Unix(stream) => [PollFd::new(stream, PollFlags::IN)],
+        };
+        match poll(&mut end, Some(&timespec(patience))) {
+            // A signal to the process is none to the connection.
+            Err(Errno::INTR) => Ok(false),
+            ready => Ok(ready? != 0),
+        }
+    }
+
     /// Ends it for all handles.
     pub fn shutdown(&self) -> io::Result<()> {
         match self {
@@ -74,6 +91,10 @@ impl Write for Socket {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+fn timespec(time: Duration) -> Timespec {
+    Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() }
 }
 
 /// Where others connect.
@@ -111,9 +132,7 @@ impl Listener {
     pub fn accept(&self, patience: Duration) -> io::Result<Option<Socket>> {
         let mut ends = vec![PollFd::new(&self.tcp, PollFlags::IN)];
         ends.extend(self.unix.as_ref().map(|unix| PollFd::new(unix, PollFlags::IN)));
-        let patience =
-            Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
-        poll(&mut ends, Some(&patience))?;
+        poll(&mut ends, Some(&timespec(patience)))?;
         let is_ready = |at: usize| ends.get(at).is_some_and(|end| !end.revents().is_empty());
         match &self.unix {
             Some(unix) if is_ready(1) => unix.accept().map(|(stream, _)| Some(Socket::Unix(stream))),

@@ -1,8 +1,10 @@
 // libcuda for tests: one card that is none. Modules are shared objects that the fake NVRTC made; kernels run at once, in
-// the caller's thread.
+// the caller's thread. Only what the fake NCCL queues in a stream takes until later: what is queued behind it waits for it, in the caller's
+// thread, and events behind it are not done before.
 //
 // Environment:
 //   FAKE_CUDA_MEMORY       bytes of the card, 1 GiB if not set
+//   FAKE_CUDA_FREE         bytes of it that cuMemGetInfo says are free at most, all if not set
 //   FAKE_CUDA_DEVICES      cards, 1 if not set
 //   FAKE_CUDA_CARDS        their unique names instead, with commas; then CUDA_VISIBLE_DEVICES says which of them there are
 //   FAKE_CUDA_LOG          a file, to which the unique name of the card is written by who begins to use it
@@ -17,6 +19,7 @@
 // What a call does wrong is said on stderr, and as on a real card a kernel that fails makes all later calls fail.
 #include <algorithm>
 #include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <dlfcn.h>
@@ -36,7 +39,7 @@ typedef unsigned long long Pointer;
 
 enum : Result {
     SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101,
-    INVALID_IMAGE = 200, INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700,
+    INVALID_IMAGE = 200, INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700,
     LAUNCH_FAILED = 719, NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901, CAPTURE_UNMATCHED = 903,
 };
 
@@ -53,9 +56,17 @@ struct Module {
     std::map<std::string, Function*> functions;
 };
 
+/// What others have queued in a stream, and how much of it is done.
+struct Stream {
+    size_t queued = 0, done = 0;
+};
+
 struct Event {
     std::chrono::steady_clock::time_point time;
     bool recorded;
+    /// Of this stream as much has to be done.
+    void* stream;
+    size_t queued;
 };
 
 size_t environment(const char* name, size_t otherwise) {
@@ -104,7 +115,10 @@ int most_shared() {
 std::recursive_mutex lock;
 bool initialized, failed;
 fake::Memory memory(environment("FAKE_CUDA_MEMORY", (size_t)1 << 30));
-std::set<void*> streams, events, functions;
+std::set<void*> events, functions;
+std::map<void*, Stream> streams;
+std::mutex queue_lock;
+std::condition_variable queue_moved;
 char the_context;
 thread_local void* current;
 
@@ -127,7 +141,25 @@ Result check_memory(const char* call, Pointer at, size_t bytes) {
     return complain(INVALID_VALUE, text);
 }
 
+/// Whether so much of a stream is done; of one that is gone all is.
+bool is_done(void* stream, size_t queued) {
+    auto found = streams.find(stream);
+    return found == streams.end() || queued <= found->second.done;
+}
+
+/// Whether it is a stream; then everything that others have queued in it is done.
 bool is_stream(void* stream) {
+    std::unique_lock<std::mutex> guard(queue_lock);
+    auto found = streams.find(stream);
+    if (found == streams.end()) return (uintptr_t)stream <= 2;
+    size_t queued = found->second.queued;
+    queue_moved.wait(guard, [&] { return is_done(stream, queued); });
+    return true;
+}
+
+/// Takes no notice of what is queued.
+bool is_known(void* stream) {
+    std::lock_guard<std::mutex> guard(queue_lock);
     return (uintptr_t)stream <= 2 || streams.count(stream);
 }
 
@@ -200,6 +232,23 @@ EXPORT bool fake_card_holds(const void* at, size_t bytes) {
     return memory.holds((uintptr_t)at, bytes);
 }
 
+/// For the fake NCCL: its work in a stream begins, if it is one of the thread's card.
+EXPORT bool fake_card_begins(void* stream) {
+    std::lock_guard<std::mutex> guard(queue_lock);
+    auto found = streams.find(stream);
+    if (!current || found == streams.end()) return false;
+    found->second.queued++;
+    return true;
+}
+
+/// It has ended.
+EXPORT void fake_card_ends(void* stream) {
+    std::lock_guard<std::mutex> guard(queue_lock);
+    auto found = streams.find(stream);
+    if (found != streams.end()) found->second.done++;
+    queue_moved.notify_all();
+}
+
 EXPORT Result cuInit(unsigned) {
     if (visible().empty()) return NO_DEVICE;
     initialized = true;
@@ -233,6 +282,15 @@ EXPORT Result cuDeviceGetUuid_v2(char* uuid, int) {
 
 EXPORT Result cuDeviceGetUuid(char* uuid, int device) {
     return cuDeviceGetUuid_v2(uuid, device);
+}
+
+EXPORT Result cuDeviceGetPCIBusId(char* text, int size, int device) {
+    // Its place is that among all cards of the machine, whoever sees which.
+    auto cards = visible(), all = split(getenv("FAKE_CUDA_CARDS"));
+    if (device < 0 || (int)cards.size() <= device) return INVALID_DEVICE;
+    auto found = std::find(all.begin(), all.end(), cards[(size_t)device]);
+    snprintf(text, (size_t)size, "0000:%02x:00.0", 1 + (found == all.end() ? device : (int)(found - all.begin())));
+    return SUCCESS;
 }
 
 EXPORT Result cuDeviceTotalMem_v2(size_t* bytes, int) {
@@ -292,7 +350,7 @@ EXPORT Result cuCtxSetFlags(unsigned) {
 EXPORT Result cuMemGetInfo_v2(size_t* free, size_t* total) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     *total = memory.total();
-    *free = memory.total() - memory.used();
+    *free = std::min(memory.total() - memory.used(), environment("FAKE_CUDA_FREE", memory.total()));
     return check();
 }
 
@@ -357,8 +415,8 @@ EXPORT Result cuMemcpyDtoHAsync_v2(void* to, Pointer from, size_t bytes, void* s
 }
 
 EXPORT Result cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void* stream) {
-    std::lock_guard<std::recursive_mutex> guard(lock);
     if (!is_stream(stream)) return complain(INVALID_HANDLE, "cuMemcpyDtoDAsync: not a stream");
+    std::lock_guard<std::recursive_mutex> guard(lock);
     return queue(stream, [=] {
         misbehave("copy");
         return cuMemcpyDtoD_v2(to, from, bytes);
@@ -370,6 +428,7 @@ EXPORT Result cuMemsetD8_v2(Pointer at, unsigned char value, size_t count) {
 }
 
 EXPORT Result cuMemsetD8Async(Pointer at, unsigned char value, size_t count, void* stream) {
+    if (!is_stream(stream)) return complain(INVALID_HANDLE, "cuMemsetD8Async: not a stream");
     std::lock_guard<std::recursive_mutex> guard(lock);
     return queue(stream, [=] { return fill("cuMemsetD8Async", at, 1, value, count); });
 }
@@ -385,7 +444,8 @@ EXPORT Result cuMemsetD32Async(Pointer at, unsigned value, size_t count, void*) 
 EXPORT Result cuStreamCreate(void** stream, unsigned) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     if (Result result = check()) return result;
-    streams.insert(*stream = new char[8]);
+    std::lock_guard<std::mutex> queue_guard(queue_lock);
+    streams[*stream = new char[8]];
     return SUCCESS;
 }
 
@@ -395,13 +455,13 @@ EXPORT Result cuStreamCreateWithPriority(void** stream, unsigned flags, int) {
 
 EXPORT Result cuStreamDestroy_v2(void* stream) {
     std::lock_guard<std::recursive_mutex> guard(lock);
+    std::lock_guard<std::mutex> queue_guard(queue_lock);
     if (!streams.erase(stream)) return complain(INVALID_HANDLE, "cuStreamDestroy: not a stream");
-    delete[] (char*)stream;
+    queue_moved.notify_all();
     return SUCCESS;
 }
 
 EXPORT Result cuStreamSynchronize(void* stream) {
-    std::lock_guard<std::recursive_mutex> guard(lock);
     if (Result result = check_not_captured("cuStreamSynchronize", stream)) return result;
     return is_stream(stream) ? check() : complain(INVALID_HANDLE, "cuStreamSynchronize: not a stream");
 }
@@ -416,10 +476,12 @@ EXPORT Result cuStreamIsCapturing(void* stream, int* status) {
     return SUCCESS;
 }
 
+EXPORT Result cuEventSynchronize(void* event);
+
 EXPORT Result cuStreamWaitEvent(void* stream, void* event, unsigned) {
-    std::lock_guard<std::recursive_mutex> guard(lock);
     if (Result result = check_not_captured("cuStreamWaitEvent", stream)) return result;
-    return is_stream(stream) && events.count(event) ? check() : complain(INVALID_HANDLE, "cuStreamWaitEvent");
+    if (!is_stream(stream)) return complain(INVALID_HANDLE, "cuStreamWaitEvent: not a stream");
+    return cuEventSynchronize(event);
 }
 
 EXPORT Result cuEventCreate(void** event, unsigned) {
@@ -438,19 +500,31 @@ EXPORT Result cuEventDestroy_v2(void* event) {
 
 EXPORT Result cuEventRecord(void* event, void* stream) {
     std::lock_guard<std::recursive_mutex> guard(lock);
-    if (!events.count(event) || !is_stream(stream)) return complain(INVALID_HANDLE, "cuEventRecord");
+    if (!events.count(event) || !is_known(stream)) return complain(INVALID_HANDLE, "cuEventRecord");
     if (Result result = check_not_captured("cuEventRecord", stream)) return result;
-    *(Event*)event = {std::chrono::steady_clock::now(), true};
+    std::lock_guard<std::mutex> queue_guard(queue_lock);
+    auto found = streams.find(stream);
+    size_t queued = found == streams.end() ? 0 : found->second.queued;
+    *(Event*)event = {std::chrono::steady_clock::now(), true, stream, queued};
     return check();
 }
 
-EXPORT Result cuEventSynchronize(void* event) {
+EXPORT Result cuEventQuery(void* event) {
     std::lock_guard<std::recursive_mutex> guard(lock);
-    return events.count(event) ? check() : complain(INVALID_HANDLE, "cuEventSynchronize: not an event");
+    if (!events.count(event)) return complain(INVALID_HANDLE, "cuEventQuery: not an event");
+    auto* of = (Event*)event;
+    std::lock_guard<std::mutex> queue_guard(queue_lock);
+    return of->recorded && !is_done(of->stream, of->queued) ? NOT_READY : check();
 }
 
-EXPORT Result cuEventQuery(void* event) {
-    return cuEventSynchronize(event);
+EXPORT Result cuEventSynchronize(void* event) {
+    std::unique_lock<std::recursive_mutex> guard(lock);
+    if (!events.count(event)) return complain(INVALID_HANDLE, "cuEventSynchronize: not an event");
+    Event of = *(Event*)event;
+    guard.unlock();
+    std::unique_lock<std::mutex> queue_guard(queue_lock);
+    if (of.recorded) queue_moved.wait(queue_guard, [&] { return is_done(of.stream, of.queued); });
+    return check();
 }
 
 EXPORT Result cuEventElapsedTime(float* milliseconds, void* start, void* end) {
@@ -531,12 +605,13 @@ EXPORT Result cuFuncSetCacheConfig(void*, int) {
 
 EXPORT Result cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                              unsigned shared, void* stream, void** arguments, void** extra) {
+    bool has_stream = is_stream(stream);
     std::lock_guard<std::recursive_mutex> guard(lock);
     if (Result result = check()) return result;
     if (!functions.count(handle)) return complain(INVALID_HANDLE, "cuLaunchKernel: not a function");
     auto* function = (Function*)handle;
     auto refuse = [&](const std::string& why) { return complain(INVALID_VALUE, function->name + ": " + why); };
-    if (!is_stream(stream)) return complain(INVALID_HANDLE, function->name + ": not a stream");
+    if (!has_stream) return complain(INVALID_HANDLE, function->name + ": not a stream");
     if (!gx || !gy || !gz || 65535 < gy || 65535 < gz) return refuse("no such grid");
     if (!bx || !by || !bz || 1024 < (size_t)bx * by * bz) return refuse("no such block");
     if ((unsigned)function->max_dynamic_shared < shared) return refuse("too much shared memory");
@@ -561,7 +636,7 @@ EXPORT Result cuGetErrorName(Result result, const char** name) {
         {NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED"}, {NO_DEVICE, "CUDA_ERROR_NO_DEVICE"},
         {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE"}, {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE"},
         {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT"}, {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE"},
-        {NOT_FOUND, "CUDA_ERROR_NOT_FOUND"}, {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS"},
+        {NOT_FOUND, "CUDA_ERROR_NOT_FOUND"}, {NOT_READY, "CUDA_ERROR_NOT_READY"}, {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS"},
         {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED"}, {NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED"},
         {CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"},
         {CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"},

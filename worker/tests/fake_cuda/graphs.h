@@ -35,6 +35,7 @@ Capture* capture_of(void* stream) {
 
 /// For what cannot be recorded: it fails, and so does the recording.
 Result check_not_captured(const char* call, void* stream) {
+    std::lock_guard<std::recursive_mutex> guard(lock);
     Capture* capture = capture_of(stream);
     if (!capture) return SUCCESS;
     capture->is_broken = true;
@@ -99,7 +100,7 @@ EXPORT void fake_card_counts(size_t* calls, size_t* all_graphs) {
 EXPORT Result cuStreamBeginCapture_v2(void* stream, int mode) {
     std::lock_guard<std::recursive_mutex> guard(lock);
     if (Result result = check_graphs("cuStreamBeginCapture")) return result;
-    if (!streams.count(stream) || captures.count(stream) || mode != 1)
+    if ((uintptr_t)stream <= 2 || !is_known(stream) || captures.count(stream) || mode != 1)
         return complain(INVALID_VALUE, "cuStreamBeginCapture: not such a stream, or not of this thread alone");
     captures[stream].thread = std::this_thread::get_id();
     return SUCCESS;
@@ -128,9 +129,10 @@ EXPORT Result cuGraphInstantiateWithFlags(void** made, void* graph, unsigned lon
 }
 
 EXPORT Result cuGraphLaunch(void* made, void* stream) {
+    bool has_stream = is_stream(stream);
     std::lock_guard<std::recursive_mutex> guard(lock);
     if (Result result = check_graphs("cuGraphLaunch")) return result;
-    if (!made_graphs.count(made) || !is_stream(stream)) return complain(INVALID_HANDLE, "cuGraphLaunch");
+    if (!made_graphs.count(made) || !has_stream) return complain(INVALID_HANDLE, "cuGraphLaunch");
     if (Result result = check_not_captured("cuGraphLaunch", stream)) return result;
     queued++;
     for (auto& node : ((Graph*)made)->nodes)

@@ -8,13 +8,14 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 /// Library, the version in its file's other name, and source.
-const LIBRARIES: [(&str, &str, &str); 3] = [
+const LIBRARIES: [(&str, &str, &str); 4] = [
     ("libcuda.so", "1", "driver.cpp"),
     ("libnvrtc.so", "12", "nvrtc.cpp"),
     ("libcublasLt.so", "12", "cublaslt.cpp"),
+    ("libnccl.so", "2", "nccl.cpp"),
 ];
 
-/// A folder with `libcuda`, `libnvrtc` and `libcublasLt` that pretend to be a card, for `LD_LIBRARY_PATH`; built once for
+/// A folder with `libcuda`, `libnvrtc`, `libcublasLt` and `libnccl` that pretend to be a card, for `LD_LIBRARY_PATH`; built once for
 /// all test processes. `None`, said aloud, where there is no C++ compiler.
 pub fn libraries() -> Option<PathBuf> {
     static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
@@ -28,7 +29,7 @@ fn build() -> Option<PathBuf> {
     let source = if own.exists() { own } else { of_worker };
     let mut hasher = DefaultHasher::new();
     source.hash(&mut hasher);
-    for file in ["driver.cpp", "nvrtc.cpp", "cublaslt.cpp", "graphs.h", "launch.h", "memory.h"] {
+    for file in ["driver.cpp", "nvrtc.cpp", "cublaslt.cpp", "nccl.cpp", "graphs.h", "launch.h", "memory.h"] {
         std::fs::read(source.join(file)).unwrap().hash(&mut hasher);
     }
     let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));

@@ -160,6 +160,7 @@ fn settings(seed: u64, shards: usize, steps: u64) -> Settings {
             rank: 0,
             agreement: vec![("--seed".into(), seed.to_string())],
             kernels: String::new(),
+            cards: None,
         },
         shards,
         steps,

@@ -172,7 +172,7 @@ impl Card {
     }
 
     /// Makes it the card of this thread.
-    fn enter(&self) -> Result<(), DeviceError> {
+    pub(super) fn enter(&self) -> Result<(), DeviceError> {
         // SAFETY: the context is retained as long as the process lives.
         #[allow(unsafe_code)]
         done("cuCtxSetCurrent", unsafe { driver::cuCtxSetCurrent(self.context) })
@@ -340,6 +340,11 @@ impl Card {
 
     /// Now.
     pub fn moment(self: &Arc<Card>) -> Moment {
+        self.moment_of(self.stream)
+    }
+
+    /// Now, in another queue.
+    pub(super) fn moment_of(self: &Arc<Card>, stream: driver::CUstream) -> Moment {
         let mut event = ptr::null_mut();
         self.attempt(|| {
             const NO_TIME: u32 = driver::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
@@ -347,7 +352,7 @@ impl Card {
             #[allow(unsafe_code)]
             unsafe {
                 done("cuEventCreate", driver::cuEventCreate(&mut event, NO_TIME))?;
-                done("cuEventRecord", driver::cuEventRecord(event, self.stream))
+                done("cuEventRecord", driver::cuEventRecord(event, stream))
             }
         });
         Moment { card: Arc::clone(self), event }
@@ -472,6 +477,23 @@ unsafe impl Send for Moment {}
 // SAFETY: as above.
 #[allow(unsafe_code)]
 unsafe impl Sync for Moment {}
+
+impl Moment {
+    /// Whether all that was queued before it is done.
+    ///
+    /// # Errors
+    /// The card has failed, now or before.
+    pub fn is_past(&self) -> Result<bool, DeviceError> {
+        self.card.check()?;
+        self.card.enter()?;
+        // SAFETY: the card had not failed when this was made, so there is such an event.
+        #[allow(unsafe_code)]
+        match unsafe { driver::cuEventQuery(self.event) } {
+            driver::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            result => done("cuEventQuery", result).map(|()| true),
+        }
+    }
+}
 
 impl Drop for Moment {
     fn drop(&mut self) {

@@ -19,6 +19,8 @@ pub struct Found {
     pub device: c_int,
     /// Such as `NVIDIA H200`.
     pub name: String,
+    /// Where it is on this machine, such as `0000:1b:00.0`.
+    pub bus: String,
     /// Its compute capability.
     pub capability: (u32, u32),
     /// Its multiprocessors.
@@ -60,10 +62,12 @@ const LIBRARIES: [Library; 3] = [
                 "cuDeviceGet",
                 "cuDeviceGetName",
                 "cuDeviceGetAttribute",
+                "cuDeviceGetPCIBusId",
                 "cuDeviceTotalMem_v2",
                 "cuDevicePrimaryCtxRetain",
                 "cuCtxSetCurrent",
                 "cuStreamCreate",
+                "cuStreamDestroy_v2",
                 "cuStreamSynchronize",
                 "cuMemAlloc_v2",
                 "cuMemFree_v2",
@@ -79,6 +83,7 @@ const LIBRARIES: [Library; 3] = [
                 "cuMemAllocHost_v2",
                 "cuEventCreate",
                 "cuEventDestroy_v2",
+                "cuEventQuery",
                 "cuEventRecord",
                 "cuEventSynchronize",
                 "cuStreamWaitEvent",
@@ -201,9 +206,13 @@ fn look(index: usize) -> Result<Found, DeviceError> {
         done("cuDeviceGetName", driver::cuDeviceGetName(text.as_mut_ptr(), text.len() as c_int - 1, device))?;
         done("cuDeviceTotalMem", driver::cuDeviceTotalMem_v2(&mut memory_bytes, device))?;
     }
-    // SAFETY: the driver ends the name with a zero, and the last byte is one.
+    let name = text_of(&text);
+    text.fill(0);
+    // SAFETY: as above.
     #[allow(unsafe_code)]
-    let name = unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned();
+    let asked = unsafe { driver::cuDeviceGetPCIBusId(text.as_mut_ptr(), text.len() as c_int - 1, device) };
+    done("cuDeviceGetPCIBusId", asked)?;
+    let bus = text_of(&text);
     let attribute = |which: Attribute| {
         let mut value = 0;
         // SAFETY: as above.
@@ -221,7 +230,14 @@ fn look(index: usize) -> Result<Found, DeviceError> {
         )));
     }
     let processors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
-    Ok(Found { index, device, name, capability: (major as u32, minor as u32), processors, memory_bytes })
+    Ok(Found { index, device, name, bus, capability: (major as u32, minor as u32), processors, memory_bytes })
+}
+
+/// What the driver has written.
+fn text_of(text: &[c_char; 256]) -> String {
+    // SAFETY: the driver ends its texts with a zero, and the last byte is one.
+    #[allow(unsafe_code)]
+    unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned()
 }
 
 /// What a call of the driver came to.

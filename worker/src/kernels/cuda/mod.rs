@@ -9,6 +9,7 @@ mod card;
 mod graphs;
 mod load;
 mod memory;
+mod nccl;
 mod products;
 mod programs;
 mod resident;
@@ -21,7 +22,9 @@ use crate::random::Random;
 pub use card::Card;
 use card::{Argument, Launch, Number};
 use memory::{Buffer, Slice};
+pub use nccl::{Id, Nccl, Pair};
 use products::{Factor, Product};
+use programs::Kind;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use weights::{Bytes, CardWeight, WIDENED};
@@ -55,6 +58,17 @@ impl Card {
     /// What is computed on, for people.
     pub fn describe(&self) -> String {
         format!("card {}, {}, {} MiB", self.found.index, self.found.name, self.found.memory_bytes >> 20)
+    }
+
+    /// A kernel of which every thread takes eight of `count` elements.
+    fn each(&self, kind: Kind, kernel: &'static str, count: usize, arguments: &[Argument]) {
+        let grid = [count.div_ceil(2048), 1, 1];
+        self.launch(kind, Launch { kernel, grid, block: 256, shared: 0 }, arguments);
+    }
+
+    /// `x += y`.
+    fn add(&self, kind: Kind, x: &mut Slice<f32>, y: &Slice<f32>) {
+        self.each(kind, "add_floats", x.len(), &[x.into(), y.into(), long(y.len())]);
     }
 
     /// Those whose results have the same bits: the kernels are compiled for an architecture, and the library of products
@@ -149,12 +163,24 @@ impl<E: Element> Cuda<E> {
     }
 
     fn launch_with(&self, launch: Launch, arguments: &[Argument]) {
-        self.card.launch((E::IS_BF16, self.head_dim), launch, arguments);
+        self.card.launch(self.kind(), launch, arguments);
     }
 
-    /// A kernel of which every thread takes eight of `count` elements.
+    fn kind(&self) -> Kind {
+        (E::IS_BF16, self.head_dim)
+    }
+
+    /// As [`Card::each`].
     fn each(&self, kernel: &'static str, count: usize, arguments: &[Argument]) {
-        self.launch(kernel, [count.div_ceil(2048), 1, 1], 256, arguments);
+        self.card.each(self.kind(), kernel, count, arguments);
+    }
+
+    /// What this card and those of others can send each other through.
+    ///
+    /// # Errors
+    /// There is no NCCL of use, in one sentence.
+    pub fn nccl(&self) -> Result<Nccl, DeviceError> {
+        Nccl::open(Arc::clone(&self.card), self.kind())
     }
 
     /// A kernel of which every thread takes eight of a row, with the matrix's shape as its last arguments.

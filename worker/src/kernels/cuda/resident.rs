@@ -1,7 +1,8 @@
 //! A model that is trained in a card's memory, and the sums of its gradients: nothing of them comes to the host before somebody asks.
 
-use super::card::Moment;
+use super::card::{Card, Moment};
 use super::memory::{Buffer, Slice};
+use super::programs::Kind;
 use super::weights::CardWeights;
 use super::{Argument, Cuda, DeviceError, Element, NONE, long};
 use crate::kernels::reference::PART;
@@ -13,50 +14,61 @@ use std::any::Any;
 use std::sync::Arc;
 
 /// Floats of a card that are added up. Whoever reads them waits for their last addition alone, not for the shard that is computed meanwhile.
-struct Sum<E> {
-    kernels: Cuda<E>,
+struct Sum {
+    card: Arc<Card>,
+    kind: Kind,
     floats: Buffer<f32>,
     written: Moment,
 }
 
-impl<E: Element> Sum<E> {
-    fn new(kernels: Cuda<E>, floats: Buffer<f32>) -> Sum<E> {
-        let written = kernels.card.moment();
-        Sum { kernels, floats, written }
+impl Sum {
+    fn new(card: Arc<Card>, kind: Kind, floats: Buffer<f32>) -> Sum {
+        let written = card.moment();
+        Sum { card, kind, floats, written }
     }
 }
 
-impl<E: Element> OnDevice for Sum<E> {
+impl OnDevice for Sum {
     fn count(&self) -> usize {
         self.floats.len()
     }
 
     fn read(&self, to: &mut [f32]) -> Result<(), DeviceError> {
-        self.kernels.card.download_of(&self.written, to, &self.floats)
+        self.card.download_of(&self.written, to, &self.floats)
+    }
+
+    fn is_written(&self) -> Result<bool, DeviceError> {
+        self.written.is_past()
     }
 
     fn duplicate(&self) -> Box<dyn OnDevice> {
-        let (kernels, mut floats) = (self.kernels.clone(), Buffer::room(&self.kernels.card, self.count()));
-        kernels.card.copy(&mut floats, &self.floats);
-        Box::new(Sum::new(kernels, floats))
+        let (card, mut floats) = (Arc::clone(&self.card), Buffer::room(&self.card, self.count()));
+        card.copy(&mut floats, &self.floats);
+        Box::new(Sum::new(card, self.kind, floats))
     }
 
     fn add(&mut self, other: &dyn OnDevice) {
-        let Sum { kernels, floats, written } = self;
-        kernels.add(floats, floats_of::<E>(other).expect("a process has one device"));
-        *written = kernels.card.moment();
+        let Sum { card, kind, floats, written } = self;
+        card.add(*kind, floats, floats_of(other).expect("a process has one device"));
+        *written = card.moment();
     }
 }
 
-fn floats_of<E: Element>(values: &dyn OnDevice) -> Option<&Slice<f32>> {
+/// Where values of a card lie.
+pub(super) fn floats_of(values: &dyn OnDevice) -> Option<&Slice<f32>> {
     let values: &dyn Any = values;
-    values.downcast_ref().map(|sum: &Sum<E>| &*sum.floats)
+    values.downcast_ref().map(|sum: &Sum| &*sum.floats)
+}
+
+/// Floats of a card, to be added up with others.
+pub(super) fn summand(card: &Arc<Card>, kind: Kind, floats: Buffer<f32>) -> Values {
+    Values::on_device(Sum::new(Arc::clone(card), kind, floats))
 }
 
 impl<E: Element> Cuda<E> {
     /// As [`Backend::keep`].
     pub(super) fn keep_sum(&self, floats: Buffer<f32>) -> Values {
-        Values::on_device(Sum::new(self.clone(), floats))
+        summand(&self.card, self.kind(), floats)
     }
 
     /// As [`Kernels::sum_of_squares`](crate::kernels::Kernels::sum_of_squares), with the same bits.
@@ -137,7 +149,7 @@ impl<E: Element> Training<Cuda<E>> for Resident<E> {
             Some(_) => sum,
             None => Arc::new(kernels.keep(kernels.upload(sum.host()?)?)),
         };
-        let floats = taken::<E>(&self.sum);
+        let floats = taken(&self.sum);
         let (squares, last) = (kernels.sum_of_squares(&floats[0..self.model.layout.len])?, floats.len() - 1);
         let loss = kernels.download(&floats[last..floats.len()])?[0];
         Ok((squares, loss))
@@ -146,7 +158,7 @@ impl<E: Element> Training<Cuda<E>> for Resident<E> {
     /// Of the parameters and of the copies that passes read.
     fn update(&mut self, kernels: &Cuda<E>, update: AdamW) -> Result<(), DeviceError> {
         let sum = std::mem::take(&mut self.sum);
-        let (gradient, Model { layout, weights, .. }) = (taken::<E>(&sum), &mut self.model);
+        let (gradient, Model { layout, weights, .. }) = (taken(&sum), &mut self.model);
         let power = i32::try_from(update.update).unwrap_or(i32::MAX);
         let correct = |beta: f32| 1.0 / (1.0 - f64::from(beta).powi(power)) as f32;
         for tensor in &layout.tensors {
@@ -174,6 +186,6 @@ impl<E: Element> Training<Cuda<E>> for Resident<E> {
 }
 
 /// A sum that was taken.
-fn taken<E: Element>(sum: &Values) -> &Slice<f32> {
-    sum.device().and_then(floats_of::<E>).expect("it lies on this card since it was taken")
+fn taken(sum: &Values) -> &Slice<f32> {
+    sum.device().and_then(floats_of).expect("it lies on this card since it was taken")
 }
