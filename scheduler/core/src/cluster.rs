@@ -374,14 +374,22 @@ impl Cluster {
     pub(crate) fn change_job<R>(&mut self, id: JobId, change: impl FnOnce(&mut Job) -> R) -> R {
         self.changes.jobs.insert(id);
         self.promises_mut().reopen(id);
-        self.jobs.update(self.now, id, change)
+        let plain = |jobs: &Jobs| jobs.get(id).and_then(Job::plain_grace_ms);
+        let before = plain(&self.jobs);
+        let result = self.jobs.update(self.now, id, change);
+        let after = plain(&self.jobs);
+        if before != after {
+            let job = self.jobs.get(id).expect("it was just changed");
+            workers(job).for_each(|(worker, rank)| self.nodes.set_plain(worker, rank.node, after));
+        }
+        result
     }
 
     /// Changes the state of a rank's worker: saves its job at the end of the step.
     pub(crate) fn set_rank_state(&mut self, worker: WorkerId, state: RankState) {
         self.changes.jobs.insert(worker.job);
-        let node = self.jobs.set_rank_state(worker, state);
-        self.nodes.set_worker(worker, node, state);
+        let (node, plain_grace_ms) = self.jobs.set_rank_state(worker, state);
+        self.nodes.set_worker(worker, node, state, plain_grace_ms);
     }
 
     pub(crate) fn add_job(&mut self, job: Job, first_of_spec: bool) {

@@ -245,8 +245,8 @@ impl Cluster {
             }
             let state = reported.first().filter(|it| it.id == *worker).map(|it| &it.state);
             let is_news = match state {
-                Some(WorkerState::Starting) => *known < RankState::Starting,
-                Some(WorkerState::Running) => *known < RankState::Running,
+                Some(WorkerState::Starting) => known.state < RankState::Starting,
+                Some(WorkerState::Running) => known.state < RankState::Running,
                 Some(WorkerState::Exited(_)) => true,
                 // An agent that knows the assignment, or has just started, would list the worker if it ran.
                 None => caught_up || rebooted,
