@@ -82,6 +82,18 @@ pub(super) struct Wanted<'a> {
     pub strand: Strand<'a>,
 }
 
+impl Wanted<'_> {
+    /// Of an entry that costs so much. Of one that has not enough, no more than that of any later one.
+    fn score(&self, entry: &Entry, cost: i64) -> Score {
+        Score {
+            cost,
+            devices_left_milli: entry.devices_milli.saturating_sub(self.devices_milli),
+            cpus_left_milli: u64::from(entry.cpus_milli.saturating_sub(self.cpus_milli)),
+            node: if entry.cpus_milli < self.cpus_milli { NodeId(0) } else { entry.node },
+        }
+    }
+}
+
 /// Nodes with the same gap, by [`Entry::place`]: in runs, and these in blocks, so that in the largest pool a search looks at
 /// the bounds of some tens of both.
 #[derive(Clone, Debug, Default)]
@@ -186,8 +198,13 @@ impl Bounds {
 
     /// Whether no entry can be better than the best so far.
     ///
-    /// * `fullest`: of the first entry what is left of its devices.
-    fn are_worse(&self, wanted: &Wanted, best: &Option<Score>, fullest: impl Fn() -> u32) -> bool {
+    /// * `first`: the first entry. Of those that cost the same none is better: they are sorted as ties are broken.
+    fn are_worse<'e>(
+        &self,
+        wanted: &Wanted,
+        best: &Option<Score>,
+        first: impl FnOnce() -> &'e Entry,
+    ) -> bool {
         if self.most_cpus_milli < wanted.cpus_milli || self.most_memory_bytes < wanted.memory_bytes {
             return true;
         }
@@ -196,7 +213,7 @@ impl Bounds {
         let fewest = Beside { free_milli: free, cpus_milli: cpus };
         let most_cpus_milli = self.most_cpus_milli.into();
         let least = wanted.cost + wanted.strand.least_cost((self.least, self.most), fewest, most_cpus_milli);
-        best.cost < least || (best.cost == least && best.devices_left_milli < fullest())
+        best.cost < least || (best.cost == least && *best <= wanted.score(first(), least))
     }
 }
 
@@ -357,25 +374,20 @@ impl Group {
         best: &mut Option<Score>,
         passes: &mut dyn FnMut(NodeId) -> bool,
     ) {
-        let fullest = |run: &Run| run.entries[0].devices_milli.saturating_sub(wanted.devices_milli);
         for block in &self.blocks {
-            if block.bounds.are_worse(wanted, best, || fullest(&block.runs[0])) {
+            if block.bounds.are_worse(wanted, best, || &block.runs[0].entries[0]) {
                 continue;
             }
             for run in &block.runs {
-                if run.bounds.are_worse(wanted, best, || fullest(run)) {
+                if run.bounds.are_worse(wanted, best, || &run.entries[0]) {
                     continue;
                 }
                 for entry in &run.entries {
                     if entry.cpus_milli < wanted.cpus_milli || entry.memory_bytes < wanted.memory_bytes {
                         continue;
                     }
-                    let score = Score {
-                        cost: wanted.cost + wanted.strand.cost(entry.beside(), core_value),
-                        devices_left_milli: entry.devices_milli - wanted.devices_milli,
-                        cpus_left_milli: u64::from(entry.cpus_milli - wanted.cpus_milli),
-                        node: entry.node,
-                    };
+                    let cost = wanted.cost + wanted.strand.cost(entry.beside(), core_value);
+                    let score = wanted.score(entry, cost);
                     if best.is_none_or(|best| score < best) && passes(entry.node) {
                         *best = Some(score);
                         if score.cost == wanted.cost + wanted.strand.least() {
