@@ -48,10 +48,10 @@ pub struct Cluster {
     revision: Revision,
     /// When to plan next; `None` while nothing has changed that could let a job start.
     round_at: Option<Time>,
-    /// What the last round found. Soft state.
-    pub(crate) known: Known,
-    /// What is kept for wide jobs. Soft state.
-    pub(crate) kept: Kept,
+    /// What the last round found. Soft state. `None` as the room.
+    known: Option<Box<Known>>,
+    /// What is kept for wide jobs. Soft state. `None` as the room.
+    kept: Option<Box<Kept>>,
     /// Wide jobs that ended of late. Derived from the jobs.
     pub(crate) turnover: Turnover,
     /// How long jobs ran. Derived from the jobs; shared with copies of the cluster.
@@ -110,8 +110,8 @@ impl Cluster {
             now,
             revision: Revision { term, count: 0 },
             round_at: Some(now),
-            known: Known::default(),
-            kept: Kept::default(),
+            known: Some(Box::default()),
+            kept: Some(Box::default()),
             turnover: Turnover::default(),
             durations: Arc::default(),
             promises: Some(Box::default()),
@@ -229,17 +229,18 @@ impl Cluster {
             self.round_at = None;
             self.learn_prices();
             if self.turnover.forget(now) {
-                self.kept.wide_changed(self.turnover.is_empty());
+                let is_empty = self.turnover.is_empty();
+                self.kept_mut().wide_changed(is_empty);
             }
-            let (mut room, kept) = (self.room.take().expect(NO_ROUND), std::mem::take(&mut self.kept));
+            let mut room = self.room.take().expect(NO_ROUND);
             room.protect_idle(!self.turnover.is_empty());
-            let known = std::mem::take(&mut self.known);
+            let (kept, known) = (self.kept.take().expect(NO_ROUND), self.known.take().expect(NO_ROUND));
             let promises = self.promises.take().expect(NO_ROUND);
             let mut free = Free::in_room(self, Parts { room, kept, promises });
             let plan = plan::plan_next(&mut free, now, known);
             let Parts { room, kept, promises } = free.into_parts();
-            (self.room, self.kept, self.promises) = (Some(room), kept, Some(promises));
-            self.known = plan.known;
+            (self.room, self.kept, self.promises) = (Some(room), Some(kept), Some(promises));
+            self.known = Some(plan.known);
             self.put_into_lines();
             self.freed.clear();
             for (id, ranks) in plan.starts {
@@ -329,7 +330,7 @@ impl Cluster {
     /// The same, but for searches for victims in vain, which it does not remember: for checks.
     pub fn without_futile(&self) -> Cluster {
         let mut cluster = self.clone();
-        cluster.known.futile.clear();
+        cluster.known_mut().futile.clear();
         cluster
     }
 
@@ -341,7 +342,7 @@ impl Cluster {
     /// A copy of what a round takes.
     pub(crate) fn parts(&self) -> Parts {
         let (room, kept) = (Box::new(self.room().clone()), self.kept.clone());
-        Parts { room, kept, promises: self.promises.clone().expect(NO_ROUND) }
+        Parts { room, kept: kept.expect(NO_ROUND), promises: self.promises.clone().expect(NO_ROUND) }
     }
 
     /// Nodes that are booked.
@@ -374,14 +375,22 @@ impl Cluster {
     pub(crate) fn change_job<R>(&mut self, id: JobId, change: impl FnOnce(&mut Job) -> R) -> R {
         self.changes.jobs.insert(id);
         self.promises_mut().reopen(id);
-        self.jobs.update(self.now, id, change)
+        let plain = |jobs: &Jobs| jobs.get(id).and_then(Job::plain_grace_ms);
+        let before = plain(&self.jobs);
+        let result = self.jobs.update(self.now, id, change);
+        let after = plain(&self.jobs);
+        if before != after {
+            let job = self.jobs.get(id).expect("it was just changed");
+            workers(job).for_each(|(worker, rank)| self.nodes.set_plain(worker, rank.node, after));
+        }
+        result
     }
 
     /// Changes the state of a rank's worker: saves its job at the end of the step.
     pub(crate) fn set_rank_state(&mut self, worker: WorkerId, state: RankState) {
         self.changes.jobs.insert(worker.job);
-        let node = self.jobs.set_rank_state(worker, state);
-        self.nodes.set_worker(worker, node, state);
+        let (node, plain_grace_ms) = self.jobs.set_rank_state(worker, state);
+        self.nodes.set_worker(worker, node, state, plain_grace_ms);
     }
 
     pub(crate) fn add_job(&mut self, job: Job, first_of_spec: bool) {
@@ -395,7 +404,7 @@ impl Cluster {
     pub(crate) fn change_node(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
         self.changes.nodes.insert(id);
         self.nodes.change(id, change);
-        self.kept.forget();
+        self.kept_mut().forget();
         self.plan_at(self.now);
         self.refresh_room(id);
         if !self.promises().is_empty() || self.jobs.preemptors().next().is_some() {
@@ -422,6 +431,20 @@ impl Cluster {
 
     fn promises_mut(&mut self) -> &mut Promises {
         self.promises.as_mut().expect(NO_ROUND)
+    }
+
+    /// What the last round found.
+    pub(crate) fn known(&self) -> &Known {
+        self.known.as_ref().expect(NO_ROUND)
+    }
+
+    pub(crate) fn known_mut(&mut self) -> &mut Known {
+        self.known.as_mut().expect(NO_ROUND)
+    }
+
+    /// What is kept for wide jobs.
+    pub(crate) fn kept_mut(&mut self) -> &mut Kept {
+        self.kept.as_mut().expect(NO_ROUND)
     }
 
     /// Jobs leave their lines when something is promised to them, and stand in them again when it is so no more.
@@ -510,9 +533,9 @@ impl Cluster {
 
     /// Plans again for all who wait.
     pub(crate) fn plan_anew(&mut self, at: Time) {
-        self.known = Known::default();
+        *self.known_mut() = Known::default();
         self.freed.clear();
-        self.kept.forget();
+        self.kept_mut().forget();
         self.promises_mut().forget().into_iter().for_each(|node| self.refresh_room(node));
         self.put_into_lines();
         self.plan_at(at);
@@ -520,7 +543,7 @@ impl Cluster {
 
     /// Seeks victims again where there were none.
     pub(crate) fn seek_anew(&mut self, at: Time) {
-        self.known.futile.clear();
+        self.known_mut().futile.clear();
         if self.policy.preemption && !self.jobs.ready().is_empty() {
             self.plan_at(at);
         }
@@ -528,10 +551,10 @@ impl Cluster {
 
     /// A job has become ready. Another one of its shape may have been kept from room that it may take.
     pub(crate) fn reopen(&mut self, id: JobId) {
-        if !self.known.kept_from.is_empty() {
+        if !self.known().kept_from.is_empty() {
             let shape = self.jobs.shape(self.jobs.get(id).expect("a job that exists"));
-            if self.known.kept_from.remove(&shape) {
-                self.known.unfit.remove(&shape);
+            if self.known_mut().kept_from.remove(&shape) {
+                self.known_mut().unfit.remove(&shape);
             }
         }
     }

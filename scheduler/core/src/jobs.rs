@@ -220,7 +220,14 @@ impl Job {
             None if self.spec.served().is_some() => Until::Never,
             None => Until::Unknown,
         };
-        Span { since: self.placed.unwrap_or(self.submitted), until }
+        let (since, plain_grace_ms) = (self.placed.unwrap_or(self.submitted), self.plain_grace_ms());
+        Span { since, until, plain_grace_ms }
+    }
+
+    /// See [`Span::plain_grace_ms`].
+    pub(crate) fn plain_grace_ms(&self) -> Option<u64> {
+        let is_plain = self.phase == Phase::Active && self.spec.restart == Restart::Gang;
+        is_plain.then_some(self.spec.grace_ms)
     }
 
     /// Where the rank stands whose worker has a number. `O(1)` but for ranks that came later.
@@ -375,13 +382,14 @@ impl Jobs {
         result
     }
 
-    /// Changes the state of one rank's worker, of which no index depends; returns the node that it is on.
-    pub(crate) fn set_rank_state(&mut self, worker: WorkerId, state: RankState) -> NodeId {
+    /// Changes the state of one rank's worker, of which no index depends; returns the node that it is on, and what
+    /// [`Span::plain_grace_ms`] is of its job.
+    pub(crate) fn set_rank_state(&mut self, worker: WorkerId, state: RankState) -> (NodeId, Option<u64>) {
         let job = self.table.get_mut(worker.job).expect("a job that exists");
         assert_eq!(job.attempt, worker.attempt, "{worker} is of another attempt");
         let at = job.position(worker.rank);
         job.ranks[at].worker = state;
-        job.ranks[at].node
+        (job.ranks[at].node, job.plain_grace_ms())
     }
 
     pub(crate) fn turn(&self, job: &Job) -> Turn {

@@ -13,6 +13,7 @@ mod assignment;
 pub mod autoscale;
 mod booking;
 pub mod cluster;
+mod directory;
 mod durations;
 pub mod effect;
 mod elastic;

@@ -245,8 +245,8 @@ impl Cluster {
             }
             let state = reported.first().filter(|it| it.id == *worker).map(|it| &it.state);
             let is_news = match state {
-                Some(WorkerState::Starting) => *known < RankState::Starting,
-                Some(WorkerState::Running) => *known < RankState::Running,
+                Some(WorkerState::Starting) => known.state < RankState::Starting,
+                Some(WorkerState::Running) => known.state < RankState::Running,
                 Some(WorkerState::Exited(_)) => true,
                 // An agent that knows the assignment, or has just started, would list the worker if it ran.
                 None => caught_up || rebooted,
@@ -290,7 +290,8 @@ impl Cluster {
             (job.began, job.placed) = (Some(now), Some(now));
             job.first_placed = job.first_placed.or(Some(now));
             job.last_nodes = ranks.iter().map(|rank| rank.node).collect();
-            job.ranks = (0..).zip(ranks).map(|(at, rank)| rank.assigned(at, now)).collect();
+            job.ranks = ranks;
+            (0..).zip(&mut job.ranks).for_each(|(at, rank)| rank.assign(at, now));
             job.set_worth(now, worth_milli);
         });
         let job = self.jobs.get(id).expect("a placed job");
@@ -412,8 +413,8 @@ impl Cluster {
     /// A queue with a guarantee, or one below it, holds more or less than before: others may be due theirs now.
     pub(crate) fn weigh_anew(&mut self, queue: &Name, at: Time) {
         if self.queues.line(queue).any(|queue| 0 < queue.guaranteed_milli) {
-            self.known.forget_kept();
-            self.known.futile.clear();
+            self.known_mut().forget_kept();
+            self.known_mut().futile.clear();
             if !self.jobs.ready().is_empty() {
                 self.plan_at(at);
             }
@@ -488,14 +489,14 @@ impl Cluster {
         }
         if !job.ranks.is_empty() || self.jobs.victims_of(id).next().is_some() {
             // What it held, or what was promised to it, may help others.
-            self.known.futile.clear();
-            self.known.ends += 1;
+            self.known_mut().futile.clear();
+            self.known_mut().ends += 1;
         }
         self.freed_for.extend(job.gives_way_to());
         self.plan_at(now);
-        self.kept.leave(id);
+        self.kept_mut().leave(id);
         if outcome.is_some() && self.turnover.enter(now, &job) {
-            self.kept.wide_changed(false);
+            self.kept_mut().wide_changed(false);
         }
         let lost_ms = if outcome.is_none() { self.unsaved_ms(&job) } else { 0 };
         let spent = self.spent(&job);

@@ -119,6 +119,13 @@ impl Job {
 impl Allocation {
     /// The same, for a worker that is yet to start.
     pub(crate) fn assigned(&self, rank: u32, now: Time) -> Allocation {
-        Allocation { rank, worker: RankState::Assigned, since: now, restart_at: None, ..self.clone() }
+        let mut assigned = self.clone();
+        assigned.assign(rank, now);
+        assigned
+    }
+
+    /// It is for a worker that is yet to start.
+    pub(crate) fn assign(&mut self, rank: u32, now: Time) {
+        (self.rank, self.worker, self.since, self.restart_at) = (rank, RankState::Assigned, now, None);
     }
 }

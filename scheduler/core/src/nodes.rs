@@ -1,9 +1,9 @@
 //! Nodes, their leases, and what is held on them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use crate::directory::Directory;
 use crate::emptying::{Emptying, Expiry, Size, SoonestFirst};
 use crate::event::Availability;
 use crate::inquiry::Blame;
@@ -85,12 +85,21 @@ pub struct Held {
     pub memory_bytes: u64,
     /// Ports.
     pub ports: Sorted<u16>,
-    /// Workers that are not known gone, and how far they are.
-    pub workers: Sorted<WorkerId, RankState>,
+    /// Workers that are not known gone.
+    pub workers: Sorted<WorkerId, Worker>,
     /// When ranks give back what they hold, at the latest.
     pub ends: Sorted<(Until, WorkerId)>,
     /// When they were placed: milliseconds, summed over them.
     pub since_sum: u64,
+}
+
+/// What reports and orders of a worker are about, so that those of a node look at no job to which nothing happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Worker {
+    /// How far it is.
+    pub state: RankState,
+    /// See [`Span::plain_grace_ms`].
+    pub plain_grace_ms: Option<u64>,
 }
 
 /// For how long a job holds its resources.
@@ -100,6 +109,8 @@ pub struct Span {
     pub since: Time,
     /// Until when, at the latest.
     pub until: Until,
+    /// The grace of its workers while nothing else is to be said to them: all are to run, and need not know of each other.
+    pub plain_grace_ms: Option<u64>,
 }
 
 /// The latest moment of something that is held.
@@ -128,8 +139,7 @@ pub struct Nodes {
     /// Shared with copies of the cluster, as what-if questions make them.
     entries: Vec<Arc<Entry>>,
     emptying: Emptying,
-    /// By a hash of the name: names themselves would be looked for all over the memory.
-    by_name: BTreeSet<(u64, NodeId)>,
+    by_name: Directory,
     /// No lease runs out before this; `None`: no node is up.
     next_expiry: Option<Time>,
 }
@@ -195,7 +205,7 @@ impl Held {
             assert_eq!(earlier, None, "{worker}: port {} is held twice", rank.port);
             self.cpus_milli += u64::from(rank.cpus_milli);
             self.memory_bytes += rank.memory_bytes;
-            self.set_worker(worker, rank.worker);
+            self.set_worker(worker, rank.worker, span.plain_grace_ms);
             self.ends.insert((span.until, worker), ());
             self.since_sum += span.since.0;
         } else {
@@ -214,10 +224,10 @@ impl Held {
 
 impl Held {
     /// A worker is so far.
-    fn set_worker(&mut self, worker: WorkerId, state: RankState) {
+    fn set_worker(&mut self, worker: WorkerId, state: RankState, plain_grace_ms: Option<u64>) {
         match state {
             RankState::Gone => _ = self.workers.remove(&worker),
-            _ => _ = self.workers.insert(worker, state),
+            _ => _ = self.workers.insert(worker, Worker { state, plain_grace_ms }),
         }
     }
 
@@ -239,12 +249,6 @@ impl Held {
         }
         self.devices.insert(device, after);
     }
-}
-
-fn hash_of(name: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    name.hash(&mut hasher);
-    hasher.finish()
 }
 
 /// Gives back what a rank held of a device.
@@ -286,9 +290,7 @@ impl Nodes {
 
     /// The node of that name.
     pub fn by_name(&self, name: &str) -> Option<NodeId> {
-        let hash = hash_of(name);
-        let alike = self.by_name.range((hash, NodeId(0))..=(hash, NodeId(u32::MAX)));
-        alike.map(|(_, id)| *id).find(|id| *self.get(*id).name == *name)
+        self.by_name.find(name, |id| *self.get(id).name == *name)
     }
 
     /// Whether an agent that says that it is this node must not be it: the node is another one's, which is heard of, or whose
@@ -322,11 +324,13 @@ impl Nodes {
     /// Enters a node. Its identity must be the next one.
     pub(crate) fn insert(&mut self, node: Node, revision: Revision) {
         assert_eq!(node.id.0 as usize, self.entries.len(), "identities have no gaps");
-        self.by_name.insert((hash_of(&node.name), node.id));
         let (lease, held) = (Lease::default(), Held::default());
         self.emptying.change(node.id, None, (Size::of(&node.inventory), held.expiry()));
         let is_well = node.inventory.is_well();
+        let id = node.id;
         self.entries.push(Arc::new(Entry { node, is_well, lease, held, revision }));
+        let entries = &self.entries;
+        self.by_name.insert(id, |id| &entries[id.0 as usize].node.name);
     }
 
     pub(crate) fn change(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
@@ -403,8 +407,23 @@ impl Nodes {
     }
 
     /// A worker is so far; what it holds, it holds until all of its job are gone.
-    pub(crate) fn set_worker(&mut self, worker: WorkerId, node: NodeId, state: RankState) {
-        self.entry_mut(node).held.set_worker(worker, state);
+    ///
+    /// * `plain_grace_ms`: see [`Span::plain_grace_ms`].
+    pub(crate) fn set_worker(
+        &mut self,
+        worker: WorkerId,
+        node: NodeId,
+        state: RankState,
+        plain_grace_ms: Option<u64>,
+    ) {
+        self.entry_mut(node).held.set_worker(worker, state, plain_grace_ms);
+    }
+
+    /// The job of a worker that is held has begun to stop, or runs again. See [`Span::plain_grace_ms`].
+    pub(crate) fn set_plain(&mut self, worker: WorkerId, node: NodeId, plain_grace_ms: Option<u64>) {
+        if let Some(known) = self.entry_mut(node).held.workers.get_mut(&worker) {
+            known.plain_grace_ms = plain_grace_ms;
+        }
     }
 
     fn entry_mut(&mut self, id: NodeId) -> &mut Entry {

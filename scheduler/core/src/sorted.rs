@@ -10,6 +10,21 @@ impl<K, V> Default for Sorted<K, V> {
     }
 }
 
+impl<K, V> Sorted<K, V> {
+    /// Without entries.
+    pub const fn new() -> Sorted<K, V> {
+        Sorted(Vec::new())
+    }
+}
+
+impl<K: Ord, V> FromIterator<(K, V)> for Sorted<K, V> {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Sorted<K, V> {
+        let mut sorted = Sorted::new();
+        entries.into_iter().for_each(|(key, value)| _ = sorted.insert(key, value));
+        sorted
+    }
+}
+
 impl<K: Ord, V> Sorted<K, V> {
     fn place(&self, key: &K) -> Result<usize, usize> {
         self.0.binary_search_by(|(known, _)| known.cmp(key))
@@ -39,6 +54,29 @@ impl<K: Ord, V> Sorted<K, V> {
     /// Removes a key; returns its value.
     pub fn remove(&mut self, key: &K) -> Option<V> {
         self.place(key).ok().map(|at| self.0.remove(at).1)
+    }
+
+    /// Whether there is such a key.
+    pub fn contains_key(&self, key: &K) -> bool {
+        self.place(key).is_ok()
+    }
+
+    /// The value of the key, to be changed; entered if there is none.
+    pub fn get_or_default(&mut self, key: &K) -> &mut V
+    where
+        K: Clone,
+        V: Default,
+    {
+        let at = self.place(key).unwrap_or_else(|at| {
+            self.0.insert(at, (key.clone(), V::default()));
+            at
+        });
+        &mut self.0[at].1
+    }
+
+    /// All values, by their keys.
+    pub fn values(&self) -> impl DoubleEndedIterator<Item = &V> + Clone {
+        self.0.iter().map(|(_, value)| value)
     }
 
     /// All keys with their values, ascending.
@@ -84,6 +122,11 @@ mod tests {
             }
             assert_eq!(sorted.get(&key), map.get(&key));
             assert_eq!(sorted.get_mut(&key), map.get_mut(&key));
+            assert_eq!(sorted.contains_key(&key), map.contains_key(&key));
+            let other = below(20);
+            assert_eq!(sorted.get_or_default(&other), map.entry(other).or_default());
+            assert!(sorted.values().eq(map.values()));
+            assert_eq!(sorted.iter().cloned().collect::<Sorted<u64, u64>>(), sorted);
             assert!(sorted.iter().map(|(key, value)| (key, value)).eq(&map) && sorted.keys().eq(map.keys()));
             assert_eq!((sorted.len(), sorted.is_empty()), (map.len(), map.is_empty()));
         }

@@ -74,6 +74,18 @@ impl Kind {
             }
         }
     }
+
+    /// Whether it is that of what the ranks of a role run.
+    pub fn is_of(&self, spec: &JobSpec, of: &Role) -> bool {
+        match (self, &of.program) {
+            (Kind::Train(model), Program::Train(options)) => *model == options.model,
+            (Kind::Serve(model), Program::Serve(options)) => *model == options.model,
+            (Kind::Command { name, role, user }, Program::Command(_)) => {
+                *user == spec.user && *role == of.name && **name == *stem(&spec.name)
+            }
+            _ => false,
+        }
+    }
 }
 
 impl Speeds {

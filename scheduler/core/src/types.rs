@@ -374,10 +374,15 @@ pub const MAX_ARRAY: u64 = 100_000;
 /// Ranks of a job, at most.
 pub const MAX_RANKS: u64 = 65_536;
 
+/// A name without the digits at its end.
+pub(crate) fn stem(name: &str) -> &str {
+    name.trim_end_matches(|last: char| last.is_ascii_digit())
+}
+
 impl JobSpec {
     /// Its name without the digits at its end.
     pub(crate) fn stem(&self) -> Name {
-        match self.name.trim_end_matches(|last: char| last.is_ascii_digit()) {
+        match stem(&self.name) {
             stem if stem.len() == self.name.len() => self.name.clone(),
             stem => stem.into(),
         }

@@ -53,7 +53,7 @@ impl Cluster {
         effects: &mut Vec<Effect>,
     ) {
         self.flush_retired(effects);
-        let mut changes = std::mem::take(&mut self.changes);
+        let changes = &mut self.changes;
         let mut save = |record| effects.push(Effect::Save(record));
         for id in changes.new_specs.drain(..) {
             save(Record::Spec(id, self.jobs.get(id).expect("a new job").spec.clone()));
@@ -80,7 +80,8 @@ impl Cluster {
         if std::mem::take(&mut changes.tariff) {
             save(Record::Tariff(self.tariff.clone()));
         }
-        for id in changes.reassigned.drain() {
+        let mut reassigned = std::mem::take(&mut changes.reassigned);
+        for id in reassigned.drain() {
             reporter = reporter.filter(|node| *node != id);
             self.revision.count += 1;
             self.nodes.set_revision(id, self.revision);
@@ -90,6 +91,8 @@ impl Cluster {
                 effects.push(self.assign(id));
             }
         }
+        // The empty lists keep their memory.
+        self.changes.reassigned = reassigned;
         if let Some(id) = reporter {
             let lease = self.nodes.lease(id).expect("a node that just reported is up");
             if lease.reported == self.nodes.revision(id) {
@@ -99,9 +102,7 @@ impl Cluster {
             }
         }
         effects.extend(unknown.map(Effect::AskReport));
-        effects.extend(changes.notes.drain(..).map(Effect::Note));
-        // The empty lists keep their memory.
-        self.changes = changes;
+        effects.extend(self.changes.notes.drain(..).map(Effect::Note));
     }
 
     fn assign(&self, id: NodeId) -> Effect {

@@ -283,6 +283,9 @@ impl Cluster {
 
     /// Writes down what has retired in this step.
     pub(crate) fn flush_retired(&mut self, effects: &mut Vec<Effect>) {
+        if self.retired.is_empty() {
+            return;
+        }
         let queues: BTreeSet<Name> = self.retired.iter().map(|job| job.spec.queue.clone()).collect();
         for job in self.retired.drain(..) {
             let first = job.array.is_none_or(|array| array.first == job.id);

@@ -13,6 +13,7 @@ use crate::cluster::Cluster;
 use crate::jobs::{Job, Lines, Shape};
 use crate::nodes::Node;
 use crate::reservations::Bar;
+use crate::sorted::Sorted;
 use crate::topology::{Level, Topology};
 use crate::types::*;
 
@@ -21,7 +22,7 @@ use crate::types::*;
 pub struct Free<'a> {
     pub(super) cluster: &'a Cluster,
     pub(super) room: Box<Room>,
-    pub(super) kept: Kept,
+    pub(super) kept: Box<Kept>,
     /// What is promised to jobs to which others give way: taken from the room.
     pub(super) promises: Box<Promises>,
     /// Of the classes of devices, as the round found it. See [`Room::scarcity`].
@@ -35,7 +36,7 @@ pub struct Free<'a> {
 }
 
 /// What a round has added to what queues hold, in thousandths of a device.
-pub type Taken = BTreeMap<Name, u64>;
+pub type Taken = Sorted<Name, u64>;
 
 /// Why a job does not start now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -196,7 +197,10 @@ pub(super) fn find_among(
     let mut search = Search::of(free, job, nodes);
     let mut roles = vec![None; job.spec.roles.len()];
     if search.next_role(&mut roles) {
-        return Ok(roles.into_iter().flatten().flatten().collect());
+        let mut ranks = roles.iter_mut().map(|ranks| ranks.take().expect("all roles are placed"));
+        let mut all = ranks.next().unwrap_or_default();
+        all.extend(ranks.flatten());
+        return Ok(all);
     }
     search.undo(0);
     Err(search.misfit())
@@ -440,7 +444,7 @@ impl<'a> Free<'a> {
                 }
             }
         }
-        let Known { unfit, kept_from, .. } = &mut plan.known;
+        let Known { unfit, kept_from, .. } = &mut *plan.known;
         if !kept_from.is_empty() {
             kept_from.retain(|shape| unfit.contains(shape));
         }
@@ -524,7 +528,7 @@ impl<'a> Free<'a> {
     /// Adds to what a queue and each one above it hold, in thousandths of a device.
     pub(super) fn charge_line(&mut self, queue: &Name, milli: impl Fn(&Name) -> u64) {
         for queue in self.cluster.queues().line(queue) {
-            *self.taken.entry(queue.name.clone()).or_default() += milli(&queue.name);
+            *self.taken.get_or_default(&queue.name) += milli(&queue.name);
         }
     }
 

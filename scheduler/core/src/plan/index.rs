@@ -82,14 +82,43 @@ pub(super) struct Wanted<'a> {
     pub strand: Strand<'a>,
 }
 
-/// Nodes with the same gap, by `(devices_milli, cpus_milli, node)`.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Group {
-    runs: Vec<Run>,
+impl Wanted<'_> {
+    /// Of an entry that costs so much. Of one that has not enough, no more than that of any later one.
+    fn score(&self, entry: &Entry, cost: i64) -> Score {
+        Score {
+            cost,
+            devices_left_milli: entry.devices_milli.saturating_sub(self.devices_milli),
+            cpus_left_milli: u64::from(entry.cpus_milli.saturating_sub(self.cpus_milli)),
+            node: if entry.cpus_milli < self.cpus_milli { NodeId(0) } else { entry.node },
+        }
+    }
 }
 
+/// Nodes with the same gap, by [`Entry::place`]: in runs, and these in blocks, so that in the largest pool a search looks at
+/// the bounds of some tens of both.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Group {
+    blocks: Vec<Block>,
+    /// Of each block the place of its last entry: to find one, all are looked at in one piece of memory.
+    lasts: Vec<Place>,
+}
+
+/// Free of all devices, free processor time, and the node.
+type Place = (u32, u32, NodeId);
+
 /// Entries of a run, at most.
-const RUN: usize = 48;
+const RUN: usize = 24;
+
+/// Runs of a block, at most.
+const BLOCK: usize = 64;
+
+#[derive(Clone, Debug, Default)]
+struct Block {
+    runs: Vec<Run>,
+    /// As [`Group::lasts`], of the runs.
+    lasts: Vec<Place>,
+    bounds: Bounds,
+}
 
 #[derive(Clone, Debug, Default)]
 struct Run {
@@ -122,7 +151,7 @@ impl Default for Bounds {
 }
 
 impl Entry {
-    fn place(&self) -> (u32, u32, NodeId) {
+    fn place(&self) -> Place {
         (self.devices_milli, self.cpus_milli, self.node)
     }
 
@@ -146,6 +175,16 @@ impl Bounds {
         self.most = self.most.max(imbalance);
     }
 
+    /// Takes in those of other entries.
+    fn merge(&mut self, other: &Bounds) {
+        self.least_cpus_milli = self.least_cpus_milli.min(other.least_cpus_milli);
+        self.most_cpus_milli = self.most_cpus_milli.max(other.most_cpus_milli);
+        self.least_free_milli = self.least_free_milli.min(other.least_free_milli);
+        self.most_memory_bytes = self.most_memory_bytes.max(other.most_memory_bytes);
+        self.least = self.least.min(other.least);
+        self.most = self.most.max(other.most);
+    }
+
     /// Whether one of them may be less without the entry.
     fn is_set_by(&self, entry: &Entry, core_value: i64) -> bool {
         let imbalance = entry.imbalance(core_value);
@@ -155,6 +194,26 @@ impl Bounds {
             || entry.memory_bytes == self.most_memory_bytes
             || imbalance == self.least
             || imbalance == self.most
+    }
+
+    /// Whether no entry can be better than the best so far.
+    ///
+    /// * `first`: the first entry. Of those that cost the same none is better: they are sorted as ties are broken.
+    fn are_worse<'e>(
+        &self,
+        wanted: &Wanted,
+        best: &Option<Score>,
+        first: impl FnOnce() -> &'e Entry,
+    ) -> bool {
+        if self.most_cpus_milli < wanted.cpus_milli || self.most_memory_bytes < wanted.memory_bytes {
+            return true;
+        }
+        let Some(best) = best else { return false };
+        let (cpus, free) = (self.least_cpus_milli.into(), self.least_free_milli.into());
+        let fewest = Beside { free_milli: free, cpus_milli: cpus };
+        let most_cpus_milli = self.most_cpus_milli.into();
+        let least = wanted.cost + wanted.strand.least_cost((self.least, self.most), fewest, most_cpus_milli);
+        best.cost < least || (best.cost == least && *best <= wanted.score(first(), least))
     }
 }
 
@@ -171,71 +230,140 @@ impl Run {
     }
 }
 
-impl Group {
-    pub fn is_empty(&self) -> bool {
-        self.runs.is_empty()
+/// The first of what is in order whose last place is not before this; the last one, if all are.
+fn find(lasts: &[Place], place: Place) -> usize {
+    lasts.partition_point(|last| *last < place).min(lasts.len().saturating_sub(1))
+}
+
+impl Block {
+    fn of(runs: Vec<Run>, lasts: Vec<Place>) -> Block {
+        let mut block = Block { runs, lasts, bounds: Bounds::default() };
+        block.bound();
+        block
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &Entry> {
-        self.runs.iter().flat_map(|run| &run.entries)
+    /// From the bounds of its runs.
+    fn bound(&mut self) {
+        self.bounds = Bounds::default();
+        self.runs.iter().for_each(|run| self.bounds.merge(&run.bounds));
     }
 
-    /// The run in which an entry is, or belongs.
-    fn run_of(&self, entry: &Entry) -> usize {
-        let before = |run: &Run| run.entries.last().is_some_and(|last| last.place() < entry.place());
-        self.runs.partition_point(before).min(self.runs.len().saturating_sub(1))
-    }
-
-    /// `O(log runs + runs / 1,000 + RUN)`.
-    pub fn insert(&mut self, entry: Entry, core_value: i64) {
-        let at = self.run_of(&entry);
+    fn insert(&mut self, entry: Entry, core_value: i64) {
+        let (place, at) = (entry.place(), find(&self.lasts, entry.place()));
+        self.bounds.add(&entry, core_value);
         let Some(run) = self.runs.get_mut(at) else {
+            self.lasts.push(place);
             return self.runs.push(Run::of(vec![entry], core_value));
         };
-        let inner = run.entries.partition_point(|other| other.place() < entry.place());
+        let inner = run.entries.partition_point(|other| other.place() < place);
         run.entries.insert(inner, entry);
+        self.lasts[at] = self.lasts[at].max(place);
         if run.entries.len() <= RUN {
             return run.bounds.add(&entry, core_value);
         }
         let upper = run.entries.split_off(RUN / 2);
         run.bound(core_value);
+        self.lasts.insert(at, run.entries[RUN / 2 - 1].place());
         self.runs.insert(at + 1, Run::of(upper, core_value));
     }
 
     /// # Panics
     /// When it is not there.
-    pub fn remove(&mut self, entry: &Entry, core_value: i64) {
-        let at = self.run_of(entry);
+    fn remove(&mut self, entry: &Entry, core_value: i64) {
+        let at = find(&self.lasts, entry.place());
         let run = &mut self.runs[at];
         let inner = run.entries.binary_search_by_key(&entry.place(), Entry::place);
         run.entries.remove(inner.expect("an entry of the group"));
-        let is_bound = run.bounds.is_set_by(entry, core_value);
-        if run.entries.is_empty() {
+        let before = run.bounds;
+        let is_bound = before.is_set_by(entry, core_value);
+        let mut has_changed = is_bound;
+        if let Some(last) = run.entries.last() {
+            self.lasts[at] = last.place();
+            let len = run.entries.len();
+            if self.runs.get(at + 1).is_some_and(|next| len + next.entries.len() <= RUN / 2) {
+                let next = self.runs.remove(at + 1);
+                self.lasts.remove(at);
+                let run = &mut self.runs[at];
+                run.entries.extend(next.entries);
+                run.bound(core_value);
+            } else if is_bound {
+                let run = &mut self.runs[at];
+                run.bound(core_value);
+                has_changed = run.bounds != before;
+            }
+        } else {
             self.runs.remove(at);
-            return;
+            self.lasts.remove(at);
         }
-        let len = run.entries.len();
-        if self.runs.get(at + 1).is_some_and(|next| len + next.entries.len() <= RUN / 2) {
-            let next = self.runs.remove(at + 1);
-            let run = &mut self.runs[at];
-            run.entries.extend(next.entries);
-            run.bound(core_value);
-        } else if is_bound {
-            self.runs[at].bound(core_value);
+        if has_changed && self.bounds.is_set_by(entry, core_value) {
+            self.bound();
+        }
+    }
+}
+
+impl Group {
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.blocks.iter().flat_map(|block| &block.runs).flat_map(|run| &run.entries)
+    }
+
+    /// `O(log nodes + RUN + BLOCK)`.
+    pub fn insert(&mut self, entry: Entry, core_value: i64) {
+        let at = find(&self.lasts, entry.place());
+        if self.blocks.is_empty() {
+            self.blocks.push(Block::default());
+            self.lasts.push(entry.place());
+        }
+        let block = &mut self.blocks[at];
+        block.insert(entry, core_value);
+        self.lasts[at] = self.lasts[at].max(entry.place());
+        if BLOCK < block.runs.len() {
+            let (runs, lasts) = (block.runs.split_off(BLOCK / 2), block.lasts.split_off(BLOCK / 2));
+            block.bound();
+            self.lasts.insert(at, block.lasts[BLOCK / 2 - 1]);
+            self.blocks.insert(at + 1, Block::of(runs, lasts));
+        }
+    }
+
+    /// # Panics
+    /// When it is not there.
+    pub fn remove(&mut self, entry: &Entry, core_value: i64) {
+        let at = find(&self.lasts, entry.place());
+        self.blocks[at].remove(entry, core_value);
+        let Some(last) = self.blocks[at].lasts.last() else {
+            self.blocks.remove(at);
+            self.lasts.remove(at);
+            return;
+        };
+        self.lasts[at] = *last;
+        let len = self.blocks[at].runs.len();
+        if self.blocks.get(at + 1).is_some_and(|next| len + next.runs.len() <= BLOCK / 2) {
+            let next = self.blocks.remove(at + 1);
+            self.lasts.remove(at);
+            let block = &mut self.blocks[at];
+            block.runs.extend(next.runs);
+            block.lasts.extend(next.lasts);
+            block.bound();
         }
     }
 
     /// Brings the bounds up to date after the value of processor time has changed.
     pub fn bound(&mut self, core_value: i64) {
-        self.runs.iter_mut().for_each(|run| run.bound(core_value));
+        for block in &mut self.blocks {
+            block.runs.iter_mut().for_each(|run| run.bound(core_value));
+            block.bound();
+        }
     }
 
     /// Changes what is free of the accelerators, as its entries count it.
     pub fn count_free(&mut self, core_value: i64, free_milli: impl Fn(NodeId) -> u32) {
-        for run in &mut self.runs {
-            run.entries.iter_mut().for_each(|entry| entry.free_milli = free_milli(entry.node));
-            run.bound(core_value);
-        }
+        let entries =
+            self.blocks.iter_mut().flat_map(|block| &mut block.runs).flat_map(|run| &mut run.entries);
+        entries.for_each(|entry| entry.free_milli = free_milli(entry.node));
+        self.bound(core_value);
     }
 
     /// Improves on `best` with a node of the group that passes, if one does.
@@ -246,34 +374,26 @@ impl Group {
         best: &mut Option<Score>,
         passes: &mut dyn FnMut(NodeId) -> bool,
     ) {
-        for Run { entries, bounds } in &self.runs {
-            if bounds.most_cpus_milli < wanted.cpus_milli || bounds.most_memory_bytes < wanted.memory_bytes {
+        for block in &self.blocks {
+            if block.bounds.are_worse(wanted, best, || &block.runs[0].entries[0]) {
                 continue;
             }
-            let (cpus, free) = (bounds.least_cpus_milli.into(), bounds.least_free_milli.into());
-            let fewest = Beside { free_milli: free, cpus_milli: cpus };
-            let balance = (bounds.least, bounds.most);
-            let least =
-                wanted.cost + wanted.strand.least_cost(balance, fewest, bounds.most_cpus_milli.into());
-            let fullest = entries[0].devices_milli.saturating_sub(wanted.devices_milli);
-            if best.is_some_and(|best| (best.cost, best.devices_left_milli) < (least, fullest)) {
-                continue;
-            }
-            for entry in entries {
-                if entry.cpus_milli < wanted.cpus_milli || entry.memory_bytes < wanted.memory_bytes {
+            for run in &block.runs {
+                if run.bounds.are_worse(wanted, best, || &run.entries[0]) {
                     continue;
                 }
-                let score = Score {
-                    cost: wanted.cost + wanted.strand.cost(entry.beside(), core_value),
-                    devices_left_milli: entry.devices_milli - wanted.devices_milli,
-                    cpus_left_milli: u64::from(entry.cpus_milli - wanted.cpus_milli),
-                    node: entry.node,
-                };
-                if best.is_none_or(|best| score < best) && passes(entry.node) {
-                    *best = Some(score);
-                    if score.cost == wanted.cost + wanted.strand.least() {
-                        // Those that follow cost no less, and come later in the order.
-                        return;
+                for entry in &run.entries {
+                    if entry.cpus_milli < wanted.cpus_milli || entry.memory_bytes < wanted.memory_bytes {
+                        continue;
+                    }
+                    let cost = wanted.cost + wanted.strand.cost(entry.beside(), core_value);
+                    let score = wanted.score(entry, cost);
+                    if best.is_none_or(|best| score < best) && passes(entry.node) {
+                        *best = Some(score);
+                        if score.cost == wanted.cost + wanted.strand.least() {
+                            // Those that follow cost no less, and come later in the order.
+                            return;
+                        }
                     }
                 }
             }
@@ -305,11 +425,23 @@ mod tests {
         let mut left: Vec<Entry> = (0..5_000).filter(|at| at % 3 == 0).map(entry).collect();
         left.sort_by_key(Entry::place);
         assert!(group.iter().eq(&left));
-        for run in &group.runs {
-            assert!(!run.entries.is_empty() && run.entries.len() <= RUN);
-            assert_eq!(run.bounds, Run::of(run.entries.clone(), 700).bounds);
+        let last = |entries: &[Entry]| entries.last().map(Entry::place);
+        for (block, last_of_block) in group.blocks.iter().zip(&group.lasts) {
+            assert!(
+                !block.runs.is_empty() && block.runs.len() <= BLOCK && block.runs.len() == block.lasts.len()
+            );
+            assert_eq!(block.lasts.last(), Some(last_of_block));
+            for (run, last_of_run) in block.runs.iter().zip(&block.lasts) {
+                assert!(!run.entries.is_empty() && run.entries.len() <= RUN);
+                assert_eq!(last(&run.entries).as_ref(), Some(last_of_run));
+                assert_eq!(run.bounds, Run::of(run.entries.clone(), 700).bounds);
+            }
+            assert_eq!(block.bounds, Block::of(block.runs.clone(), Vec::new()).bounds);
         }
-        assert!(group.runs.len() < 4 * left.len() / RUN, "{} runs", group.runs.len());
+        let (blocks, runs) =
+            (group.blocks.len(), group.blocks.iter().map(|block| block.runs.len()).sum::<usize>());
+        assert!(blocks == group.lasts.len() && 2 < blocks && blocks < 4 * runs / BLOCK, "{blocks} blocks");
+        assert!(runs < 4 * left.len() / RUN, "{runs} runs");
         (0..5_000).filter(|at| at % 3 == 0).for_each(|at| group.remove(&entry(at), 700));
         assert!(group.is_empty());
     }

@@ -49,7 +49,7 @@ pub enum Order {
 }
 
 /// A decision: the jobs to start, with their placements, and those that give way.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// In the order in which they were decided.
     pub starts: Vec<(JobId, Vec<Allocation>)>,
@@ -66,12 +66,30 @@ pub struct Plan {
     /// When the next job may grow.
     pub grow_at: Option<Time>,
     /// For the next round.
-    pub known: Known,
+    pub known: Box<Known>,
     /// Whether another round must follow at once: something is kept no more, or victims are to be sought for further
     /// jobs.
     pub is_unfinished: bool,
     /// When one of those that are kept from room has waited so long that it may use it.
     pub tired_at: Option<Time>,
+}
+
+impl Plan {
+    /// Nothing is decided yet.
+    fn knowing(known: Box<Known>) -> Plan {
+        Plan {
+            starts: Vec::new(),
+            preemptions: Vec::new(),
+            growths: Vec::new(),
+            claims: Vec::new(),
+            migrations: Vec::new(),
+            exchanges: Vec::new(),
+            grow_at: None,
+            known,
+            is_unfinished: false,
+            tired_at: None,
+        }
+    }
 }
 
 /// Shapes that wait and found nothing, since when nothing has changed that could help them.
@@ -119,14 +137,14 @@ impl Known {
 /// round only hands resources out, so a shape that did not fit once is not tried again in it, nor in a later one before
 /// something has become free.
 pub fn plan(free: &mut Free, now: Time) -> Plan {
-    let known = free.cluster.known.clone();
+    let known = Box::new(free.cluster.known().clone());
     plan_next(free, now, known)
 }
 
 /// The same, knowing what the rounds before have found.
-pub(crate) fn plan_next(free: &mut Free, now: Time, known: Known) -> Plan {
+pub(crate) fn plan_next(free: &mut Free, now: Time, known: Box<Known>) -> Plan {
     let cluster = free.cluster;
-    let mut plan = Plan { known, ..Plan::default() };
+    let mut plan = Plan::knowing(known);
     let mut round = Round::begin(free, &mut plan.starts);
     plan.growths = round.keep_claims(free);
     let mut at_limit = false;

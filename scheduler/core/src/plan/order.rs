@@ -1,7 +1,7 @@
 //! Who goes first.
 
 use std::cmp::{Ordering, Reverse};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::preempt::{self, Ahead, Promises, Round};
@@ -9,6 +9,7 @@ use super::{Known, Order};
 use crate::cluster::Cluster;
 use crate::jobs::{Job, Shape, Turn};
 use crate::queues::Decay;
+use crate::sorted::Sorted;
 use crate::types::*;
 
 /// Ready jobs that were not considered yet in this round, but for those known not to fit.
@@ -17,7 +18,7 @@ pub struct Ready<'a> {
     decay: Decay,
     /// The pool, at [`POOL`], and queues with such jobs in themselves or below them.
     branches: Vec<Branch<'a>>,
-    index: BTreeMap<&'a Name, usize>,
+    index: Sorted<&'a Name, usize>,
 }
 
 const POOL: usize = 0;
@@ -28,7 +29,7 @@ struct Branch<'a> {
     /// Position of the queue above it; the pool is its own.
     parent: usize,
     /// Those that still have jobs, by name.
-    children: BTreeMap<&'a Name, usize>,
+    children: Sorted<&'a Name, usize>,
     /// Its own jobs.
     lines: Vec<Line<'a>>,
     weight: u32,
@@ -106,7 +107,7 @@ impl<'a> Branch<'a> {
         Branch {
             name,
             parent,
-            children: BTreeMap::new(),
+            children: Sorted::new(),
             lines: Vec::new(),
             weight: 1,
             guaranteed_milli: 0,
@@ -136,7 +137,7 @@ impl<'a> Ready<'a> {
         (promises, round): (&Promises, &Round),
     ) -> Ready<'a> {
         let (queues, branches) = (cluster.queues(), vec![Branch::new(None, POOL)]);
-        let mut ready = Ready { cluster, decay: queues.decay(), branches, index: BTreeMap::new() };
+        let mut ready = Ready { cluster, decay: queues.decay(), branches, index: Sorted::new() };
         for (queue, shapes) in cluster.jobs().ready() {
             let open = shapes.iter().filter(|(shape, jobs)| {
                 let head = || jobs.iter().find(|(_, id)| !round.has_begun(*id) && !promises.is_promised(*id));
@@ -154,7 +155,7 @@ impl<'a> Ready<'a> {
         if !ready.index.is_empty() && cluster.policy().order == Order::FairShare {
             for claim in queues.claims(now) {
                 for queue in queues.line(&claim.queue.name) {
-                    let Some(at) = ready.index.get(&queue.name) else { continue };
+                    let Some(at) = ready.index.get(&&queue.name) else { continue };
                     let branch = &mut ready.branches[*at];
                     branch.used += claim.used;
                     if queue.name == claim.queue.name {
@@ -177,7 +178,7 @@ impl<'a> Ready<'a> {
     fn charge_ahead(&mut self, queue: &Name, ahead: Ahead) {
         let used = self.decay.claim(0, ahead.worth_milli);
         for above in self.cluster.queues().line(queue) {
-            let Some(at) = self.index.get(&above.name) else { continue };
+            let Some(at) = self.index.get(&&above.name) else { continue };
             let branch = &mut self.branches[*at];
             branch.held_milli += ahead.charge_milli;
             branch.used += used;
@@ -189,7 +190,7 @@ impl<'a> Ready<'a> {
 
     /// The branch of a queue, made if it is not there.
     fn branch(&mut self, name: &'a Name) -> usize {
-        if let Some(at) = self.index.get(name) {
+        if let Some(at) = self.index.get(&name) {
             return *at;
         }
         let queue = self.cluster.queues().get(name).expect("a job's queue");
@@ -201,8 +202,8 @@ impl<'a> Ready<'a> {
             held_milli: self.cluster.queues().held_milli(name),
             ..Branch::new(Some(name), parent)
         });
-        self.branches[parent].children.insert(name, at);
-        self.index.insert(name, at);
+        _ = self.branches[parent].children.insert(name, at);
+        _ = self.index.insert(name, at);
         at
     }
 
@@ -238,7 +239,7 @@ impl<'a> Ready<'a> {
 
     /// Removes a job that was placed, and charges its queue, for this round. `O(depth * (children + shapes))`.
     pub fn pop(&mut self, job: &Job, shape: &Arc<Shape>, ahead: Ahead) {
-        let at = self.index[&job.spec.queue];
+        let at = self.place(&job.spec.queue);
         let line = self.branches[at].lines.iter_mut().find(|line| Arc::ptr_eq(line.shape, shape));
         let line = line.expect("the line of the best job");
         assert_eq!(line.head.1, job.id, "the head of the line");
@@ -256,15 +257,21 @@ impl<'a> Ready<'a> {
 
     /// Removes all jobs of a shape from a queue and those below it.
     pub fn drop_shape(&mut self, queue: &Name, shape: &Arc<Shape>) {
-        self.drop_below(self.index[queue], shape);
-        self.climb(self.index[queue], |_| ());
+        let at = self.place(queue);
+        self.drop_below(at, shape);
+        self.climb(at, |_| ());
     }
 
     /// Removes all jobs of a shape from a queue, but not from those below it.
     pub fn drop_line(&mut self, queue: &Name, shape: &Arc<Shape>) {
-        let at = self.index[queue];
+        let at = self.place(queue);
         self.branches[at].leave(shape);
         self.climb(at, |_| ());
+    }
+
+    /// The branch of a queue with such jobs.
+    fn place(&self, queue: &Name) -> usize {
+        *self.index.get(&queue).expect("the queue of a ready job")
     }
 
     fn drop_below(&mut self, at: usize, shape: &Arc<Shape>) {
@@ -291,7 +298,7 @@ impl<'a> Ready<'a> {
     fn prune(&mut self, at: usize) {
         let Branch { name, parent, .. } = self.branches[at];
         if let Some(name) = name.filter(|_| self.branches[at].is_bare()) {
-            self.branches[parent].children.remove(name);
+            self.branches[parent].children.remove(&name);
         } else {
             self.look_ahead(at);
         }

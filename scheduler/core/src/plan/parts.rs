@@ -11,7 +11,7 @@ use crate::cluster::Cluster;
 /// What a round takes out of the cluster.
 pub(crate) struct Parts {
     pub room: Box<Room>,
-    pub kept: Kept,
+    pub kept: Box<Kept>,
     pub promises: Box<Promises>,
 }
 

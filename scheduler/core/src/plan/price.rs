@@ -65,6 +65,45 @@ pub struct Rank {
     pub memory_bytes: u64,
 }
 
+/// A [`Rank`] as it stands in a request. Numbers come first: where many are compared, they tell nearly all apart.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Alike<'a> {
+    cpus_milli: u32,
+    memory_bytes: u64,
+    count: u16,
+    device_memory_bytes: u64,
+    vendor: Option<Vendor>,
+    isolation: Isolation,
+    model: Option<&'a Name>,
+}
+
+impl<'a> Alike<'a> {
+    fn of(request: &Request, want: &'a DeviceRequest) -> Alike<'a> {
+        Alike {
+            cpus_milli: request.cpus_milli,
+            memory_bytes: request.memory_bytes,
+            count: want.count,
+            device_memory_bytes: want.memory_bytes,
+            vendor: want.vendor,
+            isolation: want.isolation,
+            model: want.model.as_ref(),
+        }
+    }
+
+    fn rank(&self) -> Rank {
+        let devices = DeviceRequest {
+            count: self.count,
+            vendor: self.vendor,
+            model: self.model.cloned(),
+            memory_bytes: self.device_memory_bytes,
+            slice: None,
+            isolation: self.isolation,
+            one_island: false,
+        };
+        Rank { devices, cpus_milli: self.cpus_milli, memory_bytes: self.memory_bytes }
+    }
+}
+
 /// Accelerators and cores, in thousandths.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -127,8 +166,10 @@ impl Prices {
         // Of accelerators, and of cores: beside them, of all jobs, and by how many one accelerator is served.
         let (mut milli, mut cpus_milli, mut all_cpus_milli) = (0u64, 0u64, 0u64);
         let mut served = vec![0u64; CORES + 1];
-        let mut ranks: BTreeMap<Rank, u64> = BTreeMap::new();
+        let mut ranks: BTreeMap<Alike, u64> = BTreeMap::new();
         let mut kinds: BTreeMap<Kind, u64> = BTreeMap::new();
+        // Those that follow each other are often of one kind.
+        let mut kind: Option<(Kind, u64)> = None;
         for (spec, role) in specs.flat_map(|spec| spec.roles.iter().map(move |role| (spec, role))) {
             let want = role.request.devices.first();
             let cores = want.filter(|want| want.vendor == Some(Vendor::Cpu));
@@ -142,22 +183,27 @@ impl Prices {
             let devices = u64::from(role.ranks) * u64::from(want.count);
             demand[step_up(share)] += devices;
             milli += devices * share;
-            *kinds.entry(Kind::of(spec, role)).or_default() += devices * share;
+            match &mut kind {
+                Some((last, sum)) if last.is_of(spec, role) => *sum += devices * share,
+                _ => {
+                    let before = kind.replace((Kind::of(spec, role), devices * share));
+                    before.into_iter().for_each(|(kind, sum)| *kinds.entry(kind).or_default() += sum);
+                }
+            }
             cpus_milli += u64::from(role.ranks) * u64::from(role.request.cpus_milli);
             if want.count == 1 {
                 served[(role.request.cpus_milli as usize).div_ceil(1000).min(CORES)] += devices * share;
             }
-            let which = Rank {
-                devices: DeviceRequest { slice: None, one_island: false, ..want.clone() },
-                cpus_milli: role.request.cpus_milli,
-                memory_bytes: role.request.memory_bytes,
-            };
-            *ranks.entry(which).or_default() += devices * share;
+            *ranks.entry(Alike::of(&role.request, want)).or_default() += devices * share;
         }
+        kind.into_iter().for_each(|(kind, sum)| *kinds.entry(kind).or_default() += sum);
         if milli == 0 {
             return Prices::default();
         }
-        let part = |(which, of): (Rank, u64)| (which, (of * 1_000_000 / milli));
+        let part = |(which, of): (Alike, u64)| (which.rank(), of * 1_000_000 / milli);
+        let parts = ranks.into_iter().map(part).filter(|(_, millionths)| 0 < *millionths);
+        let mut ranks: Vec<(Rank, u64)> = parts.collect();
+        ranks.sort_unstable();
         let (value, price) = ascend(&demand);
         Prices {
             value,
@@ -165,7 +211,7 @@ impl Prices {
             core_value: core_value(milli, cpus_milli),
             asked: Totals { devices_milli: milli, cpus_milli: all_cpus_milli },
             served: cumulated(&served),
-            ranks: ranks.into_iter().map(part).filter(|(_, millionths)| 0 < *millionths).collect(),
+            ranks,
             kinds,
         }
     }
@@ -267,21 +313,22 @@ fn ascend(demand: &[u64; STEPS + 1]) -> (Vec<i64>, Vec<i64>) {
 fn fill(sizes: &[usize], price: &[i64]) -> ([i64; STEPS + 1], [usize; STEPS + 1]) {
     let (mut value, mut first) = ([0; STEPS + 1], [0; STEPS + 1]);
     // A size that does not even fill its own part best does so for no larger part: what fills it better is there too.
-    let mut useful: Vec<(usize, i64)> = Vec::with_capacity(sizes.len());
+    let (mut useful, mut count) = ([(0, 0); STEPS], 0);
     let mut sizes = sizes.iter().copied().peekable();
     for part in 1..=STEPS {
-        let mut best = (value[part - 1], 0);
-        for (size, price) in &useful {
-            let with = value[part - size] + price;
-            if best.0 < with {
-                best = (with, *size);
-            }
+        let before = &value[..part];
+        let mut best = (before[part - 1], 0);
+        for (size, price) in &useful[..count] {
+            let with = before[part - size] + price;
+            // Without a branch, which nobody could foresee.
+            best = if best.0 < with { (with, *size) } else { best };
         }
         if let Some(size) = sizes.next_if_eq(&part)
             && best.0 < price[size]
         {
             best = (price[size], size);
-            useful.push((size, price[size]));
+            useful[count] = (size, price[size]);
+            count += 1;
         }
         (value[part], first[part]) = best;
     }

@@ -7,104 +7,12 @@ use super::advantage::{ClassSpeed, Figure, Worth};
 use super::index::{Entry, Gap, Group, Wanted};
 use super::price::{Prices, Totals};
 use super::score::{Score, Strand, Take, Weights, beside_cost, grain, scarcity};
-use crate::nodes::{Held, HeldDevice, Node};
+use crate::nodes::{Held, Node};
 use crate::speed::{Kind, Speeds};
 use crate::tariff::Tariff;
 use crate::types::*;
+pub use free::{DeviceFree, NodeFree};
 use gaps::{Size, accelerators, islands, size, sizes, summary, takes_none, worth_milli};
-
-/// What is free on one node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NodeFree {
-    /// Healthy devices that are not wholly held, by index, ascending.
-    pub devices: Vec<DeviceFree>,
-    /// Thousandths of a core.
-    pub cpus_milli: u64,
-    /// Main memory, in bytes.
-    pub memory_bytes: u64,
-    /// That workers hold, ascending.
-    pub(super) ports: Vec<u16>,
-}
-
-/// What is free of one device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeviceFree {
-    /// Index on its node.
-    pub index: u16,
-    /// Its class, as the room numbers them.
-    pub(super) class: u16,
-    /// Of its compute, in thousandths; 1,000: nothing of the device is held.
-    pub compute_milli: u32,
-    /// Of its memory, in bytes.
-    pub memory_bytes: u64,
-}
-
-impl DeviceFree {
-    /// The part of the device that both its free compute and its free memory allow, in thousandths.
-    pub(super) fn share_milli(&self, class: &DeviceClass) -> u64 {
-        let memory = (u128::from(self.memory_bytes) * 1000).checked_div(class.memory_bytes.into());
-        u64::from(self.compute_milli).min(memory.unwrap_or(1000) as u64)
-    }
-
-    /// Whether the device can take what is asked of it; `None`: all.
-    pub fn takes(&self, slice: Option<Slice>, class: &DeviceClass) -> bool {
-        self.has(slice.map(|slice| slice.granted(class)))
-    }
-
-    /// Whether so much of it is free; `None`: all.
-    pub(super) fn has(&self, granted: Option<Slice>) -> bool {
-        match granted {
-            None => self.compute_milli == 1000,
-            Some(granted) => {
-                granted.compute_milli <= self.compute_milli && granted.memory_bytes <= self.memory_bytes
-            }
-        }
-    }
-}
-
-impl NodeFree {
-    /// Number of ports that workers hold.
-    pub fn ports_held(&self) -> u32 {
-        self.ports.len() as u32
-    }
-
-    /// What is free on a node of which so much is held.
-    fn of(node: &Node, held: &Held, class_of: &[u16]) -> NodeFree {
-        let inventory = &node.inventory;
-        let healthy =
-            inventory.devices.iter().zip(0u16..).filter(|(_, index)| node.device_takes_work(*index));
-        let free = healthy.map(|(device, index)| {
-            let memory_bytes = device.class.memory_bytes;
-            let (compute_milli, memory_bytes) = match held.devices.get(&index) {
-                None => (1000, memory_bytes),
-                Some(HeldDevice::Whole) => (0, 0),
-                Some(HeldDevice::Slices(held)) => {
-                    (1000 - held.compute_milli, memory_bytes.saturating_sub(held.memory_bytes))
-                }
-            };
-            DeviceFree { index, class: class_of[usize::from(index)], compute_milli, memory_bytes }
-        });
-        NodeFree {
-            devices: free.filter(|device| 0 < device.compute_milli).collect(),
-            cpus_milli: u64::from(inventory.cpus_milli).saturating_sub(held.cpus_milli),
-            memory_bytes: inventory.memory_bytes.saturating_sub(held.memory_bytes),
-            ports: held.ports.keys().copied().collect(),
-        }
-    }
-
-    /// Takes what a rank holds.
-    pub(super) fn take(&mut self, rank: &Allocation) {
-        for device in self.devices.iter_mut().filter(|device| rank.devices.contains(&device.index)) {
-            device.compute_milli -= rank.slice.map_or(1000, |slice| slice.compute_milli);
-            device.memory_bytes -= rank.slice.map_or(device.memory_bytes, |slice| slice.memory_bytes);
-        }
-        self.devices.retain(|device| 0 < device.compute_milli);
-        self.cpus_milli -= u64::from(rank.cpus_milli);
-        self.memory_bytes -= rank.memory_bytes;
-        let at = self.ports.partition_point(|port| *port < rank.port);
-        self.ports.insert(at, rank.port);
-    }
-}
 
 /// What is free on all nodes, and where it is found.
 #[derive(Clone, Debug, Default)]
@@ -116,8 +24,8 @@ pub struct Room {
     gaps: Vec<(Gap, Group)>,
     /// By [`Gap::key`].
     gap_ids: BTreeMap<u128, u32>,
-    /// Requests that were searched for, prepared.
-    asked: BTreeMap<DeviceRequest, Asked>,
+    /// Requests that were searched for, prepared; ascending.
+    asked: Vec<(DeviceRequest, Asked)>,
     /// Free accelerators of each class on nodes that take work, in thousandths of one.
     free_milli: Vec<u64>,
     /// What all nodes have that take work.
@@ -145,6 +53,10 @@ struct RoomNode {
     inventory: Arc<Inventory>,
     /// Of its devices, by index.
     class_of: Vec<u16>,
+    /// Whether none of them has a fault.
+    is_well: bool,
+    /// Whether any of them is of an island.
+    is_linked: bool,
     has: Totals,
     free: NodeFree,
     /// As it stands in the groups of its gaps; `None`: it takes no work.
@@ -173,7 +85,8 @@ impl Room {
 
     /// What is free on a node that is known when so much of it is held.
     pub(super) fn left_on(&self, node: &Node, held: &Held) -> NodeFree {
-        NodeFree::of(node, held, &self.nodes[node.id.0 as usize].class_of)
+        let RoomNode { class_of, is_well, .. } = &self.nodes[node.id.0 as usize];
+        NodeFree::of(node, held, (&self.classes, class_of), *is_well && node.cordoned.is_empty())
     }
 
     /// Brings a node up to date. Nodes are entered in the order of their identities.
@@ -190,6 +103,8 @@ impl Room {
             self.count_figures(id, false);
             let fewer = self.count_sizes(id, false);
             self.nodes[id].class_of = class_of;
+            self.nodes[id].is_well = node.inventory.is_well();
+            self.nodes[id].is_linked = node.inventory.devices.iter().any(|device| device.island.is_some());
             self.nodes[id].has = size(&node.inventory);
             self.nodes[id].inventory = node.inventory.clone();
             self.count_figures(id, true);
@@ -197,8 +112,7 @@ impl Room {
                 self.find_choosy();
             }
         }
-        let class_of = &self.nodes[id].class_of;
-        let free = NodeFree::of(node, held, class_of);
+        let free = self.left_on(node, held);
         self.set(node.id, free, node.takes_work());
         if self.has != before {
             self.grain = grain(&self.prices, self.has);
@@ -385,7 +299,7 @@ impl Room {
         for device in accelerators(&node.free, &self.classes) {
             self.free_milli[usize::from(device.class)] += u64::from(device.compute_milli);
         }
-        let (entry, gaps) = summary(id, &node.free, &node.inventory.devices, &self.classes);
+        let (entry, gaps) = summary(id, &node.free, node, &self.classes);
         node.entry = Some(entry);
         node.worth_milli = worth_milli(&self.prices, &node.free, &self.classes);
         self.has += node.has;
@@ -431,12 +345,10 @@ impl Room {
         scarcity: &[i64],
         passes: &dyn Fn(NodeId, &NodeFree) -> bool,
     ) -> Option<Score> {
-        if let Some(want) = devices {
-            if want.slice.is_some() && 1 < want.count {
-                return self.scan(request, devices, scarcity, passes);
-            }
-            self.prepare(want);
+        if devices.is_some_and(|want| want.slice.is_some() && 1 < want.count) {
+            return self.scan(request, devices, scarcity, passes);
         }
+        let asked = devices.map(|want| self.prepare(want));
         let (core_value, grain) = (self.prices.core_value, &self.grain[..]);
         let nodes = &self.nodes;
         let passes = &mut |id: NodeId| passes(id, &nodes[id.0 as usize].free);
@@ -452,7 +364,7 @@ impl Room {
             }
         };
         let mut best = None;
-        let Some(want) = devices else {
+        let Some(asked) = asked else {
             for beside in [false, true] {
                 if let Some(group) = self.gap_ids.get(&Gap::Cores { beside }.key()) {
                     let wanted = wanted(None, beside_cost(beside));
@@ -461,14 +373,13 @@ impl Room {
             }
             return best;
         };
-        let asked = &self.asked[want];
-        let by_class: Vec<Option<Wanted>> = (asked.takes.iter().zip(scarcity))
-            .map(|(take, scarcity)| {
-                let take = take.as_ref()?;
-                Some(wanted(Some(take), scarcity * i64::from(take.devices_milli())))
-            })
-            .collect();
-        let least = by_class.iter().flatten().map(|wanted| wanted.cost + wanted.strand.least()).min();
+        let asked = &self.asked[asked].1;
+        let of_class = |class: usize| {
+            let take = asked.takes[class].as_ref()?;
+            Some(wanted(Some(take), scarcity[class] * i64::from(take.devices_milli())))
+        };
+        let by_class = (0..asked.takes.len()).filter_map(of_class);
+        let least = by_class.map(|wanted| wanted.cost + wanted.strand.least()).min();
         for (cost, group) in &asked.gaps {
             if best.is_some_and(|best: Score| best.cost < cost + least.unwrap_or(0)) {
                 break;
@@ -477,26 +388,27 @@ impl Room {
             if group.is_empty() {
                 continue;
             }
-            let of_class = gap.class().and_then(|class| by_class[usize::from(class)].as_ref());
+            let of_class = gap.class().and_then(|class| of_class(class.into()));
             let of_class = of_class.expect("a class that is accepted");
-            let wanted = Wanted { cost: of_class.cost + cost, ..*of_class };
+            let wanted = Wanted { cost: of_class.cost + cost, ..of_class };
             group.improve(&wanted, core_value, &mut best, passes);
         }
         best
     }
 
-    /// Brings what is known of a request up to date.
-    fn prepare(&mut self, want: &DeviceRequest) {
-        if !self.asked.contains_key(want) {
-            if ASKED <= self.asked.len() {
+    /// Brings what is known of a request up to date; returns where it stands.
+    fn prepare(&mut self, want: &DeviceRequest) -> usize {
+        let at = match self.asked.binary_search_by(|(known, _)| known.cmp(want)) {
+            Ok(at) => at,
+            Err(at) if self.asked.len() < ASKED => self.enter(at, want),
+            Err(_) => {
                 self.asked.clear();
+                self.enter(0, want)
             }
-            let takes = self.classes.iter().map(|class| Take::of(want, class)).collect();
-            self.asked.insert(want.clone(), Asked { takes, ..Asked::default() });
-        }
-        let asked = self.asked.get_mut(want).expect("just entered");
+        };
+        let asked = &mut self.asked[at].1;
         if asked.seen == self.gaps.len() {
-            return;
+            return at;
         }
         for (gap, id) in self.gaps[asked.seen..].iter().map(|(gap, _)| gap).zip(asked.seen as u32..) {
             let Some(class) = gap.class().map(usize::from) else { continue };
@@ -507,6 +419,13 @@ impl Room {
         }
         asked.gaps.sort_unstable();
         asked.seen = self.gaps.len();
+        at
+    }
+
+    fn enter(&mut self, at: usize, want: &DeviceRequest) -> usize {
+        let takes = self.classes.iter().map(|class| Take::of(want, class)).collect();
+        self.asked.insert(at, (want.clone(), Asked { takes, ..Asked::default() }));
+        at
     }
 
     /// As [`Room::best`], by looking at every node: what the index is checked against.
@@ -544,13 +463,16 @@ impl Room {
                 classes.eq(node.inventory.devices.iter().map(|device| &device.class)),
                 "classes of {name}"
             );
+            let islands = node.inventory.devices.iter().filter(|device| device.island.is_some());
+            assert_eq!(known.is_linked, islands.count() != 0, "whether {name} has islands");
+            assert_eq!(known.is_well, node.inventory.is_well(), "whether {name} is well");
             let free = left(node, held);
             assert_eq!(known.free, free, "what is free on {name}");
             assert_eq!(known.entry.is_some(), node.takes_work(), "whether {name} is indexed");
             if known.entry.is_none() {
                 continue;
             }
-            let (entry, gaps) = summary(node.id, &free, &node.inventory.devices, &self.classes);
+            let (entry, gaps) = summary(node.id, &free, known, &self.classes);
             assert_eq!(known.entry, Some(entry), "the entry of {name}");
             let worth = worth_milli(&self.prices, &free, &self.classes);
             assert_eq!(known.worth_milli, worth, "what {name} is worth");
@@ -590,6 +512,7 @@ impl Room {
 }
 
 mod choose;
+mod free;
 mod gaps;
 mod offers;
 #[cfg(test)]

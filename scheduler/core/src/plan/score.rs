@@ -280,16 +280,29 @@ pub(super) fn grain(prices: &Prices, has: Totals) -> Vec<i64> {
 /// * `choosy`: sets of classes, and which part of the demand, in millionths, can use no others.
 pub(super) fn scarcity(free_milli: &[u64], choosy: &[(Vec<u16>, u64)]) -> Vec<i64> {
     /// Of one set: enough to keep everybody else out, and far from what a sum of costs can hold.
-    const MOST: u128 = 64 * UNIT as u128;
+    const MOST: u64 = 64 * UNIT as u64;
     let all: u64 = free_milli.iter().sum();
     let mut scarcity = vec![0; free_milli.len()];
     for (classes, millionths) in choosy {
         let free: u64 = classes.iter().map(|class| free_milli[usize::from(*class)]).sum();
-        let wanted = u128::from(all) * u128::from(*millionths) * UNIT as u128 / 1_000_000;
-        let chance = (wanted / u128::from(free.max(1))).min(MOST) as i64;
+        let chance = (part_of(all, *millionths) / free.max(1)).min(MOST) as i64;
         classes.iter().for_each(|class| scarcity[usize::from(*class)] += chance);
     }
     scarcity
+}
+
+/// So many millionths of it, in [`UNIT`]s.
+fn part_of(all: u64, millionths: u64) -> u64 {
+    // UNIT / 1,000,000 as a fraction in its lowest terms: the product hardly ever needs more than 64 bits.
+    const OVER: u64 = UNIT as u64 / 64;
+    const UNDER: u64 = 1_000_000 / 64;
+    match all.checked_mul(millionths).and_then(|product| product.checked_mul(OVER)) {
+        Some(product) => product / UNDER,
+        None => {
+            let product = u128::from(all) * u128::from(millionths) * u128::from(OVER);
+            u64::try_from(product / u128::from(UNDER)).unwrap_or(u64::MAX)
+        }
+    }
 }
 
 /// Devices chosen on a node.

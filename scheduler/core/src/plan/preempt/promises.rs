@@ -458,7 +458,7 @@ impl<'a> Free<'a> {
         let promise = self.promises.jobs.remove(&job)?;
         let cluster = self.cluster;
         for queue in cluster.queues().line(&promise.queue) {
-            let taken = self.taken.entry(queue.name.clone()).or_default();
+            let taken = self.taken.get_or_default(&queue.name);
             *taken -= promise.more(cluster, &queue.name);
         }
         self.promises.change(cluster, &promise, false);
@@ -498,7 +498,7 @@ impl<'a> Free<'a> {
             }
             self.promises.count(cluster, &promise, takes, true);
             for (queue, more) in more(&promise) {
-                *self.taken.entry(queue.clone()).or_default() += more - before[queue];
+                *self.taken.get_or_default(queue) += more - before[queue];
             }
         }
         self.promises.jobs.insert(job, promise);

@@ -60,7 +60,7 @@ impl Room {
                 whole += u16::from(device.compute_milli == 1000);
             }
         }
-        let idle = 1 < whole && usize::from(whole) == self.nodes[id.0 as usize].inventory.devices.len();
+        let idle = 1 < whole && usize::from(whole) == self.nodes[id.0 as usize].class_of.len();
         let core_value = self.prices.core_value;
         let worth_milli = worth_milli(&self.prices, left, &self.classes);
         let score = |take: Option<&Take>, cost: i64| {
@@ -81,9 +81,6 @@ impl Room {
             let (score, cpus_milli) = score(None, beside_cost(free_milli != 0))?;
             return Some(Chosen { score, devices: Vec::new(), take: None, cpus_milli });
         };
-        let mut classes: Vec<u16> = left.devices.iter().map(|device| device.class).collect();
-        classes.sort_unstable();
-        classes.dedup();
         let of_class = |class: u16| {
             let device_class = &self.classes[usize::from(class)];
             let take = Take::of(want, device_class)?;
@@ -119,7 +116,7 @@ impl Room {
             devices.sort_unstable();
             Some((fitting, device_class, Chosen { score, devices, take: Some(take), cpus_milli }))
         };
-        let chosen = classes.into_iter().filter_map(of_class);
+        let chosen = classes(&left.devices).filter_map(of_class);
         let best =
             chosen.min_by(|one, other| (one.2.score, one.0, one.1).cmp(&(other.2.score, other.0, other.1)));
         best.map(|(_, _, chosen)| chosen)
@@ -135,7 +132,9 @@ impl Room {
         let devices = &self.nodes[id.0 as usize].inventory.devices;
         let of = |index: u16| &devices[usize::from(index)];
         let counts = 1 < count && (want.one_island || want.slice.is_none());
-        let is_linked = counts && fit.iter().any(|(_, index)| of(*index).island.is_some());
+        let is_linked = counts
+            && self.nodes[id.0 as usize].is_linked
+            && fit.iter().any(|(_, index)| of(*index).island.is_some());
         let of_one = is_linked.then(|| of_one_group(&fit, count, |index| of(index).island)).flatten();
         let is_split = is_linked && of_one.is_none();
         if want.one_island && count != 1 && of_one.is_none() {
@@ -206,12 +205,15 @@ impl Room {
             };
             Some(ranks.min(times(free.cpus_milli, take.cpus_milli(request).into())))
         };
-        let is_first = |(at, device): &(usize, &DeviceFree)| {
-            free.devices[..*at].iter().all(|other| other.class != device.class)
-        };
-        let classes = free.devices.iter().enumerate().filter(is_first).map(|(_, device)| device.class);
-        classes.filter_map(of_class).sum::<u64>().min(others) as u32
+        classes(&free.devices).filter_map(of_class).sum::<u64>().min(others) as u32
     }
+}
+
+/// The classes of some devices, each once.
+fn classes(devices: &[DeviceFree]) -> impl Iterator<Item = u16> {
+    let is_first =
+        |(at, device): &(usize, &DeviceFree)| devices[..*at].iter().all(|other| other.class != device.class);
+    devices.iter().enumerate().filter(is_first).map(|(_, device)| device.class)
 }
 
 /// Of devices that fit, the cheapest first, those of one group that has so many: of the cheapest, then of the smallest, so that

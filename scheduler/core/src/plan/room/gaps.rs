@@ -75,7 +75,7 @@ pub(super) fn islands(devices: &[Device], some: impl Iterator<Item = u16>) -> BT
 pub(super) fn summary(
     id: NodeId,
     free: &NodeFree,
-    devices: &[Device],
+    node: &RoomNode,
     classes: &[Arc<DeviceClass>],
 ) -> (Entry, Vec<Gap>) {
     let free_milli: u32 = accelerators(free, classes).map(|device| device.compute_milli).sum();
@@ -88,7 +88,7 @@ pub(super) fn summary(
     };
     let all = accelerators(free, classes).filter(|device| device.compute_milli == 1000).count() as u16;
     let beside = free_milli != 0;
-    let idle = 1 < all && usize::from(all) == devices.len();
+    let idle = 1 < all && usize::from(all) == node.class_of.len();
     let mut gaps = Vec::with_capacity(2 + 2 * free.devices.len());
     gaps.push(Gap::Cores { beside });
     for &DeviceFree { class, compute_milli, memory_bytes, .. } in &free.devices {
@@ -119,12 +119,12 @@ pub(super) fn summary(
             });
         }
     }
-    if devices.iter().any(|device| device.island.is_some()) {
+    if node.is_linked {
         for gap in &mut gaps {
             if let Gap::Whole { class, island, .. } | Gap::WholeCores { class, island, .. } = gap {
                 let whole = |device: &&DeviceFree| device.class == *class && device.compute_milli == 1000;
                 let whole = free.devices.iter().filter(whole).map(|device| device.index);
-                *island = islands(devices, whole).into_values().max().unwrap_or(0);
+                *island = islands(&node.inventory.devices, whole).into_values().max().unwrap_or(0);
             }
         }
     }

@@ -7,7 +7,7 @@ use crate::plan::price::{Rank, UNIT, WHOLE};
 use crate::plan::score::Chosen;
 use crate::topology::Standing;
 
-const SPAN: Span = Span { since: Time(0), until: Until::Unknown };
+const SPAN: Span = Span { since: Time(0), until: Until::Unknown, plain_grace_ms: None };
 
 struct Rng(u64);
 

@@ -24,8 +24,8 @@ pub struct Ours<'a> {
     specs: BTreeMap<(u32, u16, i32, Option<u64>), Arc<JobSpec>>,
     /// The workload's job, by the scheduler's identity less 1.
     jobs: Vec<u32>,
-    /// The scheduler's identity, by the workload's job.
-    ids: BTreeMap<u32, JobId>,
+    /// The scheduler's identity, by the workload's job, of those that were submitted.
+    ids: Vec<JobId>,
     effects: Vec<Effect>,
 }
 
@@ -55,7 +55,7 @@ impl<'a> Ours<'a> {
             nodes: Vec::new(),
             specs: BTreeMap::new(),
             jobs: Vec::new(),
-            ids: BTreeMap::new(),
+            ids: vec![JobId(0); workload.jobs.len()],
             effects: Vec::new(),
         };
         for queue in &workload.queues {
@@ -228,12 +228,12 @@ impl Replayed for Ours<'_> {
     fn submit(&mut self, now_ms: u64, job: u32, starts: &mut Vec<Start>) {
         let spec = self.spec(job);
         self.jobs.push(job);
-        self.ids.insert(job, JobId(self.jobs.len() as u64));
+        self.ids[job as usize] = JobId(self.jobs.len() as u64);
         self.step(now_ms, Event::Request { id: 0, command: Command::Submit(spec) }, starts);
     }
 
     fn exit(&mut self, now_ms: u64, job: u32, starts: &mut Vec<Start>) {
-        let id = self.ids.remove(&job).expect("a job that runs");
+        let id = self.ids[job as usize];
         let job = self.cluster.jobs().get(id).expect("a job that runs");
         let (attempt, nodes) = (job.attempt, job.last_nodes.clone());
         for (node, rank) in nodes.into_iter().zip(0..) {
@@ -250,7 +250,7 @@ impl Replayed for Ours<'_> {
     }
 
     fn withdraw(&mut self, now_ms: u64, job: u32) {
-        let job = self.ids.remove(&job).expect("a job that waits");
+        let job = self.ids[job as usize];
         let command = Command::Cancel { job, whole_array: false };
         self.step(now_ms, Event::Request { id: 0, command }, &mut Vec::new());
     }
