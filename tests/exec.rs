@@ -85,10 +85,10 @@ fn a_command_sees_what_the_worker_sees_and_its_ends_are_apart() {
     let job = pool.submit(spec);
     pool.until_state(job, JobState::Running);
     let id = format!("job-{job}");
-    let script = r#"echo "$PWD"; echo "$WORD $RANK"; test -d "$TMPDIR" && echo "wrong: $1" >&2; exit 7"#;
+    let script = r#"echo "$PWD"; echo "$WORD $RANK"; test -d "$TMPDIR" && echo "wrong: $1" >&2; cat /proc/self/oom_score_adj; exit 7"#;
     let done = exec(&pool, &[&id, "sh", "-c", script, "-", "--tty"]);
     let dir = pool.run_dir(job, 1, 0).expect("a run directory");
-    assert_eq!(done.out, format!("{}\nof the job 0\n", dir.display()));
+    assert_eq!(done.out, format!("{}\nof the job 0\n1000\n", dir.display()));
     assert_eq!((done.code, &done.err[..]), (Some(7), "wrong: --tty\n"));
     // It is a child of the worker's supervisor, and no worker.
     let supervisor = pool.worker(job, 1, 0).supervisor;
@@ -102,6 +102,17 @@ fn a_command_sees_what_the_worker_sees_and_its_ends_are_apart() {
         (Some(127), "aquifer: program no-such-program: not found in PATH\n")
     );
     assert_eq!(exec(&pool, &[&id, "/etc/passwd"]).code, Some(126));
+    let mut pair = shell("exec sleep 100000");
+    pair.roles[0].ranks = 2;
+    let pair = pool.submit(pair);
+    pool.until_state(pair, JobState::Running);
+    let both = format!("job-{pair}");
+    let rank = |flags: &[&str]| {
+        let words = [flags, &[&both[..], "sh", "-c", "echo $RANK"]].concat();
+        exec(&pool, &words).ok()
+    };
+    assert_eq!([rank(&[]), rank(&["--rank", "1"])], ["0\n", "1\n"]);
+    pool.cancel(pair);
     // What it leaves running holds nobody up, and lives as long as the worker.
     let left = exec(&pool, &[&id, "sh", "-c", "sleep 100000 & echo $! > left; echo done"]);
     assert_eq!(left.ok(), "done\n");
@@ -123,7 +134,7 @@ fn input_is_passed_on_to_its_end_and_a_slow_reader_slows_the_command() {
     let pool = Pool::of_one(&[]);
     let job = lasting(&pool);
     let id = format!("job-{job}");
-    let input: Vec<u8> = (0..3_000_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let input: Vec<u8> = (0..40_000_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let (code, out, err) = fed(piped(&pool, &[&id, "cat"]), input.clone());
     assert_eq!((code, &err[..]), (Some(0), ""));
     assert!(out == input, "{} bytes came back of {}", out.len(), input.len());
@@ -157,7 +168,7 @@ fn a_client_that_leaves_takes_its_command_with_it_and_not_the_worker() {
     // One that does not hear of it, and one that has left its session; neither reads its input.
     let script =
         "trap '' HUP; setsid sh -c 'echo $$ > far; exec sleep 100000' & echo $$ > near; sleep 100000";
-    for signal in [Signal::KILL, Signal::INT] {
+    for signal in [Signal::KILL, Signal::TERM] {
         let mut client = piped(&pool, &[&id, "sh", "-c", script]);
         let mut stdin = client.stdin.take().expect("a pipe");
         let fed: Arc<AtomicU64> = Arc::default();
@@ -234,12 +245,18 @@ fn what_cannot_be_is_refused_with_the_reason() {
     refused(exec(&pool, &[&id, "ls"]), "16 commands run beside it, and no more may");
     drop(many);
     until("there is room again", || (exec(&pool, &[&id, "true"]).code == Some(0)).then_some(()));
-    // The agent that comes next finds the same supervisor.
-    let client = pool.begin(&["exec", &id, "sh", "-c", "echo $$ > last; exec sleep 100000"]);
-    let last = pid_in(&pool, &format!("{run}/last"));
+    // Without an agent its supervisor ends a command, also one that does not hear. The agent that comes next finds the same supervisor.
+    let ears = [("last", "trap '' PIPE; trap 'echo heard > heard; exit' HUP"), ("deaf", "trap '' HUP")];
+    let clients = ears.map(|(name, trap)| {
+        let script = format!("{trap}; echo $$ > {name}; while :; do sleep 100000; done");
+        (pool.begin(&["exec", &id, "sh", "-c", &script]), pid_in(&pool, &format!("{run}/{name}")))
+    });
     pool.kill_agent("a");
-    refused(client.finish(), "the agent of a was lost, and the command with it");
-    until_within(SOON, "the command is gone", || (!is_alive(last)).then_some(()));
+    for (client, pid) in clients {
+        refused(client.finish(), "the agent of a was lost, and the command with it");
+        until_within(SOON, "the command is gone", || (!is_alive(pid)).then_some(()));
+    }
+    assert_eq!(pool.read(&format!("{run}/heard")), "heard\n");
     refused(exec(&pool, &[&id, "ls"]), "runs on a, which is not connected");
     pool.agent("a", &[]);
     assert_eq!(exec(&pool, &[&id, "echo", "again"]).ok(), "again\n");

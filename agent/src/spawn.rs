@@ -15,7 +15,7 @@ use std::{env, ptr};
 
 use nix::libc;
 use nix::sched::CloneFlags;
-use nix::sys::signal::{SIGPIPE, SigHandler, SigSet};
+use nix::sys::signal::{SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SigHandler, SigSet};
 use nix::unistd::ForkResult;
 use rustix::io::Errno;
 use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid, WaitOptions};
@@ -94,6 +94,8 @@ pub(crate) fn spawn_beside(spec: &Spec, run_dir: &Path, ends: &Ends, groups: &[F
     match forked {
         Ok(ForkResult::Parent { child }) => Ok(Pid::from_raw(child.as_raw()).expect("a process")),
         Ok(ForkResult::Child) => {
+            // Where their memory is used up, it goes before the worker. Without that either may.
+            let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
             let owner = spec.account.as_ref().map(|account| Uid::from_raw(account.uid));
             let Err(failure) = change.carry_out(|| ends.take(owner));
             let is_missing = matches!(failure, (Stage::Program, Errno::NOENT));
@@ -112,6 +114,10 @@ impl Ends {
         rustix::stdio::dup2_stdout(output)?;
         rustix::stdio::dup2_stderr(errors)?;
         rustix::process::setsid()?;
+        // An agent that was started beside its shell ignores some, and a terminal means them.
+        for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
+            set_default(signal)?;
+        }
         if *is_terminal {
             rustix::process::ioctl_tiocsctty(input)?;
         }
@@ -232,11 +238,15 @@ fn confine(groups: &[File], cores: Option<&CpuSet>) -> Result<(), Errno> {
 
 /// Undoes what this process has changed for itself.
 fn reset_signals() -> Result<(), Errno> {
-    let errno = |errno: nix::Error| Errno::from_raw_os_error(errno as i32);
+    set_default(SIGPIPE)?;
+    SigSet::empty().thread_set_mask().map_err(|errno| Errno::from_raw_os_error(errno as i32))
+}
+
+fn set_default(signal: nix::sys::signal::Signal) -> Result<(), Errno> {
     // SAFETY: no code of ours is installed as a handler.
     #[allow(unsafe_code)]
-    unsafe { nix::sys::signal::signal(SIGPIPE, SigHandler::SigDfl) }.map_err(errno)?;
-    SigSet::empty().thread_set_mask().map_err(errno)
+    let set = unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) };
+    set.map(drop).map_err(|errno| Errno::from_raw_os_error(errno as i32))
 }
 
 /// What the child becomes: made before there is a child, because what that allocates would never be freed.
