@@ -6,6 +6,7 @@ use std::time::Duration;
 use std::{env, fs};
 
 use aquifer_proto::tls::{ClientTls, EndpointError};
+use aquifer_proto::v1::exec_client::ExecClient;
 use aquifer_proto::v1::pool_client::PoolClient;
 use aquifer_proto::{AGE, STALE, v1};
 use tonic::metadata::{Ascii, MetadataValue};
@@ -59,6 +60,7 @@ pub type Client = PoolClient<InterceptedService<Servers, Bearer>>;
 #[derive(Clone, Debug)]
 pub struct Pool {
     client: Client,
+    bearer: Bearer,
     servers: Servers,
     server: String,
     /// There is a single scheduler: another one will not take over.
@@ -138,15 +140,17 @@ impl Pool {
         })?;
         let (server, is_one) = (servers.listed().join(" or "), servers.listed().len() == 1);
         let (token, takes_stale, heard) = (token(global)?, global.stale, Arc::default());
-        let client = client(&servers, Bearer { token, stale: takes_stale });
-        Ok(Pool { client, servers, server, is_one, takes_stale, is_hasty: false, heard })
+        let bearer = Bearer { token, stale: takes_stale };
+        let client = client(&servers, bearer.clone());
+        Ok(Pool { client, bearer, servers, server, is_one, takes_stale, is_hasty: false, heard })
     }
 
     /// The same connections for one question in the name of somebody: it is asked once, and [`Pool::heard`] tells of it
     /// alone.
     pub fn for_question(&self, token: Option<MetadataValue<Ascii>>, stale: bool) -> Pool {
-        let client = client(&self.servers, Bearer { token, stale });
-        Pool { client, takes_stale: stale, is_hasty: true, heard: Arc::default(), ..self.clone() }
+        let bearer = Bearer { token, stale };
+        let client = client(&self.servers, bearer.clone());
+        Pool { client, bearer, takes_stale: stale, is_hasty: true, heard: Arc::default(), ..self.clone() }
     }
 
     /// What was last heard of a scheduler in answer to [`Pool::call`].
@@ -167,6 +171,11 @@ impl Pool {
     /// A client for one call, for those who repeat it themselves.
     pub fn client(&self) -> Client {
         self.client.clone()
+    }
+
+    /// A client for a command beside a worker.
+    pub fn exec_client(&self) -> ExecClient<InterceptedService<Servers, Bearer>> {
+        ExecClient::with_interceptor(self.servers.clone(), self.bearer.clone())
     }
 
     /// Whether answers of a scheduler that stands by will do.

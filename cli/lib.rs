@@ -17,6 +17,7 @@ pub mod devices;
 pub mod doctor;
 pub mod drain;
 pub mod etcd;
+pub mod exec;
 pub mod explain;
 pub mod explain_device;
 mod figures;
@@ -82,6 +83,7 @@ pub enum Command {
     Job(job::Args),
     Logs(logs::Args),
     Cancel(cancel::Args),
+    Exec(exec::Args),
     Explain(explain::Args),
     Plan(Box<plan::Args>),
     Nodes(nodes::ListArgs),
@@ -135,6 +137,7 @@ pub fn run(command: Command, global: &Global, cli: clap::Command) -> Result<Exit
             Command::Job(args) => job::run(args, session).await,
             Command::Logs(args) => logs::run(args, session).await,
             Command::Cancel(args) => cancel::run(args, session).await,
+            Command::Exec(args) => exec::run(args, session).await,
             Command::Explain(args) => explain::run(args, session).await,
             Command::Plan(args) => plan::run(*args, session).await,
             Command::Nodes(_) => nodes::list(session).await,

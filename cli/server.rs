@@ -109,6 +109,10 @@ pub struct Args {
     /// in the data directory
     #[arg(long, env = "AQUIFER_CHECKPOINT_ROOT", value_name = "DIR")]
     pub checkpoint_root: Option<String>,
+    /// Let users run commands beside workers of their jobs, and administrators beside all (`aquifer exec`): `on` or `off`.
+    /// Default: on
+    #[arg(long, env = "AQUIFER_EXEC", value_name = "ON|OFF")]
+    pub exec: Option<String>,
     /// Connections of clients and agents that are taken: 16 to 1000000. Default: 16384
     #[arg(long, env = "AQUIFER_CONNECTIONS", value_name = "CONNECTIONS")]
     pub connections: Option<String>,
@@ -199,6 +203,7 @@ impl Args {
         let preemption = settings.take("preemption", self.preemption.as_ref(), "on", switch)?;
         let yields = self.yield_to_services.as_ref();
         let yield_to_services = settings.take("yield-to-services", yields, "on", switch)?;
+        let exec = settings.take("exec", self.exec.as_ref(), "on", switch)?;
         let grow_after = settings.take("grow-after", self.grow_after.as_ref(), "5m", |text| match text {
             "off" => Ok(None),
             text => between(text, 0, YEAR_MS).map(Some).map_err(|why| format!("{why}, or off")),
@@ -240,7 +245,7 @@ impl Args {
         let metrics = Metrics::default();
         let own = tls.clone().map(|files| open(files, Protocol::Http2)).transpose()?;
         let config =
-            ServerConfig { listen, token, users, tls: own, limits, policy, checkpoint_root, metrics };
+            ServerConfig { listen, token, users, tls: own, exec, limits, policy, checkpoint_root, metrics };
         Ok(Resolved {
             config,
             metrics: observed,

@@ -21,6 +21,9 @@ use crate::units;
 /// Answers of schedulers that do not lead that one call follows, at most.
 const REDIRECTIONS: usize = 3;
 
+/// Path of the call whose request goes on for as long as it does.
+const STREAM: &str = "/aquifer.v1.Exec/Run";
+
 /// Where the schedulers are, and which of them was last found to lead.
 #[derive(Clone, Debug)]
 pub struct Servers {
@@ -101,6 +104,29 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// Asks the one that was last found to lead, once: what was sent cannot be sent again.
+    async fn stream(&self, request: http::Request<Body>) -> Result<Answer, tonic::Status> {
+        let (url, mut channel) = self.current();
+        let answer = match poll_fn(|cx| channel.poll_ready(cx)).await {
+            Ok(()) => channel.call(request).await,
+            Err(error) => Err(error),
+        };
+        let answer = answer.map_err(|error| self.failed(&url, error))?;
+        if let Some(leader) = answer.headers().get(LEADER).and_then(|leader| leader.to_str().ok()) {
+            self.turn(&url, Some(leader));
+        }
+        Ok(answer)
+    }
+
+    fn failed(&self, url: &str, error: tonic::transport::Error) -> tonic::Status {
+        match self.tls.explain(url, &error) {
+            Some(sentence) => tonic::Status::failed_precondition(sentence),
+            None => tonic::Status::from_error(error.into()),
+        }
+    }
+}
+
 type Answer = http::Response<Body>;
 
 impl Service<http::Request<Body>> for Servers {
@@ -116,6 +142,9 @@ impl Service<http::Request<Body>> for Servers {
         let shared = self.shared.clone();
         Box::pin(async move {
             let (head, body) = request.into_parts();
+            if head.uri.path() == STREAM {
+                return shared.stream(http::Request::from_parts(head, body)).await;
+            }
             // Requests are single messages, so that they can be sent to another one.
             let body = body.collect().await?.to_bytes();
             let (mut redirections, mut silent) = (0, 0);
@@ -142,11 +171,7 @@ impl Service<http::Request<Body>> for Servers {
                         shared.turn(&url, None);
                         silent += 1;
                         if !was_not_sent(&error) || shared.listed.len() <= silent {
-                            let explained = shared.tls.explain(&url, &error);
-                            return Err(match explained {
-                                Some(sentence) => tonic::Status::failed_precondition(sentence),
-                                None => tonic::Status::from_error(error.into()),
-                            });
+                            return Err(shared.failed(&url, error));
                         }
                     }
                 }

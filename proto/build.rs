@@ -5,7 +5,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let files = ["pool", "agent", "store"].map(|name| format!("aquifer/v1/{name}.proto"));
+    let files = ["pool", "agent", "exec", "store"].map(|name| format!("aquifer/v1/{name}.proto"));
     let descriptors = protox::compile(&files, ["."])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("aquifer.fds"), descriptors.encode_to_vec())?;

@@ -6,6 +6,7 @@ use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use aquifer_proto::v1;
 use pool::{Pool, program, shell, start, training, until};
 
 /// A user whom every system knows.
@@ -45,6 +46,16 @@ fn jobs_run_as_their_users_and_own_what_they_write() {
     let (of, root) =
         (fs::metadata(&made).expect("checkpoints"), fs::metadata(&checkpoints).expect("their root"));
     assert_ne!(of.uid(), root.uid(), "they are their user's");
+
+    // What runs beside a worker is its user's too, gains nothing, and can open its own ends by their names.
+    let mut spec = shell("exec sleep 100000");
+    spec.user = USER.into();
+    let job = pool.submit(spec);
+    pool.until_state(job, v1::JobState::Running);
+    let script = "id -un; id -gn; grep -c 'NoNewPrivs:.1' /proc/self/status; echo hello > /dev/stdout; pwd";
+    let said = pool.aquifer(&["exec", &format!("job-{job}"), "sh", "-c", script]).ok();
+    let dir = pool.run_dir(job, 1, 0).expect("a run directory");
+    assert_eq!(said, format!("{USER}\nnogroup\n1\nhello\n{}\n", dir.display()));
 
     for user in ["root", "no-such-user"] {
         let mut spec = shell("id -un");

@@ -227,13 +227,14 @@ fn commands() -> Vec<Vec<String>> {
 }
 
 /// The long-running commands have tests of their own.
-const CLIENT: [&str; 28] = [
+const CLIENT: [&str; 29] = [
     "run",
     "submit",
     "jobs",
     "job",
     "logs",
     "cancel",
+    "exec",
     "explain",
     "plan",
     "nodes",

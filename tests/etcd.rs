@@ -410,6 +410,15 @@ mod with_etcd {
         assert_eq!(status.code(), tonic::Code::Unavailable);
         assert_eq!(status.message(), format!("this scheduler stands by: the one at {url} leads"));
         assert_eq!(status.metadata().get("aquifer-leader").expect("a leader"), &url[..]);
+        // A command beside a worker goes to the one that leads, also of who takes old answers.
+        pool.agent("a", &[]);
+        let job = pool.submit(shell("exec sleep 100000"));
+        pool.until_state(job, Running);
+        for stale in ["false", "true"] {
+            let words = ["exec", "--server", &pool.url_of(other), &format!("job-{job}"), "echo", "hello"];
+            assert_eq!(pool.begin_with(&words, "AQUIFER_STALE", stale).finish().ok(), "hello\n");
+        }
+        pool.cancel(job);
         let health = |at: usize, service: &str| {
             let client = pool.another_client_of(at);
             let request = HealthCheckRequest { service: service.into() };

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::process;
-use crate::session::Incoming;
+use crate::session::{Incoming, Side};
 
 /// So many workers that come or go at a time put off what is told of them by a millisecond: the busier a node, the more
 /// is told at once. A node that is less busy than that tells everything as it happens.
@@ -47,6 +47,8 @@ pub enum Heard {
     Answered(Vec<Action>),
     /// It wants part of a log.
     Log(v1::LogQuestion),
+    /// It wants a command run beside a worker.
+    Exec(Box<v1::ExecOrder>, Side),
 }
 
 impl Conversation {
@@ -188,7 +190,11 @@ impl Conversation {
                 }
             },
             Incoming::Message(Down::Log(question)) => Heard::Log(question),
-            Incoming::Message(Down::Welcome(_)) => unreachable!("the session sets welcomes apart"),
+            Incoming::Exec(..) if self.scheduler.is_none() => Heard::Nothing,
+            Incoming::Exec(order, side) => Heard::Exec(order, side),
+            Incoming::Message(Down::Welcome(_) | Down::Exec(_)) => {
+                unreachable!("the session sets them apart")
+            }
         }
     }
 

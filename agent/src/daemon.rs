@@ -27,6 +27,7 @@ use crate::conversation::{Conversation, Heard, at, now};
 use crate::device::measured::{Figures, MeasureChoice, Measurements, Site, ToMeasure};
 use crate::device::watch::Watch;
 use crate::device::{Backends, Resets};
+use crate::exec::Commands;
 use crate::hiding::Hiding;
 use crate::host::Host;
 use crate::launcher::{Launch, Launcher, LauncherConfig, News, SupervisorCommand};
@@ -125,6 +126,8 @@ struct Daemon {
     probes: Probes,
     /// Launches that wait for the backends, or for the end of a measurement.
     waiting: VecDeque<(WorkerId, Arc<Order>)>,
+    /// What runs beside workers.
+    commands: Commands,
     host: Host,
     engine: EngineWatch,
     /// What makes parts of devices.
@@ -224,6 +227,7 @@ impl Daemon {
             hiding,
             probes: Probes::default(),
             waiting: VecDeque::new(),
+            commands: Commands::default(),
             host,
             engine,
             partitions,
@@ -249,6 +253,7 @@ impl Daemon {
                 self.act(actions);
             }
             Heard::Log(question) => self.answer_log(question),
+            Heard::Exec(order, side) => self.commands.carry(*order, side, self.launcher.run_dirs()),
         }
     }
 

@@ -390,6 +390,11 @@ impl Launcher {
         self.shared.dirs.of(id).path
     }
 
+    /// Where all that is known of workers is.
+    pub(crate) fn run_dirs(&self) -> RunDirs {
+        self.shared.dirs.clone()
+    }
+
     /// What is enforced on workers.
     pub fn limits(&self) -> Limits {
         self.shared.limits

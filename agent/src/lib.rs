@@ -7,6 +7,7 @@
 //! node offers.
 
 pub mod account;
+mod beside;
 pub mod cgroup;
 pub mod command;
 pub mod container;
@@ -14,6 +15,7 @@ mod conversation;
 pub mod crowd;
 mod daemon;
 pub mod device;
+mod exec;
 mod fork_server;
 pub mod frameworks;
 mod hiding;

@@ -65,13 +65,26 @@ pub fn boot_time_ms() -> u64 {
 pub fn kill_left_over(run_dir: &Path, supervisor: Option<(i32, u64)>) -> usize {
     let mark = [MARK.as_bytes(), b"=", run_dir.as_os_str().as_bytes()].concat();
     let session = supervisor.filter(|(pid, start)| stat(*pid).is_none_or(|stat| stat.start_time == *start));
+    kill_families(|pid, stat| {
+        session.is_some_and(|(leader, _)| stat.session == leader) || has_in_environment(pid, &mark)
+    })
+}
+
+/// Sends SIGKILL to every process that has this variable in its environment, and to its descendants, and says how many there were.
+pub fn kill_marked(name: &str, value: &str) -> usize {
+    let mark = format!("{name}={value}");
+    kill_families(|pid, _| has_in_environment(pid, mark.as_bytes()))
+}
+
+fn has_in_environment(pid: i32, mark: &[u8]) -> bool {
+    let environ = fs::read(format!("/proc/{pid}/environ"));
+    environ.is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|entry| entry == mark))
+}
+
+/// Kills processes with all their descendants, but for this one.
+fn kill_families(is_ours: impl Fn(i32, &Stat) -> bool) -> usize {
     let all: Vec<(i32, Stat)> = pids().filter_map(|pid| Some((pid, stat(pid)?))).collect();
     let own = rustix::process::getpid().as_raw_nonzero().get();
-    let is_ours = |pid: i32, stat: &Stat| {
-        session.is_some_and(|(leader, _)| stat.session == leader)
-            || fs::read(format!("/proc/{pid}/environ"))
-                .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|entry| entry == mark))
-    };
     let alive = |(pid, stat): &&(i32, Stat)| stat.state != b'Z' && stat.state != b'X' && *pid != own;
     let mut ours: Vec<i32> =
         all.iter().filter(alive).filter(|(pid, stat)| is_ours(*pid, stat)).map(|(pid, _)| *pid).collect();

@@ -83,6 +83,9 @@ pub(crate) struct Pids {
     pub worker: i32,
     pub boot_id: String,
     pub started_ms: u64,
+    /// Where the supervisor is told of commands beside the worker: the name of a socket without a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub door: Option<String>,
 }
 
 /// The lease file.

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 
 use crate::daemon::AgentError;
@@ -47,6 +47,8 @@ pub enum Incoming {
     Welcome(v1::Welcome, mpsc::Sender<v1::AgentMessage>),
     /// The scheduler said something.
     Message(Down),
+    /// It wants a command run beside a worker, and the agent to connect to it for that.
+    Exec(Box<v1::ExecOrder>, Side),
     /// The session is over.
     Ended(String),
 }
@@ -58,6 +60,29 @@ pub struct Link {
     pub urls: Vec<String>,
     pub tls: ClientTls,
     pub token: Option<MetadataValue<Ascii>>,
+}
+
+/// The scheduler of a session, for another connection to it.
+#[derive(Clone)]
+pub struct Side {
+    link: Link,
+    url: String,
+}
+
+impl Side {
+    /// Connects, and begins to carry a command. The connection is gone with what this returns and with `answers`.
+    ///
+    /// # Errors
+    /// The scheduler does not answer, or nobody waits for it any more.
+    pub async fn carry(
+        &self,
+        answers: mpsc::Receiver<v1::ExecAnswer>,
+    ) -> Result<Streaming<v1::ExecInput>, Status> {
+        let Side { link, url } = self;
+        let mut client = link.connect(url, LONGEST_CONNECTING).await?;
+        let inputs = client.exec(link.request(ReceiverStream::new(answers))).await;
+        Ok(inputs.map_err(|status| link.explained(url, status))?.into_inner())
+    }
 }
 
 /// Begins a session with what `hello` holds, again and again, until the daemon is gone.
@@ -125,6 +150,22 @@ impl Link {
             .keep_alive_while_idle(true))
     }
 
+    async fn connect(&self, url: &str, patience: Duration) -> Result<AgentsClient<Channel>, Status> {
+        let endpoint = self.endpoint(url).map_err(|error| Status::unavailable(error.to_string()))?;
+        let channel = endpoint.connect_timeout(patience).connect().await;
+        let channel = channel.map_err(|error| self.explained(url, Status::from_error(error.into())))?;
+        Ok(AgentsClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
+    }
+
+    /// With the token.
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        request
+    }
+
     /// The same, or in words if TLS is at fault.
     fn explained(&self, url: &str, status: Status) -> Status {
         self.tls.explain(url, &status).map_or(status, Status::unavailable)
@@ -164,6 +205,9 @@ async fn converse(
                 *lease = Duration::from_millis(welcome.lease_ms);
                 Incoming::Welcome(welcome, outbox.clone())
             }
+            Some(Down::Exec(order)) => {
+                Incoming::Exec(order.into(), Side { link: link.clone(), url: url.into() })
+            }
             Some(message) => Incoming::Message(message),
             None => continue,
         };
@@ -179,20 +223,9 @@ async fn begin(
     connecting: Duration,
     messages: mpsc::Receiver<v1::AgentMessage>,
 ) -> Result<Streaming<v1::SchedulerMessage>, Status> {
-    let endpoint = link.endpoint(url).map_err(|error| Status::unavailable(error.to_string()))?;
-    let channel = endpoint
-        .connect_timeout(connecting)
-        .connect()
-        .await
-        .map_err(|error| Status::from_error(error.into()));
-    let channel = channel.map_err(|status| link.explained(url, status))?;
-    let mut client = AgentsClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-    let mut request = Request::new(ReceiverStream::new(messages));
-    if let Some(token) = &link.token {
-        request.metadata_mut().insert("authorization", token.clone());
-    }
-    let session = client.session(request).await.map_err(|status| link.explained(url, status))?;
-    Ok(session.into_inner())
+    let mut client = link.connect(url, connecting).await?;
+    let session = client.session(link.request(ReceiverStream::new(messages))).await;
+    Ok(session.map_err(|status| link.explained(url, status))?.into_inner())
 }
 
 /// Between half and all of a pause. The low bits of the clock are as good as chance for keeping agents out of step.

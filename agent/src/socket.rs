@@ -13,7 +13,7 @@ use rustix::net::{
 };
 
 /// Descriptors of one message, at most.
-const MAX_DESCRIPTORS: usize = 2;
+const MAX_DESCRIPTORS: usize = 4;
 
 /// Two ends that keep messages apart. No program that is started inherits one.
 pub fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
@@ -34,11 +34,24 @@ pub fn send(socket: BorrowedFd, bytes: &[u8], descriptors: &[BorrowedFd]) -> Res
 
 /// Waits for a message: the number of its bytes, 0 at the end, and its descriptors.
 pub fn receive(socket: BorrowedFd, bytes: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
+    receive_with(socket, bytes, RecvFlags::empty())
+}
+
+/// The same without waiting: `AGAIN` if there is no message yet.
+pub fn receive_now(socket: BorrowedFd, bytes: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
+    receive_with(socket, bytes, RecvFlags::DONTWAIT)
+}
+
+fn receive_with(
+    socket: BorrowedFd,
+    bytes: &mut [u8],
+    flags: RecvFlags,
+) -> Result<(usize, Vec<OwnedFd>), Errno> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut bytes = [IoSliceMut::new(bytes)];
     let received = rustix::io::retry_on_intr(|| {
-        rustix::net::recvmsg(socket, &mut bytes, &mut control, RecvFlags::CMSG_CLOEXEC)
+        rustix::net::recvmsg(socket, &mut bytes, &mut control, flags | RecvFlags::CMSG_CLOEXEC)
     })?;
     let mut descriptors = Vec::with_capacity(MAX_DESCRIPTORS);
     for message in control.drain() {

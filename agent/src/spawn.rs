@@ -8,14 +8,15 @@ use std::convert::Infallible;
 use std::ffi::{CStr, CString, OsStr, OsString, c_char};
 use std::fs::File;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::{env, ptr};
 
 use nix::libc;
 use nix::sched::CloneFlags;
-use nix::sys::signal::{SIGPIPE, SigHandler, SigSet};
+use nix::sys::signal::{SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SigHandler, SigSet};
+use nix::unistd::ForkResult;
 use rustix::io::Errno;
 use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid, WaitOptions};
 use rustix::thread::CpuSet;
@@ -39,58 +40,16 @@ const SHELL: &CStr = c"/bin/sh";
 /// * `input`: its standard input. Both its outputs go to this process's standard error.
 /// * `groups`: by writing to these files it joins its control groups.
 pub(crate) fn spawn(spec: &Spec, run_dir: &Path, input: BorrowedFd, groups: &[File]) -> Result<Pid, String> {
-    let program = spec.command.first().ok_or("command is empty")?;
-    let working_dir = spec.working_dir.as_deref().unwrap_or(run_dir);
-    let cores = match spec.cpu_affinity.is_empty() {
-        true => None,
-        false => Some(crate::host::cpu_set(&spec.cpu_affinity)?),
-    };
-    let mut image = Image::new(spec).map_err(|error| format!("program {program}: {error}"))?;
-    let enter = CString::new(working_dir.as_os_str().as_bytes())
-        .map_err(|error| format!("working_dir {}: {error}", working_dir.display()))?;
-    let account = spec.account.as_ref().map(|account| {
-        let groups: Vec<Gid> = account.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
-        (Uid::from_raw(account.uid), Gid::from_raw(account.gid), groups)
-    });
-    let mut hidden = Hidden::new(&spec.hidden_nodes, &spec.own_nodes);
-    // An engine's client may need programs that are root's to whoever starts them; what it runs may not.
-    let may_gain_nothing = spec.container.is_none();
-    // What a program had in its memory is not left on the disk, unless it asks for that.
-    let no_core = Rlimit { current: Some(0), ..rustix::process::getrlimit(Resource::Core) };
-    let supervisor = rustix::process::getpid();
-    let (mut failure, mut stage, mut is_elsewhere) = (None, None, false);
-    let mut stack = vec![0; STACK];
+    let mut change = Change::new(spec, run_dir, groups)?;
+    let (mut failure, mut stack) = (None, vec![0; STACK]);
     let child = Box::new(|| {
-        let mut become_worker = || -> Result<Infallible, Errno> {
-            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-            if rustix::process::getppid() != Some(supervisor) {
-                return Err(Errno::PIPE);
-            }
+        let ends = || {
             rustix::process::setpgid(None, None)?;
-            let unconfined =
-                |_: &Errno| stage = Some("it cannot be confined to its cores and control groups");
-            confine(groups, cores.as_ref()).inspect_err(unconfined)?;
-            let unhidden = |_: &Errno| stage = Some("its node's other devices cannot be hidden from it");
-            hidden.hide().inspect_err(unhidden)?;
-            reset_signals()?;
             rustix::stdio::dup2_stdin(input)?;
-            rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
-            if let Some((uid, gid, groups)) = &account {
-                rustix::thread::set_thread_groups(groups)?;
-                rustix::thread::set_thread_gid(*gid)?;
-                rustix::thread::set_thread_uid(*uid)?;
-                // That has undone it.
-                rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-            }
-            if may_gain_nothing {
-                rustix::thread::set_no_new_privs(true)?;
-            }
-            rustix::process::setrlimit(Resource::Core, no_core)?;
-            rustix::process::chdir(enter.as_c_str()).inspect_err(|_| is_elsewhere = true)?;
-            image.execute()
+            rustix::stdio::dup2_stdout(rustix::stdio::stderr())
         };
-        failure = become_worker().err();
-        127
+        failure = change.carry_out(ends).err();
+        NOT_FOUND as isize
     });
     let shared = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
     // SAFETY: this process has one thread, handles no signal but its own faults, and stands still until the child has
@@ -98,19 +57,176 @@ pub(crate) fn spawn(spec: &Spec, run_dir: &Path, input: BorrowedFd, groups: &[Fi
     // dispositions of signals and the working directory are the child's own.
     #[allow(unsafe_code)]
     let started = unsafe { nix::sched::clone(child, &mut stack, shared, Some(libc::SIGCHLD)) };
-    let error = match (started.map(|pid| Pid::from_raw(pid.as_raw()).expect("a process")), failure) {
-        (Ok(pid), None) => return Ok(pid),
-        (Ok(pid), Some(errno)) => {
+    match (started.map(|pid| Pid::from_raw(pid.as_raw()).expect("a process")), failure) {
+        (Ok(pid), None) => Ok(pid),
+        (Ok(pid), Some(failure)) => {
             let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
-            io::Error::from(errno)
+            Err(change.why(failure))
         }
-        (Err(errno), _) => errno.into(),
-    };
-    Err(match stage {
-        Some(stage) => format!("{stage}: {error}"),
-        None if is_elsewhere => why_not_entered(working_dir, &error),
-        None => why_not_started(program, &error),
-    })
+        (Err(errno), _) => Err(why_not_started(&change.program, &errno.into())),
+    }
+}
+
+/// The three ends of a command beside a worker.
+pub(crate) struct Ends {
+    pub input: OwnedFd,
+    pub output: OwnedFd,
+    pub errors: OwnedFd,
+    /// They are a terminal, which is to be the command's own.
+    pub is_terminal: bool,
+}
+
+/// Exit code of a command whose program is not there, as of a shell; of one that cannot be executed it is one less.
+const NOT_FOUND: i32 = 127;
+
+/// Starts a command as a worker would be, in a session of its own. If it cannot begin, it says so on its standard error, and ends
+/// as in a shell.
+///
+/// Its directory or program may be where nothing answers: unlike a worker's start, which nothing runs beside, this one must not
+/// be waited for. So the child is a copy of this process.
+///
+/// To be called in a process of one thread.
+pub(crate) fn spawn_beside(spec: &Spec, run_dir: &Path, ends: &Ends, groups: &[File]) -> Result<Pid, String> {
+    let mut change = Change::new(spec, run_dir, groups)?;
+    // SAFETY: this process has one thread, so that the child finds no lock taken.
+    #[allow(unsafe_code)]
+    let forked = unsafe { nix::unistd::fork() };
+    match forked {
+        Ok(ForkResult::Parent { child }) => Ok(Pid::from_raw(child.as_raw()).expect("a process")),
+        Ok(ForkResult::Child) => {
+            // Where their memory is used up, it goes before the worker. Without that either may.
+            let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+            let owner = spec.account.as_ref().map(|account| Uid::from_raw(account.uid));
+            let Err(failure) = change.carry_out(|| ends.take(owner));
+            let is_missing = matches!(failure, (Stage::Program, Errno::NOENT));
+            eprintln!("aquifer: {}", change.why(failure));
+            std::process::exit(if is_missing { NOT_FOUND } else { NOT_FOUND - 1 })
+        }
+        Err(errno) => Err(format!("cannot fork: {errno}")),
+    }
+}
+
+impl Ends {
+    /// Makes them the calling process's, in a new session, and its user's: programs open them anew by their names.
+    fn take(&self, owner: Option<Uid>) -> Result<(), Errno> {
+        let Ends { input, output, errors, is_terminal } = self;
+        rustix::stdio::dup2_stdin(input)?;
+        rustix::stdio::dup2_stdout(output)?;
+        rustix::stdio::dup2_stderr(errors)?;
+        rustix::process::setsid()?;
+        // An agent that was started beside its shell ignores some, and a terminal means them.
+        for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
+            set_default(signal)?;
+        }
+        if *is_terminal {
+            rustix::process::ioctl_tiocsctty(input)?;
+        }
+        for end in [input, output, errors] {
+            rustix::fs::fchown(end, owner, None)?;
+        }
+        Ok(())
+    }
+}
+
+/// What did not succeed on the way to a program.
+#[derive(Clone, Copy)]
+enum Stage {
+    Begin,
+    Confine,
+    Hide,
+    Enter,
+    Program,
+}
+
+/// All that a child needs to become a worker, or a command beside one: made before there is a child that must not allocate.
+struct Change<'a> {
+    program: String,
+    image: Image,
+    working_dir: PathBuf,
+    enter: CString,
+    account: Option<(Uid, Gid, Vec<Gid>)>,
+    hidden: Hidden,
+    cores: Option<CpuSet>,
+    groups: &'a [File],
+    no_core: Rlimit,
+    may_gain_nothing: bool,
+    supervisor: Pid,
+}
+
+impl<'a> Change<'a> {
+    fn new(spec: &Spec, run_dir: &Path, groups: &'a [File]) -> Result<Change<'a>, String> {
+        let program = spec.command.first().ok_or("command is empty")?.clone();
+        let working_dir = spec.working_dir.clone().unwrap_or_else(|| run_dir.to_path_buf());
+        let cores = match spec.cpu_affinity.is_empty() {
+            true => None,
+            false => Some(crate::host::cpu_set(&spec.cpu_affinity)?),
+        };
+        let image = Image::new(spec).map_err(|error| format!("program {program}: {error}"))?;
+        let enter = CString::new(working_dir.as_os_str().as_bytes())
+            .map_err(|error| format!("working_dir {}: {error}", working_dir.display()))?;
+        let account = spec.account.as_ref().map(|account| {
+            let groups: Vec<Gid> = account.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+            (Uid::from_raw(account.uid), Gid::from_raw(account.gid), groups)
+        });
+        Ok(Change {
+            program,
+            image,
+            working_dir,
+            enter,
+            account,
+            hidden: Hidden::new(&spec.hidden_nodes, &spec.own_nodes),
+            cores,
+            groups,
+            // What a program had in its memory is not left on the disk, unless it asks for that.
+            no_core: Rlimit { current: Some(0), ..rustix::process::getrlimit(Resource::Core) },
+            // An engine's client may need programs that are root's to whoever starts them; what it runs may not.
+            may_gain_nothing: spec.container.is_none(),
+            supervisor: rustix::process::getpid(),
+        })
+    }
+
+    /// Turns the calling process, a child of the supervisor, into its program.
+    ///
+    /// * `ends`: gives it its place among processes, and its standard input and outputs.
+    fn carry_out(&mut self, ends: impl FnOnce() -> Result<(), Errno>) -> Result<Infallible, (Stage, Errno)> {
+        let at = |stage: Stage| move |errno: Errno| (stage, errno);
+        let begin = at(Stage::Begin);
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(begin)?;
+        if rustix::process::getppid() != Some(self.supervisor) {
+            return Err(begin(Errno::PIPE));
+        }
+        ends().map_err(begin)?;
+        confine(self.groups, self.cores.as_ref()).map_err(at(Stage::Confine))?;
+        self.hidden.hide().map_err(at(Stage::Hide))?;
+        reset_signals().map_err(begin)?;
+        self.become_user().map_err(begin)?;
+        rustix::process::chdir(self.enter.as_c_str()).map_err(at(Stage::Enter))?;
+        self.image.execute().map_err(at(Stage::Program))
+    }
+
+    fn become_user(&self) -> Result<(), Errno> {
+        if let Some((uid, gid, groups)) = &self.account {
+            rustix::thread::set_thread_groups(groups)?;
+            rustix::thread::set_thread_gid(*gid)?;
+            rustix::thread::set_thread_uid(*uid)?;
+            // That has undone it.
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        }
+        if self.may_gain_nothing {
+            rustix::thread::set_no_new_privs(true)?;
+        }
+        rustix::process::setrlimit(Resource::Core, self.no_core)
+    }
+
+    fn why(&self, (stage, errno): (Stage, Errno)) -> String {
+        let error = io::Error::from(errno);
+        match stage {
+            Stage::Confine => format!("it cannot be confined to its cores and control groups: {error}"),
+            Stage::Hide => format!("its node's other devices cannot be hidden from it: {error}"),
+            Stage::Enter => why_not_entered(&self.working_dir, &error),
+            Stage::Begin | Stage::Program => why_not_started(&self.program, &error),
+        }
+    }
 }
 
 fn confine(groups: &[File], cores: Option<&CpuSet>) -> Result<(), Errno> {
@@ -122,11 +238,15 @@ fn confine(groups: &[File], cores: Option<&CpuSet>) -> Result<(), Errno> {
 
 /// Undoes what this process has changed for itself.
 fn reset_signals() -> Result<(), Errno> {
-    let errno = |errno: nix::Error| Errno::from_raw_os_error(errno as i32);
+    set_default(SIGPIPE)?;
+    SigSet::empty().thread_set_mask().map_err(|errno| Errno::from_raw_os_error(errno as i32))
+}
+
+fn set_default(signal: nix::sys::signal::Signal) -> Result<(), Errno> {
     // SAFETY: no code of ours is installed as a handler.
     #[allow(unsafe_code)]
-    unsafe { nix::sys::signal::signal(SIGPIPE, SigHandler::SigDfl) }.map_err(errno)?;
-    SigSet::empty().thread_set_mask().map_err(errno)
+    let set = unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) };
+    set.map(drop).map_err(|errno| Errno::from_raw_os_error(errno as i32))
 }
 
 /// What the child becomes: made before there is a child, because what that allocates would never be freed.

@@ -23,6 +23,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
+use crate::beside::{Beside, Door};
 use crate::cgroup::{Group, Made};
 use crate::container::{Left, Outcome, last_line};
 use crate::run_dir::{Lease, Pids, RunDir, Spec, unix_ms};
@@ -56,6 +57,8 @@ struct Tools {
     nothing: File,
     /// When this process was started.
     started: u64,
+    /// Where commands beside workers are asked for; `None`: the machine gives no socket.
+    door: Option<Door>,
     /// The control groups of the last worker: to make and to remove them costs more than the next one's start.
     groups: Option<Made>,
 }
@@ -121,6 +124,7 @@ impl Tools {
             timer: boot_timer(),
             nothing: nothing.map_err(|error| format!("/dev/null: {error}"))?,
             started: process::start_time(rustix::process::getpid().as_raw_pid()),
+            door: Door::open().ok(),
             groups: None,
         };
         tools.rest();
@@ -183,6 +187,8 @@ struct Supervisor<'a> {
     spec: &'a Spec,
     dir: &'a RunDir,
     worker: Pid,
+    /// What else runs in its place.
+    beside: Beside<'a>,
     /// How the worker's first process ended; others may still be there.
     ended: Option<WaitStatus>,
     /// It was not left to end by itself.
@@ -212,6 +218,7 @@ fn run_worker(dir: &RunDir, tools: &mut Tools) -> Result<(Exit, bool), String> {
         worker: i32::MAX,
         boot_id: spec.boot_id.clone(),
         started_ms: unix_ms(),
+        door: tools.door.as_ref().map(|door| door.name.clone()),
     };
     // A worker may fill the disk before this process gets to say who it is.
     let room = json::Room::reserve(&dir.pid_path(), &pids).map_err(say("cannot write pid.json"))?;
@@ -224,6 +231,7 @@ fn run_worker(dir: &RunDir, tools: &mut Tools) -> Result<(Exit, bool), String> {
         spec: &spec,
         dir,
         worker,
+        beside: Beside::new(tools.door.as_ref()),
         ended: None,
         killed: false,
         outcome: None,
@@ -249,6 +257,7 @@ impl Supervisor<'_> {
         while self.ended.is_none() {
             let deadline_ms = [self.lease_ms, self.grace_end_ms].into_iter().flatten().min();
             let mut waits = vec![PollFd::new(&tools.signals, PollFlags::IN)];
+            waits.extend(self.beside.waits());
             let mut timeout = None;
             if let Some(deadline_ms) = deadline_ms {
                 match &tools.timer {
@@ -256,13 +265,17 @@ impl Supervisor<'_> {
                     _ => timeout = Some(&Timespec { tv_sec: 1, tv_nsec: 0 }),
                 }
             }
-            if self.grace_end_ms.is_some() {
+            if self.grace_end_ms.is_some() || self.beside.is_pressed() {
                 timeout = Some(&LOOK_FOR_ACK);
             }
             let _ = rustix::event::poll(&mut waits, timeout);
+            drop(waits);
             self.on_signals(&tools.signals);
             if self.ended.is_none() {
-                self.on_time(process::boot_time_ms());
+                let now_ms = process::boot_time_ms();
+                self.on_time(now_ms);
+                let groups = tools.groups.as_ref().map_or(&[][..], Made::join);
+                self.beside.look(now_ms, self.spec, self.dir, groups);
             }
         }
     }
@@ -340,6 +353,7 @@ impl Supervisor<'_> {
                 if pid == self.worker {
                     self.ended = Some(status);
                 }
+                self.beside.on_end(pid, status, self.killed || self.ended.is_some());
                 Reaped::One
             }
             Ok(None) => Reaped::NoneYet,

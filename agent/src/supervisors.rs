@@ -67,7 +67,7 @@ impl Supervisor {
 }
 
 /// Has the runtime wait for a descriptor to become readable.
-fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open until it is dropped, and nothing here takes it out of the `AsyncFd`.
     #[allow(unsafe_code)]
     let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE)? };

@@ -9,6 +9,10 @@ use tokio::process::{Child, Command};
 
 use crate::said::{last_line, memory_file, read};
 
+/// Exit code of a program that could not do now what was asked, which says nothing of what it was asked about: `EX_TEMPFAIL` of
+/// `sysexits.h`.
+pub(crate) const LATER: i32 = 75;
+
 /// How a program ended.
 #[derive(Debug)]
 pub(crate) enum Ended {

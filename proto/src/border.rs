@@ -8,6 +8,7 @@ use aquifer_core::*;
 use crate::v1;
 
 mod assignments;
+mod commands;
 mod image;
 mod inventory;
 mod load;
@@ -15,6 +16,9 @@ mod mounts;
 mod programs;
 
 pub use assignments::assignment;
+pub use commands::{
+    LEAST_PIECE, MAX_PIECE, MAX_UNTAKEN, Terminal, Wanted, piece, wanted, weight, window_size,
+};
 use image::image;
 pub use inventory::inventory;
 use mounts::mounts;

@@ -11,8 +11,6 @@ use crate::trial::{self, Ended, Trouble};
 
 /// How long a probe may take: it waits for the others, a card's driver starts, and all of them add up.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// Exit code of one that could not be made, which says nothing of the node.
-const UNABLE: i32 = 75;
 
 /// What came of a probe.
 pub(super) struct Probed {
@@ -69,7 +67,7 @@ impl Daemon {
         tokio::spawn(async move {
             let how = match trial::run(command, PATIENCE, async { _ = stopped.await }).await {
                 Ended::Over { trouble: None, .. } => ProbeState::Passed,
-                Ended::Over { trouble: Some(Trouble { code: Some(UNABLE), what }), .. } => {
+                Ended::Over { trouble: Some(Trouble { code: Some(trial::LATER), what }), .. } => {
                     tracing::warn!("a probe could not be made: {what}");
                     ProbeState::Yielded
                 }

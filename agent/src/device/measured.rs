@@ -131,6 +131,12 @@ struct Key {
     program: String,
 }
 
+impl Key {
+    fn is_of_site(&self) -> bool {
+        self.program.starts_with(OF_SITE)
+    }
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Entry {
     of: Key,
@@ -158,17 +164,18 @@ impl Measurements {
         self.site.as_ref()
     }
 
+    /// Whether a program of the site measures devices, or has measured any.
+    pub(super) fn may_be_of_site(&self) -> bool {
+        self.site.is_some() || self.entries.iter().any(|entry| entry.of.is_of_site())
+    }
+
     /// What a class does, as it was measured under this driver and by this very program.
     pub fn of(&self, class: &DeviceClass, under: &Under) -> Option<&Figures> {
         let key = self.key(class, under);
         let is_any_site = under.by == By::Site && self.site.is_none();
-        let is_it = |of: &Key| match is_any_site {
-            true => {
-                of.program.starts_with(OF_SITE) && Key { program: of.program.clone(), ..key.clone() } == *of
-            }
-            false => *of == key,
-        };
-        let entry = self.entries.iter().find(|entry| is_it(&entry.of));
+        let is_by_it = |of: &Key| if is_any_site { of.is_of_site() } else { of.program == key.program };
+        let is_of_it = |of: &Key| of.vendor == key.vendor && of.model == key.model && of.driver == key.driver;
+        let entry = self.entries.iter().find(|entry| is_of_it(&entry.of) && is_by_it(&entry.of));
         entry.map(|entry| &entry.figures).filter(|figures| figures.tflops().is_some())
     }
 
@@ -254,12 +261,9 @@ pub enum Ended {
     Failed(String),
     /// Somebody needs the device.
     Stopped,
-    /// The device is in use, as the site's program says: it is to be tried again later.
+    /// The device is in use, as the site's program says by its [exit code](trial::LATER): it is to be tried again later.
     Busy,
 }
-
-/// Exit code of a program of the site that says so: `EX_TEMPFAIL` of `sysexits.h`.
-const BUSY: i32 = 75;
 
 const WORKER: [&str; 3] = ["worker", "measure", "--lines"];
 
@@ -284,7 +288,7 @@ pub async fn measure(
     };
     command.args(probe.then_some("--probe"));
     let (said, trouble) = match trial::run(command, patience, stop).await {
-        trial::Ended::Over { trouble: Some(Trouble { code: Some(BUSY), .. }), .. }
+        trial::Ended::Over { trouble: Some(Trouble { code: Some(trial::LATER), .. }), .. }
             if matches!(of.on, On::Site(_)) =>
         {
             return Ended::Busy;
@@ -387,6 +391,11 @@ mod tests {
         assert_eq!(open(&file).of(&class("910b"), &newer), None);
         std::fs::write(&program, "another one").unwrap();
         assert_eq!(with(&program).of(&class("910b"), &by_site), None, "the program was changed");
+        assert!(open(&file).may_be_of_site() && with(&program).may_be_of_site());
+        let (other, mut by_worker) = (dir.path().join("other.json"), Measurements::default());
+        assert!(Measurements::open(&other, Some(Site::new(program))).may_be_of_site(), "it may measure yet");
+        by_worker.enter(&class("epyc"), &under("6.1"), figures(0.2)).unwrap();
+        assert!(!by_worker.may_be_of_site());
     }
 
     /// What a program that is no worker gives.

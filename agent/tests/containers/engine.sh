@@ -43,6 +43,23 @@ run)
         [[ $again ]] || exit $code
     done
     ;;
+exec)
+    # As of docker, what runs stays when its client is killed.
+    env=()
+    while [[ $1 == --* ]]; do
+        [[ $1 == --env=* ]] && env+=("${1#*=}")
+        shift
+    done
+    name=$1
+    shift
+    program=$(cat "$here/$name/pid") || exit 125
+    mapfile -d '' -t own <"/proc/$program/environ"
+    cd "/proc/$program/cwd" || exit 125
+    setsid env -i "${own[@]}" "${env[@]}" "$@" <&0 &
+    echo $! >>"$here/$name/beside"
+    wait $!
+    exit $?
+    ;;
 inspect)
     cat "$here/${*: -1}/state" || { echo 'Error: no such container' >&2; exit 1; }
     ;;
@@ -52,7 +69,9 @@ rm)
         echo "Error: No such container: $name" >&2
         exit 1
     fi
-    kill -KILL -"$(cat "$here/$name/pid")" 2>/dev/null
+    for program in $(cat "$here/$name/pid" "$here/$name/beside" 2>/dev/null); do
+        kill -KILL -"$program" 2>/dev/null
+    done
     rm -r "${here:?}/$name"
     ;;
 esac

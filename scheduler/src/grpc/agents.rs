@@ -11,6 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::exec::Desk;
 use crate::callers::{Caller, User};
 use crate::limits::Place;
 use crate::rivals::Known;
@@ -26,11 +27,12 @@ type Outbox = Pin<Box<dyn Stream<Item = Result<v1::SchedulerMessage, Status>> + 
 /// Carries reports up, assignments down.
 pub struct AgentsService {
     runtime: Runtime,
+    desk: Arc<Desk>,
 }
 
 impl AgentsService {
-    pub fn new(runtime: Runtime) -> AgentsService {
-        AgentsService { runtime }
+    pub fn new(runtime: Runtime, desk: Arc<Desk>) -> AgentsService {
+        AgentsService { runtime, desk }
     }
 }
 
@@ -42,11 +44,7 @@ impl v1::agents_server::Agents for AgentsService {
         &self,
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Outbox>, Status> {
-        if let Caller::User(User { name, .. }) = Caller::of(&request) {
-            return Err(Status::permission_denied(format!(
-                "this token is of {name}: an agent needs the pool's, in the file that --token-file names"
-            )));
-        }
+        only_agents(&request)?;
         let place = request.extensions().get::<Arc<Place>>();
         let from = place.map_or("somewhere".into(), |place| place.client().to_string());
         let mut inbox = request.into_inner();
@@ -94,6 +92,26 @@ impl v1::agents_server::Agents for AgentsService {
             });
         }
         Ok(Response::new(Box::pin(ReceiverStream::new(outbox))))
+    }
+
+    type ExecStream = ReceiverStream<Result<v1::ExecInput, Status>>;
+
+    async fn exec(
+        &self,
+        request: Request<Streaming<v1::ExecAnswer>>,
+    ) -> Result<Response<Self::ExecStream>, Status> {
+        only_agents(&request)?;
+        Ok(Response::new(self.desk.connect(request.into_inner()).await?))
+    }
+}
+
+/// Lets pass who has the pool's token.
+fn only_agents<T>(request: &Request<T>) -> Result<(), Status> {
+    match Caller::of(request) {
+        Caller::Pool => Ok(()),
+        Caller::User(User { name, .. }) => Err(Status::permission_denied(format!(
+            "this token is of {name}: an agent needs the pool's, in the file that --token-file names"
+        ))),
     }
 }
 

@@ -181,7 +181,24 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
 
 /// A service whose calls count against the limits of who makes them.
 #[derive(Clone)]
-pub struct Metered<S>(pub S);
+pub struct Metered<S> {
+    service: S,
+    /// Requests end when their calls do.
+    streams: bool,
+}
+
+impl<S> Metered<S> {
+    /// One whose requests are to arrive soon.
+    pub fn calls(service: S) -> Metered<S> {
+        Metered { service, streams: false }
+    }
+
+    /// One whose requests go on for as long as their calls. Of those nothing is kept but what its stream's window and one message
+    /// hold.
+    pub fn streams(service: S) -> Metered<S> {
+        Metered { service, streams: true }
+    }
+}
 
 impl<S: NamedService> NamedService for Metered<S> {
     const NAME: &'static str = S::NAME;
@@ -209,7 +226,7 @@ where
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let place = request.extensions().get::<Arc<Place>>().expect("connections have places").clone();
-        let mut service = self.0.clone();
+        let (mut service, streams) = (self.service.clone(), self.streams);
         let path = request.uri().path();
         let span = tracing::info_span!(target: SPANS, "rpc", otel.name = path, otel.kind = "server", client = %place.client());
         let answered = async move {
@@ -224,7 +241,10 @@ where
             if !wait.is_zero() {
                 sleep(wait).await;
             }
-            let request = request.map(|body| Body::new(Arriving { body, call: call.clone(), timer: None }));
+            let request = request.map(|body| match streams {
+                true => body,
+                false => Body::new(Arriving { body, call: call.clone(), timer: None }),
+            });
             let answer = CALL.scope(call.clone(), async {
                 poll_fn(|context| service.poll_ready(context)).await?;
                 service.call(request).await

@@ -1,6 +1,7 @@
 //! The services, and the server that carries them.
 
 mod agents;
+mod exec;
 mod front;
 mod logs;
 mod past;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use aquifer_core::Policy;
 use aquifer_proto::DESCRIPTORS;
 use aquifer_proto::v1::agents_server::AgentsServer;
+use aquifer_proto::v1::exec_server::ExecServer;
 use aquifer_proto::v1::pool_server::PoolServer;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{oneshot, watch};
@@ -48,6 +50,9 @@ pub(crate) use view::{STATE_WORDS, state_at};
 const MAX_CLIENT_MESSAGE: usize = 4 << 20;
 /// Bytes of an agent's message, at most: a report of 65,535 devices fits.
 const MAX_AGENT_MESSAGE: usize = 16 << 20;
+
+/// Bytes of one message for a command, at most: the longest command, or a piece of what it reads.
+const MAX_EXEC_MESSAGE: usize = 128 << 10;
 
 /// Connections that may wait to be accepted: after a restart all agents come at once, and what finds no place tries again
 /// a second later at the earliest. The kernel may have a lower bound of its own (`net.core.somaxconn`).
@@ -78,6 +83,8 @@ pub struct ServerConfig {
     pub users: Option<Arc<Users>>,
     /// TLS of all connections; `None`: everything travels in clear text.
     pub tls: Option<Tls>,
+    /// Whether commands may be run beside workers, by whom they are of, and by administrators.
+    pub exec: bool,
     /// What clients may take.
     pub limits: Limits,
     /// Rules of the pool.
@@ -139,7 +146,8 @@ pub async fn serve(
 
     let door = Door { guard: Guard::new(config.token.as_deref()), users: config.users.clone() };
     let (leader, seen) = watch::channel(String::new());
-    let services = Services { pool: Switch::new(&seen), agents: Switch::new(&seen) };
+    let services =
+        Services { pool: Switch::new(&seen), exec: Switch::new(&seen), agents: Switch::new(&seen) };
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_not_serving::<PoolServer<pool::PoolService>>().await;
     let reflection = || {
@@ -154,10 +162,11 @@ pub async fn serve(
         .max_concurrent_streams(STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .add_service(Metered(health_service))
-        .add_service(Metered(InterceptedService::new(reflection().build_v1()?, door.clone())))
-        .add_service(Metered(InterceptedService::new(reflection().build_v1alpha()?, door.clone())))
-        .add_service(Metered(InterceptedService::new(services.pool.clone(), door.clone())))
+        .add_service(Metered::calls(health_service))
+        .add_service(Metered::calls(InterceptedService::new(reflection().build_v1()?, door.clone())))
+        .add_service(Metered::calls(InterceptedService::new(reflection().build_v1alpha()?, door.clone())))
+        .add_service(Metered::calls(InterceptedService::new(services.pool.clone(), door.clone())))
+        .add_service(Metered::streams(InterceptedService::new(services.exec.clone(), door.clone())))
         .add_service(InterceptedService::new(services.agents.clone(), door));
     let lead = async |store: Box<dyn Store>| -> Result<oneshot::Receiver<StoreError>, StoreError> {
         let (metrics, meters) = (config.metrics.clone(), config.metrics.meters());
@@ -165,7 +174,7 @@ pub async fn serve(
         let start = move || Runtime::start(config.policy, root, store, meters);
         let (runtime, failure) = spawn_blocking(start).await.expect("the start does not panic")?;
         metrics.lead(runtime.clone());
-        services.lead(runtime, metrics);
+        services.lead(runtime, metrics, config.exec);
         health.set_serving::<PoolServer<pool::PoolService>>().await;
         Ok(failure)
     };
@@ -238,6 +247,7 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 /// What answers once this scheduler leads.
 struct Services {
     pool: Switch<PoolServer<pool::PoolService>>,
+    exec: Switch<ExecServer<exec::ExecService>>,
     agents: Switch<AgentsServer<agents::AgentsService>>,
 }
 
@@ -249,9 +259,12 @@ impl Services {
         self.pool.follow(follower, pool);
     }
 
-    fn lead(&self, runtime: Runtime, metrics: Metrics) {
+    fn lead(&self, runtime: Runtime, metrics: Metrics, exec: bool) {
         self.pool.set(pool_server(runtime.clone(), metrics));
-        let agents = AgentsServer::new(agents::AgentsService::new(runtime));
+        let desk = Arc::new(exec::Desk::default());
+        let exec = ExecServer::new(exec::ExecService::new(runtime.clone(), desk.clone(), exec));
+        self.exec.set(exec.max_decoding_message_size(MAX_EXEC_MESSAGE));
+        let agents = AgentsServer::new(agents::AgentsService::new(runtime, desk));
         self.agents.set(agents.max_decoding_message_size(MAX_AGENT_MESSAGE));
     }
 }

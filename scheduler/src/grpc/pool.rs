@@ -56,18 +56,8 @@ impl PoolService {
         }
     }
 
-    /// Lets pass who may change a job, or see what it keeps to itself.
     async fn own(&self, caller: &Caller, job: JobId) -> Result<(), Status> {
-        let Caller::User(User { is_admin: false, .. }) = caller else { return Ok(()) };
-        let user = self.query(move |cluster| cluster.jobs().get(job).map(|job| job.spec.user.clone()));
-        let user = match user.await? {
-            Some(user) => user,
-            None => match past::job(&self.runtime, job).await? {
-                Some(job) => job.spec.user.clone(),
-                None => return Err(refused(Refusal::UnknownJob(job))),
-            },
-        };
-        caller.own(&user, &job.to_string())
+        own(&self.runtime, caller, job).await
     }
 
     async fn query<T: Send + 'static>(
@@ -100,6 +90,20 @@ impl PoolService {
         self.command(command).await?;
         Ok(Response::new(v1::NodeResponse {}))
     }
+}
+
+/// Lets pass who may change a job, or see what it keeps to itself.
+pub async fn own(runtime: &Runtime, caller: &Caller, job: JobId) -> Result<(), Status> {
+    let Caller::User(User { is_admin: false, .. }) = caller else { return Ok(()) };
+    let user = runtime.query(move |cluster| cluster.jobs().get(job).map(|job| job.spec.user.clone()));
+    let user = match user.await.map_err(unavailable)? {
+        Some(user) => user,
+        None => match past::job(runtime, job).await? {
+            Some(job) => job.spec.user.clone(),
+            None => return Err(refused(Refusal::UnknownJob(job))),
+        },
+    };
+    caller.own(&user, &job.to_string())
 }
 
 /// All that is durable.

@@ -84,7 +84,8 @@ impl Backends {
         let by_site = || {
             let is_card = found.class.vendor != Vendor::Cpu && !backend.is_trusted() && found.one_of == 1;
             let driver = || pci::driver(&self.roots.pci(&found.place));
-            is_card.then(|| Under { driver: driver(), by: By::Site })
+            // The driver is read from files each time: one may be loaded anew.
+            (is_card && self.measured.may_be_of_site()).then(|| Under { driver: driver(), by: By::Site })
         };
         let by_worker = backend.measured_under().map(|driver| Under { driver, by: By::Worker });
         by_worker.or_else(by_site)
