@@ -5,8 +5,9 @@
 //! no tile register itself. Source: Intel, "Intel 64 and IA-32 architectures software developer's manual", volume 1, chapter 18.
 #![allow(unsafe_code)]
 
+use super::bf16::Bf16;
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+use std::arch::x86_64::{__cpuid, __cpuid_count, _MM_HINT_T1, _mm_prefetch, _xgetbv};
 
 /// Rows of a tile, columns of a tile of sums, and pairs in a row of a factor.
 pub const TILE: usize = 16;
@@ -166,6 +167,86 @@ product!(
     [],
     ["/* {below} */"]
 );
+
+/// The content of a tile: 16 rows of 16 words, each of which is a pair of bf16 or a sum.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Tile(pub [[u32; TILE]; TILE]);
+
+impl Tile {
+    /// All zeros.
+    pub const ZERO: Tile = Tile([[0; TILE]; TILE]);
+}
+
+/// Defines the sums of 32 rows of a matrix with one or two groups of 16 vectors, `sums[group][half of the rows]`.
+///
+/// A vector's tiles are those of its two parts, block by block. All first parts of a block go before all second ones, because a
+/// tile of sums takes three products until it can be added to again.
+macro_rules! dots {
+    ($(#[$meta:meta])* $name:ident, $groups:literal, [$($zero:literal),*], [$($first:literal),*], [$($second:literal),*], [$($store:literal),*]) => {
+        $(#[$meta])*
+        ///
+        /// # Safety
+        /// `rows` are 32 rows of as many blocks of 32 elements as each group has pairs of tiles.
+        pub unsafe fn $name(_: &Tiles, rows: &[Bf16], groups: [&[Tile]; $groups], sums: &mut [[Tile; 2]; 2]) {
+            let row_bytes = rows.len() / 32 * size_of::<Bf16>();
+            let mut ahead = rows.as_ptr_range().end.cast::<u8>();
+            // SAFETY: as the caller promises; there are tiles, as one holds them; what is asked for ahead need not be ours.
+            unsafe {
+                asm!("tilezero tmm0", "tilezero tmm1", $($zero,)* options(nostack, preserves_flags, nomem));
+                for block in 0..groups[0].len() / 2 {
+                    let row = rows.as_ptr().byte_add(64 * block);
+                    // As much of the next rows as is read of these.
+                    for line in 0..32 {
+                        prefetch_to_second(ahead.wrapping_add(64 * line));
+                    }
+                    ahead = ahead.wrapping_add(32 * 64);
+                    asm!(
+                        "tileloadd tmm4, [{upper} + {row_bytes}*1]",
+                        "tileloadd tmm5, [{lower} + {row_bytes}*1]",
+                        "tileloadd tmm6, [{one} + {tile_row}*1]",
+                        "tdpbf16ps tmm0, tmm4, tmm6",
+                        "tdpbf16ps tmm1, tmm5, tmm6",
+                        $($first,)*
+                        "tileloadd tmm6, [{one} + {tile_row}*1 + 1024]",
+                        "tdpbf16ps tmm0, tmm4, tmm6",
+                        "tdpbf16ps tmm1, tmm5, tmm6",
+                        $($second,)*
+                        upper = in(reg) row, lower = in(reg) row.byte_add(16 * row_bytes), row_bytes = in(reg) row_bytes,
+                        one = in(reg) &raw const groups[0][2 * block], other = in(reg) &raw const groups[$groups - 1][2 * block],
+                        tile_row = in(reg) 64usize,
+                        options(nostack, preserves_flags, readonly)
+                    );
+                }
+                asm!(
+                    "tilestored [{sums} + {tile_row}*1], tmm0", "tilestored [{sums} + {tile_row}*1 + 1024], tmm1", $($store,)*
+                    sums = in(reg) sums, tile_row = in(reg) 64usize,
+                    options(nostack, preserves_flags)
+                );
+            }
+        }
+    };
+}
+
+dots!(
+    /// Of one group.
+    dots_16, 1, [], ["/* {other} */"], ["/* {other} */"], []
+);
+dots!(
+    /// Of two groups.
+    dots_32, 2,
+    ["tilezero tmm2", "tilezero tmm3"],
+    ["tileloadd tmm7, [{other} + {tile_row}*1]", "tdpbf16ps tmm2, tmm4, tmm7", "tdpbf16ps tmm3, tmm5, tmm7"],
+    ["tileloadd tmm7, [{other} + {tile_row}*1 + 1024]", "tdpbf16ps tmm2, tmm4, tmm7", "tdpbf16ps tmm3, tmm5, tmm7"],
+    ["tilestored [{sums} + {tile_row}*1 + 2048], tmm2", "tilestored [{sums} + {tile_row}*1 + 3072], tmm3"]
+);
+
+/// Asks for a cache line, for the second-level cache: the first one has no room for what is read ahead here.
+#[inline(always)]
+fn prefetch_to_second(address: *const u8) {
+    // SAFETY: a hint, which reads nothing.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
+}
 
 /// Operations of a turn of [`multiply`].
 pub const PEAK_OPERATIONS: f64 = 4.0 * (2 * TILE * TILE * 2 * TILE) as f64;

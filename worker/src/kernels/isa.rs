@@ -44,6 +44,15 @@ impl Isa {
         Isa::Portable
     }
 
+    /// Whether products of bf16 are of whole tiles, many times faster than those of f32.
+    pub fn multiplies_tiles(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        let has = self == Isa::Amx;
+        #[cfg(not(target_arch = "x86_64"))]
+        let has = false;
+        has
+    }
+
     /// Its name for people.
     pub fn name(self) -> &'static str {
         match self {

@@ -444,9 +444,9 @@ fn interleave(low: __m256i, high: __m256i) -> __m512i {
     _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high)))
 }
 
-/// Rows become columns.
+/// Rows become columns, of 16 words each.
 #[target_feature(enable = "avx512f")]
-fn transpose(mut r: [__m512i; V]) -> [__m512i; V] {
+pub fn transpose(mut r: [__m512i; V]) -> [__m512i; V] {
     let mut t = r;
     for i in 0..8 {
         t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);

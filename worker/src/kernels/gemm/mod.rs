@@ -21,6 +21,8 @@ use super::Precision;
 use super::bf16::Bf16;
 use super::isa::{Isa, PORTABLE_FMA};
 use super::pool::{Parts, Pool};
+#[cfg(target_arch = "x86_64")]
+pub use avx512::transpose;
 use portable::Loops;
 use std::cell::RefCell;
 
