@@ -243,7 +243,7 @@ dots!(
 
 /// Asks for a cache line, for the second-level cache: the first one has no room for what is read ahead here.
 #[inline(always)]
-fn prefetch_to_second(address: *const u8) {
+pub fn prefetch_to_second(address: *const u8) {
     // SAFETY: a hint, which reads nothing.
     unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
 }

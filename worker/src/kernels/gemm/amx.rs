@@ -55,6 +55,11 @@ impl Instructions for Tiles {
             beside: 4 * TILE,
         };
         let product = if rows <= TILE { amx::product_16 } else { amx::product_32 };
+        for i in 0..rows {
+            let at = c.start.wrapping_add(i * c.stride).cast();
+            amx::prefetch_to_second(at);
+            amx::prefetch_to_second(at.wrapping_add(64));
+        }
         if columns == COLUMNS && (rows == TILE || rows == ROWS) {
             // SAFETY: the panels are as deep as asserted, and the result has so many rows and columns.
             return unsafe { product(&self.0, depth, a, b, c.start, 4 * c.stride, add) };
