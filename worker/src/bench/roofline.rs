@@ -1,7 +1,7 @@
 //! What one core of this machine can do at most.
 
 use super::{Bound, repeated};
-use crate::kernels::{self, Isa};
+use crate::kernels;
 use crate::mapping::in_large_pages;
 
 /// The most that one core does in a second.
@@ -28,12 +28,8 @@ impl Roofline {
             operations * 1e-9 / spent.cpu
         };
         let f32_gflops = rate(kernels::peak::F32_OPERATIONS, kernels::peak::multiply_f32);
-        let bf16_gflops = match kernels::peak::BF16_OPERATIONS {
-            Some(operations) if Isa::best().multiplies_bf16() => {
-                rate(operations, kernels::peak::multiply_bf16)
-            }
-            _ => f32_gflops,
-        };
+        let bf16 = kernels::peak::multiply_bf16();
+        let bf16_gflops = bf16.map_or(f32_gflops, |(operations, work)| rate(operations, work));
         Roofline { f32_gflops, bf16_gflops, read_gbs: BYTES as f64 * 1e-9 / read.cpu }
     }
 

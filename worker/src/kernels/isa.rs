@@ -3,6 +3,9 @@
 /// The instructions that the inner loops are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
+    /// All of the next one, and AMX: products of whole tiles of bf16.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
     /// AVX-512 with dot products of bf16 pairs.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
@@ -27,7 +30,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vl");
                 if avx512 && is_x86_feature_detected!("avx512bf16") {
-                    Isa::Avx512Bf16
+                    if super::amx::is_here() { Isa::Amx } else { Isa::Avx512Bf16 }
                 } else if avx512 {
                     Isa::Avx512
                 } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -41,9 +44,20 @@ impl Isa {
         Isa::Portable
     }
 
+    /// Whether products of bf16 are of whole tiles, many times faster than those of f32.
+    pub fn multiplies_tiles(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        let has = self == Isa::Amx;
+        #[cfg(not(target_arch = "x86_64"))]
+        let has = false;
+        has
+    }
+
     /// Its name for people.
     pub fn name(self) -> &'static str {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => "amx",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => "avx512+bf16",
             #[cfg(target_arch = "x86_64")]
@@ -56,11 +70,11 @@ impl Isa {
     }
 }
 
-/// Whether 32 vectors of 16 floats fit in the registers.
+/// Whether there is AVX-512, and so room for 32 vectors of 16 floats in the registers.
 #[inline]
-pub fn has_wide_registers() -> bool {
+pub fn has_avx512() -> bool {
     #[cfg(target_arch = "x86_64")]
-    let has = matches!(Isa::best(), Isa::Avx512 | Isa::Avx512Bf16);
+    let has = matches!(Isa::best(), Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx);
     #[cfg(not(target_arch = "x86_64"))]
     let has = false;
     has
@@ -70,9 +84,7 @@ pub fn has_wide_registers() -> bool {
 #[cfg(target_arch = "x86_64")]
 pub fn has_vnni() -> bool {
     static HAS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-    *HAS.get_or_init(|| {
-        !matches!(Isa::best(), Isa::Avx2 | Isa::Portable) && is_x86_feature_detected!("avx512vnni")
-    })
+    *HAS.get_or_init(|| has_avx512() && is_x86_feature_detected!("avx512vnni"))
 }
 
 /// Whether [`Isa::Portable`] has a fused multiply-add: the library call that stands in for it elsewhere is slow.
@@ -124,7 +136,7 @@ macro_rules! simd {
                 // SAFETY: the instructions were found on this processor.
                 #[cfg(target_arch = "x86_64")]
                 #[allow(unsafe_code)]
-                Isa::Avx512 | Isa::Avx512Bf16 => unsafe { avx512$(::<$T>)?($($arg),*) },
+                Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => unsafe { avx512$(::<$T>)?($($arg),*) },
                 // SAFETY: the instructions were found on this processor.
                 #[cfg(target_arch = "x86_64")]
                 #[allow(unsafe_code)]

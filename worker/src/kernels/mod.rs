@@ -9,6 +9,8 @@
 //! on shapes alone, so a result is the same for any number of threads. It is bit-identical between machines of
 //! one instruction set, and equal within rounding across instruction sets.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod backend;
 mod bf16;
 mod cpu;

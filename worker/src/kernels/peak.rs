@@ -9,11 +9,6 @@ const LANES: usize = 16;
 
 /// Operations of [`multiply_f32`].
 pub const F32_OPERATIONS: f64 = 2.0 * (ROUNDS * SUMS * LANES) as f64;
-/// Operations of [`multiply_bf16`], where this architecture can have the instruction.
-pub const BF16_OPERATIONS: Option<f64> = match cfg!(target_arch = "x86_64") {
-    true => Some(2.0 * F32_OPERATIONS),
-    false => None,
-};
 
 /// Multiplies and adds in registers.
 pub fn multiply_f32() -> f32 {
@@ -21,7 +16,7 @@ pub fn multiply_f32() -> f32 {
         // SAFETY: the instructions were found on this processor.
         #[cfg(target_arch = "x86_64")]
         #[allow(unsafe_code)]
-        Isa::Avx512 | Isa::Avx512Bf16 => unsafe { singles() },
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => unsafe { singles() },
         _ => multiply_portable(),
     }
 }
@@ -55,14 +50,16 @@ fn singles() -> f32 {
     sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()
 }
 
-/// The same with dot products of bf16 pairs. Only where [`Isa::multiplies_bf16`] says so.
-pub fn multiply_bf16() -> f32 {
+/// Loops on bf16, and the operations of one call; `None` where products of bf16 are no faster than those of f32.
+pub fn multiply_bf16() -> Option<(f64, fn() -> f32)> {
     match Isa::best() {
         // SAFETY: the instructions were found on this processor.
         #[cfg(target_arch = "x86_64")]
         #[allow(unsafe_code)]
-        Isa::Avx512Bf16 => unsafe { pairs() },
-        _ => panic!("this processor does not multiply bf16"),
+        Isa::Avx512Bf16 => Some((2.0 * F32_OPERATIONS, || unsafe { pairs() })),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx => Some((ROUNDS as f64 * super::amx::PEAK_OPERATIONS, || super::amx::multiply(ROUNDS))),
+        _ => None,
     }
 }
 
@@ -93,16 +90,5 @@ simd! {
         }
         let _ = FMA;
         lanes.as_flattened().iter().sum()
-    }
-}
-
-impl Isa {
-    /// Whether products of bf16 are faster than those of f32.
-    pub fn multiplies_bf16(self) -> bool {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 => true,
-            _ => false,
-        }
     }
 }

@@ -6,7 +6,7 @@
 //! vectors and no lanes are added up. Numbers that are kept in bf16 are widened as they are read.
 
 use super::vectors;
-use crate::kernels::isa::{AHEAD, LINE, has_wide_registers, multiply_add, prefetch, simd};
+use crate::kernels::isa::{AHEAD, LINE, has_avx512, multiply_add, prefetch, simd};
 use crate::kernels::kv::{Blocks, Kept};
 use crate::kernels::pool::{Parts, Pool};
 use crate::kernels::{Attention, BLOCK, Cached, Seen};
@@ -187,7 +187,7 @@ simd! {
         next: &[T],
     ) {
         // A sum waits for the one before it, so as many go on beside each other as there are registers for.
-        let has_room = has_wide_registers();
+        let has_room = has_avx512();
         for (out, weights) in out.chunks_mut(HEADS * d).zip(weights.chunks(HEADS * stride)) {
             let weights = &weights[at..];
             match (out.len() / d, has_room) {

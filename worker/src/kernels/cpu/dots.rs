@@ -4,7 +4,7 @@
 
 use super::vectors::{LANES, add_lanes};
 use crate::kernels::bf16::Bf16;
-use crate::kernels::isa::{AHEAD, LINE, multiply_add, prefetch, simd};
+use crate::kernels::isa::{AHEAD, LINE, has_avx512, multiply_add, prefetch, simd};
 
 /// Sets of lanes of a sum in single precision.
 const SETS: usize = 2;
@@ -17,7 +17,7 @@ const SETS_BF16: usize = 4;
 /// * `y`: `[rows][outputs]`. `x`: `[rows, inputs]`. `w`: `[outputs, inputs]`.
 pub fn dots(y: &mut [&mut [f32]], x: &[f32], w: &[f32], accumulate: bool) {
     #[cfg(target_arch = "x86_64")]
-    if avx512::is_here() {
+    if has_avx512() {
         return avx512::dots::<SETS, f32>(y, x, w, accumulate);
     }
     dots_by_lanes(y, x, w, accumulate);
@@ -26,7 +26,7 @@ pub fn dots(y: &mut [&mut [f32]], x: &[f32], w: &[f32], accumulate: bool) {
 /// The same; the products and the sum are `f32`.
 pub fn dots_bf16(y: &mut [&mut [f32]], x: &[f32], w: &[Bf16], accumulate: bool) {
     #[cfg(target_arch = "x86_64")]
-    if avx512::is_here() {
+    if has_avx512() {
         return avx512::dots::<SETS_BF16, Bf16>(y, x, w, accumulate);
     }
     dots_by_lanes_bf16(y, x, w, accumulate);
@@ -115,13 +115,8 @@ fn dots_of<const FMA: bool, const N: usize, const K: usize, T: Copy>(
 #[allow(unsafe_code)]
 mod avx512 {
     use super::{AHEAD, Bf16, LANES, LINE, prefetch};
-    use crate::kernels::isa::Isa;
+    use crate::kernels::isa::has_avx512;
     use std::arch::x86_64::*;
-
-    /// Whether this processor has the instructions.
-    pub fn is_here() -> bool {
-        matches!(Isa::best(), Isa::Avx512 | Isa::Avx512Bf16)
-    }
 
     /// Elements that become lanes.
     pub trait Element: Copy {
@@ -188,7 +183,7 @@ mod avx512 {
                 && inputs * y.len() == x.len()
                 && outputs * inputs == w.len()
         );
-        assert!(is_here());
+        assert!(has_avx512());
         // SAFETY: the instructions are here; `x` has a vector for each of `y`, and `w` a row as long for each of its elements.
         unsafe {
             match y {

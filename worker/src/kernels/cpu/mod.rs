@@ -7,6 +7,8 @@
 mod attention;
 mod cached;
 mod dots;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod vectors;
 
 use std::ops::Range;
@@ -24,6 +26,9 @@ use super::{
 
 /// Elements that a thread must have to be worth waking, in loops over slices.
 const WORTH_A_THREAD: usize = 1 << 14;
+
+/// Products that a thread must have to be worth waking, of few rows with a matrix.
+const WORTH_A_THREAD_OF_DOTS: usize = 1 << 18;
 
 /// Rows whose share of a norm's weight gradient is summed first: see [`Cpu::rms_norm_backward`].
 const NORM_ROWS: usize = 128;
@@ -75,6 +80,14 @@ impl Kernels for Cpu {
         let Linear { rows, inputs, outputs, path } = shape;
         match w {
             Weight::F32(w) => self.linear_forward(shape, y, x, w, accumulate),
+            #[cfg(target_arch = "x86_64")]
+            Weight::Bf16(w) if path == Path::Dots && tiles::Vectors::suit(inputs) => {
+                let (x, y) = (tiles::Vectors::of(x, inputs), Parts::new(y));
+                let least = WORTH_A_THREAD_OF_DOTS.div_ceil((rows * inputs).max(1));
+                self.pool.split(outputs, tiles::OUTPUTS, least, &|part| {
+                    x.dots(&y, outputs, part, w, accumulate);
+                });
+            }
             Weight::Bf16(w) if path == Path::Dots => self.few_rows(shape, y, |y, rows, outputs| {
                 let x = &x[rows.start * inputs..rows.end * inputs];
                 dots::dots_bf16(y, x, &w[outputs.start * inputs..outputs.end * inputs], accumulate);
@@ -327,13 +340,11 @@ impl Cpu {
         y: &mut [f32],
         dots: impl Fn(&mut [&mut [f32]], Range<usize>, Range<usize>) + Sync,
     ) {
-        /// Products that a thread must have to be worth waking.
-        const WORTH_A_THREAD: usize = 1 << 18;
         /// Whose weights stay in the cache while all rows meet them: whole tiles of [`dots`].
         const OUTPUTS: usize = 12;
         let Linear { rows, inputs, outputs, .. } = shape;
         let y = Parts::new(y);
-        let least = WORTH_A_THREAD.div_ceil((rows * inputs).max(1));
+        let least = WORTH_A_THREAD_OF_DOTS.div_ceil((rows * inputs).max(1));
         self.pool.split(outputs, 1, least, &|part| {
             // A few outputs at a time, so that their weights are read from memory once for all rows.
             for first in part.clone().step_by(OUTPUTS) {

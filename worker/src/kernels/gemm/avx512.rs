@@ -108,6 +108,10 @@ macro_rules! instructions {
             const LANE: usize = $lane;
             const DEPTH: usize = DEPTH;
 
+            fn begin() -> Self {
+                $kind
+            }
+
             fn pack_a(panel: &mut [u32], from: View<'_>, rows: usize, elements: usize, _: bool) {
                 $pack::<ROWS>(panel, from, rows, elements);
             }
@@ -116,7 +120,7 @@ macro_rules! instructions {
                 $pack::<COLUMNS>(panel, from, columns, elements);
             }
 
-            fn tile(depth: usize, a: &[u32], b: &[u32], c: Tile, rows: usize, columns: usize, add: bool) {
+            fn tile(&self, depth: usize, [a, b]: [&[u32]; 2], c: Tile, rows: usize, columns: usize, add: bool) {
                 assert!(ROWS * depth <= a.len() && COLUMNS * depth <= b.len());
                 // SAFETY: the instructions were found before this module was chosen; the panels are as deep as asserted.
                 match rows {
@@ -144,7 +148,7 @@ fn pack_singles<const W: usize>(panel: &mut [u32], from: View<'_>, rows: usize, 
     }
 }
 
-fn pack_pairs<const W: usize>(panel: &mut [u32], from: View<'_>, rows: usize, elements: usize) {
+pub(super) fn pack_pairs<const W: usize>(panel: &mut [u32], from: View<'_>, rows: usize, elements: usize) {
     check::<W>(panel, from, rows, elements, elements.div_ceil(2));
     let to = panel.as_mut_ptr();
     // SAFETY: the instructions were found before this module was chosen; `check` found room on both sides.
@@ -162,6 +166,29 @@ fn pack_pairs<const W: usize>(panel: &mut [u32], from: View<'_>, rows: usize, el
     }
 }
 
+/// Fills a panel with lanes of 16 pairs, each of which stays together: lane `l` of row `i` at `panel[(l * W + i) * 16]`.
+pub(super) fn keep_pairs<const W: usize>(panel: &mut [u32], from: View<'_>, rows: usize, elements: usize) {
+    check::<W>(panel, from, rows, elements, elements.div_ceil(2).next_multiple_of(V));
+    let to = panel.as_mut_ptr();
+    // SAFETY: the instructions were found before this module was chosen; `check` found room on both sides.
+    unsafe {
+        match (from.data, from.row) {
+            (Elements::F32(data), 1) => {
+                rounded_rows_by_depth::<W>(to, data.as_ptr(), from.column, rows, elements);
+            }
+            (Elements::F32(data), _) => {
+                rounded_rows_by_row::<W>(to, data.as_ptr(), from.row, rows, elements);
+            }
+            (Elements::Bf16(data), 1) => {
+                halves_rows_by_depth::<W>(to, data.as_ptr().cast(), from.column, rows, elements);
+            }
+            (Elements::Bf16(data), _) => {
+                halves_rows_by_row::<W>(to, data.as_ptr().cast(), from.row, rows, elements);
+            }
+        }
+    }
+}
+
 /// There is room for `lanes` lanes of `W` rows, and the matrix holds what is packed.
 fn check<const W: usize>(panel: &[u32], from: View<'_>, rows: usize, elements: usize, lanes: usize) {
     assert!(W * lanes <= panel.len() && rows <= W, "the panel has no room");
@@ -171,7 +198,7 @@ fn check<const W: usize>(panel: &[u32], from: View<'_>, rows: usize, elements: u
 /// Defines the packing of a matrix whose rows lie in memory one after the other: 16 vectors are loaded along the
 /// rows by `$load(row, element, elements left)` and transposed in registers.
 macro_rules! pack_by_row {
-    ($name:ident, $features:literal, $element:ty, $lane:literal, $load:expr) => {
+    ($name:ident, $features:literal, $element:ty, $lane:literal, $load:ident) => {
         /// # Safety
         /// The processor has the features; `to` has room for the panel and the data holds `rows x elements`.
         #[target_feature(enable = $features)]
@@ -208,7 +235,7 @@ macro_rules! pack_by_row {
 /// Defines the packing of a matrix whose columns lie in memory one after the other: `$load(at, next, count)` makes
 /// the lanes of `count` rows from one column, or two, the second of which may be missing.
 macro_rules! pack_by_depth {
-    ($name:ident, $features:literal, $element:ty, $lane:literal, $load:expr) => {
+    ($name:ident, $features:literal, $element:ty, $lane:literal, $load:ident) => {
         /// # Safety
         /// The processor has the features; `to` has room for the panel and the data holds `rows x elements`.
         #[target_feature(enable = $features)]
@@ -249,37 +276,115 @@ unsafe fn store(at: *mut u32, width: usize, vector: __m512i) {
     }
 }
 
-pack_by_row!(singles_by_row, "avx512f", f32, 1, |at: *const f32, left| match left {
-    V.. => _mm512_loadu_si512(at.cast()),
-    _ => _mm512_maskz_loadu_epi32(first(left), at.cast()),
-});
-pack_by_depth!(
-    singles_by_depth,
-    "avx512f",
-    f32,
-    1,
-    |at: *const f32, _: Option<*const f32>, count| match count {
-        V.. => _mm512_loadu_si512(at.cast()),
-        _ => _mm512_maskz_loadu_epi32(first(count), at.cast()),
-    }
-);
-pack_by_row!(rounded_by_row, "avx512f,avx512bf16", f32, 2, |at: *const f32, left: usize| {
-    let (low, high) = match left {
-        32.. => (_mm512_loadu_ps(at), _mm512_loadu_ps(at.wrapping_add(V))),
-        _ => {
-            let (low, high) = (first(left), first(left.saturating_sub(V)));
-            (_mm512_maskz_loadu_ps(low, at), _mm512_maskz_loadu_ps(high, at.wrapping_add(V)))
+/// Defines the packing of a matrix whose rows lie in memory one after the other, rows staying rows: lane `l` of row `i`, 16 words,
+/// at `to[(l * W + i) * V]`.
+macro_rules! keep_by_row {
+    ($name:ident, $features:literal, $element:ty, $load:ident) => {
+        /// # Safety
+        /// The processor has the features; `to` has room for the panel and the data holds `rows x elements`.
+        #[target_feature(enable = $features)]
+        unsafe fn $name<const W: usize>(
+            to: *mut u32,
+            data: *const $element,
+            stride: usize,
+            rows: usize,
+            elements: usize,
+        ) {
+            for i in 0..W {
+                for (l, first) in (0..elements).step_by(2 * V).enumerate() {
+                    let at = data.wrapping_add(i * stride + first);
+                    // SAFETY: inside the data, or masked out; inside the panel.
+                    unsafe {
+                        let vector =
+                            if i < rows { $load(at, elements - first) } else { _mm512_setzero_si512() };
+                        store(to.wrapping_add((l * W + i) * V), V, vector);
+                    }
+                }
+            }
         }
     };
-    std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
-});
-pack_by_depth!(
-    rounded_by_depth,
-    "avx512f,avx512bw,avx512bf16",
-    f32,
-    2,
-    |at: *const f32, next: Option<*const f32>, count| {
-        let mask = first(count);
+}
+
+/// Defines the same of a matrix whose columns lie in memory one after the other.
+macro_rules! keep_by_depth {
+    ($name:ident, $features:literal, $element:ty, $load:ident) => {
+        /// # Safety
+        /// The processor has the features; `to` has room for the panel and the data holds `rows x elements`.
+        #[target_feature(enable = $features)]
+        unsafe fn $name<const W: usize>(
+            to: *mut u32,
+            data: *const $element,
+            stride: usize,
+            rows: usize,
+            elements: usize,
+        ) {
+            for (l, first) in (0..elements).step_by(2 * V).enumerate() {
+                for i in (0..W).step_by(V) {
+                    let count = rows.saturating_sub(i).min(V);
+                    let mut block = [_mm512_setzero_si512(); V];
+                    for (pair, vector) in block.iter_mut().enumerate().take((elements - first).div_ceil(2)) {
+                        let element = first + 2 * pair;
+                        let at = data.wrapping_add(element * stride + i);
+                        let next = (element + 1 < elements).then_some(at.wrapping_add(stride));
+                        // SAFETY: inside the data, or masked out.
+                        *vector = unsafe { $load(at, next, count) };
+                    }
+                    for (r, vector) in transpose(block).into_iter().enumerate() {
+                        // SAFETY: inside the panel.
+                        unsafe { store(to.wrapping_add((l * W + i + r) * V), V, vector) };
+                    }
+                }
+            }
+        }
+    };
+}
+
+/// # Safety
+/// As many elements as are left, of the first 16, can be read.
+#[target_feature(enable = "avx512f")]
+unsafe fn singles_of_row(at: *const f32, left: usize) -> __m512i {
+    // SAFETY: as the caller promises.
+    unsafe {
+        match left {
+            V.. => _mm512_loadu_si512(at.cast()),
+            _ => _mm512_maskz_loadu_epi32(first(left), at.cast()),
+        }
+    }
+}
+
+/// # Safety
+/// The first `count` elements can be read.
+#[target_feature(enable = "avx512f")]
+unsafe fn singles_of_column(at: *const f32, _: Option<*const f32>, count: usize) -> __m512i {
+    // SAFETY: as the caller promises.
+    unsafe { singles_of_row(at, count) }
+}
+
+/// # Safety
+/// As many elements as are left, of the first 32, can be read.
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn rounded_of_row(at: *const f32, left: usize) -> __m512i {
+    let next = at.wrapping_add(V);
+    // SAFETY: as the caller promises; both are 64 bytes of any content.
+    unsafe {
+        let (low, high) = match left {
+            32.. => (_mm512_loadu_ps(at), _mm512_loadu_ps(next)),
+            _ => {
+                let (low, high) = (first(left), first(left.saturating_sub(V)));
+                (_mm512_maskz_loadu_ps(low, at), _mm512_maskz_loadu_ps(high, next))
+            }
+        };
+        std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
+    }
+}
+
+/// # Safety
+/// The first `count` elements, 16 at most, can be read, of the next column too where there is one.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn rounded_of_columns(at: *const f32, next: Option<*const f32>, count: usize) -> __m512i {
+    let mask = first(count);
+    // SAFETY: as the caller promises; both are 32 bytes of any content.
+    unsafe {
         let load = |at: *const f32| match mask {
             u16::MAX => _mm512_loadu_ps(at),
             _ => _mm512_maskz_loadu_ps(mask, at),
@@ -291,18 +396,28 @@ pack_by_depth!(
         };
         interleave(low, high)
     }
-);
-pack_by_row!(halves_by_row, "avx512f,avx512bw", u16, 2, |at: *const u16, left| match left {
-    32.. => _mm512_loadu_si512(at.cast()),
-    _ => _mm512_maskz_loadu_epi16(first32(left), at.cast()),
-});
-pack_by_depth!(
-    halves_by_depth,
-    "avx512f,avx512bw,avx512vl",
-    u16,
-    2,
-    |at: *const u16, next: Option<*const u16>, count| {
-        let mask = first(count);
+}
+
+/// # Safety
+/// As many elements as are left, of the first 32, can be read.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn halves_of_row(at: *const u16, left: usize) -> __m512i {
+    // SAFETY: as the caller promises.
+    unsafe {
+        match left {
+            32.. => _mm512_loadu_si512(at.cast()),
+            _ => _mm512_maskz_loadu_epi16(first32(left), at.cast()),
+        }
+    }
+}
+
+/// # Safety
+/// The first `count` elements, 16 at most, can be read, of the next column too where there is one.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn halves_of_columns(at: *const u16, next: Option<*const u16>, count: usize) -> __m512i {
+    let mask = first(count);
+    // SAFETY: as the caller promises.
+    unsafe {
         let low = _mm256_maskz_loadu_epi16(mask, at.cast());
         let high = match next {
             Some(next) => _mm256_maskz_loadu_epi16(mask, next.cast()),
@@ -310,7 +425,18 @@ pack_by_depth!(
         };
         interleave(low, high)
     }
-);
+}
+
+pack_by_row!(singles_by_row, "avx512f", f32, 1, singles_of_row);
+pack_by_depth!(singles_by_depth, "avx512f", f32, 1, singles_of_column);
+pack_by_row!(rounded_by_row, "avx512f,avx512bf16", f32, 2, rounded_of_row);
+pack_by_depth!(rounded_by_depth, "avx512f,avx512bw,avx512bf16", f32, 2, rounded_of_columns);
+pack_by_row!(halves_by_row, "avx512f,avx512bw", u16, 2, halves_of_row);
+pack_by_depth!(halves_by_depth, "avx512f,avx512bw,avx512vl", u16, 2, halves_of_columns);
+keep_by_row!(rounded_rows_by_row, "avx512f,avx512bf16", f32, rounded_of_row);
+keep_by_depth!(rounded_rows_by_depth, "avx512f,avx512bw,avx512bf16", f32, rounded_of_columns);
+keep_by_row!(halves_rows_by_row, "avx512f,avx512bw", u16, halves_of_row);
+keep_by_depth!(halves_rows_by_depth, "avx512f,avx512bw,avx512vl", u16, halves_of_columns);
 
 /// Pairs of a half from each.
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -318,9 +444,9 @@ fn interleave(low: __m256i, high: __m256i) -> __m512i {
     _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high)))
 }
 
-/// Rows become columns.
+/// Rows become columns, of 16 words each.
 #[target_feature(enable = "avx512f")]
-fn transpose(mut r: [__m512i; V]) -> [__m512i; V] {
+pub fn transpose(mut r: [__m512i; V]) -> [__m512i; V] {
     let mut t = r;
     for i in 0..8 {
         t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);

@@ -5,12 +5,14 @@
 //! stays in the first-level cache while it meets every panel of a block of `b`, which stays in the second. Source:
 //! Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34(3), 2008, section 4.
 //!
-//! A lane is one `f32`, or a pair of neighbours in depth as bf16. Operands are rounded to bf16 on their way into
+//! A lane is one `f32`, or a pair of neighbours in depth as bf16, or 16 such pairs. Operands are rounded to bf16 on their way into
 //! the panels, so that they cost no memory of their own.
 //!
 //! Every element is the sum over blocks of `DEPTH` lanes, each block summed in order: it depends on its row of
 //! `a`, its column of `b` and `K` alone, never on the other rows, the blocking by rows, or the threads.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
@@ -19,6 +21,8 @@ use super::Precision;
 use super::bf16::Bf16;
 use super::isa::{Isa, PORTABLE_FMA};
 use super::pool::{Parts, Pool};
+#[cfg(target_arch = "x86_64")]
+pub use avx512::transpose;
 use portable::Loops;
 use std::cell::RefCell;
 
@@ -150,9 +154,11 @@ impl Product<'_> {
         }
         match (Isa::best(), self.precision) {
             #[cfg(target_arch = "x86_64")]
+            (Isa::Amx, Precision::Bf16) => self.blocked::<amx::Tiles>(c, accumulate),
+            #[cfg(target_arch = "x86_64")]
             (Isa::Avx512Bf16, Precision::Bf16) => self.blocked::<avx512::Pairs>(c, accumulate),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16 | Isa::Avx512, Precision::F32)
+            (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, Precision::F32)
                 if matches!((self.a.data, self.b.data), (Elements::F32(_), Elements::F32(_))) =>
             {
                 self.blocked::<avx512::Singles>(c, accumulate);
@@ -160,7 +166,7 @@ impl Product<'_> {
             // SAFETY: the instructions were found on this processor.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            (Isa::Avx512Bf16 | Isa::Avx512, _) => unsafe { self.wide(c, accumulate) },
+            (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, _) => unsafe { self.wide(c, accumulate) },
             // SAFETY: the instructions were found on this processor.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
@@ -188,7 +194,9 @@ impl Product<'_> {
         let bf16 = precision == Precision::Bf16;
         // Taken, not borrowed by a closure: a closure is a function of its own, without the caller's instructions.
         let mut panels = PANELS.take();
-        let (panel_a, panels_b) = panels.of_size(I::ROWS * I::DEPTH, I::COLUMNS, I::DEPTH);
+        let (panel_a, panels_b) =
+            panels.of_size(I::ROWS * I::DEPTH * I::WORDS, I::COLUMNS, I::DEPTH * I::WORDS);
+        let instructions = I::begin();
         if lanes == 0 && !accumulate {
             c.zero(m, n);
         }
@@ -199,7 +207,7 @@ impl Product<'_> {
             for column in (0..n).step_by(BLOCK_COLUMNS) {
                 let columns = BLOCK_COLUMNS.min(n - column);
                 for (j, panel) in
-                    (0..columns).step_by(I::COLUMNS).zip(panels_b.chunks_mut(I::COLUMNS * depth))
+                    (0..columns).step_by(I::COLUMNS).zip(panels_b.chunks_mut(I::COLUMNS * depth * I::WORDS))
                 {
                     let from = b.from(from, column + j).transpose();
                     I::pack_b(panel, from, I::COLUMNS.min(columns - j), elements, bf16);
@@ -208,10 +216,11 @@ impl Product<'_> {
                     let rows = I::ROWS.min(m - row);
                     I::pack_a(panel_a, a.from(row, from), rows, elements, bf16);
                     for (j, panel) in
-                        (0..columns).step_by(I::COLUMNS).zip(panels_b.chunks(I::COLUMNS * depth))
+                        (0..columns).step_by(I::COLUMNS).zip(panels_b.chunks(I::COLUMNS * depth * I::WORDS))
                     {
                         let tile = c.from(row, column + j);
-                        I::tile(depth, panel_a, panel, tile, rows, I::COLUMNS.min(columns - j), add);
+                        let columns = I::COLUMNS.min(columns - j);
+                        instructions.tile(depth, [panel_a, panel], tile, rows, columns, add);
                     }
                 }
             }
@@ -220,7 +229,8 @@ impl Product<'_> {
     }
 }
 
-/// Parts of the result that threads get are multiples of these, so that no tile is cut: a multiple of all tiles.
+/// Parts of the result that threads get are multiples of these, so that no tile is cut: a multiple of all tiles but AMX's, of
+/// which one may be.
 const ROW_ALIGN: usize = 84;
 const COLUMN_ALIGN: usize = 32;
 
@@ -232,18 +242,23 @@ trait Instructions {
     const COLUMNS: usize;
     /// Elements in a lane.
     const LANE: usize;
+    /// Words of 32 bits that a lane of one row takes in a panel.
+    const WORDS: usize = 1;
     /// Lanes in a panel.
     const DEPTH: usize;
 
-    /// Fills a panel with `rows` rows, `elements` deep: lane `l` of row `i` at `panel[l * ROWS + i]`, zeros where
-    /// there is no row.
+    /// Makes this thread ready for [`tile`](Instructions::tile), until it is dropped.
+    fn begin() -> Self;
+
+    /// Fills a panel with `rows` rows, `elements` deep: lane `l` of row `i` at `panel[l * ROWS + i]` where it is one word,
+    /// zeros where there is no row.
     fn pack_a(panel: &mut [u32], from: View<'_>, rows: usize, elements: usize, bf16: bool);
 
     /// The same with columns, which are the rows of `from`, and `COLUMNS`.
     fn pack_b(panel: &mut [u32], from: View<'_>, columns: usize, elements: usize, bf16: bool);
 
     /// `c = a * b`, or `+=` with `add`, for the first `rows` rows and `columns` columns of two panels.
-    fn tile(depth: usize, a: &[u32], b: &[u32], c: Tile, rows: usize, columns: usize, add: bool);
+    fn tile(&self, depth: usize, panels: [&[u32]; 2], c: Tile, rows: usize, columns: usize, add: bool);
 }
 
 /// A result that threads write parts of.

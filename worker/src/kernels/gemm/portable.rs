@@ -14,6 +14,11 @@ impl<const R: usize, const C: usize, const FMA: bool> Instructions for Loops<R, 
     const DEPTH: usize = 256;
 
     #[inline(always)]
+    fn begin() -> Self {
+        Loops
+    }
+
+    #[inline(always)]
     fn pack_a(panel: &mut [u32], from: View<'_>, rows: usize, elements: usize, bf16: bool) {
         pack::<R>(panel, from, rows, elements, bf16);
     }
@@ -24,7 +29,7 @@ impl<const R: usize, const C: usize, const FMA: bool> Instructions for Loops<R, 
     }
 
     #[inline(always)]
-    fn tile(depth: usize, a: &[u32], b: &[u32], c: Tile, rows: usize, columns: usize, add: bool) {
+    fn tile(&self, depth: usize, [a, b]: [&[u32]; 2], c: Tile, rows: usize, columns: usize, add: bool) {
         let mut sums = [[0.0f32; C]; R];
         for (a, b) in a.chunks_exact(R).zip(b.chunks_exact(C)).take(depth) {
             for i in 0..R {

@@ -95,9 +95,12 @@ fn the_loops_of_other_instruction_sets_are_right_too() {
                     run(|product, c| unsafe { product.narrow(c, false) });
                 }
                 #[allow(unsafe_code)]
-                if matches!(Isa::best(), Isa::Avx512 | Isa::Avx512Bf16) {
+                if matches!(Isa::best(), Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx) {
                     // SAFETY: just detected.
                     run(|product, c| unsafe { product.wide(c, false) });
+                }
+                if Isa::best() == Isa::Amx && precision == Precision::Bf16 {
+                    run(|product, c| product.blocked::<avx512::Pairs>(c, false));
                 }
             }
         }
