@@ -86,6 +86,8 @@ pub struct Cluster {
     /// Jobs for which others that gave way to them have gone, with when that was decided: they go first.
     pub(crate) freed_for: BTreeSet<(JobId, Time)>,
     pub(crate) retired: Vec<Arc<Job>>,
+    /// Workers of whom a report says something new. Empty once it is handled; keeps its memory.
+    pub(crate) news: Vec<(WorkerId, Option<WorkerState>)>,
     changes: Changes,
 }
 
@@ -130,6 +132,7 @@ impl Cluster {
             priced: 0,
             freed: Vec::new(),
             retired: Vec::new(),
+            news: Vec::new(),
             changes: Changes::default(),
         };
         let (mut jobs, mut nodes, mut usages) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());

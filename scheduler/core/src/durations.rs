@@ -1,6 +1,6 @@
 //! How long jobs ran that have ended, and what that says about those that run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::cluster::Cluster;
@@ -23,7 +23,8 @@ const LONGEST_MS: u64 = 1 << 40;
 /// How long the last jobs ran that ended by themselves, by what they are like. Derived from the jobs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Durations {
-    runs: BTreeMap<(Time, JobId), Run>,
+    /// By when they ended, the last ones at the back.
+    runs: VecDeque<((Time, JobId), Run)>,
     alike: BTreeMap<Arc<Like>, Sketch>,
     of_users: BTreeMap<Name, Sketch>,
     all: Sketch,
@@ -99,20 +100,22 @@ impl Durations {
 
     /// Forgets a job.
     pub fn forget(&mut self, job: &Job) {
-        if let Some(run) = job.ended.and_then(|ended| self.runs.remove(&(ended, job.id))) {
+        let place = |at| self.runs.binary_search_by_key(&(at, job.id), |(at, _)| *at).ok();
+        if let Some((_, run)) = job.ended.and_then(place).and_then(|place| self.runs.remove(place)) {
             self.remove(&run);
         }
     }
 
     fn add(&mut self, at: (Time, JobId), like: Like, step: u16) {
-        let known = self.alike.get_key_value(&like).map(|(known, _)| known.clone());
-        let like = known.unwrap_or_else(|| Arc::new(like));
-        self.alike.entry(like.clone()).or_default().add(step);
+        let entry = self.alike.entry(Arc::new(like));
+        let like = entry.key().clone();
+        entry.or_default().add(step);
         self.of_users.entry(like.user.clone()).or_default().add(step);
         self.all.add(step);
-        self.runs.insert(at, Run { like, step });
+        let place = self.runs.partition_point(|(other, _)| *other < at);
+        self.runs.insert(place, (at, Run { like, step }));
         if WINDOW < self.runs.len() {
-            let (_, run) = self.runs.pop_first().expect("the first of many");
+            let (_, run) = self.runs.pop_front().expect("the first of many");
             self.remove(&run);
         }
     }
@@ -140,11 +143,6 @@ impl Cluster {
     /// A job has ended: how long it ran is learned.
     pub(crate) fn learn_duration(&mut self, id: JobId) {
         Arc::make_mut(&mut self.durations).enter(self.jobs.get(id).expect("a job that ended"));
-    }
-
-    /// A job has retired: what was learned from it is forgotten.
-    pub(crate) fn forget_duration(&mut self, job: &Job) {
-        Arc::make_mut(&mut self.durations).forget(job);
     }
 
     /// How long a job that runs is expected to go on: not at all by itself, if it is a service. `None`: nothing is known.

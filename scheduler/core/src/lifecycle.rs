@@ -111,7 +111,7 @@ impl Cluster {
         if let (Phase::Done(outcome), false) = (&job.phase, whole_array) {
             return Err(Refusal::JobDone(id, outcome.clone()));
         }
-        let jobs = if whole_array { self.jobs.array_of(id) } else { vec![id] };
+        let jobs: Vec<JobId> = if whole_array { self.jobs.array_of(id).collect() } else { vec![id] };
         let mut cancelled = 0;
         for id in jobs {
             match self.jobs.get(id).expect("an element of the array").phase {
@@ -236,7 +236,7 @@ impl Cluster {
             }
         }
         report.workers.sort_by_key(|worker| worker.id);
-        let (mut reported, mut news) = (&report.workers[..], Vec::new());
+        let (mut reported, mut news) = (&report.workers[..], std::mem::take(&mut self.news));
         for (worker, known) in self.nodes.held(id).workers.iter() {
             while let [it, rest @ ..] = reported
                 && it.id < *worker
@@ -255,7 +255,7 @@ impl Cluster {
                 news.push((*worker, state.cloned()));
             }
         }
-        for (worker, state) in news {
+        for (worker, state) in news.drain(..) {
             match state {
                 Some(WorkerState::Starting) => self.set_rank_state(worker, RankState::Starting),
                 Some(WorkerState::Running) => self.on_running(worker),
@@ -263,6 +263,7 @@ impl Cluster {
                 None => self.on_rank_lost(now, worker),
             }
         }
+        self.news = news;
         Some(id)
     }
 

@@ -10,6 +10,7 @@ use crate::cluster::Cluster;
 use crate::effect::{Effect, Record};
 use crate::event::Spent;
 use crate::jobs::{Job, Jobs, Outcome, Phase};
+use crate::sorted::Sorted;
 use crate::types::*;
 
 /// Jobs that retire in one step, at most, but for the rest of an array.
@@ -110,9 +111,10 @@ impl Ended {
         self.retired_count
     }
 
-    fn is_named(&self, jobs: &[JobId]) -> bool {
-        let (Some(first), Some(last)) = (jobs.first(), jobs.last()) else { return false };
-        self.named.range(first..=last).next().is_some()
+    /// * `jobs`: ascending.
+    fn is_named(&self, mut jobs: impl DoubleEndedIterator<Item = JobId>) -> bool {
+        let Some(first) = jobs.next() else { return false };
+        self.named.range(first..=jobs.next_back().unwrap_or(first)).next().is_some()
     }
 
     /// When a single job or an array may retire; `None`: there are not too many.
@@ -153,11 +155,14 @@ impl Jobs {
         0 < id.0 && id.0 <= self.len() && self.get(id).is_none()
     }
 
-    /// Elements of the array that `id` belongs to; just `id` if it is no element of one.
-    pub fn array_of(&self, id: JobId) -> Vec<JobId> {
-        let Some(array) = self.table.get(id).and_then(|job| job.array) else { return vec![id] };
-        let count = self.table[id].spec.array.map_or(1, |range| range.count());
-        (array.first.0..array.first.0 + count).map(JobId).collect()
+    /// Elements of the array that `id` belongs to, ascending; just `id` if it is no element of one.
+    pub fn array_of(
+        &self,
+        id: JobId,
+    ) -> impl ExactSizeIterator<Item = JobId> + DoubleEndedIterator + Clone + use<> {
+        let element = self.table.get(id).and_then(|job| Some((job.array?, job.spec.array?)));
+        let (first, count) = element.map_or((id, 1), |(array, range)| (array.first, range.count() as u32));
+        (0..count).map(move |at| JobId(first.0 + u64::from(at)))
     }
 
     /// Jobs that retired before these are counted.
@@ -184,18 +189,10 @@ impl Jobs {
                 self.ended.count += self.array_of(first).len() as u64;
             }
         }
-        let jobs = self.whole(&job);
-        if !jobs.is_empty() {
-            self.ended.order.insert((job.ended.unwrap_or_default(), jobs[0]));
-            self.ended.count += jobs.len() as u64;
-        }
-    }
-
-    /// The job, or all of its array; none, if that has not ended as a whole.
-    fn whole(&self, job: &Job) -> Vec<JobId> {
-        match job.array {
-            Some(array) if !self.array_has_ended(array.first) => Vec::new(),
-            _ => self.array_of(job.id),
+        let first = job.array.map_or(job.id, |array| array.first);
+        if job.array.is_none() || self.array_has_ended(first) {
+            self.ended.order.insert((job.ended.unwrap_or_default(), first));
+            self.ended.count += self.array_of(id).len() as u64;
         }
     }
 
@@ -215,25 +212,26 @@ impl Jobs {
         job
     }
 
-    /// Takes out what must retire by now: one job, or one array.
-    fn retire(&mut self, policy: &crate::Policy, now: Time) -> Vec<Arc<Job>> {
+    /// Takes out what must retire by now, one job or one array, and appends it to `retired`; returns how many jobs these are.
+    fn retire(&mut self, policy: &crate::Policy, now: Time, retired: &mut Vec<Arc<Job>>) -> usize {
         while let Some((at, first)) = self.ended.due(policy).filter(|(at, _)| *at <= now) {
             let jobs = self.array_of(first);
             self.ended.order.pop_first();
             self.ended.count -= jobs.len() as u64;
-            if self.ended.is_named(&jobs) {
+            if self.ended.is_named(jobs.clone()) {
                 let ended = Time(at.0 - policy.keep_at_least.as_millis() as u64);
                 self.ended.followed.insert(first, ended);
                 continue;
             }
-            let jobs: Vec<Arc<Job>> = jobs.into_iter().map(|id| self.remove(id)).collect();
-            let queue = &jobs[0].spec.queue;
-            let totals = self.ended.retired.entry(queue.clone()).or_default();
-            jobs.iter().for_each(|job| totals.add(job));
-            self.ended.retired_count += jobs.len() as u64;
-            return jobs;
+            let (begun, count) = (retired.len(), jobs.len());
+            retired.extend(jobs.map(|id| self.remove(id)));
+            let queue = retired[begun].spec.queue.clone();
+            let totals = self.ended.retired.entry(queue).or_default();
+            retired[begun..].iter().for_each(|job| totals.add(job));
+            self.ended.retired_count += count as u64;
+            return count;
         }
-        Vec::new()
+        0
     }
 
     /// What is derived, from nothing but the jobs and those that have retired. `O(jobs log jobs)`.
@@ -266,7 +264,7 @@ impl Jobs {
         let recount = self.recount_ended(self.ended.retired.clone());
         let mut lived = self.ended.clone();
         for (first, at) in std::mem::take(&mut lived.followed) {
-            assert!(self.ended.is_named(&self.array_of(first)), "nobody follows {first}");
+            assert!(self.ended.is_named(self.array_of(first)), "nobody follows {first}");
             lived.order.insert((at, first));
             lived.count += self.array_of(first).len() as u64;
         }
@@ -286,32 +284,28 @@ impl Cluster {
         if self.retired.is_empty() {
             return;
         }
-        let queues: BTreeSet<Name> = self.retired.iter().map(|job| job.spec.queue.clone()).collect();
+        let queues: Sorted<Name> = self.retired.iter().map(|job| (job.spec.queue.clone(), ())).collect();
         for job in self.retired.drain(..) {
             let first = job.array.is_none_or(|array| array.first == job.id);
             effects.extend(first.then_some(Effect::Save(Record::NoSpec(job.id))));
             effects.push(Effect::Save(Record::NoJob(job.id)));
             effects.push(Effect::Save(Record::Ended(job)));
         }
-        for queue in queues {
-            let totals = self.jobs.ended.retired[&queue];
-            effects.push(Effect::Save(Record::Retired(queue, totals)));
+        for queue in queues.keys() {
+            let totals = self.jobs.ended.retired[queue];
+            effects.push(Effect::Save(Record::Retired(queue.clone(), totals)));
         }
     }
 
     /// Hands jobs that ended long ago to the store's history, if there are too many.
     pub(crate) fn retire(&mut self, now: Time) {
-        let mut retired = 0;
-        while retired < AT_ONCE {
-            let jobs = self.jobs.retire(&self.policy, now);
-            if jobs.is_empty() {
-                return;
-            }
-            retired += jobs.len();
-            for job in jobs {
-                self.forget_duration(&job);
-                self.retired.push(job);
-            }
+        let begun = self.retired.len();
+        while self.retired.len() < begun + AT_ONCE
+            && self.jobs.retire(&self.policy, now, &mut self.retired) != 0
+        {}
+        if begun < self.retired.len() {
+            let durations = Arc::make_mut(&mut self.durations);
+            self.retired[begun..].iter().for_each(|job| durations.forget(job));
         }
     }
 }

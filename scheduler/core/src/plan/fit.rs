@@ -327,7 +327,8 @@ impl<'s, 'a> Search<'s, 'a> {
         let costs = devices.and_then(|want| room.costs_for(cluster, job, role, want, scarcity));
         let scarcity = costs.as_deref().unwrap_or(scarcity);
         let mut sorted = self.nodes.map(|nodes| room.sorted(nodes, request, devices, scarcity));
-        let mut ranks = Vec::new();
+        // Most jobs have one rank, and keep the list for as long as they run.
+        let mut ranks = Vec::with_capacity(most.min(1) as usize);
         while ranks.len() < most as usize {
             let passes = |id: NodeId, free: &NodeFree| {
                 let node = cluster.nodes().get(id);

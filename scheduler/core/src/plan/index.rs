@@ -103,8 +103,8 @@ pub(super) struct Group {
     lasts: Vec<Place>,
 }
 
-/// Free of all devices, free processor time, and the node.
-type Place = (u32, u32, NodeId);
+/// Free of all devices, free processor time, and the node, in one number: where it is looked up, that is compared at once.
+type Place = u128;
 
 /// Entries of a run, at most.
 const RUN: usize = 24;
@@ -152,7 +152,7 @@ impl Default for Bounds {
 
 impl Entry {
     fn place(&self) -> Place {
-        (self.devices_milli, self.cpus_milli, self.node)
+        u128::from(self.devices_milli) << 64 | u128::from(self.cpus_milli) << 32 | u128::from(self.node.0)
     }
 
     fn beside(&self) -> Beside {
@@ -261,7 +261,8 @@ impl Block {
         if run.entries.len() <= RUN {
             return run.bounds.add(&entry, core_value);
         }
-        let upper = run.entries.split_off(RUN / 2);
+        let mut upper = Vec::with_capacity(RUN + 1);
+        upper.extend(run.entries.drain(RUN / 2..));
         run.bound(core_value);
         self.lasts.insert(at, run.entries[RUN / 2 - 1].place());
         self.runs.insert(at + 1, Run::of(upper, core_value));

@@ -16,7 +16,7 @@ use crate::types::*;
 pub struct Ready<'a> {
     cluster: &'a Cluster,
     decay: Decay,
-    /// The pool, at [`POOL`], and queues with such jobs in themselves or below them.
+    /// The pool, at [`POOL`], and queues with such jobs in themselves or below them. None if nobody waits.
     branches: Vec<Branch<'a>>,
     index: Sorted<&'a Name, usize>,
 }
@@ -136,9 +136,14 @@ impl<'a> Ready<'a> {
         known: &Known,
         (promises, round): (&Promises, &Round),
     ) -> Ready<'a> {
-        let (queues, branches) = (cluster.queues(), vec![Branch::new(None, POOL)]);
+        let (queues, waiting) = (cluster.queues(), cluster.jobs().ready());
+        let mut branches = Vec::new();
+        if !waiting.is_empty() {
+            branches.reserve(1 + waiting.len());
+            branches.push(Branch::new(None, POOL));
+        }
         let mut ready = Ready { cluster, decay: queues.decay(), branches, index: Sorted::new() };
-        for (queue, shapes) in cluster.jobs().ready() {
+        for (queue, shapes) in waiting {
             let open = shapes.iter().filter(|(shape, jobs)| {
                 let head = || jobs.iter().find(|(_, id)| !round.has_begun(*id) && !promises.is_promised(*id));
                 let head = || cluster.jobs().get(head()?.1);
@@ -232,7 +237,7 @@ impl<'a> Ready<'a> {
     pub fn best(&self) -> Option<(&'a Job, &'a Arc<Shape>)> {
         let ((_, id), shape) = match self.cluster.policy().order {
             Order::Priority => self.branches.iter().filter_map(Branch::head).min_by_key(|(turn, _)| *turn)?,
-            Order::FairShare => self.branches[self.branches[POOL].next?.branch].head()?,
+            Order::FairShare => self.branches[self.branches.get(POOL)?.next?.branch].head()?,
         };
         Some((self.cluster.jobs().get(id).expect("a ready job"), shape))
     }

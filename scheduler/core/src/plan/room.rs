@@ -41,6 +41,8 @@ pub struct Room {
     /// By class, how large its nodes are, and how many are so.
     sizes: Vec<BTreeMap<Size, u32>>,
     worth: Worth,
+    /// Of the node that is being indexed. Keeps its memory.
+    found: Vec<Gap>,
 }
 
 /// Prepared requests, at most; when there are more, they are prepared anew.
@@ -85,8 +87,14 @@ impl Room {
 
     /// What is free on a node that is known when so much of it is held.
     pub(super) fn left_on(&self, node: &Node, held: &Held) -> NodeFree {
+        let mut left = NodeFree::default();
+        self.count_left(node, held, &mut left);
+        left
+    }
+
+    fn count_left(&self, node: &Node, held: &Held, left: &mut NodeFree) {
         let RoomNode { class_of, is_well, .. } = &self.nodes[node.id.0 as usize];
-        NodeFree::of(node, held, (&self.classes, class_of), *is_well && node.cordoned.is_empty())
+        left.count(node, held, (&self.classes, class_of), *is_well && node.cordoned.is_empty());
     }
 
     /// Brings a node up to date. Nodes are entered in the order of their identities.
@@ -112,8 +120,13 @@ impl Room {
                 self.find_choosy();
             }
         }
-        let free = self.left_on(node, held);
-        self.set(node.id, free, node.takes_work());
+        self.unindex(node.id);
+        let mut free = std::mem::take(&mut self.nodes[id].free);
+        self.count_left(node, held, &mut free);
+        self.nodes[id].free = free;
+        if node.takes_work() {
+            self.index(node.id);
+        }
         if self.has != before {
             self.grain = grain(&self.prices, self.has);
         }
@@ -149,12 +162,15 @@ impl Room {
 
     /// Brings what can still be made of free accelerators up to date. `O(nodes)`.
     fn count_worth(&mut self) {
-        for node in &mut self.nodes {
+        // Groups have them in another order: of all nodes, these numbers alone are near.
+        let count = |node: &mut RoomNode| {
             node.worth_milli = worth_milli(&self.prices, &node.free, &self.classes);
-        }
-        let (classes, nodes, core_value) = (&self.classes, &self.nodes, self.prices.core_value);
+            node.worth_milli
+        };
+        let worth: Vec<u32> = self.nodes.iter_mut().map(count).collect();
+        let (classes, core_value) = (&self.classes, self.prices.core_value);
         for (_, group) in self.gaps.iter_mut().filter(|(gap, _)| takes_none(gap, classes)) {
-            group.count_free(core_value, |id| nodes[id.0 as usize].worth_milli);
+            group.count_free(core_value, |id| worth[id.0 as usize]);
         }
     }
 
@@ -261,15 +277,6 @@ impl Room {
         scarcity(&self.free_milli, &self.choosy)
     }
 
-    /// Sets what is free on a node.
-    fn set(&mut self, id: NodeId, free: NodeFree, open: bool) {
-        self.unindex(id);
-        self.nodes[id.0 as usize].free = free;
-        if open {
-            self.index(id);
-        }
-    }
-
     /// Changes what is free on a node that takes work; returns what was free before.
     pub(crate) fn change(&mut self, id: NodeId, free: NodeFree) -> NodeFree {
         self.unindex(id);
@@ -299,11 +306,11 @@ impl Room {
         for device in accelerators(&node.free, &self.classes) {
             self.free_milli[usize::from(device.class)] += u64::from(device.compute_milli);
         }
-        let (entry, gaps) = summary(id, &node.free, node, &self.classes);
+        let entry = summary(id, &node.free, node, &self.classes, &mut self.found);
         node.entry = Some(entry);
         node.worth_milli = worth_milli(&self.prices, &node.free, &self.classes);
         self.has += node.has;
-        for gap in gaps {
+        for gap in self.found.drain(..) {
             let group = *self.gap_ids.entry(gap.key()).or_insert_with(|| {
                 self.gaps.push((gap, Group::default()));
                 self.gaps.len() as u32 - 1
@@ -472,7 +479,8 @@ impl Room {
             if known.entry.is_none() {
                 continue;
             }
-            let (entry, gaps) = summary(node.id, &free, known, &self.classes);
+            let mut gaps = Vec::new();
+            let entry = summary(node.id, &free, known, &self.classes, &mut gaps);
             assert_eq!(known.entry, Some(entry), "the entry of {name}");
             let worth = worth_milli(&self.prices, &free, &self.classes);
             assert_eq!(known.worth_milli, worth, "what {name} is worth");

@@ -60,18 +60,19 @@ impl NodeFree {
         self.ports.len() as u32
     }
 
-    /// What is free on a node of which so much is held. Looks at its devices only if one of them takes no work.
+    /// Counts what is free on a node of which so much is held. Looks at its devices only if one of them takes no work.
     ///
     /// * `class_of`: of its devices, by index.
     /// * `all_take_work`: whether no device has a fault or is cordoned.
-    pub(super) fn of(
+    pub(super) fn count(
+        &mut self,
         node: &Node,
         held: &Held,
         (classes, class_of): (&[Arc<DeviceClass>], &[u16]),
         all_take_work: bool,
-    ) -> NodeFree {
+    ) {
         let mut holds = held.devices.iter().peekable();
-        let mut devices = Vec::new();
+        self.devices.clear();
         for (index, class) in (0u16..).zip(class_of) {
             let held = holds.next_if(|(device, _)| *device == index).map(|(_, held)| *held);
             if held == Some(HeldDevice::Whole) || !(all_take_work || node.device_takes_work(index)) {
@@ -85,16 +86,13 @@ impl NodeFree {
                 _ => (1000, memory_bytes),
             };
             if 0 < compute_milli {
-                devices.push(DeviceFree { index, class: *class, compute_milli, memory_bytes });
+                self.devices.push(DeviceFree { index, class: *class, compute_milli, memory_bytes });
             }
         }
-        let inventory = &node.inventory;
-        NodeFree {
-            devices,
-            cpus_milli: u64::from(inventory.cpus_milli).saturating_sub(held.cpus_milli),
-            memory_bytes: inventory.memory_bytes.saturating_sub(held.memory_bytes),
-            ports: held.ports.keys().copied().collect(),
-        }
+        self.cpus_milli = u64::from(node.inventory.cpus_milli).saturating_sub(held.cpus_milli);
+        self.memory_bytes = node.inventory.memory_bytes.saturating_sub(held.memory_bytes);
+        self.ports.clear();
+        self.ports.extend(held.ports.keys());
     }
 
     /// Takes what a rank holds.

@@ -71,13 +71,16 @@ pub(super) fn islands(devices: &[Device], some: impl Iterator<Item = u16>) -> BT
     islands
 }
 
-/// A node as its groups know it, and the gaps that it has, ascending.
+/// A node as its groups know it.
+///
+/// * `gaps`: those that it has, ascending.
 pub(super) fn summary(
     id: NodeId,
     free: &NodeFree,
     node: &RoomNode,
     classes: &[Arc<DeviceClass>],
-) -> (Entry, Vec<Gap>) {
+    gaps: &mut Vec<Gap>,
+) -> Entry {
     let free_milli: u32 = accelerators(free, classes).map(|device| device.compute_milli).sum();
     let entry = Entry {
         devices_milli: free.devices.iter().map(|device| device.compute_milli).sum(),
@@ -89,7 +92,7 @@ pub(super) fn summary(
     let all = accelerators(free, classes).filter(|device| device.compute_milli == 1000).count() as u16;
     let beside = free_milli != 0;
     let idle = 1 < all && usize::from(all) == node.class_of.len();
-    let mut gaps = Vec::with_capacity(2 + 2 * free.devices.len());
+    gaps.clear();
     gaps.push(Gap::Cores { beside });
     for &DeviceFree { class, compute_milli, memory_bytes, .. } in &free.devices {
         let cores = classes[usize::from(class)].vendor == Vendor::Cpu;
@@ -120,7 +123,7 @@ pub(super) fn summary(
         }
     }
     if node.is_linked {
-        for gap in &mut gaps {
+        for gap in gaps.iter_mut() {
             if let Gap::Whole { class, island, .. } | Gap::WholeCores { class, island, .. } = gap {
                 let whole = |device: &&DeviceFree| device.class == *class && device.compute_milli == 1000;
                 let whole = free.devices.iter().filter(whole).map(|device| device.index);
@@ -130,5 +133,5 @@ pub(super) fn summary(
     }
     gaps.sort_unstable_by_key(Gap::key);
     gaps.dedup();
-    (entry, gaps)
+    entry
 }
