@@ -261,7 +261,7 @@ pub enum Ended {
     Failed(String),
     /// Somebody needs the device.
     Stopped,
-    /// The device is in use, as the site's program says by its [exit code](trial::LATER): it is to be tried again later.
+    /// The device is in use, as the site's program says by its exit code: it is to be tried again later.
     Busy,
 }
 
