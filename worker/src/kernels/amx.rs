@@ -91,82 +91,93 @@ impl Drop for Tiles {
     }
 }
 
-/// Where a factor's tiles lie: those of the next 16 pairs in depth follow `next` bytes behind, its rows are `row` bytes
-/// apart, and the second tile beside the first starts `beside` bytes behind it.
-#[derive(Clone, Copy)]
-pub struct Factor {
-    pub start: *const u8,
-    pub next: usize,
-    pub row: usize,
-    pub beside: usize,
-}
-
-/// Defines a product of a row of one or two tiles of `a` with two of `b`.
-macro_rules! product {
-    ($(#[$meta:meta])* $name:ident, [$($second:literal),*], [$($load:literal),*], [$($zero:literal),*], [$($store:literal),*]) => {
-        $(#[$meta])*
-        ///
-        /// # Safety
-        /// The tiles of both factors can be read, and those of `c`, whose rows are `stride` bytes apart, written, and read where `add`.
-        #[inline]
-        pub unsafe fn $name(_: &Tiles, depth: usize, a: Factor, b: Factor, c: *mut f32, stride: usize, add: bool) {
-            // SAFETY: as the caller promises; there are tiles, as one holds them.
-            unsafe {
-                if add {
-                    asm!(
-                        "tileloadd tmm0, [{c} + {stride}*1]", "tileloadd tmm1, [{c} + {stride}*1 + 64]", $($load,)*
-                        c = in(reg) c, below = in(reg) c.wrapping_byte_add(TILE * stride), stride = in(reg) stride,
-                        options(nostack, preserves_flags, readonly)
-                    );
-                } else {
-                    asm!("tilezero tmm0", "tilezero tmm1", $($zero,)* options(nostack, preserves_flags, nomem));
-                }
-                asm!(
-                    "2:",
-                    "tileloadd tmm6, [{b} + {b_row}*1]",
-                    "tileloadd tmm4, [{a} + {a_row}*1]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tileloadd tmm7, [{b_beside} + {b_row}*1]",
-                    "tdpbf16ps tmm1, tmm4, tmm7",
-                    $($second,)*
-                    "add {a}, {a_next}",
-                    "add {a_beside}, {a_next}",
-                    "add {b}, {b_next}",
-                    "add {b_beside}, {b_next}",
-                    "dec {depth}",
-                    "jnz 2b",
-                    a = inout(reg) a.start => _, a_beside = inout(reg) a.start.wrapping_add(a.beside) => _,
-                    b = inout(reg) b.start => _, b_beside = inout(reg) b.start.wrapping_add(b.beside) => _,
-                    a_row = in(reg) a.row, b_row = in(reg) b.row, a_next = in(reg) a.next, b_next = in(reg) b.next,
-                    depth = inout(reg) depth => _,
-                    options(nostack, readonly)
-                );
-                asm!(
-                    "tilestored [{c} + {stride}*1], tmm0", "tilestored [{c} + {stride}*1 + 64], tmm1", $($store,)*
-                    c = in(reg) c, below = in(reg) c.wrapping_byte_add(TILE * stride), stride = in(reg) stride,
-                    options(nostack, preserves_flags)
-                );
-            }
-        }
+/// An instruction on tiles: their numbers, and where the rows of one lie, so many bytes apart.
+///
+/// Each of them is unsafe: there are tiles, and what is loaded can be read, what is stored written.
+macro_rules! tile {
+    (zero $tile:literal) => {
+        asm!(concat!("tilezero tmm", $tile), options(nostack, preserves_flags, nomem))
+    };
+    (load $tile:literal, $at:expr, $row_bytes:expr) => {
+        asm!(
+            concat!("tileloadd tmm", $tile, ", [{} + {}*1]"),
+            in(reg) $at, in(reg) $row_bytes,
+            options(nostack, preserves_flags, readonly)
+        )
+    };
+    (store $tile:literal, $at:expr, $row_bytes:expr) => {
+        asm!(
+            concat!("tilestored [{} + {}*1], tmm", $tile),
+            in(reg) $at, in(reg) $row_bytes,
+            options(nostack, preserves_flags)
+        )
+    };
+    (add $a:literal * $b:literal to $sums:literal) => {
+        asm!(
+            concat!("tdpbf16ps tmm", $sums, ", tmm", $a, ", tmm", $b),
+            options(nostack, preserves_flags, nomem)
+        )
     };
 }
 
-product!(
-    /// `c = a * b`, or `c += a * b` with `add`: `[32, 32]` sums over `depth` times 32 elements, `depth >= 1`, one after the other.
-    product_32,
-    ["tileloadd tmm5, [{a_beside} + {a_row}*1]", "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7"],
-    ["tileloadd tmm2, [{below} + {stride}*1]", "tileloadd tmm3, [{below} + {stride}*1 + 64]"],
-    ["tilezero tmm2", "tilezero tmm3"],
-    ["tilestored [{below} + {stride}*1], tmm2", "tilestored [{below} + {stride}*1 + 64], tmm3"]
-);
-product!(
-    /// The same for 16 rows of `a` and `c`.
-    product_16,
-    [],
-    ["/* {below} */"],
-    [],
-    ["/* {below} */"]
-);
+/// Bytes of a row of a tile.
+const ROW: usize = 4 * TILE;
+
+/// `c = a * b`, or `c += a * b` with `add`: `[16, 32]` sums over `depth` times 32 elements, one after the other, or `[32, 32]` where
+/// `BOTH` halves of the rows are wanted.
+///
+/// * `a`: `[depth, 32 rows, 16 pairs]`. `b`: `[depth, 16 pairs, 32 columns]`. `stride`: bytes from row to row of `c`.
+///
+/// # Safety
+/// Both factors can be read, and `c` written, and read where `add`.
+#[inline]
+pub unsafe fn product<const BOTH: bool>(
+    _: &Tiles,
+    depth: usize,
+    [a, b]: [*const u32; 2],
+    c: *mut f32,
+    stride: usize,
+    add: bool,
+) {
+    let (beside, below) = (c.wrapping_add(TILE), c.wrapping_byte_add(TILE * stride));
+    let below_beside = below.wrapping_add(TILE);
+    // SAFETY: as the caller promises; there are tiles, as one holds them.
+    unsafe {
+        if add {
+            tile!(load 0, c, stride);
+            tile!(load 1, beside, stride);
+        } else {
+            tile!(zero 0);
+            tile!(zero 1);
+        }
+        if BOTH && add {
+            tile!(load 2, below, stride);
+            tile!(load 3, below_beside, stride);
+        } else if BOTH {
+            tile!(zero 2);
+            tile!(zero 3);
+        }
+        for block in 0..depth {
+            let (a, b) = (a.add(block * 2 * TILE * TILE), b.add(block * 2 * TILE * TILE));
+            tile!(load 6, b, 2 * ROW);
+            tile!(load 4, a, ROW);
+            tile!(add 4 * 6 to 0);
+            tile!(load 7, b.add(TILE), 2 * ROW);
+            tile!(add 4 * 7 to 1);
+            if BOTH {
+                tile!(load 5, a.add(TILE * TILE), ROW);
+                tile!(add 5 * 6 to 2);
+                tile!(add 5 * 7 to 3);
+            }
+        }
+        tile!(store 0, c, stride);
+        tile!(store 1, beside, stride);
+        if BOTH {
+            tile!(store 2, below, stride);
+            tile!(store 3, below_beside, stride);
+        }
+    }
+}
 
 /// The content of a tile: 16 rows of 16 words, each of which is a pair of bf16 or a sum.
 #[derive(Clone, Copy)]
@@ -178,68 +189,54 @@ impl Tile {
     pub const ZERO: Tile = Tile([[0; TILE]; TILE]);
 }
 
-/// Defines the sums of 32 rows of a matrix with one or two groups of 16 vectors, `sums[group][half of the rows]`.
+/// The sums of 32 rows of a matrix with one or two groups of 16 vectors, `sums[group][half of the rows]`.
 ///
 /// A vector's tiles are those of its two parts, block by block. All first parts of a block go before all second ones, because a
 /// tile of sums takes three products until it can be added to again.
-macro_rules! dots {
-    ($(#[$meta:meta])* $name:ident, $groups:literal, [$($zero:literal),*], [$($first:literal),*], [$($second:literal),*], [$($store:literal),*]) => {
-        $(#[$meta])*
-        ///
-        /// # Safety
-        /// `rows` are 32 rows of as many blocks of 32 elements as each group has pairs of tiles.
-        pub unsafe fn $name(_: &Tiles, rows: &[Bf16], groups: [&[Tile]; $groups], sums: &mut [[Tile; 2]; 2]) {
-            let row_bytes = rows.len() / 32 * size_of::<Bf16>();
-            let mut ahead = rows.as_ptr_range().end.cast::<u8>();
-            // SAFETY: as the caller promises; there are tiles, as one holds them; what is asked for ahead need not be ours.
-            unsafe {
-                asm!("tilezero tmm0", "tilezero tmm1", $($zero,)* options(nostack, preserves_flags, nomem));
-                for block in 0..groups[0].len() / 2 {
-                    let row = rows.as_ptr().byte_add(64 * block);
-                    // As much of the next rows as is read of these.
-                    for line in 0..32 {
-                        prefetch_to_second(ahead.wrapping_add(64 * line));
-                    }
-                    ahead = ahead.wrapping_add(32 * 64);
-                    asm!(
-                        "tileloadd tmm4, [{upper} + {row_bytes}*1]",
-                        "tileloadd tmm5, [{lower} + {row_bytes}*1]",
-                        "tileloadd tmm6, [{one} + {tile_row}*1]",
-                        "tdpbf16ps tmm0, tmm4, tmm6",
-                        "tdpbf16ps tmm1, tmm5, tmm6",
-                        $($first,)*
-                        "tileloadd tmm6, [{one} + {tile_row}*1 + 1024]",
-                        "tdpbf16ps tmm0, tmm4, tmm6",
-                        "tdpbf16ps tmm1, tmm5, tmm6",
-                        $($second,)*
-                        upper = in(reg) row, lower = in(reg) row.byte_add(16 * row_bytes), row_bytes = in(reg) row_bytes,
-                        one = in(reg) &raw const groups[0][2 * block], other = in(reg) &raw const groups[$groups - 1][2 * block],
-                        tile_row = in(reg) 64usize,
-                        options(nostack, preserves_flags, readonly)
-                    );
+///
+/// # Safety
+/// `rows` are 32 rows of as many blocks of 32 elements as each group has pairs of tiles.
+pub unsafe fn dots(
+    _: &Tiles,
+    rows: &[Bf16],
+    (one, other): (&[Tile], Option<&[Tile]>),
+    sums: &mut [[Tile; 2]; 2],
+) {
+    let row_bytes = size_of_val(rows) / (2 * TILE);
+    let upper = rows.as_ptr().cast::<u8>();
+    let lower = upper.wrapping_add(TILE * row_bytes);
+    let mut ahead = rows.as_ptr_range().end.cast::<u8>();
+    // SAFETY: as the caller promises; there are tiles, as one holds them; what is asked for ahead need not be ours.
+    unsafe {
+        tile!(zero 0);
+        tile!(zero 1);
+        tile!(zero 2);
+        tile!(zero 3);
+        for block in 0..one.len() / 2 {
+            // As much of the next rows as is read of these.
+            for line in 0..2 * TILE {
+                prefetch_to_second(ahead.wrapping_add(ROW * line));
+            }
+            ahead = ahead.wrapping_add(2 * TILE * ROW);
+            tile!(load 4, upper.add(ROW * block), row_bytes);
+            tile!(load 5, lower.add(ROW * block), row_bytes);
+            for part in 2 * block..2 * block + 2 {
+                tile!(load 6, &raw const one[part], ROW);
+                tile!(add 4 * 6 to 0);
+                tile!(add 5 * 6 to 1);
+                if let Some(other) = other {
+                    tile!(load 7, &raw const other[part], ROW);
+                    tile!(add 4 * 7 to 2);
+                    tile!(add 5 * 7 to 3);
                 }
-                asm!(
-                    "tilestored [{sums} + {tile_row}*1], tmm0", "tilestored [{sums} + {tile_row}*1 + 1024], tmm1", $($store,)*
-                    sums = in(reg) sums, tile_row = in(reg) 64usize,
-                    options(nostack, preserves_flags)
-                );
             }
         }
-    };
+        tile!(store 0, &raw mut sums[0][0], ROW);
+        tile!(store 1, &raw mut sums[0][1], ROW);
+        tile!(store 2, &raw mut sums[1][0], ROW);
+        tile!(store 3, &raw mut sums[1][1], ROW);
+    }
 }
-
-dots!(
-    /// Of one group.
-    dots_16, 1, [], ["/* {other} */"], ["/* {other} */"], []
-);
-dots!(
-    /// Of two groups.
-    dots_32, 2,
-    ["tilezero tmm2", "tilezero tmm3"],
-    ["tileloadd tmm7, [{other} + {tile_row}*1]", "tdpbf16ps tmm2, tmm4, tmm7", "tdpbf16ps tmm3, tmm5, tmm7"],
-    ["tileloadd tmm7, [{other} + {tile_row}*1 + 1024]", "tdpbf16ps tmm2, tmm4, tmm7", "tdpbf16ps tmm3, tmm5, tmm7"],
-    ["tilestored [{sums} + {tile_row}*1 + 2048], tmm2", "tilestored [{sums} + {tile_row}*1 + 3072], tmm3"]
-);
 
 /// Asks for a cache line, for the second-level cache: the first one has no room for what is read ahead here.
 #[inline(always)]
@@ -261,15 +258,13 @@ pub fn multiply(turns: usize) -> f32 {
     // SAFETY: the instructions are here; the one tile that is stored has room.
     unsafe {
         let _tiles = Tiles::new();
-        asm!(
-            "2:",
-            "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm1, tmm4, tmm7", "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7",
-            "dec {turns}",
-            "jnz 2b",
-            "tilestored [{sums} + {row}*1], tmm0",
-            turns = inout(reg) turns => _, sums = in(reg) sums.as_mut_ptr(), row = in(reg) 4 * TILE,
-            options(nostack)
-        );
+        for _ in 0..turns {
+            tile!(add 4 * 6 to 0);
+            tile!(add 4 * 7 to 1);
+            tile!(add 5 * 6 to 2);
+            tile!(add 5 * 7 to 3);
+        }
+        tile!(store 0, sums.as_mut_ptr(), ROW);
     }
     sums[0]
 }

@@ -76,13 +76,10 @@ impl Vectors {
             }
             for (index, groups) in self.tiles.chunks(2 * 2 * blocks).enumerate() {
                 let mut sums = [[Tile::ZERO; 2]; 2];
+                let mut groups = groups.chunks(2 * blocks);
+                let (one, other) = (groups.next().expect("whole groups"), groups.next());
                 // SAFETY: `rows` has so many rows, each of as many blocks as a group has pairs of tiles.
-                unsafe {
-                    match groups.split_at(2 * blocks) {
-                        (one, []) => amx::dots_16(&tiles, rows, [one], &mut sums),
-                        (one, other) => amx::dots_32(&tiles, rows, [one, other], &mut sums),
-                    }
-                }
+                unsafe { amx::dots(&tiles, rows, (one, other), &mut sums) };
                 for (half, sums) in sums.iter().enumerate() {
                     let before = (2 * index + half) * TILE;
                     let count = self.count.saturating_sub(before).min(TILE);

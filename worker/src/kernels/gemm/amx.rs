@@ -3,7 +3,7 @@
 
 use super::avx512::{keep_pairs, pack_pairs};
 use super::{Instructions, Tile, View};
-use crate::kernels::amx::{self, Factor, TILE};
+use crate::kernels::amx::{self, TILE};
 
 const ROWS: usize = 32;
 const COLUMNS: usize = 32;
@@ -42,19 +42,8 @@ impl Instructions for Tiles {
 
     fn tile(&self, depth: usize, [a, b]: [&[u32]; 2], c: Tile, rows: usize, columns: usize, add: bool) {
         assert!(0 < depth && ROWS * WORDS * depth <= a.len() && COLUMNS * WORDS * depth <= b.len());
-        let a = Factor {
-            start: a.as_ptr().cast(),
-            next: 4 * ROWS * WORDS,
-            row: 4 * WORDS,
-            beside: 4 * TILE * WORDS,
-        };
-        let b = Factor {
-            start: b.as_ptr().cast(),
-            next: 4 * COLUMNS * WORDS,
-            row: 4 * COLUMNS,
-            beside: 4 * TILE,
-        };
-        let product = if rows <= TILE { amx::product_16 } else { amx::product_32 };
+        let panels = [a.as_ptr(), b.as_ptr()];
+        let product = if rows <= TILE { amx::product::<false> } else { amx::product::<true> };
         for i in 0..rows {
             let at = c.start.wrapping_add(i * c.stride).cast();
             amx::prefetch_to_second(at);
@@ -62,14 +51,14 @@ impl Instructions for Tiles {
         }
         if columns == COLUMNS && (rows == TILE || rows == ROWS) {
             // SAFETY: the panels are as deep as asserted, and the result has so many rows and columns.
-            return unsafe { product(&self.0, depth, a, b, c.start, 4 * c.stride, add) };
+            return unsafe { product(&self.0, depth, panels, c.start, 4 * c.stride, add) };
         }
         let mut whole = [0.0f32; ROWS * COLUMNS];
         if add {
             (0..rows).for_each(|i| whole[i * COLUMNS..][..columns].copy_from_slice(c.row(i, columns)));
         }
         // SAFETY: the panels are as deep as asserted, and the tile is whole.
-        unsafe { product(&self.0, depth, a, b, whole.as_mut_ptr(), 4 * COLUMNS, add) };
+        unsafe { product(&self.0, depth, panels, whole.as_mut_ptr(), 4 * COLUMNS, add) };
         (0..rows).for_each(|i| c.row(i, columns).copy_from_slice(&whole[i * COLUMNS..][..columns]));
     }
 }

@@ -195,20 +195,28 @@ fn check<const W: usize>(panel: &[u32], from: View<'_>, rows: usize, elements: u
     assert!(from.holds(rows, elements) && (from.row == 1 || from.column == 1));
 }
 
-/// Defines the packing of a matrix whose rows lie in memory one after the other: 16 vectors are loaded along the
-/// rows by `$load(row, element, elements left)` and transposed in registers.
-macro_rules! pack_by_row {
-    ($name:ident, $features:literal, $element:ty, $lane:literal, $load:ident) => {
+/// Defines a function that packs `rows` rows of `elements` elements, whose lines in memory are `stride` elements apart, into a
+/// panel of `W` rows.
+macro_rules! packing {
+    ($name:ident, $features:literal, $element:ty, |$to:ident, $data:ident, $stride:ident, $rows:ident, $elements:ident| $body:block) => {
         /// # Safety
         /// The processor has the features; `to` has room for the panel and the data holds `rows x elements`.
         #[target_feature(enable = $features)]
         unsafe fn $name<const W: usize>(
-            to: *mut u32,
-            data: *const $element,
-            stride: usize,
-            rows: usize,
-            elements: usize,
-        ) {
+            $to: *mut u32,
+            $data: *const $element,
+            $stride: usize,
+            $rows: usize,
+            $elements: usize,
+        ) $body
+    };
+}
+
+/// Defines the packing of a matrix whose rows lie in memory one after the other: 16 vectors are loaded along the
+/// rows by `$load(row, element, elements left)` and transposed in registers.
+macro_rules! pack_by_row {
+    ($name:ident, $features:literal, $element:ty, $lane:literal, $load:ident) => {
+        packing!($name, $features, $element, |to, data, stride, rows, elements| {
             let lanes = elements.div_ceil($lane);
             for i in (0..W).step_by(V) {
                 for l in (0..lanes).step_by(V) {
@@ -228,7 +236,7 @@ macro_rules! pack_by_row {
                     }
                 }
             }
-        }
+        });
     };
 }
 
@@ -236,16 +244,7 @@ macro_rules! pack_by_row {
 /// the lanes of `count` rows from one column, or two, the second of which may be missing.
 macro_rules! pack_by_depth {
     ($name:ident, $features:literal, $element:ty, $lane:literal, $load:ident) => {
-        /// # Safety
-        /// The processor has the features; `to` has room for the panel and the data holds `rows x elements`.
-        #[target_feature(enable = $features)]
-        unsafe fn $name<const W: usize>(
-            to: *mut u32,
-            data: *const $element,
-            stride: usize,
-            rows: usize,
-            elements: usize,
-        ) {
+        packing!($name, $features, $element, |to, data, stride, rows, elements| {
             for l in 0..elements.div_ceil($lane) {
                 let at = data.wrapping_add(l * $lane * stride);
                 let next = (l * $lane + 1 < elements).then_some(at.wrapping_add(stride));
@@ -259,7 +258,7 @@ macro_rules! pack_by_depth {
                     }
                 }
             }
-        }
+        });
     };
 }
 
@@ -280,16 +279,7 @@ unsafe fn store(at: *mut u32, width: usize, vector: __m512i) {
 /// at `to[(l * W + i) * V]`.
 macro_rules! keep_by_row {
     ($name:ident, $features:literal, $element:ty, $load:ident) => {
-        /// # Safety
-        /// The processor has the features; `to` has room for the panel and the data holds `rows x elements`.
-        #[target_feature(enable = $features)]
-        unsafe fn $name<const W: usize>(
-            to: *mut u32,
-            data: *const $element,
-            stride: usize,
-            rows: usize,
-            elements: usize,
-        ) {
+        packing!($name, $features, $element, |to, data, stride, rows, elements| {
             for i in 0..W {
                 for (l, first) in (0..elements).step_by(2 * V).enumerate() {
                     let at = data.wrapping_add(i * stride + first);
@@ -301,23 +291,14 @@ macro_rules! keep_by_row {
                     }
                 }
             }
-        }
+        });
     };
 }
 
 /// Defines the same of a matrix whose columns lie in memory one after the other.
 macro_rules! keep_by_depth {
     ($name:ident, $features:literal, $element:ty, $load:ident) => {
-        /// # Safety
-        /// The processor has the features; `to` has room for the panel and the data holds `rows x elements`.
-        #[target_feature(enable = $features)]
-        unsafe fn $name<const W: usize>(
-            to: *mut u32,
-            data: *const $element,
-            stride: usize,
-            rows: usize,
-            elements: usize,
-        ) {
+        packing!($name, $features, $element, |to, data, stride, rows, elements| {
             for (l, first) in (0..elements).step_by(2 * V).enumerate() {
                 for i in (0..W).step_by(V) {
                     let count = rows.saturating_sub(i).min(V);
@@ -335,7 +316,7 @@ macro_rules! keep_by_depth {
                     }
                 }
             }
-        }
+        });
     };
 }
 
