@@ -311,29 +311,28 @@ fn ascend(demand: &[u64; STEPS + 1]) -> (Vec<i64>, Vec<i64>) {
 ///
 /// * `sizes`: ascending.
 fn fill(sizes: &[usize], price: &[i64]) -> ([i64; STEPS + 1], [usize; STEPS + 1]) {
-    // A value and its size in one number, the larger the better: nobody could foresee which of many is.
-    const SIZE: i64 = 128;
-    let pack = |value: i64, size: usize| value * SIZE + (STEPS - size) as i64;
     let (mut value, mut first) = ([0; STEPS + 1], [0; STEPS + 1]);
     // A size that does not even fill its own part best does so for no larger part: what fills it better is there too.
     let (mut useful, mut count) = ([(0, 0); STEPS], 0);
     let mut sizes = sizes.iter().copied().peekable();
     for part in 1..=STEPS {
-        let before: &[i64] = &value[..part];
-        let nothing = before[part - 1] + pack(0, 0);
-        let with = useful[..count].iter().map(|(size, packed)| before[part - size] + packed);
-        let mut best = with.fold(nothing, i64::max);
+        let before = &value[..part];
+        let mut best = (before[part - 1], 0);
+        for (size, price) in &useful[..count] {
+            let with = before[part - size] + price;
+            // Without a branch, which nobody could foresee.
+            best = if best.0 < with { (with, *size) } else { best };
+        }
         if let Some(size) = sizes.next_if_eq(&part)
-            && best.div_euclid(SIZE) < price[size]
+            && best.0 < price[size]
         {
-            best = pack(price[size], size);
-            useful[count] = (size, best);
+            best = (price[size], size);
+            useful[count] = (size, price[size]);
             count += 1;
         }
-        let rest = best.rem_euclid(SIZE);
-        (value[part], first[part]) = (best - rest, STEPS - rest as usize);
+        (value[part], first[part]) = best;
     }
-    (value.map(|value| value / SIZE), first)
+    (value, first)
 }
 
 #[cfg(test)]
