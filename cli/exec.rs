@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use anyhow::Result;
+use aquifer_proto::border::is_terminal_kind;
 use aquifer_proto::core::JobId;
 use aquifer_proto::{LEADER, v1};
 use rustix::stdio::{stderr, stdin, stdout};
@@ -112,9 +113,7 @@ async fn begin(args: &Args, has_terminal: bool, session: &Session) -> Result<Beg
 
 /// What this terminal is called, if that can be passed on.
 fn kind() -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || ".-_+".contains(c);
-    let kind = std::env::var("TERM").unwrap_or_default();
-    if kind.len() <= 64 && kind.chars().all(is_plain) { kind } else { String::new() }
+    std::env::var("TERM").ok().filter(|kind| is_terminal_kind(kind)).unwrap_or_default()
 }
 
 fn size() -> Option<v1::WindowSize> {

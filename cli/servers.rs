@@ -102,9 +102,7 @@ impl Shared {
             aside(format!("the scheduler at {url} stands by: this is the pool as it was {age} ago"));
         }
     }
-}
 
-impl Shared {
     /// Asks the one that was last found to lead, once: what was sent cannot be sent again.
     async fn stream(&self, request: http::Request<Body>) -> Result<Answer, tonic::Status> {
         let (url, mut channel) = self.current();

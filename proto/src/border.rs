@@ -17,7 +17,8 @@ mod programs;
 
 pub use assignments::assignment;
 pub use commands::{
-    LEAST_PIECE, MAX_PIECE, MAX_UNTAKEN, Terminal, Wanted, piece, wanted, weight, window_size,
+    LEAST_PIECE, MAX_PIECE, MAX_UNTAKEN, Terminal, Wanted, is_terminal_kind, piece, wanted, weight,
+    window_size,
 };
 use image::image;
 pub use inventory::inventory;

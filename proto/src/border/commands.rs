@@ -53,12 +53,17 @@ pub fn wanted(wire: &v1::ExecBegin) -> Checked<Wanted> {
 }
 
 fn terminal(wire: &v1::Terminal) -> Checked<Terminal> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || ".-_+".contains(c);
-    if MAX_KIND < wire.kind.len() || !wire.kind.chars().all(allowed) {
+    if !is_terminal_kind(&wire.kind) {
         let allowed = format!("expected at most {MAX_KIND} letters, digits, '.', '_', '-', '+'");
         return Err(Invalid::new("terminal.kind", format!("{:?}", wire.kind), allowed));
     }
     Ok(Terminal { kind: wire.kind.clone(), size: wire.size.as_ref().map(window_size).transpose()? })
+}
+
+/// Whether a terminal may be called so.
+pub fn is_terminal_kind(kind: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || ".-_+".contains(c);
+    kind.len() <= MAX_KIND && kind.chars().all(allowed)
 }
 
 /// Checks the size of a terminal, and returns its rows and columns.
