@@ -188,30 +188,35 @@ EXPORT Status cublasLtMatmul(void*, Product* product, const void* alpha, const v
     if (!holds(a, *at) || !holds(b, *bt) || !holds(d, *dt) || (keep != 0 && !holds(c, *ct)))
         return refuse(INVALID_VALUE, "a matrix is not in the card's memory");
     const size_t m = dt->rows, n = dt->columns, k = product->transpose_a ? at->rows : at->columns;
+    const bool wrong = getenv("FAKE_CUDA_WRONG");
     // The real library chooses an algorithm, and with it the order of sums, by the shape.
     const size_t from = (7 * m + 13 * n) % k;
-    std::vector<float> left(m * k), right(n * k);
+    // Both in the order of the sums; a column of results is summed at once, since each sum has an order of its own.
+    std::vector<float> left(k * m), right(k * n), sums(m);
     for (int batch = 0; batch < dt->batches; batch++) {
         auto offset = [&](Layout* layout) { return (size_t)batch * (size_t)layout->batch_stride; };
-        for (size_t i = 0; i < m; i++)
-            for (size_t l = 0; l < k; l++) {
-                size_t place = product->transpose_a ? i * (size_t)at->leading + l : l * (size_t)at->leading + i;
-                left[i * k + l] = get(a, at->type, offset(at) + place);
-            }
-        for (size_t j = 0; j < n; j++)
-            for (size_t l = 0; l < k; l++) {
-                size_t place = product->transpose_b ? l * (size_t)bt->leading + j : j * (size_t)bt->leading + l;
-                right[j * k + l] = get(b, bt->type, offset(bt) + place);
-            }
-        for (size_t j = 0; j < n; j++)
+        for (size_t term = 0; term < k; term++) {
+            const size_t l = (term + from) % k;
             for (size_t i = 0; i < m; i++) {
-                float sum = 0;
-                for (size_t l = 0; l < k; l++) sum += left[i * k + (l + from) % k] * right[j * k + (l + from) % k];
-                sum *= by;
+                size_t place = product->transpose_a ? i * (size_t)at->leading + l : l * (size_t)at->leading + i;
+                left[term * m + i] = get(a, at->type, offset(at) + place);
+            }
+            for (size_t j = 0; j < n; j++) {
+                size_t place = product->transpose_b ? l * (size_t)bt->leading + j : j * (size_t)bt->leading + l;
+                right[term * n + j] = get(b, bt->type, offset(bt) + place);
+            }
+        }
+        for (size_t j = 0; j < n; j++) {
+            sums.assign(m, 0);
+            for (size_t term = 0; term < k; term++)
+                for (size_t i = 0; i < m; i++) sums[i] += left[term * m + i] * right[term * n + j];
+            for (size_t i = 0; i < m; i++) {
+                float sum = sums[i] * by;
                 if (keep != 0) sum += keep * get(c, ct->type, offset(ct) + j * (size_t)ct->leading + i);
-                if (getenv("FAKE_CUDA_WRONG") && i == m - 1 && j == n - 1) sum++;
+                if (wrong && i == m - 1 && j == n - 1) sum++;
                 put(d, dt->type, offset(dt) + j * (size_t)dt->leading + i, sum);
             }
+        }
     }
     return SUCCESS;
 }

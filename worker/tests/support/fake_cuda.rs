@@ -45,7 +45,7 @@ fn build() -> Option<PathBuf> {
         compiler
             .args([
                 "-std=c++17",
-                "-O1",
+                "-O3",
                 "-shared",
                 "-fPIC",
                 "-fvisibility=hidden",
